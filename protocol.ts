@@ -1,0 +1,551 @@
+/**
+ * The wire formats: what participants and introducer, and two linked participants, say to each other.
+ * Pure: no socket, no clock, no output. The introducer and the participant import this file and never
+ * each other.
+ *
+ * Control channel (participant ↔ introducer, TCP): one JSON object a line, UTF-8, ended by LF, at most
+ * {@link maxLineBytes} with the LF; `type` names the message. An unknown type is refused, an unknown extra
+ * field is ignored. The first line of a participant is `register`.
+ *
+ *   participant                      introducer                        participant
+ *       │ register ────────────────────► │
+ *       │ ◄──────────── registered, peers │ joined ──────────────────────► │
+ *       │ connect ─────────────────────► │
+ *       │ ◄─────────────────────── punch │ punch ───────────────────────► │
+ *       │ ◄═══════ TCP simultaneous open, preamble, TLS 1.3, nominate ════► │
+ *       │ linked ──────────────────────► │ ◄─────────────────────── linked │
+ *
+ * Punched connection (participant ↔ participant): a {@link preambleBytes}-byte preamble each way that says
+ * which punch the connection belongs to, then TLS 1.3 with both certificates, then JSON lines as above.
+ *
+ * Endpoints are written `203.0.113.7:40000` and `[2001:db8::7]:40000`.
+ */
+
+export const protocolVersion = 1;
+export const defaultPort = 7000;
+
+// --- limits and timers -----------------------------------------------------------------------------------
+
+/** Bytes of one line, LF included; the decoder refuses a longer one before buffering it. */
+export const maxLineBytes = 64 * 1024;
+/** Candidates a side may offer (RFC 8445 §5.1.3 asks for a limit; 100 pairs is its default for both sides). */
+export const maxCandidates = 10;
+export const maxNameLength = 64;
+export const maxRoomLength = 128;
+/** Characters of a `say`, `tell`, `broadcast` or `echo`. */
+export const maxTextLength = 8192;
+/** A connection that has not registered after this long is closed. */
+export const registerDeadlineMs = 10_000;
+/** The introducer's `ping` period. It keeps the mapping alive: RFC 5382 §5 lets a NAT forget an idle established connection after 2 h 4 min, home routers forget after minutes. */
+export const introducerPingMs = 25_000;
+/** Silence after which a control channel counts as dead, on either side. */
+export const controlSilenceMs = 60_000;
+/** Keepalive period on a link, and the silence after which the peer counts as dead. */
+export const linkKeepaliveMs = 15_000;
+export const linkSilenceMs = 45_000;
+/** A punch is given up after this long. */
+export const punchDeadlineMs = 10_000;
+export const defaultRoom = "lobby";
+
+// --- errors ----------------------------------------------------------------------------------------------
+
+/** Why a punch failed: the closed set of diagnoses, with the sentence a user reads. */
+export const failureReasons = {
+  "peer-left": "the peer left while we were punching",
+  "refused-by-peer": "the peer declined the introduction",
+  "no-candidate-answered": "none of the peer's endpoints answered",
+  "both-mappings-random": "both NATs choose a random port for every connection, so none can be guessed",
+  "authentication-failed": "something answered, but it could not prove to be the peer",
+  "introducer-lost": "the connection to the introducer was lost before it introduced us",
+  "timed-out": "a connection opened, but was not agreed on in time",
+} as const;
+export type FailureReason = keyof typeof failureReasons;
+
+/** Why a line was refused: sent back in `refused`, so that the sender knows what to mend. */
+export const refusalCodes = [
+  "bad-line",
+  "too-long",
+  "unknown-type",
+  "bad-field",
+  "bad-version",
+  "not-registered",
+  "already-registered",
+  "unknown-peer",
+  "self",
+  "limit",
+] as const;
+export type RefusalCode = (typeof refusalCodes)[number];
+
+/** Input from the network that is refused. `message` is written for whoever sent it. */
+export class Refusal extends Error {
+  readonly code: RefusalCode;
+  /** Whether nothing sensible can follow on this connection. */
+  readonly fatal: boolean;
+  constructor(code: RefusalCode, message: string, fatal = false) {
+    super(message);
+    this.code = code;
+    this.fatal = fatal;
+  }
+}
+
+// --- endpoints -------------------------------------------------------------------------------------------
+
+/** A transport address in canonical text: `203.0.113.7:40000`, `[2001:db8::7]:40000`. Equal endpoints are `===`. */
+export type Endpoint = string & { readonly endpoint: unique symbol };
+export interface EndpointParts {
+  family: 4 | 6;
+  address: string;
+  port: number;
+}
+
+const ipv4Pattern = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
+
+/** The canonical form of an IP address (IPv4-mapped IPv6 becomes IPv4), or undefined when it is none. */
+export function canonicalAddress(text: string): { family: 4 | 6; address: string } | undefined {
+  if (ipv4Pattern.test(text)) return { family: 4, address: text };
+  if (!text.includes(":") || !/^[0-9a-fA-F:.]{2,45}$/.test(text)) return undefined;
+  const parsed = URL.parse(`http://[${text}]/`)?.hostname.slice(1, -1);
+  if (parsed === undefined) return undefined;
+  const mapped = /^::ffff:([0-9a-f]+):([0-9a-f]+)$/.exec(parsed);
+  if (!mapped) return { family: 6, address: parsed };
+  const [high, low] = [parseInt(mapped[1]!, 16), parseInt(mapped[2]!, 16)];
+  return { family: 4, address: [high >> 8, high & 255, low >> 8, low & 255].join(".") };
+}
+
+/** Makes an endpoint; throws RangeError for what is no address or no port. */
+export function formatEndpoint(address: string, port: number): Endpoint {
+  const canonical = canonicalAddress(address);
+  if (!canonical || !Number.isInteger(port) || port < 1 || port > 65535) {
+    throw new RangeError(`not an endpoint: ${address} port ${port}`);
+  }
+  return `${canonical.family === 6 ? `[${canonical.address}]` : canonical.address}:${port}` as Endpoint;
+}
+
+/** Reads an endpoint in any spelling, or returns undefined. */
+export function parseEndpoint(text: string): Endpoint | undefined {
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
+  if (!match) return undefined;
+  const address = canonicalAddress(match[1] ?? match[2]!);
+  const port = Number(match[3]);
+  if (!address || match[1]?.includes(":") === false || port < 1 || port > 65535) return undefined;
+  return formatEndpoint(address.address, port);
+}
+
+export function splitEndpoint(endpoint: Endpoint): EndpointParts {
+  const colon = endpoint.lastIndexOf(":");
+  const port = Number(endpoint.slice(colon + 1));
+  return endpoint.startsWith("[")
+    ? { family: 6, address: endpoint.slice(1, colon - 1), port }
+    : { family: 4, address: endpoint.slice(0, colon), port };
+}
+
+export type AddressScope = "unusable" | "loopback" | "private" | "global";
+
+/** What kind of address it is. `unusable`: unspecified, multicast, broadcast, link-local (it needs a zone). */
+export function addressScope(address: string): AddressScope {
+  if (address.includes(":")) {
+    if (address === "::1") return "loopback";
+    if (address === "::" || /^f(f|e[89ab])/.test(address)) return "unusable";
+    return /^f[cd]/.test(address) ? "private" : "global"; // RFC 4193
+  }
+  const [a, b] = address.split(".").map(Number) as [number, number];
+  if (a === 127) return "loopback";
+  if (a === 0 || a >= 224 || (a === 169 && b === 254)) return "unusable";
+  const isPrivate =
+    a === 10 ||
+    (a === 172 && b >= 16 && b < 32) ||
+    (a === 192 && b === 168) ||
+    (a === 100 && b >= 64 && b < 128);
+  return isPrivate ? "private" : "global"; // RFC 1918, RFC 6598
+}
+
+/**
+ * Whether a participant seen at `observed` may name `candidate` as its own, so that no one can be made to
+ * punch at a third party: a private address, the observed address itself, any IPv6 address of a host
+ * (RFC 8445 §5.1.1.1), and loopback only from loopback.
+ */
+export function mayOffer(candidate: Endpoint, observed: Endpoint): boolean {
+  const own = splitEndpoint(observed);
+  const { address, family } = splitEndpoint(candidate);
+  const scope = addressScope(address);
+  if (scope === "loopback") return addressScope(own.address) === "loopback";
+  return address === own.address || scope === "private" || (scope === "global" && family === 6);
+}
+
+// --- messages --------------------------------------------------------------------------------------------
+
+/** What everyone in a room knows of a participant. */
+export interface Peer {
+  id: number;
+  name: string;
+  /** Random, made at each start of the program: it recognises a participant that came back with another id. */
+  instance: string;
+  /** SHA-256 of its certificate, 64 hex digits. */
+  fingerprint: string;
+  /** Host candidates (RFC 8445 §5.1.1.1). */
+  private: Endpoint[];
+  /** What the introducer saw: the server-reflexive candidate. */
+  public: Endpoint;
+  linked: number[];
+  punching: number[];
+  /** When it registered: milliseconds since the epoch, the introducer's clock. */
+  since: number;
+}
+
+/** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
+export type Role = "controlling" | "controlled";
+/** How a connection came about: accepted by our listener, or by our connect() to that kind of candidate. */
+export type Route = "listen" | "private" | "public";
+
+/** From a participant to the introducer. */
+export type ToIntroducer =
+  /** Sent by a participant, once, first. */
+  | {
+      type: "register";
+      version: number;
+      name: string;
+      room: string;
+      instance: string;
+      fingerprint: string;
+      private: Endpoint[];
+    }
+  /** Sent by the side that wants a link, when the user says `connect`. */
+  | { type: "connect"; peer: number }
+  /** Sent by both sides when they hold the nominated connection, and again after registering anew. */
+  | { type: "linked"; peer: number; route: Route; local: Endpoint; remote: Endpoint }
+  /** Sent by both sides when a link has ended. */
+  | { type: "unlinked"; peer: number; reason: string }
+  /** Sent by a side whose punch failed. */
+  | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
+  /** Sent when the user says `echo`; the introducer sends it back. */
+  | { type: "echo"; text: string }
+  /** Answers `ping`. */
+  | { type: "pong"; id: number };
+
+/** From the introducer to a participant. */
+export type ToParticipant =
+  /** Answers `register`. */
+  | { type: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
+  /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
+  | { type: "peers"; peers: Peer[]; more: boolean }
+  /** Sent to the room when somebody registered, changed, left. */
+  | { type: "joined"; peer: Peer }
+  | { type: "updated"; peer: Peer }
+  | { type: "left"; id: number }
+  /** Sent to both sides of an introduction: start punching in `startInMs`. */
+  | { type: "punch"; peer: Peer; role: Role; token: string; startInMs: number }
+  /** Sent to the other side of a punch when one side failed. */
+  | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
+  /** Sent when the introducer's operator says `tell` or `broadcast`. */
+  | { type: "notice"; text: string }
+  /** Sends an `echo` back. */
+  | { type: "echo"; text: string }
+  /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
+  | { type: "ping"; id: number }
+  /** Answers a line that was refused: its type where it had one, and whom it named. */
+  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number }
+  /** Sent before the introducer closes the connection. */
+  | { type: "bye"; reason: string };
+
+/** Between two linked participants, inside TLS. */
+export type ToPeer =
+  /** Sent by the controlling side on the one connection that both shall keep. */
+  | { type: "nominate" }
+  /** Sent when the user says `say`; answered by `heard`. */
+  | { type: "say"; id: number; text: string }
+  | { type: "heard"; id: number }
+  /** Sent every {@link linkKeepaliveMs} and when the user says `ping`; answered by `pong`. */
+  | { type: "ping"; id: number }
+  | { type: "pong"; id: number }
+  /** Sent by the side that ends the link; the other answers with its own, and then both close. */
+  | { type: "bye"; reason: string };
+
+// --- validation ------------------------------------------------------------------------------------------
+
+/** Turns a parsed JSON value into its exact type, or throws a {@link Refusal} that names the field. */
+type Check<T> = (value: unknown, field: string) => T;
+type Fields<M> = { [K in keyof Omit<M, "type">]: Check<M[K]> };
+type Table<Union extends { type: string }> = { [M in Union as M["type"]]: Fields<M> };
+
+function refuse(field: string, expected: string): never {
+  throw new Refusal("bad-field", `${field} must be ${expected}`);
+}
+
+function integer(low: number, high: number): Check<number> {
+  return (value, field) => {
+    if (typeof value === "number" && Number.isInteger(value) && value >= low && value <= high) return value;
+    return refuse(field, `a whole number from ${low} to ${high}`);
+  };
+}
+
+function text(maxLength: number): Check<string> {
+  return (value, field) => {
+    if (typeof value === "string" && value.length <= maxLength && value.isWellFormed()) return value;
+    return refuse(field, `text of at most ${maxLength} characters`);
+  };
+}
+
+function hex(digits: number): Check<string> {
+  const pattern = new RegExp(`^[0-9a-f]{${digits}}$`);
+  return (value, field) => {
+    if (typeof value === "string" && pattern.test(value)) return value;
+    return refuse(field, `${digits} lower-case hex digits`);
+  };
+}
+
+function oneOf<T extends string>(words: readonly T[]): Check<T> {
+  return (value, field) =>
+    words.find((word) => word === value) ?? refuse(field, `one of ${words.join(", ")}`);
+}
+
+function listOf<T>(item: Check<T>, maxItems: number): Check<T[]> {
+  return (value, field) => {
+    if (!Array.isArray(value) || value.length > maxItems) {
+      return refuse(field, `a list of at most ${maxItems} items`);
+    }
+    return value.map((entry, index) => item(entry, `${field}[${index}]`));
+  };
+}
+
+function optional<T>(check: Check<T>): Check<T | undefined> {
+  return (value, field) => (value === undefined ? undefined : check(value, field));
+}
+
+const boolean: Check<boolean> = (value, field) =>
+  typeof value === "boolean" ? value : refuse(field, "true or false");
+
+const endpoint: Check<Endpoint> = (value, field) => {
+  const parsed = typeof value === "string" && value.length <= 64 ? parseEndpoint(value) : undefined;
+  if (!parsed) return refuse(field, "an endpoint such as 203.0.113.7:40000 or [2001:db8::7]:40000");
+  if (addressScope(splitEndpoint(parsed).address) === "unusable") {
+    return refuse(field, "an endpoint a host can have (not unspecified, link-local, multicast or broadcast)");
+  }
+  return parsed;
+};
+
+/** A name is one word, so that it can be typed as a command's argument, and never a number, which is an id. */
+export function nameProblem(name: string): string | undefined {
+  if (name.length < 1 || name.length > maxNameLength) return `must have 1 to ${maxNameLength} characters`;
+  if (!/^[^\s\p{C}]+$/u.test(name)) return "must be one word without blanks or control characters";
+  if (/^\d+$/.test(name)) return "must not be a number: that is how ids look";
+  return undefined;
+}
+
+const name: Check<string> = (value, field) => {
+  const word = text(maxNameLength)(value, field);
+  const problem = nameProblem(word);
+  if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
+  return word;
+};
+
+/** A room is a capability: any words, but nothing a terminal would obey. */
+const room: Check<string> = (value, field) => {
+  const words = text(maxRoomLength)(value, field);
+  if (!/^[^\p{C}]+$/u.test(words)) return refuse(field, "text without control characters");
+  return words;
+};
+
+const id = integer(1, Number.MAX_SAFE_INTEGER);
+const count = integer(0, Number.MAX_SAFE_INTEGER);
+const instance = hex(16);
+const fingerprint = hex(64);
+const token = hex(32);
+const message = text(maxTextLength);
+const shortText = text(1024);
+const reason = oneOf(Object.keys(failureReasons) as FailureReason[]);
+const route = oneOf<Route>(["listen", "private", "public"]);
+const endpoints = listOf(endpoint, maxCandidates);
+const ids = listOf(id, 1024);
+
+function fieldsOf<T extends object>(fields: { [K in keyof T]: Check<T[K]> }): Check<T> {
+  return (value, field) => {
+    if (typeof value !== "object" || value === null || Array.isArray(value))
+      return refuse(field, "an object");
+    return readFields(fields, value as Record<string, unknown>, `${field}.`);
+  };
+}
+
+function readFields<T extends object>(
+  fields: { [K in keyof T]: Check<T[K]> },
+  source: Record<string, unknown>,
+  prefix: string,
+): T {
+  const result: Record<string, unknown> = {};
+  for (const [key, check] of Object.entries<Check<unknown>>(fields)) {
+    const value = check(Object.hasOwn(source, key) ? source[key] : undefined, prefix + key);
+    if (value !== undefined) result[key] = value;
+  }
+  return result as T;
+}
+
+const peer = fieldsOf<Peer>({
+  id,
+  name,
+  instance,
+  fingerprint,
+  private: endpoints,
+  public: endpoint,
+  linked: ids,
+  punching: ids,
+  since: count,
+});
+
+const toIntroducer: Table<ToIntroducer> = {
+  register: { version: count, name, room, instance, fingerprint, private: endpoints },
+  connect: { peer: id },
+  linked: { peer: id, route, local: endpoint, remote: endpoint },
+  unlinked: { peer: id, reason: shortText },
+  failed: { peer: id, token, reason, detail: shortText },
+  echo: { text: message },
+  pong: { id: count },
+};
+
+const toParticipant: Table<ToParticipant> = {
+  registered: { id, name, room, public: endpoint, private: endpoints },
+  peers: { peers: listOf(peer, 1024), more: boolean },
+  joined: { peer },
+  updated: { peer },
+  left: { id },
+  punch: {
+    peer,
+    role: oneOf<Role>(["controlling", "controlled"]),
+    token,
+    startInMs: integer(0, punchDeadlineMs),
+  },
+  failed: { peer: id, token, reason, detail: shortText },
+  notice: { text: message },
+  echo: { text: message },
+  ping: { id: count },
+  refused: {
+    code: oneOf(refusalCodes),
+    message: shortText,
+    request: optional(shortText),
+    peer: optional(id),
+  } as Table<ToParticipant>["refused"],
+  bye: { reason: shortText },
+};
+
+const toPeer: Table<ToPeer> = {
+  nominate: {},
+  say: { id: count, text: message },
+  heard: { id: count },
+  ping: { id: count },
+  pong: { id: count },
+  bye: { reason: shortText },
+};
+
+function parser<Union extends { type: string }>(table: Table<Union>) {
+  const fields = table as unknown as Record<string, Record<string, Check<unknown>>>;
+  /** Parses one line; throws a {@link Refusal} with the reason. */
+  return (line: string): Union => {
+    let value: unknown;
+    try {
+      value = JSON.parse(line);
+    } catch {
+      throw new Refusal("bad-line", "a line must be one JSON object");
+    }
+    if (typeof value !== "object" || value === null || Array.isArray(value)) {
+      throw new Refusal("bad-line", "a line must be one JSON object");
+    }
+    const { type } = value as { type?: unknown };
+    if (typeof type !== "string" || !Object.hasOwn(fields, type)) {
+      throw new Refusal("unknown-type", `type must be one of ${Object.keys(fields).join(", ")}`);
+    }
+    return { type, ...readFields(fields[type]!, value as Record<string, unknown>, "") } as unknown as Union;
+  };
+}
+
+export const parseToIntroducer = parser<ToIntroducer>(toIntroducer);
+export const parseToParticipant = parser<ToParticipant>(toParticipant);
+export const parseToPeer = parser<ToPeer>(toPeer);
+
+/** One message as its line, LF included. */
+export function encode(message: ToIntroducer | ToParticipant | ToPeer): string {
+  return JSON.stringify(message) + "\n";
+}
+
+// --- framing ---------------------------------------------------------------------------------------------
+
+/** Cuts a byte stream into lines. Never holds more than {@link maxLineBytes}. */
+export class LineDecoder {
+  #held = new Uint8Array(0);
+  readonly #utf8 = new TextDecoder("utf-8", { fatal: true });
+
+  /** The whole lines that end in `chunk`, without LF or CR LF; throws a fatal {@link Refusal} for a line that is too long or not UTF-8. */
+  *push(chunk: Uint8Array): Generator<string, void> {
+    let from = 0;
+    for (let lf = chunk.indexOf(10); lf !== -1; lf = chunk.indexOf(10, from)) {
+      const tail = chunk.subarray(from, lf);
+      this.#refuseOversize(tail.length + 1);
+      const line = this.#held.length === 0 ? tail : concat(this.#held, tail);
+      this.#held = new Uint8Array(0);
+      from = lf + 1;
+      yield this.#text(line);
+    }
+    const rest = chunk.subarray(from);
+    this.#refuseOversize(rest.length + 1);
+    if (rest.length > 0) this.#held = concat(this.#held, rest);
+  }
+
+  /** Bytes that have come without their LF. */
+  get pendingBytes(): number {
+    return this.#held.length;
+  }
+
+  #refuseOversize(bytes: number): void {
+    if (this.#held.length + bytes > maxLineBytes) {
+      throw new Refusal("too-long", `a line must have at most ${maxLineBytes} bytes`, true);
+    }
+  }
+
+  #text(line: Uint8Array): string {
+    const end = line.length > 0 && line[line.length - 1] === 13 ? line.length - 1 : line.length;
+    try {
+      return this.#utf8.decode(line.subarray(0, end));
+    } catch {
+      throw new Refusal("bad-line", "a line must be UTF-8", true);
+    }
+  }
+}
+
+function concat(head: Uint8Array, tail: Uint8Array): Uint8Array<ArrayBuffer> {
+  const joined = new Uint8Array(head.length + tail.length);
+  joined.set(head);
+  joined.set(tail, head.length);
+  return joined;
+}
+
+// --- the preamble ----------------------------------------------------------------------------------------
+
+/** Bytes each side sends first on a punched connection, before TLS. */
+export const preambleBytes = 32;
+
+/**
+ * What a side of that role sends first: SHA-256 of role and token. It names the punch (many share one
+ * listener) and the direction (a self-connect reads its own), and turns strangers away before TLS. It proves
+ * nothing: that is TLS's part.
+ */
+export function preamble(token: string, role: Role): Uint8Array {
+  return new Bun.CryptoHasher("sha256").update(`tcp-hole-punching/1 ${role} ${token}`).digest();
+}
+
+// --- text ------------------------------------------------------------------------------------------------
+
+/** Text from the network as a terminal may show it: control characters (C0, C1, bidi) made visible. */
+export function printable(text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu, (char) => (char === "\t" ? " " : "\ufffd"));
+}
+
+/** The participant a user meant by an id or a name; a string is the reason it can't be said. */
+export function findByIdOrName<T extends { id: number; name: string }>(
+  all: Iterable<T>,
+  word: string,
+): T | string {
+  const list = [...all];
+  const byId = /^\d+$/.test(word) ? list.find((one) => one.id === Number(word)) : undefined;
+  if (byId) return byId;
+  const byName = list.filter((one) => one.name === word);
+  if (byName.length === 1) return byName[0]!;
+  if (byName.length === 0) return `nobody here is called ${printable(word)}; \`list\` shows who is`;
+  return `${printable(word)} is ambiguous: use one of the ids ${byName.map((one) => one.id).join(", ")}`;
+}
