@@ -12,11 +12,11 @@
  *       │ ◄──────────── registered, peers │ joined ──────────────────────► │
  *       │ connect ─────────────────────► │
  *       │ ◄─────────────────────── punch │ punch ───────────────────────► │
- *       │ ◄═══════ TCP simultaneous open, preamble, TLS 1.3, nominate ════► │
+ *       │ ◄═══════ TCP simultaneous open, TLS 1.3, nominate ══════════► │
  *       │ linked ──────────────────────► │ ◄─────────────────────── linked │
  *
- * Punched connection (participant ↔ participant): a {@link preambleBytes}-byte preamble each way that says
- * which punch the connection belongs to, then TLS 1.3 with both certificates, then JSON lines as above.
+ * Punched connection (participant ↔ participant): TLS 1.3 with both certificates, inside it JSON lines as
+ * above, of which `nominate` is the first.
  *
  * Endpoints are written `203.0.113.7:40000` and `[2001:db8::7]:40000`.
  */
@@ -40,9 +40,9 @@ export const registerDeadlineMs = 10_000;
 export const introducerPingMs = 25_000;
 /** Silence after which a control channel counts as dead, on either side. */
 export const controlSilenceMs = 60_000;
-/** Keepalive period on a link, and the silence after which the peer counts as dead. */
+/** Keepalive period on a link, and the silence after which the peer counts as dead: within 45 s of its death. */
 export const linkKeepaliveMs = 15_000;
-export const linkSilenceMs = 45_000;
+export const linkSilenceMs = 44_000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
 export const defaultRoom = "lobby";
@@ -145,8 +145,8 @@ export type AddressScope = "unusable" | "loopback" | "private" | "global";
 export function addressScope(address: string): AddressScope {
   if (address.includes(":")) {
     if (address === "::1") return "loopback";
-    if (address === "::" || /^f(f|e[89ab])/.test(address)) return "unusable";
-    return /^f[cd]/.test(address) ? "private" : "global"; // RFC 4193
+    if (address === "::" || /^f(f[^:]|e[89ab])[^:]:/.test(address)) return "unusable";
+    return /^f[cd][^:]{2}:/.test(address) ? "private" : "global"; // RFC 4193
   }
   const [a, b] = address.split(".").map(Number) as [number, number];
   if (a === 127) return "loopback";
@@ -249,8 +249,8 @@ export type ToParticipant =
 
 /** Between two linked participants, inside TLS. */
 export type ToPeer =
-  /** Sent by the controlling side on the one connection that both shall keep. */
-  | { type: "nominate" }
+  /** Sent by the controlling side on the one connection that both shall keep; `token` is that of the punch. */
+  | { type: "nominate"; token: string }
   /** Sent when the user says `say`; answered by `heard`. */
   | { type: "say"; id: number; text: string }
   | { type: "heard"; id: number }
@@ -426,7 +426,7 @@ const toParticipant: Table<ToParticipant> = {
 };
 
 const toPeer: Table<ToPeer> = {
-  nominate: {},
+  nominate: { token },
   say: { id: count, text: message },
   heard: { id: count },
   ping: { id: count },
@@ -513,20 +513,6 @@ function concat(head: Uint8Array, tail: Uint8Array): Uint8Array<ArrayBuffer> {
   joined.set(head);
   joined.set(tail, head.length);
   return joined;
-}
-
-// --- the preamble ----------------------------------------------------------------------------------------
-
-/** Bytes each side sends first on a punched connection, before TLS. */
-export const preambleBytes = 32;
-
-/**
- * What a side of that role sends first: SHA-256 of role and token. It names the punch (many share one
- * listener) and the direction (a self-connect reads its own), and turns strangers away before TLS. It proves
- * nothing: that is TLS's part.
- */
-export function preamble(token: string, role: Role): Uint8Array {
-  return new Bun.CryptoHasher("sha256").update(`tcp-hole-punching/1 ${role} ${token}`).digest();
 }
 
 // --- text ------------------------------------------------------------------------------------------------

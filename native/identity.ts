@@ -1,0 +1,197 @@
+/**
+ * Who a participant is: a P-256 key and its self-signed certificate, made at first run and kept in one file.
+ * Peers know the certificate by its SHA-256; nothing else in it is checked. The few DER lines are here because
+ * no API of Bun or Node makes a certificate. Prints nothing. RFC 5280 (certificate), RFC 5480 (key).
+ */
+import {
+  X509Certificate,
+  createHash,
+  createPrivateKey,
+  generateKeyPairSync,
+  randomBytes,
+  sign,
+} from "node:crypto";
+import {
+  closeSync,
+  fstatSync,
+  linkSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { homedir } from "node:os";
+import { isAbsolute, join } from "node:path";
+
+export interface Identity {
+  /** PEM, PKCS #8. */
+  key: string;
+  /** PEM. */
+  certificate: string;
+  /** SHA-256 of the DER certificate, 64 lower-case hex digits. */
+  fingerprint: string;
+}
+
+/** The identity file can't be used. `message` says which file, what is wrong and what to do next. */
+export class IdentityError extends Error {}
+
+const fileName = "identity.pem";
+const keyBlock = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/;
+const certificateBlock = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/;
+
+// --- the certificate -------------------------------------------------------------------------------------
+
+function der(tag: number, ...contents: Uint8Array[]): Buffer {
+  const body = Buffer.concat(contents);
+  const { length } = body;
+  const size =
+    length < 0x80 ? [length] : length < 0x100 ? [0x81, length] : [0x82, length >> 8, length & 0xff];
+  return Buffer.concat([Buffer.from([tag, ...size]), body]);
+}
+
+const sequence = (...contents: Uint8Array[]) => der(0x30, ...contents);
+const ecdsaWithSha256 = sequence(der(0x06, Buffer.from("2a8648ce3d040302", "hex")));
+const commonName = der(0x06, Buffer.from("550403", "hex"));
+const subject = sequence(der(0x31, sequence(commonName, der(0x0c, Buffer.from("tcp-hole-punching")))));
+
+/** RFC 8446 §4.4.2.2: "The certificate type MUST be X.509v3". */
+const version3 = der(0xa0, der(0x02, Buffer.from([2])));
+
+/**
+ * The whole range, since either machine's clock may be wrong and the fingerprint is what counts. RFC 5280
+ * §4.1.2.5: "dates through the year 2049 as UTCTime", later ones as GeneralizedTime, and "no well-defined
+ * expiration date" is 99991231235959Z.
+ */
+const validity = sequence(der(0x17, Buffer.from("700101000000Z")), der(0x18, Buffer.from("99991231235959Z")));
+
+/** RFC 5280 §4.1.2.2 wants it positive, DER without needless zeros: so the first byte is 0x40 to 0x7f. */
+function serialNumber(): Buffer {
+  const bytes = randomBytes(16);
+  bytes[0] = (bytes[0]! & 0x3f) | 0x40;
+  return der(0x02, bytes);
+}
+
+function identity(key: string, certificate: X509Certificate): Identity {
+  const fingerprint = createHash("sha256").update(certificate.raw).digest("hex");
+  return { key, certificate: certificate.toString(), fingerprint };
+}
+
+export function makeIdentity(): Identity {
+  const pair = generateKeyPairSync("ec", { namedCurve: "prime256v1" });
+  const publicKey = pair.publicKey.export({ type: "spki", format: "der" });
+  const signed = sequence(
+    version3,
+    serialNumber(),
+    ecdsaWithSha256,
+    subject, // the issuer
+    validity,
+    subject,
+    publicKey,
+  );
+  const signature = der(0x03, Buffer.from([0]), sign("sha256", signed, pair.privateKey));
+  const certificate = new X509Certificate(sequence(signed, ecdsaWithSha256, signature));
+  return identity(pair.privateKey.export({ type: "pkcs8", format: "pem" }).toString(), certificate);
+}
+
+// --- the file --------------------------------------------------------------------------------------------
+
+/** `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching` */
+export function stateFolder(env: Record<string, string | undefined> = process.env): string {
+  // XDG Base Directory: a relative path in the variable is invalid and to be ignored.
+  const set = env.XDG_STATE_HOME;
+  const base = set && isAbsolute(set) ? set : join(env.HOME || homedir(), ".local", "state");
+  return join(base, "tcp-hole-punching");
+}
+
+/** The identity kept in that folder, made at the first call. */
+export function loadIdentity(folder: string = stateFolder()): Identity {
+  const file = join(folder, fileName);
+  const kept = readKept(file);
+  if (kept !== undefined) return parseKept(file, kept);
+  create(folder, file);
+  // Read back, never taken from memory: another program may have been first.
+  const made = readKept(file);
+  if (made === undefined) throw new IdentityError(`${file} vanished as it was made; remove what is there`);
+  return parseKept(file, made);
+}
+
+function errnoOf(error: unknown): string {
+  if (error instanceof Error && "code" in error && typeof error.code === "string") return error.code;
+  throw error;
+}
+
+/** The file's text, undefined when there is none. */
+function readKept(file: string): string | undefined {
+  let fd: number | undefined;
+  try {
+    fd = openSync(file, "r");
+    refuseReadableByOthers(file, fstatSync(fd).mode);
+    return readFileSync(fd, "utf8");
+  } catch (error) {
+    if (error instanceof IdentityError) throw error;
+    const errno = errnoOf(error);
+    if (errno === "ENOENT" || errno === "ENOTDIR") return undefined;
+    throw new IdentityError(`cannot read ${file} (${errno}); it must be a file that you own`, {
+      cause: error,
+    });
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+}
+
+function refuseReadableByOthers(file: string, mode: number): void {
+  if (process.platform === "win32" || (mode & 0o077) === 0) return;
+  const octal = (mode & 0o777).toString(8).padStart(4, "0");
+  throw new IdentityError(
+    `${file} holds a key, but others can use it (mode ${octal}); run: chmod 600 ${file}`,
+  );
+}
+
+function parseKept(file: string, kept: string): Identity {
+  const key = keyBlock.exec(kept)?.[0];
+  const block = certificateBlock.exec(kept)?.[0];
+  if (!key || !block) throw damaged(file, `has no ${key ? "certificate" : "private key"} in it`);
+  try {
+    const certificate = new X509Certificate(block);
+    const matches = certificate.checkPrivateKey(createPrivateKey(key));
+    if (!matches) throw damaged(file, "has a key and a certificate that do not belong together");
+    if (!certificate.verify(certificate.publicKey)) throw damaged(file, "is damaged");
+    return identity(key, certificate);
+  } catch (error) {
+    throw error instanceof IdentityError ? error : damaged(file, "is damaged", error);
+  }
+}
+
+function damaged(file: string, what: string, cause?: unknown): IdentityError {
+  const next = "restore it from a backup, or move it away to get a new identity";
+  return new IdentityError(`${file} ${what}; ${next} (peers who know the old one will have to be told)`, {
+    cause,
+  });
+}
+
+function create(folder: string, file: string): void {
+  const draft = `${file}.${process.pid}.${randomBytes(8).toString("hex")}`;
+  const { key, certificate } = makeIdentity();
+  try {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    try {
+      writeFileSync(draft, key + certificate, { flag: "wx", mode: 0o600 });
+      linkUnlessThere(draft, file);
+    } finally {
+      rmSync(draft, { force: true });
+    }
+  } catch (error) {
+    const next = "make the folder writable for you, or set XDG_STATE_HOME to one that is";
+    throw new IdentityError(`cannot make ${file} (${errnoOf(error)}); ${next}`, { cause: error });
+  }
+}
+
+/** link(2), not rename(2): it fails for all but the first of those that start together. */
+function linkUnlessThere(draft: string, file: string): void {
+  try {
+    linkSync(draft, file);
+  } catch (error) {
+    if (errnoOf(error) !== "EEXIST") throw error;
+  }
+}

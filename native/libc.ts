@@ -1,0 +1,346 @@
+/**
+ * The C library: the only file that knows `bun:ffi`. Owns the symbol table, the constants of each platform and
+ * the errno names. Pointers and raw return values never leave it: every call returns a checked number, or
+ * throws {@link SystemError}. It holds no descriptor: that is socket.ts.
+ */
+import { dlopen, ptr, read, type FFIFunction } from "bun:ffi";
+
+/** What differs between the kernels we know; linux x64 and arm64 agree in all of it. */
+export interface Platform {
+  libraries: readonly string[];
+  errnoSymbol: "__errno_location" | "__error";
+  /** BSD sockaddrs begin with their own length. */
+  sockaddrHasLength: boolean;
+  AF_INET: number;
+  AF_INET6: number;
+  SOCK_STREAM: number;
+  SOL_SOCKET: number;
+  SO_REUSEADDR: number;
+  SO_REUSEPORT: number;
+  SO_ERROR: number;
+  SO_LINGER: number;
+  IPPROTO_TCP: number;
+  TCP_NODELAY: number;
+  IPPROTO_IPV6: number;
+  IPV6_V6ONLY: number;
+  F_SETFD: number;
+  FD_CLOEXEC: number;
+  F_SETFL: number;
+  O_NONBLOCK: number;
+  POLLIN: number;
+  POLLOUT: number;
+  POLLERR: number;
+  POLLHUP: number;
+  errno: Readonly<Record<number, string>>;
+}
+
+// Values: Linux include/uapi/asm-generic/{socket,errno,fcntl,poll}.h; macOS sys/{socket,errno,fcntl,poll}.h.
+export const platforms = {
+  linux: {
+    libraries: ["libc.so.6", "libc.musl-x86_64.so.1", "libc.musl-aarch64.so.1"],
+    errnoSymbol: "__errno_location",
+    sockaddrHasLength: false,
+    AF_INET: 2,
+    AF_INET6: 10,
+    SOCK_STREAM: 1,
+    SOL_SOCKET: 1,
+    SO_REUSEADDR: 2,
+    SO_REUSEPORT: 15,
+    SO_ERROR: 4,
+    SO_LINGER: 13,
+    IPPROTO_TCP: 6,
+    TCP_NODELAY: 1,
+    IPPROTO_IPV6: 41,
+    IPV6_V6ONLY: 26,
+    F_SETFD: 2,
+    FD_CLOEXEC: 1,
+    F_SETFL: 4,
+    O_NONBLOCK: 0o4000,
+    POLLIN: 1,
+    POLLOUT: 4,
+    POLLERR: 8,
+    POLLHUP: 16,
+    errno: {
+      1: "EPERM",
+      4: "EINTR",
+      9: "EBADF",
+      11: "EAGAIN",
+      13: "EACCES",
+      22: "EINVAL",
+      23: "ENFILE",
+      24: "EMFILE",
+      32: "EPIPE",
+      97: "EAFNOSUPPORT",
+      98: "EADDRINUSE",
+      99: "EADDRNOTAVAIL",
+      100: "ENETDOWN",
+      101: "ENETUNREACH",
+      103: "ECONNABORTED",
+      104: "ECONNRESET",
+      105: "ENOBUFS",
+      106: "EISCONN",
+      107: "ENOTCONN",
+      110: "ETIMEDOUT",
+      111: "ECONNREFUSED",
+      112: "EHOSTDOWN",
+      113: "EHOSTUNREACH",
+      114: "EALREADY",
+      115: "EINPROGRESS",
+    },
+  },
+  darwin: {
+    libraries: ["libSystem.B.dylib"],
+    errnoSymbol: "__error",
+    sockaddrHasLength: true,
+    AF_INET: 2,
+    AF_INET6: 30,
+    SOCK_STREAM: 1,
+    SOL_SOCKET: 0xffff,
+    SO_REUSEADDR: 0x0004,
+    SO_REUSEPORT: 0x0200,
+    SO_ERROR: 0x1007,
+    SO_LINGER: 0x1080, // SO_LINGER_SEC: plain SO_LINGER counts clock ticks there
+    IPPROTO_TCP: 6,
+    TCP_NODELAY: 1,
+    IPPROTO_IPV6: 41,
+    IPV6_V6ONLY: 27,
+    F_SETFD: 2,
+    FD_CLOEXEC: 1,
+    F_SETFL: 4,
+    O_NONBLOCK: 0x0004,
+    POLLIN: 1,
+    POLLOUT: 4,
+    POLLERR: 8,
+    POLLHUP: 16,
+    errno: {
+      1: "EPERM",
+      4: "EINTR",
+      9: "EBADF",
+      13: "EACCES",
+      22: "EINVAL",
+      23: "ENFILE",
+      24: "EMFILE",
+      32: "EPIPE",
+      35: "EAGAIN",
+      36: "EINPROGRESS",
+      37: "EALREADY",
+      47: "EAFNOSUPPORT",
+      48: "EADDRINUSE",
+      49: "EADDRNOTAVAIL",
+      50: "ENETDOWN",
+      51: "ENETUNREACH",
+      53: "ECONNABORTED",
+      54: "ECONNRESET",
+      55: "ENOBUFS",
+      56: "EISCONN",
+      57: "ENOTCONN",
+      60: "ETIMEDOUT",
+      61: "ECONNREFUSED",
+      64: "EHOSTDOWN",
+      65: "EHOSTUNREACH",
+    },
+  },
+} as const satisfies Record<string, Platform>;
+
+/** A libc call that failed: `code` is the errno's name, such as `ECONNREFUSED`. */
+export class SystemError extends Error {
+  readonly code: string;
+  readonly syscall: string;
+  constructor(code: string, syscall: string) {
+    super(`${syscall}: ${code}`);
+    this.code = code;
+    this.syscall = syscall;
+  }
+}
+
+const symbols = {
+  // int socket(int domain, int type, int protocol)
+  socket: { args: ["i32", "i32", "i32"], returns: "i32" },
+  // int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
+  setsockopt: { args: ["i32", "i32", "i32", "ptr", "u32"], returns: "i32" },
+  // int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
+  getsockopt: { args: ["i32", "i32", "i32", "ptr", "ptr"], returns: "i32" },
+  // int bind(int fd, const struct sockaddr *address, socklen_t length)
+  bind: { args: ["i32", "ptr", "u32"], returns: "i32" },
+  // int connect(int fd, const struct sockaddr *address, socklen_t length)
+  connect: { args: ["i32", "ptr", "u32"], returns: "i32" },
+  // int listen(int fd, int backlog)
+  listen: { args: ["i32", "i32"], returns: "i32" },
+  // int getsockname(int fd, struct sockaddr *address, socklen_t *length)
+  getsockname: { args: ["i32", "ptr", "ptr"], returns: "i32" },
+  // int getpeername(int fd, struct sockaddr *address, socklen_t *length)
+  getpeername: { args: ["i32", "ptr", "ptr"], returns: "i32" },
+  // int poll(struct pollfd *fds, nfds_t count, int timeoutMs)
+  poll: { args: ["ptr", "u64", "i32"], returns: "i32" },
+  // int close(int fd)
+  close: { args: ["i32"], returns: "i32" },
+} as const satisfies Record<string, FFIFunction>;
+
+const linuxSymbols = {
+  // int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+  accept4: { args: ["i32", "ptr", "ptr", "i32"], returns: "i32" },
+  __errno_location: { args: [], returns: "ptr" },
+} as const satisfies Record<string, FFIFunction>;
+
+const darwinSymbols = {
+  // int accept(int fd, struct sockaddr *address, socklen_t *length)
+  accept: { args: ["i32", "ptr", "ptr"], returns: "i32" },
+  // int fcntl(int fd, int command, ...): Apple's arm64 passes variadic arguments on the stack, so six
+  // arguments fill the registers there; on x64 the third is the one that counts, and it is the same value.
+  fcntl: { args: ["i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  __error: { args: [], returns: "ptr" },
+} as const satisfies Record<string, FFIFunction>;
+
+const supported: readonly string[] = ["linux-x64", "linux-arm64", "darwin-x64", "darwin-arm64"];
+
+/** Bytes that hold any socket address (RFC 3493 §3.10). */
+export const sockaddrBytes = 128;
+
+export const platform: Platform = platforms[process.platform === "darwin" ? "darwin" : "linux"];
+
+function load() {
+  const host = `${process.platform}-${process.arch}`;
+  if (!supported.includes(host)) {
+    throw new Error(`this platform is not supported: ${host} (supported: ${supported.join(", ")})`);
+  }
+  const failures: string[] = [];
+  for (const library of platform.libraries) {
+    try {
+      if (process.platform === "darwin") {
+        const { symbols: c } = dlopen(library, { ...symbols, ...darwinSymbols });
+        return { ...c, ...darwin(c), errnoAddress: c.__error };
+      }
+      const { symbols: c } = dlopen(library, { ...symbols, ...linuxSymbols });
+      return { ...c, ...linux(c), errnoAddress: c.__errno_location };
+    } catch (error) {
+      failures.push(String(error));
+    }
+  }
+  throw new Error(`the C library could not be loaded: ${failures.join("; ")}`);
+}
+
+// Linux takes both flags at creation, so that no descriptor leaks into a child between two calls.
+const SOCK_NONBLOCK_CLOEXEC = 0o4000 | 0o2000000;
+
+function linux(c: ReturnType<typeof dlopen<typeof symbols & typeof linuxSymbols>>["symbols"]) {
+  return {
+    newSocket: (family: number) => c.socket(family, platform.SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0),
+    acceptSocket: (fd: number) => c.accept4(fd, null, null, SOCK_NONBLOCK_CLOEXEC),
+  };
+}
+
+function darwin(c: ReturnType<typeof dlopen<typeof symbols & typeof darwinSymbols>>["symbols"]) {
+  const prepared = (fd: number): number => {
+    if (fd < 0) return fd;
+    for (const [command, value] of [
+      [platform.F_SETFL, platform.O_NONBLOCK],
+      [platform.F_SETFD, platform.FD_CLOEXEC],
+    ] as const) {
+      c.fcntl(fd, command, value, value, value, value, value, value, value);
+    }
+    return fd;
+  };
+  return {
+    newSocket: (family: number) => prepared(c.socket(family, platform.SOCK_STREAM, 0)),
+    acceptSocket: (fd: number) => prepared(c.accept(fd, null, null)),
+  };
+}
+
+let loaded: ReturnType<typeof load> | undefined;
+const c = () => (loaded ??= load());
+
+/** Loads the C library now; throws the one clear error where that can't be done. */
+export function requirePlatform(): void {
+  c();
+}
+
+/** errno must be read in the very next call: anything between may overwrite it. */
+function unwrap(result: number, syscall: string): number {
+  if (result >= 0) return result;
+  const address = c().errnoAddress();
+  const number = address === null ? 0 : read.i32(address, 0);
+  throw new SystemError(errnoName(number), syscall);
+}
+
+export function errnoName(number: number): string {
+  return platform.errno[number] ?? `errno ${number}`;
+}
+
+/** A non-blocking, close-on-exec TCP socket. */
+export function socket(family: 4 | 6): number {
+  return unwrap(c().newSocket(family === 4 ? platform.AF_INET : platform.AF_INET6), "socket");
+}
+
+export function setOption(fd: number, level: number, name: number, ...values: number[]): void {
+  const value = new Int32Array(values);
+  unwrap(c().setsockopt(fd, level, name, ptr(value), value.byteLength), "setsockopt");
+}
+
+/** SO_ERROR, which reading clears: the errno's name, or undefined. */
+export function pendingError(fd: number): string | undefined {
+  const value = new Int32Array(1);
+  const length = new Uint32Array([4]);
+  unwrap(c().getsockopt(fd, platform.SOL_SOCKET, platform.SO_ERROR, ptr(value), ptr(length)), "getsockopt");
+  return value[0] === 0 ? undefined : errnoName(value[0]!);
+}
+
+export function bind(fd: number, sockaddr: Uint8Array): void {
+  unwrap(c().bind(fd, ptr(sockaddr), sockaddr.length), "bind");
+}
+
+/** Starts connecting. True: connected already; false: in progress. */
+export function connect(fd: number, sockaddr: Uint8Array): boolean {
+  try {
+    unwrap(c().connect(fd, ptr(sockaddr), sockaddr.length), "connect");
+    return true;
+  } catch (error) {
+    if (error instanceof SystemError && error.code === "EINPROGRESS") return false;
+    throw error;
+  }
+}
+
+export function listen(fd: number, backlog: number): void {
+  unwrap(c().listen(fd, backlog), "listen");
+}
+
+/** The next accepted descriptor, or undefined when none waits. */
+export function accept(fd: number): number | undefined {
+  try {
+    return unwrap(c().acceptSocket(fd), "accept");
+  } catch (error) {
+    // ECONNABORTED: it was reset while it waited in the queue. The next one may be sound.
+    if (error instanceof SystemError && error.code === "ECONNABORTED") return accept(fd);
+    if (error instanceof SystemError && error.code === "EAGAIN") return undefined;
+    throw error;
+  }
+}
+
+export function localAddress(fd: number): Uint8Array {
+  const address = new Uint8Array(sockaddrBytes);
+  const length = new Uint32Array([sockaddrBytes]);
+  unwrap(c().getsockname(fd, ptr(address), ptr(length)), "getsockname");
+  return address.subarray(0, length[0]);
+}
+
+export function remoteAddress(fd: number): Uint8Array {
+  const address = new Uint8Array(sockaddrBytes);
+  const length = new Uint32Array([sockaddrBytes]);
+  unwrap(c().getpeername(fd, ptr(address), ptr(length)), "getpeername");
+  return address.subarray(0, length[0]);
+}
+
+/** poll(2) without waiting, over `count` entries of struct pollfd (8 bytes: fd, events, revents). */
+export function poll(entries: Int32Array, count: number): number {
+  if (count === 0) return 0;
+  try {
+    return unwrap(c().poll(ptr(entries), count, 0), "poll");
+  } catch (error) {
+    if (error instanceof SystemError && error.code === "EINTR") return 0;
+    throw error;
+  }
+}
+
+export function close(fd: number): void {
+  // POSIX leaves the descriptor's state open after EINTR; Linux and macOS have closed it. Never twice.
+  c().close(fd);
+}

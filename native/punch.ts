@@ -1,0 +1,408 @@
+/**
+ * TCP hole punching on one local port (Ford, Srisuresh, Kegel 2005, §4; RFC 5128 §3.4): listen, connect to every
+ * candidate of the peer, all from the port of the introducer connection, all at once; retry what was refused;
+ * authenticate what connected; keep the one that the controlling side nominates (RFC 8445 §8.1.1).
+ *
+ * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path.
+ * While nothing is being punched it holds none. It never prints and never talks to the introducer.
+ */
+import { splitEndpoint, type Endpoint, type FailureReason, type Role, type Route } from "../protocol.ts";
+import { SystemError } from "./libc.ts";
+import { Channel, Link, type Credentials } from "./link.ts";
+import { pollSockets, Socket } from "./socket.ts";
+
+/** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
+const pollPeriodMs = 1;
+/**
+ * The pause before a refused attempt is made again, plus a random part: two equal periods would lock in phase
+ * and never cross. Short at first, because after an ICMP error the next SYN must leave before the peer's
+ * arrives (README, "Refused attempts").
+ */
+const eagerPause = { baseMs: 1, randomMs: 2, forMs: 2_000 };
+const steadyPause = { baseMs: 5, randomMs: 10 };
+/** No NAT stands before a private candidate: its refusals only mean "not yet", or a stranger. */
+const privatePause = { baseMs: 2, randomMs: 4, growth: 1.3, maxMs: 250 };
+/** A connection that did not authenticate, or a local obstacle (no route, no port): unlikely to change soon. */
+const obstaclePauseMs = 250;
+/** Strangers may connect to our listener; so many are looked at, and so long. */
+const maxAccepted = 32;
+const acceptedDeadlineMs = 5_000;
+/** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
+const clientSpeaksMs = 150;
+
+export interface Candidate {
+  endpoint: Endpoint;
+  route: Exclude<Route, "listen">;
+}
+
+/** What happened to one attempt, for whoever wants to watch. `outcome` is `started`, `connected`, an errno name or TLS's complaint. */
+export interface Attempt {
+  atMs: number;
+  localPort: number;
+  remote: Endpoint;
+  route: Route;
+  outcome: string;
+}
+
+export interface PunchOptions {
+  role: Role;
+  /** Names the punch: the nomination repeats it. */
+  token: string;
+  /** SHA-256 of the certificate the peer must show, 64 hex digits. */
+  fingerprint: string;
+  candidates: readonly Candidate[];
+  startInMs: number;
+  deadlineMs: number;
+  /** Exactly one of these two is called, once. */
+  onLinked(link: Link): void;
+  onFailed(reason: FailureReason, detail: string): void;
+  onAttempt?(attempt: Attempt): void;
+}
+
+/** Attempts at one candidate, one socket at a time. */
+interface Dial {
+  candidate: Candidate;
+  dueAt: number;
+  tries: number;
+  socket?: Socket;
+  /** Set once connected: from then on TLS decides. */
+  channel?: Channel;
+  lastOutcome?: string;
+}
+
+/** An accepted connection that does not yet say whose it is. */
+interface Accepted {
+  since: number;
+  socket?: Socket;
+  channel?: Channel;
+}
+
+/** One punch: the attempts towards one peer. Made by {@link PunchPort.punch}. */
+export class Punch {
+  readonly options: PunchOptions;
+  readonly startedAt = performance.now();
+  readonly dials: Dial[];
+  /** Authenticated, waiting to be nominated. */
+  readonly proven = new Set<Channel>();
+  authenticationFailures = 0;
+  readonly #onEnd: (punch: Punch) => void;
+  #isOver = false;
+
+  constructor(options: PunchOptions, onEnd: (punch: Punch) => void) {
+    this.options = options;
+    this.#onEnd = onEnd;
+    const dueAt = this.startedAt + options.startInMs;
+    this.dials = options.candidates.map((candidate) => ({ candidate, dueAt, tries: 0 }));
+  }
+
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
+  get deadlineAt(): number {
+    return this.startedAt + this.options.startInMs + this.options.deadlineMs;
+  }
+
+  /** Gives up. Does nothing once the punch is over. */
+  abort(reason: FailureReason, detail: string): void {
+    if (this.#isOver) return;
+    this.#close(undefined);
+    this.options.onFailed(reason, detail);
+  }
+
+  /** A channel whose certificate is the peer's. The controlling side takes the first; the other awaits its word. */
+  authenticated(channel: Channel): void {
+    if (this.#isOver) return channel[Symbol.dispose]();
+    this.proven.add(channel);
+    if (this.options.role === "controlling") {
+      channel.send({ type: "nominate", token: this.options.token });
+      return this.#link(channel);
+    }
+    channel.onMessage = (message) => {
+      if (message.type === "nominate" && message.token === this.options.token) this.#link(channel);
+      else channel[Symbol.dispose]();
+    };
+  }
+
+  report(route: Route, remote: Endpoint, localPort: number, outcome: string): void {
+    const atMs = performance.now() - this.startedAt;
+    this.options.onAttempt?.({ atMs, localPort, remote, route, outcome });
+  }
+
+  /** The diagnosis when the time is over. */
+  expire(): void {
+    const tried = this.dials.map(
+      ({ candidate: { endpoint, route }, tries, lastOutcome, socket }) =>
+        `${route} ${endpoint}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${socket ? "no answer" : (lastOutcome ?? "none ended")}`,
+    );
+    const detail = tried.join("; ") || "the peer offered no endpoint that can be tried from here";
+    if (this.authenticationFailures > 0) return this.abort("authentication-failed", detail);
+    if ([...this.proven].some(({ isOpen }) => isOpen) || this.dials.some(({ channel }) => channel))
+      return this.abort("timed-out", detail);
+    this.abort("no-candidate-answered", detail);
+  }
+
+  #link(channel: Channel): void {
+    this.#close(channel);
+    this.options.onLinked(new Link(channel));
+  }
+
+  #close(winner: Channel | undefined): void {
+    this.#isOver = true;
+    for (const dial of this.dials) {
+      dial.socket?.close();
+      if (dial.channel !== winner) dial.channel?.[Symbol.dispose]();
+    }
+    for (const channel of this.proven) {
+      if (channel !== winner) channel[Symbol.dispose]();
+    }
+    this.#onEnd(this);
+  }
+}
+
+/** The local port of an introducer connection, and all punches on it. */
+export class PunchPort {
+  readonly port: number;
+  readonly #credentials: Credentials;
+  readonly #punches = new Set<Punch>();
+  readonly #listeners: Socket[] = [];
+  readonly #accepted = new Set<Accepted>();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(port: number, credentials: Credentials) {
+    this.port = port;
+    this.#credentials = credentials;
+  }
+
+  /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
+  punch(options: PunchOptions): Punch {
+    const punch = new Punch(options, (ended) => this.#ended(ended));
+    this.#punches.add(punch);
+    if (this.#timer === undefined) {
+      this.#listen();
+      this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
+    }
+    // The first attempts leave now, not at the next tick.
+    if (options.startInMs === 0) queueMicrotask(() => this.#tick());
+    return punch;
+  }
+
+  #listen(): void {
+    for (const family of [4, 6] as const) {
+      let socket: Socket | undefined;
+      try {
+        socket = Socket.open(family).shareport();
+        socket.bind(this.port);
+        socket.listen(maxAccepted);
+        this.#listeners.push(socket);
+      } catch (error) {
+        // No such family on this host, or a stranger has the port there: the connects can still succeed.
+        socket?.close();
+        if (!(error instanceof SystemError)) throw error;
+      }
+    }
+  }
+
+  #ended(punch: Punch): void {
+    this.#punches.delete(punch);
+    if (this.#punches.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+    for (const listener of this.#listeners.splice(0)) listener.close();
+    for (const accepted of this.#accepted) this.#dismiss(accepted);
+  }
+
+  #dismiss(accepted: Accepted): void {
+    this.#accepted.delete(accepted);
+    accepted.socket?.close();
+    accepted.channel?.[Symbol.dispose]();
+  }
+
+  #tick(): void {
+    const now = performance.now();
+    for (const punch of [...this.#punches]) {
+      if (now >= punch.deadlineAt) punch.expire();
+      else for (const dial of punch.dials) this.#startIfDue(punch, dial, now);
+    }
+    this.#pollAll();
+    for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+  }
+
+  #pollAll(): void {
+    const listeners = this.#listeners.map((socket) => ({
+      socket,
+      for: "read" as const,
+      value: () => this.#accept(socket),
+    }));
+    const dials = [...this.#punches].flatMap((punch) =>
+      punch.dials.flatMap((dial) =>
+        dial.socket
+          ? [{ socket: dial.socket, for: "write" as const, value: () => this.#connectEnded(punch, dial) }]
+          : [],
+      ),
+    );
+    const undecided = [...this.#accepted].flatMap((accepted) =>
+      accepted.socket
+        ? [
+            {
+              socket: accepted.socket,
+              for: "read" as const,
+              value: () => this.#secureAccepted(accepted, "controlled"),
+            },
+          ]
+        : [],
+    );
+    // The listener first: a connect that finds its four-tuple taken was usually accepted there.
+    for (const { value, socket } of pollSockets([...listeners, ...undecided, ...dials])) {
+      if (socket.isOpen) value();
+    }
+  }
+
+  // --- outgoing ------------------------------------------------------------------------------------------
+
+  #startIfDue(punch: Punch, dial: Dial, now: number): void {
+    if (dial.socket || dial.channel || now < dial.dueAt) return;
+    const { endpoint, route } = dial.candidate;
+    dial.tries++;
+    let socket: Socket | undefined;
+    try {
+      socket = Socket.open(splitEndpoint(endpoint).family).shareport().closeAbortively();
+      socket.bind(this.port);
+      punch.report(route, endpoint, this.port, "started");
+      const isConnected = socket.connect(endpoint);
+      dial.socket = socket;
+      if (isConnected) this.#connectEnded(punch, dial);
+    } catch (error) {
+      socket?.close();
+      if (!(error instanceof SystemError)) throw error;
+      this.#retry(punch, dial, error.code);
+    }
+  }
+
+  /** poll(2) said that a connect has ended, well or not. */
+  #connectEnded(punch: Punch, dial: Dial): void {
+    const socket = dial.socket!;
+    delete dial.socket;
+    const failure = socket.error() ?? selfConnect(socket);
+    if (failure !== undefined) {
+      socket.close();
+      return this.#retry(punch, dial, failure);
+    }
+    const { endpoint, route } = dial.candidate;
+    punch.report(route, endpoint, this.port, "connected");
+    const channel = new Channel(socket, route, punch.options.role, this.#credentials);
+    dial.channel = channel;
+    channel.onClose = (reason) => {
+      delete dial.channel;
+      if (!punch.isOver) this.#retry(punch, dial, reason || "closed before it was nominated");
+    };
+    channel.secured.then(
+      (fingerprint) => {
+        if (fingerprint === punch.options.fingerprint) return punch.authenticated(channel);
+        punch.authenticationFailures++;
+        channel[Symbol.dispose]();
+      },
+      () => {},
+    );
+  }
+
+  #retry(punch: Punch, dial: Dial, outcome: string): void {
+    const { endpoint, route } = dial.candidate;
+    dial.lastOutcome = outcome;
+    dial.dueAt = performance.now() + pauseMs(dial, outcome, performance.now() - punch.startedAt);
+    punch.report(route, endpoint, this.port, outcome);
+  }
+
+  // --- incoming ------------------------------------------------------------------------------------------
+
+  #accept(listener: Socket): void {
+    for (let socket = listener.accept(); socket; socket = listener.accept()) {
+      socket.closeAbortively();
+      if (this.#accepted.size >= maxAccepted) {
+        socket.close();
+        continue;
+      }
+      const accepted: Accepted = { since: performance.now(), socket };
+      this.#accepted.add(accepted);
+      const role = this.#roleFor(remoteOf(socket));
+      if (role) this.#secureAccepted(accepted, role);
+    }
+  }
+
+  /** Our role towards an accepted connection, where the punches under way leave no doubt. */
+  #roleFor(remote: Endpoint | undefined): Role | undefined {
+    const punches = [...this.#punches];
+    const named = punches.filter(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === remote));
+    const roles = new Set((named.length > 0 ? named : punches).map(({ options }) => options.role));
+    return roles.size === 1 ? [...roles][0] : undefined;
+  }
+
+  #secureAccepted(accepted: Accepted, role: Role): void {
+    const socket = accepted.socket!;
+    delete accepted.socket;
+    if (remoteOf(socket) === undefined) {
+      socket.close();
+      this.#accepted.delete(accepted);
+      return;
+    }
+    const channel = new Channel(socket, "listen", role, this.#credentials);
+    accepted.channel = channel;
+    channel.onClose = () => this.#accepted.delete(accepted);
+    channel.secured.then(
+      (fingerprint) => {
+        this.#accepted.delete(accepted);
+        const punch = this.#punchOf(channel, fingerprint);
+        if (!punch) return channel[Symbol.dispose]();
+        punch.report("listen", channel.remote, this.port, "connected");
+        punch.authenticated(channel);
+      },
+      () => {},
+    );
+  }
+
+  /** The punch whose peer has that certificate; two peers may share one, so the endpoint decides between them. */
+  #punchOf(channel: Channel, fingerprint: string): Punch | undefined {
+    const fitting = [...this.#punches].filter(
+      ({ options }) => options.role === channel.role && options.fingerprint === fingerprint,
+    );
+    return (
+      fitting.find(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === channel.remote)) ??
+      fitting[0]
+    );
+  }
+
+  #review(accepted: Accepted, now: number): void {
+    if (now - accepted.since >= acceptedDeadlineMs) this.#dismiss(accepted);
+    else if (accepted.socket && now - accepted.since >= clientSpeaksMs) {
+      this.#secureAccepted(accepted, "controlling");
+    }
+  }
+}
+
+function remoteOf(socket: Socket): Endpoint | undefined {
+  try {
+    return socket.remote;
+  } catch (error) {
+    if (error instanceof SystemError) return undefined; // reset while it waited: ENOTCONN
+    throw error;
+  }
+}
+
+/** A connect to our own address and port succeeds (RFC 9293 §3.5, simultaneous open with oneself). */
+function selfConnect(socket: Socket): string | undefined {
+  const remote = remoteOf(socket);
+  if (remote === undefined) return "ECONNRESET";
+  return remote === socket.local ? "connected to itself" : undefined;
+}
+
+const refusals = new Set(["ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ECONNABORTED"]);
+
+function pauseMs({ candidate, tries }: Dial, outcome: string, elapsedMs: number): number {
+  if (!refusals.has(outcome)) return obstaclePauseMs;
+  if (candidate.route === "private") {
+    const { baseMs, randomMs, growth, maxMs } = privatePause;
+    return Math.min(maxMs, (baseMs + Math.random() * randomMs) * growth ** (tries - 1));
+  }
+  const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
+  return baseMs + Math.random() * randomMs;
+}

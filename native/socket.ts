@@ -1,0 +1,161 @@
+/**
+ * One TCP descriptor with one owner. Whoever makes a {@link Socket} closes it, or hands the descriptor on with
+ * `release()`; both are final. Non-blocking: whether a connect has ended is asked with {@link pollSockets}.
+ */
+import { splitEndpoint, type Endpoint } from "../protocol.ts";
+import * as libc from "./libc.ts";
+import { decodeSockaddr, encodeSockaddr } from "./sockaddr.ts";
+
+export class Socket implements Disposable {
+  readonly family: 4 | 6;
+  #fd: number;
+
+  private constructor(fd: number, family: 4 | 6) {
+    this.#fd = fd;
+    this.family = family;
+  }
+
+  /** A new socket; throws {@link libc.SystemError} (EMFILE, EAFNOSUPPORT). */
+  static open(family: 4 | 6): Socket {
+    const socket = new Socket(libc.socket(family), family);
+    const { IPPROTO_IPV6, IPV6_V6ONLY } = libc.platform;
+    // Without it an IPv6 listener also takes the IPv4 port, which another socket of ours will want.
+    if (family === 6) libc.setOption(socket.#fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+    return socket;
+  }
+
+  get fd(): number {
+    if (this.#fd < 0) throw new Error("this socket is closed");
+    return this.#fd;
+  }
+
+  get isOpen(): boolean {
+    return this.#fd >= 0;
+  }
+
+  /** Lets other sockets, that say the same, share the local port. */
+  shareport(): this {
+    const { SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT } = libc.platform;
+    libc.setOption(this.fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    libc.setOption(this.fd, SOL_SOCKET, SO_REUSEPORT, 1);
+    return this;
+  }
+
+  /** Makes close() send RST, so that no TIME_WAIT holds the four-tuple and the next punch can use it at once. */
+  closeAbortively(): this {
+    libc.setOption(this.fd, libc.platform.SOL_SOCKET, libc.platform.SO_LINGER, 1, 0);
+    return this;
+  }
+
+  noDelay(): this {
+    libc.setOption(this.fd, libc.platform.IPPROTO_TCP, libc.platform.TCP_NODELAY, 1);
+    return this;
+  }
+
+  /** Binds to a port on every address of the family; 0 lets the kernel choose. Returns the port. */
+  bind(port: number): number {
+    const address = this.family === 4 ? "0.0.0.0" : "::";
+    libc.bind(this.fd, encodeSockaddr({ family: this.family, address, port }));
+    return port || portOf(libc.localAddress(this.fd));
+  }
+
+  /** Starts connecting. True: connected already; false: in progress. */
+  connect(remote: Endpoint): boolean {
+    return libc.connect(this.fd, encodeSockaddr(splitEndpoint(remote)));
+  }
+
+  listen(backlog: number): void {
+    libc.listen(this.fd, backlog);
+  }
+
+  accept(): Socket | undefined {
+    const fd = libc.accept(this.fd);
+    return fd === undefined ? undefined : new Socket(fd, this.family);
+  }
+
+  /** The outcome of a connect that poll said has ended: undefined for success, else the errno's name. */
+  error(): string | undefined {
+    return libc.pendingError(this.fd);
+  }
+
+  get local(): Endpoint {
+    return decodeSockaddr(libc.localAddress(this.fd));
+  }
+
+  get remote(): Endpoint {
+    return decodeSockaddr(libc.remoteAddress(this.fd));
+  }
+
+  /** Hands the descriptor to a new owner; this object is closed from then on. */
+  release(): number {
+    const fd = this.fd;
+    this.#fd = -1;
+    return fd;
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    libc.close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/**
+ * Connects from a fresh local port that further sockets may share; the caller owns the result. Rejects with a
+ * {@link libc.SystemError} (ECONNREFUSED, EHOSTUNREACH, …; ETIMEDOUT after `timeoutMs`).
+ */
+export async function connectShared(
+  remote: Endpoint,
+  timeoutMs: number,
+): Promise<{ socket: Socket; port: number }> {
+  const socket = Socket.open(splitEndpoint(remote).family);
+  try {
+    // Shared only after bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
+    const port = socket.bind(0);
+    socket.shareport().noDelay();
+    if (!socket.connect(remote)) await connectEnd(socket, timeoutMs);
+    return { socket, port };
+  } catch (error) {
+    socket.close();
+    throw error;
+  }
+}
+
+function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const deadline = performance.now() + timeoutMs;
+  const timer = setInterval(() => {
+    const hasEnded = pollSockets([{ socket, for: "write", value: undefined }]).length > 0;
+    if (!hasEnded && performance.now() < deadline) return;
+    clearInterval(timer);
+    const failure = hasEnded ? socket.error() : "ETIMEDOUT";
+    if (failure === undefined) resolve();
+    else reject(new libc.SystemError(failure, "connect"));
+  }, 1);
+  return promise;
+}
+
+function portOf(sockaddr: Uint8Array): number {
+  return (sockaddr[2]! << 8) | sockaddr[3]!;
+}
+
+let pollEntries = new Int32Array(64);
+
+/** Asks the kernel once, without waiting, which sockets can be read (accept) or written (connect has ended). */
+export function pollSockets<T>(
+  wanted: Iterable<{ socket: Socket; for: "read" | "write"; value: T }>,
+): { value: T; socket: Socket }[] {
+  const list = [...wanted];
+  if (pollEntries.length < list.length * 2) pollEntries = new Int32Array(list.length * 4);
+  list.forEach((entry, index) => {
+    pollEntries[2 * index] = entry.socket.fd;
+    // struct pollfd is little-endian on all our platforms: events in the low half, revents in the high one.
+    pollEntries[2 * index + 1] = entry.for === "read" ? libc.platform.POLLIN : libc.platform.POLLOUT;
+  });
+  if (libc.poll(pollEntries, list.length) === 0) return [];
+  return list.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);
+}
