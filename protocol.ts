@@ -469,50 +469,67 @@ export function encode(message: ToIntroducer | ToParticipant | ToPeer): string {
 /** Cuts a byte stream into lines. Never holds more than {@link maxLineBytes}. */
 export class LineDecoder {
   #held = new Uint8Array(0);
-  readonly #utf8 = new TextDecoder("utf-8", { fatal: true });
+  #heldBytes = 0;
 
-  /** The whole lines that end in `chunk`, without LF or CR LF; throws a fatal {@link Refusal} for a line that is too long or not UTF-8. */
+  /**
+   * The whole lines that end in `chunk`, without LF or CR LF; throws a fatal {@link Refusal} for a line that is
+   * too long or not UTF-8, after which nothing more must be pushed.
+   */
   *push(chunk: Uint8Array): Generator<string, void> {
     let from = 0;
     for (let lf = chunk.indexOf(10); lf !== -1; lf = chunk.indexOf(10, from)) {
       const tail = chunk.subarray(from, lf);
-      this.#refuseOversize(tail.length + 1);
-      const line = this.#held.length === 0 ? tail : concat(this.#held, tail);
-      this.#held = new Uint8Array(0);
       from = lf + 1;
-      yield this.#text(line);
+      yield decodeLine(this.#heldBytes === 0 ? bounded(tail) : this.#take(tail));
     }
-    const rest = chunk.subarray(from);
-    this.#refuseOversize(rest.length + 1);
-    if (rest.length > 0) this.#held = concat(this.#held, rest);
+    if (from < chunk.length) this.#hold(chunk.subarray(from));
   }
 
   /** Bytes that have come without their LF. */
   get pendingBytes(): number {
-    return this.#held.length;
+    return this.#heldBytes;
   }
 
-  #refuseOversize(bytes: number): void {
-    if (this.#held.length + bytes > maxLineBytes) {
-      throw new Refusal("too-long", `a line must have at most ${maxLineBytes} bytes`, true);
-    }
+  #take(tail: Uint8Array): Uint8Array {
+    this.#hold(tail);
+    const line = this.#held.subarray(0, this.#heldBytes);
+    this.#held = new Uint8Array(0);
+    this.#heldBytes = 0;
+    return line;
   }
 
-  #text(line: Uint8Array): string {
-    const end = line.length > 0 && line[line.length - 1] === 13 ? line.length - 1 : line.length;
-    try {
-      return this.#utf8.decode(line.subarray(0, end));
-    } catch {
-      throw new Refusal("bad-line", "a line must be UTF-8", true);
+  #hold(bytes: Uint8Array): void {
+    const total = this.#heldBytes + bytes.length;
+    if (total >= maxLineBytes) throw tooLong();
+    if (total > this.#held.length) {
+      // Doubled, so that a line that comes byte by byte is not copied for each of them.
+      const grown = new Uint8Array(Math.min(maxLineBytes, Math.max(total, 2 * this.#held.length)));
+      grown.set(this.#held.subarray(0, this.#heldBytes));
+      this.#held = grown;
     }
+    this.#held.set(bytes, this.#heldBytes);
+    this.#heldBytes = total;
   }
 }
 
-function concat(head: Uint8Array, tail: Uint8Array): Uint8Array<ArrayBuffer> {
-  const joined = new Uint8Array(head.length + tail.length);
-  joined.set(head);
-  joined.set(tail, head.length);
-  return joined;
+function tooLong(): Refusal {
+  return new Refusal("too-long", `a line must have at most ${maxLineBytes} bytes`, true);
+}
+
+function bounded(line: Uint8Array): Uint8Array {
+  if (line.length >= maxLineBytes) throw tooLong();
+  return line;
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+function decodeLine(line: Uint8Array): string {
+  const end = line.length > 0 && line[line.length - 1] === 13 ? line.length - 1 : line.length;
+  try {
+    return utf8.decode(line.subarray(0, end));
+  } catch {
+    throw new Refusal("bad-line", "a line must be UTF-8", true);
+  }
 }
 
 // --- text ------------------------------------------------------------------------------------------------

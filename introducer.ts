@@ -1,0 +1,1107 @@
+/**
+ * The introducer: the rendezvous server on a public host. It owns the participants' control connections,
+ * tells everyone in a room of everyone else, and tells two of them when to punch towards each other.
+ *
+ * It never carries a link's bytes, never connects to anyone, and believes nothing it reads: every line is
+ * parsed into its exact type or refused, and everything a client can make it hold has a limit.
+ *
+ * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
+ */
+import { randomBytes } from "node:crypto";
+import { networkInterfaces } from "node:os";
+import * as readline from "node:readline";
+import { parseArgs } from "node:util";
+import type { Socket, TCPSocketListener } from "bun";
+import Table from "cli-table3";
+import picocolors from "picocolors";
+import {
+  addressScope,
+  canonicalAddress,
+  controlSilenceMs,
+  defaultPort,
+  encode,
+  failureReasons,
+  findByIdOrName,
+  formatEndpoint,
+  introducerPingMs,
+  LineDecoder,
+  maxLineBytes,
+  maxTextLength,
+  mayOffer,
+  printable,
+  protocolVersion,
+  punchDeadlineMs,
+  Refusal,
+  registerDeadlineMs,
+  splitEndpoint,
+  parseToIntroducer,
+  type Endpoint,
+  type FailureReason,
+  type Peer,
+  type RefusalCode,
+  type Role,
+  type Route,
+  type ToIntroducer,
+  type ToParticipant,
+} from "./protocol.ts";
+
+// --- limits and timers -----------------------------------------------------------------------------------
+
+export const defaultLimits = {
+  /** Connections in all: an idle participant takes 2.5 KiB (measured), so some 50 MB. */
+  sessions: 20_000,
+  /** Connections of one IPv4 address or one IPv6 /64 (RFC 6177: a site has at least that): enough for a large office or a carrier's NAT. */
+  sessionsPerAddress: 256,
+  /** The same for loopback, where only this host's own programs come from. */
+  sessionsPerLoopback: Infinity,
+  /** Participants of one room: each change is told to all of them, so the cost of a room is its square. */
+  roomSize: 256,
+  /** Lines of one session: so many at once, then so many a second. A person types far less. */
+  messageBurst: 100,
+  messagesPerSecond: 50,
+  /** Introductions one session may ask for. */
+  introductionsPerMinute: 120,
+  /** Lines of one session that break the protocol, before it is closed. */
+  badLines: 20,
+  /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
+  unsentBytes: 1024 * 1024,
+  registerDeadlineMs,
+  pingMs: introducerPingMs,
+  silenceMs: controlSilenceMs,
+  punchDeadlineMs,
+};
+export type Limits = typeof defaultLimits;
+
+/** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
+const tickMs = 500;
+/** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
+const closeGraceMs = 1500;
+/** A report may be under way this long after the punch's deadline. */
+const reportGraceMs = 2000;
+/** No start is put off longer, whatever round trips a participant feigns. */
+const maxStartInMs = 2000;
+/** Changes of a participant within this time are told in one `updated`. */
+const updateDelayMs = 50;
+/** Round trips measured at once after registering; the least of them counts. */
+const firstPings = 3;
+
+/** What the sender got wrong, as opposed to what the world changed meanwhile. */
+const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
+  "bad-line",
+  "unknown-type",
+  "bad-field",
+  "already-registered",
+]);
+
+// --- types -----------------------------------------------------------------------------------------------
+
+export type Participant = Peer & { room: string };
+
+/** What an operator can be told of; with `--json` these are the lines. */
+export type IntroducerEvent =
+  | { event: "listening"; host: string; port: number }
+  | { event: "joined"; id: number; name: string; room: string; private: Endpoint[]; public: Endpoint }
+  | { event: "ignored"; address: Endpoint; endpoints: Endpoint[] }
+  | { event: "left"; id: number; name: string; reason: string }
+  | { event: "punch"; a: number; b: number }
+  | { event: "linked"; id: number; peer: number; route: Route; local: Endpoint; remote: Endpoint }
+  | { event: "unlinked"; id: number; peer: number; reason: string }
+  | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
+  | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
+  | { event: "error"; address: Endpoint; message: string }
+  | { event: "participants"; participants: Participant[] };
+
+export interface IntroducerOptions {
+  /** Default: all addresses of this host, IPv6 and IPv4. */
+  host?: string;
+  /** 0 lets the system choose. */
+  port?: number;
+  limits?: Partial<Limits>;
+  onEvent?: (event: IntroducerEvent) => void;
+}
+
+interface Bucket {
+  tokens: number;
+  at: number;
+}
+
+type Connection = Socket<Session | undefined>;
+
+/** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
+class Session {
+  readonly socket: Connection;
+  /** Kept from `open`: a closed socket has no remote address. */
+  readonly observed: Endpoint;
+  readonly lines: Bucket;
+  peer: Peer | undefined = undefined;
+  room = "";
+  closing = false;
+  /** Until when it must have registered or, once closing, be gone. */
+  deadlineAt: number;
+  heardAt: number;
+  pingId = 0;
+  pingSentAt = 0;
+  answeredPingId = 0;
+  roundTripMs: number | undefined = undefined;
+  badLines = 0;
+  introductions: Bucket | undefined = undefined;
+  decoder: LineDecoder | undefined = undefined;
+  unsent: Uint8Array[] | undefined = undefined;
+  unsentBytes = 0;
+
+  constructor(socket: Connection, observed: Endpoint, limits: Limits, now: number) {
+    this.socket = socket;
+    this.observed = observed;
+    this.lines = { tokens: limits.messageBurst, at: now };
+    this.deadlineAt = now + limits.registerDeadlineMs;
+    this.heardAt = now;
+  }
+}
+
+/** A session that has registered. */
+type Member = Session & { peer: Peer };
+
+/** A punch that at least one side has not yet reported on. */
+interface Introduction {
+  token: string;
+  /** Ids of the sides whose report is still to come. */
+  waiting: Set<number>;
+  members: [Member, Member];
+  expiresAt: number;
+}
+
+// --- pure functions --------------------------------------------------------------------------------------
+
+function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
+  bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
+  bucket.at = now;
+  if (bucket.tokens < 1) return false;
+  bucket.tokens -= 1;
+  return true;
+}
+
+function remove(list: number[], id: number): boolean {
+  const index = list.indexOf(id);
+  if (index !== -1) list.splice(index, 1);
+  return index !== -1;
+}
+
+function pairKey(a: number, b: number): string {
+  return a < b ? `${a}-${b}` : `${b}-${a}`;
+}
+
+/** The part of an address that one subscriber holds: of IPv6 a whole /64. */
+function subscriber(address: string): string {
+  if (!address.includes(":")) return address;
+  const [head = "", tail = ""] = address.split("::");
+  const [front, back] = [head.split(":").filter(Boolean), tail.split(":").filter(Boolean)];
+  const zeros = Array<string>(8 - front.length - back.length).fill("0");
+  return [...front, ...zeros, ...back].slice(0, 4).join(":");
+}
+
+/** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
+function observedEndpoint(socket: Connection): Endpoint | undefined {
+  const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
+  if (address === undefined || addressScope(address) === "unusable") return undefined;
+  return formatEndpoint(address, socket.remotePort);
+}
+
+/** Type, version and peer of a line that may be anything. */
+function peek(line: string): { type?: string; version?: number; peer?: number } {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch {
+    return {};
+  }
+  const { type, version, peer } = (value ?? {}) as Record<string, unknown>;
+  return {
+    ...(typeof type === "string" && { type: type.slice(0, 64).toWellFormed() }),
+    ...(typeof version === "number" && { version }),
+    ...(Number.isSafeInteger(peer) && Number(peer) >= 1 && { peer: Number(peer) }),
+  };
+}
+
+/** Before anything else is read: another version may have other fields. */
+function refuseOtherVersion(line: string): void {
+  const { type, version = protocolVersion } = peek(line);
+  if (type !== "register" || version === protocolVersion) return;
+  const older = version < protocolVersion ? "participant" : "introducer";
+  const message = `you speak protocol version ${version}, this introducer version ${protocolVersion}: update the ${older}`;
+  throw new Refusal("bad-version", message, true);
+}
+
+/** The candidates that may be told to others, without duplicates, and those that may not. */
+function sortCandidates(candidates: Endpoint[], observed: Endpoint): [Endpoint[], Endpoint[]] {
+  const allowed: Endpoint[] = [];
+  const ignored: Endpoint[] = [];
+  for (const candidate of new Set(candidates)) {
+    if (mayOffer(candidate, observed)) allowed.push(candidate);
+    else if (addressScope(splitEndpoint(candidate).address) !== "loopback") ignored.push(candidate);
+    else throw new Refusal("bad-field", `private: ${candidate} is a loopback address, useless to a peer`);
+  }
+  return [allowed, ignored];
+}
+
+/** A room's snapshot in lines of at most {@link maxLineBytes}. */
+function snapshot(peers: Peer[]): ToParticipant[] {
+  const lines: Peer[][] = [[]];
+  let bytes = 0;
+  for (const peer of peers) {
+    const size = Buffer.byteLength(JSON.stringify(peer)) + 1;
+    if (bytes + size > maxLineBytes - 64) {
+      lines.push([]);
+      bytes = 0;
+    }
+    bytes += size;
+    lines.at(-1)!.push(peer);
+  }
+  return lines.map((part, index) => ({ type: "peers", peers: part, more: index < lines.length - 1 }));
+}
+
+/** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
+export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
+  const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
+  const last = Math.max(delayA, delayB);
+  return [Math.min(last - delayA, maxStartInMs), Math.min(last - delayB, maxStartInMs)];
+}
+
+// --- what an operator reads ------------------------------------------------------------------------------
+
+type Colors = ReturnType<typeof picocolors.createColors>;
+
+/** Column heads and the widths of what is below them: with a blank between, 79 columns. */
+const columns = [
+  ["id", 5],
+  ["name", 12],
+  ["room", 9],
+  ["private endpoint\npublic endpoint", 21],
+  ["linked\nwith", 10],
+  ["punching\nwith", 10],
+  ["since", 5],
+] as const;
+
+const borders = [
+  "top",
+  "top-mid",
+  "top-left",
+  "top-right",
+  "bottom",
+  "bottom-mid",
+  "bottom-left",
+  "bottom-right",
+];
+const rules = ["left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"];
+const noBorders = Object.fromEntries([...borders, ...rules].map((place) => [place, ""]));
+
+function shorten(text: string, width: number): string {
+  if (Bun.stringWidth(text) <= width) return text;
+  let short = "";
+  for (const char of text) {
+    if (Bun.stringWidth(short + char) > width - 1) break;
+    short += char;
+  }
+  return `${short}…`;
+}
+
+/** An endpoint in lines of at most 21 columns, the length of the longest IPv4 endpoint. */
+function wrapped(endpoint: string): string {
+  return endpoint.match(/.{1,21}/g)?.join("\n") ?? "";
+}
+
+function idList(ids: number[], most = 6): string {
+  const more = ids.length > most ? ` +${ids.length - most}` : "";
+  return ids.slice(0, most).join(", ") + more || "-";
+}
+
+function age(milliseconds: number): string {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+  if (seconds < 60) return `${seconds}s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
+  return seconds < 172_800 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
+}
+
+function row(one: Participant, colors: Colors, now: number): string[] {
+  const [first, ...others] = one.private;
+  const host = `${wrapped(first ?? "-")}${others.length > 0 ? `\n+${others.length} more` : ""}`;
+  return [
+    colors.bold(String(one.id)),
+    shorten(printable(one.name), columns[1][1]),
+    shorten(printable(one.room), columns[2][1]),
+    `${colors.dim(host)}\n${wrapped(one.public)}`,
+    colors.green(idList(one.linked)),
+    colors.yellow(idList(one.punching)),
+    age(now - one.since),
+  ];
+}
+
+/** The participants as a table of at most 80 columns. */
+export function renderParticipants(participants: Participant[], colors: Colors, now: number): string {
+  if (participants.length === 0) return "nobody is here yet";
+  const table = new Table({
+    head: columns.map(([title]) => title),
+    colWidths: columns.map(([, width]) => width + 1),
+    chars: noBorders,
+    style: { head: [], border: [], "padding-left": 0, "padding-right": 1 },
+    wordWrap: true,
+  });
+  table.push(...participants.map((one) => row(one, colors, now)));
+  return table.toString().replace(/ +$/gm, "");
+}
+
+/** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
+function describe(event: IntroducerEvent): string {
+  switch (event.event) {
+    case "listening":
+      return `listening on ${event.host} port ${event.port}`;
+    case "joined":
+      return `#${event.id} ${event.name} joined ${event.room} from ${event.public} (private ${event.private.join(", ") || "none"})`;
+    case "ignored":
+      return `${event.address} offered ${event.endpoints.join(", ")}, not its own: ignored`;
+    case "left":
+      return `#${event.id} ${event.name} left: ${event.reason}`;
+    case "punch":
+      return `#${event.a} and #${event.b} are punching`;
+    case "linked":
+      return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} -> ${event.remote}`;
+    case "unlinked":
+      return `#${event.id} unlinked from #${event.peer}: ${event.reason}`;
+    case "failed":
+      return `#${event.id} failed to link with #${event.peer}: ${failureReasons[event.reason]}${event.detail && ` (${event.detail})`}`;
+    case "refused":
+      return `refused ${event.id ? `#${event.id} ` : ""}${event.address}: ${event.message} [${event.code}]`;
+    case "error":
+      return `an error while serving ${event.address}: ${event.message}`;
+    case "participants":
+      return `${event.participants.length} participants`;
+  }
+}
+
+/** An event as one JSON line in which nothing is left that a terminal would obey. */
+function jsonLine(event: IntroducerEvent): string {
+  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
+    char.split("").map(escape).join(""),
+  );
+}
+
+// --- the introducer --------------------------------------------------------------------------------------
+
+/** A rendezvous server. `start` listens; `stop` tells the participants and ends. */
+export class Introducer {
+  readonly limits: Limits;
+  readonly #onEvent: (event: IntroducerEvent) => void;
+  readonly #listener: TCPSocketListener<Session | undefined>;
+  readonly #timer: Timer;
+  readonly #connections = new Set<Session>();
+  readonly #perSubscriber = new Map<string, number>();
+  readonly #members = new Map<number, Member>();
+  readonly #rooms = new Map<string, Set<Member>>();
+  readonly #introductions = new Map<string, Introduction>();
+  readonly #changed = new Set<Member>();
+  #lastId = 0;
+  #stopped: Promise<void> | undefined;
+  #allGone: (() => void) | undefined;
+
+  /** Throws what `Bun.listen` throws, such as EADDRINUSE. */
+  static start(options: IntroducerOptions = {}): Introducer {
+    return new Introducer(options);
+  }
+
+  private constructor(options: IntroducerOptions) {
+    this.limits = { ...defaultLimits, ...options.limits };
+    this.#onEvent = options.onEvent ?? (() => {});
+    this.#listener = this.#listen(options.host, options.port ?? defaultPort);
+    const { registerDeadlineMs: register, pingMs, silenceMs } = this.limits;
+    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, register / 4, pingMs / 4, silenceMs / 4));
+    this.#onEvent({ event: "listening", host: this.host, port: this.port });
+  }
+
+  get host(): string {
+    return this.#listener.hostname;
+  }
+
+  get port(): number {
+    return this.#listener.port;
+  }
+
+  /** Everyone who has registered, by id. */
+  get participants(): Participant[] {
+    return [...this.#members.values()].map(({ peer, room }) => ({ ...peer, room }));
+  }
+
+  /** Says something to everyone; returns to how many. */
+  broadcast(text: string): number {
+    const line = Buffer.from(encode({ type: "notice", text }));
+    for (const member of this.#members.values()) this.#write(member, line);
+    return this.#members.size;
+  }
+
+  /** Says something to one participant; returns whether there is one of that id. */
+  tell(id: number, text: string): boolean {
+    const member = this.#members.get(id);
+    if (member) this.#send(member, { type: "notice", text });
+    return member !== undefined;
+  }
+
+  /** Tells everyone, and resolves when all connections are closed. */
+  stop(reason = "the introducer was stopped"): Promise<void> {
+    return (this.#stopped ??= this.#stop(reason));
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  async #stop(reason: string): Promise<void> {
+    this.#listener.stop();
+    const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
+    const sessions = [...this.#connections];
+    for (const session of sessions) {
+      this.#send(session, { type: "bye", reason });
+      session.closing = true; // so that nobody is told of everyone else's leaving
+    }
+    for (const session of sessions) this.#close(session, reason);
+    const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
+    if (this.#connections.size > 0) await gone;
+    clearTimeout(timeout);
+    clearInterval(this.#timer);
+    this.#listener.stop(true);
+  }
+
+  #listen(host: string | undefined, port: number): TCPSocketListener<Session | undefined> {
+    const listen = (hostname: string) =>
+      Bun.listen<Session | undefined>({
+        hostname,
+        port,
+        allowHalfOpen: true,
+        socket: {
+          open: (socket) => this.#open(socket),
+          data: ({ data }, chunk) => data && this.#data(data, chunk),
+          drain: ({ data }) => data && this.#flush(data),
+          end: ({ data }) => data && this.#close(data, "it closed the connection"),
+          error: ({ data }, error) => data && this.#mishap(data, error),
+          close: ({ data }, error) =>
+            data && this.#closed(data, error?.message ?? "it closed the connection"),
+        },
+      });
+    if (host !== undefined) return listen(host);
+    try {
+      return listen("::");
+    } catch (error) {
+      const { code } = error as { code?: string };
+      if (code === "EADDRINUSE" || code === "EACCES") throw error;
+      return listen("0.0.0.0"); // a kernel without IPv6
+    }
+  }
+
+  // connections
+
+  #open(socket: Connection): void {
+    const observed = observedEndpoint(socket);
+    if (!observed) return void socket.terminate();
+    const session = new Session(socket, observed, this.limits, performance.now());
+    socket.data = session;
+    socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
+    this.#connections.add(session);
+    const { address } = splitEndpoint(observed);
+    const count = this.#count(address, 1);
+    const { sessions, sessionsPerAddress, sessionsPerLoopback } = this.limits;
+    const most = addressScope(address) === "loopback" ? sessionsPerLoopback : sessionsPerAddress;
+    // Even a refused connection costs something until it is closed, so a flood gets no answer.
+    if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
+    else if (count > most)
+      this.#refuse(session, new Refusal("limit", `${most} connections an address are enough`));
+    else if (this.#connections.size > sessions)
+      this.#refuse(session, new Refusal("limit", "the introducer is full"));
+  }
+
+  /** Counts a subscriber's connections; returns how many they are now. */
+  #count(address: string, change: 1 | -1): number {
+    const key = subscriber(address);
+    const count = (this.#perSubscriber.get(key) ?? 0) + change;
+    if (count > 0) this.#perSubscriber.set(key, count);
+    else this.#perSubscriber.delete(key);
+    return count;
+  }
+
+  #data(session: Session, chunk: Uint8Array): void {
+    session.heardAt = performance.now();
+    if (session.closing) return;
+    const decoder = session.decoder ?? new LineDecoder();
+    try {
+      for (const line of decoder.push(chunk)) {
+        this.#line(session, line);
+        if (session.closing) break;
+      }
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#refuse(session, error);
+    }
+    session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
+  }
+
+  #line(session: Session, line: string): void {
+    try {
+      const { messageBurst, messagesPerSecond } = this.limits;
+      if (!take(session.lines, messageBurst, messagesPerSecond, session.heardAt)) {
+        throw new Refusal("limit", `${messagesPerSecond} lines a second are enough`, true);
+      }
+      if (!session.peer) refuseOtherVersion(line);
+      this.#handle(session, parseToIntroducer(line));
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#refuse(session, error, line);
+    }
+  }
+
+  #refuse(session: Session, { code, message, fatal }: Refusal, line = ""): void {
+    if (session.closing) return;
+    const { type: request, peer } = peek(line);
+    this.#send(session, {
+      type: "refused",
+      code,
+      message,
+      ...(request !== undefined && { request }),
+      ...(peer !== undefined && { peer }),
+    });
+    const id = session.peer?.id;
+    this.#onEvent({
+      event: "refused",
+      ...(id !== undefined && { id }),
+      address: session.observed,
+      code,
+      message,
+    });
+    if (badLineCodes.has(code)) session.badLines += 1;
+    if (fatal || !session.peer || session.badLines >= this.limits.badLines)
+      this.#close(session, `refused: ${message}`);
+  }
+
+  #send(session: Session, message: ToParticipant): void {
+    this.#write(session, Buffer.from(encode(message)));
+  }
+
+  #write(session: Session, bytes: Uint8Array): void {
+    if (session.closing) return;
+    if (session.unsent === undefined) {
+      const written = session.socket.write(bytes);
+      if (written < 0 || written === bytes.length) return;
+      bytes = bytes.subarray(written);
+    }
+    (session.unsent ??= []).push(bytes);
+    session.unsentBytes += bytes.length;
+    if (session.unsentBytes <= this.limits.unsentBytes) return;
+    session.closing = true;
+    session.unsent = undefined;
+    // Later, because whoever is sending may be walking through the room.
+    queueMicrotask(() => this.#drop(session, "it reads too slowly"));
+  }
+
+  #flush(session: Session): void {
+    if (session.unsent === undefined) return;
+    const bytes = Buffer.concat(session.unsent);
+    const rest = bytes.subarray(Math.max(0, session.socket.write(bytes)));
+    session.unsent = rest.length > 0 ? [rest] : undefined;
+    session.unsentBytes = rest.length;
+    if (session.closing && rest.length === 0) session.socket.shutdown();
+  }
+
+  /** Ends a session after its last line has been sent. */
+  #close(session: Session, reason: string): void {
+    session.closing = true;
+    session.decoder = undefined;
+    session.deadlineAt = performance.now() + closeGraceMs;
+    this.#leave(session, reason);
+    if (session.unsent === undefined) session.socket.shutdown();
+  }
+
+  #drop(session: Session, reason: string): void {
+    session.closing = true;
+    this.#leave(session, reason);
+    session.socket.terminate();
+  }
+
+  /** An exception in a handler: our mistake, which must cost one connection only, and not go unseen. */
+  #mishap(session: Session, { message }: Error): void {
+    this.#onEvent({ event: "error", address: session.observed, message });
+    this.#drop(session, "an error in the introducer");
+  }
+
+  #closed(session: Session, reason: string): void {
+    if (!this.#connections.delete(session)) return;
+    session.closing = true;
+    this.#count(splitEndpoint(session.observed).address, -1);
+    this.#leave(session, reason);
+    if (this.#connections.size === 0) this.#allGone?.();
+  }
+
+  // time
+
+  #tick(): void {
+    const now = performance.now();
+    for (const session of this.#connections) this.#tickSession(session, now);
+    for (const introduction of this.#introductions.values()) {
+      if (now >= introduction.expiresAt) this.#endIntroduction(introduction);
+    }
+  }
+
+  #tickSession(session: Session, now: number): void {
+    const { silenceMs, pingMs, registerDeadlineMs: deadline } = this.limits;
+    if (session.closing) {
+      if (now >= session.deadlineAt) session.socket.terminate();
+    } else if (!session.peer) {
+      if (now < session.deadlineAt) return;
+      this.#refuse(
+        session,
+        new Refusal("not-registered", `register within ${deadline / 1000} s of connecting`, true),
+      );
+    } else if (now - session.heardAt >= silenceMs) {
+      const reason = `nothing was heard from it for ${silenceMs / 1000} s`;
+      this.#send(session, { type: "bye", reason });
+      this.#close(session, reason);
+    } else if (now - session.pingSentAt >= pingMs) this.#ping(session, now);
+  }
+
+  #ping(session: Session, now: number): void {
+    session.pingSentAt = now;
+    this.#send(session, { type: "ping", id: ++session.pingId });
+  }
+
+  #pong(session: Session, id: number): void {
+    if (id !== session.pingId || session.answeredPingId >= session.pingId) return;
+    const now = performance.now();
+    session.answeredPingId = session.pingId;
+    session.roundTripMs = Math.min(now - session.pingSentAt, session.roundTripMs ?? Infinity);
+    if (session.pingId < firstPings) this.#ping(session, now);
+  }
+
+  // messages
+
+  #handle(session: Session, message: ToIntroducer): void {
+    if (message.type === "register") return this.#register(session, message);
+    if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
+    const member = session as Member;
+    switch (message.type) {
+      case "connect":
+        return this.#connect(member, message.peer);
+      case "linked":
+        return this.#linked(member, message);
+      case "unlinked":
+        return this.#unlinked(member, message);
+      case "failed":
+        return this.#failed(member, message);
+      case "echo":
+        return this.#send(member, { type: "echo", text: message.text });
+      case "pong":
+        return this.#pong(member, message.id);
+    }
+  }
+
+  #register(session: Session, message: Extract<ToIntroducer, { type: "register" }>): void {
+    if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
+    const { name, room, instance, fingerprint } = message;
+    const [allowed, ignored] = sortCandidates(message.private, session.observed);
+    const others = this.#rooms.get(room) ?? new Set<Member>();
+    if (others.size >= this.limits.roomSize) throw new Refusal("limit", "the room is full");
+    const id = ++this.#lastId;
+    const own = { id, name, private: allowed, public: session.observed };
+    session.peer = { ...own, instance, fingerprint, linked: [], punching: [], since: Date.now() };
+    session.room = room;
+    const member = session as Member;
+    this.#send(member, { type: "registered", ...own, room });
+    this.#ping(member, performance.now());
+    for (const line of snapshot([...others].map(({ peer }) => peer))) this.#send(member, line);
+    this.#tellRoom(others, { type: "joined", peer: member.peer });
+    this.#rooms.set(room, others.add(member));
+    this.#members.set(id, member);
+    this.#onEvent({ event: "joined", ...own, room });
+    if (ignored.length > 0)
+      this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
+  }
+
+  #tellRoom(room: Iterable<Member>, message: ToParticipant): void {
+    const line = Buffer.from(encode(message));
+    for (const member of room) this.#write(member, line);
+  }
+
+  /** The other participant of the same room: nobody learns whether an id exists elsewhere. */
+  #neighbour(member: Member, id: number): Member {
+    if (id === member.peer.id) throw new Refusal("self", "that is you");
+    const other = this.#members.get(id);
+    if (other?.room !== member.room) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
+    return other;
+  }
+
+  #connect(member: Member, id: number): void {
+    const now = performance.now();
+    const { introductionsPerMinute: most } = this.limits;
+    member.introductions ??= { tokens: most, at: now };
+    if (!take(member.introductions, most, most / 60, now)) {
+      throw new Refusal("limit", `${most} introductions a minute are enough: wait a little`);
+    }
+    const other = this.#neighbour(member, id);
+    const earlier = this.#introductions.get(pairKey(member.peer.id, id));
+    // Both asked at once: the `punch` this side has not yet reported on answers it too. Once it has reported,
+    // it knows how that punch ended, and means another.
+    if (earlier?.waiting.has(member.peer.id) && now < earlier.expiresAt) return;
+    this.#introduce(member, other, now);
+  }
+
+  #introduce(asker: Member, other: Member, now: number): void {
+    const [a, b] = [asker.peer.id, other.peer.id];
+    const token = randomBytes(16).toString("hex");
+    const [startA, startB] = startDelays(asker.roundTripMs, other.roundTripMs);
+    const expiresAt = now + Math.max(startA, startB) + this.limits.punchDeadlineMs + reportGraceMs;
+    const introduction: Introduction = {
+      token,
+      waiting: new Set([a, b]),
+      members: [asker, other],
+      expiresAt,
+    };
+    this.#introductions.set(pairKey(a, b), introduction);
+    for (const [one, peer] of [
+      [asker, b],
+      [other, a],
+    ] as const) {
+      if (!one.peer.punching.includes(peer)) one.peer.punching.push(peer);
+    }
+    const punch = (to: Member, peer: Peer, role: Role, startInMs: number) =>
+      this.#send(to, { type: "punch", peer, role, token, startInMs });
+    punch(asker, other.peer, "controlling", startA);
+    punch(other, asker.peer, "controlled", startB);
+    this.#change(asker, other);
+    this.#onEvent({ event: "punch", a, b });
+  }
+
+  #linked(member: Member, message: Extract<ToIntroducer, { type: "linked" }>): void {
+    const { peer, route, local, remote } = message;
+    this.#neighbour(member, peer);
+    const { id, linked, punching } = member.peer;
+    if (!linked.includes(peer)) linked.push(peer);
+    remove(punching, peer);
+    const introduction = this.#introductions.get(pairKey(id, peer));
+    introduction?.waiting.delete(id);
+    if (introduction?.waiting.size === 0) this.#endIntroduction(introduction);
+    this.#change(member);
+    this.#onEvent({ event: "linked", id, peer, route, local, remote });
+  }
+
+  #unlinked(member: Member, { peer, reason }: Extract<ToIntroducer, { type: "unlinked" }>): void {
+    if (!remove(member.peer.linked, peer)) return;
+    this.#change(member);
+    this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
+  }
+
+  #failed(member: Member, message: Extract<ToIntroducer, { type: "failed" }>): void {
+    const { peer, token, reason, detail } = message;
+    const { id } = member.peer;
+    const introduction = this.#introductions.get(pairKey(id, peer));
+    // A late report must not end the punch that came after: the token tells them apart.
+    if (introduction?.token !== token) return;
+    const other = introduction.members.find((one) => one.peer.id === peer);
+    if (other && introduction.waiting.has(peer))
+      this.#send(other, { type: "failed", peer: id, token, reason, detail });
+    this.#endIntroduction(introduction);
+    this.#onEvent({ event: "failed", id, peer, reason, detail });
+  }
+
+  #endIntroduction({ members: [a, b] }: Introduction): void {
+    this.#introductions.delete(pairKey(a.peer.id, b.peer.id));
+    if (remove(a.peer.punching, b.peer.id)) this.#change(a);
+    if (remove(b.peer.punching, a.peer.id)) this.#change(b);
+  }
+
+  #change(...members: Member[]): void {
+    if (this.#changed.size === 0) setTimeout(() => this.#tellChanges(), updateDelayMs);
+    for (const member of members) this.#changed.add(member);
+  }
+
+  #tellChanges(): void {
+    for (const { peer, room } of this.#changed) {
+      if (this.#members.has(peer.id)) this.#tellRoom(this.#rooms.get(room) ?? [], { type: "updated", peer });
+    }
+    this.#changed.clear();
+  }
+
+  /** Takes a session out of its room, once, however many ways it ends. */
+  #leave(session: Session, reason: string): void {
+    if (!session.peer || !this.#members.delete(session.peer.id)) return;
+    const { id, name } = session.peer;
+    const room = this.#rooms.get(session.room);
+    room?.delete(session as Member);
+    if (room?.size === 0) this.#rooms.delete(session.room);
+    for (const other of room ?? []) this.#part(other, id, reason);
+    this.#tellRoom(room ?? [], { type: "left", id });
+    this.#onEvent({ event: "left", id, name, reason });
+  }
+
+  /** `left` tells the room to strike that id from every list, so no `updated` follows. */
+  #part(other: Member, id: number, detail: string): void {
+    const { peer } = other;
+    remove(peer.linked, id);
+    remove(peer.punching, id);
+    const introduction = this.#introductions.get(pairKey(id, peer.id));
+    if (!introduction) return;
+    this.#introductions.delete(pairKey(id, peer.id));
+    if (!introduction.waiting.has(peer.id)) return;
+    this.#send(other, { type: "failed", peer: id, token: introduction.token, reason: "peer-left", detail });
+    this.#onEvent({ event: "failed", id: peer.id, peer: id, reason: "peer-left", detail });
+  }
+}
+
+// --- the prompt ------------------------------------------------------------------------------------------
+
+const usage = `The introducer: tells participants about each other so that they can link by TCP hole punching.
+
+Usage: bun run introducer [PORT] [options]
+
+  PORT           1 to 65535; without it you are asked on a terminal, otherwise ${defaultPort}
+  --host ADDR    listen on this address only (default: all of this host's)
+  --json         one JSON object a line on standard output, for programs
+  -h, --help     this text
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.`;
+
+const promptHelp = `  s  list            who is here
+  d  broadcast TEXT  say something to everyone
+  f  tell ID TEXT    say something to one participant
+  a  quit            end the introducer
+  h  help            this text`;
+
+function colorsFor(stream: { isTTY?: boolean }): Colors {
+  return picocolors.createColors(
+    Boolean(stream.isTTY) && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb",
+  );
+}
+
+/** The operator's side: events as log lines or JSON, and the commands. */
+class Prompt {
+  readonly #json: boolean;
+  readonly #interactive = process.stdin.isTTY && process.stderr.isTTY;
+  #reader: readline.Interface | undefined;
+
+  constructor(json: boolean) {
+    this.#json = json;
+  }
+
+  event(event: IntroducerEvent): void {
+    if (this.#json) return this.#print(process.stdout, jsonLine(event));
+    const time = new Date().toTimeString().slice(0, 8);
+    this.say(`${colorsFor(process.stderr).dim(time)} ${printable(describe(event))}`);
+  }
+
+  say(text: string): void {
+    this.#print(process.stderr, text);
+  }
+
+  /** Prints above the line that is being typed. */
+  #print(stream: NodeJS.WriteStream, text: string): void {
+    if (!this.#interactive || !this.#reader) return void stream.write(`${text}\n`);
+    readline.moveCursor(process.stderr, 0, -this.#reader.getCursorPos().rows);
+    readline.cursorTo(process.stderr, 0);
+    readline.clearScreenDown(process.stderr);
+    stream.write(`${text}\n`);
+    this.#reader.prompt(true);
+  }
+
+  /** Takes commands; `quit` is called when the operator wants to end. */
+  open(introducer: Introducer, quit: (reason: string) => void): void {
+    const reader = readline.createInterface({
+      input: process.stdin,
+      output: process.stderr,
+      terminal: this.#interactive,
+      prompt: "introducer> ",
+    });
+    this.#reader = reader;
+    reader.on("line", (line) => {
+      if (!this.#command(introducer, line.trim())) return quit("the operator ended the introducer");
+      if (this.#interactive) reader.prompt();
+    });
+    if (!this.#interactive) return; // as a service, standard input is /dev/null: its end means nothing
+    reader.on("SIGINT", () => quit("the operator ended the introducer"));
+    reader.on("close", () => quit("the operator ended the introducer"));
+    this.say("`help` shows the commands");
+  }
+
+  close(): void {
+    this.#reader?.removeAllListeners("close");
+    this.#reader?.close();
+    this.#reader = undefined;
+  }
+
+  /** Whether to go on. */
+  #command(introducer: Introducer, line: string): boolean {
+    const [, word = "", rest = ""] = /^(\S*)\s*(.*)$/s.exec(line) ?? [];
+    switch (word.toLowerCase()) {
+      case "":
+        break;
+      case "s":
+      case "list":
+        this.#list(introducer);
+        break;
+      case "d":
+      case "broadcast":
+        if (this.#sayable(rest, "broadcast TEXT"))
+          this.say(`told ${introducer.broadcast(rest)} participants`);
+        break;
+      case "f":
+      case "tell":
+        this.#tell(introducer, rest);
+        break;
+      case "h":
+      case "help":
+        this.say(promptHelp);
+        break;
+      case "a":
+      case "quit":
+        return false;
+      default:
+        this.say(`there is no command ${printable(word)}; these are there:\n${promptHelp}`);
+    }
+    return true;
+  }
+
+  #list({ participants }: Introducer): void {
+    if (this.#json) return this.event({ event: "participants", participants });
+    this.#print(process.stdout, renderParticipants(participants, colorsFor(process.stdout), Date.now()));
+  }
+
+  #tell(introducer: Introducer, rest: string): void {
+    const [, word = "", text = ""] = /^(\S*)\s*(.*)$/s.exec(rest) ?? [];
+    if (!this.#sayable(text, "tell ID TEXT")) return;
+    const whom = findByIdOrName(introducer.participants, word);
+    if (typeof whom === "string") return this.say(whom);
+    introducer.tell(whom.id, text);
+    this.say(`told #${whom.id} ${printable(whom.name)}`);
+  }
+
+  #sayable(text: string, form: string): boolean {
+    if (text === "") this.say(`what? Type ${form}`);
+    else if (text.length > maxTextLength) this.say(`at most ${maxTextLength} characters, please`);
+    return text !== "" && text.length <= maxTextLength;
+  }
+}
+
+// --- main ------------------------------------------------------------------------------------------------
+
+function parsePort(text: string): number | undefined {
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
+  return port >= 1 && port <= 65535 ? port : undefined;
+}
+
+async function askPort(): Promise<number | undefined> {
+  const reader = readline.createInterface({ input: process.stdin, output: process.stderr });
+  const ended = new Promise<undefined>((resolve) => reader.once("close", () => resolve(undefined)));
+  try {
+    for (;;) {
+      const asked = new Promise<string>((resolve) => reader.question(`Port [${defaultPort}]: `, resolve));
+      const answer = await Promise.race([asked, ended]);
+      if (answer === undefined) return undefined;
+      const port = answer.trim() === "" ? defaultPort : parsePort(answer.trim());
+      if (port !== undefined) return port;
+      process.stderr.write("a port is a number from 1 to 65535\n");
+    }
+  } finally {
+    reader.close();
+  }
+}
+
+/** The address that participants most likely reach this host by. */
+function likelyAddress(): string {
+  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+  const usable = all.flatMap(({ address }) => canonicalAddress(address) ?? []);
+  const rank = ({ address, family }: { address: string; family: 4 | 6 }) =>
+    ["global4", "private4", "global6", "private6"].indexOf(addressScope(address) + family);
+  const ranked = usable.filter((one) => rank(one) >= 0).sort((a, b) => rank(a) - rank(b));
+  return ranked[0]?.address ?? "127.0.0.1";
+}
+
+/** What a participant types to come here. */
+function invitation({ host, port }: Introducer): string {
+  const command = "participants type:  bun run participant";
+  const listening = canonicalAddress(host)?.address;
+  if (listening === undefined) return `${command} ${host}:${port}`;
+  const address = listening === "::" || listening === "0.0.0.0" ? likelyAddress() : listening;
+  const scope = addressScope(address);
+  const hint = {
+    global: "",
+    unusable: "",
+    loopback: `\n${address} can be reached from this host only`,
+    private: `\n${address} is a private address: from elsewhere, use the public one that leads to TCP port ${port} here`,
+  }[scope];
+  return `${command} ${formatEndpoint(address, port)}${hint}`;
+}
+
+function listenProblem(error: unknown, host: string | undefined, port: number): string {
+  const { code, message } = error as { code?: string; message: string };
+  if (code === "EADDRINUSE")
+    return `port ${port} is taken by another program; choose another: bun run introducer ${port < 65535 ? port + 1 : port - 1}`;
+  if (code === "EACCES")
+    return `port ${port} needs more rights; choose one from 1024 on: bun run introducer ${defaultPort}`;
+  if (code === "EADDRNOTAVAIL")
+    return `this host has no address ${host}; leave --host out to listen on all it has`;
+  return `can't listen on ${host ?? "any address"} port ${port}: ${message}`;
+}
+
+function readArguments(args: string[]): { port?: number; host?: string; json: boolean; help: boolean } {
+  const options = {
+    host: { type: "string" },
+    json: { type: "boolean" },
+    help: { type: "boolean", short: "h" },
+  } as const;
+  const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
+  const [word, ...more] = positionals;
+  const port = word === undefined ? undefined : parsePort(word);
+  if (more.length > 0) throw new TypeError(`unexpected argument ${more[0]}`);
+  if (word !== undefined && port === undefined)
+    throw new TypeError(`the port must be a number from 1 to 65535, not ${word}`);
+  const { host, json = false, help = false } = values;
+  return { ...(port !== undefined && { port }), ...(host !== undefined && { host }), json, help };
+}
+
+/** Runs until a signal or the operator ends it; returns the exit code. */
+async function serve(port: number, host: string | undefined, json: boolean): Promise<number> {
+  const prompt = new Prompt(json);
+  const ended = Promise.withResolvers<string>();
+  let introducer: Introducer;
+  try {
+    introducer = Introducer.start({
+      port,
+      ...(host !== undefined && { host }),
+      onEvent: (event) => prompt.event(event),
+    });
+  } catch (error) {
+    prompt.say(listenProblem(error, host, port));
+    return 1;
+  }
+  if (!json) prompt.say(invitation(introducer));
+  process.once("SIGINT", () => ended.resolve("the introducer was interrupted"));
+  process.once("SIGTERM", () => ended.resolve("the introducer was terminated"));
+  process.stdout.on("error", () => {}); // whoever read the output is gone; the participants are not
+  process.stderr.on("error", () => {});
+  process.stdin.on("error", () => {});
+  prompt.open(introducer, ended.resolve);
+  const reason = await ended.promise;
+  prompt.close();
+  await introducer.stop(reason);
+  return 0;
+}
+
+async function main(args: string[]): Promise<number> {
+  let parsed: ReturnType<typeof readArguments>;
+  try {
+    parsed = readArguments(args);
+  } catch (error) {
+    process.stderr.write(`${printable((error as Error).message)}; see --help\n`);
+    return 2;
+  }
+  if (parsed.help) {
+    process.stdout.write(`${usage}\n`);
+    return 0;
+  }
+  const port = parsed.port ?? (process.stdin.isTTY ? await askPort() : defaultPort);
+  return port === undefined ? 0 : serve(port, parsed.host, parsed.json);
+}
+
+if (import.meta.main) process.exit(await main(process.argv.slice(2)));

@@ -1,0 +1,707 @@
+import { expect, test } from "bun:test";
+import net from "node:net";
+import { join } from "node:path";
+import picocolors from "picocolors";
+import {
+  Introducer,
+  renderParticipants,
+  startDelays,
+  type IntroducerEvent,
+  type Limits,
+} from "../introducer.ts";
+import {
+  encode,
+  LineDecoder,
+  maxLineBytes,
+  parseToParticipant,
+  protocolVersion,
+  type Endpoint,
+  type RefusalCode,
+  type ToIntroducer,
+  type ToParticipant,
+} from "../protocol.ts";
+
+type MessageOf<T extends ToParticipant["type"]> = Extract<ToParticipant, { type: T }>;
+const at = (text: string) => text as Endpoint;
+const fingerprint = "ab".repeat(32);
+const instance = "0123456789abcdef";
+
+function registration(name: string, room = "lobby"): Extract<ToIntroducer, { type: "register" }> {
+  const own = [at("192.168.1.5:40000")];
+  return { type: "register", version: protocolVersion, name, room, instance, fingerprint, private: own };
+}
+
+/** A participant made of nothing but a socket: it says exactly what a test wants said. */
+class Client implements Disposable {
+  readonly seen: ToParticipant[] = [];
+  readonly ended = Promise.withResolvers<void>();
+  readonly #socket: net.Socket;
+  readonly #decoder = new LineDecoder();
+  #waiting: { wants: (message: ToParticipant) => boolean; resolve: (message: ToParticipant) => void }[] = [];
+  #taken = new Set<ToParticipant>();
+  answersPings = true;
+
+  constructor(port: number) {
+    this.#socket = net.connect({ port, host: "127.0.0.1", noDelay: true });
+    this.#socket.on("data", (chunk) => {
+      for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));
+    });
+    this.#socket.on("error", () => {});
+    this.#socket.on("close", () => this.ended.resolve());
+    this.#socket.on("end", () => this.ended.resolve());
+  }
+
+  get endpoint(): string {
+    return `127.0.0.1:${this.#socket.localPort}`;
+  }
+
+  #receive(message: ToParticipant): void {
+    this.seen.push(message);
+    if (message.type === "ping" && this.answersPings) this.send({ type: "pong", id: message.id });
+    const index = this.#waiting.findIndex(({ wants }) => wants(message));
+    if (index === -1) return;
+    this.#taken.add(message);
+    this.#waiting.splice(index, 1)[0]!.resolve(message);
+  }
+
+  /** The next message of that type that no one has waited for yet. */
+  next<T extends ToParticipant["type"]>(type: T, wants = (_: MessageOf<T>) => true): Promise<MessageOf<T>> {
+    const fits = (message: ToParticipant) => message.type === type && wants(message as MessageOf<T>);
+    const early = this.seen.find((message) => !this.#taken.has(message) && fits(message));
+    if (early) {
+      this.#taken.add(early);
+      return Promise.resolve(early as MessageOf<T>);
+    }
+    const { promise, resolve } = Promise.withResolvers<ToParticipant>();
+    this.#waiting.push({ wants: fits, resolve });
+    return promise as Promise<MessageOf<T>>;
+  }
+
+  send(message: ToIntroducer): void {
+    this.raw(encode(message));
+  }
+
+  raw(bytes: string | Uint8Array): void {
+    this.#socket.write(typeof bytes === "string" ? Buffer.from(bytes) : bytes);
+  }
+
+  end(): void {
+    this.#socket.end();
+  }
+
+  pause(): void {
+    this.#socket.pause();
+  }
+
+  /** Everything the introducer had to say to this client before this call has been read when it resolves. */
+  async settled(): Promise<void> {
+    const text = crypto.randomUUID();
+    this.send({ type: "echo", text });
+    await this.next("echo", (echo) => echo.text === text);
+  }
+
+  types(): string[] {
+    return this.seen.map(({ type }) => type).filter((type) => type !== "ping");
+  }
+
+  [Symbol.dispose](): void {
+    this.#socket.destroy();
+  }
+}
+
+/** An introducer on a free port, and all it told its operator. */
+function introduce(limits: Partial<Limits> = {}) {
+  const events: IntroducerEvent[] = [];
+  const waiting = new Set<() => void>();
+  const onEvent = (event: IntroducerEvent) => {
+    events.push(event);
+    for (const wake of waiting) wake();
+  };
+  const introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
+  const happened = <T extends IntroducerEvent["event"]>(name: T) => {
+    const { promise, resolve } = Promise.withResolvers<Extract<IntroducerEvent, { event: T }>>();
+    const wake = () => {
+      const found = events.find(
+        (event): event is Extract<IntroducerEvent, { event: T }> => event.event === name,
+      );
+      if (found) resolve(found);
+    };
+    waiting.add(wake);
+    wake();
+    return promise.finally(() => waiting.delete(wake));
+  };
+  const join = async (name: string, room?: string) => {
+    const client = new Client(introducer.port);
+    client.send(registration(name, room));
+    const { id } = await client.next("registered");
+    await client.next("peers", ({ more }) => !more);
+    return Object.assign(client, { id });
+  };
+  const dispose = () => introducer.stop();
+  return { introducer, events, happened, join, [Symbol.asyncDispose]: dispose };
+}
+
+/** Registers and never looks at what comes; the introducer's end closes it. */
+async function joinAndIgnore(port: number, message: ToIntroducer): Promise<void> {
+  const answered = Promise.withResolvers<void>();
+  const socket = await Bun.connect({
+    hostname: "127.0.0.1",
+    port,
+    socket: { data: () => answered.resolve() },
+  });
+  socket.write(encode(message));
+  await answered.promise;
+}
+
+// --- registering -----------------------------------------------------------------------------------------
+
+test("register is answered by registered and the others; they learn of it by joined", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = new Client(scene.introducer.port);
+  bert.send({ ...registration("bert"), private: [at("10.0.0.2:5"), at("10.0.0.2:5"), at("8.8.8.8:53")] });
+  const registered = await bert.next("registered");
+  const peers = await bert.next("peers");
+  const joined = await anna.next("joined");
+  const own = { id: 2, name: "bert", private: ["10.0.0.2:5"], public: bert.endpoint };
+  expect<unknown>(registered).toEqual({ type: "registered", ...own, room: "lobby" });
+  const rest = { instance, fingerprint, linked: [], punching: [], since: expect.any(Number) };
+  const annaAsPeer = { id: 1, name: "anna", private: ["192.168.1.5:40000"], public: anna.endpoint, ...rest };
+  expect<unknown>(peers).toEqual({ type: "peers", peers: [annaAsPeer], more: false });
+  expect<unknown>(joined).toEqual({ type: "joined", peer: { ...own, ...rest } });
+  expect(await scene.happened("ignored")).toMatchObject({ endpoints: ["8.8.8.8:53"] });
+  bert.end();
+  expect(await anna.next("left")).toEqual({ type: "left", id: 2 });
+});
+
+test("ids are never used again", async () => {
+  await using scene = introduce();
+  for (const id of [1, 2, 3]) {
+    using client = await scene.join("anna");
+    expect(client.id).toBe(id);
+  }
+});
+
+test("rooms don't see each other", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "red");
+  using bert = await scene.join("bert", "blue");
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("refused")).toMatchObject({
+    code: "unknown-peer",
+    request: "connect",
+    peer: bert.id,
+  });
+  await bert.settled();
+  expect([anna.types(), bert.types()]).toEqual([
+    ["registered", "peers", "refused"],
+    ["registered", "peers", "echo"],
+  ]);
+});
+
+test("a full room's snapshot comes in lines of at most 64 KiB, and one more is refused", async () => {
+  await using scene = introduce();
+  const host = (n: number) => at(`[fd00:1111:2222:3333:4444:5555:6666:${1000 + n}]:40000`);
+  const candidates = Array.from({ length: 10 }, (_, n) => host(n));
+  for (let n = 0; n < 255; n++) {
+    await joinAndIgnore(scene.introducer.port, {
+      ...registration(`n${"ö".repeat(50)}`),
+      private: candidates,
+    });
+  }
+  using last = await scene.join("last");
+  using late = new Client(scene.introducer.port);
+  late.send(registration("late"));
+  expect(await late.next("refused")).toMatchObject({ code: "limit", request: "register" });
+  const lines = last.seen.filter((message) => message.type === "peers");
+  expect(lines.length).toBeGreaterThan(1);
+  expect(lines.map(({ more }) => more)).toEqual(lines.map((line) => line !== lines.at(-1)));
+  expect(Math.max(...lines.map((line) => Buffer.byteLength(encode(line))))).toBeLessThanOrEqual(maxLineBytes);
+  expect(lines.flatMap(({ peers }) => peers.map(({ id }) => id))).toEqual(
+    Array.from({ length: 255 }, (_, n) => n + 1),
+  );
+});
+
+// --- introductions ---------------------------------------------------------------------------------------
+
+test("connect sends both a punch with one token and opposite roles", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect([a.role, b.role, a.peer.id, b.peer.id]).toEqual(["controlling", "controlled", bert.id, anna.id]);
+  expect(a.token).toMatch(/^[0-9a-f]{32}$/);
+  expect(b.token).toBe(a.token);
+  expect(await bert.next("updated", ({ peer }) => peer.id === anna.id)).toMatchObject({
+    peer: { punching: [bert.id] },
+  });
+});
+
+test("both ask at once: one punch, also when one side is linked before the other's connect is read", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await anna.next("punch");
+  anna.send({
+    type: "linked",
+    peer: bert.id,
+    route: "public",
+    local: at("10.0.0.1:1"),
+    remote: at("10.0.0.2:2"),
+  });
+  await scene.happened("linked");
+  bert.send({ type: "connect", peer: anna.id });
+  await Promise.all([anna.settled(), bert.settled()]);
+  expect([...anna.types(), ...bert.types()].filter((type) => type === "punch")).toHaveLength(2);
+});
+
+test("a failure is told to the other side, and a retry works at once", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  const report = { type: "failed", token, reason: "timed-out", detail: "why" } as const;
+  anna.send({ ...report, peer: bert.id });
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await bert.next("failed")).toEqual({ ...report, peer: anna.id });
+  const second = await bert.next("punch", (punch) => punch.token !== token);
+  bert.send({ ...report, peer: anna.id }); // late: of the first punch, so it must not end the second
+  bert.send({ ...report, peer: anna.id, token: second.token });
+  expect(await anna.next("failed")).toMatchObject({ token: second.token });
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], []]);
+});
+
+test("a link is listed until it ends, and can be made anew at once", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const report = {
+    type: "linked",
+    route: "public",
+    local: at("10.0.0.1:1"),
+    remote: at("10.0.0.2:2"),
+  } as const;
+  anna.send({ ...report, peer: bert.id });
+  bert.send({ ...report, peer: anna.id });
+  await Promise.all([anna.settled(), bert.settled()]);
+  const lists = () => scene.introducer.participants.map(({ linked, punching }) => ({ linked, punching }));
+  expect(lists()).toEqual([
+    { linked: [2], punching: [] },
+    { linked: [1], punching: [] },
+  ]);
+  expect(await anna.next("updated", ({ peer }) => peer.id === 2 && peer.linked.length > 0)).toBeDefined();
+  bert.send({ type: "unlinked", peer: anna.id, reason: "enough" });
+  bert.send({ type: "connect", peer: anna.id });
+  expect(await bert.next("punch")).toMatchObject({ role: "controlling" });
+  expect(lists()[1]).toEqual({ linked: [], punching: [1] });
+});
+
+test("who leaves while punching is reported as peer-left, before left", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  bert[Symbol.dispose]();
+  expect(await anna.next("failed")).toMatchObject({ peer: bert.id, token, reason: "peer-left" });
+  await anna.next("left");
+  expect(anna.types().filter((type) => type === "failed" || type === "left")).toEqual(["failed", "left"]);
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[]]);
+});
+
+test("a punch nobody reports on is forgotten", async () => {
+  await using scene = introduce({ punchDeadlineMs: -2000, pingMs: 40 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await anna.next("updated", ({ peer }) => peer.id === anna.id && peer.punching.length === 0);
+  anna.send({ type: "connect", peer: bert.id });
+  const first = await anna.next("punch");
+  expect(await anna.next("punch")).not.toEqual(first);
+});
+
+test("the side nearer to the introducer waits", () => {
+  expect([
+    startDelays(20, 100),
+    startDelays(100, 20),
+    startDelays(undefined, 30),
+    startDelays(0, 90_000),
+  ]).toEqual([
+    [40, 0],
+    [0, 40],
+    [15, 0],
+    [2000, 0],
+  ]);
+});
+
+test("three pings at once, then one a period", async () => {
+  await using scene = introduce({ pingMs: 50 });
+  using anna = await scene.join("anna");
+  for (const id of [1, 2, 3, 4, 5]) expect((await anna.next("ping")).id).toBe(id);
+});
+
+// --- who misbehaves --------------------------------------------------------------------------------------
+
+const register = encode(registration("mallory"));
+const longName = encode(registration("x".repeat(65)));
+const loopback = [at("127.0.0.1:1")];
+const beforeRegistering: [string, string | Uint8Array, RefusalCode][] = [
+  ["garbage", "\u0001\u0002 hello\n", "bad-line"],
+  ["bytes that are not UTF-8", new Uint8Array([255, 254, 10]), "bad-line"],
+  ["HTTP", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "bad-line"],
+  ["a list", "[]\n", "bad-line"],
+  ["null", "null\n", "bad-line"],
+  ["an unknown type", '{"type":"obey"}\n', "unknown-type"],
+  ["a type of Object.prototype", '{"type":"constructor"}\n', "unknown-type"],
+  ["a message before register", encode({ type: "connect", peer: 1 }), "not-registered"],
+  ["an unknown version", register.replace(`"version":${protocolVersion}`, '"version":99'), "bad-version"],
+  ["another version with other fields", '{"type":"register","version":0,"nick":"x"}\n', "bad-version"],
+  ["no fingerprint", encode({ ...registration("mallory"), fingerprint: "" }), "bad-field"],
+  ["a name too long", longName, "bad-field"],
+  ["a name with an escape sequence", encode(registration("\u001b[2Jx")), "bad-field"],
+  ["a room with a control character", encode(registration("mallory", "a\u009bb")), "bad-field"],
+  [
+    "an endpoint that is none",
+    encode({ ...registration("mallory"), private: [at("999.1.1.1:80")] }),
+    "bad-field",
+  ],
+  [
+    "a multicast endpoint",
+    encode({ ...registration("mallory"), private: [at("224.0.0.1:80")] }),
+    "bad-field",
+  ],
+  [
+    "too many endpoints",
+    encode({ ...registration("mallory"), private: Array(11).fill(loopback[0]) }),
+    "bad-field",
+  ],
+  ["a line too long", "x".repeat(maxLineBytes + 1), "too-long"],
+  ["1 MB without LF", "x".repeat(1_000_000), "too-long"],
+];
+
+for (const [what, bytes, code] of beforeRegistering) {
+  test(`before registering, ${what}: one refusal, then closed`, async () => {
+    await using scene = introduce();
+    using anna = await scene.join("anna");
+    using mallory = new Client(scene.introducer.port);
+    mallory.raw(bytes);
+    mallory.raw(register); // what follows is not read any more
+    await mallory.ended.promise;
+    expect(mallory.seen).toMatchObject([{ type: "refused", code }]);
+    expect(Buffer.byteLength(encode(mallory.seen[0]!))).toBeLessThan(512);
+    await anna.settled();
+    expect(anna.types()).toEqual(["registered", "peers", "echo"]);
+  });
+}
+
+const afterRegistering: [string, string, Partial<MessageOf<"refused">>][] = [
+  ["garbage", "}{\n", { code: "bad-line" }],
+  ["an empty line", "\n", { code: "bad-line" }],
+  ["an unknown type", '{"type":"obey","peer":7}\n', { code: "unknown-type", request: "obey", peer: 7 }],
+  ["a second register", register, { code: "already-registered", request: "register" }],
+  [
+    "an introduction to oneself",
+    '{"type":"connect","peer":2}\n',
+    { code: "self", request: "connect", peer: 2 },
+  ],
+  ["an introduction to nobody", '{"type":"connect","peer":9}\n', { code: "unknown-peer", peer: 9 }],
+  [
+    "a peer that is no number",
+    '{"type":"connect","peer":"anna"}\n',
+    { code: "bad-field", request: "connect" },
+  ],
+  [
+    "a link with nobody",
+    encode({ type: "linked", peer: 9, route: "public", local: at("10.0.0.1:1"), remote: at("10.0.0.1:2") }),
+    { code: "unknown-peer", request: "linked", peer: 9 },
+  ],
+  [
+    "a link between endpoints that are none",
+    '{"type":"linked","peer":1,"route":"public","local":"here","remote":"there"}\n',
+    { code: "bad-field", request: "linked" },
+  ],
+];
+
+for (const [what, line, refusal] of afterRegistering) {
+  test(`after registering, ${what}: one refusal, and it lives on`, async () => {
+    await using scene = introduce();
+    using anna = await scene.join("anna");
+    using mallory = await scene.join("mallory");
+    mallory.raw(line);
+    await mallory.settled();
+    expect(mallory.seen.filter(({ type }) => type === "refused")).toMatchObject([
+      { type: "refused", ...refusal },
+    ]);
+    await anna.settled();
+    expect(anna.types()).toEqual(["registered", "peers", "joined", "echo"]);
+  });
+}
+
+for (const [what, bytes] of [
+  ["a line too long", "x".repeat(maxLineBytes + 1)],
+  ["the 20th bad line", "}{\n".repeat(30)],
+  ["a flood", encode({ type: "echo", text: "" }).repeat(200)],
+] as const) {
+  test(`after registering, ${what} closes the connection, and the room learns of it`, async () => {
+    await using scene = introduce();
+    using anna = await scene.join("anna");
+    using mallory = await scene.join("mallory");
+    mallory.raw(bytes);
+    await mallory.ended.promise;
+    expect(mallory.seen.at(-1)?.type).toBe("refused");
+    expect(await anna.next("left")).toEqual({ type: "left", id: mallory.id });
+    expect(scene.events.filter(({ event }) => event === "left")).toHaveLength(1);
+  });
+}
+
+test("more introductions than a person asks for are refused, but the connection lives on", async () => {
+  await using scene = introduce({ introductionsPerMinute: 3 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  for (let n = 0; n < 4; n++) anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect", peer: bert.id });
+  await anna.settled();
+});
+
+test("a message that comes one byte at a time is understood", async () => {
+  await using scene = introduce();
+  using client = new Client(scene.introducer.port);
+  for (const byte of Buffer.from(encode(registration("zoë")))) {
+    client.raw(Uint8Array.of(byte));
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  expect(await client.next("registered")).toMatchObject({ name: "zoë" });
+});
+
+test("who says nothing, or half a line, is closed at the deadline", async () => {
+  await using scene = introduce({ registerDeadlineMs: 60 });
+  using silent = new Client(scene.introducer.port);
+  using slow = new Client(scene.introducer.port);
+  slow.raw('{"type":');
+  await Promise.all([silent.ended.promise, slow.ended.promise]);
+  expect([silent.seen, slow.seen]).toMatchObject([
+    [{ code: "not-registered" }],
+    [{ code: "not-registered" }],
+  ]);
+});
+
+test("who answers no ping is closed, and left", async () => {
+  await using scene = introduce({ silenceMs: 100 });
+  using dead = await scene.join("dead");
+  dead.answersPings = false;
+  await dead.next("bye");
+  expect(await scene.happened("left")).toMatchObject({
+    id: dead.id,
+    reason: "nothing was heard from it for 0.1 s",
+  });
+});
+
+test("who doesn't read is dropped, and what waits for it is bounded", async () => {
+  await using scene = introduce({ unsentBytes: 256 * 1024 });
+  using slow = await scene.join("slow");
+  await slow.settled();
+  slow.pause();
+  const before = process.memoryUsage().rss;
+  const text = "x".repeat(8000);
+  for (let sent = 0; scene.introducer.participants.length === 1 && sent < 100_000; sent++) {
+    scene.introducer.tell(slow.id, text);
+    await Promise.resolve();
+  }
+  expect(await scene.happened("left")).toMatchObject({ id: slow.id, reason: "it reads too slowly" });
+  expect(process.memoryUsage().rss - before).toBeLessThan(100 * 1024 * 1024);
+});
+
+test("one address may hold only so many connections", async () => {
+  await using scene = introduce({ sessionsPerLoopback: 2 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  await third.ended.promise;
+  expect(third.seen).toMatchObject([{ type: "refused", code: "limit" }]);
+  bert[Symbol.dispose]();
+  await anna.next("left");
+  third[Symbol.dispose]();
+});
+
+test("stop tells everyone, once", async () => {
+  const scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  await Promise.all([scene.introducer.stop("so long"), scene.introducer.stop("again")]);
+  await Promise.all([anna.ended.promise, bert.ended.promise]);
+  expect([anna.types().slice(-1), bert.types()]).toEqual([["bye"], ["registered", "peers", "bye"]]);
+  expect(anna.seen.at(-1)).toEqual({ type: "bye", reason: "so long" });
+});
+
+test("tell and broadcast arrive as notices", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert", "elsewhere");
+  expect(scene.introducer.tell(anna.id, "psst")).toBe(true);
+  expect(scene.introducer.tell(99, "psst")).toBe(false);
+  expect(scene.introducer.broadcast("all")).toBe(2);
+  expect([await anna.next("notice"), await anna.next("notice"), await bert.next("notice")]).toMatchObject([
+    { text: "psst" },
+    { text: "all" },
+    { text: "all" },
+  ]);
+});
+
+// --- the table -------------------------------------------------------------------------------------------
+
+test("the table fits 80 columns, with the longest of everything and without colour", () => {
+  const some = { instance, fingerprint, since: 0, linked: [2, 3, 4, 5, 6, 7, 8], punching: [12345, 12346] };
+  const ipv4 = {
+    private: [at("192.168.178.123:54321"), at("10.0.0.1:1")],
+    public: at("203.113.113.123:54321"),
+  };
+  const ipv6 = at("[2001:db8:1234:5678:9abc:def0:1234:5678]:40000");
+  const table = renderParticipants(
+    [
+      { id: 1, name: "anna", room: "lobby", ...some, ...ipv4 },
+      {
+        id: 99_999,
+        name: "日".repeat(64),
+        room: "a room ".repeat(18),
+        ...some,
+        private: [ipv6],
+        public: ipv6,
+      },
+    ],
+    picocolors.createColors(false),
+    180_000,
+  );
+  expect(Math.max(...table.split("\n").map((line) => Bun.stringWidth(line)))).toBeLessThanOrEqual(80);
+  expect(table).toMatch(/^[^\p{Cc}]*$/mu);
+  for (const text of [
+    "anna",
+    "lobby",
+    "192.168.178.123:54321",
+    "203.113.113.123:54321",
+    "+1",
+    "12345",
+    "3m",
+  ]) {
+    expect(table).toContain(text);
+  }
+});
+
+// --- the program -----------------------------------------------------------------------------------------
+
+const program = join(import.meta.dir, "..", "introducer.ts");
+
+function run(args: string[], stdin: "ignore" | "pipe" = "ignore") {
+  const env = { ...process.env, NO_COLOR: "1" };
+  return Bun.spawn([process.execPath, program, ...args], { stdin, stdout: "pipe", stderr: "pipe", env });
+}
+
+async function ended(args: string[]) {
+  await using child = run(args);
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { code: await child.exited, stdout, stderr };
+}
+
+function freePort(): number {
+  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  listener.stop(true);
+  return listener.port;
+}
+
+async function* textLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void> {
+  const decoder = new LineDecoder();
+  for await (const chunk of stream) yield* decoder.push(chunk);
+}
+
+async function* jsonLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<IntroducerEvent, void> {
+  for await (const line of textLines(stream)) yield JSON.parse(line) as IntroducerEvent;
+}
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  test(`the program serves with standard input at its end, and ${signal} ends it with bye and 0`, async () => {
+    const port = freePort();
+    await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
+    const events = jsonLines(child.stdout);
+    expect((await events.next()).value).toEqual({ event: "listening", host: "127.0.0.1", port });
+    using anna = new Client(port);
+    anna.send(registration("anna"));
+    await anna.next("registered");
+    expect((await events.next()).value).toMatchObject({ event: "joined", id: 1, name: "anna" });
+    child.kill(signal);
+    expect((await anna.next("bye")).reason).toContain("introducer");
+    expect(await child.exited).toBe(0);
+  });
+}
+
+test("the program takes commands from a pipe, and its end doesn't end it", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--json"], "pipe");
+  const events = jsonLines(child.stdout);
+  await events.next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await events.next();
+  child.stdin?.write("S\nD hello there\ntell 1 and you\n");
+  await child.stdin?.end();
+  expect((await events.next()).value).toMatchObject({
+    event: "participants",
+    participants: [{ id: 1, room: "lobby" }],
+  });
+  expect([await anna.next("notice"), await anna.next("notice")]).toMatchObject([
+    { text: "hello there" },
+    { text: "and you" },
+  ]);
+  await anna.settled();
+  expect(child.exitCode).toBeNull();
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+test("what the network says can't reach the operator's terminal as control characters", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1"], "pipe");
+  const story = textLines(child.stderr);
+  expect((await story.next()).value).toMatch(`listening on 127.0.0.1 port ${port}`);
+  expect((await story.next()).value).toMatch(`bun run participant 127.0.0.1:${port}`);
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  await bert.next("registered");
+  anna.send({ type: "connect", peer: 2 });
+  const { token } = await anna.next("punch");
+  anna.send({ type: "failed", peer: 2, token, reason: "timed-out", detail: "\u001b[2J\u009b1m\u202e\nroot" });
+  await bert.next("failed");
+  child.stdin?.write("quit\n");
+  const rest = await Array.fromAsync(story);
+  expect(rest.filter((line) => /\p{C}/u.test(line))).toEqual([]);
+  expect(rest.join(" ")).toContain("root");
+  expect(await child.exited).toBe(0);
+});
+
+test("a port that is taken: exit code 1, and what to do", async () => {
+  await using scene = introduce();
+  const { port } = scene.introducer;
+  const result = await ended([String(port), "--host", "127.0.0.1"]);
+  expect(result).toMatchObject({ code: 1, stdout: "" });
+  expect(result.stderr).toMatch(/port \d+ is taken.*choose another/);
+});
+
+for (const args of [["--nonsense"], ["0"], ["65536"], ["seven"], ["7000", "8000"], ["--host"]]) {
+  test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {
+    const result = await ended(args);
+    expect(result).toMatchObject({ code: 2, stdout: "" });
+    expect(result.stderr).toMatch(/^[^\n]*see --help\n$/);
+  });
+}
+
+test("--help: exit code 0, on standard output", async () => {
+  const result = await ended(["--help"]);
+  expect(result).toMatchObject({ code: 0, stderr: "" });
+  expect(result.stdout).toContain("Usage: bun run introducer [PORT]");
+});
