@@ -783,47 +783,55 @@ const stateLabels: Record<PeerState["is"], (c: Colors) => string> = {
   failed: (c) => c.red("✗ failed"),
 };
 
-/** Columns that the table takes beside name and link: borders, padding, state, id, endpoints. */
-const fixedWidth = 6 + 12 + 6 + 23;
+const borders = ["top", "top-mid", "top-left", "top-right", "bottom", "bottom-mid", "bottom-left"];
+const rules = ["bottom-right", "left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"];
+const noBorders = Object.fromEntries([...borders, ...rules].map((place) => [place, ""]));
 
-/** The list, at least 80 columns wide. */
+/** The list in `columns` columns, of which it needs 80: wider, endpoints are broken less often. */
 export function renderList(rows: PeerRow[], columns: number, c: Colors): string {
   if (rows.length === 0)
     return "Nobody else is in the room. Others join with the same introducer and --room.";
-  const nameWidth = Math.max(
-    11,
-    Math.min(Math.max(80, columns) - fixedWidth - 26, widest(rows.map(({ name }) => name)) + 2),
-  );
-  const linkWidth = Math.max(80, columns) - fixedWidth - nameWidth;
+  const spare = Math.max(0, columns - 80);
+  const endpointWidth = 21 + Math.min(26, Math.floor(spare / 2)); // 21 is an IPv4 endpoint, 47 one of IPv6
+  const linkWidth = 24 + Math.min(26, Math.floor(spare / 2));
+  const widths = [10, 5, 14, endpointWidth, linkWidth];
   const table = new Table({
-    head: ["", "id", "name", "private / public", "link"],
-    colWidths: [12, 6, nameWidth, 23, Math.min(linkWidth, 56)],
-    style: { head: [], border: [] },
-    wordWrap: true,
-    wrapOnWordBoundary: false,
+    head: ["", "id", "name", "private endpoint\npublic endpoint", "link"],
+    colWidths: widths.map((width) => width + 1),
+    chars: noBorders,
+    style: { head: [], border: [], "padding-left": 0, "padding-right": 1 },
   });
   for (const row of rows) {
-    const endpoints = [...row.private.filter((endpoint) => endpoint !== row.public), row.public];
-    table.push([stateLabels[row.state](c), row.id, printable(row.name), endpoints.join("\n"), linkCell(row)]);
+    const [first = "none", ...others] = row.private;
+    const more = others.length > 0 ? [`+${others.length} more`] : [];
+    const host = [first, ...more].map((line) => wrapped(line, endpointWidth)).join("\n");
+    table.push([
+      stateLabels[row.state](c),
+      wrapped(String(row.id), 5),
+      c.bold(wrapped(printable(row.name), 14)),
+      `${c.dim(host)}\n${wrapped(row.public, endpointWidth)}`,
+      wrapped(linkCell(row), linkWidth),
+    ]);
   }
-  return table.toString();
+  return table.toString().replace(/ +$/gm, "");
 }
 
 function linkCell(row: PeerRow): string {
   if (row.state === "failed") return row.reason ?? "";
   if (row.state !== "linked") return "";
-  const rtt = row.rttMs === undefined ? "" : ` ${row.rttMs.toFixed(1)} ms`;
+  const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
   const lines = [
-    `${row.route}${rtt} ${age(row.ageMs ?? 0)}${row.present ? "" : " (left the room)"}`,
+    `${row.route}${rtt} ${age(row.ageMs ?? 0)}`,
     `${row.local}`,
     `→ ${row.remote}`,
-    `in ${bytes(row.bytesIn ?? 0)}, out ${bytes(row.bytesOut ?? 0)}`,
+    `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`,
+    ...(row.present ? [] : ["(not in the room)"]),
   ];
   return lines.join("\n");
 }
 
-function widest(words: string[]): number {
-  return Math.max(0, ...words.map((word) => Bun.stringWidth(word)));
+function wrapped(text: string, width: number): string {
+  return Bun.wrapAnsi(text, width, { hard: true, wordWrap: false, trim: false });
 }
 
 /** `42s`, `7m`, `3h`, `2d`. */
@@ -850,16 +858,11 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
   switch (event.event) {
     case "registered":
       return (
-        `${c.green("registered")} as ${c.bold(event.name)} (${event.id}) in room ${printable(event.room)}\n` +
+        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in room ${printable(event.room)}\n` +
         `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
       );
-    case "peers": {
-      const names = event.peers
-        .filter(({ present }) => present)
-        .map(({ name, id }) => `${printable(name)} (${id})`);
-      if (names.length === 0) return "Nobody else is here yet.";
-      return `here: ${names.join(", ")}. \`connect ${printable(event.peers[0]!.name)}\` punches a hole`;
-    }
+    case "peers":
+      return tellPeers(event.peers);
     case "joined":
       return `${who} joined from ${event.public}`;
     case "left":
@@ -868,7 +871,7 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       return `${c.yellow("punching")} towards ${who}, ${event.role}`;
     case "attempt":
       return c.dim(
-        `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${event.outcome}`,
+        `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
       );
     case "linked":
       return `${c.green("linked")} with ${who} by ${event.route}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
@@ -894,6 +897,22 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
     case "error":
       return `${c.red("error")}: ${printable(event.message)}`;
   }
+}
+
+function tellPeers(rows: PeerRow[]): string {
+  const here = rows.filter(({ present }) => present);
+  if (here.length === 0) return "Nobody else is here yet.";
+  const names = here.map(({ name, id }) => `${printable(name)} (${id})`).join(", ");
+  const next = here.find(({ state }) => state === "known" || state === "failed");
+  return `here: ${names}${next ? `. \`connect ${printable(next.name)}\` punches a hole` : ""}`;
+}
+
+/** One JSON line, in which nothing is left that a terminal would obey. */
+function jsonLine(event: ParticipantEvent): string {
+  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
+    char.split("").map(escape).join(""),
+  );
 }
 
 // --- the prompt ------------------------------------------------------------------------------------------
@@ -926,39 +945,83 @@ function readCommand(line: string): { command: Command; rest: string } {
 
 /** Where text goes: results on stdout, the story on stderr, both above the line being typed. */
 class Terminal {
+  readonly isInteractive = process.stdin.isTTY === true && process.stderr.isTTY === true;
   readonly #isJson: boolean;
   readonly #out = pc.createColors(usesColor(process.stdout));
   readonly #err = pc.createColors(usesColor(process.stderr));
-  prompt: readline.Interface | undefined;
+  #prompt: readline.Interface | undefined;
 
   constructor(isJson: boolean) {
     this.#isJson = isJson;
   }
 
   event(event: ParticipantEvent): void {
-    if (this.#isJson) process.stdout.write(JSON.stringify(event) + "\n");
+    if (this.#isJson) this.#print(process.stdout, jsonLine(event));
     const text = tell(event, this.#err);
-    if (text !== undefined) this.#above(process.stderr, text);
+    if (text !== undefined) this.#print(process.stderr, text);
   }
 
   list(rows: PeerRow[]): void {
-    if (this.#isJson) process.stdout.write(JSON.stringify({ event: "peers", peers: rows }) + "\n");
-    else this.#above(process.stdout, renderList(rows, process.stdout.columns ?? 80, this.#out));
+    if (this.#isJson) this.#print(process.stdout, jsonLine({ event: "peers", peers: rows }));
+    else this.#print(process.stdout, renderList(rows, process.stdout.columns ?? 80, this.#out));
   }
 
   help(): void {
-    this.#above(this.#isJson ? process.stderr : process.stdout, commandHelp);
+    this.#print(this.#isJson ? process.stderr : process.stdout, commandHelp);
   }
 
-  #above(stream: NodeJS.WriteStream, text: string): void {
-    const prompt = this.prompt;
-    if (prompt) {
-      readline.moveCursor(process.stderr, 0, -prompt.getCursorPos().rows);
-      readline.cursorTo(process.stderr, 0);
-      readline.clearScreenDown(process.stderr);
-    }
+  /** Asks for one line; undefined when the user would rather not say. */
+  async ask(question: string): Promise<string | undefined> {
+    const asking = readline.createInterface({ input: process.stdin, output: process.stderr });
+    const { promise, resolve } = Promise.withResolvers<string | undefined>();
+    const giveUp = () => {
+      process.stderr.write("\n");
+      resolve(undefined);
+    };
+    asking.once("SIGINT", giveUp).once("close", giveUp);
+    asking.question(question, resolve);
+    const answer = await promise;
+    asking.removeListener("close", giveUp).close();
+    return answer;
+  }
+
+  /** Reads commands, which run beside each other. Resolves when the user quits. */
+  async converse(onLine: (line: string) => void): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const prompt = readline.createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
+    this.#prompt = prompt;
+    prompt.on("line", (line) => {
+      if (isQuit(line)) return resolve();
+      if (line.trim() !== "") onLine(line);
+      prompt.prompt();
+    });
+    prompt.once("SIGINT", resolve).once("close", resolve);
+    prompt.prompt();
+    await promise;
+    this.close();
+  }
+
+  close(): void {
+    this.#erasePrompt();
+    const prompt = this.#prompt;
+    this.#prompt = undefined;
+    prompt?.close();
+  }
+
+  #print(stream: NodeJS.WriteStream, text: string): void {
+    this.#erasePrompt();
     stream.write(text + "\n");
-    prompt?.prompt(true);
+    this.#prompt?.prompt(true);
+  }
+
+  #erasePrompt(): void {
+    if (!this.#prompt) return;
+    readline.moveCursor(process.stderr, 0, -this.#prompt.getCursorPos().rows);
+    readline.cursorTo(process.stderr, 0);
+    readline.clearScreenDown(process.stderr);
+    // Untyped but public in Node and Bun: where the cursor was. Left as it is, drawing the prompt anew would
+    // begin that many rows higher, over the text printed meanwhile.
+    (this.#prompt as { prevRows?: number }).prevRows = 0;
   }
 }
 
@@ -999,10 +1062,13 @@ async function run(line: string, participant: Participant, terminal: Terminal): 
   }
 }
 
-/** Waits for all, then rejects with the first failure. */
+/** Waits for all, then rejects with whatever failed. */
 async function everyone(all: Promise<unknown>[]): Promise<void> {
-  const failed = (await Promise.allSettled(all)).find((one) => one.status === "rejected");
-  if (failed) throw failed.reason;
+  const failed = (await Promise.allSettled(all)).filter((one) => one.status === "rejected");
+  const reasons: unknown[] = failed.map(({ reason }) => reason);
+  const unexpected = reasons.find((reason) => !(reason instanceof UserError));
+  if (unexpected !== undefined) throw unexpected;
+  if (reasons.length > 0) throw new UserError(reasons.map((one) => (one as UserError).message).join("; "));
 }
 
 function bounded(text: string): string {
@@ -1085,8 +1151,17 @@ function parseCommandLine(args: string[]) {
 }
 
 function defaultName(): string {
-  const word = `${userInfo().username}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-");
-  return word.slice(0, 64);
+  const user = process.env.USER || process.env.LOGNAME || userName() || "someone";
+  return `${user}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-").slice(0, 64);
+}
+
+/** Undefined for a user id without an account, as containers have. */
+function userName(): string | undefined {
+  try {
+    return userInfo().username;
+  } catch {
+    return undefined;
+  }
 }
 
 /** `host`, `host:port`, `1.2.3.4:port`, `2001:db8::1`, `[2001:db8::1]:port`. */
@@ -1096,37 +1171,9 @@ export function readHostPort(text: string): { host: string; port: number } {
   const match = /^(?:\[([^\]]+)\]|([^\s:/[\]]+))(?::(\d{1,5}))?$/.exec(text);
   const port = Number(match?.[3] ?? defaultPort);
   if (!match || port < 1 || port > 65535) {
-    throw new UsageError(`${printable(text)} is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
+    throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
   }
   return { host: match[1] ?? match[2]!, port };
-}
-
-async function askIntroducer(): Promise<string> {
-  const asking = readline.createInterface({ input: process.stdin, output: process.stderr });
-  const { promise, resolve, reject } = Promise.withResolvers<string>();
-  asking.question("Introducer (HOST or HOST:PORT): ", resolve);
-  asking.once("SIGINT", () => reject(new UsageError("no introducer given")));
-  asking.once("close", () => reject(new UsageError("no introducer given")));
-  return promise.finally(() => asking.close());
-}
-
-/** Lines from a terminal: commands run at once, beside each other. Resolves when the user quits. */
-async function converse(terminal: Terminal, onLine: (line: string) => Promise<boolean>): Promise<void> {
-  const prompt = readline.createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
-  const { promise, resolve } = Promise.withResolvers<void>();
-  terminal.prompt = prompt;
-  prompt.on("line", (line) => {
-    if (line.trim() === "") return prompt.prompt();
-    if (isQuit(line)) return resolve();
-    void onLine(line);
-    prompt.prompt();
-  });
-  prompt.once("SIGINT", resolve);
-  prompt.once("close", resolve);
-  prompt.prompt();
-  await promise;
-  terminal.prompt = undefined;
-  prompt.close();
 }
 
 function isQuit(line: string): boolean {
@@ -1140,14 +1187,15 @@ function isQuit(line: string): boolean {
 async function main(): Promise<number> {
   const options = readArguments(process.argv.slice(2));
   if (options === "help") {
-    console.log(usage);
+    process.stdout.write(usage + "\n");
     return 0;
   }
   requirePlatform();
-  const isTerminal = process.stdin.isTTY === true;
-  const introducer = options.introducer ?? (isTerminal ? await askIntroducer() : undefined);
-  if (introducer === undefined) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
   const terminal = new Terminal(options.json);
+  const question = "Introducer (HOST or HOST:PORT): ";
+  const introducer =
+    options.introducer ?? (terminal.isInteractive ? await terminal.ask(question) : undefined);
+  if (!introducer) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
   const participant = new Participant({
     ...readHostPort(introducer),
     name: options.name,
@@ -1156,46 +1204,44 @@ async function main(): Promise<number> {
     verbose: options.verbose,
     onEvent: (event) => terminal.event(event),
   });
-  const stopped = Promise.withResolvers<void>();
+  const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
-    process.once(signal, () => stopped.resolve());
-  const code = await Promise.race([live(participant, terminal, options), stopped.promise.then(() => 0)]);
-  terminal.prompt?.close();
+    process.once(signal, () => stopped.resolve(0));
+  process.stdout.on("error", () => stopped.resolve(1)); // whoever read the output is gone
+  process.stderr.on("error", () => {});
+  const code = await Promise.race([live(participant, terminal, options), stopped.promise]);
+  terminal.close();
   await participant.quit();
   return code;
 }
 
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
 async function live(participant: Participant, terminal: Terminal, options: Arguments): Promise<number> {
-  await participant.join();
   let failures = 0;
   const attempt = async (work: () => Promise<void>) => {
     try {
       await work();
-      return true;
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       failures++;
       terminal.event({ event: "error", message: error.message });
-      return false;
     }
   };
-  const connecting = everyone(
-    options.connect.map((peer) =>
-      attempt(async () => {
-        await participant.waitFor(peer);
-        await participant.connect(peer);
-      }),
-    ),
-  );
+  await attempt(() => participant.join());
+  if (failures > 0) return 1;
+  const connectTo = async (peer: string) => {
+    await participant.waitFor(peer);
+    await participant.connect(peer);
+  };
+  const connecting = Promise.all(options.connect.map((peer) => attempt(() => connectTo(peer))));
   const onLine = (line: string) => attempt(() => run(line, participant, terminal));
-  if (process.stdin.isTTY) {
-    await converse(terminal, onLine);
+  if (terminal.isInteractive) {
+    await terminal.converse((line) => void onLine(line));
     return 0;
   }
   await connecting;
   for await (const line of readline.createInterface({ input: process.stdin })) {
-    if (isQuit(line)) return 0;
+    if (isQuit(line)) return failures > 0 ? 1 : 0;
     if (line.trim() !== "") await onLine(line);
   }
   if (options.stay) await new Promise<never>(() => {});
@@ -1211,5 +1257,7 @@ if (import.meta.main) {
     if (error instanceof UsageError) console.error("`--help` shows the usage.");
     process.exitCode = error instanceof UsageError ? 2 : 1;
   }
+  // process.exit() drops what a slow reader of a pipe has not taken yet.
+  await new Promise<void>((resolve) => process.stdout.end(() => resolve()));
   process.exit();
 }

@@ -21,6 +21,8 @@ export interface Platform {
   SO_LINGER: number;
   IPPROTO_TCP: number;
   TCP_NODELAY: number;
+  /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
+  unacknowledged: { level: number; name: number; offset: number };
   IPPROTO_IPV6: number;
   IPV6_V6ONLY: number;
   F_SETFD: number;
@@ -50,6 +52,7 @@ export const platforms = {
     SO_LINGER: 13,
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
     F_SETFD: 2,
@@ -102,6 +105,7 @@ export const platforms = {
     SO_LINGER: 0x1080, // SO_LINGER_SEC: plain SO_LINGER counts clock ticks there
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
     F_SETFD: 2,
@@ -282,6 +286,15 @@ export function pendingError(fd: number): string | undefined {
   const length = new Uint32Array([4]);
   unwrap(c().getsockopt(fd, platform.SOL_SOCKET, platform.SO_ERROR, ptr(value), ptr(length)), "getsockopt");
   return value[0] === 0 ? undefined : errnoName(value[0]!);
+}
+
+/** Whether the peer's kernel has acknowledged all that was written. */
+export function isAcknowledged(fd: number): boolean {
+  const { level, name, offset } = platform.unacknowledged;
+  const value = new Int32Array(offset / 4 + 1);
+  const length = new Uint32Array([value.byteLength]);
+  unwrap(c().getsockopt(fd, level, name, ptr(value), ptr(length)), "getsockopt");
+  return value[offset / 4] === 0;
 }
 
 export function bind(fd: number, sockaddr: Uint8Array): void {

@@ -18,11 +18,14 @@ import {
   type Route,
   type ToPeer,
 } from "../protocol.ts";
+import { isAcknowledged } from "./libc.ts";
 import type { Identity } from "./identity.ts";
 import type { Socket } from "./socket.ts";
 
 /** How long an orderly end waits for the peer's answer before it resets the connection. */
 const byeTimeoutMs = 1_000;
+/** How often an ending link asks whether all it sent has arrived. */
+const ackPollMs = 2;
 /** How long a `say` or `ping` waits for the peer's answer. */
 const answerTimeoutMs = 10_000;
 
@@ -51,6 +54,8 @@ export class Channel implements Disposable {
   /** Bytes inside TLS. */
   bytesIn = 0;
   bytesOut = 0;
+  /** Owned by `#raw`, and valid until it is closed. */
+  readonly #fd: number;
   readonly #raw: net.Socket;
   readonly #tls: tls.TLSSocket;
   readonly #decoder = new LineDecoder();
@@ -63,7 +68,8 @@ export class Channel implements Disposable {
     this.remote = socket.remote;
     this.route = route;
     this.role = role;
-    this.#raw = net.connect({ fd: socket.release() } as unknown as net.NetConnectOpts);
+    this.#fd = socket.release();
+    this.#raw = net.connect({ fd: this.#fd } as unknown as net.NetConnectOpts);
     this.#raw.on("error", (error) => this.#end(error.message));
     const { context } = credentials;
     this.#tls =
@@ -86,6 +92,11 @@ export class Channel implements Disposable {
 
   get isOpen(): boolean {
     return !this.#closed;
+  }
+
+  /** Whether the peer's kernel has all we sent. */
+  get isAcknowledged(): boolean {
+    return this.#closed || isAcknowledged(this.#fd);
   }
 
   send(message: ToPeer): void {
@@ -190,6 +201,10 @@ export class Link {
     return this.#state.is === "open";
   }
 
+  get #endsByUs(): boolean {
+    return this.#state.is === "closing" && this.#state.by === "us";
+  }
+
   /** Resolves when the peer's program has the text; rejects with a {@link LinkError} when that can't be known. */
   say(text: string): Promise<number> {
     return this.#ask((id) => ({ type: "say", id, text }));
@@ -203,7 +218,7 @@ export class Link {
 
   /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first. */
   async close(reason: string): Promise<void> {
-    if (this.isOpen) this.#closing("us", reason, reason);
+    if (this.isOpen) this.#closing("us", reason, reason || "closed");
     await this.#ended.promise;
   }
 
@@ -235,9 +250,11 @@ export class Link {
       case "pong":
         return this.#answered(message.id);
       case "bye":
-        // The side that began has now seen all that the peer sent, and closes; the other answers.
+        // The side that began has now seen all that the peer sent, and closes; the other answers, with no reason.
         if (this.isOpen) this.#closing("peer", message.reason, "");
-        else this.#end("");
+        // Ours crossed it: closing now would reset what the peer has not read yet.
+        else if (this.#endsByUs && message.reason) this.#channel.send({ type: "bye", reason: "" });
+        else this.#endOnceAcknowledged();
         return;
       case "nominate":
         return; // said again by a peer that is sure; it changes nothing
@@ -249,6 +266,17 @@ export class Link {
     this.#channel.send({ type: "bye", reason: tellPeer });
     const timer = setTimeout(() => this.#end(""), byeTimeoutMs);
     void this.#ended.promise.then(() => clearTimeout(timer));
+  }
+
+  /**
+   * A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2), keeps the old connection, and
+   * drops the SYNs of the next punch between the same endpoints.
+   */
+  #endOnceAcknowledged(): void {
+    const timer = setInterval(() => {
+      if (this.#channel.isAcknowledged) this.#end("");
+    }, ackPollMs);
+    void this.#ended.promise.then(() => clearInterval(timer));
   }
 
   #answered(id: number): void {

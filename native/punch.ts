@@ -112,7 +112,7 @@ export class Punch {
 
   /** A channel whose certificate is the peer's. The controlling side takes the first; the other awaits its word. */
   authenticated(channel: Channel): void {
-    if (this.#isOver) return channel[Symbol.dispose]();
+    if (this.#isOver || !channel.isOpen) return channel[Symbol.dispose]();
     this.proven.add(channel);
     if (this.options.role === "controlling") {
       channel.send({ type: "nominate", token: this.options.token });
@@ -261,14 +261,15 @@ export class PunchPort {
   // --- outgoing ------------------------------------------------------------------------------------------
 
   #startIfDue(punch: Punch, dial: Dial, now: number): void {
-    if (dial.socket || dial.channel || now < dial.dueAt) return;
+    if (punch.isOver || dial.socket || dial.channel || now < dial.dueAt) return;
     const { endpoint, route } = dial.candidate;
     dial.tries++;
+    punch.report(route, endpoint, this.port, "started");
+    if (punch.isOver) return; // whoever was told may have aborted it
     let socket: Socket | undefined;
     try {
       socket = Socket.open(splitEndpoint(endpoint).family).shareport().closeAbortively();
       socket.bind(this.port);
-      punch.report(route, endpoint, this.port, "started");
       const isConnected = socket.connect(endpoint);
       dial.socket = socket;
       if (isConnected) this.#connectEnded(punch, dial);
@@ -290,11 +291,15 @@ export class PunchPort {
     }
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, this.port, "connected");
-    const channel = new Channel(socket, route, punch.options.role, this.#credentials);
+    const channel = punch.isOver ? undefined : this.#secure(socket, route, punch.options.role);
+    if (!channel) {
+      socket.close();
+      return this.#retry(punch, dial, "ECONNRESET");
+    }
     dial.channel = channel;
     channel.onClose = (reason) => {
       delete dial.channel;
-      if (!punch.isOver) this.#retry(punch, dial, reason || "closed before it was nominated");
+      this.#retry(punch, dial, reason || "closed before it was nominated");
     };
     channel.secured.then(
       (fingerprint) => {
@@ -306,7 +311,18 @@ export class PunchPort {
     );
   }
 
+  /** Undefined when it was reset meanwhile; the socket is then still the caller's. */
+  #secure(socket: Socket, route: Route, role: Role): Channel | undefined {
+    try {
+      return new Channel(socket, route, role, this.#credentials);
+    } catch (error) {
+      if (error instanceof SystemError) return undefined;
+      throw error;
+    }
+  }
+
   #retry(punch: Punch, dial: Dial, outcome: string): void {
+    if (punch.isOver) return;
     const { endpoint, route } = dial.candidate;
     dial.lastOutcome = outcome;
     dial.dueAt = performance.now() + pauseMs(dial, outcome, performance.now() - punch.startedAt);
@@ -316,8 +332,7 @@ export class PunchPort {
   // --- incoming ------------------------------------------------------------------------------------------
 
   #accept(listener: Socket): void {
-    for (let socket = listener.accept(); socket; socket = listener.accept()) {
-      socket.closeAbortively();
+    for (let socket = acceptFrom(listener); socket; socket = acceptFrom(listener)) {
       if (this.#accepted.size >= maxAccepted) {
         socket.close();
         continue;
@@ -340,12 +355,12 @@ export class PunchPort {
   #secureAccepted(accepted: Accepted, role: Role): void {
     const socket = accepted.socket!;
     delete accepted.socket;
-    if (remoteOf(socket) === undefined) {
+    const channel = this.#secure(socket, "listen", role);
+    if (!channel) {
       socket.close();
       this.#accepted.delete(accepted);
       return;
     }
-    const channel = new Channel(socket, "listen", role, this.#credentials);
     accepted.channel = channel;
     channel.onClose = () => this.#accepted.delete(accepted);
     channel.secured.then(
@@ -376,6 +391,19 @@ export class PunchPort {
     else if (accepted.socket && now - accepted.since >= clientSpeaksMs) {
       this.#secureAccepted(accepted, "controlling");
     }
+  }
+}
+
+/** The next connection that waits; none while we are out of descriptors (EMFILE), which a later tick may not be. */
+function acceptFrom(listener: Socket): Socket | undefined {
+  let socket: Socket | undefined;
+  try {
+    socket = listener.accept();
+    return socket?.closeAbortively();
+  } catch (error) {
+    socket?.close();
+    if (error instanceof SystemError) return undefined;
+    throw error;
   }
 }
 
