@@ -257,7 +257,7 @@ export type ToPeer =
   /** Sent every {@link linkKeepaliveMs} and when the user says `ping`; answered by `pong`. */
   | { type: "ping"; id: number }
   | { type: "pong"; id: number }
-  /** Sent by the side that ends the link; the other answers with its own, and then both close. */
+  /** Sent by the side that ends the link, with a reason; the other answers with an empty one, and closes. */
   | { type: "bye"; reason: string };
 
 // --- validation ------------------------------------------------------------------------------------------

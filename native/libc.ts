@@ -293,8 +293,8 @@ export function isAcknowledged(fd: number): boolean {
   const { level, name, offset } = platform.unacknowledged;
   const value = new Int32Array(offset / 4 + 1);
   const length = new Uint32Array([value.byteLength]);
-  unwrap(c().getsockopt(fd, level, name, ptr(value), ptr(length)), "getsockopt");
-  return value[offset / 4] === 0;
+  // A descriptor that is closed already has nothing left to wait for.
+  return c().getsockopt(fd, level, name, ptr(value), ptr(length)) < 0 || value[offset / 4] === 0;
 }
 
 export function bind(fd: number, sockaddr: Uint8Array): void {

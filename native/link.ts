@@ -11,6 +11,7 @@ import {
   LineDecoder,
   linkKeepaliveMs,
   linkSilenceMs,
+  maxTextLength,
   parseToPeer,
   Refusal,
   type Endpoint,
@@ -28,6 +29,9 @@ const byeTimeoutMs = 1_000;
 const ackPollMs = 2;
 /** How long a `say` or `ping` waits for the peer's answer. */
 const answerTimeoutMs = 10_000;
+
+/** Bytes that may wait for a peer that does not read. */
+const maxUnsentBytes = 16 * 1024 * 1024;
 
 /** A message that did not arrive, or a link that ended; the text is for the user. */
 export class LinkError extends Error {}
@@ -60,6 +64,7 @@ export class Channel implements Disposable {
   readonly #tls: tls.TLSSocket;
   readonly #decoder = new LineDecoder();
   #closed = false;
+  #resetting: NodeJS.Timeout | undefined;
 
   /** Takes over the descriptor of `socket`. */
   constructor(socket: Socket, route: Route, role: Role, credentials: Credentials) {
@@ -86,7 +91,7 @@ export class Channel implements Disposable {
     this.secured.catch(() => {});
     this.#tls.on("data", (chunk: Buffer) => this.#read(chunk));
     this.#tls.on("error", (error: Error) => this.#end(error.message));
-    this.#tls.on("end", () => this.#end(""));
+    this.#tls.on("end", () => this.#resetOnceAcknowledged());
     this.#tls.on("close", () => this.#end(""));
   }
 
@@ -94,16 +99,17 @@ export class Channel implements Disposable {
     return !this.#closed;
   }
 
-  /** Whether the peer's kernel has all we sent. */
-  get isAcknowledged(): boolean {
-    return this.#closed || isAcknowledged(this.#fd);
-  }
-
   send(message: ToPeer): void {
     if (this.#closed) return;
+    if (this.#tls.writableLength > maxUnsentBytes) return this.#end("the peer does not read what we send");
     const line = encode(message);
     this.bytesOut += Buffer.byteLength(line);
     this.#tls.write(line);
+  }
+
+  /** No more will be sent: the peer reads our FIN after it. */
+  finish(): void {
+    if (!this.#closed) this.#tls.end();
   }
 
   [Symbol.dispose](): void {
@@ -135,9 +141,22 @@ export class Channel implements Disposable {
     }
   }
 
+  /**
+   * The peer has finished. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2), keeps the
+   * dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent must
+   * have been acknowledged first.
+   */
+  #resetOnceAcknowledged(): void {
+    const giveUpAt = performance.now() + byeTimeoutMs;
+    this.#resetting ??= setInterval(() => {
+      if (this.#closed || isAcknowledged(this.#fd) || performance.now() >= giveUpAt) this.#end("");
+    }, ackPollMs);
+  }
+
   #end(reason: string): void {
     if (this.#closed) return;
     this.#closed = true;
+    clearInterval(this.#resetting);
     this.#tls.destroy();
     this.#raw.destroy();
     this.onClose(reason);
@@ -207,6 +226,10 @@ export class Link {
 
   /** Resolves when the peer's program has the text; rejects with a {@link LinkError} when that can't be known. */
   say(text: string): Promise<number> {
+    // The peer would refuse it, and end the link.
+    if (text.length > maxTextLength || !text.isWellFormed()) {
+      return Promise.reject(new LinkError(`a text has at most ${maxTextLength} characters of valid Unicode`));
+    }
     return this.#ask((id) => ({ type: "say", id, text }));
   }
 
@@ -218,7 +241,7 @@ export class Link {
 
   /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first. */
   async close(reason: string): Promise<void> {
-    if (this.isOpen) this.#closing("us", reason, reason || "closed");
+    if (this.isOpen) this.#closing("us", reason, reason.slice(0, 200).toWellFormed() || "closed");
     await this.#ended.promise;
   }
 
@@ -251,10 +274,13 @@ export class Link {
         return this.#answered(message.id);
       case "bye":
         // The side that began has now seen all that the peer sent, and closes; the other answers, with no reason.
-        if (this.isOpen) this.#closing("peer", message.reason, "");
-        // Ours crossed it: closing now would reset what the peer has not read yet.
-        else if (this.#endsByUs && message.reason) this.#channel.send({ type: "bye", reason: "" });
-        else this.#endOnceAcknowledged();
+        if (this.isOpen) {
+          this.#closing("peer", message.reason, "");
+          this.#channel.finish();
+        } else if (this.#endsByUs && message.reason) {
+          this.#channel.send({ type: "bye", reason: "" });
+          this.#channel.finish();
+        }
         return;
       case "nominate":
         return; // said again by a peer that is sure; it changes nothing
@@ -266,17 +292,6 @@ export class Link {
     this.#channel.send({ type: "bye", reason: tellPeer });
     const timer = setTimeout(() => this.#end(""), byeTimeoutMs);
     void this.#ended.promise.then(() => clearTimeout(timer));
-  }
-
-  /**
-   * A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2), keeps the old connection, and
-   * drops the SYNs of the next punch between the same endpoints.
-   */
-  #endOnceAcknowledged(): void {
-    const timer = setInterval(() => {
-      if (this.#channel.isAcknowledged) this.#end("");
-    }, ackPollMs);
-    void this.#ended.promise.then(() => clearInterval(timer));
   }
 
   #answered(id: number): void {

@@ -24,7 +24,8 @@ const steadyPause = { baseMs: 5, randomMs: 10 };
 const privatePause = { baseMs: 2, randomMs: 4, growth: 1.3, maxMs: 250 };
 /** A connection that did not authenticate, or a local obstacle (no route, no port): unlikely to change soon. */
 const obstaclePauseMs = 250;
-/** Strangers may connect to our listener; so many are looked at, and so long. */
+/** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
+const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
@@ -53,6 +54,8 @@ export interface PunchOptions {
   candidates: readonly Candidate[];
   startInMs: number;
   deadlineMs: number;
+  /** Whether no NAT stands between the peer and our listener. */
+  isReachable: boolean;
   /** Exactly one of these two is called, once. */
   onLinked(link: Link): void;
   onFailed(reason: FailureReason, detail: string): void;
@@ -178,8 +181,8 @@ export class PunchPort {
   punch(options: PunchOptions): Punch {
     const punch = new Punch(options, (ended) => this.#ended(ended));
     this.#punches.add(punch);
+    if (this.#listeners.length === 0) this.#listen();
     if (this.#timer === undefined) {
-      this.#listen();
       this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
     }
     // The first attempts leave now, not at the next tick.
@@ -193,7 +196,7 @@ export class PunchPort {
       try {
         socket = Socket.open(family).shareport();
         socket.bind(this.port);
-        socket.listen(maxAccepted);
+        socket.listen(listenBacklog);
         this.#listeners.push(socket);
       } catch (error) {
         // No such family on this host, or a stranger has the port there: the connects can still succeed.
@@ -208,8 +211,17 @@ export class PunchPort {
     if (this.#punches.size > 0) return;
     clearInterval(this.#timer);
     this.#timer = undefined;
-    for (const listener of this.#listeners.splice(0)) listener.close();
+    this.#stopListening();
     for (const accepted of this.#accepted) this.#dismiss(accepted);
+  }
+
+  /**
+   * A NAT that refuses by ICMP keeps the entry of our dead SYN. If the peer's SYN then met our listener, the answer
+   * would have another sequence number, the NAT would take it and all that follows for invalid, and nothing would
+   * get through for two minutes; a RST sets the entry free instead (README, "Refused attempts").
+   */
+  #stopListening(): void {
+    for (const listener of this.#listeners.splice(0)) listener.close();
   }
 
   #dismiss(accepted: Accepted): void {
@@ -325,6 +337,7 @@ export class PunchPort {
     if (punch.isOver) return;
     const { endpoint, route } = dial.candidate;
     dial.lastOutcome = outcome;
+    if (route !== "private" && refusals.has(outcome) && !punch.options.isReachable) this.#stopListening();
     dial.dueAt = performance.now() + pauseMs(dial, outcome, performance.now() - punch.startedAt);
     punch.report(route, endpoint, this.port, outcome);
   }
@@ -333,15 +346,25 @@ export class PunchPort {
 
   #accept(listener: Socket): void {
     for (let socket = acceptFrom(listener); socket; socket = acceptFrom(listener)) {
-      if (this.#accepted.size >= maxAccepted) {
+      const remote = remoteOf(socket);
+      if (this.#accepted.size >= maxAccepted && !this.#isExpected(remote)) {
         socket.close();
         continue;
       }
       const accepted: Accepted = { since: performance.now(), socket };
       this.#accepted.add(accepted);
-      const role = this.#roleFor(remoteOf(socket));
+      const role = this.#roleFor(remote);
       if (role) this.#secureAccepted(accepted, role);
     }
+  }
+
+  /** Whether it comes from the address of a peer that we punch at: strangers must not crowd it out. */
+  #isExpected(remote: Endpoint | undefined): boolean {
+    if (remote === undefined) return false;
+    const { address } = splitEndpoint(remote);
+    return [...this.#punches].some(({ options }) =>
+      options.candidates.some(({ endpoint }) => splitEndpoint(endpoint).address === address),
+    );
   }
 
   /** Our role towards an accepted connection, where the punches under way leave no doubt. */

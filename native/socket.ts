@@ -19,9 +19,14 @@ export class Socket implements Disposable {
   static open(family: 4 | 6): Socket {
     const socket = new Socket(libc.socket(family), family);
     const { IPPROTO_IPV6, IPV6_V6ONLY } = libc.platform;
-    // Without it an IPv6 listener also takes the IPv4 port, which another socket of ours will want.
-    if (family === 6) libc.setOption(socket.#fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
-    return socket;
+    try {
+      // Without it an IPv6 listener also takes the IPv4 port, which another socket of ours will want.
+      if (family === 6) libc.setOption(socket.#fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+      return socket;
+    } catch (error) {
+      socket.close();
+      throw error;
+    }
   }
 
   get fd(): number {

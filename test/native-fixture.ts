@@ -1,0 +1,73 @@
+/** What the tests of native/ share: waiting for conditions, and counting this process's descriptors. */
+import { readdirSync, readlinkSync } from "node:fs";
+import { Socket } from "../native/socket.ts";
+import { formatEndpoint, type Endpoint } from "../protocol.ts";
+
+/** The sockets this process holds, by inode. Only Linux shows them: elsewhere always none. */
+export function openSockets(): string[] {
+  if (process.platform !== "linux") return [];
+  return readdirSync("/proc/self/fd")
+    .map((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`);
+      } catch {
+        return ""; // the descriptor that readdir itself used
+      }
+    })
+    .filter((target) => target.startsWith("socket:"))
+    .sort();
+}
+
+/** Resolves once `isTrue`; throws, saying what was awaited, when that takes absurdly long. */
+export async function until(what: string, isTrue: () => boolean): Promise<void> {
+  const giveUpAt = performance.now() + 4_000;
+  while (!isTrue()) {
+    if (performance.now() > giveUpAt) throw new Error(`never happened: ${what}`);
+    await Bun.sleep(1);
+  }
+}
+
+/** Disposed of, it waits until all sockets made since have been closed. */
+export function noSocketLeft(): AsyncDisposable {
+  const before = new Set(openSockets());
+  return {
+    async [Symbol.asyncDispose]() {
+      const isClean = () => openSockets().every((socket) => before.has(socket));
+      await until("all sockets of the test are closed", isClean);
+    },
+  };
+}
+
+export const loopback = (port: number, family: 4 | 6 = 4): Endpoint =>
+  formatEndpoint(family === 4 ? "127.0.0.1" : "::1", port);
+
+/** A listener on a free port. Never accepting is how a stranger stays silent. */
+export function listening(
+  backlog = 64,
+  family: 4 | 6 = 4,
+): Disposable & { socket: Socket; endpoint: Endpoint } {
+  const socket = Socket.open(family);
+  const port = socket.bind(0);
+  socket.shareport().listen(backlog);
+  return { socket, endpoint: loopback(port, family), [Symbol.dispose]: () => socket.close() };
+}
+
+/** An endpoint where nobody listens. */
+export function refusing(family: 4 | 6 = 4): Endpoint {
+  using closed = listening(1, family);
+  return closed.endpoint;
+}
+
+/** A listener whose queue is full, so that Linux drops every further SYN, as a filtering NAT does. */
+export function unanswering(): Disposable & { socket: Socket; endpoint: Endpoint } {
+  const listener = listening(0);
+  const queued = Socket.open(4);
+  queued.connect(listener.endpoint);
+  return {
+    ...listener,
+    [Symbol.dispose]() {
+      queued.close();
+      listener.socket.close();
+    },
+  };
+}

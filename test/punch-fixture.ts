@@ -1,0 +1,71 @@
+/** A punch in a process that has no descriptor left when a stranger connects; afterwards it has some, and links. */
+import { closeSync, openSync } from "node:fs";
+import { makeIdentity } from "../native/identity.ts";
+import { Credentials, type Link } from "../native/link.ts";
+import { PunchPort, type PunchOptions } from "../native/punch.ts";
+import { Socket } from "../native/socket.ts";
+import { loopback, openSockets, until } from "./native-fixture.ts";
+
+const identity = makeIdentity();
+const credentials = new Credentials(identity);
+
+function makeHost() {
+  const control = Socket.open(4);
+  const port = control.bind(0);
+  control.shareport();
+  return { port, punchPort: new PunchPort(port, credentials) };
+}
+
+function exhaust(): number[] {
+  const held: number[] = [];
+  for (;;) {
+    try {
+      held.push(openSync("/dev/null", "r"));
+    } catch {
+      return held;
+    }
+  }
+}
+
+const [alice, bob] = [makeHost(), makeHost()];
+const options = (peer: { port: number }): Omit<PunchOptions, "role" | "onLinked" | "onFailed"> => ({
+  token: "0".repeat(32),
+  fingerprint: identity.fingerprint,
+  candidates: [{ endpoint: loopback(peer.port), route: "private" }],
+  startInMs: 0,
+  isReachable: true,
+  deadlineMs: 5_000,
+});
+
+const before = openSockets();
+using stranger = Socket.open(4);
+const failed = Promise.withResolvers<string>();
+alice.punchPort.punch({
+  ...options(bob),
+  role: "controlling",
+  deadlineMs: 300,
+  onLinked: () => failed.resolve("linked with nobody"),
+  onFailed: (reason) => failed.resolve(reason),
+});
+const held = exhaust();
+stranger.connect(loopback(alice.port));
+const reason = await failed.promise;
+for (const fd of held) closeSync(fd);
+console.log(reason);
+stranger.close();
+
+const link = (host: typeof alice, peer: typeof alice, role: PunchOptions["role"]) =>
+  new Promise<Link>((resolve, reject) =>
+    host.punchPort.punch({
+      ...options(peer),
+      role,
+      onLinked: resolve,
+      onFailed: (why, detail) => reject(new Error(`${why}: ${detail}`)),
+    }),
+  );
+const links = await Promise.all([link(alice, bob, "controlling"), link(bob, alice, "controlled")]);
+console.log("linked");
+await Promise.all(links.map((one) => one.close("done")));
+await until("all sockets are closed", () => openSockets().every((socket) => before.includes(socket)));
+console.log("no socket left");
+process.exit(0);
