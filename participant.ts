@@ -125,6 +125,7 @@ interface PeerEntry {
 interface Registration {
   id: number;
   public: Endpoint;
+  private: Endpoint[];
   port: PunchPort;
 }
 
@@ -433,13 +434,11 @@ export class Participant {
 
   #closed(control: ControlChannel, reason: string): void {
     if (this.#control !== control) return;
-    if (this.#joining) {
-      this.#control = undefined;
-      const { reject } = this.#joining;
-      this.#joining = undefined;
-      return reject(new UserError(`the introducer did not register us: ${reason}`));
-    }
-    this.#lose(reason, undefined);
+    if (!this.#joining) return this.#lose(reason, undefined);
+    const { reject } = this.#joining;
+    this.#joining = undefined;
+    this.#lose(reason, { is: "away" });
+    reject(new UserError(`the introducer did not register us: ${reason}`));
   }
 
   /** The control channel is gone. `next` is the state to be in; undefined means: come back by ourselves. */
@@ -459,14 +458,14 @@ export class Participant {
     }
   }
 
-  #rejoinLater(reason: string): ControlState {
+  #rejoinLater(reason: string, state: "lost" | "unreachable" = "lost"): ControlState {
     const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random()));
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
-    this.#emit({ event: "introducer", state: "lost", reason, retryInMs });
+    this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
       this.join().catch((error: unknown) => {
         if (!(error instanceof UserError)) throw error;
-        if (this.#state.is === "away") this.#state = this.#rejoinLater(error.message);
+        if (this.#state.is === "away") this.#state = this.#rejoinLater(error.message, "unreachable");
       });
     }, retryInMs);
     return { is: "lost", timer };
@@ -509,6 +508,7 @@ export class Participant {
     const registration = {
       id: message.id,
       public: message.public,
+      private: message.private,
       port: new PunchPort(control.port, this.#credentials),
     };
     this.#state = { is: "registered", registration };
@@ -571,9 +571,10 @@ export class Participant {
     if (this.#joining) {
       const { reject } = this.#joining;
       this.#joining = undefined;
-      this.#control?.close("refused");
+      this.#lose("refused", { is: "away" });
       return reject(new UserError(text));
     }
+    if (message.request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     const entry = this.#byId(message.peer);
     if (message.request === "connect" && entry?.state.is === "punching" && !entry.state.punch) {
       this.#setState(entry, { is: "known" });
@@ -614,6 +615,7 @@ export class Participant {
       candidates,
       startInMs: message.startInMs,
       deadlineMs: punchDeadlineMs,
+      isReachable: isReachable(registration, peer),
       onLinked: (link) => this.#linkUp(entry, link, performance.now() - since),
       onFailed: (reason, detail) => this.#punchFailed(entry, message.token, reason, detail),
       onAttempt: (attempt) => {
@@ -737,6 +739,12 @@ async function delivered(peer: Peer, answer: Promise<number>): Promise<number> {
     if (!(error instanceof LinkError)) throw error;
     throw new UserError(`not delivered to ${printable(peer.name)}: ${error.message}`);
   }
+}
+
+/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
+function isReachable(own: { public: Endpoint; private: readonly Endpoint[] }, peer: Peer): boolean {
+  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
+  return own.private.includes(own.public) || address(own.public) === address(peer.public);
 }
 
 /** The candidates to punch at: what the peer's own addresses can be, and never an endpoint of ours. */
@@ -886,7 +894,7 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
     case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}: ${printable(event.text)}`;
+      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
     case "notice":
       return `${c.magenta("introducer")}: ${printable(event.text)}`;
     case "introducer": {
@@ -1184,18 +1192,27 @@ function isQuit(line: string): boolean {
   }
 }
 
+function checkPlatform(): void {
+  try {
+    requirePlatform();
+  } catch (error) {
+    throw new UserError(error instanceof Error ? error.message : String(error));
+  }
+}
+
 async function main(): Promise<number> {
   const options = readArguments(process.argv.slice(2));
   if (options === "help") {
     process.stdout.write(usage + "\n");
     return 0;
   }
-  requirePlatform();
+  checkPlatform();
   const terminal = new Terminal(options.json);
   const question = "Introducer (HOST or HOST:PORT): ";
-  const introducer =
-    options.introducer ?? (terminal.isInteractive ? await terminal.ask(question) : undefined);
-  if (!introducer) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+  if (options.introducer === undefined && !terminal.isInteractive)
+    throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+  const introducer = options.introducer ?? (await terminal.ask(question));
+  if (introducer === undefined) return 0;
   const participant = new Participant({
     ...readHostPort(introducer),
     name: options.name,
@@ -1252,9 +1269,9 @@ if (import.meta.main) {
   try {
     process.exitCode = await main();
   } catch (error) {
-    const isExpected = [UsageError, UserError, IdentityError].some((kind) => error instanceof kind);
-    console.error(isExpected ? `error: ${(error as Error).message}` : error);
-    if (error instanceof UsageError) console.error("`--help` shows the usage.");
+    if (![UsageError, UserError, IdentityError].some((kind) => error instanceof kind)) throw error;
+    const hint = error instanceof UsageError ? "`--help` shows the usage.\n" : "";
+    process.stderr.write(`error: ${printable((error as Error).message)}\n${hint}`);
     process.exitCode = error instanceof UsageError ? 2 : 1;
   }
   // process.exit() drops what a slow reader of a pipe has not taken yet.

@@ -1,0 +1,746 @@
+/**
+ * The participant: what it shows, its command line, and the real program on loopback, driven by lines on standard
+ * input and read by its `--json` events.
+ */
+import { afterAll, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import pc from "picocolors";
+import { Introducer } from "../introducer.ts";
+import { readHostPort, renderList, tell, type ParticipantEvent, type PeerRow } from "../participant.ts";
+import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
+
+type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
+const at = (text: string) => text as Endpoint;
+const plain = pc.createColors(false);
+const program = join(import.meta.dir, "..", "participant.ts");
+const states = mkdtempSync(join(tmpdir(), "participant-test-"));
+afterAll(() => rmSync(states, { recursive: true, force: true }));
+
+// --- the real program ------------------------------------------------------------------------------------
+
+function spawn(args: string[], environment: Record<string, string> = {}) {
+  const env = { PATH: process.env.PATH, XDG_STATE_HOME: states, ...environment };
+  return Bun.spawn([process.execPath, program, ...args], {
+    env,
+    stdin: "pipe",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+}
+
+/** Runs the program without any input. */
+async function outcome(args: string[], environment: Record<string, string> = {}) {
+  await using child = spawn(args, environment);
+  child.stdin.end();
+  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { code: await child.exited, stdout, stderr };
+}
+
+/** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
+class Driven implements AsyncDisposable {
+  readonly name: string;
+  readonly events: ParticipantEvent[] = [];
+  readonly stderr: Promise<string>;
+  /** The first time. */
+  readonly registered: Promise<EventOf<"registered">>;
+  readonly #child: ReturnType<typeof spawn>;
+  readonly #read: Promise<void>;
+  readonly #taken = new Set<ParticipantEvent>();
+  #news = Promise.withResolvers<void>();
+  #isOver = false;
+
+  constructor(port: number, name: string, ...options: string[]) {
+    this.name = name;
+    const state = join(states, name);
+    const args = [`127.0.0.1:${port}`, "--name", name, "--json", ...options];
+    this.#child = spawn(args, { XDG_STATE_HOME: state });
+    this.stderr = this.#child.stderr.text();
+    this.#read = this.#readEvents();
+    this.registered = this.next("registered").then(async (event) => (await this.next("peers"), event));
+    this.registered.catch(() => {}); // a test that expects it to fail does not wait for it
+  }
+
+  /** Anything on stdout that is no JSON line fails the test here. */
+  async #readEvents(): Promise<void> {
+    let held = "";
+    for await (const chunk of this.#child.stdout.pipeThrough(new TextDecoderStream())) {
+      const lines = (held + chunk).split("\n");
+      held = lines.pop()!;
+      this.events.push(...lines.map((line) => JSON.parse(line) as ParticipantEvent));
+      this.#wake();
+    }
+    this.#isOver = true;
+    this.#wake();
+    expect(held).toBe("");
+  }
+
+  #wake(): void {
+    this.#news.resolve();
+    this.#news = Promise.withResolvers();
+  }
+
+  async next<E extends ParticipantEvent["event"]>(
+    kind: E,
+    wants: (event: EventOf<E>) => boolean = () => true,
+  ): Promise<EventOf<E>> {
+    const fits = (event: ParticipantEvent): event is EventOf<E> =>
+      event.event === kind && !this.#taken.has(event) && wants(event as EventOf<E>);
+    for (;;) {
+      const found = this.events.find(fits);
+      if (found) {
+        this.#taken.add(found);
+        return found;
+      }
+      if (this.#isOver)
+        throw new Error(`${this.name} ended without \`${kind}\`:\n${JSON.stringify(this.events, null, 1)}`);
+      await this.#news.promise;
+    }
+  }
+
+  /** Resolves once a peer of that name was shown. */
+  async seen(name: string): Promise<void> {
+    const shows = (event: ParticipantEvent) =>
+      (event.event === "joined" && event.name === name) ||
+      (event.event === "peers" && event.peers.some((peer) => peer.name === name));
+    while (!this.events.some(shows)) await this.#news.promise;
+  }
+
+  count(kind: ParticipantEvent["event"]): number {
+    return this.events.filter(({ event }) => event === kind).length;
+  }
+
+  type(...lines: string[]): void {
+    this.#child.stdin.write(lines.map((line) => line + "\n").join(""));
+    void this.#child.stdin.flush();
+  }
+
+  endInput(): void {
+    void this.#child.stdin.end();
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
+  async exited(): Promise<number> {
+    await this.#read;
+    return this.#child.exited;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+  }
+}
+
+function startIntroducer(port = 0) {
+  const introducer = Introducer.start({ host: "127.0.0.1", port });
+  return {
+    introducer,
+    port: introducer.port,
+    [Symbol.asyncDispose]: () => introducer.stop("the test is over"),
+  };
+}
+
+/** Resolves once all are registered and see each other. */
+async function met(...all: Driven[]): Promise<void> {
+  await Promise.all(all.map((one) => one.registered));
+  for (const one of all) {
+    for (const { name } of all) if (name !== one.name) await one.seen(name);
+  }
+}
+
+async function link(a: Driven, b: Driven) {
+  a.type(`connect ${b.name}`);
+  return Promise.all([
+    a.next("linked", ({ name }) => name === b.name),
+    b.next("linked", ({ name }) => name === a.name),
+  ]);
+}
+
+// --- the list --------------------------------------------------------------------------------------------
+
+const known: PeerRow = {
+  id: 2,
+  name: "bob@home",
+  state: "known",
+  present: true,
+  private: [at("192.168.1.20:40000")],
+  public: at("203.0.113.7:40000"),
+};
+const linked: PeerRow = {
+  ...known,
+  state: "linked",
+  route: "public",
+  local: at("192.168.1.20:50000"),
+  remote: at("203.0.113.7:40000"),
+  rttMs: 12.34,
+  ageMs: 61_000,
+  bytesIn: 1_500,
+  bytesOut: 2_000_000,
+};
+const longest = at("[2001:db8:1111:2222:3333:4444:5555:6666]:54321");
+
+test("the list shows every state, endpoint and measure of a peer", () => {
+  const shown = renderList(
+    [
+      known,
+      { ...known, id: 3, state: "punching" },
+      { ...known, id: 4, state: "failed", reason: "no-candidate-answered" },
+      { ...linked, id: 5, present: false },
+    ],
+    80,
+    plain,
+  );
+  expect(shown).toMatchInlineSnapshot(`
+    "           id    name           private endpoint      link
+                                    public endpoint
+    ○ known    2     bob@home       192.168.1.20:40000
+                                    203.0.113.7:40000
+    ◌ punching 3     bob@home       192.168.1.20:40000
+                                    203.0.113.7:40000
+    ✗ failed   4     bob@home       192.168.1.20:40000    no-candidate-answered
+                                    203.0.113.7:40000
+    ● linked   5     bob@home       192.168.1.20:40000    public 12.3 ms 1m
+                                    203.0.113.7:40000     192.168.1.20:50000
+                                                          → 203.0.113.7:40000
+                                                          in 1.5 kB out 2.0 MB
+                                                          (not in the room)"
+  `);
+});
+
+test.each([
+  ["IPv6", { ...linked, private: [longest, longest], public: longest, local: longest, remote: longest }],
+  ["a long name", { ...linked, name: "x".repeat(64) }],
+  ["wide characters", { ...linked, name: "日本語の名前はとても長いです🎉🎉🎉" }],
+  ["combining characters", { ...linked, name: "e\u0301".repeat(32) }],
+  ["big numbers", { ...linked, id: 2 ** 53 - 1, rttMs: 123_456.7, bytesIn: 2 ** 53, bytesOut: 999_999 }],
+  ["ten private endpoints", { ...known, private: Array<Endpoint>(10).fill(longest) }],
+  ["the longest reason", { ...known, state: "failed", reason: "authentication-failed" }],
+] satisfies [string, PeerRow][])("the list fits in 80 columns with %s", (_, row) => {
+  const lines = renderList([row, known], 80, plain).split("\n");
+  expect(lines.filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
+  expect(lines.join("")).not.toContain("…"); // cli-table3's mark where it cut something off
+  expect(lines.join("")).not.toContain("\x1b");
+});
+
+test("a wide terminal shows IPv6 endpoints whole", () => {
+  expect(renderList([{ ...linked, public: longest, local: longest, remote: longest }], 140, plain)).toContain(
+    `→ ${longest}`,
+  );
+});
+
+test("an empty list says what to do; colours only when asked for", () => {
+  expect(renderList([], 80, plain)).toContain("--room");
+  expect(renderList([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
+});
+
+test("escape sequences from the network stay harmless", () => {
+  const evil = "\x1b]0;owned\x07\u009b2J\u202e\r\n";
+  const events: ParticipantEvent[] = [
+    { event: "said", peer: 2, name: evil, text: evil },
+    { event: "notice", text: evil },
+    { event: "error", message: evil },
+    { event: "failed", peer: 2, name: evil, reason: "timed-out", detail: evil },
+    { event: "unlinked", peer: 2, name: evil, reason: evil },
+    { event: "echo", text: evil, rttMs: 1 },
+    { event: "introducer", state: "lost", reason: evil },
+    { event: "registered", id: 1, name: evil, room: evil, public: known.public, private: [] },
+    { event: "peers", peers: [{ ...known, name: evil }] },
+  ];
+  const shown = [
+    ...events.map((event) => tell(event, plain)),
+    renderList([{ ...known, name: evil }], 80, plain),
+  ];
+  for (const text of shown) expect(text).not.toMatch(/[^\P{C}\n]/u);
+});
+
+const bob = { peer: 2, name: "bob" };
+test.each<[ParticipantEvent, string]>([
+  [
+    {
+      event: "registered",
+      id: 1,
+      name: "al",
+      room: "lobby",
+      public: known.public,
+      private: [...known.private, longest],
+    },
+    `registered as al (1) in room lobby\n  private 192.168.1.20:40000, ${longest}\n  public  203.0.113.7:40000`,
+  ],
+  [{ event: "peers", peers: [] }, "Nobody else is here yet."],
+  [{ event: "peers", peers: [known] }, "here: bob@home (2). `connect bob@home` punches a hole"],
+  [{ event: "peers", peers: [linked] }, "here: bob@home (2)"],
+  [{ event: "joined", ...bob, private: [], public: known.public }, "bob (2) joined from 203.0.113.7:40000"],
+  [{ event: "left", ...bob }, "bob (2) left"],
+  [{ event: "punching", ...bob, role: "controlling" }, "punching towards bob (2), controlling"],
+  [
+    {
+      event: "attempt",
+      ...bob,
+      atMs: 1.25,
+      localPort: 40000,
+      remote: known.public,
+      route: "public",
+      outcome: "ECONNREFUSED",
+    },
+    "       1.3 ms  :40000 → 203.0.113.7:40000 public: ECONNREFUSED",
+  ],
+  [
+    {
+      event: "linked",
+      ...bob,
+      route: "listen",
+      local: at("10.0.0.1:1"),
+      remote: known.public,
+      elapsedMs: 61.23,
+    },
+    "linked with bob (2) by listen: 10.0.0.1:1 → 203.0.113.7:40000, 61.2 ms",
+  ],
+  [
+    { event: "failed", ...bob, reason: "no-candidate-answered", detail: "public 1.2.3.4:5: 7 attempts" },
+    "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts",
+  ],
+  [{ event: "unlinked", ...bob, reason: "disconnected" }, "unlinked from bob (2): disconnected"],
+  [{ event: "said", ...bob, text: "hi" }, "bob: hi"],
+  [{ event: "sent", ...bob, rttMs: 2 }, "bob has it after 2.0 ms"],
+  [{ event: "pong", ...bob, rttMs: 3 }, "bob (2) answered after 3.0 ms"],
+  [{ event: "echo", text: "x", rttMs: 4 }, "the introducer answered after 4.0 ms: x"],
+  [{ event: "echo", text: "", rttMs: 4 }, "the introducer answered after 4.0 ms"],
+  [{ event: "notice", text: "soon" }, "introducer: soon"],
+  [
+    { event: "introducer", state: "lost", reason: "gone", retryInMs: 1234 },
+    "introducer lost: gone; trying again in 1.2 s",
+  ],
+  [{ event: "introducer", state: "left", reason: "bye" }, "introducer left: bye"],
+  [{ event: "error", message: "no" }, "error: no"],
+])("%o is told", (event, text) => {
+  expect(tell(event, plain)).toBe(text);
+});
+
+// --- the command line ------------------------------------------------------------------------------------
+
+test.each([
+  ["example.com", "example.com", defaultPort],
+  ["example.com:8000", "example.com", 8000],
+  ["192.0.2.1", "192.0.2.1", defaultPort],
+  ["192.0.2.1:65535", "192.0.2.1", 65535],
+  ["2001:DB8::1", "2001:db8::1", defaultPort],
+  ["[2001:db8::1]", "2001:db8::1", defaultPort],
+  ["[2001:db8::1]:1", "2001:db8::1", 1],
+  ["::1", "::1", defaultPort],
+])("%s is an introducer", (text, host, port) => {
+  expect(readHostPort(text)).toEqual({ host, port });
+});
+
+test.each(["", " ", "a:0", "a:65536", "a:", ":7000", "a b", "a:x", "[::1", "1:2:3:4:5:6:7:8:9", "http://a"])(
+  "%o is no introducer",
+  (text) => {
+    expect(() => readHostPort(text)).toThrow("is no introducer: give HOST");
+  },
+);
+
+test("--help prints the usage on stdout", async () => {
+  const { code, stdout, stderr } = await outcome(["--help"]);
+  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+  expect(stdout).toContain("Usage: bun run participant [HOST[:PORT]]");
+  expect(stdout.split("\n").filter((line) => line.length > 100)).toEqual([]);
+});
+
+test.each([
+  ["an unknown option", ["--nonsense"], "--nonsense"],
+  ["a name of two words", ["h", "--name", "two words"], "--name must be one word"],
+  ["a number as a name", ["h", "--name", "12"], "--name must not be a number"],
+  ["two introducers", ["one", "two"], "one introducer at a time, not one two"],
+  ["a bad port", ["host:99999"], "port 1 to 65535"],
+  ["no introducer and no terminal", [], "Give HOST[:PORT], or set INTRODUCER"],
+])("wrong usage: %s", async (_, args, message) => {
+  const { code, stdout, stderr } = await outcome(args);
+  expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+  expect(stderr).toContain(message);
+  expect(stderr).toContain("--help");
+});
+
+test("an introducer that can't be reached, from INTRODUCER, is one clear error", async () => {
+  const { port, ...gone } = startIntroducer();
+  await gone[Symbol.asyncDispose]();
+  const { code, stdout, stderr } = await outcome(["--json"], { INTRODUCER: `127.0.0.1:${port}` });
+  expect(code).toBe(1);
+  expect(stderr).toBe(
+    `error: cannot reach the introducer at 127.0.0.1:${port}: connection refused. Is it running ` +
+      `(\`bun run introducer ${port}\`) and is that its address?\n`,
+  );
+  expect(JSON.parse(stdout)).toMatchObject({ event: "error" });
+});
+
+test("a file in place of the identity is a clear error", async () => {
+  const { code, stderr } = await outcome(["127.0.0.1:1"], { XDG_STATE_HOME: program });
+  expect(code).toBe(1);
+  expect(stderr).toStartWith("error: ");
+  expect(stderr).not.toContain("    at ");
+});
+
+// --- linking ---------------------------------------------------------------------------------------------
+
+test("two participants meet, link, talk, part, link again and quit", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  const self = await alice.registered;
+  expect(self).toMatchObject({ name: "alice", room: "lobby" });
+  expect(self.private).toContain(self.public);
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+
+  const [ours, theirs] = await link(alice, bob);
+  expect([ours.route, theirs.route].filter((route) => route === "listen").length).toBeLessThan(2);
+  expect([ours.local, ours.remote]).toEqual([theirs.remote, theirs.local]);
+  expect(self.private).toContain(ours.local);
+
+  alice.type("say bob hello   there", "PING bob", "h how far", "S");
+  bob.type("f alice ça va? 日本");
+  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "hello   there" });
+  expect(await alice.next("said")).toMatchObject({ name: "bob", text: "ça va? 日本" });
+  expect((await alice.next("sent")).rttMs).toBeGreaterThan(0);
+  expect((await alice.next("pong")).rttMs).toBeGreaterThan(0);
+  expect(await alice.next("echo")).toMatchObject({ text: "how far" });
+  const { peers } = await alice.next("peers");
+  expect(peers).toMatchObject([
+    { name: "bob", state: "linked", route: ours.route, local: ours.local, remote: ours.remote },
+  ]);
+  expect(Object.keys(peers[0]!)).toEqual(
+    expect.arrayContaining(["rttMs", "ageMs", "bytesIn", "bytesOut", "private", "public"]),
+  );
+
+  alice.type("disconnect bob", "connect bob", "say bob again");
+  await Promise.all([alice.next("unlinked"), bob.next("unlinked")]);
+  expect(await bob.next("said")).toMatchObject({ text: "again" });
+  alice.type("quit");
+  expect(await alice.exited()).toBe(0);
+  expect(await bob.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  await bob.next("left");
+  bob.endInput();
+  expect(await bob.exited()).toBe(0);
+  expect(await bob.stderr).toContain("alice (1) left");
+});
+
+test("both asking at the same moment make one link", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  for (let round = 1; round <= 5; round++) {
+    alice.type("connect bob");
+    bob.type("connect alice");
+    await Promise.all([alice.next("linked"), bob.next("linked")]);
+    alice.type("say bob over", "disconnect bob");
+    await bob.next("said");
+    await Promise.all([alice.next("unlinked"), bob.next("unlinked")]);
+    bob.type("echo"); // so that its `connect`, had it been too late, has been answered
+    await bob.next("echo");
+    expect({ a: alice.count("linked"), b: bob.count("linked") }).toEqual({ a: round, b: round });
+  }
+});
+
+test("several peers at once", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await using carol = new Driven(house.port, "carol");
+  await met(alice, bob, carol);
+  bob.type("connect carol alice");
+  carol.type("connect alice bob");
+  alice.type("connect bob carol");
+  await Promise.all(
+    [alice, bob, carol].map(async (one) => [await one.next("linked"), await one.next("linked")]),
+  );
+  for (const one of [alice, bob, carol]) {
+    one.type("list");
+    const { peers } = await one.next("peers");
+    expect(peers.map(({ state }) => state)).toEqual(["linked", "linked"]);
+  }
+});
+
+test("a PEER that can't be meant is a clear error", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  const { id } = await alice.registered;
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  await using twin = new Driven(house.port, "twin");
+  await using other = new Driven(house.port, "twin");
+  const isTwin = (event: EventOf<"joined">) => event.name === "twin";
+  await Promise.all([alice.next("joined", isTwin), alice.next("joined", isTwin)]);
+  await link(alice, bob);
+  const complaint = async (line: string) => {
+    alice.type(line);
+    return (await alice.next("error")).message;
+  };
+  expect(await complaint("connect nobody")).toBe("nobody here is called nobody; `list` shows who is");
+  expect(await complaint("connect nobody 99")).toContain("nobody here is called 99");
+  expect(await complaint("connect twin")).toContain("twin is ambiguous: use one of the ids");
+  expect(await complaint("connect alice")).toContain("that is yourself");
+  expect(await complaint(`connect ${id}`)).toContain("that is yourself");
+  expect(await complaint("connect bob")).toBe("already linked with bob");
+  expect(await complaint("say twin hi")).toContain("ambiguous");
+  expect(await complaint("ping")).toContain("`ping` needs a PEER");
+  expect(await complaint("say bob")).toContain("`say` needs a TEXT");
+  expect(await complaint(`say bob ${"x".repeat(8193)}`)).toContain("at most 8192 characters");
+  expect(await complaint("dance")).toContain("there is no command dance");
+  expect(await complaint("join")).toContain("already registered");
+  alice.endInput();
+  expect(await alice.exited()).toBe(1); // some commands failed
+  await Promise.all([twin.registered, other.registered]);
+});
+
+test("--connect waits for its peer, and the commands wait for the link", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--connect", "bob");
+  alice.type("say bob first");
+  alice.endInput();
+  await alice.registered;
+  await using bob = new Driven(house.port, "bob");
+  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "first" });
+  expect(await alice.exited()).toBe(0);
+});
+
+// --- the prompt ------------------------------------------------------------------------------------------
+
+test("on a terminal, what happens does not tear the line being typed", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob");
+  await bob.registered;
+  let screen = "";
+  let news = Promise.withResolvers<void>();
+  const decoder = new TextDecoder();
+  const data = (_: unknown, chunk: Uint8Array) => {
+    screen += decoder.decode(chunk, { stream: true });
+    news.resolve();
+    news = Promise.withResolvers();
+  };
+  const shows = async (text: string) => {
+    while (!screen.includes(text)) await news.promise;
+  };
+  await using child = Bun.spawn([process.execPath, program, `127.0.0.1:${house.port}`, "--name", "alice"], {
+    env: { PATH: process.env.PATH, XDG_STATE_HOME: join(states, "alice"), NO_COLOR: "1", TERM: "xterm" },
+    terminal: { cols: 80, rows: 24, data },
+  });
+  await shows("> ");
+  const typed = `say bob ${"x".repeat(170)}END`; // three rows
+  child.terminal?.write(typed);
+  await shows("END");
+  screen = "";
+  bob.type("connect alice", "say alice one", "say alice two", "quit");
+  await shows("bob (1) left");
+  const redrawn = `> ${typed}`;
+  while (!/left[^]*END\x1b\[24G$/.test(screen)) await news.promise;
+  const told = screen.split("\x1b[2A\x1b[1G\x1b[0J").slice(1);
+  expect(told.map((part) => part.replace(/\r?\n[^]*/, ""))).toEqual([
+    "punching towards bob (1), controlled",
+    expect.stringContaining("linked with bob (1)"),
+    "bob: one",
+    "bob: two",
+    "unlinked from bob (1): ended by the peer: the peer quit",
+    "bob (1) left",
+  ]);
+  for (const part of told) {
+    expect(part.replace(/\x1b\[\d*[GJ]|\r|\n/g, "")).toEndWith(redrawn);
+    expect(part).not.toMatch(/\x1b\[\d*A/); // up again would overwrite what was told
+  }
+  child.terminal?.write("\x03");
+  expect(await child.exited).toBe(0);
+});
+
+// --- the introducer comes and goes -----------------------------------------------------------------------
+
+test("`leave` keeps the link, `join` makes it known again", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  await link(alice, bob);
+  alice.type("leave", "say bob still here", "list", "echo", "leave");
+  await bob.next("left");
+  expect(await bob.next("said")).toMatchObject({ text: "still here" });
+  bob.type("say alice me too");
+  expect(await alice.next("said")).toMatchObject({ text: "me too" });
+  expect((await alice.next("peers")).peers).toMatchObject([{ name: "bob", state: "linked", present: false }]);
+  expect((await alice.next("error")).message).toContain("`join` first");
+  expect((await alice.next("error")).message).toContain("`join` comes back");
+  alice.type("join");
+  await alice.next("peers", ({ peers }) => peers[0]?.present === true);
+  const { id } = await alice.next("registered");
+  await bob.next("joined", ({ peer }) => peer === id);
+  await knownLinks(house.introducer, 2);
+  expect({ a: alice.count("linked"), b: bob.count("linked") }).toEqual({ a: 1, b: 1 });
+});
+
+/** Resolves once the introducer's list has so many participants that say they are linked. */
+async function knownLinks(introducer: Introducer, count: number): Promise<void> {
+  while (introducer.participants.filter(({ linked }) => linked.length > 0).length !== count)
+    await Bun.sleep(5);
+}
+
+test("links outlive the introducer, and a new one hears of them", async () => {
+  const first = startIntroducer();
+  const { port } = first;
+  await using alice = new Driven(port, "alice");
+  await using bob = new Driven(port, "bob");
+  await met(alice, bob);
+  await link(alice, bob);
+  await first[Symbol.asyncDispose]();
+  await Promise.all([alice, bob].map((one) => one.next("introducer", ({ state }) => state === "lost")));
+  alice.type("say bob without it");
+  expect(await bob.next("said")).toMatchObject({ text: "without it" });
+  bob.type("connect nobody");
+  expect((await bob.next("error")).message).toContain("nobody");
+  await using second = startIntroducer(port);
+  await Promise.all([alice.next("registered"), bob.next("registered")]);
+  await knownLinks(second.introducer, 2);
+  alice.type("say bob with it");
+  expect(await bob.next("said")).toMatchObject({ text: "with it" });
+  expect({ a: alice.count("linked"), b: bob.count("linked") }).toEqual({ a: 1, b: 1 });
+});
+
+// --- the end ---------------------------------------------------------------------------------------------
+
+test("the end of the input quits once the running command is done; with --stay it does not", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--stay");
+  alice.endInput();
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  bob.type("connect alice", "say alice all of it");
+  bob.endInput();
+  expect(await bob.exited()).toBe(0);
+  expect(await alice.next("said")).toMatchObject({ text: "all of it" });
+  expect(await alice.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  alice.signal("SIGTERM");
+  expect(await alice.exited()).toBe(0);
+});
+
+test.each(["SIGINT", "SIGTERM", "SIGHUP"] as const)("%s ends the program in order", async (signal) => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  await link(alice, bob);
+  bob.signal(signal);
+  expect(await bob.exited()).toBe(0);
+  expect(await alice.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  await alice.next("left");
+});
+
+test("what a peer that vanished never heard is said", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  await link(alice, bob);
+  bob.signal("SIGSTOP");
+  alice.type("list", "say bob are you there?");
+  await alice.next("peers");
+  bob.signal("SIGKILL");
+  expect((await alice.next("error")).message).toMatch(/^not delivered to bob: /);
+  await alice.next("unlinked");
+  await alice.next("left");
+  alice.type("say bob hello?");
+  expect((await alice.next("error")).message).toContain("nobody here is called bob");
+});
+
+// --- an introducer that means ill ------------------------------------------------------------------------
+
+/** An introducer that answers whatever comes with these bytes, and hangs up on all but the last of the visits. */
+function hostile(answer: () => string, visits = 1) {
+  const server = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      data: (socket) => {
+        socket.write(answer());
+        if (--visits > 0) socket.end();
+      },
+    },
+  });
+  return { port: server.port, [Symbol.dispose]: () => server.stop(true) };
+}
+
+test.each([
+  ["another protocol", "HTTP/1.1 400 Bad Request\r\n\r\n", "not in the protocol"],
+  ["a line without end", "x".repeat(maxLineBytes + 1), "not in the protocol"],
+  ["a field of the wrong type", '{"type":"registered","id":"1"}\n', "not in the protocol"],
+  [
+    "a refusal",
+    encode({ type: "refused", code: "limit", message: "full \x1b[2J" }),
+    "refused: full \ufffd[2J",
+  ],
+  ["an end", encode({ type: "bye", reason: "maintenance" }), "maintenance"],
+])("an introducer that says %s", async (_, bytes, message) => {
+  using house = hostile(() => bytes);
+  const { code, stdout, stderr } = await outcome([`127.0.0.1:${house.port}`]);
+  expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+  expect(stderr).toContain(message);
+  expect(stderr).not.toContain("    at ");
+  expect(stderr).not.toContain("trying again"); // it does not
+});
+
+test("an introducer that is lost while we register is tried again", async () => {
+  const hello: ToParticipant[] = [
+    { type: "registered", id: 1, name: "a", room: "r", public: at("127.0.0.1:4000"), private: [] },
+    { type: "peers", peers: [], more: false },
+  ];
+  const visits = [hello.map(encode).join(""), encode(hello[0]!), hello.map(encode).join("")];
+  using house = hostile(() => visits.shift() ?? "", 3);
+  await using alice = new Driven(house.port, "alice");
+  await alice.registered;
+  await alice.next("introducer", ({ state }) => state === "lost");
+  await alice.next("registered");
+  await alice.next("introducer", ({ state }) => state === "unreachable");
+  await alice.next("registered");
+  await alice.next("peers");
+});
+
+test("an introducer can't make us punch at our own host", async () => {
+  let connections = 0;
+  using victim = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: { open: () => void connections++, data: () => {} },
+  });
+  const local = at(`127.0.0.1:${victim.port}`);
+  const fields = { linked: [], punching: [], since: 0 };
+  const peer = { id: 2, name: "eve", instance: "ab".repeat(8), fingerprint: "cd".repeat(32), ...fields };
+  const lines: ToParticipant[] = [
+    // We look as if we came from elsewhere, so loopback can't be the peer's.
+    { type: "registered", id: 1, name: "a", room: "r", public: at("203.0.113.1:4000"), private: [] },
+    { type: "peers", peers: [], more: false },
+    {
+      type: "punch",
+      peer: { ...peer, private: [local, at("10.255.255.254:9")], public: local },
+      role: "controlling",
+      token: "ef".repeat(16),
+      startInMs: 0,
+    },
+  ];
+  using house = hostile(() => lines.map(encode).join(""));
+  await using alice = new Driven(house.port, "alice", "--verbose");
+  await alice.next("attempt", ({ remote }) => remote === "10.255.255.254:9");
+  alice.type("quit");
+  await alice.exited();
+  const remotes = alice.events.flatMap((event) => (event.event === "attempt" ? [event.remote] : []));
+  expect({ connections, others: remotes.filter((remote) => remote !== "10.255.255.254:9") }).toEqual({
+    connections: 0,
+    others: [],
+  });
+});
+
+test("a room is out of sight of another", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--room", "one");
+  await using bob = new Driven(house.port, "bob", "--room", "two");
+  await Promise.all([alice.registered, bob.registered]);
+  alice.type("connect bob");
+  expect((await alice.next("error")).message).toContain("nobody here is called bob");
+  expect(bob.count("joined")).toBe(0);
+});
