@@ -1,0 +1,314 @@
+/**
+ * The Internet of the lab: one process that carries IPv4 and IPv6 packets between sites by destination
+ * address, late by as much as it is told. A site is a TUN device; the lab moves it into a namespace, where
+ * it is the interface `wan`. What has no route is dropped without a word.
+ *
+ * One-way delay between two sites = the sum of their `owdMs`, plus up to the sum of their `jitterMs` at
+ * random. Packets from one site to another never overtake each other, whatever jitter does. Each packet is
+ * lost with the probability that either site loses it. A packet to an address of the site it comes from
+ * goes back there after {@link mirrorDelayMs}: that is how the lab's NATs do hairpinning.
+ *
+ * Commands come as JSON lines on stdin and are answered in order on stdout; the end of stdin ends it.
+ */
+import { CString, dlopen, ptr, read, type Pointer } from "bun:ffi";
+import { openSync, writeSync } from "node:fs";
+import { describePacket } from "./packet-text.ts";
+
+/** One-way delay of a hairpinned packet; not zero, because races at zero delay are artefacts. */
+export const mirrorDelayMs = 0.5;
+
+export interface WanOptions {
+  /** One-way delay between this site and the middle of the Internet, in milliseconds. */
+  owdMs: number;
+  /** Probability that a packet from or to this site is lost, 0 to 1. */
+  loss: number;
+  /** Largest random extra delay, in milliseconds. */
+  jitterMs: number;
+}
+
+export type InternetCommand =
+  | ({ type: "addSite"; site: string; device: string } & WanOptions)
+  | ({ type: "setSite"; site: string } & Partial<WanOptions>)
+  | { type: "route"; address: string; site: string }
+  | { type: "unroute"; address: string }
+  /** Writes a line to that file for every packet, to see afterwards who met whom when. */
+  | { type: "trace"; path: string };
+export type InternetAnswer = { ok: true } | { ok: false; error: string };
+
+interface Site extends WanOptions {
+  name: string;
+  fd: number;
+  /** When the last packet to each other site is due: none may be due earlier. */
+  lastDue: Map<Site, number>;
+}
+
+/** More than the MTU of a TUN device (1500). */
+const slotBytes = 2048;
+const slotCount = 16_384;
+/** Packets read from one site before the others get their turn. */
+const readBurst = 64;
+
+/** The process is awake, and looks again and again, this long before a packet is due: waking up takes time. */
+const spinNs = 150_000;
+
+const O_RDWR = 2;
+const O_NONBLOCK = 0o4000;
+const TUNSETIFF = 0x400454ca;
+const IFF_TUN_NO_PI = 0x1001;
+const PR_SET_TIMERSLACK = 29;
+const POLLIN = 1;
+
+/** The 4 or 16 bytes of an address as a string with one character a byte: the key of the routing table. */
+export function addressKey(address: string): string {
+  if (!address.includes(":")) return String.fromCharCode(...address.split(".").map(Number));
+  const [head = "", tail] = address.split("::");
+  const words = (text: string) => (text === "" ? [] : text.split(":").map((word) => parseInt(word, 16)));
+  const [front, back] = [words(head), words(tail ?? "")];
+  const zeros = new Array<number>(8 - front.length - back.length).fill(0);
+  return String.fromCharCode(...[...front, ...zeros, ...back].flatMap((word) => [word >> 8, word & 255]));
+}
+
+/** Packets under way, earliest first; among equals the one that came first. */
+class DueHeap {
+  readonly #slots: number[] = [];
+  readonly #due = new Float64Array(slotCount);
+  readonly #order = new Float64Array(slotCount);
+  #count = 0;
+
+  get nextDue(): number {
+    return this.#slots.length === 0 ? Infinity : this.#due[this.#slots[0]!]!;
+  }
+
+  push(slot: number, due: number): void {
+    this.#due[slot] = due;
+    this.#order[slot] = this.#count++;
+    const slots = this.#slots;
+    let at = slots.push(slot) - 1;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!this.#isBefore(slot, slots[parent]!)) break;
+      slots[at] = slots[parent]!;
+      at = parent;
+    }
+    slots[at] = slot;
+  }
+
+  pop(): number {
+    const slots = this.#slots;
+    const first = slots[0]!;
+    const last = slots.pop()!;
+    if (slots.length === 0) return first;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= slots.length) break;
+      if (child + 1 < slots.length && this.#isBefore(slots[child + 1]!, slots[child]!)) child++;
+      if (!this.#isBefore(slots[child]!, last)) break;
+      slots[at] = slots[child]!;
+      at = child;
+    }
+    slots[at] = last;
+    return first;
+  }
+
+  #isBefore(a: number, b: number): boolean {
+    return (
+      this.#due[a]! < this.#due[b]! || (this.#due[a] === this.#due[b] && this.#order[a]! < this.#order[b]!)
+    );
+  }
+}
+
+function openLibc() {
+  return dlopen("libc.so.6", {
+    /** int open(const char *pathname, int flags) */
+    open: { args: ["ptr", "i32"], returns: "i32" },
+    /** int ioctl(int fd, unsigned long request, void *argument) */
+    ioctl: { args: ["i32", "u64", "ptr"], returns: "i32" },
+    /** ssize_t read(int fd, void *buffer, size_t count) */
+    read: { args: ["i32", "ptr", "u64"], returns: "i32" },
+    /** ssize_t write(int fd, const void *buffer, size_t count) */
+    write: { args: ["i32", "ptr", "u64"], returns: "i32" },
+    /** int ppoll(struct pollfd *fds, nfds_t nfds, const struct timespec *timeout, const sigset_t *sigmask) */
+    ppoll: { args: ["ptr", "u64", "ptr", "ptr"], returns: "i32" },
+    /** int prctl(int option, unsigned long value) */
+    prctl: { args: ["i32", "u64"], returns: "i32" },
+    /** char *strerror(int errno) */
+    strerror: { args: ["i32"], returns: "ptr" },
+    /** int *__errno_location(void) */
+    __errno_location: { args: [], returns: "ptr" },
+  } as const).symbols;
+}
+
+class Internet {
+  readonly #libc = openLibc();
+  readonly #sites: Site[] = [];
+  readonly #byName = new Map<string, Site>();
+  readonly #routes = new Map<string, Site>();
+  readonly #heap = new DueHeap();
+
+  readonly #packets = Buffer.alloc(slotCount * slotBytes);
+  readonly #packetsAt: number = ptr(this.#packets);
+  readonly #lengths = new Uint16Array(slotCount);
+  readonly #targets = new Array<Site | undefined>(slotCount);
+  readonly #freeSlots = Array.from({ length: slotCount }, (_, slot) => slot);
+
+  /** struct pollfd[]: stdin, then the sites. */
+  #pollFds = new Int32Array(2);
+  readonly #timeout = new BigInt64Array(2);
+  readonly #line = Buffer.alloc(65_536);
+  #commands = "";
+  #traceFd = -1;
+  #traceStart = 0;
+
+  run(): void {
+    this.#libc.prctl(PR_SET_TIMERSLACK, 1); // the default lets every wake-up be 50 µs late
+    this.#watch();
+    for (;;) {
+      this.#wait();
+      const revents = (index: number) => this.#pollFds[2 * index + 1]! >> 16;
+      for (let index = 0; index < this.#sites.length; index++) {
+        if (revents(index + 1) & POLLIN) this.#readFrom(this.#sites[index]!);
+      }
+      this.#deliverDue();
+      if (revents(0) !== 0 && !this.#readCommands()) return;
+    }
+  }
+
+  #wait(): void {
+    const waitNs = Math.min(1e9, Math.max(0, this.#heap.nextDue - Bun.nanoseconds() - spinNs));
+    this.#timeout[0] = BigInt(Math.floor(waitNs / 1e9));
+    this.#timeout[1] = BigInt(Math.floor(waitNs % 1e9));
+    this.#libc.ppoll(this.#pollFds, this.#pollFds.length / 2, this.#timeout, null);
+  }
+
+  #watch(): void {
+    const fds = [0, ...this.#sites.map((site) => site.fd)];
+    this.#pollFds = new Int32Array(fds.flatMap((fd) => [fd, POLLIN]));
+  }
+
+  #readFrom(source: Site): void {
+    for (let burst = 0; burst < readBurst; burst++) {
+      const slot = this.#freeSlots.pop();
+      if (slot === undefined) return; // the queue of a router is finite too: its device drops
+      const length = this.#libc.read(source.fd, this.#pointer(slot), slotBytes);
+      const due = length > 0 ? this.#accept(source, slot) : undefined;
+      if (this.#traceFd >= 0 && length > 0) this.#trace(source, slot, length, due);
+      if (due === undefined) this.#freeSlots.push(slot);
+      else {
+        this.#lengths[slot] = length;
+        this.#heap.push(slot, due);
+      }
+      if (length <= 0) return;
+    }
+  }
+
+  /** Routes the packet in that slot: when it is due, or undefined to drop it. */
+  #accept(source: Site, slot: number): number | undefined {
+    const at = slot * slotBytes;
+    const isIpv4 = this.#packets[at]! >> 4 === 4;
+    const [from, to] = isIpv4 ? [at + 16, at + 20] : [at + 24, at + 40];
+    const target = this.#routes.get(this.#packets.toString("latin1", from, to));
+    if (target === undefined) return undefined;
+    this.#targets[slot] = target;
+    const now = Bun.nanoseconds();
+    if (target === source) return now + mirrorDelayMs * 1e6;
+    const kept = (1 - source.loss) * (1 - target.loss);
+    if (kept < 1 && Math.random() >= kept) return undefined;
+    const jitterMs = Math.random() * (source.jitterMs + target.jitterMs);
+    const due = now + (source.owdMs + target.owdMs + jitterMs) * 1e6;
+    const inOrder = Math.max(due, source.lastDue.get(target) ?? 0);
+    source.lastDue.set(target, inOrder);
+    return inOrder;
+  }
+
+  #trace(source: Site, slot: number, length: number, due: number | undefined): void {
+    const packet = describePacket(this.#packets.subarray(slot * slotBytes, slot * slotBytes + length));
+    if (packet === undefined) return;
+    const now = Bun.nanoseconds();
+    const fate = due === undefined ? "dropped" : `due +${((due - now) / 1e6).toFixed(2)}`;
+    const elapsedMs = ((now - this.#traceStart) / 1e6).toFixed(2);
+    writeSync(this.#traceFd, `${elapsedMs.padStart(10)} ms  ${source.name}: ${packet}, ${fate}\n`);
+  }
+
+  #deliverDue(): void {
+    while (this.#heap.nextDue <= Bun.nanoseconds()) {
+      const slot = this.#heap.pop();
+      this.#libc.write(this.#targets[slot]!.fd, this.#pointer(slot), this.#lengths[slot]!);
+      this.#freeSlots.push(slot);
+    }
+  }
+
+  #pointer(slot: number): Pointer {
+    return (this.#packetsAt + slot * slotBytes) as Pointer;
+  }
+
+  /** Whether stdin is still open. */
+  #readCommands(): boolean {
+    const length = this.#libc.read(0, this.#line, this.#line.length);
+    if (length <= 0) return false;
+    const lines = (this.#commands + this.#line.toString("utf8", 0, length)).split("\n");
+    this.#commands = lines.pop()!;
+    for (const line of lines) {
+      const answer = Buffer.from(JSON.stringify(this.#answer(line)) + "\n");
+      this.#libc.write(1, answer, answer.length);
+    }
+    return true;
+  }
+
+  #answer(line: string): InternetAnswer {
+    try {
+      this.#obey(JSON.parse(line) as InternetCommand);
+      return { ok: true };
+    } catch (error) {
+      return { ok: false, error: error instanceof Error ? error.message : String(error) };
+    }
+  }
+
+  #obey(command: InternetCommand): void {
+    if (command.type === "unroute") return void this.#routes.delete(addressKey(command.address));
+    if (command.type === "trace") {
+      this.#traceStart = Bun.nanoseconds();
+      this.#traceFd = openSync(command.path, "w");
+      return;
+    }
+    if (command.type === "addSite") {
+      const { site, device, owdMs, loss, jitterMs } = command;
+      const added: Site = {
+        name: site,
+        fd: this.#openTun(device),
+        owdMs,
+        loss,
+        jitterMs,
+        lastDue: new Map(),
+      };
+      this.#byName.set(site, added);
+      this.#sites.push(added);
+      return this.#watch();
+    }
+    const site = this.#byName.get(command.site);
+    if (!site) throw new Error(`no site ${command.site}`);
+    if (command.type === "route") return void this.#routes.set(addressKey(command.address), site);
+    site.owdMs = command.owdMs ?? site.owdMs;
+    site.loss = command.loss ?? site.loss;
+    site.jitterMs = command.jitterMs ?? site.jitterMs;
+  }
+
+  #openTun(device: string): number {
+    const fd = this.#libc.open(Buffer.from("/dev/net/tun\0"), O_RDWR | O_NONBLOCK);
+    if (fd < 0) throw new Error(`open /dev/net/tun: ${this.#errorText()}`);
+    const request = Buffer.alloc(40); // struct ifreq
+    request.write(device);
+    request.writeUInt16LE(IFF_TUN_NO_PI, 16);
+    if (this.#libc.ioctl(fd, TUNSETIFF, request) < 0) throw new Error(`TUNSETIFF: ${this.#errorText()}`);
+    return fd;
+  }
+
+  #errorText(): string {
+    const location = this.#libc.__errno_location();
+    if (location === null) return "unknown error";
+    const text = this.#libc.strerror(read.i32(location));
+    return text === null ? "unknown error" : new CString(text).toString();
+  }
+}
+
+if (import.meta.main) new Internet().run();
