@@ -1,0 +1,239 @@
+/**
+ * The people of the lab: introducer and participants as real programs, started as users start them, each with
+ * its own state folder, on hosts of a lab or on this one. What they report with `--json` can be waited for,
+ * never longer than a deadline. Shared by tests, demo and benches.
+ *
+ *   await using people = new People();
+ *   const introducer = await people.introducer(lab.host("introducer"));
+ *   const alice = await people.participant("alice", host, introducer);
+ *   alice.type("connect bob");
+ *   const { route } = await alice.next("linked");
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { IntroducerEvent } from "../../introducer.ts";
+import type { ParticipantEvent } from "../../participant.ts";
+import { formatEndpoint, type Endpoint } from "../../protocol.ts";
+import type { Host } from "./lab.ts";
+
+/** Where the programs are started: the repository. */
+export const root = join(import.meta.dir, "../..");
+/** The longest that an event is waited for, unless told otherwise. */
+const deadlineMs = 8_000;
+
+/** Where a program can be started: a host of the lab, or this one. */
+export type Place = Pick<Host, "name" | "address" | "spawn">;
+export const thisHost: Place = {
+  name: "this host",
+  address: "127.0.0.1",
+  spawn: (command, options) => Bun.spawn(command, options),
+};
+
+/** An event and when it happened: milliseconds since the epoch, when its line was read here. */
+export type Seen<Event> = Event & { at: number };
+type Named = { event: string };
+type OfKind<Event extends Named, Kind extends Event["event"]> = Seen<Extract<Event, { event: Kind }>>;
+
+interface Waiting<Event> {
+  wants: (event: Seen<Event>) => boolean;
+  resolve: (event: Seen<Event>) => void;
+  reject: (error: Error) => void;
+}
+type Running = Bun.Subprocess<"pipe", "pipe", "pipe">;
+
+function isKind(kind: string, { event }: Named): boolean {
+  return event === kind;
+}
+
+export function now(): number {
+  return performance.timeOrigin + performance.now();
+}
+
+/** A program that reports JSON lines on stdout, each with its name in `event`. */
+export class Program<Event extends Named> {
+  readonly name: string;
+  readonly process: Running;
+  /** Everything it has reported. */
+  readonly seen: Seen<Event>[] = [];
+  onEvent: (event: Event) => void = () => {};
+  readonly #taken = new Set<Seen<Event>>();
+  readonly #waiting = new Set<Waiting<Event>>();
+  #story = "";
+
+  constructor(name: string, process: Running) {
+    this.name = name;
+    this.process = process;
+    void this.#readEvents();
+    void this.#readStory();
+  }
+
+  /** Types a command and the return key. */
+  type(command: string): void {
+    void this.process.stdin.write(`${command}\n`);
+    void this.process.stdin.flush();
+  }
+
+  /** The first event of that kind that nobody has waited for yet. */
+  next<Kind extends Event["event"]>(
+    kind: Kind,
+    where: (event: OfKind<Event, Kind>) => boolean = () => true,
+    withinMs = deadlineMs,
+  ): Promise<OfKind<Event, Kind>> {
+    type Wanted = OfKind<Event, Kind>;
+    const wants = (event: Seen<Event>) =>
+      isKind(kind, event) && !this.#taken.has(event) && where(event as Wanted);
+    const early = this.seen.find(wants);
+    if (early) {
+      this.#taken.add(early);
+      return Promise.resolve(early as Wanted);
+    }
+    const { promise, resolve, reject } = Promise.withResolvers<Seen<Event>>();
+    const waiting: Waiting<Event> = { wants, resolve, reject };
+    this.#waiting.add(waiting);
+    const late = () => reject(this.#problem(`did not report \`${kind}\` within ${withinMs} ms`));
+    const timer = setTimeout(late, withinMs);
+    return promise.finally(() => {
+      clearTimeout(timer);
+      this.#waiting.delete(waiting);
+    }) as Promise<Wanted>;
+  }
+
+  /** The events of that kind so far. */
+  all<Kind extends Event["event"]>(kind: Kind): OfKind<Event, Kind>[] {
+    return this.seen.filter((event) => isKind(kind, event)) as OfKind<Event, Kind>[];
+  }
+
+  async kill(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
+    this.process.kill(signal);
+    await this.process.exited;
+  }
+
+  #problem(what: string): Error {
+    const story = this.#story.trim().split("\n").slice(-12).join("\n  ");
+    return new Error(`${this.name} ${what}; its story:\n  ${story}`);
+  }
+
+  async #readEvents(): Promise<void> {
+    const utf8 = new TextDecoder();
+    let text = "";
+    for await (const chunk of this.process.stdout) {
+      const at = now();
+      const lines = (text + utf8.decode(chunk, { stream: true })).split("\n");
+      text = lines.pop()!;
+      for (const line of lines) this.#happened({ ...(JSON.parse(line) as Event), at });
+    }
+    await this.process.exited;
+    const { exitCode, signalCode } = this.process;
+    for (const { reject } of this.#waiting) reject(this.#problem(`has ended (${signalCode ?? exitCode})`));
+  }
+
+  #happened(event: Seen<Event>): void {
+    this.seen.push(event);
+    const waiting = [...this.#waiting].find(({ wants }) => wants(event));
+    if (waiting) {
+      this.#taken.add(event);
+      this.#waiting.delete(waiting);
+      waiting.resolve(event);
+    }
+    this.onEvent(event);
+  }
+
+  async #readStory(): Promise<void> {
+    const utf8 = new TextDecoder();
+    for await (const chunk of this.process.stderr) this.#story += utf8.decode(chunk, { stream: true });
+  }
+}
+
+export class IntroducerProgram extends Program<IntroducerEvent> {
+  readonly endpoint: Endpoint;
+
+  constructor(name: string, process: Running, endpoint: Endpoint) {
+    super(name, process);
+    this.endpoint = endpoint;
+  }
+}
+
+export class ParticipantProgram extends Program<ParticipantEvent> {
+  get #registration() {
+    const registered = this.all("registered").at(-1);
+    if (!registered) throw new Error(`${this.name} has not registered`);
+    return registered;
+  }
+
+  get id(): number {
+    return this.#registration.id;
+  }
+  /** What the introducer saw. */
+  get public(): Endpoint {
+    return this.#registration.public;
+  }
+  get private(): Endpoint[] {
+    return this.#registration.private;
+  }
+
+  /** Resolves once that one is in our list. */
+  async sees(other: ParticipantProgram): Promise<void> {
+    const isListed = this.all("peers").some(({ peers }) => peers.some(({ id }) => id === other.id));
+    if (!isListed) await this.next("joined", ({ peer }) => peer === other.id);
+  }
+}
+
+/** Starts people, and ends them all. */
+export class People implements AsyncDisposable {
+  readonly #state = mkdtempSync(join(tmpdir(), "tcp-hole-punching-people-"));
+  readonly #programs: Running[] = [];
+
+  /** Resolves once it listens. Its address is that of its host. */
+  async introducer(
+    place: Place,
+    port = 7000,
+    onEvent?: (event: IntroducerEvent) => void,
+  ): Promise<IntroducerProgram> {
+    const running = this.#start(place, "introducer", ["introducer.ts", String(port), "--json"]);
+    const program = new IntroducerProgram("introducer", running, formatEndpoint(place.address, port));
+    if (onEvent) program.onEvent = onEvent;
+    await program.next("listening");
+    return program;
+  }
+
+  /** Resolves once it has registered and knows who else is there. */
+  async participant(
+    name: string,
+    place: Place,
+    { endpoint }: { endpoint: Endpoint },
+    options: string[] = [],
+    onEvent?: (event: ParticipantEvent) => void,
+  ): Promise<ParticipantProgram> {
+    const command = ["participant.ts", endpoint, "--name", name, "--json", ...options];
+    const program = new ParticipantProgram(name, this.#start(place, name, command));
+    if (onEvent) program.onEvent = onEvent;
+    await program.next("registered");
+    await program.next("peers");
+    return program;
+  }
+
+  /** The XDG_STATE_HOME of whoever has that name; gone when we are. */
+  stateOf(name: string): string {
+    return join(this.#state, name);
+  }
+
+  #start(place: Place, name: string, command: string[]): Running {
+    const { INTRODUCER: _, ...env } = process.env;
+    const running = place.spawn([process.execPath, ...command], {
+      cwd: root,
+      env: { ...env, XDG_STATE_HOME: this.stateOf(name) },
+      stdin: "pipe",
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    this.#programs.push(running);
+    return running;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const program of this.#programs) program.kill("SIGKILL");
+    await Promise.all(this.#programs.map(({ exited }) => exited));
+    rmSync(this.#state, { recursive: true, force: true });
+  }
+}
