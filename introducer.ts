@@ -7,7 +7,8 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
+import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
 import * as readline from "node:readline";
 import { parseArgs } from "node:util";
@@ -26,8 +27,10 @@ import {
   introducerPingMs,
   LineDecoder,
   maxLineBytes,
+  maxProbePorts,
   maxTextLength,
   mayOffer,
+  planRounds,
   printable,
   protocolVersion,
   punchDeadlineMs,
@@ -36,13 +39,18 @@ import {
   splitEndpoint,
   parseToIntroducer,
   type Endpoint,
+  type EndpointParts,
   type FailureReason,
+  type Filtering,
+  type Mapping,
   type Peer,
+  type Prediction,
   type RefusalCode,
   type Role,
   type Route,
   type ToIntroducer,
   type ToParticipant,
+  type Way,
 } from "./protocol.ts";
 
 // --- limits and timers -----------------------------------------------------------------------------------
@@ -69,6 +77,10 @@ export const defaultLimits = {
   pingMs: introducerPingMs,
   silenceMs: controlSilenceMs,
   punchDeadlineMs,
+  /** Probe connections open at once, in all; each lasts a round trip. */
+  probes: 1024,
+  /** How long a side may take to measure its mapping, and a probe connection to be closed by its client. */
+  measureMs: 3000,
 };
 export type Limits = typeof defaultLimits;
 
@@ -80,6 +92,20 @@ const closeGraceMs = 1500;
 const reportGraceMs = 2000;
 /** No start is put off longer, whatever round trips a participant feigns. */
 const maxStartInMs = 2000;
+/** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
+const connectBackMs = 3000;
+/** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
+const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
+const roundSpareMs: Record<Way, number> = { direct: 1500, predicted: 700, birthday: 1200, fresh: 1500 };
+const trialSpareMs = 200;
+/** What is left after the last round but is too short for another. */
+const shortestRoundMs = 500;
+/** Failures after which another round may succeed. */
+const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
+  "no-candidate-answered",
+  "authentication-failed",
+  "timed-out",
+]);
 /** Changes of a participant within this time are told in one `updated`. */
 const updateDelayMs = 50;
 /** Round trips measured at once after registering; the least of them counts. */
@@ -103,12 +129,14 @@ export type IntroducerEvent =
   | { event: "joined"; id: number; name: string; room: string; private: Endpoint[]; public: Endpoint }
   | { event: "ignored"; address: Endpoint; endpoints: Endpoint[] }
   | { event: "left"; id: number; name: string; reason: string }
-  | { event: "punch"; a: number; b: number }
+  | { event: "punch"; a: number; b: number; way: Way; round: number }
   | { event: "linked"; id: number; peer: number; route: Route; local: Endpoint; remote: Endpoint }
   | { event: "unlinked"; id: number; peer: number; reason: string }
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
+  | { event: "mapping"; id: number; mapping: Mapping }
   | { event: "error"; address: Endpoint; message: string }
+  | { event: "warning"; message: string }
   | { event: "participants"; participants: Participant[] };
 
 export interface IntroducerOptions {
@@ -116,9 +144,16 @@ export interface IntroducerOptions {
   host?: string;
   /** 0 lets the system choose. */
   port?: number;
+  /** Ports for mapping probes; by default the next two, as far as they are free. */
+  probePorts?: number[];
+  /** Another address of this host, for probes that tell address-dependent mappings. */
+  alternate?: string;
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
+
+/** A port that was asked for can't answer mapping probes. `message` says which and why. */
+class ProbePortError extends Error {}
 
 interface Bucket {
   tokens: number;
@@ -145,6 +180,8 @@ class Session {
   roundTripMs: number | undefined = undefined;
   badLines = 0;
   introductions: Bucket | undefined = undefined;
+  /** Whether its `mapping` has come. */
+  hasMeasured = false;
   decoder: LineDecoder | undefined = undefined;
   unsent: Uint8Array[] | undefined = undefined;
   unsentBytes = 0;
@@ -161,12 +198,25 @@ class Session {
 /** A session that has registered. */
 type Member = Session & { peer: Peer };
 
-/** A punch that at least one side has not yet reported on. */
+/** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
+  /** Of the round under way; empty before the first. */
   token: string;
-  /** Ids of the sides whose report is still to come. */
+  /** Ids of the sides whose report on it is still to come. */
   waiting: Set<number>;
+  /** The asker first: it is the controlling side. */
   members: [Member, Member];
+  /** Empty until both sides have measured their mapping. */
+  plan: Way[];
+  /** Index in the plan. */
+  round: number;
+  /** Whether no other round follows. */
+  isLast: boolean;
+  /** Ids of the sides that are measuring, until when, and what the others measured. */
+  measuring: Set<number>;
+  measureUntil: number;
+  predictions: Map<number, Prediction>;
+  deadlineAt: number;
   expiresAt: number;
 }
 
@@ -184,6 +234,31 @@ function remove(list: number[], id: number): boolean {
   const index = list.indexOf(id);
   if (index !== -1) list.splice(index, 1);
   return index !== -1;
+}
+
+/** What others may know of it: with the value itself they could pass for a participant that comes back. */
+function publicInstance(instance: string): string {
+  return createHash("sha256").update(instance).digest("hex").slice(0, instance.length);
+}
+
+function newToken(): string {
+  return randomBytes(16).toString("hex");
+}
+
+/** Connects to an endpoint, only to see what comes back. */
+function tryConnect({ address, port }: EndpointParts): Promise<Filtering> {
+  const { promise, resolve } = Promise.withResolvers<Filtering>();
+  const socket = connect({ host: address, port });
+  const timer = setTimeout(() => resolve("dropped"), connectBackMs);
+  socket.once("connect", () => resolve("let-in"));
+  // A RST says ECONNREFUSED, an ICMP error EHOSTUNREACH and the like; only silence is ETIMEDOUT.
+  socket.on("error", ({ code }: NodeJS.ErrnoException) =>
+    resolve(code === "ETIMEDOUT" ? "dropped" : "refused"),
+  );
+  return promise.finally(() => {
+    clearTimeout(timer);
+    socket.destroy();
+  });
 }
 
 function pairKey(a: number, b: number): string {
@@ -361,7 +436,11 @@ function describe(event: IntroducerEvent): string {
     case "left":
       return `#${event.id} ${event.name} left: ${event.reason}`;
     case "punch":
-      return `#${event.a} and #${event.b} are punching`;
+      return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
+    case "mapping":
+      return `#${event.id} has ${event.mapping} mapping`;
+    case "warning":
+      return event.message;
     case "linked":
       return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} -> ${event.remote}`;
     case "unlinked":
@@ -392,18 +471,23 @@ export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
   readonly #listener: TCPSocketListener<Session | undefined>;
+  readonly #probeListeners: TCPSocketListener<undefined>[];
+  readonly #alternate: string | undefined;
+  #openProbes = 0;
   readonly #timer: Timer;
   readonly #connections = new Set<Session>();
   readonly #perSubscriber = new Map<string, number>();
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions = new Map<string, Introduction>();
+  /** The way that linked a pair last, where it was not the first of the plan: tried first the next time. */
+  readonly #workingWays = new Map<string, Way>();
   readonly #changed = new Set<Member>();
   #lastId = 0;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
 
-  /** Throws what `Bun.listen` throws, such as EADDRINUSE. */
+  /** Throws what `Bun.listen` throws, such as EADDRINUSE, or a {@link ProbePortError}. */
   static start(options: IntroducerOptions = {}): Introducer {
     return new Introducer(options);
   }
@@ -412,8 +496,11 @@ export class Introducer {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
-    const { registerDeadlineMs: register, pingMs, silenceMs } = this.limits;
-    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, register / 4, pingMs / 4, silenceMs / 4));
+    this.#alternate = options.alternate;
+    this.#probeListeners = this.#listenForProbes(options);
+    const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
+    const shortest = Math.min(register, pingMs, silenceMs, measureMs);
+    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
@@ -423,6 +510,11 @@ export class Introducer {
 
   get port(): number {
     return this.#listener.port;
+  }
+
+  /** Where mapping probes are answered. */
+  get probePorts(): number[] {
+    return [...new Set(this.#probeListeners.map(({ port }) => port))];
   }
 
   /** Everyone who has registered, by id. */
@@ -455,6 +547,7 @@ export class Introducer {
 
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
+    for (const listener of this.#probeListeners) listener.stop(true);
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
@@ -493,6 +586,65 @@ export class Introducer {
       if (code === "EADDRINUSE" || code === "EACCES") throw error;
       return listen("0.0.0.0"); // a kernel without IPv6
     }
+  }
+
+  // mapping probes (RFC 5780 §4.3): say what is seen, nothing else
+
+  #listenForProbes({
+    host,
+    port = defaultPort,
+    probePorts,
+    alternate,
+  }: IntroducerOptions): TCPSocketListener<undefined>[] {
+    const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
+    // A wildcard listener answers at the alternate address already.
+    const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
+    const listeners: TCPSocketListener<undefined>[] = [];
+    for (const probePort of ports) {
+      try {
+        for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
+      } catch (error) {
+        const { code = String(error) } = error as { code?: string };
+        const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
+        if (probePorts) {
+          for (const listener of [...listeners, this.#listener]) listener.stop(true);
+          throw new ProbePortError(message, { cause: error });
+        }
+        this.#onEvent({ event: "warning", message });
+      }
+    }
+    return listeners;
+  }
+
+  #listenForProbe(hostname: string, port: number): TCPSocketListener<undefined> {
+    return Bun.listen<undefined>({
+      hostname,
+      port,
+      socket: {
+        open: (socket) => {
+          const observed = ++this.#openProbes <= this.limits.probes ? observedEndpoint(socket) : undefined;
+          if (!observed) return void socket.terminate();
+          socket.setNoDelay(true);
+          socket.timeout(Math.ceil(this.limits.measureMs / 1000));
+          socket.write(encode({ type: "observed", endpoint: observed }));
+        },
+        data: () => {},
+        timeout: (socket) => socket.terminate(),
+        close: () => void this.#openProbes--,
+      },
+    });
+  }
+
+  /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
+  #connectBack(member: Member): void {
+    const { introductionsPerMinute: most } = this.limits;
+    member.introductions ??= this.#introductionBucket();
+    if (!take(member.introductions, most, most / 60, performance.now())) {
+      throw new Refusal("limit", `${most} introductions a minute are enough: wait a little`);
+    }
+    void tryConnect(splitEndpoint(member.observed)).then((filtering) =>
+      this.#send(member, { type: "filtering", filtering }),
+    );
   }
 
   // connections
@@ -643,6 +795,9 @@ export class Introducer {
     for (const session of this.#connections) this.#tickSession(session, now);
     for (const introduction of this.#introductions.values()) {
       if (now >= introduction.expiresAt) this.#endIntroduction(introduction);
+      else if (now < introduction.measureUntil) continue;
+      else if (introduction.plan.length === 0) this.#plan(introduction);
+      else if (introduction.measuring.size > 0) this.#punch(introduction);
     }
   }
 
@@ -673,7 +828,11 @@ export class Introducer {
     const now = performance.now();
     session.answeredPingId = session.pingId;
     session.roundTripMs = Math.min(now - session.pingSentAt, session.roundTripMs ?? Infinity);
-    if (session.pingId < firstPings) this.#ping(session, now);
+    if (session.pingId < firstPings) return this.#ping(session, now);
+    const roundTripMs = Math.round(session.roundTripMs);
+    if (!session.peer || session.peer.roundTripMs === roundTripMs) return;
+    session.peer.roundTripMs = roundTripMs;
+    this.#change(session as Member);
   }
 
   // messages
@@ -691,6 +850,16 @@ export class Introducer {
         return this.#unlinked(member, message);
       case "failed":
         return this.#failed(member, message);
+      case "mapping":
+        member.peer.mapping = message.mapping;
+        member.hasMeasured = true;
+        for (const one of this.#introductions.values()) if (one.members.includes(member)) this.#plan(one);
+        this.#change(member);
+        return this.#onEvent({ event: "mapping", id: member.peer.id, mapping: message.mapping });
+      case "measured":
+        return this.#measured(member, message);
+      case "connect-back":
+        return this.#connectBack(member);
       case "echo":
         return this.#send(member, { type: "echo", text: message.text });
       case "pong":
@@ -700,16 +869,24 @@ export class Introducer {
 
   #register(session: Session, message: Extract<ToIntroducer, { type: "register" }>): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
-    const { name, room, instance, fingerprint } = message;
+    const { name, room, fingerprint } = message;
+    const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
+    const isSame = ({ peer }: Member) =>
+      peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
+    for (const old of [...others].filter(isSame)) this.#close(old, "it registered anew");
     if (others.size >= this.limits.roomSize) throw new Refusal("limit", "the room is full");
     const id = ++this.#lastId;
     const own = { id, name, private: allowed, public: session.observed };
-    session.peer = { ...own, instance, fingerprint, linked: [], punching: [], since: Date.now() };
+    const since = Date.now();
+    session.peer = { ...own, instance, fingerprint, mapping: "unknown", linked: [], punching: [], since };
     session.room = room;
     const member = session as Member;
-    this.#send(member, { type: "registered", ...own, room });
+    const { probePorts } = this;
+    const alternate = this.#alternate !== undefined && probePorts[0] !== undefined;
+    const alternates = alternate ? [formatEndpoint(this.#alternate!, probePorts[0]!)] : [];
+    this.#send(member, { type: "registered", ...own, room, probePorts, alternates });
     this.#ping(member, performance.now());
     for (const line of snapshot([...others].map(({ peer }) => peer))) this.#send(member, line);
     this.#tellRoom(others, { type: "joined", peer: member.peer });
@@ -733,10 +910,14 @@ export class Introducer {
     return other;
   }
 
+  #introductionBucket(): Bucket {
+    return { tokens: this.limits.introductionsPerMinute, at: performance.now() };
+  }
+
   #connect(member: Member, id: number): void {
     const now = performance.now();
     const { introductionsPerMinute: most } = this.limits;
-    member.introductions ??= { tokens: most, at: now };
+    member.introductions ??= this.#introductionBucket();
     if (!take(member.introductions, most, most / 60, now)) {
       throw new Refusal("limit", `${most} introductions a minute are enough: wait a little`);
     }
@@ -749,29 +930,117 @@ export class Introducer {
   }
 
   #introduce(asker: Member, other: Member, now: number): void {
-    const [a, b] = [asker.peer.id, other.peer.id];
-    const token = randomBytes(16).toString("hex");
-    const [startA, startB] = startDelays(asker.roundTripMs, other.roundTripMs);
-    const expiresAt = now + Math.max(startA, startB) + this.limits.punchDeadlineMs + reportGraceMs;
+    const deadlineAt = now + this.limits.punchDeadlineMs;
     const introduction: Introduction = {
-      token,
-      waiting: new Set([a, b]),
+      token: "",
+      waiting: new Set([asker.peer.id, other.peer.id]),
       members: [asker, other],
-      expiresAt,
+      plan: [],
+      round: 0,
+      isLast: false,
+      measuring: new Set(),
+      measureUntil: now + this.limits.measureMs,
+      predictions: new Map(),
+      deadlineAt,
+      expiresAt: deadlineAt + maxStartInMs + reportGraceMs,
     };
-    this.#introductions.set(pairKey(a, b), introduction);
-    for (const [one, peer] of [
-      [asker, b],
-      [other, a],
+    this.#introductions.set(pairKey(asker.peer.id, other.peer.id), introduction);
+    for (const [one, { peer }] of [
+      [asker, other],
+      [other, asker],
     ] as const) {
-      if (!one.peer.punching.includes(peer)) one.peer.punching.push(peer);
+      if (!one.peer.punching.includes(peer.id)) one.peer.punching.push(peer.id);
     }
-    const punch = (to: Member, peer: Peer, role: Role, startInMs: number) =>
-      this.#send(to, { type: "punch", peer, role, token, startInMs });
-    punch(asker, other.peer, "controlling", startA);
-    punch(other, asker.peer, "controlled", startB);
     this.#change(asker, other);
-    this.#onEvent({ event: "punch", a, b });
+    this.#plan(introduction);
+  }
+
+  /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
+  #plan(introduction: Introduction): void {
+    const { members, plan, measureUntil } = introduction;
+    if (plan.length > 0) return;
+    const isReady = this.probePorts.length === 0 || members.every(({ hasMeasured }) => hasMeasured);
+    if (!isReady && performance.now() < measureUntil) return;
+    const [asker, other] = members;
+    const working = this.#workingWays.get(pairKey(asker.peer.id, other.peer.id));
+    const rounds = planRounds(asker.peer, other.peer);
+    if (rounds.length === 0) return this.#refuseIntroduction(introduction);
+    introduction.plan = working ? [working, ...rounds] : rounds;
+    this.#startRound(introduction);
+  }
+
+  /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
+  #refuseIntroduction(introduction: Introduction): void {
+    const [asker, { peer }] = introduction.members;
+    this.#endIntroduction(introduction);
+    const [token, reason] = [newToken(), "both-mappings-random" as const];
+    const detail = `your mapping is ${asker.peer.mapping}, the peer's is ${peer.mapping}; it would help if one of you forwarded a port, used IPv6, or another network such as a phone's`;
+    this.#send(asker, { type: "failed", peer: peer.id, token, reason, detail });
+    this.#onEvent({ event: "failed", id: asker.peer.id, peer: peer.id, reason, detail });
+  }
+
+  /** Begins the round that the plan has next: measures first where ports are to be predicted. */
+  #startRound(introduction: Introduction): void {
+    const { members, plan, round } = introduction;
+    introduction.token = newToken();
+    introduction.waiting = new Set(members.map(({ peer }) => peer.id));
+    introduction.predictions.clear();
+    introduction.measuring.clear();
+    const [a, b] = members;
+    const way = plan[round]!;
+    const measuring = members.filter(
+      ({ peer }) => way === "fresh" || (way === "predicted" && peer.mapping === "sequential"),
+    );
+    if (measuring.length === 0) return this.#punch(introduction);
+    introduction.measureUntil = performance.now() + this.limits.measureMs;
+    for (const member of measuring) {
+      introduction.measuring.add(member.peer.id);
+      const { peer } = member === a ? b : a;
+      this.#send(member, { type: "measure", peer, token: introduction.token, way });
+    }
+  }
+
+  #measured(member: Member, { token, prediction }: Extract<ToIntroducer, { type: "measured" }>): void {
+    const { id } = member.peer;
+    const introduction = [...this.#introductions.values()].find(
+      (one) => one.token === token && one.measuring.has(id),
+    );
+    if (!introduction) return; // late: the round has begun without it
+    // Nobody is sent to an address that is not the participant's own.
+    const isOwn =
+      prediction && splitEndpoint(prediction.endpoint).address === splitEndpoint(member.observed).address;
+    if (isOwn) introduction.predictions.set(id, prediction);
+    introduction.measuring.delete(id);
+    if (introduction.measuring.size === 0) this.#punch(introduction);
+  }
+
+  /** Tells both sides to punch, at the same moment. */
+  #punch(introduction: Introduction): void {
+    const { members, plan, round, token, predictions, deadlineAt } = introduction;
+    introduction.measuring.clear();
+    const [asker, other] = members;
+    const way = plan[round]!;
+    const [startA, startB] = startDelays(asker.roundTripMs, other.roundTripMs);
+    const leftMs = deadlineAt - performance.now();
+    const roundTripMs = (asker.roundTripMs ?? 0) + (other.roundTripMs ?? 0);
+    // An open host accepts within one round trip, or not at all.
+    const isTrial = way === "direct" && plan[round + 1] === "birthday";
+    const roundMs = isTrial
+      ? 2 * roundTripMs + trialSpareMs
+      : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
+    const last = round === plan.length - 1 || leftMs - roundMs < shortestRoundMs;
+    introduction.isLast = last;
+    const deadlineMs = Math.max(1, Math.round(last ? leftMs : roundMs));
+    const punch = (to: Member, { peer }: Member, role: Role, startInMs: number) => {
+      const own = predictions.get(to.peer.id);
+      const theirs = predictions.get(peer.id);
+      const measured = { ...(own && { own }), ...(theirs && { theirs }) };
+      const schedule = { startInMs, way, round: round + 1, last, deadlineMs };
+      this.#send(to, { type: "punch", peer, role, token, ...schedule, ...measured });
+    };
+    punch(asker, other, "controlling", startA);
+    punch(other, asker, "controlled", startB);
+    this.#onEvent({ event: "punch", a: asker.peer.id, b: other.peer.id, way, round: round + 1 });
   }
 
   #linked(member: Member, message: Extract<ToIntroducer, { type: "linked" }>): void {
@@ -782,6 +1051,9 @@ export class Introducer {
     remove(punching, peer);
     const introduction = this.#introductions.get(pairKey(id, peer));
     introduction?.waiting.delete(id);
+    if (introduction && introduction.round > 0) {
+      this.#workingWays.set(pairKey(id, peer), introduction.plan[introduction.round]!);
+    }
     if (introduction?.waiting.size === 0) this.#endIntroduction(introduction);
     this.#change(member);
     this.#onEvent({ event: "linked", id, peer, route, local, remote });
@@ -799,6 +1071,10 @@ export class Introducer {
     const introduction = this.#introductions.get(pairKey(id, peer));
     // A late report must not end the punch that came after: the token tells them apart.
     if (introduction?.token !== token) return;
+    if (!introduction.isLast && retriable.has(reason)) {
+      introduction.round++;
+      return this.#startRound(introduction);
+    }
     const other = introduction.members.find((one) => one.peer.id === peer);
     if (other && introduction.waiting.has(peer))
       this.#send(other, { type: "failed", peer: id, token, reason, detail });
@@ -841,11 +1117,14 @@ export class Introducer {
     const { peer } = other;
     remove(peer.linked, id);
     remove(peer.punching, id);
+    this.#workingWays.delete(pairKey(id, peer.id));
     const introduction = this.#introductions.get(pairKey(id, peer.id));
     if (!introduction) return;
     this.#introductions.delete(pairKey(id, peer.id));
     if (!introduction.waiting.has(peer.id)) return;
-    this.#send(other, { type: "failed", peer: id, token: introduction.token, reason: "peer-left", detail });
+    // Before the first round there is no token yet, and the other side takes any.
+    const token = introduction.token || newToken();
+    this.#send(other, { type: "failed", peer: id, token, reason: "peer-left", detail });
     this.#onEvent({ event: "failed", id: peer.id, peer: id, reason: "peer-left", detail });
   }
 }
@@ -856,10 +1135,13 @@ const usage = `The introducer: tells participants about each other so that they 
 
 Usage: bun run introducer [PORT] [options]
 
-  PORT           1 to 65535; without it you are asked on a terminal, otherwise ${defaultPort}
-  --host ADDR    listen on this address only (default: all of this host's)
-  --json         one JSON object a line on standard output, for programs
-  -h, --help     this text
+  PORT                1 to 65535; without it you are asked on a terminal, otherwise ${defaultPort}
+  --host ADDR         listen on this address only (default: all of this host's)
+  --probe-ports A,B   further ports, where participants measure how their NAT maps
+                      (default: the next two; none: no measuring)
+  --alternate ADDR    a second address of this host, for finer measuring (\`nat\`)
+  --json              one JSON object a line on standard output, for programs
+  -h, --help          this text
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 
@@ -1035,6 +1317,7 @@ function invitation({ host, port }: Introducer): string {
 
 function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
+  if (error instanceof ProbePortError) return message;
   if (code === "EADDRINUSE")
     return `port ${port} is taken by another program; choose another: bun run introducer ${port < 65535 ? port + 1 : port - 1}`;
   if (code === "EACCES")
@@ -1044,9 +1327,16 @@ function listenProblem(error: unknown, host: string | undefined, port: number): 
   return `can't listen on ${host ?? "any address"} port ${port}: ${message}`;
 }
 
-function readArguments(args: string[]): { port?: number; host?: string; json: boolean; help: boolean } {
+interface Arguments extends IntroducerOptions {
+  json: boolean;
+  help: boolean;
+}
+
+function readArguments(args: string[]): Arguments {
   const options = {
     host: { type: "string" },
+    "probe-ports": { type: "string" },
+    alternate: { type: "string" },
     json: { type: "boolean" },
     help: { type: "boolean", short: "h" },
   } as const;
@@ -1056,21 +1346,40 @@ function readArguments(args: string[]): { port?: number; host?: string; json: bo
   if (more.length > 0) throw new TypeError(`unexpected argument ${more[0]}`);
   if (word !== undefined && port === undefined)
     throw new TypeError(`the port must be a number from 1 to 65535, not ${word}`);
-  const { host, json = false, help = false } = values;
-  return { ...(port !== undefined && { port }), ...(host !== undefined && { host }), json, help };
+  const { host, json = false, help = false, "probe-ports": ports } = values;
+  const alternate = values.alternate === undefined ? undefined : canonicalAddress(values.alternate)?.address;
+  if (values.alternate !== undefined && !alternate) {
+    throw new TypeError(`--alternate must be an IP address, not ${values.alternate}`);
+  }
+  return {
+    ...(port !== undefined && { port }),
+    ...(host !== undefined && { host }),
+    ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
+    ...(alternate !== undefined && { alternate }),
+    json,
+    help,
+  };
+}
+
+function readProbePorts(text: string): number[] {
+  if (text === "none") return [];
+  const ports = text.split(",").map(parsePort);
+  if (ports.includes(undefined) || ports.length > maxProbePorts || new Set(ports).size < ports.length) {
+    throw new TypeError(
+      `--probe-ports takes up to ${maxProbePorts} different ports such as 7001,7002, or none; not ${text}`,
+    );
+  }
+  return ports.filter((port) => port !== undefined);
 }
 
 /** Runs until a signal or the operator ends it; returns the exit code. */
-async function serve(port: number, host: string | undefined, json: boolean): Promise<number> {
+async function serve(options: Arguments & { port: number }): Promise<number> {
+  const { port, host, json } = options;
   const prompt = new Prompt(json);
   const ended = Promise.withResolvers<string>();
   let introducer: Introducer;
   try {
-    introducer = Introducer.start({
-      port,
-      ...(host !== undefined && { host }),
-      onEvent: (event) => prompt.event(event),
-    });
+    introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
   } catch (error) {
     prompt.say(listenProblem(error, host, port));
     return 1;
@@ -1101,7 +1410,7 @@ async function main(args: string[]): Promise<number> {
     return 0;
   }
   const port = parsed.port ?? (process.stdin.isTTY ? await askPort() : defaultPort);
-  return port === undefined ? 0 : serve(port, parsed.host, parsed.json);
+  return port === undefined ? 0 : serve({ ...parsed, port });
 }
 
 if (import.meta.main) process.exit(await main(process.argv.slice(2)));

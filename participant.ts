@@ -15,8 +15,17 @@ import pc from "picocolors";
 import { IdentityError, loadIdentity, type Identity } from "./native/identity.ts";
 import { requirePlatform, SystemError } from "./native/libc.ts";
 import { Credentials, LinkError, type EndedBy, type Link } from "./native/link.ts";
+import { roundCandidates } from "./native/candidates.ts";
+import {
+  classifyMapping,
+  observeFresh,
+  predict,
+  sampleMapping,
+  testHairpinning,
+  type MappingBehaviour,
+} from "./native/mapping.ts";
 import { PunchPort, type Attempt, type Candidate, type Punch } from "./native/punch.ts";
-import { connectShared } from "./native/socket.ts";
+import { connectShared, descriptorLimit } from "./native/socket.ts";
 import {
   addressScope,
   canonicalAddress,
@@ -27,30 +36,49 @@ import {
   failureReasons,
   findByIdOrName,
   formatEndpoint,
+  isUntranslated,
   LineDecoder,
   maxCandidates,
   maxTextLength,
-  mayOffer,
   nameProblem,
   parseToParticipant,
+  planRounds,
   printable,
   protocolVersion,
   punchDeadlineMs,
   Refusal,
+  roomProblem,
+  scopeOf,
   splitEndpoint,
   type Endpoint,
   type FailureReason,
+  type Filtering,
+  type Mapping,
   type Peer,
+  type Prediction,
   type Route,
+  type Situation,
   type ToIntroducer,
   type ToParticipant,
+  type Way,
 } from "./protocol.ts";
 
 /** How long one address of the introducer may take to accept, and then to answer `register`. */
 const connectTimeoutMs = 8_000;
 const registerTimeoutMs = 8_000;
+/** TCP keepalive on the control connection: it keeps the mapping, and finds out when that is gone. */
+const keepaliveMs = 10_000;
+/** How often the host's own addresses are looked at. */
+const addressWatchMs = 2_000;
 /** How long the introducer may take to answer `connect` or `echo`. */
 const answerTimeoutMs = 10_000;
+/**
+ * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
+ * that comes too early is dropped, and costs more than one that comes late.
+ */
+const headStartShare = 0.4;
+/** Peers of one room that are kept in mind; an introducer of ours admits 256. */
+const maxPeers = 1024;
 /** The pause before coming back to a lost introducer: doubled each time, jittered so that a room does not return as one. */
 const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
@@ -62,8 +90,11 @@ export type ParticipantEvent =
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
+  | { event: "updated"; peer: number; name: string; public: Endpoint; mapping: Mapping; roundTripMs?: number }
   | { event: "left"; peer: number; name: string }
-  | { event: "punching"; peer: number; name: string; role: string }
+  | { event: "mapping"; mapping: Mapping; step: number }
+  | ({ event: "nat" } & NatReport)
+  | { event: "punching"; peer: number; name: string; role: string; way: Way; round: number }
   | ({ event: "attempt"; peer: number; name: string } & Attempt)
   | {
       event: "linked";
@@ -85,6 +116,19 @@ export type ParticipantEvent =
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
   | { event: "error"; message: string };
 
+/** What the `nat` command finds out (RFC 5382, RFC 5780). */
+export interface NatReport extends MappingBehaviour {
+  /** Whether the introducer sees another address than the host has. */
+  isTranslated: boolean;
+  /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
+  filtering?: Filtering;
+  hairpinning: boolean;
+  /** Whether the host has a global IPv6 address. */
+  ipv6: boolean;
+  /** With which kinds of peer a direct link is expected, and by which way first. */
+  expected: { peer: string; way: Way | "none" }[];
+}
+
 /** One peer as the list shows it. */
 export interface PeerRow {
   id: number;
@@ -94,6 +138,9 @@ export interface PeerRow {
   present: boolean;
   private: Endpoint[];
   public: Endpoint;
+  mapping: Mapping;
+  /** To the introducer. */
+  roundTripMs?: number;
   reason?: FailureReason;
   route?: Route;
   local?: Endpoint;
@@ -109,15 +156,28 @@ export class UserError extends Error {}
 
 type PeerState =
   | { is: "known" }
-  /** We asked the introducer, or were asked: waiting for `punch`, then punching. */
-  | { is: "punching"; since: number; token?: string; punch?: Punch }
+  /** We asked the introducer, or were asked: waiting for `punch`, then punching, perhaps from a fresh port. */
+  | {
+      is: "punching";
+      since: number;
+      token?: string;
+      punch?: Punch | undefined;
+      freshPort?: PunchPort;
+      isLast?: boolean;
+    }
   | { is: "linked"; link: Link }
   | { is: "failed"; reason: FailureReason };
+
+type PunchMessage = ToParticipant & { type: "punch" };
+/** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
+type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 
 interface PeerEntry {
   peer: Peer;
   present: boolean;
   state: PeerState;
+  /** When its last link ended. */
+  endedAt?: number;
   /** Those who wait for the end of the punch under way. */
   waiting: { resolve: (link: Link) => void; reject: (error: Error) => void }[];
 }
@@ -127,6 +187,14 @@ interface Registration {
   public: Endpoint;
   private: Endpoint[];
   port: PunchPort;
+  /** Where mapping probes go. */
+  probes: Endpoint[];
+  alternates: Endpoint[];
+  behaviour: MappingBehaviour | undefined;
+  /** Settled when that is known: two measurements at once would take each other's ports. */
+  classified: Promise<void>;
+  /** To the introducer, as it measured. */
+  roundTripMs: number | undefined;
 }
 
 type ControlState =
@@ -195,7 +263,11 @@ class ControlChannel {
     await Bun.connect({
       ...adopted,
       socket: {
-        open: (socket) => void (this.#socket = socket),
+        open: (socket) => {
+          this.#socket = socket;
+          // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
+          socket.setKeepAlive(true, keepaliveMs);
+        },
         data: (_, chunk) => this.#read(chunk),
         drain: () => this.#write(new Uint8Array(0)),
         end: () => this.close("it closed the connection"),
@@ -263,13 +335,16 @@ async function resolve(host: string, port: number): Promise<Endpoint[]> {
   }
 }
 
-/** Our host candidates: every address of this host with the shared port, the one in use first. */
-export function hostCandidates(inUse: string | undefined, port: number, overLoopback: boolean): Endpoint[] {
-  const addresses = Object.values(networkInterfaces())
+function hostAddresses(): string[] {
+  return Object.values(networkInterfaces())
     .flatMap((list) => list ?? [])
     .map(({ address }) => canonicalAddress(address.replace(/%.*$/, ""))?.address)
     .filter((address) => address !== undefined);
-  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...addresses]);
+}
+
+/** Our host candidates: every address of this host with the shared port, the one in use first. */
+export function hostCandidates(inUse: string | undefined, port: number, overLoopback: boolean): Endpoint[] {
+  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...hostAddresses()]);
   const usable = [...wanted].filter((address) => {
     const scope = addressScope(address);
     return (
@@ -294,6 +369,7 @@ export class Participant {
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #joining: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #snapshot: Peer[] = [];
+  #filtering: ((filtering: Filtering) => void) | undefined;
   /** Resolved, and made anew, whenever a peer is seen. */
   #arrival = Promise.withResolvers<void>();
 
@@ -393,6 +469,45 @@ export class Participant {
     }
   }
 
+  /** Finds out what kind of NAT this host is behind. */
+  async nat(): Promise<NatReport> {
+    if (this.#state.is !== "registered")
+      throw new UserError("not registered with the introducer; `join` first");
+    const { registration } = this.#state;
+    const { port, probes, alternates, public: observed, private: hosts } = registration;
+    if (!probes[0] || !this.#control) {
+      throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
+    }
+    const control = { destination: this.#control.remote, observed };
+    await registration.classified;
+    const samples = await sampleMapping(port.port, control, [...probes, ...alternates]);
+    const behaviour = classifyMapping(samples, port.port);
+    const own = { mapping: behaviour.mapping, private: hosts, public: observed };
+    const filtering = await port.listenDuring(() => this.#connectBack());
+    const report: NatReport = {
+      ...behaviour,
+      isTranslated: !isUntranslated(own),
+      ...(filtering && { filtering }),
+      hairpinning: !isUntranslated(own) && (await testHairpinning(port.port, observed, probes[0])),
+      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      expected: expectations(own),
+    };
+    this.#emit({ event: "nat", ...report });
+    return report;
+  }
+
+  /** Asks the introducer to connect to us; undefined when it does not answer. */
+  async #connectBack(): Promise<Filtering | undefined> {
+    const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
+    const timer = setTimeout(() => resolve(undefined), answerTimeoutMs);
+    this.#filtering = resolve;
+    this.#control?.send({ type: "connect-back" });
+    return promise.finally(() => {
+      clearTimeout(timer);
+      this.#filtering = undefined;
+    });
+  }
+
   /** Resolves once `word` names exactly one peer that is there. */
   async waitFor(word: string): Promise<void> {
     const isThere = () => {
@@ -452,8 +567,10 @@ export class Participant {
     for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
     for (const [key, entry] of this.#entries) {
       entry.present = false;
-      // A punch that has its token goes on by itself; one that waits for it can't begin.
-      if (entry.state.is === "punching" && !entry.state.punch) this.#failed(entry, "introducer-lost", reason);
+      // A punch that was introduced goes on by itself; one that waits for it, or for another round, can't.
+      const { state } = entry;
+      const isIntroduced = state.is === "punching" && state.token !== undefined && state.punch;
+      if (state.is === "punching" && !isIntroduced) this.#abandon(entry, "introducer-lost", reason);
       if (entry.state.is !== "linked" && entry.state.is !== "punching") this.#entries.delete(key);
     }
   }
@@ -483,12 +600,17 @@ export class Participant {
       case "joined":
         return this.#joined(message.peer);
       case "updated":
-        // Our own row changes too; the list is of the others.
-        return void (message.peer.instance === this.#instance || this.#remember(message.peer));
+        return this.#updated(message.peer);
       case "left":
         return this.#left(message.id);
+      case "measure":
+        return void this.#measure(message);
       case "punch":
         return this.#punch(message);
+      case "filtering":
+        return this.#filtering?.(message.filtering);
+      case "observed":
+        return; // only ever sent to probes
       case "failed":
         return this.#peerFailed(message);
       case "notice":
@@ -505,13 +627,20 @@ export class Participant {
   }
 
   #registered(control: ControlChannel, message: ToParticipant & { type: "registered" }): void {
-    const registration = {
+    const { address } = splitEndpoint(control.remote);
+    const registration: Registration = {
       id: message.id,
       public: message.public,
       private: message.private,
       port: new PunchPort(control.port, this.#credentials),
+      probes: message.probePorts.map((port) => formatEndpoint(address, port)),
+      alternates: message.alternates,
+      behaviour: undefined,
+      classified: Promise.resolve(),
+      roundTripMs: undefined,
     };
     this.#state = { is: "registered", registration };
+    this.#watchAddresses(registration);
     this.#snapshot = [];
     this.#rejoinMs = firstRejoinMs;
     const { id, name, room, private: candidates } = message;
@@ -520,12 +649,17 @@ export class Participant {
 
   #peers(peers: Peer[], more: boolean): void {
     this.#snapshot.push(...peers);
+    if (this.#snapshot.length > maxPeers)
+      return this.#control?.close("it lists more peers than a room can have");
     if (more) return;
     for (const peer of this.#snapshot) this.#remember(peer);
     this.#snapshot = [];
     this.#emit({ event: "peers", peers: this.rows });
     this.#joining?.resolve();
     this.#joining = undefined;
+    if (this.#state.is !== "registered") return;
+    const { registration } = this.#state;
+    registration.classified = this.#classify(registration);
   }
 
   #joined(peer: Peer): void {
@@ -540,9 +674,21 @@ export class Participant {
     });
   }
 
+  /** Our own row changes too: it says how far the introducer is. */
+  #updated(peer: Peer): void {
+    const { id, name, public: observed, mapping, roundTripMs } = peer;
+    const isOurs = this.#state.is === "registered" && this.#state.registration.id === id;
+    if (!isOurs) {
+      this.#remember(peer);
+      const measured = roundTripMs === undefined ? {} : { roundTripMs };
+      this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
+    } else if (this.#state.is === "registered") this.#state.registration.roundTripMs = peer.roundTripMs;
+  }
+
   /** Stores the newest that is known of a peer, and tells a new introducer of the link that we already have. */
   #remember(peer: Peer): PeerEntry {
     const key = `${peer.instance} ${peer.fingerprint}`;
+    if (this.#entries.size >= 2 * maxPeers) this.#control?.close("it names more peers than a room can have");
     const entry = this.#entries.get(key) ?? { peer, present: false, state: { is: "known" }, waiting: [] };
     this.#entries.set(key, entry);
     // A session that has not timed out yet may be listed beside the one that replaced it.
@@ -576,8 +722,10 @@ export class Participant {
     }
     if (message.request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     const entry = this.#byId(message.peer);
-    if (message.request === "connect" && entry?.state.is === "punching" && !entry.state.punch) {
+    if (message.request === "connect" && entry?.state.is === "punching" && !entry.state.token) {
+      const { punch } = entry.state;
       this.#setState(entry, { is: "known" });
+      punch?.abort("refused-by-peer", text);
       for (const { reject } of entry.waiting.splice(0)) reject(new UserError(text));
       return;
     }
@@ -591,39 +739,131 @@ export class Participant {
     const state: PeerState = { is: "punching", since: performance.now() };
     this.#setState(entry, state);
     this.#control?.send({ type: "connect", peer: entry.peer.id });
+    const waitMs = this.#headStart(entry);
+    if (waitMs !== undefined) state.punch = this.#startPunch(entry, state, { startInMs: waitMs });
     setTimeout(() => {
-      if (entry.state === state) this.#failed(entry, "timed-out", "the introducer did not answer");
+      if (entry.state === state && !state.token)
+        this.#failed(entry, "timed-out", "the introducer did not answer");
     }, answerTimeoutMs);
+  }
+
+  /**
+   * How long after our `connect` our first SYN may leave without waiting for the introducer's word, such that it
+   * reaches the peer's NAT soon after the peer's own SYN has left it: that saves up to half a round trip. Undefined
+   * where ports must be measured first.
+   */
+  #headStart({ peer, endedAt }: PeerEntry): number | undefined {
+    if (this.#state.is !== "registered") return undefined;
+    const { behaviour, roundTripMs } = this.#state.registration;
+    const isKept = behaviour?.mapping === "endpoint-independent" && peer.mapping === "endpoint-independent";
+    if (!isKept || roundTripMs === undefined || peer.roundTripMs === undefined) return undefined;
+    // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
+    if (endedAt !== undefined && performance.now() - endedAt < roundTripMs + peer.roundTripMs)
+      return undefined;
+    const peerStartsInMs = (roundTripMs + peer.roundTripMs) / 2;
+    return peerStartsInMs * (1 - headStartShare);
+  }
+
+  /** Registers anew when the host's addresses change: the old endpoints lead nowhere. */
+  #watchAddresses(registration: Registration): void {
+    const before = hostAddresses().join();
+    const timer = setInterval(() => {
+      const isCurrent = this.#state.is === "registered" && this.#state.registration === registration;
+      const hasChanged = hostAddresses().join() !== before;
+      if (isCurrent && !hasChanged) return;
+      clearInterval(timer);
+      if (isCurrent) this.#lose("this host's addresses changed", undefined);
+    }, addressWatchMs);
+    timer.unref();
+  }
+
+  /** Learns once how our NAT maps, and tells; the registration may be over when the answer is there. */
+  async #classify(registration: Registration): Promise<void> {
+    const { port, probes, public: observed } = registration;
+    if (probes.length === 0 || !this.#control) return;
+    const control = { destination: this.#control.remote, observed };
+    const behaviour = classifyMapping(await sampleMapping(port.port, control, probes), port.port);
+    if (this.#state.is !== "registered" || this.#state.registration !== registration) return;
+    registration.behaviour = behaviour;
+    const { mapping, step } = behaviour;
+    this.#control.send({ type: "mapping", mapping });
+    this.#emit({ event: "mapping", mapping, step });
+  }
+
+  /** Measures for a round that predicts ports. */
+  async #measure({ peer, token, way }: ToParticipant & { type: "measure" }): Promise<void> {
+    if (this.#state.is !== "registered") return;
+    const { port, probes, behaviour } = this.#state.registration;
+    const entry = this.#remember(peer);
+    const state = this.#nextRound(entry, token);
+    let prediction: Prediction | undefined;
+    if (way === "fresh") {
+      const fresh = probes[0] && (await observeFresh(probes[0]));
+      if (fresh) {
+        state.freshPort = new PunchPort(fresh.port, this.#credentials);
+        prediction = { endpoint: fresh.observed, step: 0 };
+      }
+    } else if (probes[0]) prediction = await predict(port.port, probes[0], behaviour?.step ?? 1);
+    this.#control?.send({ type: "measured", token, ...(prediction && { prediction }) });
+  }
+
+  /** The peer's state for a new round; what is left of an earlier one ends without a word. */
+  #nextRound(entry: PeerEntry, token: string): PeerState & { is: "punching" } {
+    const { state } = entry;
+    if (state.is === "punching" && state.token === token) return state; // it has measured for this round
+    // Only a peer that no longer has our link asks for another one.
+    if (state.is === "linked") void state.link.close("the peer asks for a new link");
+    const since = state.is === "punching" ? state.since : performance.now();
+    const next: PeerState = { is: "punching", since, token };
+    // First, so that the end of the old punch is not taken for the end of this one.
+    this.#setState(entry, next);
+    if (state.is === "punching") state.punch?.abort("timed-out", "another round follows");
+    return next;
   }
 
   #punch(message: ToParticipant & { type: "punch" }): void {
     if (this.#state.is !== "registered") return;
-    const { registration } = this.#state;
     const entry = this.#remember(message.peer);
-    const { peer, state } = entry;
-    if (state.is === "punching" && state.token === message.token) return;
-    // Only a peer that no longer has our link asks for another one.
-    if (state.is === "linked") void state.link.close("the peer asks for a new link");
-    if (state.is === "punching") state.punch?.abort("timed-out", "a newer introduction replaced this one");
-    const since = state.is === "punching" && !state.punch ? state.since : performance.now();
-    const candidates = candidatesOf(peer, registration);
-    this.#emit({ event: "punching", peer: peer.id, name: peer.name, role: message.role });
-    const punch = registration.port.punch({
-      role: message.role,
-      token: message.token,
+    const { token, role, way, round } = message;
+    const { id, name } = entry.peer;
+    if (entry.state.is === "punching" && entry.state.token === token && entry.state.punch) return;
+    this.#emit({ event: "punching", peer: id, name, role, way, round });
+    if (this.#introduceEarly(entry, message)) return;
+    const state = this.#nextRound(entry, token);
+    state.isLast = message.last;
+    state.punch = this.#startPunch(entry, state, message);
+  }
+
+  /** Whether the punch has begun already, before the introducer's word. */
+  #introduceEarly({ state }: PeerEntry, { token, role, way, last, deadlineMs }: PunchMessage): boolean {
+    if (state.is !== "punching" || state.token !== undefined || !state.punch || way !== "direct")
+      return false;
+    if (state.punch.isOver) return false;
+    state.token = token;
+    state.isLast = last;
+    state.punch.introduce({ token, role }, deadlineMs);
+    return true;
+  }
+
+  #startPunch(entry: PeerEntry, state: PeerState & { is: "punching" }, order: PunchOrder): Punch | undefined {
+    if (this.#state.is !== "registered") return undefined;
+    const { registration } = this.#state;
+    const { peer } = entry;
+    const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
+    return (state.freshPort ?? registration.port).punch({
+      ...(role && token && { introduction: { role, token } }),
       fingerprint: peer.fingerprint,
-      candidates,
-      startInMs: message.startInMs,
-      deadlineMs: punchDeadlineMs,
+      candidates: candidatesOf(order, peer, registration),
+      startInMs,
+      deadlineMs,
       isReachable: isReachable(registration, peer),
-      onLinked: (link) => this.#linkUp(entry, link, performance.now() - since),
-      onFailed: (reason, detail) => this.#punchFailed(entry, message.token, reason, detail),
+      onLinked: (link) => this.#linkUp(entry, link, performance.now() - state.since),
+      onFailed: (reason, detail) => this.#punchFailed(entry, state, reason, detail),
       onAttempt: (attempt) => {
         if (this.options.verbose)
           this.#emit({ event: "attempt", peer: peer.id, name: peer.name, ...attempt });
       },
     });
-    this.#setState(entry, { is: "punching", since, token: message.token, punch });
   }
 
   #linkUp(entry: PeerEntry, link: Link, elapsedMs: number): void {
@@ -647,23 +887,37 @@ export class Participant {
       by === "us" ? reason : by === "peer" ? `ended by the peer: ${reason || "no reason given"}` : reason;
     this.#emit({ event: "unlinked", peer: peer.id, name: peer.name, reason: told });
     if (present) this.#control?.send({ type: "unlinked", peer: peer.id, reason: told });
+    entry.endedAt = performance.now();
     if (entry.state.is !== "linked" || entry.state.link !== link) return;
     this.#setState(entry, { is: "known" });
     if (!present) this.#forget(entry);
   }
 
-  /** Our punch ended without a link: the introducer hears it, and tells the peer. */
-  #punchFailed(entry: PeerEntry, token: string, reason: FailureReason, detail: string): void {
-    if (entry.state.is !== "punching" || entry.state.token !== token) return;
+  /** A round of ours ended without a link: the introducer hears it, and tells the peer or begins the next. */
+  #punchFailed(
+    entry: PeerEntry,
+    state: PeerState & { is: "punching" },
+    reason: FailureReason,
+    detail: string,
+  ): void {
+    if (entry.state !== state) return;
     const { peer, present } = entry;
-    if (present)
-      this.#control?.send({ type: "failed", peer: peer.id, token, reason, detail: detail.slice(0, 1024) });
-    this.#failed(entry, reason, detail);
+    const { token } = state;
+    const report = { peer: peer.id, reason, detail: detail.slice(0, 1024) };
+    if (present && token !== undefined) this.#control?.send({ type: "failed", token, ...report });
+    if (state.isLast || !present || reason === "peer-left") return this.#failed(entry, reason, detail);
+    delete state.punch;
+    setTimeout(() => {
+      if (entry.state === state && !state.punch) this.#failed(entry, reason, detail);
+    }, answerTimeoutMs);
   }
 
   #peerFailed(message: ToParticipant & { type: "failed" }): void {
     const entry = this.#byId(message.peer);
-    if (entry?.state.is !== "punching" || entry.state.token !== message.token) return;
+    if (entry?.state.is !== "punching") return;
+    // Without a token we wait for the answer to our `connect`, and this is it.
+    if (entry.state.token === undefined) return this.#abandon(entry, message.reason, message.detail);
+    if (entry.state.token !== message.token) return;
     this.#abandon(entry, message.reason, `the peer gave up: ${message.detail}`);
   }
 
@@ -671,11 +925,13 @@ export class Participant {
   #abandon(entry: PeerEntry, reason: FailureReason, detail: string): void {
     if (entry.state.is !== "punching") return;
     const { punch } = entry.state;
-    if (punch) punch.abort(reason, detail);
-    else this.#failed(entry, reason, detail);
+    punch?.abort(reason, detail);
+    // The end of a round is not the end of all: this is.
+    this.#failed(entry, reason, detail);
   }
 
   #failed(entry: PeerEntry, reason: FailureReason, detail: string): void {
+    if (entry.state.is !== "punching") return;
     const { peer } = entry;
     this.#setState(entry, { is: "failed", reason });
     this.#emit({ event: "failed", peer: peer.id, name: peer.name, reason, detail });
@@ -747,21 +1003,31 @@ function isReachable(own: { public: Endpoint; private: readonly Endpoint[] }, pe
   return own.private.includes(own.public) || address(own.public) === address(peer.public);
 }
 
-/** The candidates to punch at: what the peer's own addresses can be, and never an endpoint of ours. */
-function candidatesOf(peer: Peer, { public: observed, port }: Registration): Candidate[] {
-  const ours = new Set(hostCandidates(splitEndpoint(observed).address, port.port, true));
-  const overLoopback = addressScope(splitEndpoint(observed).address) === "loopback";
-  const isUsable = (endpoint: Endpoint) => {
-    const scope = addressScope(splitEndpoint(endpoint).address);
-    return !ours.has(endpoint) && scope !== "unusable" && (scope !== "loopback" || overLoopback);
-  };
-  const privates = peer.private.filter(
-    (endpoint) => endpoint !== peer.public && mayOffer(endpoint, peer.public),
-  );
-  return [
-    ...privates.map((endpoint) => ({ endpoint, route: "private" as const })),
-    { endpoint: peer.public, route: "public" as const },
-  ].filter(({ endpoint }) => isUsable(endpoint));
+/** The candidates of a round. */
+function candidatesOf({ way, own, theirs }: PunchOrder, peer: Peer, registration: Registration): Candidate[] {
+  const { public: observed, private: hosts, port, behaviour } = registration;
+  return roundCandidates({
+    way: way ?? "direct",
+    own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
+    peer,
+    ownPrediction: own,
+    peerPrediction: theirs,
+    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true)),
+    // Half of what the system allows is for everything else.
+    budget: Math.floor(descriptorLimit() / 2),
+  });
+}
+
+/** With which kinds of peer, in another network, a participant in this situation can link. */
+function expectations(own: Situation): NatReport["expected"] {
+  const elsewhere = formatEndpoint("192.0.2.1", 1);
+  const kinds: [string, Situation][] = [
+    ["no NAT", { mapping: "endpoint-independent", private: [elsewhere], public: elsewhere }],
+    ["endpoint-independent mapping", { mapping: "endpoint-independent", private: [], public: elsewhere }],
+    ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
+    ["random ports", { mapping: "random", private: [], public: elsewhere }],
+  ];
+  return kinds.map(([peer, situation]) => ({ peer, way: planRounds(own, situation)[0] ?? "none" }));
 }
 
 function rowOf({ peer, present, state }: PeerEntry): PeerRow {
@@ -772,6 +1038,8 @@ function rowOf({ peer, present, state }: PeerEntry): PeerRow {
     present,
     private: peer.private,
     public: peer.public,
+    mapping: peer.mapping,
+    ...(peer.roundTripMs !== undefined && { roundTripMs: peer.roundTripMs }),
   };
   if (state.is === "failed") return { ...row, reason: state.reason };
   if (state.is !== "linked") return row;
@@ -875,8 +1143,13 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       return `${who} joined from ${event.public}`;
     case "left":
       return `${who} left`;
+    case "mapping":
+      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
+    case "nat": // shown as a result
+    case "updated":
+      return undefined;
     case "punching":
-      return `${c.yellow("punching")} towards ${who}, ${event.role}`;
+      return `${c.yellow("punching")} towards ${who}, ${event.role}, ${event.way}, round ${event.round}`;
     case "attempt":
       return c.dim(
         `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
@@ -916,11 +1189,81 @@ function tellPeers(rows: PeerRow[]): string {
 }
 
 /** One JSON line, in which nothing is left that a terminal would obey. */
-function jsonLine(event: ParticipantEvent): string {
+function jsonLine(event: ParticipantEvent & { at?: number }): string {
   const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
   return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
     char.split("").map(escape).join(""),
   );
+}
+
+const filteringWords: Record<Filtering, string> = {
+  dropped: "dropped",
+  refused: "refused (RST or ICMP)",
+  "let-in": "let in",
+};
+const wayWords: Record<Way | "none", (c: Colors) => string> = {
+  direct: (c) => c.green("yes"),
+  fresh: (c) => c.green("yes"),
+  predicted: (c) => c.yellow("likely, by predicting ports"),
+  birthday: (c) => c.yellow("likely, by guessing ports (birthday)"),
+  none: (c) => c.red("no: forward a port, use IPv6, or another network"),
+};
+
+/** The report in RFC words, one plain sentence, and what to expect of it. */
+export function renderNat(report: NatReport, c: Colors): string {
+  const { mapping, step, isPreserved, dependsOn, isTranslated, filtering, hairpinning, ipv6, expected } =
+    report;
+  const allocation = {
+    unknown: "unknown",
+    "endpoint-independent": "not preserved",
+    sequential: `sequential, step ${step}`,
+    random: "random",
+  };
+  const facts = [
+    [
+      "translation",
+      isTranslated ? "yes, the introducer sees another address" : "none, the address is your own",
+    ],
+    ["mapping", mappingWords(mapping, dependsOn)],
+    ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
+    ["unsolicited SYN", filtering ? filteringWords[filtering] : "the introducer did not say"],
+    ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
+    ["IPv6", ipv6 ? "a global address" : "no global address"],
+  ] as const;
+  const table = new Table({ head: ["peer's NAT", "direct link"], style: { head: [], border: [] } });
+  for (const { peer, way } of expected) table.push([peer, wayWords[way](c)]);
+  return [
+    c.bold(plainSentence(report)),
+    ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
+    table.toString(),
+  ].join("\n");
+}
+
+/** RFC 4787 §4.1. */
+function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): string {
+  if (mapping === "unknown") return "not measured: the introducer's probe ports did not answer";
+  if (mapping === "endpoint-independent")
+    return "endpoint-independent: one external port for every destination";
+  if (dependsOn === "address") return "address-dependent: another external port for every address";
+  return "address-and-port-dependent: another external port for every destination";
+}
+
+function plainSentence({ mapping, isTranslated, filtering }: NatReport): string {
+  if (!isTranslated) {
+    return filtering === "let-in"
+      ? "You are on the open Internet: everyone can link with you."
+      : "You have a public address behind a firewall: a direct link is possible with every kind of peer.";
+  }
+  const sentences: Record<Mapping, string> = {
+    unknown: "You are behind a NAT that could not be measured.",
+    "endpoint-independent":
+      "You are behind a friendly NAT: a direct link is possible with every kind of peer.",
+    sequential:
+      "You are behind a NAT that takes the next port for every connection: it can be predicted, mostly.",
+    random:
+      "You are behind a NAT that takes a random port for every connection: only friendly peers can link with you.",
+  };
+  return sentences[mapping];
 }
 
 // --- the prompt ------------------------------------------------------------------------------------------
@@ -935,6 +1278,7 @@ const commands = [
   ["a", "leave", "", "leave the introducer; links stay up"],
   ["", "join", "", "come back to the introducer"],
   ["j", "quit", "", "end all links and the program"],
+  ["", "nat", "", "what kind of NAT you are behind"],
   ["", "help", "", "this"],
 ] as const;
 type Command = (typeof commands)[number][1];
@@ -964,7 +1308,9 @@ class Terminal {
   }
 
   event(event: ParticipantEvent): void {
-    if (this.#isJson) this.#print(process.stdout, jsonLine(event));
+    // With the time, in ms since the epoch: several participants on one clock can be compared.
+    const at = performance.timeOrigin + performance.now();
+    if (this.#isJson) this.#print(process.stdout, jsonLine({ ...event, at }));
     const text = tell(event, this.#err);
     if (text !== undefined) this.#print(process.stderr, text);
   }
@@ -972,6 +1318,10 @@ class Terminal {
   list(rows: PeerRow[]): void {
     if (this.#isJson) this.#print(process.stdout, jsonLine({ event: "peers", peers: rows }));
     else this.#print(process.stdout, renderList(rows, process.stdout.columns ?? 80, this.#out));
+  }
+
+  nat(report: NatReport): void {
+    if (!this.#isJson) this.#print(process.stdout, renderNat(report, this.#out));
   }
 
   help(): void {
@@ -1063,6 +1413,8 @@ async function run(line: string, participant: Participant, terminal: Terminal): 
       return participant.leave();
     case "join":
       return participant.join();
+    case "nat":
+      return terminal.nat(await participant.nat());
     case "help":
       return terminal.help();
     case "quit":
@@ -1095,6 +1447,7 @@ Options:
   --name NAME     what others call you: one word (default: user@host)
   --room ROOM     who sees whom; an unguessable name is a private room (default: ${defaultRoom})
   --connect PEER  punch a hole to PEER as soon as it is there
+  --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends
   -v, --verbose   show every attempt of a punch
   --json          events as one JSON object per line on stdout; the story on stderr
@@ -1115,6 +1468,7 @@ interface Arguments {
   name: string;
   room: string;
   connect: string[];
+  nat: boolean;
   stay: boolean;
   verbose: boolean;
   json: boolean;
@@ -1127,11 +1481,15 @@ function readArguments(args: string[]): Arguments | "help" {
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
   if (problem) throw new UsageError(`--name ${problem}`);
+  const badRoom = values.room === undefined ? undefined : roomProblem(values.room);
+  if (badRoom) throw new UsageError(`--room ${badRoom}`);
   return {
     introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
     name,
-    room: values.room ?? defaultRoom,
+    // Who only measures disturbs nobody.
+    room: values.room ?? (values.nat ? `nat ${crypto.randomUUID()}` : defaultRoom),
     connect: values.connect ?? [],
+    nat: values.nat ?? false,
     stay: values.stay ?? false,
     verbose: values.verbose ?? false,
     json: values.json ?? false,
@@ -1147,6 +1505,7 @@ function parseCommandLine(args: string[]) {
         name: { type: "string" },
         room: { type: "string" },
         connect: { type: "string", multiple: true },
+        nat: { type: "boolean" },
         stay: { type: "boolean" },
         verbose: { type: "boolean", short: "v" },
         json: { type: "boolean" },
@@ -1246,6 +1605,10 @@ async function live(participant: Participant, terminal: Terminal, options: Argum
   };
   await attempt(() => participant.join());
   if (failures > 0) return 1;
+  if (options.nat) {
+    await attempt(async () => terminal.nat(await participant.nat()));
+    return failures > 0 ? 1 : 0;
+  }
   const connectTo = async (peer: string) => {
     await participant.waitFor(peer);
     await participant.connect(peer);

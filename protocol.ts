@@ -46,6 +46,19 @@ export const linkSilenceMs = 44_000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
 export const defaultRoom = "lobby";
+/** Further ports of the introducer that mapping probes go to. */
+export const maxProbePorts = 4;
+/**
+ * Sockets that aim at the ports a sequential NAT gives next. It may serve somebody else between our measuring
+ * and our SYN, so this many connections of others are allowed for.
+ */
+export const predictedPorts = 12;
+/** Sockets of either side of a birthday punch: 1 − (1 − 512/64512)^512 = 98 % to hit at least once. */
+export const birthdaySockets = 512;
+/** Ports a NAT with random allocation draws from (netfilter: 1024 to 65535). */
+export const birthdayPorts = { first: 1024, last: 65535 };
+/** Rounds of one way before the next way is tried. */
+export const roundsPerWay = 3;
 
 // --- errors ----------------------------------------------------------------------------------------------
 
@@ -172,13 +185,93 @@ export function mayOffer(candidate: Endpoint, observed: Endpoint): boolean {
   return address === own.address || scope === "private" || (scope === "global" && family === 6);
 }
 
+// --- mapping behaviour -----------------------------------------------------------------------------------
+
+/**
+ * How a NAT chooses the external port (RFC 5382 §4.1, RFC 4787 §4.2): the same for every destination, or for
+ * every destination another one that follows the last by a constant step, or that nobody can tell.
+ */
+export const mappings = ["unknown", "endpoint-independent", "sequential", "random"] as const;
+export type Mapping = (typeof mappings)[number];
+
+/** What decides how two participants can meet. */
+export interface Situation {
+  mapping: Mapping;
+  private: readonly Endpoint[];
+  public: Endpoint;
+}
+
+/**
+ * How one round is punched. All dial the host candidates; besides:
+ * `direct`: both dial the endpoint that the introducer saw.
+ * `predicted`: a side with sequential ports measures where its NAT stands, and the other dials what comes next.
+ * `birthday`: the side with random ports opens many, and the other guesses as many.
+ * `fresh`: both dial a port that each has measured just now, for a NAT may hold the old ones locked (a link that
+ * broke, a refusal by ICMP, a forgotten mapping).
+ */
+export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
+export type Way = (typeof ways)[number];
+
+/** Whether nothing translates: the introducer saw an address of the host itself. */
+export function isUntranslated(side: Situation): boolean {
+  return side.private.includes(side.public);
+}
+
+/** The ways of all rounds between two participants, in order; none when no direct link can be expected. */
+export function planRounds(a: Situation, b: Situation): Way[] {
+  const rounds = (way: Way, times = roundsPerWay) => Array<Way>(times).fill(way);
+  const dependent = [a, b].filter(({ mapping }) => mapping === "sequential" || mapping === "random");
+  const isRandom = dependent.some(({ mapping }) => mapping === "random");
+  if (dependent.length === 0) {
+    const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";
+    return canMeasure ? ["direct", "fresh", "fresh"] : ["direct"];
+  }
+  if (dependent.length === 2) {
+    if (!isRandom) return rounds("predicted", 2 * roundsPerWay);
+    return canMeetWithoutNat(a, b) ? ["direct"] : [];
+  }
+  if (!isRandom) return [...rounds("predicted"), ...rounds("birthday")];
+  // A host without NAT may well accept the first SYN, wherever it comes from.
+  return isUntranslated(a) || isUntranslated(b) ? ["direct", ...rounds("birthday")] : rounds("birthday");
+}
+
+/** Behind one NAT the private addresses may reach, and IPv6 is not translated. */
+function canMeetWithoutNat(a: Situation, b: Situation): boolean {
+  const hasIPv6 = (side: Situation) =>
+    side.private.some((one) => one.startsWith("[") && scopeOf(one) === "global");
+  return splitEndpoint(a.public).address === splitEndpoint(b.public).address || (hasIPv6(a) && hasIPv6(b));
+}
+
+export function scopeOf(endpoint: Endpoint): AddressScope {
+  return addressScope(splitEndpoint(endpoint).address);
+}
+
+/**
+ * Where a NAT stood when it was measured: the last external endpoint, and the step to the next (0: the measured port
+ * itself is dialled from).
+ */
+export interface Prediction {
+  endpoint: Endpoint;
+  step: number;
+}
+
+/** The port `count` mappings later, in the range that NATs draw from. */
+export function predictPort({ endpoint, step }: Prediction, count: number): number {
+  const { first, last } = birthdayPorts;
+  const size = last - first + 1;
+  return first + ((((splitEndpoint(endpoint).port - first + step * count) % size) + size) % size);
+}
+
 // --- messages --------------------------------------------------------------------------------------------
 
 /** What everyone in a room knows of a participant. */
 export interface Peer {
   id: number;
   name: string;
-  /** Random, made at each start of the program: it recognises a participant that came back with another id. */
+  /**
+   * A hash of what the participant registers with, which is random and made at each start of the program: it
+   * recognises one that came back with another id.
+   */
   instance: string;
   /** SHA-256 of its certificate, 64 hex digits. */
   fingerprint: string;
@@ -186,6 +279,10 @@ export interface Peer {
   private: Endpoint[];
   /** What the introducer saw: the server-reflexive candidate. */
   public: Endpoint;
+  /** How its NAT maps, as far as it has measured. */
+  mapping: Mapping;
+  /** Its round trip to the introducer, once measured. */
+  roundTripMs?: number;
   linked: number[];
   punching: number[];
   /** When it registered: milliseconds since the epoch, the introducer's clock. */
@@ -195,7 +292,12 @@ export interface Peer {
 /** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
 export type Role = "controlling" | "controlled";
 /** How a connection came about: accepted by our listener, or by our connect() to that kind of candidate. */
-export type Route = "listen" | "private" | "public";
+export const routes = ["listen", "private", "public", "predicted", "birthday"] as const;
+export type Route = (typeof routes)[number];
+
+/** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
+export const filterings = ["dropped", "refused", "let-in"] as const;
+export type Filtering = (typeof filterings)[number];
 
 /** From a participant to the introducer. */
 export type ToIntroducer =
@@ -217,6 +319,12 @@ export type ToIntroducer =
   | { type: "unlinked"; peer: number; reason: string }
   /** Sent by a side whose punch failed. */
   | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
+  /** Sent when a participant knows how its NAT maps. */
+  | { type: "mapping"; mapping: Mapping }
+  /** Answers `measure`; without `prediction` when measuring failed. */
+  | { type: "measured"; token: string; prediction?: Prediction }
+  /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
+  | { type: "connect-back" }
   /** Sent when the user says `echo`; the introducer sends it back. */
   | { type: "echo"; text: string }
   /** Answers `ping`. */
@@ -225,15 +333,45 @@ export type ToIntroducer =
 /** From the introducer to a participant. */
 export type ToParticipant =
   /** Answers `register`. */
-  | { type: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
+  | {
+      type: "registered";
+      id: number;
+      name: string;
+      room: string;
+      public: Endpoint;
+      private: Endpoint[];
+      /** Where mapping probes go: ports of the introducer, and endpoints at a further address of it. */
+      probePorts: number[];
+      alternates: Endpoint[];
+    }
+  /** Sent on a connection to a probe port, at once: what the introducer sees. */
+  | { type: "observed"; endpoint: Endpoint }
   /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
   | { type: "peers"; peers: Peer[]; more: boolean }
   /** Sent to the room when somebody registered, changed, left. */
   | { type: "joined"; peer: Peer }
   | { type: "updated"; peer: Peer }
   | { type: "left"; id: number }
+  /** Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer `measured`. */
+  | { type: "measure"; peer: Peer; token: string; way: Way }
   /** Sent to both sides of an introduction: start punching in `startInMs`. */
-  | { type: "punch"; peer: Peer; role: Role; token: string; startInMs: number }
+  | {
+      type: "punch";
+      peer: Peer;
+      role: Role;
+      token: string;
+      startInMs: number;
+      way: Way;
+      /** Counted from 1; after a failed round that is not the `last`, another `punch` or `failed` follows. */
+      round: number;
+      last: boolean;
+      deadlineMs: number;
+      /** What the sides have measured for this round. */
+      own?: Prediction;
+      theirs?: Prediction;
+    }
+  /** Answers `connect-back`. */
+  | { type: "filtering"; filtering: Filtering }
   /** Sent to the other side of a punch when one side failed. */
   | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
   /** Sent when the introducer's operator says `tell` or `broadcast`. */
@@ -339,9 +477,15 @@ const name: Check<string> = (value, field) => {
 };
 
 /** A room is a capability: any words, but nothing a terminal would obey. */
+export function roomProblem(room: string): string | undefined {
+  if (room.length < 1 || room.length > maxRoomLength) return `must have 1 to ${maxRoomLength} characters`;
+  return /^[^\p{C}]+$/u.test(room) ? undefined : "must not have control characters";
+}
+
 const room: Check<string> = (value, field) => {
   const words = text(maxRoomLength)(value, field);
-  if (!/^[^\p{C}]+$/u.test(words)) return refuse(field, "text without control characters");
+  const problem = roomProblem(words);
+  if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
   return words;
 };
 
@@ -353,7 +497,9 @@ const token = hex(32);
 const message = text(maxTextLength);
 const shortText = text(1024);
 const reason = oneOf(Object.keys(failureReasons) as FailureReason[]);
-const route = oneOf<Route>(["listen", "private", "public"]);
+const route = oneOf(routes);
+const mapping = oneOf(mappings);
+const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
 const ids = listOf(id, 1024);
 
@@ -385,10 +531,14 @@ const peer = fieldsOf<Peer>({
   fingerprint,
   private: endpoints,
   public: endpoint,
+  mapping,
+  roundTripMs: optional(count),
   linked: ids,
   punching: ids,
   since: count,
-});
+} as Parameters<typeof fieldsOf<Peer>>[0]);
+
+const prediction = fieldsOf<Prediction>({ endpoint, step: integer(-4096, 4096) });
 
 const toIntroducer: Table<ToIntroducer> = {
   register: { version: count, name, room, instance, fingerprint, private: endpoints },
@@ -396,22 +546,42 @@ const toIntroducer: Table<ToIntroducer> = {
   linked: { peer: id, route, local: endpoint, remote: endpoint },
   unlinked: { peer: id, reason: shortText },
   failed: { peer: id, token, reason, detail: shortText },
+  mapping: { mapping },
+  measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
+  "connect-back": {},
   echo: { text: message },
   pong: { id: count },
 };
 
 const toParticipant: Table<ToParticipant> = {
-  registered: { id, name, room, public: endpoint, private: endpoints },
+  registered: {
+    id,
+    name,
+    room,
+    public: endpoint,
+    private: endpoints,
+    probePorts: listOf(port, maxProbePorts),
+    alternates: listOf(endpoint, maxProbePorts),
+  },
+  observed: { endpoint },
   peers: { peers: listOf(peer, 1024), more: boolean },
   joined: { peer },
   updated: { peer },
   left: { id },
+  measure: { peer, token, way: oneOf(ways) },
   punch: {
     peer,
     role: oneOf<Role>(["controlling", "controlled"]),
     token,
     startInMs: integer(0, punchDeadlineMs),
-  },
+    way: oneOf(ways),
+    round: integer(1, 100),
+    last: boolean,
+    deadlineMs: integer(1, punchDeadlineMs),
+    own: optional(prediction),
+    theirs: optional(prediction),
+  } as Table<ToParticipant>["punch"],
+  filtering: { filtering: oneOf(filterings) },
   failed: { peer: id, token, reason, detail: shortText },
   notice: { text: message },
   echo: { text: message },

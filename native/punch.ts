@@ -6,7 +6,15 @@
  * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path.
  * While nothing is being punched it holds none. It never prints and never talks to the introducer.
  */
-import { splitEndpoint, type Endpoint, type FailureReason, type Role, type Route } from "../protocol.ts";
+import {
+  birthdaySockets,
+  maxCandidates,
+  splitEndpoint,
+  type Endpoint,
+  type FailureReason,
+  type Role,
+  type Route,
+} from "../protocol.ts";
 import { SystemError } from "./libc.ts";
 import { Channel, Link, type Credentials } from "./link.ts";
 import { pollSockets, Socket } from "./socket.ts";
@@ -28,12 +36,25 @@ const obstaclePauseMs = 250;
 const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
+const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
 const clientSpeaksMs = 150;
 
 export interface Candidate {
   endpoint: Endpoint;
   route: Exclude<Route, "listen">;
+  /** Dialled from a port of its own instead of the shared one. */
+  isFresh?: boolean;
+  /** Not dialled again after a refusal: its mapping is gone then. */
+  isOnce?: boolean;
+  /** How long after the start it is dialled. */
+  afterMs?: number;
+}
+
+/** What the introducer says of a punch: who nominates, and the name that the nomination repeats. */
+export interface Introduction {
+  role: Role;
+  token: string;
 }
 
 /** What happened to one attempt, for whoever wants to watch. `outcome` is `started`, `connected`, an errno name or TLS's complaint. */
@@ -46,9 +67,8 @@ export interface Attempt {
 }
 
 export interface PunchOptions {
-  role: Role;
-  /** Names the punch: the nomination repeats it. */
-  token: string;
+  /** Without it the punch begins before the introducer's word: what connects waits for {@link Punch.introduce}. */
+  introduction?: Introduction;
   /** SHA-256 of the certificate the peer must show, 64 hex digits. */
   fingerprint: string;
   candidates: readonly Candidate[];
@@ -67,10 +87,18 @@ interface Dial {
   candidate: Candidate;
   dueAt: number;
   tries: number;
+  /** That of the latest try. */
+  localPort: number;
   socket?: Socket;
   /** Set once connected: from then on TLS decides. */
   channel?: Channel;
   lastOutcome?: string;
+}
+
+interface Wanted {
+  socket: Socket;
+  for: "read" | "write";
+  then: () => void;
 }
 
 /** An accepted connection that does not yet say whose it is. */
@@ -88,22 +116,33 @@ export class Punch {
   /** Authenticated, waiting to be nominated. */
   readonly proven = new Set<Channel>();
   authenticationFailures = 0;
+  introduction: Introduction | undefined;
+  deadlineAt: number;
   readonly #onEnd: (punch: Punch) => void;
   #isOver = false;
 
   constructor(options: PunchOptions, onEnd: (punch: Punch) => void) {
     this.options = options;
+    this.introduction = options.introduction;
+    this.deadlineAt = this.startedAt + options.startInMs + options.deadlineMs;
     this.#onEnd = onEnd;
     const dueAt = this.startedAt + options.startInMs;
-    this.dials = options.candidates.map((candidate) => ({ candidate, dueAt, tries: 0 }));
+    this.dials = options.candidates.map((candidate) => ({
+      candidate,
+      dueAt: dueAt + (candidate.afterMs ?? 0),
+      tries: 0,
+      localPort: 0,
+    }));
   }
 
   get isOver(): boolean {
     return this.#isOver;
   }
 
-  get deadlineAt(): number {
-    return this.startedAt + this.options.startInMs + this.options.deadlineMs;
+  /** The introducer's word to a punch that began before it. */
+  introduce(introduction: Introduction, deadlineMs: number): void {
+    this.introduction = introduction;
+    this.deadlineAt = performance.now() + deadlineMs;
   }
 
   /** Gives up. Does nothing once the punch is over. */
@@ -117,12 +156,14 @@ export class Punch {
   authenticated(channel: Channel): void {
     if (this.#isOver || !channel.isOpen) return channel[Symbol.dispose]();
     this.proven.add(channel);
-    if (this.options.role === "controlling") {
-      channel.send({ type: "nominate", token: this.options.token });
+    if (!this.introduction) return channel[Symbol.dispose]();
+    const { role, token } = this.introduction;
+    if (role === "controlling") {
+      channel.send({ type: "nominate", token });
       return this.#link(channel);
     }
     channel.onMessage = (message) => {
-      if (message.type === "nominate" && message.token === this.options.token) this.#link(channel);
+      if (message.type === "nominate" && message.token === token) this.#link(channel);
       else channel[Symbol.dispose]();
     };
   }
@@ -134,15 +175,11 @@ export class Punch {
 
   /** The diagnosis when the time is over. */
   expire(): void {
-    const tried = this.dials.map(
-      ({ candidate: { endpoint, route }, tries, lastOutcome, socket }) =>
-        `${route} ${endpoint}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${socket ? "no answer" : (lastOutcome ?? "none ended")}`,
-    );
-    const detail = tried.join("; ") || "the peer offered no endpoint that can be tried from here";
+    const detail = describe(this.dials) || "the peer offered no endpoint that can be tried from here";
     if (this.authenticationFailures > 0) return this.abort("authentication-failed", detail);
-    if ([...this.proven].some(({ isOpen }) => isOpen) || this.dials.some(({ channel }) => channel))
-      return this.abort("timed-out", detail);
-    this.abort("no-candidate-answered", detail);
+    const isPending =
+      [...this.proven].some(({ isOpen }) => isOpen) || this.dials.some(({ channel }) => channel);
+    this.abort(isPending ? "timed-out" : "no-candidate-answered", detail);
   }
 
   #link(channel: Channel): void {
@@ -179,7 +216,8 @@ export class PunchPort {
 
   /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
   punch(options: PunchOptions): Punch {
-    const punch = new Punch(options, (ended) => this.#ended(ended));
+    const candidates = this.#admissible(options.candidates);
+    const punch = new Punch({ ...options, candidates }, (ended) => this.#ended(ended));
     this.#punches.add(punch);
     if (this.#listeners.length === 0) this.#listen();
     if (this.#timer === undefined) {
@@ -188,6 +226,29 @@ export class PunchPort {
     // The first attempts leave now, not at the next tick.
     if (options.startInMs === 0) queueMicrotask(() => this.#tick());
     return punch;
+  }
+
+  /** Whatever an introducer says, no address is dialled by more sockets at once than one birthday needs. */
+  #admissible(candidates: readonly Candidate[]): Candidate[] {
+    const dialled = new Map<string, number>();
+    const isAdmitted = ({ endpoint }: Candidate): boolean => {
+      const { address } = splitEndpoint(endpoint);
+      const count = (dialled.get(address) ?? 0) + 1;
+      dialled.set(address, count);
+      return count <= maxDialsPerAddress;
+    };
+    for (const punch of this.#punches) for (const { candidate } of punch.dials) isAdmitted(candidate);
+    return candidates.filter(isAdmitted);
+  }
+
+  /** Listens while `work` lasts, without punching, so that it can be seen who gets through. */
+  async listenDuring<T>(work: () => Promise<T>): Promise<T> {
+    if (this.#listeners.length === 0) this.#listen();
+    try {
+      return await work();
+    } finally {
+      if (this.#punches.size === 0) this.#stopListening();
+    }
   }
 
   #listen(): void {
@@ -241,32 +302,26 @@ export class PunchPort {
   }
 
   #pollAll(): void {
-    const listeners = this.#listeners.map((socket) => ({
-      socket,
-      for: "read" as const,
-      value: () => this.#accept(socket),
-    }));
-    const dials = [...this.#punches].flatMap((punch) =>
-      punch.dials.flatMap((dial) =>
-        dial.socket
-          ? [{ socket: dial.socket, for: "write" as const, value: () => this.#connectEnded(punch, dial) }]
-          : [],
-      ),
-    );
-    const undecided = [...this.#accepted].flatMap((accepted) =>
-      accepted.socket
-        ? [
-            {
-              socket: accepted.socket,
-              for: "read" as const,
-              value: () => this.#secureAccepted(accepted, "controlled"),
-            },
-          ]
-        : [],
-    );
     // The listener first: a connect that finds its four-tuple taken was usually accepted there.
-    for (const { value, socket } of pollSockets([...listeners, ...undecided, ...dials])) {
-      if (socket.isOpen) value();
+    const wanted: Wanted[] = this.#listeners.map((socket) => ({
+      socket,
+      for: "read",
+      then: () => this.#accept(socket),
+    }));
+    const isIntroduced = this.#isIntroduced();
+    for (const accepted of this.#accepted) {
+      const { socket } = accepted;
+      if (socket && isIntroduced)
+        wanted.push({ socket, for: "read", then: () => this.#secureAccepted(accepted, "controlled") });
+    }
+    for (const punch of this.#punches) {
+      for (const dial of punch.dials) {
+        const { socket } = dial;
+        if (socket) wanted.push({ socket, for: "write", then: () => this.#connectEnded(punch, dial) });
+      }
+    }
+    for (const { socket, then } of pollSockets(wanted)) {
+      if (socket.isOpen) then();
     }
   }
 
@@ -274,14 +329,15 @@ export class PunchPort {
 
   #startIfDue(punch: Punch, dial: Dial, now: number): void {
     if (punch.isOver || dial.socket || dial.channel || now < dial.dueAt) return;
-    const { endpoint, route } = dial.candidate;
+    const { endpoint, route, isFresh } = dial.candidate;
     dial.tries++;
-    punch.report(route, endpoint, this.port, "started");
-    if (punch.isOver) return; // whoever was told may have aborted it
+    dial.localPort = this.port;
     let socket: Socket | undefined;
     try {
-      socket = Socket.open(splitEndpoint(endpoint).family).shareport().closeAbortively();
-      socket.bind(this.port);
+      socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
+      dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
+      punch.report(route, endpoint, dial.localPort, "started");
+      if (punch.isOver) return socket.close(); // whoever was told may have aborted it
       const isConnected = socket.connect(endpoint);
       dial.socket = socket;
       if (isConnected) this.#connectEnded(punch, dial);
@@ -295,15 +351,17 @@ export class PunchPort {
   /** poll(2) said that a connect has ended, well or not. */
   #connectEnded(punch: Punch, dial: Dial): void {
     const socket = dial.socket!;
-    delete dial.socket;
     const failure = socket.error() ?? selfConnect(socket);
+    if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
+    delete dial.socket;
     if (failure !== undefined) {
       socket.close();
       return this.#retry(punch, dial, failure);
     }
     const { endpoint, route } = dial.candidate;
-    punch.report(route, endpoint, this.port, "connected");
-    const channel = punch.isOver ? undefined : this.#secure(socket, route, punch.options.role);
+    punch.report(route, endpoint, dial.localPort, "connected");
+    const role = punch.introduction?.role;
+    const channel = punch.isOver || !role ? undefined : this.#secure(socket, route, role);
     if (!channel) {
       socket.close();
       return this.#retry(punch, dial, "ECONNRESET");
@@ -337,9 +395,11 @@ export class PunchPort {
     if (punch.isOver) return;
     const { endpoint, route } = dial.candidate;
     dial.lastOutcome = outcome;
-    if (route !== "private" && refusals.has(outcome) && !punch.options.isReachable) this.#stopListening();
-    dial.dueAt = performance.now() + pauseMs(dial, outcome, performance.now() - punch.startedAt);
-    punch.report(route, endpoint, this.port, outcome);
+    const isRefused = refusals.has(outcome);
+    if (route !== "private" && isRefused && !punch.options.isReachable) this.#stopListening();
+    const pause = pauseMs(dial, outcome, performance.now() - punch.startedAt);
+    dial.dueAt = dial.candidate.isOnce ? Infinity : performance.now() + pause;
+    punch.report(route, endpoint, dial.localPort, outcome);
   }
 
   // --- incoming ------------------------------------------------------------------------------------------
@@ -367,11 +427,16 @@ export class PunchPort {
     );
   }
 
+  /** Whether we know our role in any punch: before that, what we accept can only wait. */
+  #isIntroduced(): boolean {
+    return [...this.#punches].some(({ introduction }) => introduction !== undefined);
+  }
+
   /** Our role towards an accepted connection, where the punches under way leave no doubt. */
   #roleFor(remote: Endpoint | undefined): Role | undefined {
     const punches = [...this.#punches];
     const named = punches.filter(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === remote));
-    const roles = new Set((named.length > 0 ? named : punches).map(({ options }) => options.role));
+    const roles = new Set((named.length > 0 ? named : punches).map(({ introduction }) => introduction?.role));
     return roles.size === 1 ? [...roles][0] : undefined;
   }
 
@@ -401,7 +466,8 @@ export class PunchPort {
   /** The punch whose peer has that certificate; two peers may share one, so the endpoint decides between them. */
   #punchOf(channel: Channel, fingerprint: string): Punch | undefined {
     const fitting = [...this.#punches].filter(
-      ({ options }) => options.role === channel.role && options.fingerprint === fingerprint,
+      ({ options, introduction }) =>
+        introduction?.role === channel.role && options.fingerprint === fingerprint,
     );
     return (
       fitting.find(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === channel.remote)) ??
@@ -411,10 +477,28 @@ export class PunchPort {
 
   #review(accepted: Accepted, now: number): void {
     if (now - accepted.since >= acceptedDeadlineMs) this.#dismiss(accepted);
-    else if (accepted.socket && now - accepted.since >= clientSpeaksMs) {
-      this.#secureAccepted(accepted, "controlling");
+    else if (accepted.socket && this.#isIntroduced()) {
+      const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer's word may have come since
+      if (role) this.#secureAccepted(accepted, role);
+      else if (now - accepted.since >= clientSpeaksMs) this.#secureAccepted(accepted, "controlling");
     }
   }
+}
+
+/** What became of the attempts, a phrase for each candidate; those of a crowd are summed up. */
+function describe(dials: readonly Dial[]): string {
+  const crowds = Map.groupBy(dials, ({ candidate: { route, endpoint } }) => {
+    const isCrowd = route === "predicted" || route === "birthday";
+    return `${route} ${isCrowd ? splitEndpoint(endpoint).address : endpoint}`;
+  });
+  const phrases = [...crowds].map(([what, crowd]) => {
+    const tries = crowd.reduce((sum, one) => sum + one.tries, 0);
+    const unanswered = crowd.filter(({ socket }) => socket).length;
+    const ends = new Set(crowd.flatMap(({ lastOutcome }) => lastOutcome ?? []));
+    const outcome = unanswered > 0 ? ["no answer", ...ends] : [...ends];
+    return `${what}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${outcome.join(", ") || "none ended"}`;
+  });
+  return phrases.join("; ");
 }
 
 /** The next connection that waits; none while we are out of descriptors (EMFILE), which a later tick may not be. */
@@ -446,7 +530,14 @@ function selfConnect(socket: Socket): string | undefined {
   return remote === socket.local ? "connected to itself" : undefined;
 }
 
-const refusals = new Set(["ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ECONNABORTED"]);
+const refusals = new Set([
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "ECONNABORTED",
+  "EACCES",
+]);
 
 function pauseMs({ candidate, tries }: Dial, outcome: string, elapsedMs: number): number {
   if (!refusals.has(outcome)) return obstaclePauseMs;

@@ -2,6 +2,7 @@
  * One TCP descriptor with one owner. Whoever makes a {@link Socket} closes it, or hands the descriptor on with
  * `release()`; both are final. Non-blocking: whether a connect has ended is asked with {@link pollSockets}.
  */
+import { readFileSync } from "node:fs";
 import { splitEndpoint, type Endpoint } from "../protocol.ts";
 import * as libc from "./libc.ts";
 import { decodeSockaddr, encodeSockaddr } from "./sockaddr.ts";
@@ -130,11 +131,24 @@ export async function connectShared(
   }
 }
 
+/** The same from a port that is shared already. */
+export async function connectFrom(port: number, remote: Endpoint, timeoutMs: number): Promise<Socket> {
+  const socket = Socket.open(splitEndpoint(remote).family);
+  try {
+    socket.shareport().bind(port);
+    if (!socket.connect(remote)) await connectEnd(socket, timeoutMs);
+    return socket;
+  } catch (error) {
+    socket.close();
+    throw error;
+  }
+}
+
 function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const deadline = performance.now() + timeoutMs;
   const timer = setInterval(() => {
-    const hasEnded = pollSockets([{ socket, for: "write", value: undefined }]).length > 0;
+    const hasEnded = pollSockets([{ socket, for: "write" }]).length > 0;
     if (!hasEnded && performance.now() < deadline) return;
     clearInterval(timer);
     const failure = hasEnded ? socket.error() : "ETIMEDOUT";
@@ -151,16 +165,23 @@ function portOf(sockaddr: Uint8Array): number {
 let pollEntries = new Int32Array(64);
 
 /** Asks the kernel once, without waiting, which sockets can be read (accept) or written (connect has ended). */
-export function pollSockets<T>(
-  wanted: Iterable<{ socket: Socket; for: "read" | "write"; value: T }>,
-): { value: T; socket: Socket }[] {
-  const list = [...wanted];
-  if (pollEntries.length < list.length * 2) pollEntries = new Int32Array(list.length * 4);
-  list.forEach((entry, index) => {
+export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>(wanted: readonly T[]): T[] {
+  if (pollEntries.length < wanted.length * 2) pollEntries = new Int32Array(wanted.length * 4);
+  wanted.forEach((entry, index) => {
     pollEntries[2 * index] = entry.socket.fd;
     // struct pollfd is little-endian on all our platforms: events in the low half, revents in the high one.
     pollEntries[2 * index + 1] = entry.for === "read" ? libc.platform.POLLIN : libc.platform.POLLOUT;
   });
-  if (libc.poll(pollEntries, list.length) === 0) return [];
-  return list.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);
+  if (libc.poll(pollEntries, wanted.length) === 0) return [];
+  return wanted.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);
+}
+
+/** How many descriptors this process may have open; a cautious guess where the system doesn't say. */
+export function descriptorLimit(): number {
+  try {
+    const soft = /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1];
+    return Number(soft ?? 256);
+  } catch {
+    return 256;
+  }
 }

@@ -9,13 +9,17 @@ import {
   type IntroducerEvent,
   type Limits,
 } from "../introducer.ts";
+import { Socket } from "../native/socket.ts";
 import {
   encode,
   LineDecoder,
   maxLineBytes,
   parseToParticipant,
   protocolVersion,
+  splitEndpoint,
   type Endpoint,
+  type Mapping,
+  type Prediction,
   type RefusalCode,
   type ToIntroducer,
   type ToParticipant,
@@ -25,6 +29,9 @@ type MessageOf<T extends ToParticipant["type"]> = Extract<ToParticipant, { type:
 const at = (text: string) => text as Endpoint;
 const fingerprint = "ab".repeat(32);
 const instance = "0123456789abcdef";
+/** The beginning of its SHA-256, which is what others see of it. */
+const shownInstance = "9f9f5111f7b27a78";
+const isLinux = process.platform === "linux";
 
 function registration(name: string, room = "lobby"): Extract<ToIntroducer, { type: "register" }> {
   const own = [at("192.168.1.5:40000")];
@@ -41,8 +48,8 @@ class Client implements Disposable {
   #taken = new Set<ToParticipant>();
   answersPings = true;
 
-  constructor(port: number) {
-    this.#socket = net.connect({ port, host: "127.0.0.1", noDelay: true });
+  constructor(port: number, localAddress = "127.0.0.1") {
+    this.#socket = net.connect({ port, host: "127.0.0.1", localAddress, noDelay: true });
     this.#socket.on("data", (chunk) => {
       for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));
     });
@@ -52,7 +59,7 @@ class Client implements Disposable {
   }
 
   get endpoint(): string {
-    return `127.0.0.1:${this.#socket.localPort}`;
+    return `${this.#socket.localAddress}:${this.#socket.localPort}`;
   }
 
   #receive(message: ToParticipant): void {
@@ -130,10 +137,13 @@ function introduce(limits: Partial<Limits> = {}) {
     wake();
     return promise.finally(() => waiting.delete(wake));
   };
-  const join = async (name: string, room?: string) => {
+  const join = async (name: string, room?: string, answersPings = true) => {
     const client = new Client(introducer.port);
+    client.answersPings = answersPings;
     client.send(registration(name, room));
     const { id } = await client.next("registered");
+    // Nobody is introduced before both have said how their NATs map.
+    client.send({ type: "mapping", mapping: "unknown" });
     await client.next("peers", ({ more }) => !more);
     return Object.assign(client, { id });
   };
@@ -157,15 +167,30 @@ async function joinAndIgnore(port: number, message: ToIntroducer): Promise<void>
 
 test("register is answered by registered and the others; they learn of it by joined", async () => {
   await using scene = introduce();
-  using anna = await scene.join("anna");
+  using anna = await scene.join("anna", "lobby", false);
   using bert = new Client(scene.introducer.port);
+  bert.answersPings = false; // so that no round trip is known yet
   bert.send({ ...registration("bert"), private: [at("10.0.0.2:5"), at("10.0.0.2:5"), at("8.8.8.8:53")] });
   const registered = await bert.next("registered");
   const peers = await bert.next("peers");
   const joined = await anna.next("joined");
   const own = { id: 2, name: "bert", private: ["10.0.0.2:5"], public: bert.endpoint };
-  expect<unknown>(registered).toEqual({ type: "registered", ...own, room: "lobby" });
-  const rest = { instance, fingerprint, linked: [], punching: [], since: expect.any(Number) };
+  const { probePorts } = scene.introducer;
+  expect<unknown>(registered).toEqual({
+    type: "registered",
+    ...own,
+    room: "lobby",
+    probePorts,
+    alternates: [],
+  });
+  const rest = {
+    instance: shownInstance,
+    fingerprint,
+    mapping: "unknown",
+    linked: [],
+    punching: [],
+    since: expect.any(Number),
+  };
   const annaAsPeer = { id: 1, name: "anna", private: ["192.168.1.5:40000"], public: anna.endpoint, ...rest };
   expect<unknown>(peers).toEqual({ type: "peers", peers: [annaAsPeer], more: false });
   expect<unknown>(joined).toEqual({ type: "joined", peer: { ...own, ...rest } });
@@ -205,7 +230,7 @@ test("a full room's snapshot comes in lines of at most 64 KiB, and one more is r
   const candidates = Array.from({ length: 10 }, (_, n) => host(n));
   for (let n = 0; n < 255; n++) {
     await joinAndIgnore(scene.introducer.port, {
-      ...registration(`n${"ö".repeat(50)}`),
+      ...registration(`n${n}${"ö".repeat(50)}`),
       private: candidates,
     });
   }
@@ -552,10 +577,521 @@ test("tell and broadcast arrive as notices", async () => {
   ]);
 });
 
+// --- rounds ----------------------------------------------------------------------------------------------
+
+type Joined = Client & { id: number };
+
+/** Says how its NAT maps, and waits until the introducer has read it. */
+async function maps(client: Joined, mapping: Mapping): Promise<void> {
+  client.send({ type: "mapping", mapping });
+  await client.settled();
+}
+
+/** Two in one room, with these mappings. */
+async function pairOf(scene: ReturnType<typeof introduce>, ofAnna: Mapping, ofBert: Mapping) {
+  const [anna, bert] = [await scene.join("anna"), await scene.join("bert")];
+  await maps(anna, ofAnna);
+  await maps(bert, ofBert);
+  const dispose = () => {
+    anna[Symbol.dispose]();
+    bert[Symbol.dispose]();
+  };
+  return { anna, bert, [Symbol.dispose]: dispose };
+}
+
+const noAnswer = { type: "failed", reason: "no-candidate-answered", detail: "why" } as const;
+const measuredAt = (endpoint: string, step: number): Prediction => ({ endpoint: at(endpoint), step });
+
+test("how a participant's NAT maps is told to the room", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  await maps(bert, "sequential");
+  expect(
+    await anna.next("updated", ({ peer }) => peer.id === bert.id && peer.mapping !== "unknown"),
+  ).toMatchObject({ peer: { name: "bert", mapping: "sequential" } });
+  using carl = await scene.join("carl");
+  const [peers] = carl.seen.filter((message) => message.type === "peers");
+  expect(peers?.peers.map(({ mapping }) => mapping)).toEqual(["unknown", "sequential"]);
+  expect(scene.events).toContainEqual({ event: "mapping", id: bert.id, mapping: "sequential" });
+});
+
+test.each(["anna", "bert"] as const)(
+  "a failed round is followed by the next, whoever of the two reports: here %s, who asked or was asked",
+  async (reporter) => {
+    await using scene = introduce();
+    using pair = await pairOf(scene, "random", "endpoint-independent");
+    const { anna, bert } = pair;
+    anna.send({ type: "connect", peer: bert.id });
+    const tokens = new Set<string>();
+    for (const round of [1, 2, 3]) {
+      const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+      const schedule = { way: "birthday", round, last: round === 3, token: a.token };
+      expect([a, b]).toMatchObject([
+        { role: "controlling", ...schedule, deadlineMs: b.deadlineMs },
+        { role: "controlled", ...schedule },
+      ]);
+      expect([a.own, a.theirs, b.own, b.theirs]).toEqual([undefined, undefined, undefined, undefined]);
+      tokens.add(a.token);
+      const report = { ...noAnswer, token: a.token };
+      if (reporter === "anna") anna.send({ ...report, peer: bert.id });
+      else bert.send({ ...report, peer: anna.id });
+    }
+    expect(tokens.size).toBe(3);
+    const [other, from] = reporter === "anna" ? [bert, anna] : [anna, bert];
+    expect(await other.next("failed")).toEqual({
+      ...noAnswer,
+      peer: from.id,
+      token: [...tokens].at(-1)!,
+    });
+    await from.settled();
+    expect([anna, bert].map((one) => one.types().filter((type) => type === "failed").length)).toEqual(
+      reporter === "anna" ? [0, 1] : [1, 0],
+    );
+    expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], []]);
+  },
+);
+
+test("only the first report on a round counts: the other's comes too late, and so does one of no punch", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  anna.send({ ...noAnswer, peer: bert.id, token });
+  const second = await bert.next("punch", ({ round }) => round === 2);
+  bert.send({ ...noAnswer, peer: anna.id, token });
+  bert.send({ ...noAnswer, peer: anna.id, token: "f".repeat(32) });
+  bert.send({ type: "measured", token });
+  await bert.settled();
+  await anna.settled();
+  const rounds = (client: Client) =>
+    client.seen.flatMap((message) => (message.type === "punch" ? [message.round] : []));
+  expect([rounds(anna), rounds(bert)]).toEqual([
+    [1, 2],
+    [1, 2],
+  ]);
+  expect(second.token).not.toBe(token);
+});
+
+test("a failure that another round can't mend ends the first", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const { token, last } = await anna.next("punch");
+  expect(last).toBe(false);
+  anna.send({ ...noAnswer, reason: "refused-by-peer", peer: bert.id, token });
+  expect(await bert.next("failed")).toMatchObject({ reason: "refused-by-peer", token });
+  await anna.settled();
+  expect(anna.types().filter((type) => type === "punch")).toHaveLength(1);
+});
+
+test.each([
+  [1600, [true]],
+  [1800, [false, false, true]],
+])("within %i ms of a punch, a birthday is the last when too little is left", async (limit, lasts) => {
+  await using scene = introduce({ punchDeadlineMs: limit });
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  for (const expected of lasts) {
+    const { token, last, deadlineMs } = await anna.next("punch");
+    expect(last).toBe(expected);
+    expect(deadlineMs).toBeLessThanOrEqual(limit);
+    anna.send({ ...noAnswer, peer: bert.id, token });
+  }
+  expect(await bert.next("failed")).toMatchObject({ reason: "no-candidate-answered" });
+});
+
+test.skipIf(!isLinux).each([
+  ["random", "random"],
+  ["sequential", "random"],
+] as const)("%s and %s mappings: who asks hears at once, the other nothing", async (ofAnna, ofBert) => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = Object.assign(new Client(scene.introducer.port, "127.0.0.2"), { id: 2 });
+  bert.send(registration("bert"));
+  expect(await bert.next("registered")).toMatchObject({ id: 2, public: bert.endpoint });
+  await maps(anna, ofAnna);
+  await maps(bert, ofBert);
+  bert.send({ type: "connect", peer: anna.id });
+  const { token, ...failed } = await bert.next("failed");
+  expect(failed).toMatchObject({ peer: anna.id, reason: "both-mappings-random" });
+  expect(failed.detail).toContain(`your mapping is ${ofBert}, the peer's is ${ofAnna}`);
+  expect(token).toMatch(/^[0-9a-f]{32}$/);
+  await anna.settled();
+  expect(anna.types().filter((type) => type === "punch" || type === "failed")).toEqual([]);
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], []]);
+});
+
+test("random mappings at one address may be behind one NAT: one direct round", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "random");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true });
+});
+
+// --- measuring -------------------------------------------------------------------------------------------
+
+test("only the side with sequential ports measures, and both learn what it measured", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "sequential", "endpoint-independent");
+  const { anna, bert } = pair;
+  bert.send({ type: "connect", peer: anna.id });
+  const asked = await anna.next("measure");
+  expect(asked).toMatchObject({ peer: { id: bert.id }, way: "predicted" });
+  await bert.settled();
+  expect(bert.types()).not.toContain("punch");
+  const prediction = measuredAt("127.0.0.1:50000", -1);
+  anna.send({ type: "measured", token: asked.token, prediction });
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const round = { way: "predicted", round: 1, last: false, token: asked.token };
+  expect([a, b]).toMatchObject([
+    { ...round, role: "controlled", own: prediction },
+    { ...round, role: "controlling", theirs: prediction },
+  ]);
+  expect([a.theirs, b.own, bert.types().includes("measure")]).toEqual([undefined, undefined, false]);
+  // What was measured for one round says nothing about the next.
+  bert.send({ ...noAnswer, peer: anna.id, token: b.token });
+  const again = await anna.next("measure");
+  expect(again.token).not.toBe(asked.token);
+  anna.send({ type: "measured", token: again.token });
+  const next = await anna.next("punch", ({ round: number }) => number === 2);
+  expect([next.token, next.own]).toEqual([again.token, undefined]);
+});
+
+test("both sequential: the round starts when both have measured", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "sequential", "sequential");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("measure");
+  expect((await bert.next("measure")).token).toBe(token);
+  const [ofAnna, ofBert] = [measuredAt("127.0.0.1:50000", 1), measuredAt("127.0.0.1:60000", 256)];
+  anna.send({ type: "measured", token, prediction: ofAnna });
+  anna.send({ type: "measured", token, prediction: ofBert }); // twice: the second is late
+  await anna.settled();
+  expect(anna.types()).not.toContain("punch");
+  bert.send({ type: "measured", token, prediction: ofBert });
+  expect(await Promise.all([anna.next("punch"), bert.next("punch")])).toMatchObject([
+    { token, own: ofAnna, theirs: ofBert },
+    { token, own: ofBert, theirs: ofAnna },
+  ]);
+});
+
+test("a fresh round lets both measure, with a token that the punch keeps", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const first = await anna.next("punch");
+  expect(first).toMatchObject({ way: "direct", round: 1, last: false });
+  anna.send({ ...noAnswer, peer: bert.id, token: first.token });
+  const measures = await Promise.all([anna.next("measure"), bert.next("measure")]);
+  const { token } = measures[0];
+  expect(measures).toMatchObject([
+    { way: "fresh", token, peer: { id: bert.id } },
+    { way: "fresh", token, peer: { id: anna.id } },
+  ]);
+  expect(token).not.toBe(first.token);
+  const own = measuredAt("127.0.0.1:50000", 0);
+  anna.send({ type: "measured", token, prediction: own });
+  bert.send({ type: "measured", token });
+  const punches = await Promise.all([anna.next("punch"), bert.next("punch", ({ round }) => round === 2)]);
+  expect(punches).toMatchObject([
+    { way: "fresh", round: 2, token, own },
+    { way: "fresh", round: 2, token, theirs: own },
+  ]);
+});
+
+test("nobody is sent to an address that the one who measured does not have", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "sequential", "endpoint-independent");
+  const { anna, bert } = pair;
+  bert.send({ type: "connect", peer: anna.id });
+  const { token } = await anna.next("measure");
+  anna.send({ type: "measured", token, prediction: measuredAt("203.0.113.66:80", 1) });
+  const punches = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect(punches.map(({ own, theirs }) => [own, theirs])).toEqual([
+    [undefined, undefined],
+    [undefined, undefined],
+  ]);
+});
+
+test("only the side that was asked can answer, and only with the token", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "sequential", "endpoint-independent");
+  const { anna, bert } = pair;
+  using carl = await scene.join("carl");
+  bert.send({ type: "connect", peer: anna.id });
+  const { token } = await anna.next("measure");
+  const forged = measuredAt("127.0.0.1:1", 1);
+  bert.send({ type: "measured", token, prediction: forged });
+  carl.send({ type: "measured", token, prediction: forged });
+  anna.send({ type: "measured", token: "0".repeat(32), prediction: forged });
+  await Promise.all([anna.settled(), bert.settled(), carl.settled()]);
+  expect([...anna.types(), ...bert.types()]).not.toContain("punch");
+  const prediction = measuredAt("127.0.0.1:2", 1);
+  anna.send({ type: "measured", token, prediction });
+  expect(await bert.next("punch")).toMatchObject({ theirs: prediction });
+});
+
+test("a side that never measures does not hold up the round, and is too late afterwards", async () => {
+  await using scene = introduce({ measureMs: 40 });
+  using pair = await pairOf(scene, "sequential", "sequential");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("measure");
+  const own = measuredAt("127.0.0.1:50000", 1);
+  anna.send({ type: "measured", token, prediction: own });
+  const punches = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect(punches).toMatchObject([
+    { token, own },
+    { token, theirs: own },
+  ]);
+  bert.send({ type: "measured", token, prediction: own });
+  await Promise.all([anna.settled(), bert.settled()]);
+  expect([...anna.types(), ...bert.types()].filter((type) => type === "punch")).toHaveLength(2);
+});
+
+test("the way that linked a pair comes first the next time", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const first = await anna.next("punch");
+  anna.send({ ...noAnswer, peer: bert.id, token: first.token });
+  const { token } = await anna.next("measure");
+  for (const one of [anna, bert]) one.send({ type: "measured", token });
+  await Promise.all([anna.next("punch"), bert.next("punch", ({ round }) => round === 2)]);
+  const report = {
+    type: "linked",
+    route: "public",
+    local: at("10.0.0.1:1"),
+    remote: at("10.0.0.2:2"),
+  } as const;
+  for (const [one, other] of [
+    [anna, bert],
+    [bert, anna],
+  ] as const) {
+    one.send({ ...report, peer: other.id });
+    await one.settled();
+    one.send({ type: "unlinked", peer: other.id, reason: "over" });
+    await one.settled();
+  }
+  bert.send({ type: "connect", peer: anna.id });
+  expect(await bert.next("measure", (measure) => measure.token !== token)).toMatchObject({ way: "fresh" });
+});
+
+test("who leaves while it should measure is reported as peer-left", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "sequential", "endpoint-independent");
+  const { anna, bert } = pair;
+  bert.send({ type: "connect", peer: anna.id });
+  const { token } = await anna.next("measure");
+  anna[Symbol.dispose]();
+  expect(await bert.next("failed")).toMatchObject({ peer: anna.id, token, reason: "peer-left" });
+});
+
+// --- probe ports -----------------------------------------------------------------------------------------
+
+/** All that a probe port says, until it closes the connection. */
+async function probed(
+  port: number,
+  says = "",
+  host = "127.0.0.1",
+  leaves = false,
+): Promise<{ text: string; endpoint: string }> {
+  const socket = net.connect({ port, host });
+  const chunks: Buffer[] = [];
+  let endpoint = "";
+  socket.on("connect", () => {
+    endpoint = `${socket.localAddress}:${socket.localPort}`;
+    if (says) socket.write(says);
+  });
+  socket.on("data", (chunk) => {
+    chunks.push(Buffer.from(chunk));
+    if (leaves) socket.end();
+  });
+  socket.on("error", () => {});
+  await new Promise((resolve) => socket.on("close", resolve));
+  return { text: Buffer.concat(chunks).toString(), endpoint };
+}
+
+test("a probe port says what it sees, nothing else, and closes who stays", async () => {
+  await using scene = introduce({ measureMs: 1000 });
+  const { probePorts } = scene.introducer;
+  expect(new Set([scene.introducer.port, ...probePorts]).size).toBe(3);
+  const register = encode(registration("anna"));
+  const answers = await Promise.all([
+    probed(probePorts[0]!),
+    probed(probePorts[1]!),
+    probed(probePorts[0]!, register),
+  ]);
+  for (const { text, endpoint } of answers) {
+    expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
+  }
+  expect(scene.introducer.participants).toEqual([]);
+}, 20_000);
+
+test("so many probes at once, and no more, until one is over", async () => {
+  await using scene = introduce({ probes: 2 });
+  const port = scene.introducer.probePorts[0]!;
+  using first = new Client(port);
+  using second = new Client(port);
+  await Promise.all([first.next("observed"), second.next("observed")]);
+  expect((await probed(port)).text).toBe("");
+  first[Symbol.dispose]();
+  for (;;) {
+    using next = new Client(port);
+    const answered = next.next("observed").then(() => true);
+    if (await Promise.race([answered, next.ended.promise.then(() => false)])) break;
+  }
+  second[Symbol.dispose]();
+});
+
+test.skipIf(!isLinux)(
+  "registered names the probe ports, and a second address where there is one",
+  async () => {
+    const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2" };
+    await using introducer = Introducer.start({ ...options, probePorts: [freePort(), freePort()] });
+    using anna = new Client(introducer.port);
+    anna.send(registration("anna"));
+    const { probePorts } = introducer;
+    const alternates = [at(`127.0.0.2:${probePorts[0]}`)];
+    expect(await anna.next("registered")).toMatchObject({ probePorts, alternates });
+    const { text, endpoint } = await probed(probePorts[0]!, "", "127.0.0.2", true);
+    expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
+  },
+);
+
+test("no probe ports: none are named, and no second address either", async () => {
+  const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2", probePorts: [] };
+  await using introducer = Introducer.start(options);
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  expect(await anna.next("registered")).toMatchObject({ probePorts: [], alternates: [] });
+});
+
+test("a probe port that is taken: by default a warning, when asked for an error", async () => {
+  await using taken = introduce();
+  const events: IntroducerEvent[] = [];
+  const onEvent = (event: IntroducerEvent) => void events.push(event);
+  const probePort = taken.introducer.port;
+  const options = { host: "127.0.0.1", port: probePort - 1, onEvent };
+  await using introducer = Introducer.start(options);
+  expect(events[0]).toMatchObject({ event: "warning", message: expect.stringContaining(`${probePort}`) });
+  expect(introducer.probePorts).not.toContain(probePort);
+  const port = freePort();
+  expect(() => Introducer.start({ host: "127.0.0.1", port, probePorts: [probePort] })).toThrow();
+  const again = Introducer.start({ host: "127.0.0.1", port, probePorts: [] }); // its own port is free again
+  await again.stop();
+});
+
+// --- connecting back -------------------------------------------------------------------------------------
+
+/** A participant's control connection on a port that a listener may share; it asks to be connected back to. */
+async function sharing(port: number, backlog?: number) {
+  const bound = Socket.open(4);
+  const own = bound.bind(0);
+  const listener = Socket.open(4).shareport();
+  bound.shareport();
+  bound.connect(at(`127.0.0.1:${port}`));
+  listener.bind(own);
+  if (backlog !== undefined) listener.listen(backlog);
+  const lines = new LineDecoder();
+  const answered = Promise.withResolvers<string>();
+  const adopted = { fd: bound.release() } as unknown as { unix: string };
+  const connection = await Bun.connect({
+    ...adopted,
+    socket: {
+      data(_, chunk) {
+        for (const message of [...lines.push(chunk)].map(parseToParticipant)) {
+          if (message.type === "filtering") answered.resolve(message.filtering);
+        }
+      },
+    },
+  });
+  const ask = (register: ToIntroducer = registration("anna")) =>
+    void connection.write(encode(register) + encode({ type: "connect-back" }));
+  const dispose = () => {
+    connection.terminate();
+    listener.close();
+  };
+  const endpoint = at(`127.0.0.1:${own}`);
+  return { endpoint, listener, ask, filtering: answered.promise, [Symbol.dispose]: dispose };
+}
+
+test("connect-back is refused where nobody listens", async () => {
+  await using scene = introduce();
+  using anna = await sharing(scene.introducer.port);
+  anna.ask();
+  expect(await anna.filtering).toBe("refused");
+});
+
+test("connect-back comes to the endpoint that the introducer sees, and to no other", async () => {
+  await using scene = introduce();
+  using anna = await sharing(scene.introducer.port, 8);
+  let others = 0;
+  const open = () => void others++;
+  using victim = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+  anna.ask({ ...registration("anna"), private: [at(`127.0.0.1:${victim.port}`), at("192.168.1.5:40000")] });
+  expect(await anna.filtering).toBe("let-in");
+  using back = anna.listener.accept();
+  expect(splitEndpoint(back!.remote)).toMatchObject({ address: "127.0.0.1", port: expect.any(Number) });
+  expect([anna.listener.accept(), others]).toEqual([undefined, 0]);
+  victim.stop(true);
+});
+
+test.skipIf(!isLinux)(
+  "connect-back is dropped where nothing answers",
+  async () => {
+    await using scene = introduce();
+    using anna = await sharing(scene.introducer.port, 0);
+    using queued = Socket.open(4); // it fills the queue, so that Linux drops every further SYN
+    queued.connect(anna.endpoint);
+    anna.ask();
+    expect(await anna.filtering).toBe("dropped");
+  },
+  10_000,
+);
+
+test("more connect-backs than a person asks for are refused, but the connection lives on", async () => {
+  await using scene = introduce({ introductionsPerMinute: 2 });
+  using anna = await scene.join("anna");
+  for (let n = 0; n < 3; n++) anna.send({ type: "connect-back" });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
+  await anna.settled();
+  await Promise.all([anna.next("filtering"), anna.next("filtering")]);
+});
+
+test("who registers anew replaces its old session, even in a full room; its namesake does not", async () => {
+  await using scene = introduce({ roomSize: 2 });
+  using bert = await scene.join("bert");
+  using old = await scene.join("anna");
+  using anew = await scene.join("anna");
+  expect(await bert.next("left")).toEqual({ type: "left", id: old.id });
+  expect(await bert.next("joined", ({ peer }) => peer.id === anew.id)).toBeDefined();
+  await old.ended.promise;
+  using namesake = new Client(scene.introducer.port);
+  namesake.send({ ...registration("anna"), instance: "fedcba9876543210" });
+  expect(await namesake.next("refused")).toMatchObject({ code: "limit", request: "register" });
+  expect(scene.introducer.participants.map(({ id }) => id)).toEqual([bert.id, anew.id]);
+});
+
 // --- the table -------------------------------------------------------------------------------------------
 
 test("the table fits 80 columns, with the longest of everything and without colour", () => {
-  const some = { instance, fingerprint, since: 0, linked: [2, 3, 4, 5, 6, 7, 8], punching: [12345, 12346] };
+  const some = {
+    instance,
+    fingerprint,
+    mapping: "unknown" as const,
+    since: 0,
+    linked: [2, 3, 4, 5, 6, 7, 8],
+    punching: [12345, 12346],
+  };
   const ipv4 = {
     private: [at("192.168.178.123:54321"), at("10.0.0.1:1")],
     public: at("203.113.113.123:54321"),
@@ -692,7 +1228,65 @@ test("a port that is taken: exit code 1, and what to do", async () => {
   expect(result.stderr).toMatch(/port \d+ is taken.*choose another/);
 });
 
-for (const args of [["--nonsense"], ["0"], ["65536"], ["seven"], ["7000", "8000"], ["--host"]]) {
+test("a probe port that is taken: exit code 1, and which", async () => {
+  await using scene = introduce();
+  const taken = String(scene.introducer.port);
+  const result = await ended([String(freePort()), "--host", "127.0.0.1", "--probe-ports", taken]);
+  expect(result).toMatchObject({ code: 1, stdout: "" });
+  expect(result.stderr).toBe(
+    `no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
+  );
+});
+
+test.each([
+  ["none", []],
+  ["two", [freePort(), freePort()]],
+])("--probe-ports %s", async (_what, ports) => {
+  const port = freePort();
+  const list = ports.join(",") || "none";
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--probe-ports", list]);
+  const events = jsonLines(child.stdout);
+  expect((await events.next()).value).toMatchObject({ event: "listening" });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  expect(await anna.next("registered")).toMatchObject({ probePorts: ports });
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+test("a default probe port that is taken: a warning, and the program goes on", async () => {
+  await using scene = introduce();
+  const taken = scene.introducer.port;
+  await using child = run([String(taken - 1), "--host", "127.0.0.1", "--json"]);
+  const events = jsonLines(child.stdout);
+  const message = expect.stringContaining(`no mapping probes on port ${taken}: EADDRINUSE`);
+  expect((await events.next()).value).toEqual({ event: "warning", message });
+  using anna = new Client(taken - 1);
+  anna.send(registration("anna"));
+  expect((await anna.next("registered")).probePorts).not.toContain(taken);
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+for (const args of [
+  ["--nonsense"],
+  ["0"],
+  ["65536"],
+  ["seven"],
+  ["7000", "8000"],
+  ["--host"],
+  ["--probe-ports"],
+  ["--probe-ports", ""],
+  ["--probe-ports", "0"],
+  ["--probe-ports", "65536"],
+  ["--probe-ports", "7001,none"],
+  ["--probe-ports", "7001,7001"],
+  ["--probe-ports", "7001,"],
+  ["--probe-ports", "1,2,3,4,5"],
+  ["--alternate"],
+  ["--alternate", "example.org"],
+  ["--alternate", "203.0.113.7:7000"],
+]) {
   test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {
     const result = await ended(args);
     expect(result).toMatchObject({ code: 2, stdout: "" });

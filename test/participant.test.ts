@@ -168,6 +168,7 @@ const known: PeerRow = {
   state: "known",
   present: true,
   private: [at("192.168.1.20:40000")],
+  mapping: "unknown",
   public: at("203.0.113.7:40000"),
 };
 const linked: PeerRow = {
@@ -275,7 +276,10 @@ test.each<[ParticipantEvent, string]>([
   [{ event: "peers", peers: [linked] }, "here: bob@home (2)"],
   [{ event: "joined", ...bob, private: [], public: known.public }, "bob (2) joined from 203.0.113.7:40000"],
   [{ event: "left", ...bob }, "bob (2) left"],
-  [{ event: "punching", ...bob, role: "controlling" }, "punching towards bob (2), controlling"],
+  [
+    { event: "punching", ...bob, role: "controlling", way: "direct", round: 1 },
+    "punching towards bob (2), controlling, direct, round 1",
+  ],
   [
     {
       event: "attempt",
@@ -526,7 +530,7 @@ test("on a terminal, what happens does not tear the line being typed", async () 
     env: { PATH: process.env.PATH, XDG_STATE_HOME: join(states, "alice"), NO_COLOR: "1", TERM: "xterm" },
     terminal: { cols: 80, rows: 24, data },
   });
-  await shows("> ");
+  await shows("our mapping: "); // the last that is told of the start
   const typed = `say bob ${"x".repeat(170)}END`; // three rows
   child.terminal?.write(typed);
   await shows("END");
@@ -537,7 +541,7 @@ test("on a terminal, what happens does not tear the line being typed", async () 
   while (!/left[^]*END\x1b\[24G$/.test(screen)) await news.promise;
   const told = screen.split("\x1b[2A\x1b[1G\x1b[0J").slice(1);
   expect(told.map((part) => part.replace(/\r?\n[^]*/, ""))).toEqual([
-    "punching towards bob (1), controlled",
+    "punching towards bob (1), controlled, direct, round 1",
     expect.stringContaining("linked with bob (1)"),
     "bob: one",
     "bob: two",
@@ -685,9 +689,20 @@ test.each([
   expect(stderr).not.toContain("trying again"); // it does not
 });
 
+/** What an introducer says that answers no mapping probes. */
+const noProbes = { probePorts: [], alternates: [] };
+
 test("an introducer that is lost while we register is tried again", async () => {
   const hello: ToParticipant[] = [
-    { type: "registered", id: 1, name: "a", room: "r", public: at("127.0.0.1:4000"), private: [] },
+    {
+      type: "registered",
+      id: 1,
+      name: "a",
+      room: "r",
+      public: at("127.0.0.1:4000"),
+      private: [],
+      ...noProbes,
+    },
     { type: "peers", peers: [], more: false },
   ];
   const visits = [hello.map(encode).join(""), encode(hello[0]!), hello.map(encode).join("")];
@@ -709,11 +724,19 @@ test("an introducer can't make us punch at our own host", async () => {
     socket: { open: () => void connections++, data: () => {} },
   });
   const local = at(`127.0.0.1:${victim.port}`);
-  const fields = { linked: [], punching: [], since: 0 };
+  const fields = { mapping: "unknown" as const, linked: [], punching: [], since: 0 };
   const peer = { id: 2, name: "eve", instance: "ab".repeat(8), fingerprint: "cd".repeat(32), ...fields };
   const lines: ToParticipant[] = [
     // We look as if we came from elsewhere, so loopback can't be the peer's.
-    { type: "registered", id: 1, name: "a", room: "r", public: at("203.0.113.1:4000"), private: [] },
+    {
+      type: "registered",
+      id: 1,
+      name: "a",
+      room: "r",
+      public: at("203.0.113.1:4000"),
+      private: [],
+      ...noProbes,
+    },
     { type: "peers", peers: [], more: false },
     {
       type: "punch",
@@ -721,6 +744,10 @@ test("an introducer can't make us punch at our own host", async () => {
       role: "controlling",
       token: "ef".repeat(16),
       startInMs: 0,
+      way: "direct",
+      round: 1,
+      last: true,
+      deadlineMs: 5_000,
     },
   ];
   using house = hostile(() => lines.map(encode).join(""));

@@ -13,6 +13,7 @@ import {
   canonicalAddress,
   encode,
   failureReasons,
+  filterings,
   findByIdOrName,
   formatEndpoint,
   maxCandidates,
@@ -68,6 +69,8 @@ const bob: Peer = {
   fingerprint,
   private: [at("10.0.0.5:40000"), at("[2001:db8::5]:40000")],
   public: at("203.0.113.7:40000"),
+  mapping: "endpoint-independent",
+  roundTripMs: 23,
   linked: [3],
   punching: [],
   since: 1700000000000,
@@ -75,7 +78,7 @@ const bob: Peer = {
 const bobJson =
   `{"id":2,"name":"bob","instance":"0011223344556677","fingerprint":"${fingerprint}",` +
   `"private":["10.0.0.5:40000","[2001:db8::5]:40000"],"public":"203.0.113.7:40000",` +
-  `"linked":[3],"punching":[],"since":1700000000000}`;
+  `"mapping":"endpoint-independent","roundTripMs":23,"linked":[3],"punching":[],"since":1700000000000}`;
 
 const failed = {
   type: "failed",
@@ -87,6 +90,8 @@ const failed = {
 const failedJson =
   `{"type":"failed","peer":2,"token":"00112233445566778899aabbccddeeff",` +
   `"reason":"no-candidate-answered","detail":"6 candidates"}`;
+
+const onlyRound = { way: "direct", round: 1, last: true, deadlineMs: 10_000 } as const;
 
 const goldenToIntroducer: Golden<ToIntroducer> = {
   register: [
@@ -124,6 +129,18 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     ],
   ],
   failed: [[failed, failedJson]],
+  mapping: [
+    [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
+    [{ type: "mapping", mapping: "sequential" }, `{"type":"mapping","mapping":"sequential"}`],
+  ],
+  measured: [
+    [
+      { type: "measured", token, prediction: { endpoint: at("203.0.113.7:40000"), step: -256 } },
+      `{"type":"measured","token":"${token}","prediction":{"endpoint":"203.0.113.7:40000","step":-256}}`,
+    ],
+    [{ type: "measured", token }, `{"type":"measured","token":"${token}"}`],
+  ],
+  "connect-back": [[{ type: "connect-back" }, `{"type":"connect-back"}`]],
   echo: [
     [{ type: "echo", text: "hello" }, `{"type":"echo","text":"hello"}`],
     [{ type: "echo", text: "" }, `{"type":"echo","text":""}`],
@@ -142,8 +159,11 @@ const goldenToParticipant: Golden<ToParticipant> = {
         room: "chess club",
         public: at("[2001:db8::7]:40000"),
         private: [],
+        probePorts: [7001, 7002],
+        alternates: [at("203.0.113.2:7001")],
       },
-      `{"type":"registered","id":1,"name":"alice","room":"chess club","public":"[2001:db8::7]:40000","private":[]}`,
+      `{"type":"registered","id":1,"name":"alice","room":"chess club","public":"[2001:db8::7]:40000","private":[],` +
+        `"probePorts":[7001,7002],"alternates":["203.0.113.2:7001"]}`,
     ],
   ],
   peers: [
@@ -152,15 +172,46 @@ const goldenToParticipant: Golden<ToParticipant> = {
   ],
   joined: [[{ type: "joined", peer: bob }, `{"type":"joined","peer":${bobJson}}`]],
   updated: [[{ type: "updated", peer: bob }, `{"type":"updated","peer":${bobJson}}`]],
+  observed: [
+    [
+      { type: "observed", endpoint: at("203.0.113.7:40000") },
+      `{"type":"observed","endpoint":"203.0.113.7:40000"}`,
+    ],
+  ],
+  measure: [
+    [
+      { type: "measure", peer: bob, token, way: "fresh" },
+      `{"type":"measure","peer":${bobJson},"token":"${token}","way":"fresh"}`,
+    ],
+  ],
+  filtering: filterings.map((filtering) => [
+    { type: "filtering", filtering },
+    `{"type":"filtering","filtering":"${filtering}"}`,
+  ]),
   left: [[{ type: "left", id: 2 }, `{"type":"left","id":2}`]],
   punch: [
     [
-      { type: "punch", peer: bob, role: "controlling", token, startInMs: 60 },
-      `{"type":"punch","peer":${bobJson},"role":"controlling","token":"00112233445566778899aabbccddeeff","startInMs":60}`,
+      {
+        type: "punch",
+        peer: bob,
+        role: "controlling",
+        token,
+        startInMs: 60,
+        way: "predicted",
+        round: 2,
+        last: false,
+        deadlineMs: 900,
+        own: { endpoint: at("203.0.113.9:40001"), step: 0 },
+        theirs: { endpoint: at("203.0.113.7:40002"), step: 1 },
+      },
+      `{"type":"punch","peer":${bobJson},"role":"controlling","token":"00112233445566778899aabbccddeeff","startInMs":60,` +
+        `"way":"predicted","round":2,"last":false,"deadlineMs":900,` +
+        `"own":{"endpoint":"203.0.113.9:40001","step":0},"theirs":{"endpoint":"203.0.113.7:40002","step":1}}`,
     ],
     [
-      { type: "punch", peer: bob, role: "controlled", token, startInMs: 0 },
-      `{"type":"punch","peer":${bobJson},"role":"controlled","token":"00112233445566778899aabbccddeeff","startInMs":0}`,
+      { type: "punch", peer: bob, role: "controlled", token, startInMs: 0, ...onlyRound },
+      `{"type":"punch","peer":${bobJson},"role":"controlled","token":"00112233445566778899aabbccddeeff","startInMs":0,` +
+        `"way":"direct","round":1,"last":true,"deadlineMs":10000}`,
     ],
   ],
   failed: [[failed, failedJson]],
@@ -205,6 +256,13 @@ const directions: [
   ["peer to peer", goldenToPeer, parseToPeer],
 ];
 
+/** Fields that a message may lack. */
+const optionalFields: Record<string, string[]> = {
+  refused: ["request", "peer"],
+  measured: ["prediction"],
+  punch: ["own", "theirs"],
+};
+
 describe.each(directions)("%s", (_title, golden, parse) => {
   const rows = Object.entries(golden).flatMap(([type, pairs]) =>
     pairs.map(([message, line], index) => ({ name: `${type} ${index}`, message, line })),
@@ -217,7 +275,7 @@ describe.each(directions)("%s", (_title, golden, parse) => {
 
   test.each(rows)("$name needs each of its fields", ({ message, line }) => {
     for (const key of Object.keys(message)) {
-      if (key === "type" || (message.type === "refused" && (key === "request" || key === "peer"))) continue;
+      if (key === "type" || optionalFields[message.type]?.includes(key)) continue;
       const without: Record<string, unknown> = JSON.parse(line);
       delete without[key];
       const refusal = refusalOf(() => parse(JSON.stringify(without)));
@@ -448,9 +506,83 @@ test("the biggest peer fits a line", () => {
     linked: ids,
     punching: ids,
   };
-  const line = encode({ type: "punch", peer, role: "controlling", token, startInMs: punchDeadlineMs });
+  const line = encode({
+    type: "punch",
+    peer,
+    role: "controlling",
+    token,
+    startInMs: punchDeadlineMs,
+    ...onlyRound,
+  });
   expect(utf8.encode(line).length).toBeLessThanOrEqual(maxLineBytes);
   expect(parseToParticipant(line)).toMatchObject({ peer });
+});
+
+const punchLine = JSON.parse(goldenToParticipant.punch[1]![1]) as Record<string, unknown>;
+const registeredLine = JSON.parse(goldenToParticipant.registered[0]![1]) as Record<string, unknown>;
+const measuredLine = { type: "measured", token };
+const seen = "203.0.113.7:40000";
+
+test.each<[parse: (line: string) => unknown, base: object, field: string, good: unknown[], bad: unknown[]]>([
+  [parseToParticipant, punchLine, "way", ["direct", "fresh", "birthday"], ["", "relay", "toString", 1]],
+  [parseToParticipant, punchLine, "round", [1, 100], [0, 101, 1.5, "1", -1]],
+  [parseToParticipant, punchLine, "last", [true, false], [0, "true", null]],
+  [parseToParticipant, punchLine, "deadlineMs", [1, punchDeadlineMs], [0, punchDeadlineMs + 1, -1, 1.5, "9"]],
+  [parseToParticipant, punchLine, "startInMs", [0, punchDeadlineMs], [-1, punchDeadlineMs + 1]],
+  [
+    parseToParticipant,
+    registeredLine,
+    "probePorts",
+    [[], [1], [1, 2, 3, 65535]],
+    [[0], [65536], [1, 2, 3, 4, 5], ["7001"], 7001],
+  ],
+  [
+    parseToParticipant,
+    registeredLine,
+    "alternates",
+    [[], [seen, seen, seen, seen]],
+    [[seen, seen, seen, seen, seen], ["203.0.113.7"], ["224.0.0.1:7"], ["0.0.0.0:7"]],
+  ],
+  [parseToParticipant, { type: "filtering" }, "filtering", ["dropped", "refused", "let-in"], ["open", 1]],
+  [parseToParticipant, { type: "observed" }, "endpoint", [seen], ["255.255.255.255:1", "x", 1, "1.2.3.4:0"]],
+  [parseToIntroducer, { type: "mapping" }, "mapping", ["unknown", "random"], ["", "symmetric", 1]],
+  [
+    parseToIntroducer,
+    measuredLine,
+    "prediction",
+    [
+      { endpoint: seen, step: 4096 },
+      { endpoint: seen, step: -4096 },
+      { endpoint: seen, step: 0 },
+    ],
+    [
+      { endpoint: seen, step: 4097 },
+      { endpoint: seen, step: -4097 },
+      { endpoint: seen, step: 0.5 },
+      { endpoint: seen },
+      { step: 1 },
+      { endpoint: "0.0.0.0:1", step: 1 },
+      [],
+      null,
+      "next",
+    ],
+  ],
+])("bounds: %p %o %s", (parse, base, field, good, bad) => {
+  for (const value of good) {
+    expect(parse(JSON.stringify({ ...base, [field]: value }))).toMatchObject({ [field]: value });
+  }
+  for (const value of bad) {
+    const refusal = refusalOf(() => parse(JSON.stringify({ ...base, [field]: value })));
+    expect([value, refusal.code]).toEqual([value, "bad-field"]);
+    expect(refusal.message).toStartWith(field);
+  }
+});
+
+test("own and theirs of a punch are predictions like any other", () => {
+  for (const field of ["own", "theirs"]) {
+    const bad = JSON.stringify({ ...punchLine, [field]: { endpoint: seen, step: 5000 } });
+    expect(refusalOf(() => parseToParticipant(bad)).message).toStartWith(`${field}.step must be `);
+  }
 });
 
 test("a list of the most peers is accepted", () => {

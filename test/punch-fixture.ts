@@ -4,6 +4,7 @@ import { makeIdentity } from "../native/identity.ts";
 import { Credentials, type Link } from "../native/link.ts";
 import { PunchPort, type PunchOptions } from "../native/punch.ts";
 import { Socket } from "../native/socket.ts";
+import type { Role } from "../protocol.ts";
 import { loopback, openSockets, until } from "./native-fixture.ts";
 
 const identity = makeIdentity();
@@ -28,8 +29,8 @@ function exhaust(): number[] {
 }
 
 const [alice, bob] = [makeHost(), makeHost()];
-const options = (peer: { port: number }): Omit<PunchOptions, "role" | "onLinked" | "onFailed"> => ({
-  token: "0".repeat(32),
+const options = (peer: { port: number }, role: Role): Omit<PunchOptions, "onLinked" | "onFailed"> => ({
+  introduction: { role, token: "0".repeat(32) },
   fingerprint: identity.fingerprint,
   candidates: [{ endpoint: loopback(peer.port), route: "private" }],
   startInMs: 0,
@@ -41,8 +42,7 @@ const before = openSockets();
 using stranger = Socket.open(4);
 const failed = Promise.withResolvers<string>();
 alice.punchPort.punch({
-  ...options(bob),
-  role: "controlling",
+  ...options(bob, "controlling"),
   deadlineMs: 300,
   onLinked: () => failed.resolve("linked with nobody"),
   onFailed: (reason) => failed.resolve(reason),
@@ -54,11 +54,10 @@ for (const fd of held) closeSync(fd);
 console.log(reason);
 stranger.close();
 
-const link = (host: typeof alice, peer: typeof alice, role: PunchOptions["role"]) =>
+const link = (host: typeof alice, peer: typeof alice, role: Role) =>
   new Promise<Link>((resolve, reject) =>
     host.punchPort.punch({
-      ...options(peer),
-      role,
+      ...options(peer, role),
       onLinked: resolve,
       onFailed: (why, detail) => reject(new Error(`${why}: ${detail}`)),
     }),

@@ -1,0 +1,183 @@
+/**
+ * What kind of NAT this host is behind (RFC 5382 §4.1, RFC 5780 §4.3): probes from the very port that is to be
+ * punched from, and a pure classifier of what they saw. Owns each probe's descriptor; prints nothing.
+ */
+import {
+  LineDecoder,
+  parseToParticipant,
+  Refusal,
+  splitEndpoint,
+  type Endpoint,
+  type Mapping,
+  type Prediction,
+} from "../protocol.ts";
+import { SystemError } from "./libc.ts";
+import { connectFrom, connectShared } from "./socket.ts";
+
+/** How long one probe may take. */
+const probeTimeoutMs = 3_000;
+/** How long a connection to ourselves may take: it goes to our own NAT and back. */
+const hairpinTimeoutMs = 1_500;
+/** Differences between successive ports that still count as a step, times what others took meanwhile. */
+const largestStep = 1024;
+const mostForeign = 24;
+
+/** One observation: a connection from our port to `destination` was seen coming from `observed`. */
+export interface Sample {
+  destination: Endpoint;
+  observed: Endpoint;
+}
+
+export interface MappingBehaviour {
+  mapping: Mapping;
+  /** Sequential: the difference between successive external ports. */
+  step: number;
+  /** Whether the external port is the local one. */
+  isPreserved: boolean;
+  /** Whether the external port changes with the destination's address too; undefined without a second address. */
+  dependsOn: "nothing" | "address" | "port" | "unknown";
+}
+
+/** Classifies samples in the order in which they were taken. Pure. */
+export function classifyMapping(samples: readonly Sample[], localPort: number): MappingBehaviour {
+  const ports = samples.map(({ observed }) => splitEndpoint(observed).port);
+  const isPreserved = ports.length > 0 && ports.every((port) => port === localPort);
+  const result = (mapping: Mapping, step: number): MappingBehaviour => ({
+    mapping,
+    step,
+    isPreserved,
+    dependsOn: dependence(samples),
+  });
+  if (ports.length < 2) return result("unknown", 0);
+  const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
+  if (new Set(ports).size === 1 && addresses.size === 1) return result("endpoint-independent", 0);
+  const step = addresses.size === 1 ? commonStep(differences(ports)) : undefined;
+  return step === undefined ? result("random", 0) : result("sequential", step);
+}
+
+/** The control connection came long before the probes, so the difference to it says nothing. */
+function differences(ports: number[]): number[] {
+  return ports.slice(2).map((port, index) => port - ports[index + 1]!);
+}
+
+/** The step of which every difference is a small multiple, for others may have taken ports in between. */
+function commonStep(differences: number[]): number | undefined {
+  const step = differences.reduce((a, b) => (Math.abs(b) < Math.abs(a) ? b : a), Infinity);
+  if (step === 0 || Math.abs(step) > largestStep) return undefined;
+  const isMultiple = (one: number) => one % step === 0 && one / step >= 1 && one / step <= mostForeign;
+  return differences.every(isMultiple) ? step : undefined;
+}
+
+/** What makes the external endpoint change: the destination's port, only its address, or neither. */
+function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
+  const byAddress = Map.groupBy(samples, ({ destination }) => splitEndpoint(destination).address);
+  const seen = (group: readonly Sample[]) => new Set(group.map(({ observed }) => observed)).size;
+  if ([...byAddress.values()].some((group) => seen(group) > 1)) return "port";
+  if (seen(samples) > 1) return "address";
+  return byAddress.size > 1 ? "nothing" : "unknown";
+}
+
+/** What the introducer sees of a connection from our shared `port`; undefined when no answer came. */
+export async function observe(port: number, destination: Endpoint): Promise<Endpoint | undefined> {
+  try {
+    const socket = await connectFrom(port, destination, probeTimeoutMs);
+    return await readObserved(socket.closeAbortively().release());
+  } catch (error) {
+    if (error instanceof SystemError) return undefined;
+    throw error;
+  }
+}
+
+/** The same from a fresh port, which is shareable from then on. */
+export async function observeFresh(
+  destination: Endpoint,
+): Promise<{ port: number; observed: Endpoint } | undefined> {
+  try {
+    const { socket, port } = await connectShared(destination, probeTimeoutMs);
+    const observed = await readObserved(socket.closeAbortively().release());
+    return observed && { port, observed };
+  } catch (error) {
+    if (error instanceof SystemError) return undefined;
+    throw error;
+  }
+}
+
+async function readObserved(fd: number): Promise<Endpoint | undefined> {
+  const { promise, resolve } = Promise.withResolvers<Endpoint | undefined>();
+  const decoder = new LineDecoder();
+  // Bun's types do not list `fd`, which Bun.connect takes (bun-types 1.4.5).
+  const adopted = { fd } as unknown as { unix: string };
+  const connection = await Bun.connect({
+    ...adopted,
+    socket: {
+      data: (_, chunk) => readAnswer(decoder, chunk, resolve),
+      close: () => resolve(undefined),
+      error: () => resolve(undefined),
+    },
+  });
+  const timer = setTimeout(() => resolve(undefined), probeTimeoutMs);
+  return promise.finally(() => {
+    clearTimeout(timer);
+    connection.terminate();
+  });
+}
+
+/** The first line decides. */
+function readAnswer(
+  decoder: LineDecoder,
+  chunk: Uint8Array,
+  resolve: (observed: Endpoint | undefined) => void,
+): void {
+  try {
+    for (const line of decoder.push(chunk)) {
+      const message = parseToParticipant(line);
+      return resolve(message.type === "observed" ? message.endpoint : undefined);
+    }
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    resolve(undefined);
+  }
+}
+
+/**
+ * Samples towards the probe endpoints, in order, each a new mapping: twice round, when the first round shows
+ * that the mapping depends on the destination, so that a step can be told from chance.
+ */
+export async function sampleMapping(
+  port: number,
+  control: Sample,
+  probes: readonly Endpoint[],
+): Promise<Sample[]> {
+  const samples: Sample[] = [control];
+  const round = async () => {
+    for (const destination of probes) {
+      const observed = await observe(port, destination);
+      if (observed) samples.push({ destination, observed });
+    }
+  };
+  await round();
+  if (samples.some(({ observed }) => observed !== control.observed)) await round();
+  return samples;
+}
+
+/** Measures where a sequential NAT stands now. */
+export async function predict(port: number, probe: Endpoint, step: number): Promise<Prediction | undefined> {
+  const endpoint = await observe(port, probe);
+  return endpoint && { endpoint, step };
+}
+
+/**
+ * Hairpinning (RFC 5382 §7): whether two ports of ours reach each other by their external endpoints. Both connect at
+ * once, because a NAT that filters lets in only whom it has seen us call.
+ */
+export async function testHairpinning(port: number, external: Endpoint, probe: Endpoint): Promise<boolean> {
+  const other = await observeFresh(probe);
+  if (!other) return false;
+  const attempts = [
+    connectFrom(port, other.observed, hairpinTimeoutMs),
+    connectFrom(other.port, external, hairpinTimeoutMs),
+  ];
+  const outcomes = await Promise.allSettled(attempts);
+  for (const outcome of outcomes) if (outcome.status === "fulfilled") outcome.value.closeAbortively().close();
+  return outcomes.some(({ status }) => status === "fulfilled");
+}

@@ -1,0 +1,355 @@
+/** What a round dials, and which rounds there are. */
+import { describe, expect, test } from "bun:test";
+import { drawPorts, roundCandidates, type Round } from "../native/candidates.ts";
+import type { Candidate } from "../native/punch.ts";
+import {
+  birthdayPorts,
+  birthdaySockets,
+  formatEndpoint,
+  isUntranslated,
+  mappings,
+  maxCandidates,
+  parseEndpoint,
+  planRounds,
+  predictedPorts,
+  predictPort,
+  splitEndpoint,
+  ways,
+  type Endpoint,
+  type Mapping,
+  type Prediction,
+  type Situation,
+  type Way,
+} from "../protocol.ts";
+
+function at(text: string): Endpoint {
+  const parsed = parseEndpoint(text);
+  if (parsed === undefined) throw new Error(`not an endpoint: ${text}`);
+  return parsed;
+}
+
+const ownPublic = at("198.51.100.7:40000");
+const peerPublic = at("203.0.113.7:50000");
+const peerHost = at("192.168.1.5:41000");
+const ownPrediction: Prediction = { endpoint: at("198.51.100.7:42000"), step: 1 };
+const peerPrediction: Prediction = { endpoint: at("203.0.113.7:52000"), step: 2 };
+
+interface Changes extends Partial<Omit<Round, "own" | "peer">> {
+  own?: Partial<Situation>;
+  peer?: Partial<Situation>;
+}
+
+function round(way: Way, { own, peer, ...changes }: Changes = {}): Round {
+  const kept = { mapping: "endpoint-independent" } as const;
+  return {
+    way,
+    own: { ...kept, private: [at("10.0.0.4:40000")], public: ownPublic, ...own },
+    peer: { ...kept, private: [peerHost], public: peerPublic, ...peer },
+    ours: new Set([at("10.0.0.4:40000"), ownPublic]),
+    budget: 1000,
+    ...changes,
+  };
+}
+
+const observed: Candidate = { endpoint: peerPublic, route: "public" };
+const host: Candidate = { endpoint: peerHost, route: "private" };
+const sequential = { mapping: "sequential" } as const;
+const random = { mapping: "random" } as const;
+const portsOf = (candidates: Candidate[]) => candidates.map(({ endpoint }) => splitEndpoint(endpoint).port);
+const birthdays = (candidates: Candidate[]) => candidates.filter(({ route }) => route === "birthday");
+
+// --- every way -------------------------------------------------------------------------------------------
+
+test.each<[what: string, Round, expected: Candidate[]]>([
+  ["direct: the endpoint that was seen", round("direct"), [observed, host]],
+  ["direct: no prediction is used", round("direct", { ownPrediction, peerPrediction }), [observed, host]],
+  ["direct, unknown mappings", round("direct", { peer: { mapping: "unknown" } }), [observed, host]],
+  [
+    "fresh: what the peer has just measured",
+    round("fresh", { ownPrediction, peerPrediction: { ...peerPrediction, step: 0 } }),
+    [{ endpoint: peerPrediction.endpoint, route: "public" }, host],
+  ],
+  ["fresh, which the peer could not measure", round("fresh", { ownPrediction }), [observed, host]],
+  ["predicted, which nobody could measure", round("predicted"), [observed, host]],
+  [
+    "predicted, by the side with the sequential NAT",
+    round("predicted", { own: sequential, ownPrediction }),
+    [
+      { endpoint: peerPublic, route: "predicted", isFresh: true },
+      { ...host, afterMs: 30 },
+    ],
+  ],
+  [
+    "predicted, by the other side: the ports that come next",
+    round("predicted", { peer: sequential, peerPrediction }),
+    [
+      ...Array.from({ length: predictedPorts }, (_, index): Candidate => ({
+        endpoint: formatEndpoint("203.0.113.7", 52002 + 2 * index),
+        route: "predicted",
+      })),
+      host,
+    ],
+  ],
+  [
+    "predicted, both sequential: one port of the peer's, from many of ours",
+    round("predicted", { own: sequential, peer: sequential, ownPrediction, peerPrediction }),
+    [
+      ...Array<Candidate>(predictedPorts).fill({
+        endpoint: formatEndpoint("203.0.113.7", 52000 + 2 * predictedPorts),
+        route: "predicted",
+        isFresh: true,
+        isOnce: true,
+      }),
+      { ...host, afterMs: 30 },
+    ],
+  ],
+  ["birthday, though nobody's NAT is random", round("birthday"), [observed, host]],
+])("%s", (_what, given, expected) => {
+  expect(roundCandidates(given)).toEqual(expected);
+});
+
+test("both sides of a sequential pair dial the port that the other one's sockets reach", () => {
+  const [a, b] = [ownPrediction, peerPrediction];
+  const target = (own: Prediction, peer: Prediction) =>
+    portsOf(roundCandidates(round("predicted", { ownPrediction: own, peerPrediction: peer })))[0]!;
+  const reached = ({ endpoint, step }: Prediction) =>
+    Array.from({ length: predictedPorts }, (_, index) => splitEndpoint(endpoint).port + step * (index + 1));
+  expect([reached(b).includes(target(a, b)), reached(a).includes(target(b, a))]).toEqual([true, true]);
+});
+
+describe("a birthday", () => {
+  test.each([random, sequential])("of the %o side: many fresh ports at the one endpoint", (own) => {
+    const all = roundCandidates(round("birthday", { own }));
+    const many = birthdays(all);
+    expect(many.length).toBe(birthdaySockets);
+    expect(all.length).toBe(birthdaySockets + 1); // and the host candidate
+    for (const { afterMs: _, ...candidate } of many) {
+      expect(candidate).toEqual({ endpoint: peerPublic, route: "birthday", isFresh: true, isOnce: true });
+    }
+  });
+
+  test.each([random, sequential])("against a %o side: as many different ports of one address", (peer) => {
+    const draws = Array.from({ length: 5 }, () => birthdays(roundCandidates(round("birthday", { peer }))));
+    for (const drawn of draws) {
+      expect(new Set(drawn.map(({ endpoint }) => splitEndpoint(endpoint).address))).toEqual(
+        new Set(["203.0.113.7"]),
+      );
+      const ports = portsOf(drawn);
+      expect([ports.length, new Set(ports).size]).toEqual([birthdaySockets, birthdaySockets]);
+      expect(Math.min(...ports)).toBeGreaterThanOrEqual(birthdayPorts.first);
+      expect(Math.max(...ports)).toBeLessThanOrEqual(birthdayPorts.last);
+      expect(drawn.every(({ isOnce, isFresh }) => isOnce && !isFresh)).toBe(true);
+    }
+    expect(new Set(draws.map((drawn) => portsOf(drawn).join())).size).toBe(5); // never the same guesses
+  });
+
+  test.each([{ own: random }, { peer: random }])("of %o is spread over time, in order", (changes) => {
+    const times = birthdays(roundCandidates(round("birthday", changes))).map(({ afterMs }) => afterMs ?? -1);
+    expect(times).toEqual(times.toSorted((a, b) => a - b));
+    expect([times[0], times.at(-1)! > 0]).toEqual([0, true]);
+    const batches = Map.groupBy(times, (time) => time);
+    expect(Math.max(...[...batches.values()].map((batch) => batch.length))).toBeLessThanOrEqual(16);
+  });
+});
+
+test("ports are drawn without repetition, and all can come", () => {
+  const all = birthdayPorts.last - birthdayPorts.first + 1;
+  expect(drawPorts(0)).toEqual([]);
+  const drawn = drawPorts(all).toSorted((a, b) => a - b);
+  expect([drawn.length, drawn[0], drawn.at(-1)]).toEqual([all, birthdayPorts.first, birthdayPorts.last]);
+  expect(new Set(drawn).size).toBe(all);
+});
+
+// --- host candidates -------------------------------------------------------------------------------------
+
+test("of the peer's host candidates only those are dialled that can be its own, and never ours", () => {
+  const ipv6 = at("[2001:db8::5]:41000");
+  const privates = [
+    peerHost,
+    at("10.0.0.4:40000"), // ours
+    ownPublic, // ours, as others see us: behind one NAT a peer may name it
+    at("8.8.8.8:53"), // a third party's
+    at("203.0.113.7:51000"), // another port of the peer's public address
+    at("127.0.0.1:41000"),
+    peerPublic, // dialled already
+    at("[fd00::5]:41000"),
+    ipv6,
+  ];
+  const peer = { private: privates };
+  expect(roundCandidates(round("direct", { peer }))).toEqual([
+    observed,
+    host,
+    { endpoint: at("203.0.113.7:51000"), route: "public" },
+    { endpoint: at("[fd00::5]:41000"), route: "private" },
+    { endpoint: ipv6, route: "public" },
+  ]);
+});
+
+test("our own public endpoint is never dialled, whoever claims it", () => {
+  for (const way of ways) {
+    const claimed = { public: ownPublic, private: [ownPublic] };
+    const dialled = roundCandidates(round(way, { peer: claimed })).map(({ endpoint }) => endpoint);
+    expect(dialled).toEqual([]);
+  }
+});
+
+test("loopback is dialled only over loopback", () => {
+  const peer = { public: at("127.0.0.1:50000"), private: [at("127.0.0.1:41000")] };
+  expect(roundCandidates(round("direct", { peer }))).toEqual([]);
+  const own = { public: at("127.0.0.1:40000") };
+  expect(roundCandidates(round("direct", { own, peer }))).toEqual([
+    { endpoint: at("127.0.0.1:50000"), route: "public" },
+    { endpoint: at("127.0.0.1:41000"), route: "public" },
+  ]);
+});
+
+test("a prediction at an address that no host has is not dialled", () => {
+  for (const text of ["224.0.0.1:5000", "0.0.0.0:5000", "127.0.0.1:5000", "255.255.255.255:5000"]) {
+    const forged: Prediction = { endpoint: at(text), step: 1 };
+    for (const way of ["fresh", "predicted"] as const) {
+      expect(roundCandidates(round(way, { peerPrediction: forged }))).toEqual([host]);
+      expect(roundCandidates(round(way, { ownPrediction, peerPrediction: forged }))).toEqual([host]);
+    }
+  }
+});
+
+// --- bounds ----------------------------------------------------------------------------------------------
+
+const hosts = (count: number) =>
+  Array.from({ length: count }, (_, n) => formatEndpoint(`10.1.0.${n + 1}`, 5));
+
+test.each([0, 1, 12, 100, 600])("a budget of %i bounds the sockets, what matters most first", (budget) => {
+  for (const changes of [{ own: random }, { peer: random }]) {
+    const peer = { ...changes.peer, private: hosts(3) };
+    const all = roundCandidates(round("birthday", { ...changes, peer, budget }));
+    expect(all.length).toBe(Math.min(Math.max(budget, 4), birthdaySockets + 3));
+    expect(all[0]!.route).toBe("birthday");
+  }
+});
+
+test("towards one address there are never more sockets than a birthday's, whatever the message says", () => {
+  for (const way of ways) {
+    for (const own of mappings) {
+      for (const peer of mappings) {
+        for (const step of [-4096, -1, 0, 1, 256, 4096]) {
+          const given = round(way, {
+            own: { mapping: own },
+            peer: { mapping: peer, private: Array<Endpoint>(maxCandidates).fill(at("203.0.113.7:9")) },
+            ownPrediction: { endpoint: ownPrediction.endpoint, step },
+            peerPrediction: { endpoint: at("203.0.113.7:65535"), step },
+          });
+          const all = roundCandidates(given);
+          const most = way === "birthday" ? birthdaySockets : way === "predicted" ? predictedPorts : 1;
+          expect(all.length).toBeLessThanOrEqual(most + maxCandidates);
+        }
+      }
+    }
+  }
+});
+
+// --- the plan --------------------------------------------------------------------------------------------
+
+const sides = {
+  translated: (mapping: Mapping, n: number): Situation => ({
+    mapping,
+    private: [formatEndpoint("10.0.0.4", 40000)],
+    public: formatEndpoint(`203.0.113.${n}`, 40000),
+  }),
+  untranslated: (mapping: Mapping, n: number): Situation => ({
+    mapping,
+    private: [formatEndpoint(`203.0.113.${n}`, 40000)],
+    public: formatEndpoint(`203.0.113.${n}`, 40000),
+  }),
+};
+const withIPv6 = (side: Situation): Situation => ({
+  ...side,
+  private: [...side.private, at("[2001:db8::5]:40000")],
+});
+
+const direct: Way[] = ["direct"];
+const fresh: Way[] = ["direct", "fresh", "fresh"];
+const predicted = Array<Way>(3).fill("predicted");
+const birthday = Array<Way>(3).fill("birthday");
+
+/** Both orders of a pair plan the same. */
+const plans: [a: Mapping, b: Mapping, nat: Way[], untranslated: Way[], alike: Way[]][] = [
+  // mappings, both behind NATs, one of them without NAT, behind one NAT or both with IPv6
+  ["unknown", "unknown", direct, direct, direct],
+  ["unknown", "endpoint-independent", direct, direct, direct],
+  ["endpoint-independent", "endpoint-independent", fresh, fresh, fresh],
+  [
+    "sequential",
+    "unknown",
+    [...predicted, ...birthday],
+    [...predicted, ...birthday],
+    [...predicted, ...birthday],
+  ],
+  [
+    "sequential",
+    "endpoint-independent",
+    [...predicted, ...birthday],
+    [...predicted, ...birthday],
+    [...predicted, ...birthday],
+  ],
+  ["random", "unknown", birthday, ["direct", ...birthday], birthday],
+  ["random", "endpoint-independent", birthday, ["direct", ...birthday], birthday],
+  [
+    "sequential",
+    "sequential",
+    [...predicted, ...predicted],
+    [...predicted, ...predicted],
+    [...predicted, ...predicted],
+  ],
+  ["sequential", "random", [], [], direct],
+  ["random", "random", [], [], direct],
+];
+
+test("every pair of mappings has a row", () => {
+  const pairs = mappings.flatMap((a) => mappings.map((b) => [a, b].toSorted().join()));
+  expect(new Set(plans.map(([a, b]) => [a, b].toSorted().join()))).toEqual(new Set(pairs));
+});
+
+test.each(plans)("%s with %s", (a, b, nat, untranslated, alike) => {
+  const { translated, untranslated: open } = sides;
+  const plan = (one: Situation, other: Situation) => {
+    const both = [planRounds(one, other), planRounds(other, one)];
+    expect(both[0]).toEqual(both[1]!);
+    return both[0]!;
+  };
+  expect(plan(translated(a, 1), translated(b, 2))).toEqual(nat);
+  expect(plan(open(a, 1), translated(b, 2))).toEqual(untranslated);
+  expect(plan(translated(a, 1), open(b, 2))).toEqual(untranslated);
+  expect(plan(translated(a, 1), translated(b, 1))).toEqual(alike);
+  expect(plan(withIPv6(translated(a, 1)), withIPv6(translated(b, 2)))).toEqual(alike);
+  expect(plan(withIPv6(translated(a, 1)), translated(b, 2))).toEqual(nat); // one alone is of no use
+});
+
+test("untranslated is who is seen at an address and port of its own", () => {
+  const { translated, untranslated } = sides;
+  expect([isUntranslated(translated("unknown", 1)), isUntranslated(untranslated("unknown", 1))]).toEqual([
+    false,
+    true,
+  ]);
+  const moved = { ...untranslated("unknown", 1), public: formatEndpoint("203.0.113.1", 40001) };
+  expect(isUntranslated(moved)).toBe(false);
+});
+
+const { first, last } = birthdayPorts;
+test.each([
+  [50000, 1, 1, 50001],
+  [50000, 1, 12, 50012],
+  [50000, -1, 3, 49997],
+  [50000, 256, 2, 50512],
+  [50000, 0, 7, 50000],
+  [last, 1, 1, first],
+  [last - 1, 2, 1, first],
+  [first, -1, 1, last],
+  [first, -256, 2, last - 511],
+  [last, 4096, 12, 50175],
+  [first, -4096, 16 * 24, first + ((-4096 * 384) % 64512) + 64512],
+  [80, 1, 1, last - (first - 80) + 2],
+])("from %i by steps of %i, %i mappings later: port %i", (port, step, count, expected) => {
+  const next = predictPort({ endpoint: formatEndpoint("203.0.113.7", port), step }, count);
+  expect(next).toBe(expected);
+  expect(next >= first && next <= last).toBe(true);
+});

@@ -1,0 +1,221 @@
+/** The classifier over literal samples, and probes against a real introducer on loopback. */
+import { describe, expect, test } from "bun:test";
+import { Introducer } from "../introducer.ts";
+import {
+  classifyMapping,
+  observe,
+  observeFresh,
+  predict,
+  sampleMapping,
+  type MappingBehaviour,
+  type Sample,
+} from "../native/mapping.ts";
+import { connectShared, Socket } from "../native/socket.ts";
+import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../protocol.ts";
+import { listening, loopback, noSocketLeft, refusing, unanswering } from "./native-fixture.ts";
+
+const isLinux = process.platform === "linux";
+const local = 40000;
+/** Where samples go: the introducer's control port, then its probe ports, in turn. */
+const control = formatEndpoint("203.0.113.1", 7000);
+const probes = [7001, 7002].map((port) => formatEndpoint("203.0.113.1", port));
+const elsewhere = formatEndpoint("203.0.113.2", 7001);
+const external = "198.51.100.7";
+
+function sample(destination: Endpoint, port: number, address = external): Sample {
+  return { destination, observed: formatEndpoint(address, port) };
+}
+
+/** The control connection, then the probes, round and round. */
+function samplesOf(ports: readonly number[]): Sample[] {
+  return ports.map((port, index) => sample(index === 0 ? control : probes[(index - 1) % 2]!, port));
+}
+
+// --- the classifier --------------------------------------------------------------------------------------
+
+describe("a NAT that gives", () => {
+  const same: MappingBehaviour = {
+    mapping: "endpoint-independent",
+    step: 0,
+    isPreserved: false,
+    dependsOn: "unknown",
+  };
+  test("the same port for every destination is endpoint-independent", () => {
+    expect(classifyMapping(samplesOf([50123, 50123, 50123]), local)).toEqual(same);
+  });
+
+  test("the local port besides is said to preserve it", () => {
+    expect(classifyMapping(samplesOf([local, local, local]), local)).toEqual({ ...same, isPreserved: true });
+  });
+
+  test("the local port only at first does not preserve it", () => {
+    expect(classifyMapping(samplesOf([local, 1025, 1026]), local)).toMatchObject({
+      mapping: "sequential",
+      isPreserved: false,
+    });
+  });
+
+  test.each<[ports: number[], mapping: Mapping, step: number, what: string]>([
+    [[40000, 50001, 50002, 50003, 50004], "sequential", 1, "the next port each time"],
+    [[40000, 50001, 50003, 50005, 50007], "sequential", 2, "every second port"],
+    [[40000, 50004, 50003, 50002, 50001], "sequential", -1, "the port below"],
+    [[40000, 20000, 20256, 20512, 20768], "sequential", 256, "the next port in the wrong byte order"],
+    [[9, 50001, 50002, 50005, 50006], "sequential", 1, "the next port, three to others in between"],
+    [[9, 50001, 50005, 50007, 50013], "sequential", 2, "every second port, some to others in between"],
+    [[9, 50013, 50009, 50008, 50002], "sequential", -1, "the port below, some to others in between"],
+    [[9, 50000, 50001, 50025], "sequential", 1, "the next port, 23 to others in between"],
+    [[9, 50000, 50001, 50026], "random", 0, "ports too far apart to have been counted"],
+    [[9, 20000, 21024, 22048], "sequential", 1024, "ports the largest step apart"],
+    [[9, 20000, 21025, 22050], "random", 0, "ports more than the largest step apart"],
+    [[9, 50001, 50002, 50001, 50002], "random", 0, "ports to and fro"],
+    [[9, 50001, 50004, 50006], "random", 0, "differences of which none divides the others"],
+    [[9, 61234, 1733, 30011, 44444], "random", 0, "any ports"],
+    [[9, 50001, 50001], "random", 0, "one port for the probes, another for the control connection"],
+    [[40000, 50000], "random", 0, "another port, seen once only"],
+    [[9, 65534, 65535, 1024, 1025], "random", 0, "the next port, wrapping around as we watch"],
+  ])("%p is %s, step %i: %s", (ports, mapping, step) => {
+    expect(classifyMapping(samplesOf(ports), local)).toMatchObject({ mapping, step });
+  });
+
+  test("too few samples to tell is unknown", () => {
+    const unknown = { mapping: "unknown", step: 0, dependsOn: "unknown" } as const;
+    expect(classifyMapping([], local)).toEqual({ ...unknown, isPreserved: false });
+    expect(classifyMapping(samplesOf([local]), local)).toEqual({ ...unknown, isPreserved: true });
+  });
+
+  test("addresses from a pool can't be predicted, whatever the ports do", () => {
+    const pool = (ports: number[]) =>
+      ports.map((port, index) => sample(probes[index % 2]!, port, `198.51.100.${7 + (index % 2)}`));
+    expect(classifyMapping(pool([local, local, local]), local)).toMatchObject({ mapping: "random", step: 0 });
+    expect(classifyMapping(pool([9, 50001, 50002, 50003]), local)).toMatchObject({ mapping: "random" });
+  });
+
+  test.each<[MappingBehaviour["dependsOn"], Sample[], string]>([
+    ["nothing", [sample(control, 5), sample(probes[0]!, 5), sample(elsewhere, 5)], "one endpoint for all"],
+    ["address", [sample(control, 5), sample(probes[0]!, 5), sample(elsewhere, 6)], "another by address"],
+    ["port", [sample(control, 5), sample(probes[0]!, 6), sample(elsewhere, 7)], "another by port"],
+    ["port", [sample(control, 5), sample(probes[0]!, 6)], "another by port, of one address"],
+    ["unknown", [sample(control, 5), sample(probes[0]!, 5)], "one endpoint for one address"],
+    ["unknown", [sample(control, 5)], "a single sample"],
+  ])("depends on %s", (dependsOn, samples) => {
+    expect(classifyMapping(samples, local).dependsOn).toBe(dependsOn);
+  });
+});
+
+// --- probes ----------------------------------------------------------------------------------------------
+
+const introduce = () => Introducer.start({ host: "127.0.0.1", port: 0 });
+
+test("probes from a shared port see that port, and leave no descriptor", async () => {
+  await using _ = noSocketLeft();
+  await using introducer = introduce();
+  const { socket, port } = await connectShared(loopback(introducer.port), 4_000);
+  using _control = socket;
+  const answering = introducer.probePorts.map((one) => loopback(one));
+  expect(answering.length).toBe(2);
+  const first = { destination: loopback(introducer.port), observed: loopback(port) };
+  const samples = await sampleMapping(port, first, answering);
+  const seen = answering.map((destination) => ({ destination, observed: loopback(port) }));
+  expect(samples).toEqual([first, ...seen]); // once round: nothing depends on the destination
+  expect(classifyMapping(samples, port)).toEqual({
+    mapping: "endpoint-independent",
+    step: 0,
+    isPreserved: true,
+    dependsOn: "unknown",
+  });
+  expect(await predict(port, answering[0]!, -1)).toEqual({ endpoint: loopback(port), step: -1 });
+});
+
+test("what depends on the destination is sampled twice round, and a silent probe left out", async () => {
+  await using _ = noSocketLeft();
+  await using introducer = introduce();
+  using bound = Socket.open(4);
+  const port = bound.bind(0);
+  bound.shareport();
+  const answering = introducer.probePorts.map((one) => loopback(one));
+  const first = sample(loopback(introducer.port), 9);
+  const samples = await sampleMapping(port, first, [answering[0]!, refusing(), answering[1]!]);
+  const seen = answering.map((destination) => ({ destination, observed: loopback(port) }));
+  expect(samples).toEqual([first, ...seen, ...seen]);
+});
+
+test("a fresh port is measured, and can be shared afterwards", async () => {
+  await using _ = noSocketLeft();
+  await using introducer = introduce();
+  const probe = loopback(introducer.probePorts[0]!);
+  const fresh = await observeFresh(probe);
+  expect(fresh).toEqual({ port: expect.any(Number), observed: loopback(fresh!.port) });
+  expect(await observe(fresh!.port, probe)).toBe(loopback(fresh!.port));
+  expect((await observeFresh(probe))?.port).not.toBe(fresh!.port);
+});
+
+describe("no observation, and nothing thrown, from a probe port that", () => {
+  const observed = encode({ type: "observed", endpoint: formatEndpoint("203.0.113.7", 40000) });
+  const strangers: Record<string, (socket: Bun.Socket) => void> = {
+    "sends garbage": (socket) => void socket.write("HTTP/1.0 400 Bad Request\r\n\r\n"),
+    "sends bytes that are not UTF-8": (socket) => void socket.write(new Uint8Array([0xff, 0xfe, 10])),
+    "sends a line without end": (socket) => void socket.write(new Uint8Array(1 << 20)),
+    "sends another message first": (socket) => void socket.write(encode({ type: "ping", id: 1 }) + observed),
+    "sends an address no host has": (socket) =>
+      void socket.write('{"type":"observed","endpoint":"224.0.0.1:5"}\n'),
+    "sends half a line and hangs up": (socket) => void socket.end(observed.slice(0, 20)),
+    "hangs up": (socket) => void socket.end(),
+    resets: (socket) => void socket.terminate(),
+  };
+
+  test.each(Object.entries(strangers))("%s", async (_what, open) => {
+    await using _ = noSocketLeft();
+    using server = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+    using bound = Socket.open(4);
+    const port = bound.bind(0);
+    bound.shareport();
+    const probe = loopback(server.port);
+    expect([await observe(port, probe), await observeFresh(probe)]).toEqual([undefined, undefined]);
+    server.stop(true);
+  });
+
+  test("refuses", async () => {
+    await using _ = noSocketLeft();
+    const probe = refusing();
+    const port = splitEndpoint(refusing()).port;
+    expect([await observe(port, probe), await observeFresh(probe)]).toEqual([undefined, undefined]);
+  });
+
+  test.skipIf(!isLinux)(
+    "never says anything, or never accepts",
+    async () => {
+      await using _ = noSocketLeft();
+      using silent = listening();
+      using hole = unanswering();
+      const observed = await Promise.all([silent, hole].map(({ endpoint }) => observeFresh(endpoint)));
+      expect(observed).toEqual([undefined, undefined]);
+    },
+    10_000,
+  );
+});
+
+test("an answer that comes in pieces is put together", async () => {
+  await using _ = noSocketLeft();
+  const observed = formatEndpoint("203.0.113.7", 40000);
+  const line = encode({ type: "observed", endpoint: observed });
+  const pieces = Array.from(line);
+  using server = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      open(socket) {
+        socket.setNoDelay(true);
+        const next = () => {
+          const piece = pieces.shift();
+          if (piece === undefined) return;
+          socket.write(piece);
+          setTimeout(next, 1);
+        };
+        next();
+      },
+      data() {},
+    },
+  });
+  expect(await observeFresh(loopback(server.port))).toMatchObject({ observed });
+  server.stop(true);
+});
