@@ -96,7 +96,7 @@ const maxStartInMs = 2000;
 const connectBackMs = 3000;
 /** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
 const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
-const roundSpareMs: Record<Way, number> = { direct: 1500, predicted: 700, birthday: 1200, fresh: 1500 };
+const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
 const trialSpareMs = 200;
 /** What is left after the last round but is too short for another. */
 const shortestRoundMs = 500;

@@ -62,9 +62,11 @@ function differences(ports: number[]): number[] {
 
 /** The step of which every difference is a small multiple, for others may have taken ports in between. */
 function commonStep(differences: number[]): number | undefined {
-  const step = differences.reduce((a, b) => (Math.abs(b) < Math.abs(a) ? b : a), Infinity);
+  if (differences.length === 0) return undefined;
+  const divisor = (a: number, b: number): number => (b === 0 ? Math.abs(a) : divisor(b, a % b));
+  const step = differences.reduce(divisor, 0) * Math.sign(differences[0]!);
   if (step === 0 || Math.abs(step) > largestStep) return undefined;
-  const isMultiple = (one: number) => one % step === 0 && one / step >= 1 && one / step <= mostForeign;
+  const isMultiple = (one: number) => one / step >= 1 && one / step <= mostForeign;
   return differences.every(isMultiple) ? step : undefined;
 }
 
@@ -149,11 +151,12 @@ export async function sampleMapping(
   probes: readonly Endpoint[],
 ): Promise<Sample[]> {
   const samples: Sample[] = [control];
+  // All at once, so that nobody else's connection gets a port in between.
   const round = async () => {
-    for (const destination of probes) {
-      const observed = await observe(port, destination);
-      if (observed) samples.push({ destination, observed });
-    }
+    const seen = await Promise.all(probes.map((destination) => observe(port, destination)));
+    seen.forEach((observed, index) => {
+      if (observed) samples.push({ destination: probes[index]!, observed });
+    });
   };
   await round();
   if (samples.some(({ observed }) => observed !== control.observed)) await round();
