@@ -8,6 +8,7 @@
 import { lookup } from "node:dns/promises";
 import { hostname, networkInterfaces, userInfo } from "node:os";
 import * as readline from "node:readline";
+import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import type { Socket as BunSocket } from "bun";
 import Table from "cli-table3";
@@ -490,7 +491,7 @@ export class Participant {
       ...(filtering && { filtering }),
       hairpinning: !isUntranslated(own) && (await testHairpinning(port.port, observed, probes[0])),
       ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
-      expected: expectations(own),
+      expected: expectations(own, filtering),
     };
     this.#emit({ event: "nat", ...report });
     return report;
@@ -1019,7 +1020,7 @@ function candidatesOf({ way, own, theirs }: PunchOrder, peer: Peer, registration
 }
 
 /** With which kinds of peer, in another network, a participant in this situation can link. */
-function expectations(own: Situation): NatReport["expected"] {
+function expectations(own: Situation, filtering: Filtering | undefined): NatReport["expected"] {
   const elsewhere = formatEndpoint("192.0.2.1", 1);
   const kinds: [string, Situation][] = [
     ["no NAT", { mapping: "endpoint-independent", private: [elsewhere], public: elsewhere }],
@@ -1027,7 +1028,9 @@ function expectations(own: Situation): NatReport["expected"] {
     ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
     ["random ports", { mapping: "random", private: [], public: elsewhere }],
   ];
-  return kinds.map(([peer, situation]) => ({ peer, way: planRounds(own, situation)[0] ?? "none" }));
+  const isOpen = isUntranslated(own) && filtering === "let-in";
+  const firstWay = (peer: Situation) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
+  return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
 }
 
 function rowOf({ peer, present, state }: PeerEntry): PeerRow {
@@ -1525,7 +1528,9 @@ function defaultName(): string {
 /** Undefined for a user id without an account, as containers have. */
 function userName(): string | undefined {
   try {
-    return userInfo().username;
+    // Bun takes the name from the environment only; where that has none, the home folder usually bears it.
+    const { username, homedir } = userInfo();
+    return username === "unknown" ? basename(homedir) : username;
   } catch {
     return undefined;
   }
