@@ -68,7 +68,7 @@ import {
 const connectTimeoutMs = 8_000;
 const registerTimeoutMs = 8_000;
 /** TCP keepalive on the control connection: it keeps the mapping, and finds out when that is gone. */
-const keepaliveMs = 10_000;
+const keepaliveMs = 5_000;
 /** How often the host's own addresses are looked at. */
 const addressWatchMs = 2_000;
 /** How long the introducer may take to answer `connect` or `echo`. */
