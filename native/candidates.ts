@@ -63,7 +63,11 @@ export function roundCandidates(round: Round): Candidate[] {
 
 /** What is dialled besides the host candidates. */
 function byWay(round: Round): Candidate[] {
-  const { way, own, peer, ownPrediction, peerPrediction } = round;
+  const { way, own, peer, ownPrediction } = round;
+  // Ports may be told us, another address than the peer's may not.
+  const addressOf = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
+  const isPeers = round.peerPrediction && addressOf(round.peerPrediction.endpoint) === addressOf(peer.public);
+  const peerPrediction = isPeers ? round.peerPrediction : undefined;
   const observed: Candidate = { endpoint: peer.public, route: "public" };
   if (way === "birthday") {
     if (isDependent(own)) return openMany(peer.public);

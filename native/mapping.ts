@@ -50,7 +50,11 @@ export function classifyMapping(samples: readonly Sample[], localPort: number): 
   });
   if (ports.length < 2) return result("unknown", 0);
   const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
-  if (new Set(ports).size === 1 && addresses.size === 1) return result("endpoint-independent", 0);
+  // The control connection may be older than what the NAT does now (restarted, another session's port): where the
+  // probes to several ports agree, they decide.
+  const isAgreed = (some: number[]) => new Set(some).size === 1 && addresses.size === 1;
+  if (isAgreed(ports) || (ports.length > 2 && isAgreed(ports.slice(1))))
+    return result("endpoint-independent", 0);
   const step = addresses.size === 1 ? commonStep(differences(ports)) : undefined;
   return step === undefined ? result("random", 0) : result("sequential", step);
 }

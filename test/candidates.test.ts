@@ -111,7 +111,15 @@ test.each<[what: string, Round, expected: Candidate[]]>([
 test("both sides of a sequential pair dial the port that the other one's sockets reach", () => {
   const [a, b] = [ownPrediction, peerPrediction];
   const target = (own: Prediction, peer: Prediction) =>
-    portsOf(roundCandidates(round("predicted", { ownPrediction: own, peerPrediction: peer })))[0]!;
+    portsOf(
+      roundCandidates(
+        round("predicted", {
+          ownPrediction: own,
+          peerPrediction: peer,
+          peer: { private: [], public: peer.endpoint },
+        }),
+      ),
+    )[0]!;
   const reached = ({ endpoint, step }: Prediction) =>
     Array.from({ length: predictedPorts }, (_, index) => splitEndpoint(endpoint).port + step * (index + 1));
   expect([reached(b).includes(target(a, b)), reached(a).includes(target(b, a))]).toEqual([true, true]);
@@ -203,12 +211,20 @@ test("loopback is dialled only over loopback", () => {
   ]);
 });
 
-test("a prediction at an address that no host has is not dialled", () => {
-  for (const text of ["224.0.0.1:5000", "0.0.0.0:5000", "127.0.0.1:5000", "255.255.255.255:5000"]) {
-    const forged: Prediction = { endpoint: at(text), step: 1 };
-    for (const way of ["fresh", "predicted"] as const) {
-      expect(roundCandidates(round(way, { peerPrediction: forged }))).toEqual([host]);
-      expect(roundCandidates(round(way, { ownPrediction, peerPrediction: forged }))).toEqual([host]);
+test.each([
+  "224.0.0.1:5000",
+  "0.0.0.0:5000",
+  "127.0.0.1:5000",
+  "255.255.255.255:5000",
+  "198.51.100.99:5000",
+  "[2001:db8::9]:5000",
+])("a prediction at %s, which is not the peer's, is not dialled", (text) => {
+  const forged: Prediction = { endpoint: at(text), step: 1 };
+  for (const way of ["fresh", "predicted"] as const) {
+    for (const changes of [{}, { ownPrediction }]) {
+      const all = roundCandidates(round(way, { ...changes, peerPrediction: forged }));
+      const addresses = new Set(all.map(({ endpoint }) => splitEndpoint(endpoint).address));
+      expect(addresses).toEqual(new Set(["203.0.113.7", "192.168.1.5"]));
     }
   }
 });

@@ -688,20 +688,24 @@ test("a failure that another round can't mend ends the first", async () => {
 });
 
 test.each([
-  [1600, [true]],
-  [1800, [false, false, true]],
-])("within %i ms of a punch, a birthday is the last when too little is left", async (limit, lasts) => {
-  await using scene = introduce({ punchDeadlineMs: limit });
+  ["too little", 300, [true]],
+  ["enough", 900, [false, true]],
+])("a round is the last when %s is left for another", async (_what, spareMs, lasts) => {
+  await using roomy = introduce({ punchDeadlineMs: 60_000 });
+  using others = await pairOf(roomy, "random", "endpoint-independent");
+  others.anna.send({ type: "connect", peer: others.bert.id });
+  const { deadlineMs: roundMs } = await others.anna.next("punch");
+  const punchDeadlineMs = roundMs * lasts.length + spareMs;
+  await using scene = introduce({ punchDeadlineMs });
   using pair = await pairOf(scene, "random", "endpoint-independent");
   const { anna, bert } = pair;
   anna.send({ type: "connect", peer: bert.id });
-  for (const expected of lasts) {
-    const { token, last, deadlineMs } = await anna.next("punch");
-    expect(last).toBe(expected);
-    expect(deadlineMs).toBeLessThanOrEqual(limit);
-    anna.send({ ...noAnswer, peer: bert.id, token });
-  }
-  expect(await bert.next("failed")).toMatchObject({ reason: "no-candidate-answered" });
+  const { token, last, deadlineMs } = await anna.next("punch");
+  expect(last).toBe(lasts[0]!);
+  expect(deadlineMs).toBeLessThanOrEqual(punchDeadlineMs);
+  anna.send({ ...noAnswer, peer: bert.id, token });
+  const next = last ? "failed" : "punch";
+  expect(await bert.next(next, (message) => !("round" in message) || message.round === 2)).toBeDefined();
 });
 
 test.skipIf(!isLinux).each([
@@ -731,6 +735,82 @@ test("random mappings at one address may be behind one NAT: one direct round", a
   const { anna, bert } = pair;
   anna.send({ type: "connect", peer: bert.id });
   expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true });
+});
+
+// --- the plan waits for the mappings ---------------------------------------------------------------------
+
+/** Registers without saying how its NAT maps. */
+async function silent(scene: ReturnType<typeof introduce>, name: string): Promise<Joined> {
+  const client = new Client(scene.introducer.port);
+  client.send(registration(name));
+  const { id } = await client.next("registered");
+  await client.next("peers", ({ more }) => !more);
+  return Object.assign(client, { id });
+}
+
+test("the first round begins when both have said how their NATs map, and is planned by it", async () => {
+  await using scene = introduce();
+  using anna = await silent(scene, "anna");
+  using bert = await silent(scene, "bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await anna.settled();
+  await maps(anna, "endpoint-independent");
+  await bert.settled();
+  expect([...anna.types(), ...bert.types()]).not.toContain("punch");
+  bert.send({ type: "mapping", mapping: "random" });
+  expect(await Promise.all([anna.next("punch"), bert.next("punch")])).toMatchObject([
+    { way: "birthday", round: 1, role: "controlling" },
+    { way: "birthday", round: 1, role: "controlled" },
+  ]);
+  await maps(bert, "endpoint-independent"); // said again, it begins nothing
+  await anna.settled();
+  expect(anna.types().filter((type) => type === "punch")).toHaveLength(1);
+});
+
+test("who never says how its NAT maps does not hold up the first round", async () => {
+  await using scene = introduce({ measureMs: 40 });
+  using anna = await silent(scene, "anna");
+  using bert = await silent(scene, "bert");
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await bert.next("punch")).toMatchObject({ way: "direct", last: true });
+});
+
+test("where nothing can be measured, the first round begins at once", async () => {
+  await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, probePorts: [] });
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(introducer.port);
+  bert.send(registration("bert"));
+  bert.send({ type: "connect", peer: 1 });
+  await bert.settled();
+  expect(bert.types()).toContain("punch");
+});
+
+test("who leaves before the first round is reported as peer-left", async () => {
+  await using scene = introduce();
+  using anna = await silent(scene, "anna");
+  using bert = await silent(scene, "bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await anna.settled();
+  bert[Symbol.dispose]();
+  expect(await anna.next("failed")).toMatchObject({ peer: bert.id, reason: "peer-left" });
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[]]);
+});
+
+test("both ask before the first round: one punch, in which the first to ask nominates", async () => {
+  await using scene = introduce();
+  using anna = await silent(scene, "anna");
+  using bert = await silent(scene, "bert");
+  bert.send({ type: "connect", peer: anna.id });
+  await bert.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  await maps(anna, "unknown");
+  await maps(bert, "unknown");
+  await Promise.all([anna.settled(), bert.settled()]);
+  const roles = (client: Client) =>
+    client.seen.flatMap((message) => (message.type === "punch" ? [message.role] : []));
+  expect([roles(anna), roles(bert)]).toEqual([["controlled"], ["controlling"]]);
 });
 
 // --- measuring -------------------------------------------------------------------------------------------

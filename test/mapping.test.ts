@@ -71,7 +71,12 @@ describe("a NAT that gives", () => {
     [[9, 50001, 50004, 50006], "sequential", 1, "what others took makes every difference another multiple"],
     [[9, 50001, 50026, 50027], "random", 0, "more than others can have taken meanwhile"],
     [[9, 61234, 1733, 30011, 44444], "random", 0, "any ports"],
-    [[9, 50001, 50001], "random", 0, "one port for the probes, another for the control connection"],
+    [
+      [9, 50001, 50001],
+      "endpoint-independent",
+      0,
+      "one port for the probes, another for the older control connection",
+    ],
     [[40000, 50000], "random", 0, "another port, seen once only"],
     [[9, 65534, 65535, 1024, 1025], "random", 0, "the next port, wrapping around as we watch"],
   ])("%p is %s, step %i: %s", (ports, mapping, step) => {

@@ -58,6 +58,13 @@ export function refusing(family: 4 | 6 = 4): Endpoint {
   return closed.endpoint;
 }
 
+/** The same, held for as long as the test takes: no fresh port of ours or of others can be that one. */
+export function reserved(): Disposable & { endpoint: Endpoint } {
+  const socket = Socket.open(4);
+  const endpoint = loopback(socket.bind(0));
+  return { endpoint, [Symbol.dispose]: () => socket.close() };
+}
+
 /** A listener whose queue is full, so that Linux drops every further SYN, as a filtering NAT does. */
 export function unanswering(): Disposable & { socket: Socket; endpoint: Endpoint } {
   const listener = listening(0);

@@ -535,7 +535,9 @@ test("on a terminal, what happens does not tear the line being typed", async () 
   child.terminal?.write(typed);
   await shows("END");
   screen = "";
-  bob.type("connect alice", "say alice one", "say alice two", "quit");
+  bob.type("connect alice", "say alice one", "say alice two", "disconnect alice");
+  await shows("unlinked");
+  bob.type("quit");
   await shows("bob (1) left");
   const redrawn = `> ${typed}`;
   while (!/left[^]*END\x1b\[24G$/.test(screen)) await news.promise;
@@ -545,7 +547,7 @@ test("on a terminal, what happens does not tear the line being typed", async () 
     expect.stringContaining("linked with bob (1)"),
     "bob: one",
     "bob: two",
-    "unlinked from bob (1): ended by the peer: the peer quit",
+    "unlinked from bob (1): ended by the peer: disconnected",
     "bob (1) left",
   ]);
   for (const part of told) {

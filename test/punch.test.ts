@@ -11,6 +11,7 @@ import {
   noSocketLeft,
   openSockets,
   refusing,
+  reserved,
   unanswering,
   until,
 } from "./native-fixture.ts";
@@ -868,7 +869,8 @@ describe("a candidate", () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
-    const [once, often] = [refusing(), bob.endpoint];
+    using nobody = reserved();
+    const [once, often] = [nobody.endpoint, bob.endpoint];
     const candidates = [
       { endpoint: once, route: "birthday" as const, isOnce: true },
       { endpoint: often, route: "private" as const },
@@ -885,8 +887,9 @@ describe("a candidate", () => {
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
     const after = [60, 0, 30];
+    using three = new DisposableStack();
     const candidates = after.map((afterMs) => ({
-      endpoint: refusing(),
+      endpoint: three.use(reserved()).endpoint,
       route: "birthday" as const,
       isOnce: true,
       afterMs,
@@ -907,8 +910,9 @@ describe("a candidate", () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
+    using nobody = reserved();
     const before = openSockets();
-    const endpoint = refusing();
+    const { endpoint } = nobody;
     const candidates = Array.from({ length: 512 }, (_, index) => ({
       endpoint,
       route: "birthday" as const,
@@ -933,9 +937,9 @@ describe("a candidate", () => {
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
     const token = newToken();
-    const dead = refusing();
+    using nobody = reserved();
     const candidates = Array.from({ length: 512 }, (_, index) => ({
-      endpoint: index === 300 ? bob.endpoint : dead,
+      endpoint: index === 300 ? bob.endpoint : nobody.endpoint,
       route: "birthday" as const,
       isFresh: true,
       isOnce: true,
