@@ -1,77 +1,166 @@
 /**
- * From the `connect` command to a link that both sides can use, between the real programs behind two dropping
- * NATs, against what physics asks for. All times by this process's clock: from before the command is written to
- * the other's standard input until the later one's `linked` line is read from its standard output.
+ * From the `connect` command to a link that both sides can use, between the real programs, against what physics
+ * asks for, through pairs of NATs that drop, that refuse, and that must be guessed. From before the command is
+ * written to the asker's standard input until the later one has the link, by the `at` of its event.
  */
-import { Lab } from "../lab/lab.ts";
-import { now, People, type ParticipantProgram } from "../lab/people.ts";
+import { Lab, type Nat, type NatOptions } from "../lab/lab.ts";
+import { now, People, Program, type ParticipantProgram } from "../lab/people.ts";
+import { formatEndpoint } from "../../protocol.ts";
 import { median, table } from "./run.ts";
 
 const oneWayDelaysMs = [20, 60];
-const tries = 25;
-/** Median to physical limit. */
-const goal = 1.2;
+const tries = 24;
+const floorTries = 12;
+/** How far ahead the moment lies at which both sides of a bare open start. */
+const signalMs = 30;
+const fixture = `${import.meta.dir}/simultaneous-open-fixture.ts`;
 
-interface Try {
-  /** Until alice, who asks and is the TLS client, has the link; bob has it later, told by her. */
-  askerMs: number;
-  bothMs: number;
+interface Pair {
+  name: string;
+  nats: [NatOptions, NatOptions];
+  /** Median to physical limit. */
+  goal: number;
+  /** Whether the external ports are known beforehand, as a bare open needs them. */
+  isKept: boolean;
 }
 
-async function link(alice: ParticipantProgram, bob: ParticipantProgram): Promise<Try> {
+const pairs: Pair[] = [
+  { name: "both drop", nats: [{}, {}], goal: 1.1, isKept: true },
+  {
+    name: "both refuse (RST)",
+    nats: [{ unsolicited: "reset" }, { unsolicited: "reset" }],
+    goal: 1.5,
+    isKept: true,
+  },
+  {
+    name: "both refuse (ICMP)",
+    nats: [{ unsolicited: "icmp" }, { unsolicited: "icmp" }],
+    goal: 1.5,
+    isKept: true,
+  },
+  { name: "birthday", nats: [{ mapping: "random" }, {}], goal: 2, isKept: false },
+];
+
+interface Result {
+  coldMs: number;
+  timesMs: number[];
+  /** Of bare simultaneous opens, and how many of them never came about. */
+  floorMs: number[];
+  floorFailures: number;
+}
+
+// --- ours ------------------------------------------------------------------------------------------------
+
+async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<number> {
   const startedAt = now();
-  alice.type("connect bob");
-  const [a, b] = await Promise.all([alice.next("linked"), bob.next("linked")]);
-  alice.type("disconnect bob");
-  await Promise.all([alice.next("unlinked"), bob.next("unlinked")]);
-  return { askerMs: a.at - startedAt, bothMs: Math.max(a.at, b.at) - startedAt };
+  from.type(`connect ${to.name}`);
+  const both = await Promise.all([
+    from.next("linked", undefined, 12_000),
+    to.next("linked", undefined, 12_000),
+  ]);
+  from.type(`disconnect ${to.name}`);
+  await Promise.all([from.next("unlinked"), to.next("unlinked")]);
+  return Math.max(...both.map(({ at }) => at)) - startedAt;
 }
 
-/** The first try, and the others. */
-async function measure(delayMs: number): Promise<[Try, Try[]]> {
-  await using lab = await Lab.create();
+/** The first try of fresh programs, then the others, each from new endpoints, either side asking in turn. */
+async function measure(lab: Lab, [natA, natB]: [Nat, Nat], owdMs: number): Promise<[number, number[]]> {
   await using people = new People();
-  const owdMs = delayMs / 2;
-  const natA = await lab.nat("natA", { owdMs });
-  const natB = await lab.nat("natB", { owdMs });
   const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
   const alice = await people.participant("alice", await lab.host("alice", { behind: natA }), introducer);
   const bob = await people.participant("bob", await lab.host("bob", { behind: natB }), introducer);
-  await alice.sees(bob);
-  // The introducer measures the round trip three times after registering; so does this.
-  for (const one of [alice, bob]) {
-    for (let round = 0; round < 3; round++) {
-      one.type("echo");
-      await one.next("echo");
-    }
+  await Promise.all([alice.next("mapping"), bob.next("mapping")]);
+  const times: number[] = [];
+  while (times.length <= tries) {
+    if (times.length > 0) await Promise.all([alice.comesBack(), bob.comesBack()]);
+    await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+    times.push(await (times.length % 2 === 0 ? link(alice, bob) : link(bob, alice)));
   }
-  const first = await link(alice, bob);
-  const others: Try[] = [];
-  while (others.length < tries) others.push(await link(alice, bob));
-  return [first, others];
+  return [times[0]!, times.slice(1)];
+}
+
+// --- the floor -------------------------------------------------------------------------------------------
+
+type FloorEvent = { event: "port"; port: number } | { event: "opened"; elapsedMs: number | null };
+
+/** Bare simultaneous opens through the same NATs: until the later side has the other's byte. */
+async function floor(lab: Lab, nats: [Nat, Nat]): Promise<(number | null)[]> {
+  const sides = await Promise.all(
+    nats.map(async (nat, index) => {
+      const host = await lab.host(`bare${index}`, { behind: nat });
+      const stdio = { stdin: "pipe", stdout: "pipe", stderr: "pipe" } as const;
+      return new Program<FloorEvent>(host.name, host.spawn([process.execPath, fixture], stdio));
+    }),
+  );
+  const results: (number | null)[] = [];
+  for (let count = 0; count < floorTries; count++) {
+    const ports = await Promise.all(sides.map((side) => side.next("port")));
+    const endpoints = ports.map(({ port }, index) => formatEndpoint(nats[index]!.address, port));
+    const startAt = now() + signalMs;
+    for (const [index, side] of sides.entries()) side.type(`${endpoints[1 - index]} ${startAt}`);
+    const opened = await Promise.all(sides.map((side) => side.next("opened")));
+    const times = opened.map(({ elapsedMs }) => elapsedMs);
+    results.push(times.some((time) => time === null) ? null : Math.max(...times.map(Number)));
+  }
+  await Promise.all(sides.map((side) => side.kill()));
+  return results;
+}
+
+// --- the table -------------------------------------------------------------------------------------------
+
+async function measurePair({ nats: [a, b], isKept }: Pair, delayMs: number): Promise<Result> {
+  await using lab = await Lab.create();
+  const owdMs = delayMs / 2;
+  const nats: [Nat, Nat] = [await lab.nat("natA", { owdMs, ...a }), await lab.nat("natB", { owdMs, ...b })];
+  const [coldMs, timesMs] = await measure(lab, nats, owdMs);
+  const floors = isKept ? await floor(lab, nats) : [];
+  const floorMs = floors.filter((one) => one !== null);
+  return { coldMs, timesMs, floorMs, floorFailures: floors.length - floorMs.length };
 }
 
 export async function bench(): Promise<void> {
-  const ms = (value: number) => `${value.toFixed(1)} ms`;
-  const rows = [["one-way delay", "limit", "first", "median", "worst", "asker's median", "median ÷ limit"]];
+  const ms = (value: number) => value.toFixed(1);
+  const ratio = (value: number) => `${value.toFixed(2)} ×`;
+  const rows = [
+    [
+      "NATs",
+      "one way",
+      "limit",
+      "cold",
+      "median",
+      "worst",
+      "median ÷ limit",
+      "goal",
+      "bare open",
+      "÷ 1.5 RTT",
+    ],
+  ];
   for (const delayMs of oneWayDelaysMs) {
-    // owd(A → I) + owd(I → B) + RTT(A, B) for TCP + RTT(A, B) for TLS 1.3
-    const limitMs = delayMs + delayMs + 2 * (2 * delayMs);
-    const [first, others] = await measure(delayMs);
-    const both = others.map(({ bothMs }) => bothMs);
-    rows.push([
-      ms(delayMs),
-      ms(limitMs),
-      ms(first.bothMs),
-      ms(median(both)),
-      ms(Math.max(...both)),
-      ms(median(others.map(({ askerMs }) => askerMs))),
-      `${(median(both) / limitMs).toFixed(2)} ×`,
-    ]);
+    for (const pair of pairs) {
+      // owd(A → I) + owd(I → B) + RTT(A, B) for TCP + RTT(A, B) for TLS 1.3
+      const limitMs = delayMs + delayMs + 2 * (2 * delayMs);
+      const { coldMs, timesMs, floorMs, floorFailures } = await measurePair(pair, delayMs);
+      const bare = floorMs.length > 0 ? median(floorMs) : undefined;
+      rows.push([
+        pair.name,
+        ms(delayMs),
+        ms(limitMs),
+        ms(coldMs),
+        ms(median(timesMs)),
+        ms(Math.max(...timesMs)),
+        ratio(median(timesMs) / limitMs),
+        `≤ ${ratio(pair.goal)}`,
+        bare === undefined ? "" : `${ms(bare)}${floorFailures > 0 ? ` (${floorFailures} never)` : ""}`,
+        bare === undefined ? "" : ratio(bare / (3 * delayMs)),
+      ]);
+      const all = timesMs.map(Math.round).join(" ");
+      console.error(`${pair.name}, ${delayMs} ms: ${all}; bare ${floorMs.map(Math.round).join(" ")}`);
+    }
   }
   console.log(table(rows));
   console.log(`
-Two dropping NATs, ${tries} tries after the first one in the same programs; goal ${goal} ×.
-The limit is owd(A→I) + owd(I→B) + 2·RTT(A,B); bob learns half a round trip later than alice that the
-connection is the one, because she has to tell him.`);
+Milliseconds. Cold: the first try of programs just started. Then ${tries} tries, for each of which both have left and
+come back, so that all endpoints are new; either side asks in turn. The limit is owd(A→I) + owd(I→B) + 2·RTT(A,B):
+an introduction, TCP, TLS 1.3. Bare open: ${floorTries} simultaneous opens through the same NATs with known endpoints, both
+started by a signal, without introducer and TLS, until both have a byte: 1.5 RTT at the least.`);
 }

@@ -1,7 +1,7 @@
-/** `bun run bench NAME`: what is measured, each in a file of its own. */
+/** `bun run bench NAME [ARGUMENTS]`: what is measured, each in a file of its own. */
 import { cpus } from "node:os";
 
-const benches = ["link", "start"];
+const benches = ["link", "matrix", "start"];
 
 /** The middle one, or the mean of the two in the middle. */
 export function median(values: number[]): number {
@@ -29,13 +29,13 @@ export function circumstances(name: string): string {
 }
 
 if (import.meta.main) {
-  const [name = ""] = process.argv.slice(2);
+  const [name = "", ...args] = process.argv.slice(2);
   if (!benches.includes(name)) {
     console.error(`which bench? bun run bench ${benches.join(" | ")}`);
     process.exit(2);
   }
-  const { bench } = (await import(`./${name}.ts`)) as { bench: () => Promise<void> };
-  console.log(`${circumstances(name)}\n`);
-  await bench();
+  const { bench } = (await import(`./${name}.ts`)) as { bench: (args: string[]) => Promise<void> };
+  console.log(`${circumstances([name, ...args].join(" "))}\n`);
+  await bench(args);
   process.exit();
 }

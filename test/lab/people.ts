@@ -30,7 +30,7 @@ export const thisHost: Place = {
   spawn: (command, options) => Bun.spawn(command, options),
 };
 
-/** An event and when it happened: milliseconds since the epoch, when its line was read here. */
+/** An event and when it happened: milliseconds since the epoch, by the program's word or when we read its line. */
 export type Seen<Event> = Event & { at: number };
 type Named = { event: string };
 type OfKind<Event extends Named, Kind extends Event["event"]> = Seen<Extract<Event, { event: Kind }>>;
@@ -121,7 +121,7 @@ export class Program<Event extends Named> {
       const at = now();
       const lines = (text + utf8.decode(chunk, { stream: true })).split("\n");
       text = lines.pop()!;
-      for (const line of lines) this.#happened({ ...(JSON.parse(line) as Event), at });
+      for (const line of lines) this.#happened({ at, ...(JSON.parse(line) as Event) });
     }
     await this.process.exited;
     const { exitCode, signalCode } = this.process;
@@ -177,6 +177,27 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
     const isListed = this.all("peers").some(({ peers }) => peers.some(({ id }) => id === other.id));
     if (!isListed) await this.next("joined", ({ peer }) => peer === other.id);
   }
+
+  /** Resolves once it has left, come back from a new port, and measured how its NAT maps that. */
+  async comesBack(): Promise<void> {
+    this.type("leave");
+    await this.next("introducer", ({ state }) => state === "left");
+    this.type("join");
+    await this.next("registered");
+    await this.next("mapping");
+  }
+
+  /** Resolves once we know how that one's NAT maps, and how far it is from the introducer. */
+  async knowsMapping(other: ParticipantProgram): Promise<void> {
+    type Measured = { mapping: string; roundTripMs?: number };
+    const isMeasured = ({ mapping, roundTripMs }: Measured) =>
+      mapping !== "unknown" && roundTripMs !== undefined;
+    const row = this.all("peers")
+      .at(-1)
+      ?.peers.find(({ id }) => id === other.id);
+    if (row && isMeasured(row)) return;
+    await this.next("updated", (event) => event.peer === other.id && isMeasured(event));
+  }
 }
 
 /** Starts people, and ends them all. */
@@ -189,8 +210,9 @@ export class People implements AsyncDisposable {
     place: Place,
     port = 7000,
     onEvent?: (event: IntroducerEvent) => void,
+    options: string[] = [],
   ): Promise<IntroducerProgram> {
-    const running = this.#start(place, "introducer", ["introducer.ts", String(port), "--json"]);
+    const running = this.#start(place, "introducer", ["introducer.ts", String(port), "--json", ...options]);
     const program = new IntroducerProgram("introducer", running, formatEndpoint(place.address, port));
     if (onEvent) program.onEvent = onEvent;
     await program.next("listening");

@@ -1,40 +1,30 @@
 /**
  * Punching between the real programs, through the lab's NATs: a line names where the two are and the route
- * that their connection must take, and where it can't, the diagnosis.
+ * that their connection must take, and where it can't, the diagnosis. Kinds of NATs: nat.test.ts.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import { splitEndpoint, type Endpoint, type FailureReason, type Route } from "../../protocol.ts";
-import { Lab, labTest, type Host, type Nat, type NatOptions } from "./lab.ts";
-import { People, type IntroducerProgram, type ParticipantProgram } from "./people.ts";
+import { splitEndpoint, type Endpoint } from "../../protocol.ts";
+import { Lab, labTest, type Host, type Nat } from "./lab.ts";
+import {
+  disconnect,
+  expectFailure,
+  expectRoute,
+  gather,
+  know,
+  linkedBoth,
+  soonMs,
+  talk,
+  type Expected,
+  type Meeting,
+} from "./meeting.ts";
+import { People, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
+import { apart, behind, between, open, owdMs, together, type Layout } from "./sides.ts";
 
 setDefaultTimeout(30_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
-/** One-way delay of each site: 10 ms between any two. */
-const owdMs = 5;
-/** A link takes 2.5 round trips, so 70 ms; the rest is for a busy machine. */
-const soonMs = 1500;
 
 // --- where they are --------------------------------------------------------------------------------------
-
-type Hosts = { alice: Host; bob: Host };
-type Layout = (lab: Lab) => Promise<Hosts>;
-
-/** Each behind a NAT of their own. */
-function apart(a: NatOptions = {}, b: NatOptions = a): Layout {
-  return async (lab) => {
-    const natA = await lab.nat("natA", { owdMs, ...a });
-    const natB = await lab.nat("natB", { owdMs, ...b });
-    const alice = await lab.host("alice", { behind: natA });
-    return { alice, bob: await lab.host("bob", { behind: natB }) };
-  };
-}
-
-const sameLan: Layout = async (lab) => {
-  const nat = await lab.nat("nat", { owdMs, hairpinning: false });
-  const alice = await lab.host("alice", { behind: nat });
-  return { alice, bob: await lab.host("bob", { behind: nat }) };
-};
 
 const sameHost: Layout = async (lab) => {
   const nat = await lab.nat("nat", { owdMs, hairpinning: false });
@@ -42,25 +32,11 @@ const sameHost: Layout = async (lab) => {
   return { alice, bob: alice };
 };
 
-/** alice behind a NAT, bob with a public address. */
-function bobIsOpen(a: NatOptions = {}): Layout {
-  return async (lab) => {
-    const nat = await lab.nat("nat", { owdMs, ...a });
-    const alice = await lab.host("alice", { behind: nat });
-    return { alice, bob: await lab.host("bob", { owdMs }) };
-  };
-}
-
 const sharedLan = "192.168.1.0/24";
 const sharedAddress = "192.168.1.77";
 
 /** In different LANs, with the same private address. */
-const twins: Layout = async (lab) => {
-  const natA = await lab.nat("natA", { owdMs, lan: sharedLan });
-  const natB = await lab.nat("natB", { owdMs, lan: sharedLan });
-  const alice = await lab.host("alice", { behind: natA, address: sharedAddress });
-  return { alice, bob: await lab.host("bob", { behind: natB, address: sharedAddress }) };
-};
+const twin = behind({ lan: sharedLan }, { address: sharedAddress });
 
 /** In alice's LAN a stranger has bob's private address, and accepts on every port. */
 function stranger(says: "nothing" | "garbage"): Layout {
@@ -108,101 +84,6 @@ async function connect(from: Host, to: Endpoint): Promise<Attempt> {
   return JSON.parse(out) as Attempt;
 }
 
-// --- what they do ----------------------------------------------------------------------------------------
-
-interface Meeting {
-  introducer: IntroducerProgram;
-  alice: ParticipantProgram;
-  bob: ParticipantProgram;
-}
-
-/** The introducer on the Internet, alice and bob registered and known to each other. */
-async function gather(lab: Lab, people: People, { alice: a, bob: b }: Hosts): Promise<Meeting> {
-  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-  const [alice, bob] = await Promise.all([
-    people.participant("alice", a, introducer, ["-v"]),
-    people.participant("bob", b, introducer, ["-v"]),
-  ]);
-  await know(alice, bob);
-  return { introducer, alice, bob };
-}
-
-async function know(...everyone: ParticipantProgram[]): Promise<void> {
-  for (const one of everyone) {
-    for (const other of everyone) if (one !== other) await one.sees(other);
-  }
-}
-
-/** Both sides' `linked`, after checking that each is the other's mirror image. */
-async function linkedBoth(a: ParticipantProgram, b: ParticipantProgram) {
-  const both = await Promise.all([
-    a.next("linked", ({ peer }) => peer === b.id),
-    b.next("linked", ({ peer }) => peer === a.id),
-  ]);
-  const throughNats = both.some(({ remote }) => remote === a.public || remote === b.public);
-  const ends = both.map(({ remote, local }) => ({ remote, local }));
-  const [localA, localB] = [ends[0]!.local, ends[1]!.local];
-  expect(ends).toEqual([
-    { remote: throughNats ? b.public : localB, local: localA },
-    { remote: throughNats ? a.public : localA, local: localB },
-  ]);
-  expect([a.private, b.private]).toEqual([
-    expect.arrayContaining([localA]),
-    expect.arrayContaining([localB]),
-  ]);
-  return both;
-}
-
-/** Words both ways over the link, each known to have arrived. */
-async function talk(a: ParticipantProgram, b: ParticipantProgram): Promise<void> {
-  for (const [from, to] of [
-    [a, b],
-    [b, a],
-  ] as const) {
-    const text = `from ${from.name} ${crypto.randomUUID()}`;
-    from.type(`say ${to.name} ${text}`);
-    await to.next("said", (said) => said.peer === from.id && said.text === text);
-    await from.next("sent", ({ peer }) => peer === to.id);
-  }
-}
-
-/** A route, or `X/listen`: one side, or both, by X, and the other may have accepted instead. */
-type Expected = Route | `${"public" | "private"}/listen`;
-
-function fits(routes: Route[], expected: Expected): boolean {
-  const [main, other] = expected.split("/");
-  return routes.includes(main as Route) && routes.every((route) => route === main || route === other);
-}
-
-/** `asker` says connect; the link must come soon, by that route, carry words, and be in the introducer's list. */
-async function expectRoute(meeting: Meeting, asker: "alice" | "bob", expected: Expected): Promise<void> {
-  const { introducer, alice, bob } = meeting;
-  meeting[asker].type(`connect ${asker === "alice" ? "bob" : "alice"}`);
-  const both = await linkedBoth(alice, bob);
-  const routes = both.map(({ route }) => route);
-  if (!fits(routes, expected)) expect(routes.join(" and ")).toBe(expected);
-  expect(Math.max(...both.map(({ elapsedMs }) => elapsedMs))).toBeLessThan(soonMs);
-  await talk(alice, bob);
-  for (const [index, { id }] of [alice, bob].entries()) {
-    const { route, local, remote } = await introducer.next("linked", (event) => event.id === id);
-    expect({ route, local, remote }).toMatchObject({ route: routes[index]!, local, remote });
-  }
-}
-
-async function disconnect(from: ParticipantProgram, to: ParticipantProgram): Promise<void> {
-  from.type(`disconnect ${to.name}`);
-  await Promise.all([
-    from.next("unlinked", ({ peer }) => peer === to.id),
-    to.next("unlinked", ({ peer }) => peer === from.id),
-  ]);
-}
-
-async function expectFailure(one: ParticipantProgram, reason: FailureReason, withinMs: number) {
-  const failed = await one.next("failed", () => true, withinMs);
-  expect({ reason: failed.reason, detail: failed.detail }).toEqual({ reason, detail: failed.detail });
-  return failed;
-}
-
 // --- routes ----------------------------------------------------------------------------------------------
 
 const rows: [where: string, layout: Layout, expected: Expected][] = [
@@ -211,11 +92,11 @@ const rows: [where: string, layout: Layout, expected: Expected][] = [
   ["resetting NAT ↔ resetting NAT", apart({ unsolicited: "reset" }), "public/listen"],
   ["ICMP NAT ↔ dropping NAT", apart({ unsolicited: "icmp" }, {}), "public/listen"],
   ["ICMP NAT ↔ ICMP NAT", apart({ unsolicited: "icmp" }), "public/listen"],
-  ["same LAN, no hairpinning", sameLan, "private/listen"],
+  ["same LAN, no hairpinning", together({ hairpinning: false }), "private/listen"],
   ["same host behind a NAT", sameHost, "private/listen"],
-  ["dropping NAT ↔ open host", bobIsOpen(), "public/listen"],
-  ["resetting NAT ↔ open host", bobIsOpen({ unsolicited: "reset" }), "public/listen"],
-  ["the same private address in two LANs", twins, "public"],
+  ["dropping NAT ↔ open host", between(behind({}), open()), "public/listen"],
+  ["resetting NAT ↔ open host", between(behind({ unsolicited: "reset" }), open()), "public/listen"],
+  ["the same private address in two LANs", between(twin, twin), "public"],
 ];
 
 labTest.each(rows)("%s, either side asking", async (_, layout, expected) => {
@@ -301,7 +182,7 @@ labTest("both ask at once, 10 times", async () => {
 });
 
 /** The NATs still remember the connection that has just ended, between the same two endpoints. */
-const again = (["drop", "reset"] as const).flatMap((unsolicited) =>
+const again = (["drop", "reset", "icmp"] as const).flatMap((unsolicited) =>
   (["at once", "once both have it"] as const).map((when) => [unsolicited, when] as const),
 );
 
@@ -317,6 +198,8 @@ labTest.each(again)("NATs that %s: disconnect, and connect again %s, 10 times", 
     else from.type(`disconnect ${to.name}`);
     from.type(`connect ${to.name}`);
     const both = await linkedBoth(alice, bob);
+    // A refusal by ICMP may lock the old ports: then it takes a round from fresh ones, after some two seconds.
+    if (unsolicited === "icmp") continue;
     expect(Math.max(...both.map(({ elapsedMs }) => elapsedMs))).toBeLessThan(soonMs);
   }
   await talk(alice, bob);
@@ -357,7 +240,7 @@ labTest("nobody answers: no-candidate-answered, on both sides within the deadlin
     [alice, bob].map((one) => expectFailure(one, "no-candidate-answered", 12_000)),
   );
   for (const failed of failures) expect(failed.at - at).toBeWithin(9_900, 11_000);
-  expect(failures[0]!.detail).toContain(bob.public);
+  expect(failures[0]!.detail).toContain(bob.public.replace(/\d+$/, ""));
   await introducer.next("failed", ({ reason }) => reason === "no-candidate-answered");
   await alice.next("error", ({ message }) => message.includes("no-candidate-answered"));
 });

@@ -1,0 +1,127 @@
+/** What two participants and an introducer go through in a test: being gathered, linking by a route, talking. */
+import { expect } from "bun:test";
+import { splitEndpoint, type Endpoint, type FailureReason, type Route } from "../../protocol.ts";
+import type { Host, Lab } from "./lab.ts";
+import type { IntroducerProgram, ParticipantProgram, People, Place } from "./people.ts";
+import { owdMs, type Hosts } from "./sides.ts";
+
+/** A link takes 2.5 round trips, so 70 ms; the rest is for a busy machine. */
+export const soonMs = 1500;
+
+export interface Meeting {
+  introducer: IntroducerProgram;
+  alice: ParticipantProgram;
+  bob: ParticipantProgram;
+}
+
+/** A host as a place whose address is the IPv6 one. */
+export function overIPv6(host: Host): Place {
+  return {
+    name: host.name,
+    address: host.address6!,
+    spawn: (command, options) => host.spawn(command, options),
+  };
+}
+
+/** An introducer on the Internet, alice and bob registered, measured, and known to each other. */
+export async function gather(
+  lab: Lab,
+  people: People,
+  { alice: a, bob: b }: Hosts,
+  introducer?: IntroducerProgram,
+): Promise<Meeting> {
+  introducer ??= await people.introducer(await lab.host("introducer", { owdMs }));
+  const [alice, bob] = await Promise.all([
+    people.participant("alice", a, introducer, ["-v"]),
+    people.participant("bob", b, introducer, ["-v"]),
+  ]);
+  await know(alice, bob);
+  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+  return { introducer, alice, bob };
+}
+
+export async function know(...everyone: ParticipantProgram[]): Promise<void> {
+  for (const one of everyone) {
+    for (const other of everyone) if (one !== other) await one.sees(other);
+  }
+}
+
+/** Both sides' `linked`, after checking that each is the other's mirror image. */
+export async function linkedBoth(a: ParticipantProgram, b: ParticipantProgram, withinMs?: number) {
+  const both = await Promise.all([
+    a.next("linked", ({ peer }) => peer === b.id, withinMs),
+    b.next("linked", ({ peer }) => peer === a.id, withinMs),
+  ]);
+  const [ofA, ofB] = both;
+  const isKept = [a, b].every(
+    (one) =>
+      one.all("punching").at(-1)?.way === "direct" &&
+      one.all("mapping").at(-1)?.mapping === "endpoint-independent",
+  );
+  if (ofA.remote === ofB.local && ofB.remote === ofA.local) return both; // nothing translates
+  const seen = [ofA.remote, ofB.remote];
+  // Where ports are measured or guessed, only the addresses are known.
+  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
+  if (isKept) expect(seen).toEqual([b.public, a.public]);
+  else expect(seen.map(address)).toEqual([b.public, a.public].map(address));
+  return both;
+}
+
+/** Words both ways over the link, each known to have arrived. */
+export async function talk(a: ParticipantProgram, b: ParticipantProgram): Promise<void> {
+  for (const [from, to] of [
+    [a, b],
+    [b, a],
+  ] as const) {
+    const text = `from ${from.name} ${crypto.randomUUID()}`;
+    from.type(`say ${to.name} ${text}`);
+    await to.next("said", (said) => said.peer === from.id && said.text === text);
+    await from.next("sent", ({ peer }) => peer === to.id);
+  }
+}
+
+/** A route, or `X/listen`: one side, or both, by X, and the other may have accepted instead. */
+export type Expected = Route | `${Exclude<Route, "listen">}/listen`;
+
+function fits(routes: Route[], expected: Expected): boolean {
+  const [main, other] = expected.split("/");
+  return routes.includes(main as Route) && routes.every((route) => route === main || route === other);
+}
+
+/**
+ * `asker` says connect; the link must come within that time, by that route, carry words, and be in the
+ * introducer's list. Returns the two `linked`.
+ */
+export async function expectRoute(
+  meeting: Meeting,
+  asker: "alice" | "bob",
+  expected: Expected,
+  withinMs = soonMs,
+) {
+  const { introducer, alice, bob } = meeting;
+  meeting[asker].type(`connect ${asker === "alice" ? "bob" : "alice"}`);
+  const both = await linkedBoth(alice, bob, Math.max(8_000, withinMs));
+  const routes = both.map(({ route }) => route);
+  if (!fits(routes, expected)) expect(routes.join(" and ")).toBe(expected);
+  expect(Math.max(...both.map(({ elapsedMs }) => elapsedMs))).toBeLessThan(withinMs);
+  await talk(alice, bob);
+  for (const [index, { id }] of [alice, bob].entries()) {
+    const { route, local, remote } = await introducer.next("linked", (event) => event.id === id);
+    expect({ route, local, remote }).toMatchObject({ route: routes[index]!, local, remote });
+  }
+  return both;
+}
+
+export async function disconnect(from: ParticipantProgram, to: ParticipantProgram): Promise<void> {
+  from.type(`disconnect ${to.name}`);
+  await Promise.all([
+    from.next("unlinked", ({ peer }) => peer === to.id),
+    to.next("unlinked", ({ peer }) => peer === from.id),
+  ]);
+}
+
+export async function expectFailure(one: ParticipantProgram, reason: FailureReason, withinMs: number) {
+  const failed = await one.next("failed", () => true, withinMs);
+  expect({ reason: failed.reason, detail: failed.detail }).toEqual({ reason, detail: failed.detail });
+  return failed;
+}

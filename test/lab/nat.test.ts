@@ -1,0 +1,402 @@
+/**
+ * Every kind of NAT against every other that matters, between the real programs: a line names the two sides and
+ * the route that their connection must take, or the diagnosis. What happens in one home or office: punch.test.ts.
+ */
+import { expect, setDefaultTimeout } from "bun:test";
+import { readdir } from "node:fs/promises";
+import { splitEndpoint, type FailureReason } from "../../protocol.ts";
+import type { NatReport, ParticipantEvent } from "../../participant.ts";
+import { Lab, labTest, type NatOptions } from "./lab.ts";
+import {
+  disconnect,
+  expectFailure,
+  expectRoute,
+  gather,
+  linkedBoth,
+  overIPv6,
+  soonMs,
+  talk,
+  type Expected,
+  type Meeting,
+} from "./meeting.ts";
+import { People, type ParticipantProgram } from "./people.ts";
+import {
+  apart,
+  behind,
+  behindFirewall,
+  behindTwo,
+  between,
+  loaded,
+  oneCarrier,
+  open,
+  owdMs,
+  together,
+  type Layout,
+  type Side,
+} from "./sides.ts";
+
+setDefaultTimeout(40_000);
+/** Three rounds of guessing, of which one fails in 50. */
+const guessedMs = 6_000;
+/** Six rounds of predicting, where somebody else takes ports too. */
+const predictedMs = 6_000;
+
+/** A changed network is noticed by a keepalive, every 10 s. */
+const noticedMs = 15_000;
+/** An address of the Internet that is free. */
+const newAddress = "203.0.113.220";
+
+const independent = behind({});
+const sequential: NatOptions = { mapping: "sequential" };
+const random: NatOptions = { mapping: "random" };
+
+// --- routes ----------------------------------------------------------------------------------------------
+
+const rows: [where: string, layout: Layout, expected: Expected, withinMs?: number][] = [
+  // what an unsolicited SYN gets (RFC 5382 §4.3)
+  ["reset ↔ ICMP", apart({ unsolicited: "reset" }, { unsolicited: "icmp" }), "public/listen", 4000],
+  ["ICMP prohibited ↔ drop", apart({ unsolicited: "icmp-prohibited" }, {}), "public/listen", 4000],
+  ["ICMP prohibited, both", apart({ unsolicited: "icmp-prohibited" }), "public/listen", 4000],
+
+  // ports that can be counted (RFC 5128 §3.6.1)
+  ["sequential ↔ independent", apart(sequential, {}), "predicted/listen"],
+  ["step 7 ↔ independent", apart({ mapping: { step: 7 } }, {}), "predicted/listen"],
+  ["sequential by 256 ↔ independent", apart({ mapping: "sequential-256" }, {}), "predicted/listen"],
+  ["sequential, busy ↔ independent", between(loaded(behind(sequential)), independent), "predicted/listen"],
+  [
+    "sequential, reset ↔ reset",
+    apart({ ...sequential, unsolicited: "reset" }, { unsolicited: "reset" }),
+    "predicted/listen",
+    predictedMs,
+  ],
+  ["sequential ↔ sequential", apart(sequential), "predicted/listen", predictedMs],
+  [
+    "step 7 ↔ sequential by 256",
+    apart({ mapping: { step: 7 } }, { mapping: "sequential-256" }),
+    "predicted/listen",
+    predictedMs,
+  ],
+  [
+    "sequential, busy ↔ sequential",
+    between(loaded(behind(sequential)), behind(sequential)),
+    "predicted/listen",
+    predictedMs,
+  ],
+
+  // ports that can only be guessed
+  ["random ↔ independent", apart(random, {}), "birthday/listen", guessedMs],
+  ["random ↔ open host", between(behind(random), open()), "public/listen"],
+  ["random ↔ firewall", between(behind(random), behindFirewall()), "birthday/listen", guessedMs],
+
+  // more than one box, or less
+  ["two levels ↔ one", between(behindTwo(), independent), "public"],
+  ["two levels, both", between(behindTwo(), behindTwo()), "public"],
+  [
+    "two levels, sequential carrier ↔ one",
+    between(behindTwo({}, sequential), independent),
+    "predicted/listen",
+  ],
+  ["one NAT, hairpinning", together({ hairpinning: true }), "private/listen"],
+  ["one random NAT", together(random), "private/listen"],
+  ["one carrier, hairpinning", oneCarrier({ hairpinning: true }), "public/listen"],
+  ["firewall ↔ firewall", between(behindFirewall(), behindFirewall()), "public"],
+  [
+    "firewalls that reset",
+    between(behindFirewall({ unsolicited: "reset" }), behindFirewall({ unsolicited: "reset" })),
+    "public/listen",
+  ],
+  [
+    "firewalls that say ICMP",
+    between(behindFirewall({ unsolicited: "icmp" }), behindFirewall({ unsolicited: "icmp" })),
+    "public/listen",
+    4000,
+  ],
+  ["firewall ↔ NAT", between(behindFirewall(), independent), "public"],
+  ["open host ↔ open host", between(open(), open()), "public/listen"],
+];
+
+labTest.each(rows)("%s, either side asking", async (_, layout, expected, withinMs = soonMs) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const meeting = await gather(lab, people, await layout(lab));
+  await expectRoute(meeting, "alice", expected, withinMs);
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", expected, withinMs);
+});
+
+labTest.each([
+  ["random", apart(random, {})],
+  ["sequential", apart(sequential, {})],
+])("%s ↔ independent: whoever asks as the program starts is linked too", async (_, layout) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { alice: a, bob: b } = await layout(lab);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const bob = await people.participant("bob", b, introducer);
+  await bob.next("mapping");
+  const alice = await people.participant("alice", a, introducer, ["--connect", "bob", "--stay"]);
+  await linkedBoth(alice, bob, guessedMs);
+  await talk(alice, bob);
+});
+
+// --- what a guess leaves behind --------------------------------------------------------------------------
+
+async function descriptors({ process }: ParticipantProgram): Promise<number> {
+  return (await readdir(`/proc/${process.pid}/fd`)).length;
+}
+
+async function expectDescriptors(one: ParticipantProgram, count: number): Promise<void> {
+  const deadline = performance.now() + 3000;
+  while ((await descriptors(one)) !== count && performance.now() < deadline);
+  expect(`${one.name}: ${await descriptors(one)}`).toBe(`${one.name}: ${count}`);
+}
+
+labTest.each(["alice", "bob"] as const)(
+  "random ↔ independent, %s asking: a link holds one descriptor, its end none",
+  async (asker) => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const meeting = await gather(lab, people, await apart(random, {})(lab));
+    const both = [meeting.alice, meeting.bob];
+    const before = await Promise.all(both.map(descriptors));
+    await expectRoute(meeting, asker, "birthday/listen", guessedMs);
+    for (const [index, one] of both.entries()) await expectDescriptors(one, before[index]! + 1);
+    await disconnect(meeting.alice, meeting.bob);
+    for (const [index, one] of both.entries()) await expectDescriptors(one, before[index]!);
+  },
+);
+
+// --- no route --------------------------------------------------------------------------------------------
+
+const hopeless: [where: string, layout: Layout][] = [
+  ["random ↔ random", apart(random)],
+  ["random ↔ sequential", apart(random, sequential)],
+  ["sequential ↔ random", apart(sequential, random)],
+];
+
+labTest.each(hopeless)("%s: both-mappings-random at once, and not one SYN", async (_, layout) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
+  alice.type("connect bob");
+  await expectFailure(alice, "both-mappings-random", 1000);
+  for (const one of [alice, bob]) {
+    one.type("echo"); // whatever the introducer had said before has arrived with the answer
+    await one.next("echo");
+    expect([...one.all("attempt"), ...one.all("punching")]).toEqual([]);
+  }
+  expect(introducer.all("punch")).toEqual([]);
+});
+
+const unreachable: [where: string, layout: Layout, reason: FailureReason][] = [
+  ["one carrier without hairpinning", oneCarrier({ hairpinning: false }), "no-candidate-answered"],
+];
+
+labTest.each(unreachable)("%s: the diagnosis", async (_, layout, reason) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { alice, bob } = await gather(lab, people, await layout(lab));
+  bob.type("connect alice");
+  await Promise.all([alice, bob].map((one) => expectFailure(one, reason, 12_000)));
+});
+
+// --- IPv6 ------------------------------------------------------------------------------------------------
+
+const onlyIPv6 = { ipv4: false, ipv6: true };
+const both = { ipv6: true };
+
+const rowsOverIPv6: [where: string, layout: Layout, expected: Expected][] = [
+  ["firewalls that drop", between(behindFirewall({}, onlyIPv6), behindFirewall({}, onlyIPv6)), "public"],
+  [
+    "firewalls that reset",
+    between(
+      behindFirewall({ unsolicited: "reset" }, onlyIPv6),
+      behindFirewall({ unsolicited: "reset" }, onlyIPv6),
+    ),
+    "public/listen",
+  ],
+  ["firewall ↔ open host", between(behindFirewall({}, onlyIPv6), open(onlyIPv6)), "public/listen"],
+];
+
+labTest.each(rowsOverIPv6)("IPv6 only: %s, either side asking", async (_, layout, expected) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const host = await lab.host("introducer", { owdMs, ...onlyIPv6 });
+  const meeting = await gather(lab, people, await layout(lab), await people.introducer(overIPv6(host)));
+  for (const asker of ["alice", "bob"] as const) {
+    for (const { remote } of await expectRoute(meeting, asker, expected)) {
+      expect(splitEndpoint(remote).family).toBe(6);
+    }
+    await disconnect(meeting.alice, meeting.bob);
+  }
+});
+
+const rowsOfBoth: [where: string, layout: Layout, expected: Expected, family: 4 | 6 | undefined][] = [
+  ["independent NATs", between(behind({}, both), behind({}, both)), "public/listen", undefined],
+  [
+    "random NATs, introduced over IPv4",
+    between(behind(random, both), behind(random, both)),
+    "public/listen",
+    6,
+  ],
+  ["IPv4 only ↔ IPv4 and IPv6", between(behind({}), behind({}, both)), "public", 4],
+];
+
+labTest.each(rowsOfBoth)("IPv4 and IPv6: %s, either side asking", async (_, layout, expected, family) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const host = await lab.host("introducer", { owdMs, ...both });
+  const meeting = await gather(lab, people, await layout(lab), await people.introducer(host));
+  for (const asker of ["alice", "bob"] as const) {
+    const families = (await expectRoute(meeting, asker, expected)).map(
+      ({ remote }) => splitEndpoint(remote).family,
+    );
+    expect(families).toEqual(Array(2).fill(family ?? families[0]!));
+    await disconnect(meeting.alice, meeting.bob);
+  }
+});
+
+// --- a bad network, and one that changes -----------------------------------------------------------------
+
+labTest("5 % loss and 50 ms jitter: three links, one after the other", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await apart()(lab);
+  const meeting = await gather(lab, people, hosts);
+  for (const host of Object.values(hosts)) await host.setWan({ loss: 0.05, jitterMs: 50 });
+  for (const asker of ["alice", "bob", "alice"] as const) {
+    await expectRoute(meeting, asker, "public/listen", 10_000);
+    await disconnect(meeting.alice, meeting.bob);
+  }
+});
+
+/** alice and bob, once alice's NAT has forgotten that she is registered. */
+async function gatherForgotten(lab: Lab, people: People): Promise<Meeting> {
+  const natA = await lab.nat("natA", { owdMs });
+  const alice = await lab.host("alice", { behind: natA });
+  const meeting = await gather(lab, people, { alice, bob: await independent(lab, "bob") });
+  await natA.flush();
+  return meeting;
+}
+
+labTest("alice's NAT forgets its mappings, then she asks: public", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  await expectRoute(await gatherForgotten(lab, people), "alice", "public/listen");
+});
+
+labTest("alice's NAT forgets its mappings, then bob asks: public, once her keepalive has been", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const meeting = await gatherForgotten(lab, people);
+  const { alice, bob } = meeting;
+  bob.type("connect alice");
+  await alice.next("punching", undefined, noticedMs); // so the introducer reaches her again
+  const linked = linkedBoth(alice, bob, 2 * noticedMs);
+  linked.catch(() => {});
+  const failed = bob.next("failed", undefined, noticedMs);
+  failed.catch(() => {});
+  const first = await Promise.race([linked, failed]);
+  if (!Array.isArray(first)) bob.type("connect alice"); // it was over before she heard of it
+  await linked;
+  await talk(alice, bob);
+});
+
+/** After alice's endpoints have changed: bob's list has the new ones, and both link by them. */
+async function expectReturn(meeting: Meeting, isNew: (registered: Registered) => boolean) {
+  const { alice, bob } = meeting;
+  const { private: hosts, public: seen } = await alice.next("registered", isNew, noticedMs);
+  await alice.next("peers");
+  await Promise.all([alice.sees(bob), bob.sees(alice)]);
+  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+  bob.type("list");
+  const { peers } = await bob.next("peers", (list) => list.peers.some(({ id }) => id === alice.id));
+  expect(peers.map((row) => ({ public: row.public, private: row.private }))).toEqual([
+    { public: seen, private: hosts },
+  ]);
+  await expectRoute(meeting, "bob", "public/listen");
+  await disconnect(alice, bob);
+  await expectRoute(meeting, "alice", "public/listen");
+}
+type Registered = Extract<ParticipantEvent, { event: "registered" }>;
+
+labTest("alice's NAT takes another address: she comes back by it, and bob learns it", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const natA = await lab.nat("natA", { owdMs });
+  const alice = await lab.host("alice", { behind: natA });
+  const meeting = await gather(lab, people, { alice, bob: await independent(lab, "bob") });
+  await natA.changeAddress(newAddress);
+  await expectReturn(meeting, (registered) => splitEndpoint(registered.public).address === newAddress);
+});
+
+labTest("alice's host takes another address: she comes back by it, and bob learns it", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await apart()(lab);
+  const { alice } = hosts;
+  const meeting = await gather(lab, people, hosts);
+  const next = alice.address.replace(/\d+$/, "99");
+  const gateway = alice.behind!.lan.gateway.ipv4;
+  await alice.run([
+    "sh",
+    "-ec",
+    `ip addr del ${alice.address}/24 dev eth0
+     ip addr add ${next}/24 dev eth0
+     ip route replace default via ${gateway}`,
+  ]);
+  await expectReturn(meeting, (registered) =>
+    registered.private.some((endpoint) => splitEndpoint(endpoint).address === next),
+  );
+});
+
+// --- what it is ------------------------------------------------------------------------------------------
+
+const kept = { mapping: "endpoint-independent", step: 0, isPreserved: true, hairpinning: false } as const;
+const counted = { mapping: "sequential", isPreserved: false, dependsOn: "port" } as const;
+
+const reports: Record<string, [side: Side, report: Partial<NatReport>]> = {
+  drop: [behind({}), { ...kept, isTranslated: true, filtering: "dropped", ipv6: false }],
+  reset: [behind({ unsolicited: "reset" }), { ...kept, isTranslated: true, filtering: "refused" }],
+  icmp: [behind({ unsolicited: "icmp" }), { ...kept, isTranslated: true, filtering: "refused" }],
+  hairpin: [behind({ hairpinning: true }), { ...kept, hairpinning: true }],
+  dual: [behind({}, both), { ...kept, isTranslated: true, ipv6: true }],
+  carrier: [behindTwo(), { ...kept, isTranslated: true, filtering: "dropped" }],
+  one: [behind(sequential), { ...counted, step: 1, filtering: "dropped" }],
+  seven: [behind({ mapping: { step: 7 } }), { ...counted, step: 7 }],
+  byte: [behind({ mapping: "sequential-256" }), { ...counted, step: 256 }],
+  random: [behind(random), { mapping: "random", isPreserved: false, dependsOn: "port" }],
+  firewall: [behindFirewall(), { ...kept, isTranslated: false, filtering: "dropped" }],
+  wall: [behindFirewall({ unsolicited: "reset" }), { ...kept, isTranslated: false, filtering: "refused" }],
+  open: [open(), { ...kept, isTranslated: false, filtering: "let-in" }],
+};
+
+labTest("--nat says what the lab has made, for every kind", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs, ...both }));
+  const names = Object.keys(reports);
+  const programs: ParticipantProgram[] = [];
+  for (const name of names) {
+    const host = await reports[name]![0](lab, name);
+    programs.push(await people.participant(name, host, introducer, ["--nat"]));
+  }
+  const said = await Promise.all(programs.map((program) => program.next("nat", () => true, 15_000)));
+  const wanted = Object.entries(reports).map(([name, [, report]]) => [name, expect.objectContaining(report)]);
+  expect(Object.fromEntries(names.map((name, index) => [name, said[index]]))).toEqual(
+    Object.fromEntries(wanted),
+  );
+});
+
+labTest("--nat with a second address of the introducer: a mapping that depends on nothing", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const host = await lab.host("introducer", { owdMs });
+  await host.run(["ip", "addr", "add", `${newAddress}/32`, "dev", "eth0"]);
+  await lab.command({ type: "route", address: newAddress, site: "introducer" });
+  const introducer = await people.introducer(host, 7000, undefined, ["--alternate", newAddress]);
+  const alice = await people.participant("alice", await independent(lab, "alice"), introducer, ["--nat"]);
+  const bob = await people.participant("bob", await behind(random)(lab, "bob"), introducer, ["--nat"]);
+  expect((await alice.next("nat", () => true, 15_000)).dependsOn).toBe("nothing");
+  expect((await bob.next("nat", () => true, 15_000)).dependsOn).toBe("port");
+});

@@ -1,0 +1,88 @@
+/**
+ * Where a participant can be, as values: alone on the Internet, behind a NAT, two, a firewall; and what two of
+ * those make. Shared by tests and benches.
+ */
+import { Lab, type FirewallOptions, type Host, type HostOptions, type NatOptions } from "./lab.ts";
+
+/** One-way delay of each site: 10 ms between any two. */
+export const owdMs = 5;
+const probe = `${import.meta.dir}/probe-fixture.ts`;
+const traffic = `${import.meta.dir}/traffic-fixture.ts`;
+
+/** Sets up one participant's host, called `name`, and what is before it. */
+export type Side = (lab: Lab, name: string) => Promise<Host>;
+export type Hosts = { alice: Host; bob: Host };
+export type Layout = (lab: Lab) => Promise<Hosts>;
+
+type Families = Pick<HostOptions, "ipv4" | "ipv6">;
+
+/** With a public address. */
+export function open(host: HostOptions = {}): Side {
+  return (lab, name) => lab.host(name, { owdMs, ...host });
+}
+
+export function behind(nat: NatOptions, host: HostOptions = {}): Side {
+  return async (lab, name) =>
+    lab.host(name, { behind: await lab.nat(`${name}-nat`, { owdMs, ...nat }), ...host });
+}
+
+export function behindFirewall(options: FirewallOptions = {}, families: Families = {}): Side {
+  return async (lab, name) =>
+    lab.host(name, { behind: await lab.firewall(`${name}-firewall`, { owdMs, ...options }), ...families });
+}
+
+/** A home router's NAT behind a carrier's. */
+export function behindTwo(home: NatOptions = {}, carrier: NatOptions = {}): Side {
+  return async (lab, name) => {
+    const outer = await lab.nat(`${name}-carrier`, { owdMs, lan: "100.64.0.0/10", ...carrier });
+    return lab.host(name, { behind: await lab.nat(`${name}-nat`, { ...home, behind: outer }) });
+  };
+}
+
+/** The same while a neighbour behind its NAT opens a connection to somewhere else every 100 ms. */
+export function loaded(side: Side): Side {
+  return async (lab, name) => {
+    const host = await side(lab, name);
+    if (!host.behind) throw new Error(`${name} has no router to share`);
+    const neighbour = await lab.host(`${name}-neighbour`, { behind: host.behind });
+    const elsewhere = await lab.host(`${name}-elsewhere`, { owdMs });
+    await said(elsewhere.spawn([process.execPath, probe, "serve", "80"], { stdout: "pipe" }), "listening");
+    const to = `${elsewhere.address}:80`;
+    await said(neighbour.spawn([process.execPath, traffic, to, "100"], { stdout: "pipe" }), "running");
+    return host;
+  };
+}
+
+async function said(program: Bun.Subprocess<"ignore", "pipe", "inherit">, word: string): Promise<void> {
+  const { value } = await program.stdout.getReader().read();
+  const text = new TextDecoder().decode(value).trim();
+  if (text !== word) throw new Error(`a fixture said "${text}", not "${word}"`);
+}
+
+/** Each where that side puts them. */
+export function between(a: Side, b: Side): Layout {
+  return async (lab) => ({ alice: await a(lab, "alice"), bob: await b(lab, "bob") });
+}
+
+/** Each behind a NAT of their own. */
+export function apart(a: NatOptions = {}, b: NatOptions = a): Layout {
+  return between(behind(a), behind(b));
+}
+
+/** Both behind one NAT. */
+export function together(nat: NatOptions = {}): Layout {
+  return async (lab) => {
+    const shared = await lab.nat("nat", { owdMs, ...nat });
+    const alice = await lab.host("alice", { behind: shared });
+    return { alice, bob: await lab.host("bob", { behind: shared }) };
+  };
+}
+
+/** Each behind a NAT of their own, both of these behind one carrier's. */
+export function oneCarrier(carrier: NatOptions, home: NatOptions = {}): Layout {
+  return async (lab) => {
+    const outer = await lab.nat("carrier", { owdMs, lan: "100.64.0.0/10", ...carrier });
+    const side = behind({ ...home, behind: outer });
+    return between(side, side)(lab);
+  };
+}
