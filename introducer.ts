@@ -17,6 +17,7 @@ import Table from "cli-table3";
 import picocolors from "picocolors";
 import {
   addressScope,
+  age,
   canonicalAddress,
   controlSilenceMs,
   defaultPort,
@@ -25,6 +26,7 @@ import {
   findByIdOrName,
   formatEndpoint,
   introducerPingMs,
+  jsonLine,
   LineDecoder,
   maxLineBytes,
   maxProbePorts,
@@ -389,13 +391,6 @@ function idList(ids: number[], most = 6): string {
   return ids.slice(0, most).join(", ") + more || "-";
 }
 
-function age(milliseconds: number): string {
-  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
-  if (seconds < 60) return `${seconds}s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
-  return seconds < 172_800 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
-}
-
 function row(one: Participant, colors: Colors, now: number): string[] {
   const [first, ...others] = one.private;
   const host = `${wrapped(first ?? "-")}${others.length > 0 ? `\n+${others.length} more` : ""}`;
@@ -454,14 +449,6 @@ function describe(event: IntroducerEvent): string {
     case "participants":
       return `${event.participants.length} participants`;
   }
-}
-
-/** An event as one JSON line in which nothing is left that a terminal would obey. */
-function jsonLine(event: IntroducerEvent): string {
-  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
-    char.split("").map(escape).join(""),
-  );
 }
 
 // --- the introducer --------------------------------------------------------------------------------------

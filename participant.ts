@@ -5,13 +5,11 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
-import { lookup } from "node:dns/promises";
 import { hostname, networkInterfaces, userInfo } from "node:os";
-import * as readline from "node:readline";
+import type * as readline from "node:readline";
 import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import type { Socket as BunSocket } from "bun";
-import Table from "cli-table3";
 import pc from "picocolors";
 import { IdentityError, loadIdentity, type Identity } from "./native/identity.ts";
 import { requirePlatform, SystemError } from "./native/libc.ts";
@@ -25,10 +23,11 @@ import {
   testHairpinning,
   type MappingBehaviour,
 } from "./native/mapping.ts";
-import { PunchPort, type Attempt, type Candidate, type Punch } from "./native/punch.ts";
+import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch.ts";
 import { connectShared, descriptorLimit } from "./native/socket.ts";
 import {
   addressScope,
+  age,
   canonicalAddress,
   controlSilenceMs,
   defaultPort,
@@ -38,6 +37,7 @@ import {
   findByIdOrName,
   formatEndpoint,
   isUntranslated,
+  jsonLine,
   LineDecoder,
   maxCandidates,
   maxTextLength,
@@ -329,6 +329,7 @@ async function resolve(host: string, port: number): Promise<Endpoint[]> {
   const literal = canonicalAddress(host);
   if (literal) return [formatEndpoint(literal.address, port)];
   try {
+    const { lookup } = await import("node:dns/promises");
     const found = await lookup(host, { all: true });
     return found.map(({ address }) => formatEndpoint(address, port));
   } catch {
@@ -370,6 +371,7 @@ export class Participant {
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #joining: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #snapshot: Peer[] = [];
+  #rehearsed: Promise<void> | undefined;
   #filtering: ((filtering: Filtering) => void) | undefined;
   /** Resolved, and made anew, whenever a peer is seen. */
   #arrival = Promise.withResolvers<void>();
@@ -783,7 +785,11 @@ export class Participant {
     const { port, probes, public: observed } = registration;
     if (probes.length === 0 || !this.#control) return;
     const control = { destination: this.#control.remote, observed };
-    const behaviour = classifyMapping(await sampleMapping(port.port, control, probes), port.port);
+    const sampling = sampleMapping(port.port, control, probes);
+    // While our probes are on their way; nobody is introduced before both sides are ready.
+    this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
+    await this.#rehearsed;
+    const behaviour = classifyMapping(await sampling, port.port);
     if (this.#state.is !== "registered" || this.#state.registration !== registration) return;
     registration.behaviour = behaviour;
     const { mapping, step } = behaviour;
@@ -1055,6 +1061,9 @@ function rowOf({ peer, present, state }: PeerEntry): PeerRow {
 
 type Colors = ReturnType<typeof pc.createColors>;
 
+/** The module of tables, loaded for the first one: most who start are not after a table. */
+const tableModule = () => require("cli-table3") as typeof import("cli-table3");
+
 const stateLabels: Record<PeerState["is"], (c: Colors) => string> = {
   linked: (c) => c.green("● linked"),
   punching: (c) => c.yellow("◌ punching"),
@@ -1074,6 +1083,7 @@ export function renderList(rows: PeerRow[], columns: number, c: Colors): string 
   const endpointWidth = 21 + Math.min(26, Math.floor(spare / 2)); // 21 is an IPv4 endpoint, 47 one of IPv6
   const linkWidth = 24 + Math.min(26, Math.floor(spare / 2));
   const widths = [10, 5, 14, endpointWidth, linkWidth];
+  const Table = tableModule();
   const table = new Table({
     head: ["", "id", "name", "private endpoint\npublic endpoint", "link"],
     colWidths: widths.map((width) => width + 1),
@@ -1111,14 +1121,6 @@ function linkCell(row: PeerRow): string {
 
 function wrapped(text: string, width: number): string {
   return Bun.wrapAnsi(text, width, { hard: true, wordWrap: false, trim: false });
-}
-
-/** `42s`, `7m`, `3h`, `2d`. */
-function age(ms: number): string {
-  const seconds = Math.floor(ms / 1000);
-  if (seconds < 60) return `${seconds}s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
-  return seconds < 86_400 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
 }
 
 /** `512 B`, `1.5 kB`, `2.0 MB`. */
@@ -1191,14 +1193,6 @@ function tellPeers(rows: PeerRow[]): string {
   return `here: ${names}${next ? `. \`connect ${printable(next.name)}\` punches a hole` : ""}`;
 }
 
-/** One JSON line, in which nothing is left that a terminal would obey. */
-function jsonLine(event: ParticipantEvent & { at?: number }): string {
-  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
-    char.split("").map(escape).join(""),
-  );
-}
-
 const filteringWords: Record<Filtering, string> = {
   dropped: "dropped",
   refused: "refused (RST or ICMP)",
@@ -1233,6 +1227,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
   ] as const;
+  const Table = tableModule();
   const table = new Table({ head: ["peer's NAT", "direct link"], style: { head: [], border: [] } });
   for (const { peer, way } of expected) table.push([peer, wayWords[way](c)]);
   return [
@@ -1333,7 +1328,8 @@ class Terminal {
 
   /** Asks for one line; undefined when the user would rather not say. */
   async ask(question: string): Promise<string | undefined> {
-    const asking = readline.createInterface({ input: process.stdin, output: process.stderr });
+    const { createInterface } = await import("node:readline");
+    const asking = createInterface({ input: process.stdin, output: process.stderr });
     const { promise, resolve } = Promise.withResolvers<string | undefined>();
     const giveUp = () => {
       process.stderr.write("\n");
@@ -1348,8 +1344,9 @@ class Terminal {
 
   /** Reads commands, which run beside each other. Resolves when the user quits. */
   async converse(onLine: (line: string) => void): Promise<void> {
+    const { createInterface } = await import("node:readline");
     const { promise, resolve } = Promise.withResolvers<void>();
-    const prompt = readline.createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
+    const prompt = createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
     this.#prompt = prompt;
     prompt.on("line", (line) => {
       if (isQuit(line)) return resolve();
@@ -1377,9 +1374,9 @@ class Terminal {
 
   #erasePrompt(): void {
     if (!this.#prompt) return;
-    readline.moveCursor(process.stderr, 0, -this.#prompt.getCursorPos().rows);
-    readline.cursorTo(process.stderr, 0);
-    readline.clearScreenDown(process.stderr);
+    process.stderr.moveCursor(0, -this.#prompt.getCursorPos().rows);
+    process.stderr.cursorTo(0);
+    process.stderr.clearScreenDown();
     // Untyped but public in Node and Bun: where the cursor was. Left as it is, drawing the prompt anew would
     // begin that many rows higher, over the text printed meanwhile.
     (this.#prompt as { prevRows?: number }).prevRows = 0;
@@ -1625,7 +1622,8 @@ async function live(participant: Participant, terminal: Terminal, options: Argum
     return 0;
   }
   await connecting;
-  for await (const line of readline.createInterface({ input: process.stdin })) {
+  const { createInterface } = await import("node:readline");
+  for await (const line of createInterface({ input: process.stdin })) {
     if (isQuit(line)) return failures > 0 ? 1 : 0;
     if (line.trim() !== "") await onLine(line);
   }

@@ -4,8 +4,8 @@
  * {@link Link} is a channel that was nominated. Neither knows the introducer, prints, or decides who the
  * peer should be: whoever opened the channel compares the fingerprint.
  */
-import * as net from "node:net";
-import * as tls from "node:tls";
+import type * as net from "node:net";
+import type * as tls from "node:tls";
 import {
   encode,
   LineDecoder,
@@ -36,11 +36,22 @@ const maxUnsentBytes = 16 * 1024 * 1024;
 /** A message that did not arrive, or a link that ended; the text is for the user. */
 export class LinkError extends Error {}
 
-/** What a TLS endpoint needs, made once: parsing key and certificate takes a millisecond. */
+// Loaded at the first use, not with this file: with the credentials they are a third of a participant's start.
+const netModule = () => process.getBuiltinModule("node:net");
+const tlsModule = () => process.getBuiltinModule("node:tls");
+
+/** What a TLS endpoint needs, made once, at the first use. */
 export class Credentials {
-  readonly context: tls.SecureContext;
-  constructor({ key, certificate }: Identity) {
-    this.context = tls.createSecureContext({ key, cert: certificate, minVersion: "TLSv1.3" });
+  readonly #identity: Identity;
+  #context: tls.SecureContext | undefined;
+
+  constructor(identity: Identity) {
+    this.#identity = identity;
+  }
+
+  get context(): tls.SecureContext {
+    const { key, certificate: cert } = this.#identity;
+    return (this.#context ??= tlsModule().createSecureContext({ key, cert, minVersion: "TLSv1.3" }));
   }
 }
 
@@ -68,19 +79,20 @@ export class Channel implements Disposable {
 
   /** Takes over the descriptor of `socket`. */
   constructor(socket: Socket, route: Route, role: Role, credentials: Credentials) {
+    const { context } = credentials;
+    const { connect, TLSSocket } = tlsModule();
     socket.closeAbortively().noDelay();
     this.local = socket.local;
     this.remote = socket.remote;
     this.route = route;
     this.role = role;
     this.#fd = socket.release();
-    this.#raw = net.connect({ fd: this.#fd } as unknown as net.NetConnectOpts);
+    this.#raw = netModule().connect({ fd: this.#fd } as unknown as net.NetConnectOpts);
     this.#raw.on("error", (error) => this.#end(error.message));
-    const { context } = credentials;
     this.#tls =
       role === "controlling"
-        ? tls.connect({ socket: this.#raw, secureContext: context, rejectUnauthorized: false })
-        : new tls.TLSSocket(this.#raw, {
+        ? connect({ socket: this.#raw, secureContext: context, rejectUnauthorized: false })
+        : new TLSSocket(this.#raw, {
             isServer: true,
             secureContext: context,
             requestCert: true,

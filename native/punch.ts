@@ -8,6 +8,7 @@
  */
 import {
   birthdaySockets,
+  formatEndpoint,
   maxCandidates,
   splitEndpoint,
   type Endpoint,
@@ -36,6 +37,8 @@ const obstaclePauseMs = 250;
 const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
+/** How long {@link rehearse} may take. */
+const rehearsalMs = 500;
 const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
 const clientSpeaksMs = 150;
@@ -499,6 +502,43 @@ function describe(dials: readonly Dial[]): string {
     return `${what}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${outcome.join(", ") || "none ended"}`;
   });
   return phrases.join("; ");
+}
+
+/**
+ * One punch with ourselves over loopback. The first of a program loads TLS and runs code that is not compiled yet,
+ * some 30 ms in which the peer's SYNs would meet nobody. Resolves however it went: it proves nothing.
+ */
+export async function rehearse(credentials: Credentials, fingerprint: string): Promise<void> {
+  const sockets: Socket[] = [];
+  try {
+    const ports = [0, 1].map(() => {
+      const socket = Socket.open(4);
+      sockets.push(socket);
+      const port = socket.bind(0);
+      socket.shareport();
+      return port;
+    });
+    const links = ports.map((port, index) => {
+      const { promise, resolve } = Promise.withResolvers<Link | undefined>();
+      new PunchPort(port, credentials).punch({
+        introduction: { role: index === 0 ? "controlling" : "controlled", token: "0".repeat(32) },
+        fingerprint,
+        candidates: [{ endpoint: formatEndpoint("127.0.0.1", ports[1 - index]!), route: "private" }],
+        startInMs: 0,
+        deadlineMs: rehearsalMs,
+        isReachable: true,
+        onLinked: resolve,
+        onFailed: () => resolve(undefined),
+      });
+      return promise;
+    });
+    const [one] = await Promise.all(links);
+    await one?.close("rehearsed");
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error; // no loopback, or no descriptors
+  } finally {
+    for (const socket of sockets) socket.close();
+  }
 }
 
 /** The next connection that waits; none while we are out of descriptors (EMFILE), which a later tick may not be. */

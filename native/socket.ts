@@ -144,18 +144,14 @@ export async function connectFrom(port: number, remote: Endpoint, timeoutMs: num
   }
 }
 
-function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {
-  const { promise, resolve, reject } = Promise.withResolvers<void>();
+async function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {
   const deadline = performance.now() + timeoutMs;
-  const timer = setInterval(() => {
-    const hasEnded = pollSockets([{ socket, for: "write" }]).length > 0;
-    if (!hasEnded && performance.now() < deadline) return;
-    clearInterval(timer);
-    const failure = hasEnded ? socket.error() : "ETIMEDOUT";
-    if (failure === undefined) resolve();
-    else reject(new libc.SystemError(failure, "connect"));
-  }, 1);
-  return promise;
+  while (pollSockets([{ socket, for: "write" }]).length === 0) {
+    if (performance.now() >= deadline) throw new libc.SystemError("ETIMEDOUT", "connect");
+    await Bun.sleep(1);
+  }
+  const failure = socket.error();
+  if (failure !== undefined) throw new libc.SystemError(failure, "connect");
 }
 
 function portOf(sockaddr: Uint8Array): number {

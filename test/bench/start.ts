@@ -1,7 +1,8 @@
 /**
  * What being there costs: time from process start to `registered`, memory of an idle participant and of an
- * introducer with many of them, each against a bare Bun script that opens the same connections. The rivals take
- * turns in every round, so that what else the machine does hits all of them.
+ * introducer with many of them, each against a bare Bun script that opens the same connections: a client that
+ * registers with the same introducer by the same bytes, and a server that answers the same clients with a word.
+ * The rivals take turns in every round, so that what else the machine does hits all of them.
  */
 import type { Socket } from "bun";
 import { encode, LineDecoder, parseToParticipant, protocolVersion, type Endpoint } from "../../protocol.ts";
@@ -15,11 +16,11 @@ const roomSize = 50;
 const goals = { time: 1.3, kib: 6 };
 const settleDeadlineMs = 15_000;
 
-/** Says one line and reports once it has read one. */
+/** Registers, and reports once it has read something. */
 const bareClient = `
-const [host, port] = process.argv.at(-1).split(":");
+const [host, port] = process.argv.at(-2).split(":");
 await Bun.connect({ hostname: host, port: Number(port), socket: {
-  open(socket) { socket.write("hello\\n") },
+  open(socket) { socket.write(process.argv.at(-1)) },
   data() { console.log(JSON.stringify({ event: "registered" })) },
 } });`;
 
@@ -74,18 +75,26 @@ async function* lines(stream: ReadableStream<Uint8Array>): AsyncGenerator<string
   }
 }
 
-async function residentKib(pid: number): Promise<number> {
-  const status = await Bun.file(`/proc/${pid}/status`).text();
-  return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1]);
+/** Resident memory, and how much of it is the process's own: the rest is pages of files, above all of Bun's executable. */
+interface Kib {
+  resident: number;
+  own: number;
 }
 
-/** Resident memory once it has not changed for a second: five looks that see the same within 32 KiB. */
-async function settledKib(pid: number): Promise<number> {
+async function memoryOf(pid: number): Promise<Kib> {
+  const status = await Bun.file(`/proc/${pid}/status`).text();
+  const field = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(status)?.[1]);
+  return { resident: field("VmRSS"), own: field("RssAnon") };
+}
+
+/** Memory once it has not changed for a second: five looks that see the same within 32 KiB. */
+async function settled(pid: number): Promise<Kib> {
   const deadline = now() + settleDeadlineMs;
-  let looks: number[] = [];
+  let looks: Kib[] = [];
   while (now() < deadline) {
-    looks = [...looks.slice(-4), await residentKib(pid)];
-    if (looks.length === 5 && Math.max(...looks) - Math.min(...looks) <= 32) break;
+    looks = [...looks.slice(-4), await memoryOf(pid)];
+    const seen = looks.map(({ resident }) => resident);
+    if (seen.length === 5 && Math.max(...seen) - Math.min(...seen) <= 32) break;
     await Bun.sleep(250); // the period of the looks, not a guess at when it is settled
   }
   return looks.at(-1)!;
@@ -101,7 +110,8 @@ interface One {
 async function one(command: string[], env?: Record<string, string>): Promise<One> {
   await using rival = new Rival(command, env);
   const { afterMs } = await rival.until("registered");
-  return { startMs: afterMs, residentKib: await settledKib(rival.process.pid) };
+  const { resident } = await settled(rival.process.pid);
+  return { startMs: afterMs, residentKib: resident };
 }
 
 function port(line: string): number {
@@ -133,34 +143,41 @@ async function idle(to: number, index: number): Promise<Idle> {
       },
     },
   });
-  const endpoint = `192.168.1.5:${1024 + index}` as Endpoint;
-  socket.write(
-    encode({
-      type: "register",
-      version: protocolVersion,
-      name: `idle-${index}`,
-      room: `room-${Math.floor(index / roomSize)}`,
-      instance: index.toString(16).padStart(16, "0"),
-      fingerprint: index.toString(16).padStart(64, "0"),
-      private: [endpoint],
-    }),
-  );
+  socket.write(registration(`idle-${index}`, `room-${Math.floor(index / roomSize)}`, index));
   return { socket, registered: promise };
 }
 
+function registration(name: string, room: string, index: number): string {
+  return encode({
+    type: "register",
+    version: protocolVersion,
+    name,
+    room,
+    instance: index.toString(16).padStart(16, "0"),
+    fingerprint: index.toString(16).padStart(64, "0"),
+    private: [`192.168.1.5:${1024 + index}` as Endpoint],
+  });
+}
+
+/** With nobody, with {@link idleParticipants}, and with twice as many. */
 interface Many {
-  emptyKib: number;
-  fullKib: number;
+  empty: Kib;
+  full: Kib;
+  twice: Kib;
 }
 
 async function many(rival: Rival, to: number): Promise<Many> {
-  const emptyKib = await settledKib(rival.process.pid);
   const all: Idle[] = [];
-  while (all.length < idleParticipants) all.push(await idle(to, all.length));
-  await Promise.all(all.map(({ registered }) => registered));
-  const fullKib = await settledKib(rival.process.pid);
+  const upTo = async (count: number) => {
+    while (all.length < count) all.push(await idle(to, all.length));
+    await Promise.all(all.map(({ registered }) => registered));
+    return await settled(rival.process.pid);
+  };
+  const empty = await upTo(0);
+  const full = await upTo(idleParticipants);
+  const twice = await upTo(2 * idleParticipants);
   for (const { socket } of all) socket.terminate();
-  return { emptyKib, fullKib };
+  return { empty, full, twice };
 }
 
 /** A port that is free now. */
@@ -187,8 +204,7 @@ async function manyBare(): Promise<Many> {
 export async function bench(): Promise<void> {
   await using people = new People();
   const introducer = await people.introducer(thisHost, freePort());
-  await using server = new Rival(["-e", bareServer]);
-  const bareEndpoint = `127.0.0.1:${port((await server.until("listening")).line)}`;
+  const bare = ["-e", bareClient, introducer.endpoint, registration("bare", "bare", 0)];
   const env = { XDG_STATE_HOME: people.stateOf("participant") };
   const command = ["participant.ts", introducer.endpoint, "--name", "one", "--json", "--stay"];
   const first = await one(command, env); // makes the key, as the very first start does
@@ -199,63 +215,38 @@ export async function bench(): Promise<void> {
   const bareServers: Many[] = [];
   for (let round = 0; round < rounds; round++) {
     participants.push(await one(command, env));
-    bareClients.push(await one(["-e", bareClient, bareEndpoint]));
+    bareClients.push(await one(bare));
     introducers.push(await manyParticipants());
     bareServers.push(await manyBare());
   }
 
-  const start = (list: One[]) => median(list.map(({ startMs }) => startMs));
-  const memory = (list: One[]) => median(list.map(({ residentKib: kib }) => kib));
-  const empty = (list: Many[]) => median(list.map(({ emptyKib }) => emptyKib));
-  const full = (list: Many[]) => median(list.map(({ fullKib }) => fullKib));
-  const each = (list: Many[]) =>
-    median(list.map(({ emptyKib, fullKib }) => (fullKib - emptyKib) / idleParticipants));
-  const mib = (kib: number) => `${(kib / 1024).toFixed(1)} MiB`;
   const ms = (value: number) => `${value.toFixed(0)} ms`;
-  const ours = each(introducers);
-  const bare = each(bareServers);
-  const startRatio = start(participants) / start(bareClients);
-  const worst = Math.max(...participants.map(({ startMs }) => startMs));
+  const mib = (kib: number) => `${(kib / 1024).toFixed(1)} MiB`;
+  const kib = (value: number) => `${value.toFixed(1)} KiB`;
+  const start = (list: One[]) => median(list.map(({ startMs }) => startMs));
+  const [ours, bares] = [start(participants), start(bareClients)];
   const rows = [
     ["", "ours", "bare", "difference", "goal"],
-    [
-      "start to registered",
-      ms(start(participants)),
-      ms(start(bareClients)),
-      `${startRatio.toFixed(2)} ×`,
-      `≤ ${goals.time} ×`,
-    ],
-    [
-      "idle participant",
-      mib(memory(participants)),
-      mib(memory(bareClients)),
-      mib(memory(participants) - memory(bareClients)),
-      "",
-    ],
-    [
-      "introducer with nobody",
-      mib(empty(introducers)),
-      mib(empty(bareServers)),
-      mib(empty(introducers) - empty(bareServers)),
-      "",
-    ],
-    [
-      `introducer with ${idleParticipants}`,
-      mib(full(introducers)),
-      mib(full(bareServers)),
-      mib(full(introducers) - full(bareServers)),
-      "",
-    ],
-    [
-      "more for each of them",
-      `${ours.toFixed(1)} KiB`,
-      `${bare.toFixed(1)} KiB`,
-      `${(ours - bare).toFixed(1)} KiB`,
-      `≤ ${goals.kib} KiB`,
-    ],
+    ["start to registered", ms(ours), ms(bares), `${(ours / bares).toFixed(2)} ×`, `≤ ${goals.time} ×`],
   ];
+  const compare = <T>(what: string, [a, b]: [T[], T[]], of: (one: T) => number, text = mib, goal = "") => {
+    const [left, right] = [median(a.map(of)), median(b.map(of))];
+    rows.push([what, text(left), text(right), text(left - right), goal]);
+  };
+  const servers: [Many[], Many[]] = [introducers, bareServers];
+  const each = (what: string, more: (many: Many) => number) =>
+    compare(what, servers, (many) => more(many) / idleParticipants, kib, `≤ ${goals.kib} KiB`);
+  compare("idle participant", [participants, bareClients], ({ residentKib }) => residentKib);
+  compare("introducer with nobody", servers, ({ empty }) => empty.resident);
+  compare(`introducer with ${idleParticipants}`, servers, ({ full }) => full.resident);
+  each("more for each of them", ({ empty, full }) => full.resident - empty.resident);
+  each("- of it own memory", ({ empty, full }) => full.own - empty.own);
+  each(`for each of the next ${idleParticipants}`, ({ full, twice }) => twice.resident - full.resident);
+  const worst = Math.max(...participants.map(({ startMs }) => startMs));
   console.log(table(rows));
   console.log(`
 Medians of ${rounds} rounds in which the four take turns; VmRSS once it is settled; rooms of ${roomSize}.
+Own memory is RssAnon: what is not is pages of files, here the compiler in Bun's executable, read in once by the
+first participants and shared by all processes that run Bun.
 The very first start, which makes the key: ${ms(first.startMs)}; the slowest other one: ${ms(worst)}.`);
 }
