@@ -37,6 +37,8 @@ const obstaclePauseMs = 250;
 const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
+/** What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. */
+const handshakeGraceMs = 1_500;
 /** How long {@link rehearse} may take. */
 const rehearsalMs = 500;
 const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
@@ -171,6 +173,14 @@ export class Punch {
     };
   }
 
+  /** Whether a connection that is no stranger's in our own network lacks only its handshake or nomination. */
+  get isNearlyThere(): boolean {
+    return (
+      [...this.proven].some(({ isOpen }) => isOpen) ||
+      this.dials.some(({ channel, candidate }) => channel && candidate.route !== "private")
+    );
+  }
+
   report(route: Route, remote: Endpoint, localPort: number, outcome: string): void {
     const atMs = performance.now() - this.startedAt;
     this.options.onAttempt?.({ atMs, localPort, remote, route, outcome });
@@ -297,7 +307,7 @@ export class PunchPort {
   #tick(): void {
     const now = performance.now();
     for (const punch of [...this.#punches]) {
-      if (now >= punch.deadlineAt) punch.expire();
+      if (now >= punch.deadlineAt + (punch.isNearlyThere ? handshakeGraceMs : 0)) punch.expire();
       else for (const dial of punch.dials) this.#startIfDue(punch, dial, now);
     }
     this.#pollAll();
