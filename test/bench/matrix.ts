@@ -1,6 +1,6 @@
 /**
  * Every kind of NAT against every other: whether the real programs link, and how long it takes from the `connect`
- * command until both have the link. `bun run bench matrix [N]`: N tries a pair.
+ * command until both have the link. `bun run bench matrix [N [PAIR ...]]`: N tries a pair.
  */
 import { Lab, type Host } from "../lab/lab.ts";
 import { now, People, type IntroducerProgram, type ParticipantProgram } from "../lab/people.ts";
@@ -99,7 +99,8 @@ function cellText(cell: Cell | undefined, tries: number): string {
   return count === tries ? time : `${count}/${tries}, ${time}`;
 }
 
-export async function bench([word = "10"]: string[]): Promise<void> {
+/** Arguments: the tries a pair; then, to try some pairs only, their names such as `sequential/random`. */
+export async function bench([word = "10", ...wanted]: string[]): Promise<void> {
   const tries = Number(word);
   if (!Number.isInteger(tries) || tries < 1) throw new RangeError(`not a number of tries: ${word}`);
   await using lab = await Lab.create();
@@ -114,7 +115,7 @@ export async function bench([word = "10"]: string[]): Promise<void> {
   const cells = kinds.map((): Cell[] => []);
   for (const [row, a] of kinds.entries()) {
     for (const [column, b] of kinds.entries()) {
-      if (column > row) continue;
+      if (column > row || (wanted.length > 0 && !wanted.includes(`${a.name}/${b.name}`))) continue;
       const cell = await tryPair(people, introducer, [hosts[row]![0], hosts[column]![1]], tries);
       cells[row]![column] = cell;
       console.error(
@@ -124,8 +125,20 @@ export async function bench([word = "10"]: string[]): Promise<void> {
   }
 
   const pairs = kinds.flatMap((a, row) =>
-    cells[row]!.map((cell, column) => ({ a, b: kinds[column]!, cell })),
+    kinds.flatMap((b, column) => {
+      const cell = cells[row]![column];
+      return cell ? [{ a, b, cell }] : [];
+    }),
   );
+  if (wanted.length > 0) {
+    for (const { a, b, cell } of pairs) {
+      const worst = Math.max(...cell.timesMs).toFixed(0);
+      console.log(
+        `${a.name} ↔ ${b.name}: ${cell.timesMs.length} of ${tries} linked, median ${median(cell.timesMs).toFixed(0)} ms, worst ${worst} ms`,
+      );
+    }
+    return;
+  }
   const possible = pairs.filter(({ a, b }) => isPossible(a, b));
   const failures = possible.reduce((sum, { cell }) => sum + cell.reasons.length, 0);
   const all = possible.flatMap(({ cell }) => cell.timesMs);
