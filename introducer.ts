@@ -2,8 +2,8 @@
  * The introducer: the rendezvous server on a public host. It owns the participants' control connections,
  * tells everyone in a room of everyone else, and tells two of them when to punch towards each other.
  *
- * It never carries a link's bytes, connects to nobody but back to whoever asks for it, and believes nothing it reads: every line is
- * parsed into its exact type or refused, and everything a client can make it hold has a limit.
+ * It never carries a link's bytes, connects to nobody but back to whoever asks for it, and believes nothing it
+ * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
