@@ -177,6 +177,8 @@ interface PeerEntry {
   peer: Peer;
   present: boolean;
   state: PeerState;
+  /** Whether the attempts of its punches are told: asked for with the last `connect`. */
+  isVerbose?: boolean;
   /** When its last link ended. */
   endedAt?: number;
   /** Those who wait for the end of the punch under way. */
@@ -424,8 +426,9 @@ export class Participant {
   }
 
   /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
-  connect(word: string): Promise<Link> {
+  connect(word: string, isVerbose = false): Promise<Link> {
     const entry = this.#find(word);
+    entry.isVerbose = isVerbose;
     if (entry.state.is === "linked") throw new UserError(`already linked with ${printable(entry.peer.name)}`);
     const { promise, resolve, reject } = Promise.withResolvers<Link>();
     if (entry.state.is !== "punching") {
@@ -867,7 +870,7 @@ export class Participant {
       onLinked: (link) => this.#linkUp(entry, link, performance.now() - state.since),
       onFailed: (reason, detail) => this.#punchFailed(entry, state, reason, detail),
       onAttempt: (attempt) => {
-        if (this.options.verbose)
+        if (this.options.verbose || entry.isVerbose)
           this.#emit({ event: "attempt", peer: peer.id, name: peer.name, ...attempt });
       },
     });
@@ -1268,7 +1271,7 @@ function plainSentence({ mapping, isTranslated, filtering }: NatReport): string 
 
 const commands = [
   ["s", "list", "", "who is here, and whom you are linked with"],
-  ["d", "connect", "PEER ...", "punch a hole to each PEER (an id or a name)"],
+  ["d", "connect", "PEER ... [-v]", "punch holes (PEER: id or name); -v: every attempt"],
   ["f", "say", "PEER TEXT", "send TEXT over the link"],
   ["", "ping", "PEER", "measure the link's round trip"],
   ["g", "disconnect", "PEER", "end the link"],
@@ -1282,7 +1285,7 @@ const commands = [
 type Command = (typeof commands)[number][1];
 
 const commandHelp = commands
-  .map(([key, word, operands, what]) => `  ${key.padEnd(2)} ${`${word} ${operands}`.padEnd(20)} ${what}`)
+  .map(([key, word, operands, what]) => `  ${key.padEnd(2)} ${`${word} ${operands}`.padEnd(22)} ${what}`)
   .join("\n");
 
 function readCommand(line: string): { command: Command; rest: string } {
@@ -1398,8 +1401,7 @@ async function run(line: string, participant: Participant, terminal: Terminal): 
     case "list":
       return terminal.list(participant.rows);
     case "connect":
-      needed();
-      return void (await everyone(rest.split(/\s+/).map(async (word) => participant.connect(word))));
+      return connectAll(rest.split(/\s+/), participant);
     case "say":
       if (needed() && text === "") throw new UserError("`say` needs a TEXT: say PEER TEXT");
       return participant.say(peer, bounded(text));
@@ -1420,6 +1422,16 @@ async function run(line: string, participant: Participant, terminal: Terminal): 
     case "quit":
       return; // the one who reads the lines ends
   }
+}
+
+/** `connect PEER ... [-v]`: all at once. */
+async function connectAll(words: string[], participant: Participant): Promise<void> {
+  const isFlag = (word: string) => word === "-v" || word === "--verbose";
+  const peers = words.filter((word) => word !== "" && !isFlag(word));
+  if (peers.length === 0) {
+    throw new UserError("`connect` needs a PEER: an id or a name; `list` shows them");
+  }
+  await everyone(peers.map(async (word) => participant.connect(word, words.some(isFlag))));
 }
 
 /** Waits for all, then rejects with whatever failed. */

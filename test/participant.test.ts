@@ -466,6 +466,18 @@ test("several peers at once", async () => {
   }
 });
 
+test("`connect PEER -v` tells every attempt, and only then", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob");
+  await met(alice, bob);
+  alice.type("connect bob -v");
+  expect(await alice.next("attempt")).toMatchObject({ name: "bob", outcome: "started" });
+  await Promise.all([alice.next("linked"), bob.next("linked")]);
+  alice.type("connect -v");
+  expect((await alice.next("error")).message).toContain("`connect` needs a PEER");
+});
+
 test("a PEER that can't be meant is a clear error", async () => {
   await using house = startIntroducer();
   await using alice = new Driven(house.port, "alice");
