@@ -24,7 +24,7 @@ import {
   type MappingBehaviour,
 } from "./native/mapping.ts";
 import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch.ts";
-import { connectShared, descriptorLimit } from "./native/socket.ts";
+import { adoptable, connectShared, descriptorLimit } from "./native/socket.ts";
 import {
   addressScope,
   age,
@@ -261,10 +261,8 @@ class ControlChannel {
   }
 
   async #adopt(fd: number): Promise<void> {
-    // Bun's types do not list `fd`, which Bun.connect takes (bun-types 1.4.5).
-    const adopted = { fd } as unknown as { unix: string };
     await Bun.connect({
-      ...adopted,
+      ...adoptable(fd),
       socket: {
         open: (socket) => {
           this.#socket = socket;

@@ -212,6 +212,11 @@ export interface Situation {
 export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
 export type Way = (typeof ways)[number];
 
+/** Whether its external port is another one for every destination. */
+export function isDependent({ mapping }: Situation): boolean {
+  return mapping === "sequential" || mapping === "random";
+}
+
 /** Whether nothing translates: the introducer saw an address of the host itself. */
 export function isUntranslated(side: Situation): boolean {
   return side.private.includes(side.public);
@@ -220,7 +225,7 @@ export function isUntranslated(side: Situation): boolean {
 /** The ways of all rounds between two participants, in order; none when no direct link can be expected. */
 export function planRounds(a: Situation, b: Situation): Way[] {
   const rounds = (way: Way, times = roundsPerWay) => Array<Way>(times).fill(way);
-  const dependent = [a, b].filter(({ mapping }) => mapping === "sequential" || mapping === "random");
+  const dependent = [a, b].filter(isDependent);
   const isRandom = dependent.some(({ mapping }) => mapping === "random");
   if (dependent.length === 0) {
     const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";

@@ -7,6 +7,7 @@ import {
   birthdayPorts,
   birthdaySockets,
   formatEndpoint,
+  isDependent,
   mayOffer,
   predictedPorts,
   predictPort,
@@ -81,10 +82,6 @@ function byWay(round: Round): Candidate[] {
     if (ownPrediction) return [{ ...observed, route: "predicted", isFresh: true }];
   }
   return [observed];
-}
-
-function isDependent({ mapping }: Situation): boolean {
-  return mapping === "sequential" || mapping === "random";
 }
 
 /** The ports that the peer's NAT gives next, all dialled from our one port, which our NAT keeps. */

@@ -12,7 +12,7 @@ import {
   type Prediction,
 } from "../protocol.ts";
 import { SystemError } from "./libc.ts";
-import { connectFrom, connectShared } from "./socket.ts";
+import { adoptable, connectFrom, connectShared } from "./socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;
@@ -111,10 +111,8 @@ export async function observeFresh(
 async function readObserved(fd: number): Promise<Endpoint | undefined> {
   const { promise, resolve } = Promise.withResolvers<Endpoint | undefined>();
   const decoder = new LineDecoder();
-  // Bun's types do not list `fd`, which Bun.connect takes (bun-types 1.4.5).
-  const adopted = { fd } as unknown as { unix: string };
   const connection = await Bun.connect({
-    ...adopted,
+    ...adoptable(fd),
     socket: {
       data: (_, chunk) => readAnswer(decoder, chunk, resolve),
       close: () => resolve(undefined),

@@ -144,6 +144,11 @@ export async function connectFrom(port: number, remote: Endpoint, timeoutMs: num
   }
 }
 
+/** A connected descriptor as an option of Bun.connect, which takes it although its types (1.4.5) do not list it. */
+export function adoptable(fd: number): { unix: string } {
+  return { fd } as unknown as { unix: string };
+}
+
 async function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {
   const deadline = performance.now() + timeoutMs;
   while (pollSockets([{ socket, for: "write" }]).length === 0) {
