@@ -11,10 +11,11 @@ import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import type { Socket as BunSocket } from "bun";
 import pc from "picocolors";
-import { IdentityError, loadIdentity, type Identity } from "./native/identity.ts";
+import { IdentityError, loadIdentity, type Identity } from "./native/link/identity.ts";
 import { requirePlatform, SystemError } from "./native/libc.ts";
-import { Credentials, LinkError, type EndedBy, type Link } from "./native/link.ts";
-import { roundCandidates } from "./native/candidates.ts";
+import { Credentials, LinkError } from "./native/link/channel.ts";
+import type { EndedBy, Link } from "./native/link/link.ts";
+import { roundCandidates } from "./native/punch/candidates.ts";
 import {
   classifyMapping,
   observeFresh,
@@ -22,8 +23,8 @@ import {
   sampleMapping,
   testHairpinning,
   type MappingBehaviour,
-} from "./native/mapping.ts";
-import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch.ts";
+} from "./native/punch/mapping.ts";
+import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch/punch.ts";
 import { adoptable, connectShared, descriptorLimit } from "./native/socket.ts";
 import {
   addressScope,

@@ -15,7 +15,13 @@ import net from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import tls from "node:tls";
-import { type Identity, IdentityError, loadIdentity, makeIdentity, stateFolder } from "../native/identity.ts";
+import {
+  type Identity,
+  IdentityError,
+  loadIdentity,
+  makeIdentity,
+  stateFolder,
+} from "../../native/link/identity.ts";
 
 function temporaryFolder(): Disposable & { path: string } {
   const path = mkdtempSync(join(tmpdir(), `identity-${process.pid}-`));
@@ -200,7 +206,7 @@ test("first run makes folder 0700 and file 0600, whatever the umask; later runs 
 /** A program that loads the identity of each folder it reads from stdin, and writes its fingerprint. */
 async function startLoader() {
   const program = `
-    import { loadIdentity } from ${JSON.stringify(join(import.meta.dir, "../native/identity.ts"))};
+    import { loadIdentity } from ${JSON.stringify(join(import.meta.dir, "../../native/link/identity.ts"))};
     process.stdout.write("ready\\n");
     for await (const folder of console) {
       if (folder === "") break; // what Bun's console gives at the end of stdin

@@ -1,11 +1,12 @@
 /** A punch in a process that has no descriptor left when a stranger connects; afterwards it has some, and links. */
 import { closeSync, openSync } from "node:fs";
-import { makeIdentity } from "../native/identity.ts";
-import { Credentials, type Link } from "../native/link.ts";
-import { PunchPort, type PunchOptions } from "../native/punch.ts";
-import { Socket } from "../native/socket.ts";
-import type { Role } from "../protocol.ts";
-import { loopback, openSockets, until } from "./native-fixture.ts";
+import { makeIdentity } from "../../native/link/identity.ts";
+import { Credentials } from "../../native/link/channel.ts";
+import { type Link } from "../../native/link/link.ts";
+import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
+import { Socket } from "../../native/socket.ts";
+import type { Role } from "../../protocol.ts";
+import { loopback, openSockets, until } from "../native-fixture.ts";
 
 const identity = makeIdentity();
 const credentials = new Credentials(identity);

@@ -1,6 +1,6 @@
 /** The classifier over literal samples, and probes against a real introducer on loopback. */
 import { describe, expect, test } from "bun:test";
-import { Introducer } from "../introducer.ts";
+import { Introducer } from "../../introducer.ts";
 import {
   classifyMapping,
   observe,
@@ -9,10 +9,10 @@ import {
   sampleMapping,
   type MappingBehaviour,
   type Sample,
-} from "../native/mapping.ts";
-import { connectShared, Socket } from "../native/socket.ts";
-import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../protocol.ts";
-import { listening, loopback, noSocketLeft, refusing, unanswering } from "./native-fixture.ts";
+} from "../../native/punch/mapping.ts";
+import { connectShared, Socket } from "../../native/socket.ts";
+import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../../protocol.ts";
+import { listening, loopback, noSocketLeft, refusing, unanswering } from "../native-fixture.ts";
 
 const isLinux = process.platform === "linux";
 const local = 40000;

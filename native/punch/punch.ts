@@ -15,10 +15,11 @@ import {
   type FailureReason,
   type Role,
   type Route,
-} from "../protocol.ts";
-import { SystemError } from "./libc.ts";
-import { Channel, Link, type Credentials } from "./link.ts";
-import { pollSockets, Socket } from "./socket.ts";
+} from "../../protocol.ts";
+import { SystemError } from "../libc.ts";
+import { Channel, type Credentials } from "../link/channel.ts";
+import { Link } from "../link/link.ts";
+import { pollSockets, Socket } from "../socket.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
 const pollPeriodMs = 1;

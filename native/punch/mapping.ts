@@ -10,9 +10,9 @@ import {
   type Endpoint,
   type Mapping,
   type Prediction,
-} from "../protocol.ts";
-import { SystemError } from "./libc.ts";
-import { adoptable, connectFrom, connectShared } from "./socket.ts";
+} from "../../protocol.ts";
+import { SystemError } from "../libc.ts";
+import { adoptable, connectFrom, connectShared } from "../socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;

@@ -1,11 +1,12 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import * as tls from "node:tls";
-import { makeIdentity, type Identity } from "../native/identity.ts";
-import { Channel, Credentials, Link, LinkError, type EndedBy } from "../native/link.ts";
-import { connectShared, type Socket } from "../native/socket.ts";
-import { encode, maxLineBytes, maxTextLength, splitEndpoint, type ToPeer } from "../protocol.ts";
-import { listening, noSocketLeft, until } from "./native-fixture.ts";
+import { makeIdentity, type Identity } from "../../native/link/identity.ts";
+import { Channel, Credentials, LinkError } from "../../native/link/channel.ts";
+import { Link, type EndedBy } from "../../native/link/link.ts";
+import { connectShared, type Socket } from "../../native/socket.ts";
+import { encode, maxLineBytes, maxTextLength, splitEndpoint, type ToPeer } from "../../protocol.ts";
+import { listening, noSocketLeft, until } from "../native-fixture.ts";
 
 const aliceIdentity = makeIdentity();
 const bobIdentity = makeIdentity();

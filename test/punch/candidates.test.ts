@@ -1,7 +1,7 @@
 /** What a round dials, and which rounds there are. */
 import { describe, expect, test } from "bun:test";
-import { drawPorts, roundCandidates, type Round } from "../native/candidates.ts";
-import type { Candidate } from "../native/punch.ts";
+import { drawPorts, roundCandidates, type Round } from "../../native/punch/candidates.ts";
+import type { Candidate } from "../../native/punch/punch.ts";
 import {
   birthdayPorts,
   birthdaySockets,
@@ -20,7 +20,7 @@ import {
   type Prediction,
   type Situation,
   type Way,
-} from "../protocol.ts";
+} from "../../protocol.ts";
 
 function at(text: string): Endpoint {
   const parsed = parseEndpoint(text);

@@ -1,10 +1,11 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { makeIdentity, type Identity } from "../native/identity.ts";
-import { Channel, Credentials, type Link } from "../native/link.ts";
-import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../native/punch.ts";
-import { connectShared, pollSockets, Socket } from "../native/socket.ts";
-import { encode, splitEndpoint, type Endpoint, type FailureReason, type Role } from "../protocol.ts";
+import { makeIdentity, type Identity } from "../../native/link/identity.ts";
+import { Channel, Credentials } from "../../native/link/channel.ts";
+import { type Link } from "../../native/link/link.ts";
+import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
+import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
+import { encode, splitEndpoint, type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
 import {
   listening,
   loopback,
@@ -14,7 +15,7 @@ import {
   reserved,
   unanswering,
   until,
-} from "./native-fixture.ts";
+} from "../native-fixture.ts";
 
 const isLinux = process.platform === "linux";
 const aliceIdentity = makeIdentity();

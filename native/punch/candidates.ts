@@ -17,7 +17,7 @@ import {
   type Prediction,
   type Situation,
   type Way,
-} from "../protocol.ts";
+} from "../../protocol.ts";
 import type { Candidate } from "./punch.ts";
 
 /**
