@@ -21,7 +21,7 @@
  * Endpoints are written `203.0.113.7:40000` and `[2001:db8::7]:40000`.
  */
 
-export const protocolVersion = 1;
+export const protocolVersion = 2;
 export const defaultPort = 7000;
 
 // --- limits and timers -----------------------------------------------------------------------------------
@@ -32,6 +32,8 @@ export const maxLineBytes = 64 * 1024;
 export const maxCandidates = 10;
 export const maxNameLength = 64;
 export const maxRoomLength = 128;
+/** Links that a participant may report when it registers: more than fit in a room. */
+export const maxReportedLinks = 1024;
 /** Characters of a `say`, `tell`, `broadcast` or `echo`. */
 export const maxTextLength = 8192;
 /** A connection that has not registered after this long is closed. */
@@ -73,6 +75,19 @@ export const failureReasons = {
   "timed-out": "a connection opened, but was not agreed on in time",
 } as const;
 export type FailureReason = keyof typeof failureReasons;
+
+/** Why a link ended, from the view of the side that says so: a closed set, with the phrase a user reads. */
+export const unlinkReasons = {
+  disconnected: "we disconnected",
+  quit: "we quit",
+  "peer-disconnected": "the peer disconnected",
+  "peer-quit": "the peer quit",
+  replaced: "a newer link has taken its place",
+  "peer-silent": "nothing was heard from the peer any more",
+  "connection-lost": "the connection broke",
+  "protocol-error": "the peer sent what is not in the protocol",
+} as const;
+export type UnlinkReason = keyof typeof unlinkReasons;
 
 /** Why a line was refused: sent back in `refused`, so that the sender knows what to mend. */
 export const refusalCodes = [
@@ -284,14 +299,29 @@ export interface Peer {
   private: Endpoint[];
   /** What the introducer saw: the server-reflexive candidate. */
   public: Endpoint;
+  /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
+  otherPublic?: Endpoint;
   /** How its NAT maps, as far as it has measured. */
   mapping: Mapping;
   /** Its round trip to the introducer, once measured. */
   roundTripMs?: number;
-  linked: number[];
-  punching: number[];
   /** When it registered: milliseconds since the epoch, the introducer's clock. */
   since: number;
+}
+
+/** What can change of a peer while it is registered. */
+export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">>;
+
+/** Whether the introducer has seen the participant at that address: only there may many SYNs be sent. */
+export function isVerified({ public: observed, otherPublic }: Peer, address: string): boolean {
+  const isSeen = (endpoint: Endpoint) => splitEndpoint(endpoint).address === address;
+  return isSeen(observed) || (otherPublic !== undefined && isSeen(otherPublic));
+}
+
+/** A link that outlived the registration under which it was made; `peer` is the peer's {@link Peer.instance}. */
+export interface ReportedLink {
+  peer: string;
+  route: Route;
 }
 
 /** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
@@ -315,15 +345,25 @@ export type ToIntroducer =
       instance: string;
       fingerprint: string;
       private: Endpoint[];
+      /** The links it has already. */
+      links: ReportedLink[];
     }
+  /**
+   * The one line of a further connection to the introducer, from the shared port to `registered.verify`: shows where the
+   * participant is seen in the other address family. Answered by `observed`, and told to the room.
+   */
+  | { type: "verify"; token: string }
   /** Sent by the side that wants a link, when the user says `connect`. */
   | { type: "connect"; peer: number }
-  /** Sent by both sides when they hold the nominated connection, and again after registering anew. */
+  /** Sent by both sides when they hold the nominated connection. */
   | { type: "linked"; peer: number; route: Route; local: Endpoint; remote: Endpoint }
   /** Sent by both sides when a link has ended. */
-  | { type: "unlinked"; peer: number; reason: string }
-  /** Sent by a side whose punch failed. */
-  | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
+  | { type: "unlinked"; peer: number; reason: UnlinkReason }
+  /**
+   * Sent by a side whose round failed. A reason and no detail: what became of a single candidate would tell others what
+   * is in our network.
+   */
+  | { type: "failed"; peer: number; token: string; reason: FailureReason }
   /** Sent when a participant knows how its NAT maps. */
   | { type: "mapping"; mapping: Mapping }
   /** Answers `measure`; without `prediction` when measuring failed. */
@@ -348,14 +388,16 @@ export type ToParticipant =
       /** Where mapping probes go: ports of the introducer, and endpoints at a further address of it. */
       probePorts: number[];
       alternates: Endpoint[];
+      /** Where the introducer can be reached in the other address family, and what `verify` repeats. */
+      verify?: { endpoint: Endpoint; token: string };
     }
-  /** Sent on a connection to a probe port, at once: what the introducer sees. */
+  /** Sent on a connection to a probe port, at once, and in answer to `verify`: what the introducer sees. */
   | { type: "observed"; endpoint: Endpoint }
   /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
   | { type: "peers"; peers: Peer[]; more: boolean }
-  /** Sent to the room when somebody registered, changed, left. */
+  /** Sent to the room when somebody registered, changed (the changed fields only), left. */
   | { type: "joined"; peer: Peer }
-  | { type: "updated"; peer: Peer }
+  | ({ type: "updated"; id: number } & PeerChange)
   | { type: "left"; id: number }
   /** Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer `measured`. */
   | { type: "measure"; peer: Peer; token: string; way: Way }
@@ -377,8 +419,8 @@ export type ToParticipant =
     }
   /** Answers `connect-back`. */
   | { type: "filtering"; filtering: Filtering }
-  /** Sent to the other side of a punch when one side failed. */
-  | { type: "failed"; peer: number; token: string; reason: FailureReason; detail: string }
+  /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */
+  | { type: "failed"; peer: number; token: string; reason: FailureReason }
   /** Sent when the introducer's operator says `tell` or `broadcast`. */
   | { type: "notice"; text: string }
   /** Sends an `echo` back. */
@@ -390,6 +432,10 @@ export type ToParticipant =
   /** Sent before the introducer closes the connection. */
   | { type: "bye"; reason: string };
 
+/** Why a side ends a link on purpose. */
+export const byeReasons = ["disconnected", "quit", "replaced", "answer"] as const;
+export type ByeReason = (typeof byeReasons)[number];
+
 /** Between two linked participants, inside TLS. */
 export type ToPeer =
   /** Sent by the controlling side on the one connection that both shall keep; `token` is that of the punch. */
@@ -400,8 +446,8 @@ export type ToPeer =
   /** Sent every {@link linkKeepaliveMs} and when the user says `ping`; answered by `pong`. */
   | { type: "ping"; id: number }
   | { type: "pong"; id: number }
-  /** Sent by the side that ends the link, with a reason; the other answers with an empty one, and closes. */
-  | { type: "bye"; reason: string };
+  /** Sent by the side that ends the link, with a reason; the other answers with `answer`, and closes. */
+  | { type: "bye"; reason: ByeReason };
 
 // --- validation ------------------------------------------------------------------------------------------
 
@@ -466,11 +512,26 @@ const endpoint: Check<Endpoint> = (value, field) => {
   return parsed;
 };
 
+/** A name must not let its bearer pass for the program, or for somebody's idea of everyone. */
+const reservedNames: ReadonlySet<string> = new Set([
+  "introducer",
+  "participant",
+  "operator",
+  "error",
+  "warning",
+  "notice",
+  "everyone",
+  "all",
+  "you",
+  "me",
+]);
+
 /** A name is one word, so that it can be typed as a command's argument, and never a number, which is an id. */
 export function nameProblem(name: string): string | undefined {
   if (name.length < 1 || name.length > maxNameLength) return `must have 1 to ${maxNameLength} characters`;
   if (!/^[^\s\p{C}]+$/u.test(name)) return "must be one word without blanks or control characters";
   if (/^\d+$/.test(name)) return "must not be a number: that is how ids look";
+  if (reservedNames.has(name.toLowerCase())) return "must not be one of the program's own words";
   return undefined;
 }
 
@@ -506,7 +567,6 @@ const route = oneOf(routes);
 const mapping = oneOf(mappings);
 const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
-const ids = listOf(id, 1024);
 
 function fieldsOf<T extends object>(fields: { [K in keyof T]: Check<T[K]> }): Check<T> {
   return (value, field) => {
@@ -536,21 +596,31 @@ const peer = fieldsOf<Peer>({
   fingerprint,
   private: endpoints,
   public: endpoint,
+  otherPublic: optional(endpoint),
   mapping,
   roundTripMs: optional(count),
-  linked: ids,
-  punching: ids,
   since: count,
 } as Parameters<typeof fieldsOf<Peer>>[0]);
 
 const prediction = fieldsOf<Prediction>({ endpoint, step: integer(-4096, 4096) });
 
+const reportedLink = fieldsOf<ReportedLink>({ peer: instance, route });
+
 const toIntroducer: Table<ToIntroducer> = {
-  register: { version: count, name, room, instance, fingerprint, private: endpoints },
+  register: {
+    version: count,
+    name,
+    room,
+    instance,
+    fingerprint,
+    private: endpoints,
+    links: listOf(reportedLink, maxReportedLinks),
+  },
+  verify: { token },
   connect: { peer: id },
   linked: { peer: id, route, local: endpoint, remote: endpoint },
-  unlinked: { peer: id, reason: shortText },
-  failed: { peer: id, token, reason, detail: shortText },
+  unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
+  failed: { peer: id, token, reason },
   mapping: { mapping },
   measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
   "connect-back": {},
@@ -567,11 +637,17 @@ const toParticipant: Table<ToParticipant> = {
     private: endpoints,
     probePorts: listOf(port, maxProbePorts),
     alternates: listOf(endpoint, maxProbePorts),
-  },
+    verify: optional(fieldsOf<{ endpoint: Endpoint; token: string }>({ endpoint, token })),
+  } as Table<ToParticipant>["registered"],
   observed: { endpoint },
   peers: { peers: listOf(peer, 1024), more: boolean },
   joined: { peer },
-  updated: { peer },
+  updated: {
+    id,
+    otherPublic: optional(endpoint),
+    mapping: optional(mapping),
+    roundTripMs: optional(count),
+  } as Table<ToParticipant>["updated"],
   left: { id },
   measure: { peer, token, way: oneOf(ways) },
   punch: {
@@ -587,7 +663,7 @@ const toParticipant: Table<ToParticipant> = {
     theirs: optional(prediction),
   } as Table<ToParticipant>["punch"],
   filtering: { filtering: oneOf(filterings) },
-  failed: { peer: id, token, reason, detail: shortText },
+  failed: { peer: id, token, reason },
   notice: { text: message },
   echo: { text: message },
   ping: { id: count },
@@ -606,7 +682,7 @@ const toPeer: Table<ToPeer> = {
   heard: { id: count },
   ping: { id: count },
   pong: { id: count },
-  bye: { reason: shortText },
+  bye: { reason: oneOf(byeReasons) },
 };
 
 function parser<Union extends { type: string }>(table: Table<Union>) {
