@@ -1,94 +1,90 @@
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections
- * to the others (native/). Owns the control channel, what is known of each peer, the prompt and the list.
- * Never touches a descriptor after it was handed on, and never imports the introducer.
+ * to the others (native/). Owns the registration, the map of peers (each of whose lives is native/link/peer.ts), the
+ * prompt and the list. Never touches a descriptor after it was handed on, and never imports the introducer.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
-import { hostname, networkInterfaces, userInfo } from "node:os";
+import { hostname, userInfo } from "node:os";
 import type * as readline from "node:readline";
 import { basename } from "node:path";
 import { parseArgs } from "node:util";
-import type { Socket as BunSocket } from "bun";
 import pc from "picocolors";
+import { ControlChannel, verify } from "./native/control.ts";
+import { requirePlatform } from "./native/libc.ts";
+import { Credentials } from "./native/link/channel.ts";
 import { IdentityError, loadIdentity, type Identity } from "./native/link/identity.ts";
-import { requirePlatform, SystemError } from "./native/libc.ts";
-import { Credentials, LinkError } from "./native/link/channel.ts";
-import type { EndedBy, Link } from "./native/link/link.ts";
-import { roundCandidates } from "./native/punch/candidates.ts";
+import type { Link } from "./native/link/link.ts";
+import {
+  RemotePeer,
+  ToldError,
+  type PeerEvent,
+  type PeerRow,
+  type PeerSurroundings,
+} from "./native/link/peer.ts";
+import { hostCandidates } from "./native/punch/candidates.ts";
+import type { Ground } from "./native/punch/introduction.ts";
 import {
   classifyMapping,
-  observeFresh,
-  predict,
   sampleMapping,
   testHairpinning,
   type MappingBehaviour,
 } from "./native/punch/mapping.ts";
-import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch/punch.ts";
-import { adoptable, connectShared, descriptorLimit } from "./native/socket.ts";
+import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
-  addressScope,
   age,
   canonicalAddress,
-  controlSilenceMs,
   defaultPort,
   defaultRoom,
-  encode,
   failureReasons,
-  findByIdOrName,
   formatEndpoint,
   isUntranslated,
   jsonLine,
-  LineDecoder,
-  maxCandidates,
   maxTextLength,
   nameProblem,
-  parseToParticipant,
   planRounds,
   printable,
   protocolVersion,
-  punchDeadlineMs,
-  Refusal,
   roomProblem,
   scopeOf,
   splitEndpoint,
+  unlinkReasons,
+  UserError,
+  type AddressScope,
   type Endpoint,
-  type FailureReason,
   type Filtering,
   type Mapping,
   type Peer,
-  type Prediction,
-  type Route,
   type Situation,
   type ToIntroducer,
   type ToParticipant,
   type Way,
 } from "./protocol.ts";
 
-/** How long one address of the introducer may take to accept, and then to answer `register`. */
-const connectTimeoutMs = 8_000;
+/** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
-/** TCP keepalive on the control connection: it keeps the mapping, and finds out when that is gone. */
-const keepaliveMs = 5_000;
 /** How often the host's own addresses are looked at. */
 const addressWatchMs = 2_000;
-/** How long the introducer may take to answer `connect` or `echo`. */
+/** How long the introducer may take to answer `echo` or `connect-back`. */
 const answerTimeoutMs = 10_000;
-/**
- * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
- * that comes too early is dropped, and costs more than one that comes late.
- */
-const headStartShare = 0.4;
-/** Peers of one room that are kept in mind; an introducer of ours admits 256. */
-const maxPeers = 1024;
+/** Peers of one room that are kept in mind. */
+const maxPeers = 4096;
 /** The pause before coming back to a lost introducer: doubled each time, jittered so that a room does not return as one. */
 const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
+/** A registration that lasted this long was worth coming back to: the pause begins small again. */
+const lastingMs = 10_000;
+/** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
+const firstRemeasureMs = 2_000;
+const maxRemeasureMs = 120_000;
+/** A wait that lasts longer is announced. */
+const announceAfterMs = 1_000;
 
 // --- types -----------------------------------------------------------------------------------------------
 
 /** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
 export type ParticipantEvent =
+  | PeerEvent
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
@@ -96,30 +92,18 @@ export type ParticipantEvent =
   | { event: "left"; peer: number; name: string }
   | { event: "mapping"; mapping: Mapping; step: number }
   | ({ event: "nat" } & NatReport)
-  | { event: "punching"; peer: number; name: string; role: string; way: Way; round: number }
-  | ({ event: "attempt"; peer: number; name: string } & Attempt)
-  | {
-      event: "linked";
-      peer: number;
-      name: string;
-      route: Route;
-      local: Endpoint;
-      remote: Endpoint;
-      /** Since our `connect`, or since the introducer asked us to punch. */
-      elapsedMs: number;
-    }
-  | { event: "failed"; peer: number; name: string; reason: FailureReason; detail: string }
-  | { event: "unlinked"; peer: number; name: string; reason: string }
-  | { event: "said"; peer: number; name: string; text: string }
-  | { event: "sent"; peer: number; name: string; rttMs: number }
-  | { event: "pong"; peer: number; name: string; rttMs: number }
   | { event: "echo"; text: string; rttMs: number }
   | { event: "notice"; text: string }
+  /** Something takes more than a second. */
+  | { event: "waiting"; for: "introducer" | "peer"; text: string }
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
   | { event: "error"; message: string };
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
+  /** What the introducer sees, and how far away it can be to see that. */
+  observed: Endpoint;
+  scope: AddressScope;
   /** Whether the introducer sees another address than the host has. */
   isTranslated: boolean;
   /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
@@ -131,81 +115,16 @@ export interface NatReport extends MappingBehaviour {
   expected: { peer: string; way: Way | "none" }[];
 }
 
-/** One peer as the list shows it. */
-export interface PeerRow {
+/** What we are in the room. */
+export interface Self {
   id: number;
   name: string;
-  state: PeerState["is"];
-  /** Whether the introducer still lists it. */
-  present: boolean;
-  private: Endpoint[];
+  room: string;
   public: Endpoint;
+  private: Endpoint[];
+  fingerprint: string;
   mapping: Mapping;
-  /** To the introducer. */
-  roundTripMs?: number;
-  reason?: FailureReason;
-  route?: Route;
-  local?: Endpoint;
-  remote?: Endpoint;
-  rttMs?: number;
-  ageMs?: number;
-  bytesIn?: number;
-  bytesOut?: number;
 }
-
-/** An error for the user: what went wrong and what to do next. */
-export class UserError extends Error {}
-
-type PeerState =
-  | { is: "known" }
-  /** We asked the introducer, or were asked: waiting for `punch`, then punching, perhaps from a fresh port. */
-  | {
-      is: "punching";
-      since: number;
-      token?: string;
-      punch?: Punch | undefined;
-      freshPort?: PunchPort;
-      isLast?: boolean;
-    }
-  | { is: "linked"; link: Link }
-  | { is: "failed"; reason: FailureReason };
-
-type PunchMessage = ToParticipant & { type: "punch" };
-/** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
-type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
-
-interface PeerEntry {
-  peer: Peer;
-  present: boolean;
-  state: PeerState;
-  /** Whether the attempts of its punches are told: asked for with the last `connect`. */
-  isVerbose?: boolean;
-  /** When its last link ended. */
-  endedAt?: number;
-  /** Those who wait for the end of the punch under way. */
-  waiting: { resolve: (link: Link) => void; reject: (error: Error) => void }[];
-}
-
-interface Registration {
-  id: number;
-  public: Endpoint;
-  private: Endpoint[];
-  port: PunchPort;
-  /** Where mapping probes go. */
-  probes: Endpoint[];
-  alternates: Endpoint[];
-  behaviour: MappingBehaviour | undefined;
-  /** Settled when that is known: two measurements at once would take each other's ports. */
-  classified: Promise<void>;
-  /** To the introducer, as it measured. */
-  roundTripMs: number | undefined;
-}
-
-type ControlState =
-  | { is: "away" }
-  | { is: "joining" }
-  | { is: "registered"; registration: Registration }
-  | { is: "lost"; timer: NodeJS.Timeout };
 
 export interface ParticipantOptions {
   host: string;
@@ -218,143 +137,69 @@ export interface ParticipantOptions {
   verbose?: boolean;
 }
 
-// --- the control channel ---------------------------------------------------------------------------------
+type Registered = ToParticipant & { type: "registered" };
 
-/** The connection to the introducer: made by FFI so that its local port can be shared, then handed to Bun. */
-class ControlChannel {
-  readonly remote: Endpoint;
-  readonly port: number;
-  onMessage: (message: ToParticipant) => void = () => {};
-  onClose: (reason: string) => void = () => {};
-  readonly #decoder = new LineDecoder();
-  readonly #silence: NodeJS.Timeout;
-  #unsent = new Uint8Array(0);
-  #socket: BunSocket | undefined;
-  #isClosed = false;
+/** One registration with an introducer: what it said, and what was measured since. */
+class Registration implements Ground {
+  readonly id: number;
+  readonly name: string;
+  readonly room: string;
+  readonly public: Endpoint;
+  readonly private: readonly Endpoint[];
+  readonly probes: readonly Endpoint[];
+  readonly alternates: readonly Endpoint[];
+  readonly verify: Registered["verify"];
+  readonly port: PunchPort;
+  readonly control: ControlChannel;
+  readonly #credentials: Credentials;
+  behaviour: MappingBehaviour | undefined = undefined;
+  /** Settled when that is known: two measurements at once would take each other's ports. */
+  classified: Promise<void> = Promise.resolve();
+  roundTripMs: number | undefined = undefined;
 
-  private constructor(remote: Endpoint, port: number) {
-    this.remote = remote;
-    this.port = port;
-    this.#silence = setTimeout(
-      () => this.close(`nothing heard from it for ${controlSilenceMs / 1000} s`),
-      controlSilenceMs,
-    );
+  constructor(control: ControlChannel, message: Registered, credentials: Credentials) {
+    const { address } = splitEndpoint(control.remote);
+    this.control = control;
+    this.#credentials = credentials;
+    this.id = message.id;
+    this.name = message.name;
+    this.room = message.room;
+    this.public = message.public;
+    this.private = message.private;
+    this.probes = message.probePorts.map((port) => formatEndpoint(address, port));
+    this.alternates = message.alternates;
+    this.verify = message.verify;
+    this.port = this.portFor(control.port);
   }
 
-  /** Connects to the first address of `host` that accepts; rejects with a {@link UserError}. */
-  static async open(host: string, port: number): Promise<ControlChannel> {
-    const remotes = await resolve(host, port);
-    const failures: string[] = [];
-    for (const remote of remotes) {
-      try {
-        const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
-        const channel = new ControlChannel(remote, localPort);
-        await channel.#adopt(socket.release());
-        return channel;
-      } catch (error) {
-        if (!(error instanceof SystemError)) throw error;
-        failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
-      }
-    }
-    throw new UserError(
-      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`bun run introducer ${port}\`) and is that its address?`,
-    );
-  }
-
-  async #adopt(fd: number): Promise<void> {
-    await Bun.connect({
-      ...adoptable(fd),
-      socket: {
-        open: (socket) => {
-          this.#socket = socket;
-          // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
-          socket.setKeepAlive(true, keepaliveMs);
-        },
-        data: (_, chunk) => this.#read(chunk),
-        drain: () => this.#write(new Uint8Array(0)),
-        end: () => this.close("it closed the connection"),
-        close: (_, error) => this.close(error?.message ?? "it closed the connection"),
-        error: (_, error) => this.close(error.message),
-      },
-    });
-  }
-
-  /** The address that our host uses towards the introducer. */
-  get localAddress(): string | undefined {
-    const address = this.#socket?.localAddress;
-    return address === undefined ? undefined : canonicalAddress(address)?.address;
+  portFor(localPort: number): PunchPort {
+    return new PunchPort(localPort, this.#credentials);
   }
 
   send(message: ToIntroducer): void {
-    this.#write(new TextEncoder().encode(encode(message)));
+    this.control.send(message);
   }
 
-  close(reason: string): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
-    clearTimeout(this.#silence);
-    this.#socket?.end();
-    this.onClose(reason);
-  }
-
-  #write(bytes: Uint8Array): void {
-    if (this.#isClosed) return;
-    this.#unsent = this.#unsent.length === 0 ? new Uint8Array(bytes) : Buffer.concat([this.#unsent, bytes]);
-    const written = this.#socket?.write(this.#unsent) ?? 0;
-    this.#unsent = this.#unsent.slice(Math.max(0, written));
-  }
-
-  #read(chunk: Uint8Array): void {
-    this.#silence.refresh();
-    try {
-      for (const line of this.#decoder.push(chunk)) {
-        if (!this.#isClosed) this.onMessage(parseToParticipant(line));
-      }
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      this.close(
-        `it sent what is not in the protocol (${error.message}): is that an introducer of this version?`,
-      );
-    }
+  /** How our NAT maps, by probes from the shared port. */
+  async measure(probes: readonly Endpoint[]): Promise<MappingBehaviour> {
+    const control = { destination: this.control.remote, observed: this.public };
+    return classifyMapping(await sampleMapping(this.port.port, control, probes), this.port.port);
   }
 }
 
-const connectFailures: Record<string, string> = {
-  ECONNREFUSED: "connection refused",
-  EHOSTUNREACH: "no route to the host",
-  ENETUNREACH: "no route to that network",
-  ETIMEDOUT: "no answer",
-};
+type ControlState =
+  | { is: "away" }
+  /** On the way: until `registered` and the whole list have come. */
+  | { is: "joining"; attempt: JoinAttempt; registration?: Registration }
+  | { is: "registered"; registration: Registration }
+  /** Coming back by ourselves. */
+  | { is: "lost"; timer: NodeJS.Timeout };
 
-async function resolve(host: string, port: number): Promise<Endpoint[]> {
-  const literal = canonicalAddress(host);
-  if (literal) return [formatEndpoint(literal.address, port)];
-  try {
-    const { lookup } = await import("node:dns/promises");
-    const found = await lookup(host, { all: true });
-    return found.map(({ address }) => formatEndpoint(address, port));
-  } catch {
-    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
-  }
-}
-
-function hostAddresses(): string[] {
-  return Object.values(networkInterfaces())
-    .flatMap((list) => list ?? [])
-    .map(({ address }) => canonicalAddress(address.replace(/%.*$/, ""))?.address)
-    .filter((address) => address !== undefined);
-}
-
-/** Our host candidates: every address of this host with the shared port, the one in use first. */
-export function hostCandidates(inUse: string | undefined, port: number, overLoopback: boolean): Endpoint[] {
-  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...hostAddresses()]);
-  const usable = [...wanted].filter((address) => {
-    const scope = addressScope(address);
-    return (
-      scope === "private" || scope === "global" || (scope === "loopback" && overLoopback && address === inUse)
-    );
-  });
-  return usable.slice(0, maxCandidates).map((address) => formatEndpoint(address, port));
+/** One try to register; whatever ends it settles it, and continuations of an earlier one find that it is not theirs. */
+interface JoinAttempt {
+  resolve: () => void;
+  reject: (error: UserError) => void;
+  control?: ControlChannel;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -365,21 +210,28 @@ export class Participant {
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
-  readonly #entries = new Map<string, PeerEntry>();
-  #control: ControlChannel | undefined;
+  readonly #peers = new Map<string, RemotePeer>();
+  readonly #surroundings: PeerSurroundings;
   #state: ControlState = { is: "away" };
+  #hasBeenRegistered = false;
+  #hasQuit = false;
   #rejoinMs = firstRejoinMs;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
-  #joining: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
-  #filtering: ((filtering: Filtering) => void) | undefined;
-  /** Resolved, and made anew, whenever a peer is seen. */
+  #filtering: ((filtering: Filtering | undefined) => void) | undefined;
+  /** Resolved, and made anew, whenever we are registered or a peer is seen. */
   #arrival = Promise.withResolvers<void>();
 
   constructor(options: ParticipantOptions) {
     this.options = options;
     this.#credentials = new Credentials(options.identity);
+    this.#surroundings = {
+      ground: () => this.#registration,
+      emit: (event) => this.#emit(event),
+      isVerbose: options.verbose ?? false,
+      refuseUnasked: () => (this.#hasQuit ? "we are leaving" : undefined),
+    };
   }
 
   get isRegistered(): boolean {
@@ -388,84 +240,79 @@ export class Participant {
 
   /** The list, in the order of the ids. */
   get rows(): PeerRow[] {
-    return [...this.#entries.values()].sort((a, b) => a.peer.id - b.peer.id).map(rowOf);
+    return [...this.#peers.values()].map(({ row }) => row).sort((a, b) => a.id - b.id);
   }
 
-  /** Registers with the introducer; resolves once the room's list is there. */
+  /** What the introducer knows of us, while we are registered. */
+  get self(): Self | undefined {
+    const registration = this.#registration;
+    if (!registration) return undefined;
+    const { id, name, room, public: observed, private: hosts, behaviour } = registration;
+    const { fingerprint } = this.options.identity;
+    const mapping = behaviour?.mapping ?? "unknown";
+    return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
+  }
+
+  /** How many links are up. */
+  get linkCount(): number {
+    return [...this.#peers.values()].filter(({ link }) => link).length;
+  }
+
+  /**
+   * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
+   * fails is followed by others, until `leave`.
+   */
   async join(): Promise<void> {
+    if (this.#hasQuit) throw new UserError("this participant has quit");
     if (this.#state.is === "registered") throw new UserError("already registered with the introducer");
     if (this.#state.is === "joining") throw new UserError("already on the way to the introducer");
     if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#state = { is: "joining" };
-    try {
-      await this.#register();
-    } catch (error) {
-      if (this.#isJoining()) this.#state = { is: "away" };
-      throw error;
-    }
+    await this.#join();
   }
 
   /** Leaves the introducer; links stay. */
   leave(): void {
     if (this.#state.is === "away")
       throw new UserError("not registered with an introducer; `join` comes back");
-    if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#lose("we left", { is: "away" });
+    this.#part({ is: "away" }, "we left");
     this.#emit({ event: "introducer", state: "left", reason: "links stay up; `join` comes back" });
   }
 
-  /** Ends all links in order, and leaves. */
+  /** Ends all links in order, and leaves; for good. */
   async quit(): Promise<void> {
-    for (const entry of this.#entries.values()) {
-      if (entry.state.is === "punching") this.#abandon(entry, "peer-left", "we are leaving");
-    }
-    await Promise.all(this.#links().map(({ link }) => link.close("the peer quit")));
-    if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#lose("we quit", { is: "away" });
+    this.#hasQuit = true;
+    await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
+    if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
   }
 
   /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
-  connect(word: string, isVerbose = false): Promise<Link> {
-    const entry = this.#find(word);
-    entry.isVerbose = isVerbose;
-    if (entry.state.is === "linked") throw new UserError(`already linked with ${printable(entry.peer.name)}`);
-    const { promise, resolve, reject } = Promise.withResolvers<Link>();
-    if (entry.state.is !== "punching") {
-      if (this.#state.is !== "registered")
-        throw new UserError("not registered with the introducer; `join` first");
-      if (!entry.present) throw new UserError(`${printable(entry.peer.name)} has left the room`);
-      this.#ask(entry);
-    }
-    entry.waiting.push({ resolve, reject });
-    return promise;
+  async connect(word: string, isVerbose = false): Promise<Link> {
+    if (this.#hasQuit) throw new UserError("this participant has quit");
+    return this.#find(word).connect(isVerbose);
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
-  async say(word: string, text: string): Promise<void> {
-    const { link, peer } = this.#linked(word);
-    const rttMs = await delivered(peer, link.say(text));
-    this.#emit({ event: "sent", peer: peer.id, name: peer.name, rttMs });
+  say(word: string, text: string): Promise<number> {
+    return this.#find(word).say(text);
   }
 
-  async ping(word: string): Promise<void> {
-    const { link, peer } = this.#linked(word);
-    const rttMs = await delivered(peer, link.ping());
-    this.#emit({ event: "pong", peer: peer.id, name: peer.name, rttMs });
+  ping(word: string): Promise<number> {
+    return this.#find(word).ping();
   }
 
-  async disconnect(word: string): Promise<void> {
-    const { link } = this.#linked(word);
-    await link.close("disconnected");
+  /** Ends the link, or cancels the punch that is under way. */
+  disconnect(word: string): Promise<void> {
+    return this.#find(word).disconnect();
   }
 
   /** Measures the round trip to the introducer. */
   async echo(text: string): Promise<void> {
-    if (!this.isRegistered) throw new UserError("not registered with the introducer; `join` first");
+    const registration = this.#registered();
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     const startedAt = performance.now();
     const timer = setTimeout(() => reject(new UserError("the introducer did not answer")), answerTimeoutMs);
     this.#echoes.push({ resolve, reject });
-    this.#control?.send({ type: "echo", text });
+    registration.send({ type: "echo", text });
     try {
       const answer = await promise;
       this.#emit({ event: "echo", text: answer, rttMs: performance.now() - startedAt });
@@ -474,67 +321,133 @@ export class Participant {
     }
   }
 
-  /** Finds out what kind of NAT this host is behind. */
+  /** Finds out what kind of NAT this host is behind; begins anew when we are registered anew meanwhile. */
   async nat(): Promise<NatReport> {
-    if (this.#state.is !== "registered")
-      throw new UserError("not registered with the introducer; `join` first");
-    const { registration } = this.#state;
-    const { port, probes, alternates, public: observed, private: hosts } = registration;
-    if (!probes[0] || !this.#control) {
+    let registration = this.#registered();
+    for (;;) {
+      const report = await this.#natOf(registration);
+      if (this.#registration === registration) {
+        this.#emit({ event: "nat", ...report });
+        return report;
+      }
+      registration = await this.#nextRegistration();
+    }
+  }
+
+  async #natOf(registration: Registration): Promise<NatReport> {
+    const { port, probes, alternates, public: observed } = registration;
+    if (!probes[0]) {
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     }
-    const control = { destination: this.#control.remote, observed };
     await registration.classified;
-    const samples = await sampleMapping(port.port, control, [...probes, ...alternates]);
-    const behaviour = classifyMapping(samples, port.port);
-    const own = { mapping: behaviour.mapping, private: hosts, public: observed };
-    const filtering = await port.listenDuring(() => this.#connectBack());
-    const report: NatReport = {
+    const behaviour = await registration.measure([...probes, ...alternates]);
+    const own = { mapping: behaviour.mapping, private: registration.private, public: observed };
+    const filtering = await port.listenDuring(() => this.#connectBack(registration));
+    const isTranslated = !isUntranslated(own);
+    return {
       ...behaviour,
-      isTranslated: !isUntranslated(own),
+      observed,
+      scope: scopeOf(observed),
+      isTranslated,
       ...(filtering && { filtering }),
-      hairpinning: !isUntranslated(own) && (await testHairpinning(port.port, observed, probes[0])),
-      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      hairpinning: isTranslated && (await testHairpinning(port.port, observed, probes[0])),
+      ipv6: own.private.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
       expected: expectations(own, filtering),
     };
-    this.#emit({ event: "nat", ...report });
-    return report;
   }
 
   /** Asks the introducer to connect to us; undefined when it does not answer. */
-  async #connectBack(): Promise<Filtering | undefined> {
+  async #connectBack(registration: Registration): Promise<Filtering | undefined> {
     const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
     const timer = setTimeout(() => resolve(undefined), answerTimeoutMs);
     this.#filtering = resolve;
-    this.#control?.send({ type: "connect-back" });
+    registration.send({ type: "connect-back" });
     return promise.finally(() => {
       clearTimeout(timer);
       this.#filtering = undefined;
     });
   }
 
-  /** Resolves once `word` names exactly one peer that is there. */
+  /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
   async waitFor(word: string): Promise<void> {
-    const isThere = () => {
-      const found = findByIdOrName(this.#here(), word);
-      return typeof found !== "string" && found.entry.present;
-    };
-    while (!isThere()) await this.#arrival.promise;
+    const announce = setTimeout(
+      () => this.#emit({ event: "waiting", for: "peer", text: `waiting for ${word} to join` }),
+      announceAfterMs,
+    );
+    try {
+      for (;;) {
+        const named = this.#named(word).filter(({ isPresent }) => isPresent);
+        if (named.length === 1) return;
+        if (named.length > 1) throw ambiguous(word, named);
+        await this.#arrival.promise;
+      }
+    } finally {
+      clearTimeout(announce);
+    }
   }
 
   // --- registration --------------------------------------------------------------------------------------
 
-  async #register(): Promise<void> {
-    const { host, port, name, room, identity } = this.options;
-    const control = await ControlChannel.open(host, port);
-    if (!this.#isJoining()) return control.close("no longer wanted");
-    this.#control = control;
+  get #registration(): Registration | undefined {
+    return this.#state.is === "registered" || this.#state.is === "joining"
+      ? this.#state.registration
+      : undefined;
+  }
+
+  #registered(): Registration {
+    if (this.#state.is === "registered") return this.#state.registration;
+    throw new UserError("not registered with the introducer; `join` first");
+  }
+
+  /** The one after a loss; rejects when nobody comes back. */
+  async #nextRegistration(): Promise<Registration> {
+    const giveUpAt = performance.now() + answerTimeoutMs;
+    const timer = setTimeout(() => this.#arrived(), answerTimeoutMs);
+    try {
+      while (this.#state.is === "lost" || this.#state.is === "joining") {
+        if (performance.now() >= giveUpAt) break;
+        await this.#arrival.promise;
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+    return this.#registered();
+  }
+
+  #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const timer = setTimeout(() => control.close("it did not answer `register`"), registerTimeoutMs);
-    this.#joining = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject };
+    this.#state = { is: "joining", attempt };
+    const { host, port } = this.options;
+    const text = `connecting to ${formatHostPort(host, port)}`;
+    const announce = setTimeout(
+      () => this.#emit({ event: "waiting", for: "introducer", text }),
+      announceAfterMs,
+    );
+    const timer = setTimeout(() => attempt.control?.close("it did not answer `register`"), registerTimeoutMs);
+    void this.#register(attempt, timer);
+    return promise.finally(() => {
+      clearTimeout(announce);
+      clearTimeout(timer);
+    });
+  }
+
+  async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
+    const { host, port, name, room, identity } = this.options;
+    let control: ControlChannel;
+    try {
+      control = await ControlChannel.open(host, port);
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      return this.#joinFailed(attempt, error);
+    }
+    if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
+    timer.refresh();
+    attempt.control = control;
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
-    const overLoopback = addressScope(splitEndpoint(control.remote).address) === "loopback";
+    const overLoopback = scopeOf(control.remote) === "loopback";
+    const peers = [...this.#peers.values()];
     control.send({
       type: "register",
       version: protocolVersion,
@@ -543,51 +456,56 @@ export class Participant {
       instance: this.#instance,
       fingerprint: identity.fingerprint,
       private: hostCandidates(control.localAddress, control.port, overLoopback),
+      links: peers.flatMap(({ instance, link }) => (link ? [{ peer: instance, route: link.route }] : [])),
     });
-    await promise.finally(() => clearTimeout(timer));
   }
 
-  /** Asked through a method, because it changes while we wait. */
-  #isJoining(): boolean {
-    return this.#state.is === "joining";
+  #isCurrent(attempt: JoinAttempt): boolean {
+    return this.#state.is === "joining" && this.#state.attempt === attempt;
+  }
+
+  #joinFailed(attempt: JoinAttempt, error: UserError): void {
+    if (!this.#isCurrent(attempt)) return;
+    this.#part(this.#hasBeenRegistered ? "come back" : { is: "away" }, error.message, error);
   }
 
   #closed(control: ControlChannel, reason: string): void {
-    if (this.#control !== control) return;
-    if (!this.#joining) return this.#lose(reason, undefined);
-    const { reject } = this.#joining;
-    this.#joining = undefined;
-    this.#lose(reason, { is: "away" });
-    reject(new UserError(`the introducer did not register us: ${reason}`));
-  }
-
-  /** The control channel is gone. `next` is the state to be in; undefined means: come back by ourselves. */
-  #lose(reason: string, next: ControlState | undefined): void {
-    const control = this.#control;
-    this.#control = undefined;
-    this.#joining?.reject(new UserError(reason));
-    this.#joining = undefined;
-    this.#state = next ?? this.#rejoinLater(reason);
-    control?.close(reason);
-    for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
-    for (const [key, entry] of this.#entries) {
-      entry.present = false;
-      // A punch that was introduced goes on by itself; one that waits for it, or for another round, can't.
-      const { state } = entry;
-      const isIntroduced = state.is === "punching" && state.token !== undefined && state.punch;
-      if (state.is === "punching" && !isIntroduced) this.#abandon(entry, "introducer-lost", reason);
-      if (entry.state.is !== "linked" && entry.state.is !== "punching") this.#entries.delete(key);
+    if (this.#state.is === "joining" && this.#state.attempt.control === control) {
+      this.#joinFailed(this.#state.attempt, new UserError(`the introducer did not register us: ${reason}`));
+    } else if (this.#state.is === "registered" && this.#state.registration.control === control) {
+      this.#part("come back", reason);
     }
   }
 
-  #rejoinLater(reason: string, state: "lost" | "unreachable" = "lost"): ControlState {
+  /**
+   * The registration, or the way to it, is over, and `next` is what follows. Whoever waits for something of it is
+   * told the reason.
+   */
+  #part(next: ControlState | "come back", reason: string, error = new UserError(reason)): void {
+    const before = this.#state;
+    const wasRegistered = before.is === "registered";
+    if (before.is === "lost") clearTimeout(before.timer);
+    this.#state =
+      next === "come back" ? this.#comeBack(wasRegistered ? "lost" : "unreachable", reason) : next;
+    if (before.is === "joining") {
+      before.attempt.control?.close(reason);
+      before.attempt.reject(error);
+    } else if (before.is === "registered") before.registration.control.close(reason);
+    for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
+    this.#filtering?.(undefined);
+    for (const peer of this.#peers.values()) peer.introducerLost(reason);
+    this.#arrived();
+  }
+
+  /** Tries again by itself. */
+  #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
     const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random()));
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
-      this.join().catch((error: unknown) => {
+      // A failure has been told, as `unreachable`, by then.
+      this.#join().catch((error: unknown) => {
         if (!(error instanceof UserError)) throw error;
-        if (this.#state.is === "away") this.#state = this.#rejoinLater(error.message, "unreachable");
       });
     }, retryInMs);
     return { is: "lost", timer };
@@ -596,399 +514,209 @@ export class Participant {
   // --- what the introducer says --------------------------------------------------------------------------
 
   #receive(control: ControlChannel, message: ToParticipant): void {
-    if (this.#control !== control) return;
     switch (message.type) {
       case "registered":
-        return this.#registered(control, message);
-      case "peers":
-        return this.#peers(message.peers, message.more);
-      case "joined":
-        return this.#joined(message.peer);
-      case "updated":
-        return this.#updated(message.peer);
-      case "left":
-        return this.#left(message.id);
-      case "measure":
-        return void this.#measure(message);
-      case "punch":
-        return this.#punch(message);
-      case "filtering":
-        return this.#filtering?.(message.filtering);
-      case "observed":
-        return; // only ever sent to probes
-      case "failed":
-        return this.#peerFailed(message);
-      case "notice":
-        return this.#emit({ event: "notice", text: message.text });
-      case "echo":
-        return this.#echoes.shift()?.resolve(message.text);
-      case "ping":
-        return control.send({ type: "pong", id: message.id });
+        return this.#beginRegistration(control, message);
       case "refused":
         return this.#refused(message);
       case "bye":
         return control.close(message.reason);
+      case "ping":
+        return control.send({ type: "pong", id: message.id });
+      case "observed":
+        return; // only ever sent to probes
+      default:
+        if (this.#registration?.control === control) this.#receiveRegistered(this.#registration, message);
     }
   }
 
-  #registered(control: ControlChannel, message: ToParticipant & { type: "registered" }): void {
-    const { address } = splitEndpoint(control.remote);
-    const registration: Registration = {
-      id: message.id,
-      public: message.public,
-      private: message.private,
-      port: new PunchPort(control.port, this.#credentials),
-      probes: message.probePorts.map((port) => formatEndpoint(address, port)),
-      alternates: message.alternates,
-      behaviour: undefined,
-      classified: Promise.resolve(),
-      roundTripMs: undefined,
-    };
-    this.#state = { is: "registered", registration };
-    this.#watchAddresses(registration);
-    this.#snapshot = [];
-    this.#rejoinMs = firstRejoinMs;
-    const { id, name, room, private: candidates } = message;
-    this.#emit({ event: "registered", id, name, room, public: message.public, private: candidates });
+  #receiveRegistered(
+    registration: Registration,
+    message: Exclude<ToParticipant, { type: "registered" | "refused" | "bye" | "ping" | "observed" }>,
+  ): void {
+    switch (message.type) {
+      case "peers":
+        return this.#list(registration, message.peers, message.more);
+      case "joined":
+        return this.#joined(message.peer);
+      case "updated":
+        return this.#updated(registration, message);
+      case "left":
+        return this.#left(message.id);
+      case "measure":
+        return this.#remember(message.peer)?.measure(message);
+      case "punch":
+        return this.#remember(message.peer)?.punch(message);
+      case "failed":
+        return this.#byId(message.peer)?.failed(message);
+      case "filtering":
+        return this.#filtering?.(message.filtering);
+      case "notice":
+        return this.#emit({ event: "notice", text: message.text });
+      case "echo":
+        return this.#echoes.shift()?.resolve(message.text);
+    }
   }
 
-  #peers(peers: Peer[], more: boolean): void {
+  #beginRegistration(control: ControlChannel, message: Registered): void {
+    if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
+    this.#state.registration = new Registration(control, message, this.#credentials);
+    this.#snapshot = [];
+    const { id, name, room, public: observed, private: candidates } = message;
+    this.#emit({ event: "registered", id, name, room, public: observed, private: candidates });
+  }
+
+  /** A part of the list; with the last one we are registered. */
+  #list(registration: Registration, peers: Peer[], more: boolean): void {
     this.#snapshot.push(...peers);
     if (this.#snapshot.length > maxPeers)
-      return this.#control?.close("it lists more peers than a room can have");
+      return registration.control.close("it lists more peers than a room can have");
     if (more) return;
-    for (const peer of this.#snapshot) this.#remember(peer);
-    this.#snapshot = [];
+    for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
+    for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
     this.#emit({ event: "peers", peers: this.rows });
-    this.#joining?.resolve();
-    this.#joining = undefined;
-    if (this.#state.is !== "registered") return;
-    const { registration } = this.#state;
-    registration.classified = this.#classify(registration);
+    if (this.#state.is !== "joining") return;
+    const { attempt } = this.#state;
+    this.#state = { is: "registered", registration };
+    this.#hasBeenRegistered = true;
+    registration.classified = this.#classify(registration, firstRemeasureMs);
+    this.#watchAddresses(registration);
+    this.#onceLasting(registration);
+    attempt.resolve();
+    this.#arrived();
+  }
+
+  #onceLasting(registration: Registration): void {
+    const timer = setTimeout(() => {
+      if (this.#registration === registration) this.#rejoinMs = firstRejoinMs;
+    }, lastingMs);
+    timer.unref();
   }
 
   #joined(peer: Peer): void {
-    const entry = this.#remember(peer);
-    if (entry.peer !== peer) return;
-    this.#emit({
-      event: "joined",
-      peer: peer.id,
-      name: peer.name,
-      private: peer.private,
-      public: peer.public,
-    });
+    if (!this.#remember(peer)) return;
+    const { id, name, private: hosts, public: observed } = peer;
+    this.#emit({ event: "joined", peer: id, name, private: hosts, public: observed });
   }
 
   /** Our own row changes too: it says how far the introducer is. */
-  #updated(peer: Peer): void {
-    const { id, name, public: observed, mapping, roundTripMs } = peer;
-    const isOurs = this.#state.is === "registered" && this.#state.registration.id === id;
-    if (!isOurs) {
-      this.#remember(peer);
-      const measured = roundTripMs === undefined ? {} : { roundTripMs };
-      this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
-    } else if (this.#state.is === "registered") this.#state.registration.roundTripMs = peer.roundTripMs;
+  #updated(registration: Registration, { id, ...change }: ToParticipant & { type: "updated" }): void {
+    if (id === registration.id) {
+      if (change.roundTripMs !== undefined) registration.roundTripMs = change.roundTripMs;
+      return;
+    }
+    const peer = this.#byId(id);
+    if (!peer) return;
+    peer.change(change);
+    const { name, public: observed, mapping, roundTripMs } = peer.row;
+    const measured = roundTripMs === undefined ? {} : { roundTripMs };
+    this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
-  /** Stores the newest that is known of a peer, and tells a new introducer of the link that we already have. */
-  #remember(peer: Peer): PeerEntry {
+  /** Stores the newest that is known of a peer; undefined when the introducer names too many. */
+  #remember(peer: Peer): RemotePeer | undefined {
     const key = `${peer.instance} ${peer.fingerprint}`;
-    if (this.#entries.size >= 2 * maxPeers) this.#control?.close("it names more peers than a room can have");
-    const entry = this.#entries.get(key) ?? { peer, present: false, state: { is: "known" }, waiting: [] };
-    this.#entries.set(key, entry);
-    // A session that has not timed out yet may be listed beside the one that replaced it.
-    if (entry.present && peer.id < entry.peer.id) return entry;
-    const isNew = !entry.present || entry.peer.id !== peer.id;
-    entry.peer = peer;
-    entry.present = true;
+    let known = this.#peers.get(key);
+    if (!known) {
+      if (this.#peers.size >= maxPeers)
+        return void this.#registration?.control.close("it names more peers than a room can have");
+      known = new RemotePeer(peer, this.#surroundings);
+      this.#peers.set(key, known);
+    }
+    known.seen(peer);
+    this.#arrived();
+    return known;
+  }
+
+  #arrived(): void {
     this.#arrival.resolve();
     this.#arrival = Promise.withResolvers();
-    if (isNew && entry.state.is === "linked") this.#reportLink(entry, entry.state.link);
-    return entry;
   }
 
   #left(id: number): void {
-    for (const [key, entry] of this.#entries) {
-      if (entry.peer.id !== id || !entry.present) continue;
-      entry.present = false;
-      this.#emit({ event: "left", peer: id, name: entry.peer.name });
-      if (entry.state.is === "punching") this.#abandon(entry, "peer-left", "it left the introducer");
-      if (entry.state.is !== "linked") this.#entries.delete(key);
-    }
+    const peer = this.#byId(id);
+    if (!peer) return;
+    this.#emit({ event: "left", peer: id, name: peer.name });
+    peer.left();
+    if (!peer.isIdle) return;
+    for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused(message: ToParticipant & { type: "refused" }): void {
-    const text = `the introducer refused${message.request ? ` \`${message.request}\`` : ""}: ${message.message}`;
-    if (this.#joining) {
-      const { reject } = this.#joining;
-      this.#joining = undefined;
-      this.#lose("refused", { is: "away" });
-      return reject(new UserError(text));
-    }
-    if (message.request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
-    const entry = this.#byId(message.peer);
-    if (message.request === "connect" && entry?.state.is === "punching" && !entry.state.token) {
-      const { punch } = entry.state;
-      this.#setState(entry, { is: "known" });
-      punch?.abort("refused-by-peer", text);
-      for (const { reject } of entry.waiting.splice(0)) reject(new UserError(text));
-      return;
-    }
+  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+    const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
+    if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
+    if (request === "connect-back") return this.#filtering?.(undefined);
+    if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
-    if (message.code !== "unknown-peer") this.#emit({ event: "error", message: text });
+    if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
   }
 
-  // --- punching ------------------------------------------------------------------------------------------
+  // --- what we find out about ourselves ------------------------------------------------------------------
 
-  #ask(entry: PeerEntry): void {
-    const state: PeerState = { is: "punching", since: performance.now() };
-    this.#setState(entry, state);
-    this.#control?.send({ type: "connect", peer: entry.peer.id });
-    const waitMs = this.#headStart(entry);
-    if (waitMs !== undefined) state.punch = this.#startPunch(entry, state, { startInMs: waitMs });
-    setTimeout(() => {
-      if (entry.state === state && !state.token)
-        this.#failed(entry, "timed-out", "the introducer did not answer");
-    }, answerTimeoutMs);
-  }
-
-  /**
-   * How long after our `connect` our first SYN may leave without waiting for the introducer's word, such that it
-   * reaches the peer's NAT soon after the peer's own SYN has left it: that saves up to half a round trip. Undefined
-   * where ports must be measured first.
-   */
-  #headStart({ peer, endedAt }: PeerEntry): number | undefined {
-    if (this.#state.is !== "registered") return undefined;
-    const { behaviour, roundTripMs } = this.#state.registration;
-    const isKept = behaviour?.mapping === "endpoint-independent" && peer.mapping === "endpoint-independent";
-    if (!isKept || roundTripMs === undefined || peer.roundTripMs === undefined) return undefined;
-    // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
-    if (endedAt !== undefined && performance.now() - endedAt < roundTripMs + peer.roundTripMs)
-      return undefined;
-    const peerStartsInMs = (roundTripMs + peer.roundTripMs) / 2;
-    return peerStartsInMs * (1 - headStartShare);
-  }
-
-  /** Registers anew when the host's addresses change: the old endpoints lead nowhere. */
+  /** Registers anew when the addresses change that others can use: the old endpoints lead nowhere. */
   #watchAddresses(registration: Registration): void {
-    const before = hostAddresses().join();
+    const usable = () => hostCandidates(undefined, 1, false).sort().join();
+    const before = usable();
     const timer = setInterval(() => {
-      const isCurrent = this.#state.is === "registered" && this.#state.registration === registration;
-      const hasChanged = hostAddresses().join() !== before;
-      if (isCurrent && !hasChanged) return;
+      const isCurrent = this.#registration === registration;
+      if (isCurrent && usable() === before) return;
       clearInterval(timer);
-      if (isCurrent) this.#lose("this host's addresses changed", undefined);
+      if (isCurrent) this.#part("come back", "this host's addresses changed");
     }, addressWatchMs);
     timer.unref();
   }
 
-  /** Learns once how our NAT maps, and tells; the registration may be over when the answer is there. */
-  async #classify(registration: Registration): Promise<void> {
-    const { port, probes, public: observed } = registration;
-    if (probes.length === 0 || !this.#control) return;
-    const control = { destination: this.#control.remote, observed };
-    const sampling = sampleMapping(port.port, control, probes);
+  /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
+  async #classify(registration: Registration, againInMs: number): Promise<void> {
+    if (registration.probes.length === 0) return;
+    const measuring = registration.measure(registration.probes);
+    if (registration.verify) {
+      const { endpoint, token } = registration.verify;
+      void verify(registration.port.port, endpoint, token);
+    }
     // While our probes are on their way; nobody is introduced before both sides are ready.
     this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
     await this.#rehearsed;
-    const behaviour = classifyMapping(await sampling, port.port);
-    if (this.#state.is !== "registered" || this.#state.registration !== registration) return;
+    const behaviour = await measuring;
+    if (this.#registration !== registration) return;
+    if (behaviour.mapping === "unknown") {
+      const again = () =>
+        this.#registration === registration && void this.#remeasure(registration, againInMs);
+      setTimeout(again, againInMs).unref();
+    }
     registration.behaviour = behaviour;
     const { mapping, step } = behaviour;
-    this.#control.send({ type: "mapping", mapping });
+    registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
   }
 
-  /** Measures for a round that predicts ports. */
-  async #measure({ peer, token, way }: ToParticipant & { type: "measure" }): Promise<void> {
-    if (this.#state.is !== "registered") return;
-    const { port, probes, behaviour } = this.#state.registration;
-    const entry = this.#remember(peer);
-    const state = this.#nextRound(entry, token);
-    let prediction: Prediction | undefined;
-    if (way === "fresh") {
-      const fresh = probes[0] && (await observeFresh(probes[0]));
-      if (fresh) {
-        state.freshPort = new PunchPort(fresh.port, this.#credentials);
-        prediction = { endpoint: fresh.observed, step: 0 };
-      }
-    } else if (probes[0]) prediction = await predict(port.port, probes[0], behaviour?.step ?? 1);
-    this.#control?.send({ type: "measured", token, ...(prediction && { prediction }) });
-  }
-
-  /** The peer's state for a new round; what is left of an earlier one ends without a word. */
-  #nextRound(entry: PeerEntry, token: string): PeerState & { is: "punching" } {
-    const { state } = entry;
-    if (state.is === "punching" && state.token === token) return state; // it has measured for this round
-    // Only a peer that no longer has our link asks for another one.
-    if (state.is === "linked") void state.link.close("the peer asks for a new link");
-    const since = state.is === "punching" ? state.since : performance.now();
-    const next: PeerState = { is: "punching", since, token };
-    // First, so that the end of the old punch is not taken for the end of this one.
-    this.#setState(entry, next);
-    if (state.is === "punching") state.punch?.abort("timed-out", "another round follows");
-    return next;
-  }
-
-  #punch(message: ToParticipant & { type: "punch" }): void {
-    if (this.#state.is !== "registered") return;
-    const entry = this.#remember(message.peer);
-    const { token, role, way, round } = message;
-    const { id, name } = entry.peer;
-    if (entry.state.is === "punching" && entry.state.token === token && entry.state.punch) return;
-    this.#emit({ event: "punching", peer: id, name, role, way, round });
-    if (this.#introduceEarly(entry, message)) return;
-    const state = this.#nextRound(entry, token);
-    state.isLast = message.last;
-    state.punch = this.#startPunch(entry, state, message);
-  }
-
-  /** Whether the punch has begun already, before the introducer's word. */
-  #introduceEarly({ state }: PeerEntry, { token, role, way, last, deadlineMs }: PunchMessage): boolean {
-    if (state.is !== "punching" || state.token !== undefined || !state.punch || way !== "direct")
-      return false;
-    if (state.punch.isOver) return false;
-    state.token = token;
-    state.isLast = last;
-    state.punch.introduce({ token, role }, deadlineMs);
-    return true;
-  }
-
-  #startPunch(entry: PeerEntry, state: PeerState & { is: "punching" }, order: PunchOrder): Punch | undefined {
-    if (this.#state.is !== "registered") return undefined;
-    const { registration } = this.#state;
-    const { peer } = entry;
-    const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
-    return (state.freshPort ?? registration.port).punch({
-      ...(role && token && { introduction: { role, token } }),
-      fingerprint: peer.fingerprint,
-      candidates: candidatesOf(order, peer, registration),
-      startInMs,
-      deadlineMs,
-      isReachable: isReachable(registration, peer),
-      onLinked: (link) => this.#linkUp(entry, link, performance.now() - state.since),
-      onFailed: (reason, detail) => this.#punchFailed(entry, state, reason, detail),
-      onAttempt: (attempt) => {
-        if (this.options.verbose || entry.isVerbose)
-          this.#emit({ event: "attempt", peer: peer.id, name: peer.name, ...attempt });
-      },
-    });
-  }
-
-  #linkUp(entry: PeerEntry, link: Link, elapsedMs: number): void {
-    this.#setState(entry, { is: "linked", link });
-    const { peer } = entry;
-    link.onSaid = (text) => this.#emit({ event: "said", peer: entry.peer.id, name: entry.peer.name, text });
-    link.onClose = (reason, by) => this.#linkDown(entry, link, reason, by);
-    const { route, local, remote } = link;
-    this.#emit({ event: "linked", peer: peer.id, name: peer.name, route, local, remote, elapsedMs });
-    this.#reportLink(entry, link);
-    for (const { resolve } of entry.waiting.splice(0)) resolve(link);
-  }
-
-  #reportLink(entry: PeerEntry, { route, local, remote }: Link): void {
-    if (entry.present) this.#control?.send({ type: "linked", peer: entry.peer.id, route, local, remote });
-  }
-
-  #linkDown(entry: PeerEntry, link: Link, reason: string, by: EndedBy): void {
-    const { peer, present } = entry;
-    const told =
-      by === "us" ? reason : by === "peer" ? `ended by the peer: ${reason || "no reason given"}` : reason;
-    this.#emit({ event: "unlinked", peer: peer.id, name: peer.name, reason: told });
-    if (present) this.#control?.send({ type: "unlinked", peer: peer.id, reason: told });
-    entry.endedAt = performance.now();
-    if (entry.state.is !== "linked" || entry.state.link !== link) return;
-    this.#setState(entry, { is: "known" });
-    if (!present) this.#forget(entry);
-  }
-
-  /** A round of ours ended without a link: the introducer hears it, and tells the peer or begins the next. */
-  #punchFailed(
-    entry: PeerEntry,
-    state: PeerState & { is: "punching" },
-    reason: FailureReason,
-    detail: string,
-  ): void {
-    if (entry.state !== state) return;
-    const { peer, present } = entry;
-    const { token } = state;
-    const report = { peer: peer.id, reason, detail: detail.slice(0, 1024) };
-    if (present && token !== undefined) this.#control?.send({ type: "failed", token, ...report });
-    if (state.isLast || !present || reason === "peer-left") return this.#failed(entry, reason, detail);
-    delete state.punch;
-    setTimeout(() => {
-      if (entry.state === state && !state.punch) this.#failed(entry, reason, detail);
-    }, answerTimeoutMs);
-  }
-
-  #peerFailed(message: ToParticipant & { type: "failed" }): void {
-    const entry = this.#byId(message.peer);
-    if (entry?.state.is !== "punching") return;
-    // Without a token we wait for the answer to our `connect`, and this is it.
-    if (entry.state.token === undefined) return this.#abandon(entry, message.reason, message.detail);
-    if (entry.state.token !== message.token) return;
-    this.#abandon(entry, message.reason, `the peer gave up: ${message.detail}`);
-  }
-
-  /** Ends a punch that is under way, or that is still waiting for the introducer. */
-  #abandon(entry: PeerEntry, reason: FailureReason, detail: string): void {
-    if (entry.state.is !== "punching") return;
-    const { punch } = entry.state;
-    punch?.abort(reason, detail);
-    // The end of a round is not the end of all: this is.
-    this.#failed(entry, reason, detail);
-  }
-
-  #failed(entry: PeerEntry, reason: FailureReason, detail: string): void {
-    if (entry.state.is !== "punching") return;
-    const { peer } = entry;
-    this.#setState(entry, { is: "failed", reason });
-    this.#emit({ event: "failed", peer: peer.id, name: peer.name, reason, detail });
-    const error = new UserError(
-      `no link with ${printable(peer.name)}: ${failureReasons[reason]} (${reason})`,
-    );
-    for (const { reject } of entry.waiting.splice(0)) reject(error);
-    if (!entry.present) this.#forget(entry);
+  #remeasure(registration: Registration, beforeMs: number): void {
+    registration.classified = this.#classify(registration, Math.min(2 * beforeMs, maxRemeasureMs));
   }
 
   // --- looking things up ---------------------------------------------------------------------------------
 
-  /** The only writer of a peer's state. */
-  #setState(entry: PeerEntry, state: PeerState): void {
-    entry.state = state;
+  #byId(id: number): RemotePeer | undefined {
+    return [...this.#peers.values()].find((peer) => peer.isPresent && peer.id === id);
   }
 
-  #forget(entry: PeerEntry): void {
-    for (const [key, value] of this.#entries) if (value === entry) this.#entries.delete(key);
+  /** Ids name those who are in the room; who is not may have lost its id to somebody else. */
+  #named(word: string): RemotePeer[] {
+    const byId = /^\d+$/.test(word) ? this.#byId(Number(word)) : undefined;
+    return byId ? [byId] : [...this.#peers.values()].filter(({ name }) => name === word);
   }
 
-  #byId(id: number | undefined): PeerEntry | undefined {
-    return [...this.#entries.values()].find(({ peer, present }) => present && peer.id === id);
-  }
-
-  #here(): { id: number; name: string; entry: PeerEntry }[] {
-    return [...this.#entries.values()].map((entry) => ({ id: entry.peer.id, name: entry.peer.name, entry }));
-  }
-
-  #find(word: string): PeerEntry {
-    const found = findByIdOrName(this.#here(), word);
-    if (typeof found !== "string") return found.entry;
-    const own = this.#state.is === "registered" ? String(this.#state.registration.id) : undefined;
+  #find(word: string): RemotePeer {
+    const named = this.#named(word);
+    // Of several, the one that is there is meant.
+    const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
+    if (found && others.length === 0) return found;
+    if (named.length > 0) throw ambiguous(word, named);
+    const own = String(this.#registration?.id);
     if (word === own || word === this.options.name)
       throw new UserError("that is yourself; `list` shows the others");
-    throw new UserError(found);
-  }
-
-  #linked(word: string): { link: Link; peer: Peer } {
-    const { state, peer } = this.#find(word);
-    if (state.is === "linked") return { link: state.link, peer };
-    throw new UserError(`not linked with ${printable(peer.name)}; \`connect ${printable(word)}\` first`);
-  }
-
-  #links(): { link: Link; peer: Peer }[] {
-    return [...this.#entries.values()].flatMap(({ state, peer }) =>
-      state.is === "linked" ? [{ link: state.link, peer }] : [],
-    );
+    throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
   #emit(event: ParticipantEvent): void {
@@ -996,35 +724,14 @@ export class Participant {
   }
 }
 
-/** A link's answer; a {@link LinkError} becomes what the user reads. */
-async function delivered(peer: Peer, answer: Promise<number>): Promise<number> {
-  try {
-    return await answer;
-  } catch (error) {
-    if (!(error instanceof LinkError)) throw error;
-    throw new UserError(`not delivered to ${printable(peer.name)}: ${error.message}`);
-  }
+function ambiguous(word: string, named: RemotePeer[]): UserError {
+  const ids = named.filter(({ isPresent }) => isPresent).map(({ id }) => id);
+  const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
+  return new UserError(`${printable(word)} is ambiguous: ${next}`);
 }
 
-/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
-function isReachable(own: { public: Endpoint; private: readonly Endpoint[] }, peer: Peer): boolean {
-  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
-  return own.private.includes(own.public) || address(own.public) === address(peer.public);
-}
-
-/** The candidates of a round. */
-function candidatesOf({ way, own, theirs }: PunchOrder, peer: Peer, registration: Registration): Candidate[] {
-  const { public: observed, private: hosts, port, behaviour } = registration;
-  return roundCandidates({
-    way: way ?? "direct",
-    own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
-    peer,
-    ownPrediction: own,
-    peerPrediction: theirs,
-    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true)),
-    // Half of what the system allows is for everything else.
-    budget: Math.floor(descriptorLimit() / 2),
-  });
+function formatHostPort(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
 /** With which kinds of peer, in another network, a participant in this situation can link. */
@@ -1039,24 +746,6 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
   const isOpen = isUntranslated(own) && filtering === "let-in";
   const firstWay = (peer: Situation) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
   return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
-}
-
-function rowOf({ peer, present, state }: PeerEntry): PeerRow {
-  const row = {
-    id: peer.id,
-    name: peer.name,
-    state: state.is,
-    present,
-    private: peer.private,
-    public: peer.public,
-    mapping: peer.mapping,
-    ...(peer.roundTripMs !== undefined && { roundTripMs: peer.roundTripMs }),
-  };
-  if (state.is === "failed") return { ...row, reason: state.reason };
-  if (state.is !== "linked") return row;
-  const { route, local, remote, rttMs, openedAt, bytesIn, bytesOut } = state.link;
-  const measured = rttMs === undefined ? {} : { rttMs };
-  return { ...row, route, local, remote, ageMs: Date.now() - openedAt, bytesIn, bytesOut, ...measured };
 }
 
 // --- rendering -------------------------------------------------------------------------------------------
