@@ -6,10 +6,7 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
 import { hostname, userInfo } from "node:os";
-import type * as readline from "node:readline";
 import { basename } from "node:path";
-import { parseArgs } from "node:util";
-import pc from "picocolors";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
@@ -32,6 +29,25 @@ import {
 } from "./native/punch/mapping.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
+  CommandError,
+  completions,
+  count,
+  readCommand,
+  readOptions,
+  renderCommands,
+  renderTable,
+  runProgram,
+  startedAs,
+  Terminal,
+  UsageError,
+  version,
+  wideColumns,
+  type Cell,
+  type Colors,
+  type Column,
+  type Command,
+} from "./native/terminal.ts";
+import {
   age,
   canonicalAddress,
   defaultPort,
@@ -40,7 +56,6 @@ import {
   formatEndpoint,
   isUntranslated,
   jsonLine,
-  maxTextLength,
   nameProblem,
   planRounds,
   printable,
@@ -52,6 +67,7 @@ import {
   UserError,
   type AddressScope,
   type Endpoint,
+  type FailureReason,
   type Filtering,
   type Mapping,
   type Peer,
@@ -750,68 +766,96 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
 
 // --- rendering -------------------------------------------------------------------------------------------
 
-type Colors = ReturnType<typeof pc.createColors>;
-
-/** The module of tables, loaded for the first one: most who start are not after a table. */
-const tableModule = () => require("cli-table3") as typeof import("cli-table3");
-
-const stateLabels: Record<PeerState["is"], (c: Colors) => string> = {
-  linked: (c) => c.green("● linked"),
-  punching: (c) => c.yellow("◌ punching"),
-  known: (c) => c.dim("○ known"),
-  failed: (c) => c.red("✗ failed"),
+const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
+  linked: (c) => c.green,
+  punching: (c) => c.yellow,
+  known: (c) => c.dim,
+  failed: (c) => c.red,
 };
+const stateMarks: Record<PeerRow["state"], string> = { linked: "●", punching: "◌", known: "○", failed: "✗" };
 
-const borders = ["top", "top-mid", "top-left", "top-right", "bottom", "bottom-mid", "bottom-left"];
-const rules = ["bottom-right", "left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"];
-const noBorders = Object.fromEntries([...borders, ...rules].map((place) => [place, ""]));
+/** Two lines a peer and more: 80 columns suffice. */
+const narrowList: Column[] = [
+  { head: "" },
+  { head: "id", least: 5 },
+  { head: "name", least: 10 },
+  { head: "private endpoint\npublic endpoint", least: 21 },
+  { head: "link", least: 24 },
+];
+/** One line a peer. */
+const wideList: Column[] = [
+  { head: "" },
+  { head: "id" },
+  { head: "name", least: 12, isCut: true },
+  { head: "private endpoint", optional: 4 },
+  { head: "public endpoint" },
+  { head: "link" },
+  { head: "from", optional: 2 },
+  { head: "to", optional: 1 },
+  { head: "bytes", optional: 3 },
+];
 
-/** The list in `columns` columns, of which it needs 80: wider, endpoints are broken less often. */
+/** The list in `columns` columns, of which it needs 80; Infinity, for a pipe, cuts and wraps nothing. */
 export function renderList(rows: PeerRow[], columns: number, c: Colors): string {
   if (rows.length === 0)
     return "Nobody else is in the room. Others join with the same introducer and --room.";
-  const spare = Math.max(0, columns - 80);
-  const endpointWidth = 21 + Math.min(26, Math.floor(spare / 2)); // 21 is an IPv4 endpoint, 47 one of IPv6
-  const linkWidth = 24 + Math.min(26, Math.floor(spare / 2));
-  const widths = [10, 5, 14, endpointWidth, linkWidth];
-  const Table = tableModule();
-  const table = new Table({
-    head: ["", "id", "name", "private endpoint\npublic endpoint", "link"],
-    colWidths: widths.map((width) => width + 1),
-    chars: noBorders,
-    style: { head: [], border: [], "padding-left": 0, "padding-right": 1 },
-  });
-  for (const row of rows) {
-    const [first = "none", ...others] = row.private;
-    const more = others.length > 0 ? [`+${others.length} more`] : [];
-    const host = [first, ...more].map((line) => wrapped(line, endpointWidth)).join("\n");
-    table.push([
-      stateLabels[row.state](c),
-      wrapped(String(row.id), 5),
-      c.bold(wrapped(printable(row.name), 14)),
-      `${c.dim(host)}\n${wrapped(row.public, endpointWidth)}`,
-      wrapped(linkCell(row), linkWidth),
-    ]);
-  }
-  return table.toString().replace(/ +$/gm, "");
+  const isWide = columns >= wideColumns;
+  const cells = rows.map((row) => [
+    [{ text: `${stateMarks[row.state]} ${row.state}`, paint: stateLabels[row.state](c) }],
+    [row.present ? String(row.id) : "-"],
+    [{ text: printable(row.name), paint: c.bold }],
+    ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
+  ]);
+  return `${renderTable(isWide ? wideList : narrowList, cells, columns)}\n${total(rows)}`;
 }
 
-function linkCell(row: PeerRow): string {
+function narrowCells(row: PeerRow, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? [`+${others.length} more`] : [];
+  const hosts = [first, ...more].map((text) => ({ text, paint: c.dim }));
+  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`, traffic(row)] : [];
+  return [
+    [...hosts, row.public],
+    [linkWords(row), ...path, ...lastSeen(row)],
+  ];
+}
+
+function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? ` +${others.length} more` : "";
+  const hosts = columns === Infinity ? row.private.join(", ") || first : `${first}${more}`;
+  const isLinked = row.state === "linked";
+  const words = [linkWords(row), ...lastSeen(row)];
+  return [
+    [{ text: hosts, paint: c.dim }],
+    [row.public],
+    [words.filter(Boolean).join(" ")],
+    [isLinked ? `${row.local}` : ""],
+    [isLinked ? `→ ${row.remote}` : ""],
+    [isLinked ? traffic(row) : ""],
+  ];
+}
+
+function linkWords(row: PeerRow): string {
   if (row.state === "failed") return row.reason ?? "";
   if (row.state !== "linked") return "";
   const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
-  const lines = [
-    `${row.route}${rtt} ${age(row.ageMs ?? 0)}`,
-    `${row.local}`,
-    `→ ${row.remote}`,
-    `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`,
-    ...(row.present ? [] : ["(not in the room)"]),
-  ];
-  return lines.join("\n");
+  return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
 }
 
-function wrapped(text: string, width: number): string {
-  return Bun.wrapAnsi(text, width, { hard: true, wordWrap: false, trim: false });
+/** Of a peer that the introducer does not list now. */
+function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
+  return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
+}
+
+function traffic(row: PeerRow): string {
+  return `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`;
+}
+
+/** `3 peers: 2 linked, 1 known`. */
+function total(rows: PeerRow[]): string {
+  const states = Object.entries(Object.groupBy(rows, ({ state }) => state));
+  return `${count(rows.length, "peer")}: ${states.map(([state, all]) => `${all.length} ${state}`).join(", ")}`;
 }
 
 /** `512 B`, `1.5 kB`, `2.0 MB`. */
@@ -826,7 +870,10 @@ const ms = (value: number) => `${value.toFixed(1)} ms`;
 
 /** What an event says to a person; undefined for what only programs want. */
 export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  const who = "name" in event && "peer" in event ? `${c.bold(printable(event.name))} (${event.peer})` : "";
+  const who =
+    "name" in event && "peer" in event
+      ? `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`
+      : "";
   switch (event.event) {
     case "registered":
       return (
@@ -853,19 +900,21 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
     case "linked":
       return `${c.green("linked")} with ${who} by ${event.route}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
     case "failed":
-      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(printable(event.detail))}`;
+      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(`${printable(event.detail)}${natMayTell.has(event.reason) ? "; `nat` tells what kind of NAT you are behind" : ""}`)}`;
     case "unlinked":
-      return `${c.yellow("unlinked")} from ${who}: ${printable(event.reason)}`;
+      return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
+    case "waiting":
+      return `${printable(event.text)} …`;
     case "said":
-      return `${c.cyan(printable(event.name))}: ${printable(event.text)}`;
+      return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
-      return c.dim(`${printable(event.name)} has it after ${ms(event.rttMs)}`);
+      return `${who} has it after ${ms(event.rttMs)}`;
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
     case "echo":
       return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
     case "notice":
-      return `${c.magenta("introducer")}: ${printable(event.text)}`;
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
     case "introducer": {
       const next =
         event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
@@ -876,12 +925,20 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
   }
 }
 
+const natMayTell: ReadonlySet<FailureReason> = new Set([
+  "no-candidate-answered",
+  "both-mappings-random",
+  "timed-out",
+] as const);
+
 function tellPeers(rows: PeerRow[]): string {
   const here = rows.filter(({ present }) => present);
   if (here.length === 0) return "Nobody else is here yet.";
   const names = here.map(({ name, id }) => `${printable(name)} (${id})`).join(", ");
   const next = here.find(({ state }) => state === "known" || state === "failed");
-  return `here: ${names}${next ? `. \`connect ${printable(next.name)}\` punches a hole` : ""}`;
+  if (!next) return `here: ${names}`;
+  const isUnique = rows.filter(({ name }) => name === next.name).length === 1;
+  return `here: ${names}. \`connect ${isUnique ? printable(next.name) : next.id}\` punches a hole`;
 }
 
 const filteringWords: Record<Filtering, string> = {
@@ -910,7 +967,9 @@ export function renderNat(report: NatReport, c: Colors): string {
   const facts = [
     [
       "translation",
-      isTranslated ? "yes, the introducer sees another address" : "none, the address is your own",
+      isTranslated
+        ? `yes, the introducer sees ${report.observed}`
+        : `none, the introducer sees your own address, ${report.observed}`,
     ],
     ["mapping", mappingWords(mapping, dependsOn)],
     ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
@@ -918,13 +977,24 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
   ] as const;
-  const Table = tableModule();
-  const table = new Table({ head: ["peer's NAT", "direct link"], style: { head: [], border: [] } });
-  for (const { peer, way } of expected) table.push([peer, wayWords[way](c)]);
+  const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
+  const table = expected.map(({ peer, way }) => [[`  ${peer}`], [wayWords[way](c)]]);
   return [
     c.bold(plainSentence(report)),
     ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
-    table.toString(),
+    // Of another network an introducer in ours can tell nothing.
+    ...(isTranslated || report.scope === "global" ? [renderTable(head, table, Infinity)] : []),
+  ].join("\n");
+}
+
+/** What `whoami` answers. */
+function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
+  return [
+    `${c.bold(printable(self.name))} (${self.id}) in room ${printable(self.room)}`,
+    `  private      ${self.private.join(", ") || "none"}`,
+    `  public       ${self.public}`,
+    `  mapping      ${self.mapping}`,
+    `  fingerprint  ${self.fingerprint}`,
   ].join("\n");
 }
 
@@ -937,7 +1007,12 @@ function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): stri
   return "address-and-port-dependent: another external port for every destination";
 }
 
-function plainSentence({ mapping, isTranslated, filtering }: NatReport): string {
+function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): string {
+  if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
+  if (!isTranslated && scope === "private")
+    return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
+  if (!isTranslated && filtering === undefined)
+    return "You have a public address; whether a firewall is before it was not measured.";
   if (!isTranslated) {
     return filtering === "let-in"
       ? "You are on the open Internet: everyone can link with you."
@@ -958,168 +1033,109 @@ function plainSentence({ mapping, isTranslated, filtering }: NatReport): string 
 // --- the prompt ------------------------------------------------------------------------------------------
 
 const commands = [
-  ["s", "list", "", "who is here, and whom you are linked with"],
-  ["d", "connect", "PEER ... [-v]", "punch holes (PEER: id or name); -v: every attempt"],
-  ["f", "say", "PEER TEXT", "send TEXT over the link"],
-  ["", "ping", "PEER", "measure the link's round trip"],
-  ["g", "disconnect", "PEER", "end the link"],
-  ["h", "echo", "[TEXT]", "measure the introducer's round trip"],
-  ["a", "leave", "", "leave the introducer; links stay up"],
-  ["", "join", "", "come back to the introducer"],
-  ["j", "quit", "", "end all links and the program"],
-  ["", "nat", "", "what kind of NAT you are behind"],
-  ["", "help", "", "this"],
-] as const;
-type Command = (typeof commands)[number][1];
+  { key: "s", word: "list", operands: "", what: "who is here, and whom you are linked with" },
+  { key: "d", word: "connect", operands: "PEER ... [-v]", what: "punch holes (-v: tell every attempt)" },
+  { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
+  { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
+  { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
+  { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
+  { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
+  { key: "", word: "join", operands: "", what: "come back to the introducer" },
+  { key: "", word: "nat", operands: "", what: "what kind of NAT you are behind" },
+  { key: "", word: "whoami", operands: "", what: "your name, id, endpoints and fingerprint" },
+  { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  {
+    key: "j",
+    word: "quit",
+    aliases: ["q", "exit"],
+    operands: "",
+    what: "end all links and the program (also q, exit)",
+  },
+] as const satisfies Command[];
 
-const commandHelp = commands
-  .map(([key, word, operands, what]) => `  ${key.padEnd(2)} ${`${word} ${operands}`.padEnd(22)} ${what}`)
-  .join("\n");
+const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
 
-function readCommand(line: string): { command: Command; rest: string } {
-  const [, word = "", rest = ""] = /^\s*(\S+)\s*([^]*?)\s*$/.exec(line) ?? [];
-  const lower = word.toLowerCase();
-  const found = commands.find(([key, name]) => lower === name || (key !== "" && lower === key));
-  if (!found) throw new UserError(`there is no command ${printable(word)}; \`help\` lists them`);
-  return { command: found[1], rest };
-}
+/** Events that answer a command, or are what a peer sent: results, on standard output. */
+const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
+/** What is told even with --quiet, on standard error. */
+const problems: ReadonlySet<ParticipantEvent["event"]> = new Set(["failed", "error", "introducer"] as const);
 
-/** Where text goes: results on stdout, the story on stderr, both above the line being typed. */
-class Terminal {
-  readonly isInteractive = process.stdin.isTTY === true && process.stderr.isTTY === true;
+/** What the participant tells, and what the user asks, between the two. */
+class Prompt {
+  readonly #terminal: Terminal;
   readonly #isJson: boolean;
-  readonly #out = pc.createColors(usesColor(process.stdout));
-  readonly #err = pc.createColors(usesColor(process.stderr));
-  #prompt: readline.Interface | undefined;
 
-  constructor(isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean) {
+    this.#terminal = terminal;
     this.#isJson = isJson;
   }
 
   event(event: ParticipantEvent): void {
-    // With the time, in ms since the epoch: several participants on one clock can be compared.
-    const at = performance.timeOrigin + performance.now();
-    if (this.#isJson) this.#print(process.stdout, jsonLine({ ...event, at }));
-    const text = tell(event, this.#err);
-    if (text !== undefined) this.#print(process.stderr, text);
+    if (this.#isJson) this.#json(event);
+    if (event.event === "error") return this.#terminal.error(event.message);
+    const isResult = !this.#isJson && results.has(event.event);
+    const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
+    if (text === undefined) return;
+    if (isResult) this.#terminal.result(text);
+    else this.#terminal.story(text, problems.has(event.event));
   }
 
-  list(rows: PeerRow[]): void {
-    if (this.#isJson) this.#print(process.stdout, jsonLine({ event: "peers", peers: rows }));
-    else this.#print(process.stdout, renderList(rows, process.stdout.columns ?? 80, this.#out));
+  /** Obeys one line; rejects with what is wrong with it. */
+  async run(line: string, participant: Participant): Promise<void> {
+    const { command, words, text, flags } = readCommand(commands, line);
+    const [peer = ""] = words;
+    switch (command) {
+      case "list":
+        return this.#list(participant.rows);
+      case "connect":
+        return connectAll(words, flags.includes("-v"), participant);
+      case "say":
+        return void (await participant.say(peer, text));
+      case "ping":
+        return void (await participant.ping(peer));
+      case "disconnect":
+        return participant.disconnect(peer);
+      case "echo":
+        return participant.echo(text);
+      case "leave":
+        return participant.leave();
+      case "join":
+        return participant.join();
+      case "nat":
+        return this.nat(await participant.nat());
+      case "whoami":
+        return this.#whoami(participant);
+      case "help":
+        return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
+      case "quit":
+        return; // the one who reads the lines ends
+    }
   }
 
   nat(report: NatReport): void {
-    if (!this.#isJson) this.#print(process.stdout, renderNat(report, this.#out));
+    if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
   }
 
-  help(): void {
-    this.#print(this.#isJson ? process.stderr : process.stdout, commandHelp);
+  #list(rows: PeerRow[]): void {
+    if (this.#isJson) return this.#json({ event: "peers", peers: rows });
+    this.#terminal.result(renderList(rows, this.#terminal.width, this.#terminal.resultColors));
   }
 
-  /** Asks for one line; undefined when the user would rather not say. */
-  async ask(question: string): Promise<string | undefined> {
-    const { createInterface } = await import("node:readline");
-    const asking = createInterface({ input: process.stdin, output: process.stderr });
-    const { promise, resolve } = Promise.withResolvers<string | undefined>();
-    const giveUp = () => {
-      process.stderr.write("\n");
-      resolve(undefined);
-    };
-    asking.once("SIGINT", giveUp).once("close", giveUp);
-    asking.question(question, resolve);
-    const answer = await promise;
-    asking.removeListener("close", giveUp).close();
-    return answer;
+  #whoami({ self }: Participant): void {
+    if (!self) throw new UserError("not registered with the introducer; `join` first");
+    if (this.#isJson) return this.#json({ event: "whoami", ...self });
+    this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
   }
 
-  /** Reads commands, which run beside each other. Resolves when the user quits. */
-  async converse(onLine: (line: string) => void): Promise<void> {
-    const { createInterface } = await import("node:readline");
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const prompt = createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
-    this.#prompt = prompt;
-    prompt.on("line", (line) => {
-      if (isQuit(line)) return resolve();
-      if (line.trim() !== "") onLine(line);
-      prompt.prompt();
-    });
-    prompt.once("SIGINT", resolve).once("close", resolve);
-    prompt.prompt();
-    await promise;
-    this.close();
-  }
-
-  close(): void {
-    this.#erasePrompt();
-    const prompt = this.#prompt;
-    this.#prompt = undefined;
-    prompt?.close();
-  }
-
-  #print(stream: NodeJS.WriteStream, text: string): void {
-    this.#erasePrompt();
-    stream.write(text + "\n");
-    this.#prompt?.prompt(true);
-  }
-
-  #erasePrompt(): void {
-    if (!this.#prompt) return;
-    process.stderr.moveCursor(0, -this.#prompt.getCursorPos().rows);
-    process.stderr.cursorTo(0);
-    process.stderr.clearScreenDown();
-    // Untyped but public in Node and Bun: where the cursor was. Left as it is, drawing the prompt anew would
-    // begin that many rows higher, over the text printed meanwhile.
-    (this.#prompt as { prevRows?: number }).prevRows = 0;
+  /** With the time, in ms since the epoch: several participants on one clock can be compared. */
+  #json(event: object): void {
+    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
 }
 
-function usesColor(stream: NodeJS.WriteStream): boolean {
-  return stream.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
-}
-
-async function run(line: string, participant: Participant, terminal: Terminal): Promise<void> {
-  const { command, rest } = readCommand(line);
-  const [, peer = "", text = ""] = /^(\S*)\s*([^]*)$/.exec(rest) ?? [];
-  const needed = () => {
-    if (peer === "") throw new UserError(`\`${command}\` needs a PEER: an id or a name; \`list\` shows them`);
-    return peer;
-  };
-  switch (command) {
-    case "list":
-      return terminal.list(participant.rows);
-    case "connect":
-      return connectAll(rest.split(/\s+/), participant);
-    case "say":
-      if (needed() && text === "") throw new UserError("`say` needs a TEXT: say PEER TEXT");
-      return participant.say(peer, bounded(text));
-    case "ping":
-      return participant.ping(needed());
-    case "disconnect":
-      return participant.disconnect(needed());
-    case "echo":
-      return participant.echo(bounded(rest));
-    case "leave":
-      return participant.leave();
-    case "join":
-      return participant.join();
-    case "nat":
-      return terminal.nat(await participant.nat());
-    case "help":
-      return terminal.help();
-    case "quit":
-      return; // the one who reads the lines ends
-  }
-}
-
-/** `connect PEER ... [-v]`: all at once. */
-async function connectAll(words: string[], participant: Participant): Promise<void> {
-  const isFlag = (word: string) => word === "-v" || word === "--verbose";
-  const peers = words.filter((word) => word !== "" && !isFlag(word));
-  if (peers.length === 0) {
-    throw new UserError("`connect` needs a PEER: an id or a name; `list` shows them");
-  }
-  await everyone(peers.map(async (word) => participant.connect(word, words.some(isFlag))));
+/** All at once. */
+async function connectAll(peers: string[], isVerbose: boolean, participant: Participant): Promise<void> {
+  await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
 }
 
 /** Waits for all, then rejects with whatever failed. */
@@ -1128,40 +1144,47 @@ async function everyone(all: Promise<unknown>[]): Promise<void> {
   const reasons: unknown[] = failed.map(({ reason }) => reason);
   const unexpected = reasons.find((reason) => !(reason instanceof UserError));
   if (unexpected !== undefined) throw unexpected;
-  if (reasons.length > 0) throw new UserError(reasons.map((one) => (one as UserError).message).join("; "));
+  const untold = reasons.filter((one) => !(one instanceof ToldError)) as UserError[];
+  if (untold.length > 0) throw new UserError(untold.map(({ message }) => message).join("; "));
+  if (reasons.length > 0) throw reasons[0];
 }
 
-function bounded(text: string): string {
-  if (text.length <= maxTextLength) return text;
-  throw new UserError(`a text has at most ${maxTextLength} characters; this one has ${text.length}`);
+function isQuit(line: string): boolean {
+  try {
+    return readCommand(commands, line).command === "quit";
+  } catch {
+    return false;
+  }
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
-const usage = `Usage: bun run participant [HOST[:PORT]] [options]
+const usage = `Usage: ${startedAs("participant")} [HOST[:PORT]] [options]
 
-Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER in the
-environment) and opens direct TCP connections to others in the same room.
+Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
+in the environment) and opens direct TCP connections to others in the room.
 
 Options:
   --name NAME     what others call you: one word (default: user@host)
-  --room ROOM     who sees whom; an unguessable name is a private room (default: ${defaultRoom})
+  --room ROOM     who sees whom; an unguessable name is a private room
+                  (default: ${defaultRoom})
   --connect PEER  punch a hole to PEER as soon as it is there
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends
   -v, --verbose   show every attempt of a punch
-  --json          events as one JSON object per line on stdout; the story on stderr
+  -q, --quiet     results and errors only
+  --json          events as JSON lines on standard output
   -h, --help      this
+  --version       which version this is
 
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
-Without a terminal the commands run one after the other, and the end of the input quits
-(exit code 1 if a command failed).
+Results and what peers say go to standard output, all else to standard error.
+Without a terminal the commands run one after the other, and the end of the
+input quits (exit code 1 if a command failed).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
-
-class UsageError extends Error {}
 
 interface Arguments {
   introducer: string | undefined;
@@ -1171,12 +1194,27 @@ interface Arguments {
   nat: boolean;
   stay: boolean;
   verbose: boolean;
+  quiet: boolean;
   json: boolean;
 }
 
-function readArguments(args: string[]): Arguments | "help" {
-  const { values, positionals } = parseCommandLine(args);
+const options = {
+  name: { type: "string" },
+  room: { type: "string" },
+  connect: { type: "string", multiple: true },
+  nat: { type: "boolean" },
+  stay: { type: "boolean" },
+  verbose: { type: "boolean", short: "v" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+function readArguments(args: string[]): Arguments | "help" | "version" {
+  const { values, positionals } = readOptions(args, options);
   if (values.help) return "help";
+  if (values.version) return "version";
   if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
@@ -1192,29 +1230,9 @@ function readArguments(args: string[]): Arguments | "help" {
     nat: values.nat ?? false,
     stay: values.stay ?? false,
     verbose: values.verbose ?? false,
+    quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
-}
-
-function parseCommandLine(args: string[]) {
-  try {
-    return parseArgs({
-      args,
-      allowPositionals: true,
-      options: {
-        name: { type: "string" },
-        room: { type: "string" },
-        connect: { type: "string", multiple: true },
-        nat: { type: "boolean" },
-        stay: { type: "boolean" },
-        verbose: { type: "boolean", short: "v" },
-        json: { type: "boolean" },
-        help: { type: "boolean", short: "h" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
 }
 
 function defaultName(): string {
@@ -1245,14 +1263,6 @@ export function readHostPort(text: string): { host: string; port: number } {
   return { host: match[1] ?? match[2]!, port };
 }
 
-function isQuit(line: string): boolean {
-  try {
-    return readCommand(line).command === "quit";
-  } catch {
-    return false;
-  }
-}
-
 function checkPlatform(): void {
   try {
     requirePlatform();
@@ -1261,54 +1271,72 @@ function checkPlatform(): void {
   }
 }
 
-async function main(): Promise<number> {
+/** Asks until the answer can be an introducer; undefined when the user gives up. */
+async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
+  if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+  return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {
+    if (answer === "") return undefined;
+    try {
+      readHostPort(answer);
+      return answer;
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      terminal.error(error.message);
+      return undefined;
+    }
+  });
+}
+
+async function main(terminal: Terminal): Promise<number> {
   const options = readArguments(process.argv.slice(2));
-  if (options === "help") {
-    process.stdout.write(usage + "\n");
+  if (options === "help" || options === "version") {
+    terminal.result(options === "help" ? usage : version);
     return 0;
   }
   checkPlatform();
-  const terminal = new Terminal(options.json);
-  const question = "Introducer (HOST or HOST:PORT): ";
-  if (options.introducer === undefined && !terminal.isInteractive)
-    throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
-  const introducer = options.introducer ?? (await terminal.ask(question));
+  terminal.isQuiet = options.quiet;
+  const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return 0;
+  const prompt = new Prompt(terminal, options.json);
   const participant = new Participant({
     ...readHostPort(introducer),
     name: options.name,
     room: options.room,
     identity: loadIdentity(),
     verbose: options.verbose,
-    onEvent: (event) => terminal.event(event),
+    onEvent: (event) => prompt.event(event),
   });
   const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
     process.once(signal, () => stopped.resolve(0));
-  process.stdout.on("error", () => stopped.resolve(1)); // whoever read the output is gone
-  process.stderr.on("error", () => {});
-  const code = await Promise.race([live(participant, terminal, options), stopped.promise]);
+  void terminal.broken.then(() => stopped.resolve(1));
+  const code = await Promise.race([live(participant, prompt, terminal, options), stopped.promise]);
   terminal.close();
   await participant.quit();
   return code;
 }
 
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
-async function live(participant: Participant, terminal: Terminal, options: Arguments): Promise<number> {
+async function live(
+  participant: Participant,
+  prompt: Prompt,
+  terminal: Terminal,
+  options: Arguments,
+): Promise<number> {
   let failures = 0;
   const attempt = async (work: () => Promise<void>) => {
     try {
       await work();
     } catch (error) {
-      if (!(error instanceof UserError)) throw error;
+      if (!(error instanceof UserError || error instanceof CommandError)) throw error;
       failures++;
-      terminal.event({ event: "error", message: error.message });
+      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }
   };
   await attempt(() => participant.join());
   if (failures > 0) return 1;
   if (options.nat) {
-    await attempt(async () => terminal.nat(await participant.nat()));
+    await attempt(async () => prompt.nat(await participant.nat()));
     return failures > 0 ? 1 : 0;
   }
   const connectTo = async (peer: string) => {
@@ -1316,31 +1344,44 @@ async function live(participant: Participant, terminal: Terminal, options: Argum
     await participant.connect(peer);
   };
   const connecting = Promise.all(options.connect.map((peer) => attempt(() => connectTo(peer))));
-  const onLine = (line: string) => attempt(() => run(line, participant, terminal));
+  const run = (line: string) => attempt(() => prompt.run(line, participant));
   if (terminal.isInteractive) {
-    await terminal.converse((line) => void onLine(line));
+    await converse(participant, terminal, run);
     return 0;
   }
   await connecting;
-  const { createInterface } = await import("node:readline");
-  for await (const line of createInterface({ input: process.stdin })) {
+  for await (const line of terminal.lines()) {
     if (isQuit(line)) return failures > 0 ? 1 : 0;
-    if (line.trim() !== "") await onLine(line);
+    if (line.trim() !== "") await run(line);
   }
   if (options.stay) await new Promise<never>(() => {});
   return failures > 0 ? 1 : 0;
 }
 
-if (import.meta.main) {
-  try {
-    process.exitCode = await main();
-  } catch (error) {
-    if (![UsageError, UserError, IdentityError].some((kind) => error instanceof kind)) throw error;
-    const hint = error instanceof UsageError ? "`--help` shows the usage.\n" : "";
-    process.stderr.write(`error: ${printable((error as Error).message)}\n${hint}`);
-    process.exitCode = error instanceof UsageError ? 2 : 1;
-  }
-  // process.exit() drops what a slow reader of a pipe has not taken yet.
-  await new Promise<void>((resolve) => process.stdout.end(() => resolve()));
-  process.exit();
+/** Commands from a person run beside each other. */
+function converse(
+  participant: Participant,
+  terminal: Terminal,
+  run: (line: string) => Promise<void>,
+): Promise<void> {
+  return terminal.converse({
+    prompt: "> ",
+    onLine: (line) => {
+      if (isQuit(line)) return true;
+      void run(line);
+      return false;
+    },
+    complete: (line) =>
+      completions(
+        commands,
+        participant.rows.map(({ name }) => name),
+        line,
+      ),
+    reasonToStay: () => {
+      const links = participant.linkCount;
+      return links === 0 ? undefined : `${count(links, "link")} up`;
+    },
+  });
 }
+
+if (import.meta.main) await runProgram(main, [UserError, IdentityError]);

@@ -1242,7 +1242,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     const port = freePort();
     await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
     const events = jsonLines(child.stdout);
-    expect((await events.next()).value).toEqual({ event: "listening", host: "127.0.0.1", port });
+    expect((await events.next()).value).toMatchObject({ event: "listening", host: "127.0.0.1", port });
     using anna = new Client(port);
     anna.send(registration("anna"));
     await anna.next("registered");
@@ -1314,7 +1314,7 @@ test("a probe port that is taken: exit code 1, and which", async () => {
   const result = await ended([String(freePort()), "--host", "127.0.0.1", "--probe-ports", taken]);
   expect(result).toMatchObject({ code: 1, stdout: "" });
   expect(result.stderr).toBe(
-    `no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
+    `error: no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
   );
 });
 
@@ -1340,7 +1340,7 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   await using child = run([String(taken - 1), "--host", "127.0.0.1", "--json"]);
   const events = jsonLines(child.stdout);
   const message = expect.stringContaining(`no mapping probes on port ${taken}: EADDRINUSE`);
-  expect((await events.next()).value).toEqual({ event: "warning", message });
+  expect((await events.next()).value).toMatchObject({ event: "warning", message });
   using anna = new Client(taken - 1);
   anna.send(registration("anna"));
   expect((await anna.next("registered")).probePorts).not.toContain(taken);

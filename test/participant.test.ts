@@ -196,19 +196,20 @@ test("the list shows every state, endpoint and measure of a peer", () => {
     plain,
   );
   expect(shown).toMatchInlineSnapshot(`
-    "           id    name           private endpoint      link
-                                    public endpoint
-    ○ known    2     bob@home       192.168.1.20:40000
-                                    203.0.113.7:40000
-    ◌ punching 3     bob@home       192.168.1.20:40000
-                                    203.0.113.7:40000
-    ✗ failed   4     bob@home       192.168.1.20:40000    no-candidate-answered
-                                    203.0.113.7:40000
-    ● linked   5     bob@home       192.168.1.20:40000    public 12.3 ms 1m
-                                    203.0.113.7:40000     192.168.1.20:50000
-                                                          → 203.0.113.7:40000
-                                                          in 1.5 kB out 2.0 MB
-                                                          (not in the room)"
+    "           id name     private endpoint   link
+                           public endpoint
+    ○ known    2  bob@home 192.168.1.20:40000
+                           203.0.113.7:40000
+    ◌ punching 3  bob@home 192.168.1.20:40000
+                           203.0.113.7:40000
+    ✗ failed   4  bob@home 192.168.1.20:40000 no-candidate-answered
+                           203.0.113.7:40000
+    ● linked   5  bob@home 192.168.1.20:40000 public 12.3 ms 1m
+                           203.0.113.7:40000  192.168.1.20:50000
+                                              → 203.0.113.7:40000
+                                              in 1.5 kB out 2.0 MB
+                                              (not listed now)
+    4 peers: 1 known, 1 punching, 1 failed, 1 linked"
   `);
 });
 
@@ -308,12 +309,12 @@ test.each<[ParticipantEvent, string]>([
     "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts",
   ],
   [{ event: "unlinked", ...bob, reason: "disconnected" }, "unlinked from bob (2): disconnected"],
-  [{ event: "said", ...bob, text: "hi" }, "bob: hi"],
-  [{ event: "sent", ...bob, rttMs: 2 }, "bob has it after 2.0 ms"],
+  [{ event: "said", ...bob, text: "hi" }, "<bob> hi"],
+  [{ event: "sent", ...bob, rttMs: 2 }, "bob (2) has it after 2.0 ms"],
   [{ event: "pong", ...bob, rttMs: 3 }, "bob (2) answered after 3.0 ms"],
   [{ event: "echo", text: "x", rttMs: 4 }, "the introducer answered after 4.0 ms: x"],
   [{ event: "echo", text: "", rttMs: 4 }, "the introducer answered after 4.0 ms"],
-  [{ event: "notice", text: "soon" }, "introducer: soon"],
+  [{ event: "notice", text: "soon" }, "[introducer] soon"],
   [
     { event: "introducer", state: "lost", reason: "gone", retryInMs: 1234 },
     "introducer lost: gone; trying again in 1.2 s",
@@ -350,7 +351,7 @@ test("--help prints the usage on stdout", async () => {
   const { code, stdout, stderr } = await outcome(["--help"]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: bun run participant [HOST[:PORT]]");
-  expect(stdout.split("\n").filter((line) => line.length > 100)).toEqual([]);
+  expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
 });
 
 test.each([
@@ -557,8 +558,8 @@ test("on a terminal, what happens does not tear the line being typed", async () 
   expect(told.map((part) => part.replace(/\r?\n[^]*/, ""))).toEqual([
     "punching towards bob (1), controlled, direct, round 1",
     expect.stringContaining("linked with bob (1)"),
-    "bob: one",
-    "bob: two",
+    "<bob> one",
+    "<bob> two",
     "unlinked from bob (1): ended by the peer: disconnected",
     "bob (1) left",
   ]);
@@ -566,7 +567,7 @@ test("on a terminal, what happens does not tear the line being typed", async () 
     expect(part.replace(/\x1b\[\d*[GJ]|\r|\n/g, "")).toEndWith(redrawn);
     expect(part).not.toMatch(/\x1b\[\d*A/); // up again would overwrite what was told
   }
-  child.terminal?.write("\x03");
+  child.terminal?.write("\x03\x03"); // the first clears the line
   expect(await child.exited).toBe(0);
 });
 

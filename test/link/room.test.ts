@@ -44,7 +44,11 @@ test("a proof holds for its fingerprint, name, instance and room only", async ()
 
 test("what stands in one field can't be moved to the next", async () => {
   const { key } = await secretRoom("one");
-  const moved = { ...member, name: `${member.name}${member.instance[0]}`, instance: member.instance.slice(1) };
+  const moved = {
+    ...member,
+    name: `${member.name}${member.instance[0]}`,
+    instance: member.instance.slice(1),
+  };
   expect(prove(key!, moved)).not.toBe(prove(key!, member));
 });
 
