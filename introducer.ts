@@ -1253,11 +1253,11 @@ Tells participants about each other so that they can link by TCP hole punching.
 
 Options:
   --host ADDR        listen on this address only (default: all of this host's)
-  --probe-ports A,B  further ports, where participants measure how their NAT maps
-                     (default: the next two; none: no measuring)
+  --probe-ports A,B  further ports, where participants measure how their
+                     NAT maps (default: the next two; none: no measuring)
   --alternate ADDR   a second address of this host, for finer measuring
   -q, --quiet        results, errors and warnings only
-  --json             events as JSON lines on standard output, in place of the log
+  --json             events as JSON lines on standard output, not as a log
   -h, --help         this
   --version          which version this is
 

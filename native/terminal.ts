@@ -281,6 +281,7 @@ export function completions(commands: readonly Command[], names: Iterable<string
 /** One of the two output streams: what nobody reads is bounded, what can't be written is told once. */
 class Output {
   readonly #stream: NodeJS.WriteStream;
+  readonly #onError: (error: NodeJS.ErrnoException) => void;
   readonly #onDropped: (lines: number) => void;
   #unreadBytes = 0;
   #dropped = 0;
@@ -294,19 +295,16 @@ class Output {
   ) {
     this.#stream = stream;
     this.#onDropped = onDropped;
-    stream.on("error", (error: NodeJS.ErrnoException) => {
-      if (!this.#isBroken) onError(error);
-      this.#isBroken = true;
-      this.#read.resolve();
-    });
+    this.#onError = onError;
+    stream.on("error", (error) => this.#fail(error));
   }
 
   write(text: string): void {
     if (this.#isBroken) return;
-    if (this.#unreadBytes > maxUnreadBytes) return void this.#dropped++;
+    if (this.#unreadBytes > maxUnreadBytes) return void (this.#dropped += text.split("\n").length - 1);
     const bytes = Buffer.byteLength(text);
     this.#unreadBytes += bytes;
-    this.#stream.write(text, () => this.#taken(bytes));
+    this.#stream.write(text, (error) => (error ? this.#fail(error) : this.#taken(bytes)));
   }
 
   /** Resolves once all has been read, but no later than `ms` from now. */
@@ -315,6 +313,14 @@ class Output {
     if (this.#unreadBytes > 0 && !this.#isBroken) await this.#read.promise;
     clearTimeout(timer);
     this.#tellDropped();
+  }
+
+  /** Called for the same error by the stream and by the write. */
+  #fail(error: NodeJS.ErrnoException): void {
+    if (this.#isBroken) return;
+    this.#isBroken = true;
+    this.#onError(error);
+    this.#read.resolve();
   }
 
   #taken(bytes: number): void {

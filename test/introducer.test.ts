@@ -1207,6 +1207,35 @@ test("the table fits 80 columns, with the longest of everything and without colo
   }
 });
 
+test("a wide table has one line a participant; in a pipe nothing is cut", () => {
+  const one = {
+    id: 1,
+    name: "n".repeat(64),
+    room: "a room ".repeat(18).trim(),
+    instance,
+    fingerprint,
+    mapping: "endpoint-independent" as const,
+    since: 0,
+    linked: Array.from({ length: 9 }, (_, index) => index + 2),
+    punching: [],
+    private: [at("192.168.178.123:54321"), at("10.0.0.1:1")],
+    public: at("203.113.113.123:54321"),
+  };
+  const show = (width: number) =>
+    renderParticipants([one, { ...one, id: 2 }], picocolors.createColors(false), 180_000, width);
+  for (const width of [120, 160]) {
+    const lines = show(width).split("\n");
+    expect(lines.length).toBe(4);
+    expect(lines.filter((line) => Bun.stringWidth(line) > width)).toEqual([]);
+    expect(lines[1]).toContain("endpoint-independent");
+  }
+  expect(show(80)).toMatch(/endpoint-\s/);
+  const piped = show(Infinity);
+  for (const text of [one.name, one.room, "192.168.178.123:54321, 10.0.0.1:1", "2, 3, 4, 5, 6, 7, 8, 9, 10"])
+    expect(piped).toContain(text);
+  expect(piped).toEndWith("2 participants in 1 room, 9 links");
+});
+
 // --- the program -----------------------------------------------------------------------------------------
 
 const program = join(import.meta.dir, "..", "introducer.ts");

@@ -234,6 +234,28 @@ test("a wide terminal shows IPv6 endpoints whole", () => {
   );
 });
 
+const longName = "a-name-of-sixty-four-characters-".repeat(2);
+const several: PeerRow[] = [
+  { ...linked, name: longName },
+  { ...linked, id: 3, private: [longest, longest], public: longest, local: longest, remote: longest },
+  { ...known, id: 4, state: "failed", reason: "no-candidate-answered" },
+];
+
+test.each([120, 121, 140, 200, 250, Infinity])("in %d columns each peer has one line", (columns) => {
+  const lines = renderList(several, columns, plain).split("\n");
+  expect(lines.length).toBe(1 + several.length + 1);
+  expect(lines.at(-1)).toBe("3 peers: 2 linked, 1 failed");
+  expect(lines.filter((line) => Bun.stringWidth(line) > columns)).toEqual([]);
+});
+
+test("a name is whole wherever it fits, and in a pipe nothing is missing", () => {
+  expect(renderList([several[0]!], 120, plain)).toContain(longName);
+  expect(renderList([{ ...known, name: "x".repeat(30) }], 80, plain)).toContain("x".repeat(30));
+  const piped = renderList(several, Infinity, plain);
+  for (const text of [longName, `${longest}, ${longest}`, `→ ${longest}`, "in 1.5 kB out 2.0 MB"])
+    expect(piped).toContain(text);
+});
+
 test("an empty list says what to do; colours only when asked for", () => {
   expect(renderList([], 80, plain)).toContain("--room");
   expect(renderList([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
