@@ -5,6 +5,9 @@
  * It never carries a link's bytes, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
+ * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together.
+ * Imported by whoever runs an introducer inside a program of his own, never by a participant.
+ *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
 import { createHash, randomBytes } from "node:crypto";
@@ -46,6 +49,7 @@ import {
   LineDecoder,
   maxLineBytes,
   maxProbePorts,
+  maxReportedLinks,
   mayOffer,
   planRounds,
   printable,
@@ -61,31 +65,45 @@ import {
   type Filtering,
   type Mapping,
   type Peer,
+  type PeerChange,
   type Prediction,
   type RefusalCode,
   type Role,
   type Route,
   type ToIntroducer,
   type ToParticipant,
+  type UnlinkReason,
   type Way,
 } from "./protocol.ts";
 
 // --- limits and timers -----------------------------------------------------------------------------------
 
 export const defaultLimits = {
-  /** Connections in all: an idle participant takes 2.5 KiB (measured), so some 50 MB. */
+  /** Connections in all: an idle participant takes 5 KiB (`bench introducer`), so some 100 MB. */
   sessions: 20_000,
   /** Connections of one IPv4 address or one IPv6 /64 (RFC 6177: a site has at least that): enough for a large office or a carrier's NAT. */
   sessionsPerAddress: 256,
-  /** The same for loopback, where only this host's own programs come from. */
-  sessionsPerLoopback: Infinity,
   /** Participants of one room: each change is told to all of them, so the cost of a room is its square. */
   roomSize: 256,
-  /** Lines of one session: so many at once, then so many a second. A person types far less. */
+  /** How many of them may come from one address, so that nobody fills a room alone. */
+  roomShare: 64,
+  /** How many times the share of an address loopback has, where only this host's own programs come from. */
+  loopbackShares: Infinity,
+  /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
+  /** Bytes read of sessions that have to wait, all together: each of them may be one read of Bun's, 512 KiB. */
+  heldBytes: 64 * 1024 * 1024,
   /** Introductions one session may ask for. */
   introductionsPerMinute: 120,
+  /** Of them those with one peer, and those that one peer gets from all, if that peer has not linked by them. */
+  introductionsPerPair: 10,
+  introductionsPerTarget: 60,
+  /** A birthday takes a thousand sockets and as many entries in a NAT's table: of those with one peer so many a minute. */
+  birthdaysPerPair: 30,
+  /** After one that failed, none with the same peer for so long; and a target gets so many of them in that time. */
+  failedBirthdayPauseMs: 60_000,
+  failedBirthdaysPerTarget: 10,
   /** Lines of one session that break the protocol, before it is closed. */
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
@@ -94,15 +112,22 @@ export const defaultLimits = {
   pingMs: introducerPingMs,
   silenceMs: controlSilenceMs,
   punchDeadlineMs,
-  /** Probe connections open at once, in all; each lasts a round trip. */
+  /** Probe connections open at once, in all and of one address; each lasts a round trip. */
   probes: 1024,
+  probesPerAddress: 64,
   /** How long a side may take to measure its mapping, and a probe connection to be closed by its client. */
   measureMs: 3000,
+  /** Connections back under way, in all: each takes a descriptor for up to {@link connectBackMs}. */
+  connectBacks: 64,
 };
 export type Limits = typeof defaultLimits;
 
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
+/** How often those that have sent too many lines get the next of them read. */
+const resumeMs = 100;
+/** What waits for the end of the tick is written at once beyond this. */
+const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
 const closeGraceMs = 1500;
 /** A report may be under way this long after the punch's deadline. */
@@ -111,6 +136,18 @@ const reportGraceMs = 2000;
 const maxStartInMs = 2000;
 /** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
 const connectBackMs = 3000;
+/** What a RST (ECONNREFUSED, ECONNRESET) and the ICMP errors of RFC 1122 §4.2.3.9 and RFC 4443 §3.1 become in Linux. */
+const refusalErrors: ReadonlySet<string> = new Set([
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "EHOSTDOWN",
+  "ENETDOWN",
+  "ENONET",
+  "ENOPROTOOPT",
+  "EACCES",
+]);
 /** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
 const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
 const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
@@ -127,6 +164,10 @@ const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
 const updateDelayMs = 50;
 /** Round trips measured at once after registering; the least of them counts. */
 const firstPings = 3;
+/** How long the addresses of this host count as unchanged. */
+const interfacesMs = 10_000;
+/** How long a pair that is not being introduced is remembered for its budgets. */
+const forgetPairMs = 90_000;
 
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
@@ -138,7 +179,13 @@ const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
 
 // --- types -----------------------------------------------------------------------------------------------
 
-export type Participant = Peer & { room: string };
+/** A participant as the operator sees it: with the peers it is linked with, and by which route. */
+export type Participant = Peer & {
+  room: string;
+  linked: number[];
+  links: { id: number; route: Route }[];
+  punching: number[];
+};
 
 /** What an operator can be told of; with `--json` these are the lines. */
 export type IntroducerEvent =
@@ -148,7 +195,7 @@ export type IntroducerEvent =
   | { event: "left"; id: number; name: string; reason: string }
   | { event: "punch"; a: number; b: number; way: Way; round: number }
   | { event: "linked"; id: number; peer: number; route: Route; local: Endpoint; remote: Endpoint }
-  | { event: "unlinked"; id: number; peer: number; reason: string }
+  | { event: "unlinked"; id: number; peer: number; reason: UnlinkReason }
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
@@ -172,9 +219,21 @@ export interface IntroducerOptions {
 /** A port that was asked for can't answer mapping probes. `message` says which and why. */
 class ProbePortError extends Error {}
 
+type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
+type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
+/** A message that shows a peer, without that peer. */
+type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
+
+/** So many at once, then so many a second. */
 interface Bucket {
   tokens: number;
   at: number;
+}
+
+/** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
+interface Link {
+  route: Route;
+  id: number | undefined;
 }
 
 type Connection = Socket<Session | undefined>;
@@ -184,8 +243,12 @@ class Session {
   readonly socket: Connection;
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
+  /** Who shares its shares: {@link subscriber} of its address. */
+  readonly subscriber: string;
   readonly lines: Bucket;
   peer: Peer | undefined = undefined;
+  /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
+  json = "";
   room = "";
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
@@ -197,15 +260,26 @@ class Session {
   roundTripMs: number | undefined = undefined;
   badLines = 0;
   introductions: Bucket | undefined = undefined;
+  /** By the peer's public instance, which stays when its id changes. */
+  links: Map<string, Link> | undefined = undefined;
   /** Whether its `mapping` has come. */
   hasMeasured = false;
+  isConnectedBack = false;
+  /** What `verify` has to repeat. */
+  verifyToken: string | undefined = undefined;
   decoder: LineDecoder | undefined = undefined;
+  /** Read, but more than it may say now: while there is any, its socket is paused. */
+  held: Uint8Array | undefined = undefined;
+  hasEnded = false;
+  /** Written at the end of the tick. */
+  outgoing = "";
   unsent: Uint8Array[] | undefined = undefined;
   unsentBytes = 0;
 
   constructor(socket: Connection, observed: Endpoint, limits: Limits, now: number) {
     this.socket = socket;
     this.observed = observed;
+    this.subscriber = subscriber(splitEndpoint(observed).address);
     this.lines = { tokens: limits.messageBurst, at: now };
     this.deadlineAt = now + limits.registerDeadlineMs;
     this.heardAt = now;
@@ -215,42 +289,84 @@ class Session {
 /** A session that has registered. */
 type Member = Session & { peer: Peer };
 
+/** One of the two in an introduction. */
+interface Side {
+  readonly member: Member;
+  /** What it said of the round under way; undefined while that is still to come. */
+  report: "linked" | "failed" | undefined;
+  isMeasuring: boolean;
+  prediction: Prediction | undefined;
+}
+
+/** How far an introduction is. Only what has been announced by a `punch` can be reported on. */
+type Phase =
+  | { is: "planning"; untilMs: number }
+  | { is: "measuring"; untilMs: number }
+  | { is: "punching"; untilMs: number; isLast: boolean };
+
 /** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
+  readonly pair: Pair;
+  /** The asker first: it is the controlling side. */
+  readonly sides: readonly [Side, Side];
+  phase: Phase;
   /** Of the round under way; empty before the first. */
   token: string;
-  /** Ids of the sides whose report on it is still to come. */
-  waiting: Set<number>;
-  /** The asker first: it is the controlling side. */
-  members: [Member, Member];
-  /** Empty until both sides have measured their mapping. */
+  /** Empty while planning. */
   plan: Way[];
   /** Index in the plan. */
   round: number;
-  /** Whether no other round follows. */
-  isLast: boolean;
-  /** Ids of the sides that are measuring, until when, and what the others measured. */
-  measuring: Set<number>;
-  measureUntil: number;
-  predictions: Map<number, Prediction>;
-  deadlineAt: number;
-  expiresAt: number;
+  /** Whether a birthday has been taken from the budgets, and whether one has been punched. */
+  isCounted: boolean;
+  hasBirthday: boolean;
+  /** Whether the side that did not ask has said that it is linked. */
+  isWelcome: boolean;
+  readonly deadlineAt: number;
+  readonly expiresAt: number;
+}
+
+/** What one member asked of another. */
+interface Asked {
+  introductions: Bucket;
+  birthdays: Bucket;
+  birthdayFailedAt: number;
+}
+
+/** Two members who have been introduced, for as long as both are here. */
+interface Pair {
+  readonly members: readonly [Member, Member];
+  introduction: Introduction | undefined;
+  /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
+  workingWay: Way | undefined;
+  /** When the last introduction ended, and the side that had not reported then. */
+  endedAt: number;
+  unheard: Member | undefined;
+  /** By the asker's id. */
+  readonly asked: Map<number, Asked>;
 }
 
 // --- pure functions --------------------------------------------------------------------------------------
 
-function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
+function fill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
   bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
   bucket.at = now;
+}
+
+function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
+  fill(bucket, burst, perSecond, now);
   if (bucket.tokens < 1) return false;
   bucket.tokens -= 1;
   return true;
 }
 
-function remove(list: number[], id: number): boolean {
-  const index = list.indexOf(id);
-  if (index !== -1) list.splice(index, 1);
-  return index !== -1;
+/** Seconds until such a bucket gives one again: 0 when it does now. */
+function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
+  fill(bucket, perMinute, perMinute / 60, now);
+  return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
+}
+
+function waitRefusal(why: string, seconds: number): Refusal {
+  return new Refusal("limit", `${why}: wait ${seconds} s`);
 }
 
 /** What others may know of it: with the value itself they could pass for a participant that comes back. */
@@ -262,24 +378,24 @@ function newToken(): string {
   return randomBytes(16).toString("hex");
 }
 
+/** What an attempt to connect says of the filtering there; undefined when it failed for a reason of our own. */
+export function filteringOf(code: string | undefined): Filtering | undefined {
+  if (code === undefined) return "let-in";
+  if (code === "ETIMEDOUT") return "dropped";
+  return refusalErrors.has(code) ? "refused" : undefined;
+}
+
 /** Connects to an endpoint, only to see what comes back. */
-function tryConnect({ address, port }: EndpointParts): Promise<Filtering> {
-  const { promise, resolve } = Promise.withResolvers<Filtering>();
+function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undefined> {
+  const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
   const socket = connect({ host: address, port });
   const timer = setTimeout(() => resolve("dropped"), connectBackMs);
-  socket.once("connect", () => resolve("let-in"));
-  // A RST says ECONNREFUSED, an ICMP error EHOSTUNREACH and the like; only silence is ETIMEDOUT.
-  socket.on("error", ({ code }: NodeJS.ErrnoException) =>
-    resolve(code === "ETIMEDOUT" ? "dropped" : "refused"),
-  );
+  socket.once("connect", () => resolve(filteringOf(undefined)));
+  socket.on("error", ({ code = "unknown" }: NodeJS.ErrnoException) => resolve(filteringOf(code)));
   return promise.finally(() => {
     clearTimeout(timer);
     socket.destroy();
   });
-}
-
-function pairKey(a: number, b: number): string {
-  return a < b ? `${a}-${b}` : `${b}-${a}`;
 }
 
 /** The part of an address that one subscriber holds: of IPv6 a whole /64. */
@@ -292,10 +408,30 @@ function subscriber(address: string): string {
 }
 
 /** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
-function observedEndpoint(socket: Connection): Endpoint | undefined {
+function observedEndpoint(socket: Socket<unknown>): Endpoint | undefined {
   const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
   if (address === undefined || addressScope(address) === "unusable") return undefined;
   return formatEndpoint(address, socket.remotePort);
+}
+
+/** All addresses of this host; none when the system can't say now. */
+function ownAddresses(): { family: 4 | 6; address: string }[] {
+  try {
+    const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+    return all.flatMap(({ address }) => canonicalAddress(address) ?? []);
+  } catch {
+    return []; // out of descriptors
+  }
+}
+
+/** One of this host's addresses, of the other family, that a participant seen at `observed` may well reach. */
+function otherAddress(own: ReturnType<typeof ownAddresses>, observed: Endpoint): string | undefined {
+  const { family, address } = splitEndpoint(observed);
+  const scope = addressScope(address);
+  const scopes = scope === "private" ? ["private", "global"] : [scope];
+  const others = own.filter((one) => one.family !== family);
+  const ranked = scopes.flatMap((wanted) => others.filter((one) => addressScope(one.address) === wanted));
+  return ranked[0]?.address;
 }
 
 /** Type, version and peer of a line that may be anything. */
@@ -335,20 +471,32 @@ function sortCandidates(candidates: Endpoint[], observed: Endpoint): [Endpoint[]
   return [allowed, ignored];
 }
 
+function jsonOf(member: Member): string {
+  return (member.json ||= JSON.stringify(member.peer));
+}
+
+/** The line of a message that shows a peer. */
+function lineAbout(member: Member, message: About): string {
+  return `${JSON.stringify(message).slice(0, -1)},"peer":${jsonOf(member)}}\n`;
+}
+
 /** A room's snapshot in lines of at most {@link maxLineBytes}. */
-function snapshot(peers: Peer[]): ToParticipant[] {
-  const lines: Peer[][] = [[]];
+function snapshot(others: Iterable<Member>): string {
+  const parts: string[][] = [[]];
   let bytes = 0;
-  for (const peer of peers) {
-    const size = Buffer.byteLength(JSON.stringify(peer)) + 1;
+  for (const other of others) {
+    const json = jsonOf(other);
+    const size = Buffer.byteLength(json) + 1;
     if (bytes + size > maxLineBytes - 64) {
-      lines.push([]);
+      parts.push([]);
       bytes = 0;
     }
     bytes += size;
-    lines.at(-1)!.push(peer);
+    parts.at(-1)!.push(json);
   }
-  return lines.map((part, index) => ({ type: "peers", peers: part, more: index < lines.length - 1 }));
+  const line = (part: string[], index: number) =>
+    `{"type":"peers","peers":[${part.join(",")}],"more":${index < parts.length - 1}}\n`;
+  return parts.map(line).join("");
 }
 
 /** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
@@ -356,6 +504,41 @@ export function startDelays(a: number | undefined, b: number | undefined): [numb
   const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
   const last = Math.max(delayA, delayB);
   return [Math.min(last - delayA, maxStartInMs), Math.min(last - delayB, maxStartInMs)];
+}
+
+/** How long the round under way may last, and whether no other follows: told in its `punch`, and held to. */
+function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: number) {
+  const way = plan[round]!;
+  const leftMs = deadlineAt - now;
+  const roundTripMs = (sides[0].member.roundTripMs ?? 0) + (sides[1].member.roundTripMs ?? 0);
+  // An open host accepts within one round trip, or not at all.
+  const isTrial = way === "direct" && plan[round + 1] === "birthday";
+  const roundMs = isTrial
+    ? 2 * roundTripMs + trialSpareMs
+    : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
+  const isLast = round === plan.length - 1 || leftMs - roundMs < shortestRoundMs;
+  return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
+}
+
+/** How many of something each subscriber has, and all together. */
+class Shares {
+  total = 0;
+  readonly #counts = new Map<string, number>();
+
+  /** Returns how many it has now. */
+  add(key: string): number {
+    const count = (this.#counts.get(key) ?? 0) + 1;
+    this.#counts.set(key, count);
+    this.total += 1;
+    return count;
+  }
+
+  remove(key: string): void {
+    const count = this.#counts.get(key) ?? 0;
+    if (count > 1) this.#counts.set(key, count - 1);
+    else this.#counts.delete(key);
+    this.total -= 1;
+  }
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -469,6 +652,392 @@ function describe(event: IntroducerEvent): string {
   }
 }
 
+// --- introductions ---------------------------------------------------------------------------------------
+
+/** What the introductions need of the sessions. */
+interface Exchange {
+  readonly limits: Limits;
+  /** Whether there are probe ports, so that participants can say how their NATs map. */
+  readonly canMeasure: boolean;
+  send(member: Member, message: ToParticipant): void;
+  /** Sends a message that shows `about`. */
+  show(member: Member, about: Member, message: About): void;
+  /** Refuses a `connect` that has been accepted before. */
+  refuse(member: Member, refusal: Refusal, peer: number): void;
+  tell(event: IntroducerEvent): void;
+}
+
+/**
+ * Brings two members together: plans the rounds by how their NATs map, tells both when to punch, hears what became of
+ * it, and sees to it that nobody is made to punch more than is good for him.
+ */
+class Introductions {
+  readonly #exchange: Exchange;
+  readonly #pairs = new Set<Pair>();
+  /** By the ids of both. */
+  readonly #of = new Map<number, Map<number, Pair>>();
+  readonly #byToken = new Map<string, Introduction>();
+  /** What each member got from all others, by its id. */
+  readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+
+  constructor(exchange: Exchange) {
+    this.#exchange = exchange;
+  }
+
+  /** The ids that a member is being introduced to. */
+  punching(id: number): number[] {
+    const pairs = [...(this.#of.get(id) ?? [])];
+    return pairs.filter(([, { introduction }]) => introduction !== undefined).map(([peer]) => peer);
+  }
+
+  /** Throws a {@link Refusal} when there have been too many. */
+  ask(asker: Member, target: Member): void {
+    const now = performance.now();
+    const pair = this.#pair(asker, target);
+    if (this.#isAnswered(pair, asker, now)) return;
+    this.#charge(pair, asker, target, now);
+    if (pair.introduction) this.#end(pair.introduction);
+    this.#begin(pair, asker, target, now);
+  }
+
+  /** A member has said how its NAT maps. */
+  mapped(member: Member): void {
+    for (const { introduction } of this.#of.get(member.peer.id)?.values() ?? []) {
+      if (introduction?.phase.is === "planning") this.#plan(introduction);
+    }
+  }
+
+  measured(member: Member, { token, prediction }: MessageOf<"measured">): void {
+    const introduction = this.#byToken.get(token);
+    const side = introduction?.sides.find((one) => one.member === member);
+    if (!introduction || !side?.isMeasuring) return; // late: the round has begun without it
+    // Nobody is sent to an address that is not the participant's own.
+    const isOwn =
+      prediction && splitEndpoint(prediction.endpoint).address === splitEndpoint(member.observed).address;
+    if (isOwn) side.prediction = prediction;
+    side.isMeasuring = false;
+    if (!introduction.sides.some(({ isMeasuring }) => isMeasuring)) this.#punch(introduction);
+  }
+
+  linked(member: Member, token: string): void {
+    const found = this.#reported(member, token);
+    if (!found) return;
+    const { introduction, side, other } = found;
+    const { pair, plan, round, sides } = introduction;
+    side.report = "linked";
+    if (round > 0) pair.workingWay = plan[round];
+    if (side === sides[1]) this.#welcome(introduction);
+    if (other.report === "linked") this.#end(introduction);
+    else if (other.report === "failed") this.#nextRound(introduction);
+  }
+
+  failed(member: Member, { token, reason }: MessageOf<"failed">): void {
+    const found = this.#reported(member, token);
+    if (!found) return;
+    const { introduction, side, other, phase } = found;
+    side.report = "failed";
+    if (phase.isLast || !retriable.has(reason)) return this.#fail(introduction, side, other, reason);
+    // Whoever fails at once must not have the other side open a second thousand of sockets beside the first.
+    const isAlone = other.report === undefined && performance.now() < phase.untilMs;
+    if (introduction.plan[introduction.round] === "birthday" && isAlone) return;
+    this.#nextRound(introduction);
+  }
+
+  /** A member is gone. */
+  left(member: Member, detail: string): void {
+    const { id } = member.peer;
+    for (const [otherId, pair] of this.#of.get(id) ?? []) {
+      this.#of.get(otherId)?.delete(id);
+      this.#pairs.delete(pair);
+      const { introduction } = pair;
+      if (!introduction) continue;
+      this.#end(introduction);
+      const side = introduction.sides.find((one) => one.member !== member)!;
+      if (side.report !== undefined) continue;
+      // Before the first round there is no token yet, and the other side takes any.
+      const token = introduction.token || newToken();
+      this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
+      this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
+    }
+    this.#of.delete(id);
+    this.#unasked.delete(id);
+  }
+
+  tick(now: number): void {
+    for (const pair of this.#pairs) {
+      if (pair.introduction) this.#tickIntroduction(pair.introduction, now);
+      else if (now - pair.endedAt >= forgetPairMs && !pair.workingWay) this.#forget(pair);
+    }
+  }
+
+  #tickIntroduction(introduction: Introduction, now: number): void {
+    const { phase, sides, expiresAt } = introduction;
+    if (now >= expiresAt) return this.#end(introduction);
+    if (now < phase.untilMs) return;
+    if (phase.is === "planning") this.#plan(introduction);
+    else if (phase.is === "measuring") this.#punch(introduction);
+    else if (!phase.isLast && sides.some(({ report }) => report === "failed")) this.#nextRound(introduction);
+  }
+
+  #pair(a: Member, b: Member): Pair {
+    const known = this.#of.get(a.peer.id)?.get(b.peer.id);
+    if (known) return known;
+    const pair: Pair = {
+      members: [a, b],
+      introduction: undefined,
+      workingWay: undefined,
+      endedAt: -Infinity,
+      unheard: undefined,
+      asked: new Map(),
+    };
+    this.#pairs.add(pair);
+    for (const [{ peer: one }, { peer: other }] of [
+      [a, b],
+      [b, a],
+    ] as const) {
+      const pairs = this.#of.get(one.id) ?? new Map<number, Pair>();
+      this.#of.set(one.id, pairs.set(other.id, pair));
+    }
+    return pair;
+  }
+
+  #forget(pair: Pair): void {
+    this.#pairs.delete(pair);
+    const [{ peer: a }, { peer: b }] = pair.members;
+    this.#of.get(a.id)?.delete(b.id);
+    this.#of.get(b.id)?.delete(a.id);
+  }
+
+  /**
+   * Whether an introduction that there is, or has just been, answers a `connect`: both may have asked at once. Once a
+   * side has reported that it is linked, it knows how that ended, and means another.
+   */
+  #isAnswered({ introduction, endedAt, unheard }: Pair, asker: Member, now: number): boolean {
+    // It can't have read of the end: no line is there and back in less than the least round trip ever measured.
+    if (!introduction) return unheard === asker && now - endedAt < (asker.roundTripMs ?? 0);
+    const side = introduction.sides.find(({ member }) => member === asker)!;
+    return side.report !== "linked" && now < introduction.expiresAt;
+  }
+
+  /** Budgets of what the target has not asked for. */
+  #charge(pair: Pair, asker: Member, target: Member, now: number): void {
+    const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
+    const { introductions } = this.#askedOf(pair, asker, now);
+    const { introductions: ofAll } = this.#unaskedOf(target, now);
+    const ofPairSeconds = waitSeconds(introductions, most, now);
+    if (ofPairSeconds > 0) {
+      throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
+    }
+    const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
+    if (ofAllSeconds > 0) throw waitRefusal("that peer gets too many introductions", ofAllSeconds);
+    introductions.tokens -= 1;
+    ofAll.tokens -= 1;
+  }
+
+  /** The target has linked, so it wanted to, and it costs nobody anything. */
+  #welcome(introduction: Introduction): void {
+    const { pair, sides } = introduction;
+    const [asker, target] = sides;
+    const now = performance.now();
+    introduction.isWelcome = true;
+    this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
+    this.#unaskedOf(target.member, now).introductions.tokens += 1;
+  }
+
+  #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
+    const known = asked.get(peer.id);
+    if (known) return known;
+    const { introductionsPerPair, birthdaysPerPair } = this.#exchange.limits;
+    const fresh: Asked = {
+      introductions: { tokens: introductionsPerPair, at: now },
+      birthdays: { tokens: birthdaysPerPair, at: now },
+      birthdayFailedAt: -Infinity,
+    };
+    asked.set(peer.id, fresh);
+    return fresh;
+  }
+
+  #unaskedOf({ peer }: Member, now: number) {
+    const known = this.#unasked.get(peer.id);
+    if (known) return known;
+    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
+    const fresh = {
+      introductions: { tokens: introductionsPerTarget, at: now },
+      failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
+    };
+    this.#unasked.set(peer.id, fresh);
+    return fresh;
+  }
+
+  #begin(pair: Pair, asker: Member, target: Member, now: number): void {
+    const { punchDeadlineMs: mostMs, measureMs } = this.#exchange.limits;
+    const side = (member: Member): Side => ({
+      member,
+      report: undefined,
+      isMeasuring: false,
+      prediction: undefined,
+    });
+    pair.introduction = {
+      pair,
+      sides: [side(asker), side(target)],
+      phase: { is: "planning", untilMs: now + measureMs },
+      token: "",
+      plan: [],
+      round: 0,
+      isCounted: false,
+      hasBirthday: false,
+      isWelcome: false,
+      deadlineAt: now + mostMs,
+      expiresAt: now + mostMs + maxStartInMs + reportGraceMs,
+    };
+    this.#plan(pair.introduction);
+  }
+
+  /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
+  #plan(introduction: Introduction): void {
+    const { pair, sides, phase } = introduction;
+    const isReady = !this.#exchange.canMeasure || sides.every(({ member }) => member.hasMeasured);
+    if (!isReady && performance.now() < phase.untilMs) return;
+    const [{ member: asker }, { member: target }] = sides;
+    const rounds = planRounds(asker.peer, target.peer);
+    if (rounds.length === 0) return this.#refuseIntroduction(introduction);
+    const plan = pair.workingWay ? [pair.workingWay, ...rounds] : rounds;
+    if (plan.includes("birthday")) {
+      const seconds = this.#birthdayPause(pair, asker, target);
+      if (seconds > 0) return this.#refuseBirthday(introduction, seconds);
+      introduction.isCounted = true;
+    }
+    introduction.plan = plan;
+    this.#startRound(introduction);
+  }
+
+  /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
+  #refuseIntroduction(introduction: Introduction): void {
+    const [{ member: asker }, { member: target }] = introduction.sides;
+    this.#end(introduction);
+    const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
+    this.#exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
+    const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
+    this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
+  }
+
+  /** Seconds until a birthday may begin; 0 when it may now, and then it is counted. */
+  #birthdayPause(pair: Pair, asker: Member, target: Member): number {
+    const now = performance.now();
+    const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#exchange.limits;
+    const { birthdays, birthdayFailedAt } = this.#askedOf(pair, asker, now);
+    const { failedBirthdays } = this.#unaskedOf(target, now);
+    const seconds = Math.max(
+      Math.ceil((birthdayFailedAt + failedBirthdayPauseMs - now) / 1000),
+      waitSeconds(birthdays, birthdaysPerPair, now),
+      waitSeconds(failedBirthdays, failedBirthdaysPerTarget, now),
+    );
+    if (seconds > 0) return seconds;
+    birthdays.tokens -= 1;
+    failedBirthdays.tokens -= 1;
+    return 0;
+  }
+
+  #refuseBirthday(introduction: Introduction, seconds: number): void {
+    const [{ member: asker }, { member: target }] = introduction.sides;
+    this.#end(introduction);
+    const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
+    this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
+  }
+
+  #nextRound(introduction: Introduction): void {
+    introduction.round += 1;
+    this.#startRound(introduction);
+  }
+
+  /** Begins the round that the plan has next: measures first where ports are to be predicted. */
+  #startRound(introduction: Introduction): void {
+    const { sides, plan, round } = introduction;
+    this.#byToken.delete(introduction.token);
+    introduction.token = newToken();
+    this.#byToken.set(introduction.token, introduction);
+    const way = plan[round]!;
+    for (const side of sides) {
+      side.report = side.prediction = undefined;
+      side.isMeasuring =
+        way === "fresh" || (way === "predicted" && side.member.peer.mapping === "sequential");
+    }
+    const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
+    if (measuring.length === 0) return this.#punch(introduction);
+    introduction.phase = { is: "measuring", untilMs: performance.now() + this.#exchange.limits.measureMs };
+    const { token } = introduction;
+    for (const { member } of measuring) {
+      const other = member === sides[0].member ? sides[1] : sides[0];
+      this.#exchange.show(member, other.member, { type: "measure", token, way });
+    }
+  }
+
+  /** Tells both sides to punch, at the same moment. */
+  #punch(introduction: Introduction): void {
+    const { sides, plan, round, token } = introduction;
+    const [a, b] = sides;
+    const now = performance.now();
+    const way = plan[round]!;
+    const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
+    const { isLast, deadlineMs } = roundLength(introduction, now);
+    introduction.phase = { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast };
+    introduction.hasBirthday ||= way === "birthday";
+    a.isMeasuring = b.isMeasuring = false;
+    const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
+      const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
+      const own = to.prediction;
+      const measured = { ...(own && { own }), ...(theirs && { theirs }) };
+      this.#exchange.show(to.member, member, { type: "punch", role, token, ...schedule, ...measured });
+    };
+    punch(a, b, "controlling", delays[0]);
+    punch(b, a, "controlled", delays[1]);
+    this.#exchange.tell({
+      event: "punch",
+      a: a.member.peer.id,
+      b: b.member.peer.id,
+      way,
+      round: round + 1,
+    });
+  }
+
+  /** What a report with that token is about: a round that has been announced, and not been reported on by that member. */
+  #reported(member: Member, token: string) {
+    const introduction = this.#byToken.get(token);
+    if (introduction?.phase.is !== "punching") return undefined;
+    const { sides, phase } = introduction;
+    const side = sides.find((one) => one.member === member);
+    if (!side || side.report !== undefined) return undefined;
+    return { introduction, phase, side, other: side === sides[0] ? sides[1] : sides[0] };
+  }
+
+  #fail(introduction: Introduction, side: Side, other: Side, reason: FailureReason): void {
+    const { token } = introduction;
+    const [id, peer] = [side.member.peer.id, other.member.peer.id];
+    if (other.report === undefined) {
+      this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
+    }
+    this.#end(introduction);
+    this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });
+  }
+
+  #end(introduction: Introduction): void {
+    const { pair, sides, token, isCounted } = introduction;
+    const now = performance.now();
+    this.#byToken.delete(token);
+    pair.introduction = undefined;
+    pair.endedAt = now;
+    pair.unheard = sides.find(({ report }) => report === undefined)?.member;
+    if (isCounted) this.#settleBirthday(introduction, now);
+  }
+  /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
+  #settleBirthday({ pair, sides: [asker, target], hasBirthday, isWelcome }: Introduction, now: number): void {
+    const asked = this.#askedOf(pair, asker.member, now);
+    if (!hasBirthday) asked.birthdays.tokens += 1;
+    if (hasBirthday && !isWelcome) asked.birthdayFailedAt = now;
+    else this.#unaskedOf(target.member, now).failedBirthdays.tokens += 1;
+  }
+}
+
 // --- the introducer --------------------------------------------------------------------------------------
 
 /** A rendezvous server. `start` listens; `stop` tells the participants and ends. */
@@ -476,18 +1045,25 @@ export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
   readonly #listener: TCPSocketListener<Session | undefined>;
-  readonly #probeListeners: TCPSocketListener<undefined>[];
+  readonly #probeListeners: TCPSocketListener<string | undefined>[];
   readonly #alternate: string | undefined;
-  #openProbes = 0;
+  readonly #probes = new Shares();
   readonly #timer: Timer;
   readonly #connections = new Set<Session>();
-  readonly #perSubscriber = new Map<string, number>();
+  readonly #perSubscriber = new Shares();
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
-  readonly #introductions = new Map<string, Introduction>();
-  /** The way that linked a pair last, where it was not the first of the plan: tried first the next time. */
-  readonly #workingWays = new Map<string, Way>();
-  readonly #changed = new Set<Member>();
+  readonly #introductions: Introductions;
+  readonly #verifying = new Map<string, Member>();
+  readonly #changed = new Map<Member, PeerChange>();
+  /** Sessions with something to write at the end of the tick. */
+  #outgoing: Session[] = [];
+  readonly #paused = new Set<Session>();
+  #heldBytes = 0;
+  #resumeTimer: Timer | undefined;
+  #changeTimer: Timer | undefined;
+  #connectBacks = 0;
+  #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
   #lastId = 0;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
@@ -503,6 +1079,14 @@ export class Introducer {
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#probeListeners = this.#listenForProbes(options);
+    this.#introductions = new Introductions({
+      limits: this.limits,
+      canMeasure: this.#probeListeners.length > 0,
+      send: (member, message) => this.#send(member, message),
+      show: (member, about, message) => this.#write(member, lineAbout(about, message)),
+      refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
+      tell: this.#onEvent,
+    });
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
@@ -524,13 +1108,28 @@ export class Introducer {
 
   /** Everyone who has registered, by id. */
   get participants(): Participant[] {
-    return [...this.#members.values()].map(({ peer, room }) => ({ ...peer, room }));
+    const ids = new Map<string, number>();
+    for (const { room, peer } of this.#members.values()) ids.set(`${peer.instance} ${room}`, peer.id);
+    return [...this.#members.values()].map((member) => {
+      const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
+        const id = this.#idOf(member.room, instance, told) ?? ids.get(`${instance} ${member.room}`);
+        return id === undefined ? [] : [{ id, route }];
+      });
+      const { peer, room } = member;
+      const punching = this.#introductions.punching(peer.id);
+      return { ...peer, room, linked: links.map(({ id }) => id), links, punching };
+    });
+  }
+
+  /** That id, if it is still that instance's. */
+  #idOf(room: string, instance: string, id = 0): number | undefined {
+    const member = this.#members.get(id);
+    return member?.room === room && member.peer.instance === instance ? id : undefined;
   }
 
   /** Says something to everyone; returns to how many. */
   broadcast(text: string): number {
-    const line = Buffer.from(encode({ type: "notice", text }));
-    for (const member of this.#members.values()) this.#write(member, line);
+    this.#tellRoom(this.#members.values(), encode({ type: "notice", text }));
     return this.#members.size;
   }
 
@@ -562,7 +1161,7 @@ export class Introducer {
     for (const session of sessions) this.#close(session, reason);
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
     if (this.#connections.size > 0) await gone;
-    clearTimeout(timeout);
+    for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
     clearInterval(this.#timer);
     this.#listener.stop(true);
   }
@@ -576,8 +1175,8 @@ export class Introducer {
         socket: {
           open: (socket) => this.#open(socket),
           data: ({ data }, chunk) => data && this.#data(data, chunk),
-          drain: ({ data }) => data && this.#flush(data),
-          end: ({ data }) => data && this.#close(data, "it closed the connection"),
+          drain: ({ data }) => data && this.#drain(data),
+          end: ({ data }) => data && this.#ended(data),
           error: ({ data }, error) => data && this.#mishap(data, error),
           close: ({ data }, error) =>
             data && this.#closed(data, error?.message ?? "it closed the connection"),
@@ -600,11 +1199,11 @@ export class Introducer {
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): TCPSocketListener<undefined>[] {
+  }: IntroducerOptions): TCPSocketListener<string | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: TCPSocketListener<undefined>[] = [];
+    const listeners: TCPSocketListener<string | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -621,35 +1220,45 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): TCPSocketListener<undefined> {
-    return Bun.listen<undefined>({
+  #listenForProbe(hostname: string, port: number): TCPSocketListener<string | undefined> {
+    const { probes, probesPerAddress, measureMs } = this.limits;
+    return Bun.listen<string | undefined>({
       hostname,
       port,
       socket: {
         open: (socket) => {
-          const observed = ++this.#openProbes <= this.limits.probes ? observedEndpoint(socket) : undefined;
+          const observed = observedEndpoint(socket);
           if (!observed) return void socket.terminate();
+          const { address } = splitEndpoint(observed);
+          socket.data = subscriber(address);
+          const isTooMany = this.#probes.add(socket.data) > this.#shareOf(address, probesPerAddress);
+          if (isTooMany || this.#probes.total > probes) return void socket.terminate();
           socket.setNoDelay(true);
-          socket.timeout(Math.ceil(this.limits.measureMs / 1000));
+          socket.timeout(Math.ceil(measureMs / 1000));
           socket.write(encode({ type: "observed", endpoint: observed }));
         },
         data: () => {},
         timeout: (socket) => socket.terminate(),
-        close: () => void this.#openProbes--,
+        close: ({ data }) => void (data !== undefined && this.#probes.remove(data)),
       },
     });
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
   #connectBack(member: Member): void {
-    const { introductionsPerMinute: most } = this.limits;
-    member.introductions ??= this.#introductionBucket();
-    if (!take(member.introductions, most, most / 60, performance.now())) {
-      throw new Refusal("limit", `${most} introductions a minute are enough: wait a little`);
-    }
-    void tryConnect(splitEndpoint(member.observed)).then((filtering) =>
-      this.#send(member, { type: "filtering", filtering }),
-    );
+    if (member.isConnectedBack)
+      throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
+    const busy = "the introducer can't connect back now: try again later";
+    if (this.#connectBacks >= this.limits.connectBacks) throw new Refusal("limit", busy);
+    this.#countIntroduction(member);
+    member.isConnectedBack = true;
+    this.#connectBacks += 1;
+    void tryConnect(splitEndpoint(member.observed)).then((filtering) => {
+      member.isConnectedBack = false;
+      this.#connectBacks -= 1;
+      if (filtering) this.#send(member, { type: "filtering", filtering });
+      else this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
+    });
   }
 
   // connections
@@ -661,10 +1270,9 @@ export class Introducer {
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
-    const { address } = splitEndpoint(observed);
-    const count = this.#count(address, 1);
-    const { sessions, sessionsPerAddress, sessionsPerLoopback } = this.limits;
-    const most = addressScope(address) === "loopback" ? sessionsPerLoopback : sessionsPerAddress;
+    const count = this.#perSubscriber.add(session.subscriber);
+    const { sessions, sessionsPerAddress } = this.limits;
+    const most = this.#shareOf(splitEndpoint(observed).address, sessionsPerAddress);
     // Even a refused connection costs something until it is closed, so a flood gets no answer.
     if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
     else if (count > most)
@@ -673,23 +1281,32 @@ export class Introducer {
       this.#refuse(session, new Refusal("limit", "the introducer is full"));
   }
 
-  /** Counts a subscriber's connections; returns how many they are now. */
-  #count(address: string, change: 1 | -1): number {
-    const key = subscriber(address);
-    const count = (this.#perSubscriber.get(key) ?? 0) + change;
-    if (count > 0) this.#perSubscriber.set(key, count);
-    else this.#perSubscriber.delete(key);
-    return count;
+  #shareOf(address: string, share: number): number {
+    return addressScope(address) === "loopback" ? share * this.limits.loopbackShares : share;
   }
 
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
     if (session.closing) return;
+    // Bun hands over what it had read before the socket was paused.
+    if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
+    else this.#read(session, chunk);
+  }
+
+  /** Reads line by line, as many as it may say now, and holds the rest. */
+  #read(session: Session, chunk: Uint8Array): void {
     const decoder = session.decoder ?? new LineDecoder();
+    const { messageBurst, messagesPerSecond } = this.limits;
     try {
-      for (const line of decoder.push(chunk)) {
-        this.#line(session, line);
-        if (session.closing) break;
+      for (let from = 0; from < chunk.length && !session.closing;) {
+        const lf = chunk.indexOf(10, from);
+        const to = lf === -1 ? chunk.length : lf + 1;
+        if (lf !== -1 && !take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
+          this.#hold(session, chunk.subarray(from));
+          break;
+        }
+        for (const line of decoder.push(chunk.subarray(from, to))) this.#line(session, line);
+        from = to;
       }
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -698,56 +1315,100 @@ export class Introducer {
     session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
   }
 
+  /** Too many lines are answered by not reading: then TCP makes the sender wait. */
+  #hold(session: Session, bytes: Uint8Array): void {
+    this.#heldBytes += bytes.length - (session.held?.length ?? 0);
+    if (session.held === undefined) session.socket.pause();
+    session.held = bytes;
+    this.#paused.add(session);
+    this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
+    if (this.#heldBytes > this.limits.heldBytes) {
+      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+    }
+  }
+
+  #resume(): void {
+    const now = performance.now();
+    for (const session of this.#paused) {
+      const bytes = session.held!;
+      session.heardAt = now; // what it says may be waiting
+      this.#unhold(session);
+      this.#read(session, bytes);
+      if (session.hasEnded) this.#ended(session);
+    }
+    if (this.#paused.size > 0) return;
+    clearInterval(this.#resumeTimer);
+    this.#resumeTimer = undefined;
+  }
+
+  #unhold(session: Session): void {
+    if (!this.#paused.delete(session)) return;
+    this.#heldBytes -= session.held?.length ?? 0;
+    session.held = undefined;
+    session.socket.resume();
+  }
+
+  #ended(session: Session): void {
+    session.hasEnded = true;
+    if (session.held === undefined && !session.closing) this.#close(session, "it closed the connection");
+  }
+
   #line(session: Session, line: string): void {
+    if (session.closing) return;
     try {
-      const { messageBurst, messagesPerSecond } = this.limits;
-      if (!take(session.lines, messageBurst, messagesPerSecond, session.heardAt)) {
-        throw new Refusal("limit", `${messagesPerSecond} lines a second are enough`, true);
-      }
       if (!session.peer) refuseOtherVersion(line);
       this.#handle(session, parseToIntroducer(line));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      this.#refuse(session, error, line);
+      const { type: request, peer } = peek(line);
+      this.#refuse(session, error, {
+        ...(request !== undefined && { request }),
+        ...(peer !== undefined && { peer }),
+      });
     }
   }
 
-  #refuse(session: Session, { code, message, fatal }: Refusal, line = ""): void {
+  #refuse(session: Session, refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
     if (session.closing) return;
-    const { type: request, peer } = peek(line);
-    this.#send(session, {
-      type: "refused",
-      code,
-      message,
-      ...(request !== undefined && { request }),
-      ...(peer !== undefined && { peer }),
-    });
-    const id = session.peer?.id;
-    this.#onEvent({
-      event: "refused",
-      ...(id !== undefined && { id }),
-      address: session.observed,
-      code,
-      message,
-    });
+    const { code, message, fatal } = refusal;
+    this.#send(session, { type: "refused", code, message, ...of });
+    const [id, address] = [session.peer?.id, session.observed];
+    this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
     if (fatal || !session.peer || session.badLines >= this.limits.badLines)
       this.#close(session, `refused: ${message}`);
   }
 
   #send(session: Session, message: ToParticipant): void {
-    this.#write(session, Buffer.from(encode(message)));
+    this.#write(session, encode(message));
   }
 
-  #write(session: Session, bytes: Uint8Array): void {
+  /** What is written to a session within one tick goes in one system call. */
+  #write(session: Session, line: string): void {
     if (session.closing) return;
-    if (session.unsent === undefined) {
-      const written = session.socket.write(bytes);
-      if (written < 0 || written === bytes.length) return;
-      bytes = bytes.subarray(written);
+    if (session.outgoing === "") {
+      if (this.#outgoing.length === 0) setImmediate(() => this.#flushAll());
+      this.#outgoing.push(session);
     }
-    (session.unsent ??= []).push(bytes);
-    session.unsentBytes += bytes.length;
+    session.outgoing += line;
+    if (session.outgoing.length >= flushBytes) this.#flush(session);
+  }
+
+  #flushAll(): void {
+    const sessions = this.#outgoing;
+    this.#outgoing = [];
+    for (const session of sessions) this.#flush(session);
+  }
+
+  #flush(session: Session): void {
+    const text = session.outgoing;
+    if (text === "") return;
+    session.outgoing = "";
+    const written = session.unsent === undefined ? session.socket.write(text) : 0;
+    if (written < 0 || written === Buffer.byteLength(text)) return;
+    const rest = Buffer.from(text).subarray(written);
+    (session.unsent ??= []).push(rest);
+    session.unsentBytes += rest.length;
     if (session.unsentBytes <= this.limits.unsentBytes) return;
     session.closing = true;
     session.unsent = undefined;
@@ -755,7 +1416,7 @@ export class Introducer {
     queueMicrotask(() => this.#drop(session, "it reads too slowly"));
   }
 
-  #flush(session: Session): void {
+  #drain(session: Session): void {
     if (session.unsent === undefined) return;
     const bytes = Buffer.concat(session.unsent);
     const rest = bytes.subarray(Math.max(0, session.socket.write(bytes)));
@@ -766,8 +1427,10 @@ export class Introducer {
 
   /** Ends a session after its last line has been sent. */
   #close(session: Session, reason: string): void {
+    this.#flush(session);
     session.closing = true;
     session.decoder = undefined;
+    this.#unhold(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
@@ -788,7 +1451,9 @@ export class Introducer {
   #closed(session: Session, reason: string): void {
     if (!this.#connections.delete(session)) return;
     session.closing = true;
-    this.#count(splitEndpoint(session.observed).address, -1);
+    session.outgoing = "";
+    this.#unhold(session);
+    this.#perSubscriber.remove(session.subscriber);
     this.#leave(session, reason);
     if (this.#connections.size === 0) this.#allGone?.();
   }
@@ -798,12 +1463,7 @@ export class Introducer {
   #tick(): void {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
-    for (const introduction of this.#introductions.values()) {
-      if (now >= introduction.expiresAt) this.#endIntroduction(introduction);
-      else if (now < introduction.measureUntil) continue;
-      else if (introduction.plan.length === 0) this.#plan(introduction);
-      else if (introduction.measuring.size > 0) this.#punch(introduction);
-    }
+    this.#introductions.tick(now);
   }
 
   #tickSession(session: Session, now: number): void {
@@ -836,33 +1496,30 @@ export class Introducer {
     if (session.pingId < firstPings) return this.#ping(session, now);
     const roundTripMs = Math.round(session.roundTripMs);
     if (!session.peer || session.peer.roundTripMs === roundTripMs) return;
-    session.peer.roundTripMs = roundTripMs;
-    this.#change(session as Member);
+    this.#change(session as Member, { roundTripMs });
   }
 
   // messages
 
   #handle(session: Session, message: ToIntroducer): void {
     if (message.type === "register") return this.#register(session, message);
+    if (message.type === "verify") return this.#verify(session, message.token);
     if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
     const member = session as Member;
     switch (message.type) {
       case "connect":
-        return this.#connect(member, message.peer);
+        this.#countIntroduction(member);
+        return this.#introductions.ask(member, this.#neighbour(member, message.peer));
       case "linked":
         return this.#linked(member, message);
       case "unlinked":
         return this.#unlinked(member, message);
       case "failed":
-        return this.#failed(member, message);
+        return this.#introductions.failed(member, message);
       case "mapping":
-        member.peer.mapping = message.mapping;
-        member.hasMeasured = true;
-        for (const one of this.#introductions.values()) if (one.members.includes(member)) this.#plan(one);
-        this.#change(member);
-        return this.#onEvent({ event: "mapping", id: member.peer.id, mapping: message.mapping });
+        return this.#mapped(member, message.mapping);
       case "measured":
-        return this.#measured(member, message);
+        return this.#introductions.measured(member, message);
       case "connect-back":
         return this.#connectBack(member);
       case "echo":
@@ -872,39 +1529,91 @@ export class Introducer {
     }
   }
 
-  #register(session: Session, message: Extract<ToIntroducer, { type: "register" }>): void {
+  #register(session: Session, message: MessageOf<"register">): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
     const { name, room, fingerprint } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
-    const isSame = ({ peer }: Member) =>
-      peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
-    for (const old of [...others].filter(isSame)) this.#close(old, "it registered anew");
-    if (others.size >= this.limits.roomSize) throw new Refusal("limit", "the room is full");
-    const id = ++this.#lastId;
-    const own = { id, name, private: allowed, public: session.observed };
-    const since = Date.now();
-    session.peer = { ...own, instance, fingerprint, mapping: "unknown", linked: [], punching: [], since };
+    for (const old of others) {
+      const { peer } = old;
+      const isSame = peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
+      if (isSame) this.#close(old, "it registered anew");
+    }
+    this.#checkRoom(session, others);
+    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    session.peer = { ...own, instance, fingerprint, mapping: "unknown", since: Date.now() };
     session.room = room;
     const member = session as Member;
-    const { probePorts } = this;
-    const alternate = this.#alternate !== undefined && probePorts[0] !== undefined;
-    const alternates = alternate ? [formatEndpoint(this.#alternate!, probePorts[0]!)] : [];
-    this.#send(member, { type: "registered", ...own, room, probePorts, alternates });
-    this.#ping(member, performance.now());
-    for (const line of snapshot([...others].map(({ peer }) => peer))) this.#send(member, line);
-    this.#tellRoom(others, { type: "joined", peer: member.peer });
+    this.#keepLinks(member, message.links);
+    this.#welcome(member, others);
+    this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
-    this.#members.set(id, member);
+    this.#members.set(own.id, member);
     this.#onEvent({ event: "joined", ...own, room });
     if (ignored.length > 0)
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #tellRoom(room: Iterable<Member>, message: ToParticipant): void {
-    const line = Buffer.from(encode(message));
-    for (const member of room) this.#write(member, line);
+  #checkRoom({ subscriber: own, observed }: Session, others: Set<Member>): void {
+    const { roomSize, roomShare } = this.limits;
+    if (others.size >= roomSize) throw new Refusal("limit", "the room is full");
+    const share = this.#shareOf(splitEndpoint(observed).address, roomShare);
+    if (others.size < share) return;
+    let count = 0;
+    for (const other of others) if (other.subscriber === own) count += 1;
+    if (count >= share)
+      throw new Refusal("limit", `${share} participants of one address in a room are enough`);
+  }
+
+  /** Answers `register`. */
+  #welcome(member: Member, others: Set<Member>): void {
+    const { room, peer } = member;
+    const { id, name, private: candidates, public: observed } = peer;
+    const { probePorts } = this;
+    const hasAlternate = this.#alternate !== undefined && probePorts[0] !== undefined;
+    const alternates = hasAlternate ? [formatEndpoint(this.#alternate!, probePorts[0]!)] : [];
+    const verify = this.#verification(member);
+    const own = { id, name, room, public: observed, private: candidates };
+    this.#send(member, { type: "registered", ...own, probePorts, alternates, ...(verify && { verify }) });
+    this.#ping(member, performance.now());
+    this.#write(member, snapshot(others));
+  }
+
+  // the other address family
+
+  /** Where a participant can show how it is seen in the other address family, if we are there at all. */
+  #verification(member: Member): { endpoint: Endpoint; token: string } | undefined {
+    if (this.host !== "::") return undefined;
+    const now = performance.now();
+    if (now >= this.#own.untilMs) this.#own = { addresses: ownAddresses(), untilMs: now + interfacesMs };
+    const address = otherAddress(this.#own.addresses, member.observed);
+    if (address === undefined) return undefined;
+    const token = newToken();
+    member.verifyToken = token;
+    this.#verifying.set(token, member);
+    return { endpoint: formatEndpoint(address, this.port), token };
+  }
+
+  #verify(session: Session, token: string): void {
+    if (session.peer) throw new Refusal("already-registered", "verify belongs on a connection of its own");
+    const member = this.#verifying.get(token);
+    const { observed } = session;
+    if (!member) throw new Refusal("bad-field", "token must be that of somebody's `registered`");
+    const [own, other] = [splitEndpoint(member.observed), splitEndpoint(observed)];
+    const isLoopback = addressScope(other.address) === "loopback";
+    if (own.family === other.family || isLoopback !== (addressScope(own.address) === "loopback")) {
+      throw new Refusal("bad-field", `token must come by the other address family, not from ${observed}`);
+    }
+    this.#send(session, { type: "observed", endpoint: observed });
+    this.#close(session, "it was verified");
+    if (member.peer.otherPublic !== observed) this.#change(member, { otherPublic: observed });
+  }
+
+  // the room
+
+  #tellRoom(room: Iterable<Member>, lines: string): void {
+    for (const member of room) this.#write(member, lines);
   }
 
   /** The other participant of the same room: nobody learns whether an id exists elsewhere. */
@@ -915,222 +1624,85 @@ export class Introducer {
     return other;
   }
 
-  #introductionBucket(): Bucket {
-    return { tokens: this.limits.introductionsPerMinute, at: performance.now() };
-  }
-
-  #connect(member: Member, id: number): void {
-    const now = performance.now();
+  #countIntroduction(member: Member): void {
     const { introductionsPerMinute: most } = this.limits;
-    member.introductions ??= this.#introductionBucket();
-    if (!take(member.introductions, most, most / 60, now)) {
-      throw new Refusal("limit", `${most} introductions a minute are enough: wait a little`);
-    }
-    const other = this.#neighbour(member, id);
-    const earlier = this.#introductions.get(pairKey(member.peer.id, id));
-    // Both asked at once: the `punch` this side has not yet reported on answers it too. Once it has reported,
-    // it knows how that punch ended, and means another.
-    if (earlier?.waiting.has(member.peer.id) && now < earlier.expiresAt) return;
-    this.#introduce(member, other, now);
+    const now = performance.now();
+    const bucket = (member.introductions ??= { tokens: most, at: now });
+    const seconds = waitSeconds(bucket, most, now);
+    if (seconds > 0) throw waitRefusal(`${most} introductions a minute are enough`, seconds);
+    bucket.tokens -= 1;
   }
 
-  #introduce(asker: Member, other: Member, now: number): void {
-    const deadlineAt = now + this.limits.punchDeadlineMs;
-    const introduction: Introduction = {
-      token: "",
-      waiting: new Set([asker.peer.id, other.peer.id]),
-      members: [asker, other],
-      plan: [],
-      round: 0,
-      isLast: false,
-      measuring: new Set(),
-      measureUntil: now + this.limits.measureMs,
-      predictions: new Map(),
-      deadlineAt,
-      expiresAt: deadlineAt + maxStartInMs + reportGraceMs,
-    };
-    this.#introductions.set(pairKey(asker.peer.id, other.peer.id), introduction);
-    for (const [one, { peer }] of [
-      [asker, other],
-      [other, asker],
-    ] as const) {
-      if (!one.peer.punching.includes(peer.id)) one.peer.punching.push(peer.id);
-    }
-    this.#change(asker, other);
-    this.#plan(introduction);
+  #mapped(member: Member, mapping: Mapping): void {
+    member.hasMeasured = true;
+    if (member.peer.mapping !== mapping) this.#change(member, { mapping });
+    this.#introductions.mapped(member);
+    this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
-  /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
-  #plan(introduction: Introduction): void {
-    const { members, plan, measureUntil } = introduction;
-    if (plan.length > 0) return;
-    const isReady = this.probePorts.length === 0 || members.every(({ hasMeasured }) => hasMeasured);
-    if (!isReady && performance.now() < measureUntil) return;
-    const [asker, other] = members;
-    const working = this.#workingWays.get(pairKey(asker.peer.id, other.peer.id));
-    const rounds = planRounds(asker.peer, other.peer);
-    if (rounds.length === 0) return this.#refuseIntroduction(introduction);
-    introduction.plan = working ? [working, ...rounds] : rounds;
-    this.#startRound(introduction);
-  }
-
-  /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
-  #refuseIntroduction(introduction: Introduction): void {
-    const [asker, { peer }] = introduction.members;
-    this.#endIntroduction(introduction);
-    const [token, reason] = [newToken(), "both-mappings-random" as const];
-    const detail = `your mapping is ${asker.peer.mapping}, the peer's is ${peer.mapping}; it would help if one of you forwarded a port, used IPv6, or another network such as a phone's`;
-    this.#send(asker, { type: "failed", peer: peer.id, token, reason, detail });
-    this.#onEvent({ event: "failed", id: asker.peer.id, peer: peer.id, reason, detail });
-  }
-
-  /** Begins the round that the plan has next: measures first where ports are to be predicted. */
-  #startRound(introduction: Introduction): void {
-    const { members, plan, round } = introduction;
-    introduction.token = newToken();
-    introduction.waiting = new Set(members.map(({ peer }) => peer.id));
-    introduction.predictions.clear();
-    introduction.measuring.clear();
-    const [a, b] = members;
-    const way = plan[round]!;
-    const measuring = members.filter(
-      ({ peer }) => way === "fresh" || (way === "predicted" && peer.mapping === "sequential"),
-    );
-    if (measuring.length === 0) return this.#punch(introduction);
-    introduction.measureUntil = performance.now() + this.limits.measureMs;
-    for (const member of measuring) {
-      introduction.measuring.add(member.peer.id);
-      const { peer } = member === a ? b : a;
-      this.#send(member, { type: "measure", peer, token: introduction.token, way });
-    }
-  }
-
-  #measured(member: Member, { token, prediction }: Extract<ToIntroducer, { type: "measured" }>): void {
-    const { id } = member.peer;
-    const introduction = [...this.#introductions.values()].find(
-      (one) => one.token === token && one.measuring.has(id),
-    );
-    if (!introduction) return; // late: the round has begun without it
-    // Nobody is sent to an address that is not the participant's own.
-    const isOwn =
-      prediction && splitEndpoint(prediction.endpoint).address === splitEndpoint(member.observed).address;
-    if (isOwn) introduction.predictions.set(id, prediction);
-    introduction.measuring.delete(id);
-    if (introduction.measuring.size === 0) this.#punch(introduction);
-  }
-
-  /** Tells both sides to punch, at the same moment. */
-  #punch(introduction: Introduction): void {
-    const { members, plan, round, token, predictions, deadlineAt } = introduction;
-    introduction.measuring.clear();
-    const [asker, other] = members;
-    const way = plan[round]!;
-    const [startA, startB] = startDelays(asker.roundTripMs, other.roundTripMs);
-    const leftMs = deadlineAt - performance.now();
-    const roundTripMs = (asker.roundTripMs ?? 0) + (other.roundTripMs ?? 0);
-    // An open host accepts within one round trip, or not at all.
-    const isTrial = way === "direct" && plan[round + 1] === "birthday";
-    const roundMs = isTrial
-      ? 2 * roundTripMs + trialSpareMs
-      : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
-    const last = round === plan.length - 1 || leftMs - roundMs < shortestRoundMs;
-    introduction.isLast = last;
-    const deadlineMs = Math.max(1, Math.round(last ? leftMs : roundMs));
-    const punch = (to: Member, { peer }: Member, role: Role, startInMs: number) => {
-      const own = predictions.get(to.peer.id);
-      const theirs = predictions.get(peer.id);
-      const measured = { ...(own && { own }), ...(theirs && { theirs }) };
-      const schedule = { startInMs, way, round: round + 1, last, deadlineMs };
-      this.#send(to, { type: "punch", peer, role, token, ...schedule, ...measured });
-    };
-    punch(asker, other, "controlling", startA);
-    punch(other, asker, "controlled", startB);
-    this.#onEvent({ event: "punch", a: asker.peer.id, b: other.peer.id, way, round: round + 1 });
-  }
-
-  #linked(member: Member, message: Extract<ToIntroducer, { type: "linked" }>): void {
-    const { peer, route, local, remote } = message;
-    this.#neighbour(member, peer);
-    const { id, linked, punching } = member.peer;
-    if (!linked.includes(peer)) linked.push(peer);
-    remove(punching, peer);
-    const introduction = this.#introductions.get(pairKey(id, peer));
-    introduction?.waiting.delete(id);
-    if (introduction && introduction.round > 0) {
-      this.#workingWays.set(pairKey(id, peer), introduction.plan[introduction.round]!);
-    }
-    if (introduction?.waiting.size === 0) this.#endIntroduction(introduction);
-    this.#change(member);
-    this.#onEvent({ event: "linked", id, peer, route, local, remote });
-  }
-
-  #unlinked(member: Member, { peer, reason }: Extract<ToIntroducer, { type: "unlinked" }>): void {
-    if (!remove(member.peer.linked, peer)) return;
-    this.#change(member);
-    this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
-  }
-
-  #failed(member: Member, message: Extract<ToIntroducer, { type: "failed" }>): void {
-    const { peer, token, reason, detail } = message;
-    const { id } = member.peer;
-    const introduction = this.#introductions.get(pairKey(id, peer));
-    // A late report must not end the punch that came after: the token tells them apart.
-    if (introduction?.token !== token) return;
-    if (!introduction.isLast && retriable.has(reason)) {
-      introduction.round++;
-      return this.#startRound(introduction);
-    }
-    const other = introduction.members.find((one) => one.peer.id === peer);
-    if (other && introduction.waiting.has(peer))
-      this.#send(other, { type: "failed", peer: id, token, reason, detail });
-    this.#endIntroduction(introduction);
-    this.#onEvent({ event: "failed", id, peer, reason, detail });
-  }
-
-  #endIntroduction({ members: [a, b] }: Introduction): void {
-    this.#introductions.delete(pairKey(a.peer.id, b.peer.id));
-    if (remove(a.peer.punching, b.peer.id)) this.#change(a);
-    if (remove(b.peer.punching, a.peer.id)) this.#change(b);
-  }
-
-  #change(...members: Member[]): void {
-    if (this.#changed.size === 0) setTimeout(() => this.#tellChanges(), updateDelayMs);
-    for (const member of members) this.#changed.add(member);
+  #change(member: Member, change: PeerChange): void {
+    Object.assign(member.peer, change);
+    member.json = "";
+    this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
+    this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
 
   #tellChanges(): void {
-    for (const { peer, room } of this.#changed) {
-      if (this.#members.has(peer.id)) this.#tellRoom(this.#rooms.get(room) ?? [], { type: "updated", peer });
+    this.#changeTimer = undefined;
+    const perRoom = new Map<string, string>();
+    for (const [{ peer, room }, change] of this.#changed) {
+      if (!this.#members.has(peer.id)) continue;
+      const line = encode({ type: "updated", id: peer.id, ...change });
+      perRoom.set(room, (perRoom.get(room) ?? "") + line);
     }
     this.#changed.clear();
+    for (const [room, lines] of perRoom) this.#tellRoom(this.#rooms.get(room) ?? [], lines);
+  }
+
+  // links: what participants say of them
+
+  #keepLinks(member: Member, links: MessageOf<"register">["links"]): void {
+    if (links.length === 0) return;
+    member.links = new Map(links.map(({ peer, route }) => [peer, { route, id: undefined }]));
+  }
+
+  #linked(member: Member, { peer, token, route, local, remote }: MessageOf<"linked">): void {
+    const { instance } = this.#neighbour(member, peer).peer;
+    const links = (member.links ??= new Map<string, Link>());
+    if (links.size >= maxReportedLinks && !links.has(instance)) this.#forgetLinks(member, links);
+    links.set(instance, { route, id: peer });
+    this.#introductions.linked(member, token);
+    this.#onEvent({ event: "linked", id: member.peer.id, peer, route, local, remote });
+  }
+
+  /** Those with who is not here: more than a room's worth of them has piled up. */
+  #forgetLinks(member: Member, links: Map<string, Link>): void {
+    const room = [...(this.#rooms.get(member.room) ?? [])];
+    const present = new Set(room.map(({ peer }) => peer.instance));
+    for (const instance of links.keys()) if (!present.has(instance)) links.delete(instance);
+  }
+
+  #unlinked(member: Member, { peer, reason }: MessageOf<"unlinked">): void {
+    const { links, room } = member;
+    const other = this.#members.get(peer);
+    // Of a peer that is gone it knows the id that it had.
+    const absent = [...(links ?? [])].find(([, { id }]) => id === peer)?.[0];
+    const instance = other?.room === room ? other.peer.instance : absent;
+    if (instance === undefined || !links?.delete(instance)) return;
+    this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
   }
 
   /** Takes a session out of its room, once, however many ways it ends. */
   #leave(session: Session, reason: string): void {
     if (!session.peer || !this.#members.delete(session.peer.id)) return;
     const { id, name } = session.peer;
+    if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);
     if (room?.size === 0) this.#rooms.delete(session.room);
-    for (const other of room ?? []) this.#part(other, id, reason);
-    this.#tellRoom(room ?? [], { type: "left", id });
+    this.#introductions.left(session as Member, reason);
+    this.#tellRoom(room ?? [], encode({ type: "left", id }));
     this.#onEvent({ event: "left", id, name, reason });
-  }
-
-  /** `left` tells the room to strike that id from every list, so no `updated` follows. */
-  #part(other: Member, id: number, detail: string): void {
-    const { peer } = other;
-    remove(peer.linked, id);
-    remove(peer.punching, id);
-    this.#workingWays.delete(pairKey(id, peer.id));
-    const introduction = this.#introductions.get(pairKey(id, peer.id));
-    if (!introduction) return;
-    this.#introductions.delete(pairKey(id, peer.id));
-    if (!introduction.waiting.has(peer.id)) return;
-    // Before the first round there is no token yet, and the other side takes any.
-    const token = introduction.token || newToken();
-    this.#send(other, { type: "failed", peer: id, token, reason: "peer-left", detail });
-    this.#onEvent({ event: "failed", id: peer.id, peer: id, reason: "peer-left", detail });
   }
 }
 

@@ -360,8 +360,8 @@ export type ToIntroducer =
   | { type: "verify"; token: string }
   /** Sent by the side that wants a link, when the user says `connect`. */
   | { type: "connect"; peer: number }
-  /** Sent by both sides when they hold the nominated connection. */
-  | { type: "linked"; peer: number; route: Route; local: Endpoint; remote: Endpoint }
+  /** Sent by both sides when they hold the nominated connection; `token` is that of the punch. */
+  | { type: "linked"; peer: number; token: string; route: Route; local: Endpoint; remote: Endpoint }
   /** Sent by both sides when a link has ended. */
   | { type: "unlinked"; peer: number; reason: UnlinkReason }
   /**
@@ -625,7 +625,7 @@ const toIntroducer: Table<ToIntroducer> = {
   },
   verify: { token },
   connect: { peer: id },
-  linked: { peer: id, route, local: endpoint, remote: endpoint },
+  linked: { peer: id, token, route, local: endpoint, remote: endpoint },
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
   failed: { peer: id, token, reason },
   mapping: { mapping },

@@ -1,5 +1,6 @@
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import net from "node:net";
+import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import picocolors from "picocolors";
 import {
@@ -10,10 +11,13 @@ import {
   type Limits,
 } from "../introducer.ts";
 import { Socket } from "../native/socket.ts";
+import { until } from "./native-fixture.ts";
 import {
   encode,
+  formatEndpoint,
   LineDecoder,
   maxLineBytes,
+  maxReportedLinks,
   parseToParticipant,
   protocolVersion,
   splitEndpoint,
@@ -28,15 +32,20 @@ import {
 type MessageOf<T extends ToParticipant["type"]> = Extract<ToParticipant, { type: T }>;
 const at = (text: string) => text as Endpoint;
 const fingerprint = "ab".repeat(32);
-const instance = "0123456789abcdef";
-/** The beginning of its SHA-256, which is what others see of it. */
-const shownInstance = "9f9f5111f7b27a78";
+/** The beginning of a SHA-256: an instance of that name and, of an instance, what others see of it. */
+const hash = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest("hex").slice(0, 16);
 const isLinux = process.platform === "linux";
 
 function registration(name: string, room = "lobby"): Extract<ToIntroducer, { type: "register" }> {
   const own = [at("192.168.1.5:40000")];
-  return { type: "register", version: protocolVersion, name, room, instance, fingerprint, private: own };
+  const instance = hash(name);
+  const rest = { fingerprint, private: own, links: [] };
+  return { type: "register", version: protocolVersion, name, room, instance, ...rest };
 }
+
+/** What a side says that has linked; without the peer, whom both sides name differently. */
+const linkedBy = (token: string) =>
+  ({ type: "linked", token, route: "public", local: at("10.0.0.1:1"), remote: at("10.0.0.2:2") }) as const;
 
 /** A participant made of nothing but a socket: it says exactly what a test wants said. */
 class Client implements Disposable {
@@ -49,7 +58,8 @@ class Client implements Disposable {
   answersPings = true;
 
   constructor(port: number, localAddress = "127.0.0.1") {
-    this.#socket = net.connect({ port, host: "127.0.0.1", localAddress, noDelay: true });
+    const host = localAddress.includes(":") ? "::1" : "127.0.0.1";
+    this.#socket = net.connect({ port, host, localAddress, noDelay: true });
     this.#socket.on("data", (chunk) => {
       for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));
     });
@@ -58,8 +68,9 @@ class Client implements Disposable {
     this.#socket.on("end", () => this.ended.resolve());
   }
 
-  get endpoint(): string {
-    return `${this.#socket.localAddress}:${this.#socket.localPort}`;
+  /** Its own, once it has heard something. */
+  get endpoint(): Endpoint {
+    return formatEndpoint(this.#socket.localAddress!, this.#socket.localPort!);
   }
 
   #receive(message: ToParticipant): void {
@@ -117,14 +128,14 @@ class Client implements Disposable {
 }
 
 /** An introducer on a free port, and all it told its operator. */
-function introduce(limits: Partial<Limits> = {}) {
+function introduce(limits: Partial<Limits> = {}, host = "127.0.0.1") {
   const events: IntroducerEvent[] = [];
   const waiting = new Set<() => void>();
   const onEvent = (event: IntroducerEvent) => {
     events.push(event);
     for (const wake of waiting) wake();
   };
-  const introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
+  const introducer = Introducer.start({ host, port: 0, limits, onEvent });
   const happened = <T extends IntroducerEvent["event"]>(name: T) => {
     const { promise, resolve } = Promise.withResolvers<Extract<IntroducerEvent, { event: T }>>();
     const wake = () => {
@@ -183,17 +194,20 @@ test("register is answered by registered and the others; they learn of it by joi
     probePorts,
     alternates: [],
   });
-  const rest = {
-    instance: shownInstance,
-    fingerprint,
-    mapping: "unknown",
-    linked: [],
-    punching: [],
-    since: expect.any(Number),
+  const rest = { fingerprint, mapping: "unknown", since: expect.any(Number) };
+  const annaAsPeer = {
+    id: 1,
+    name: "anna",
+    instance: hash(hash("anna")),
+    private: ["192.168.1.5:40000"],
+    public: anna.endpoint,
+    ...rest,
   };
-  const annaAsPeer = { id: 1, name: "anna", private: ["192.168.1.5:40000"], public: anna.endpoint, ...rest };
   expect<unknown>(peers).toEqual({ type: "peers", peers: [annaAsPeer], more: false });
-  expect<unknown>(joined).toEqual({ type: "joined", peer: { ...own, ...rest } });
+  expect<unknown>(joined).toEqual({
+    type: "joined",
+    peer: { ...own, instance: hash(hash("bert")), ...rest },
+  });
   expect(await scene.happened("ignored")).toMatchObject({ endpoints: ["8.8.8.8:53"] });
   bert.end();
   expect(await anna.next("left")).toEqual({ type: "left", id: 2 });
@@ -258,9 +272,7 @@ test("connect sends both a punch with one token and opposite roles", async () =>
   expect([a.role, b.role, a.peer.id, b.peer.id]).toEqual(["controlling", "controlled", bert.id, anna.id]);
   expect(a.token).toMatch(/^[0-9a-f]{32}$/);
   expect(b.token).toBe(a.token);
-  expect(await bert.next("updated", ({ peer }) => peer.id === anna.id)).toMatchObject({
-    peer: { punching: [bert.id] },
-  });
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[bert.id], [anna.id]]);
 });
 
 test("both ask at once: one punch, also when one side is linked before the other's connect is read", async () => {
@@ -268,14 +280,8 @@ test("both ask at once: one punch, also when one side is linked before the other
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   anna.send({ type: "connect", peer: bert.id });
-  await anna.next("punch");
-  anna.send({
-    type: "linked",
-    peer: bert.id,
-    route: "public",
-    local: at("10.0.0.1:1"),
-    remote: at("10.0.0.2:2"),
-  });
+  const { token } = await anna.next("punch");
+  anna.send({ ...linkedBy(token), peer: bert.id });
   await scene.happened("linked");
   bert.send({ type: "connect", peer: anna.id });
   await Promise.all([anna.settled(), bert.settled()]);
@@ -288,7 +294,7 @@ test("a failure is told to the other side, and a retry works at once", async () 
   using bert = await scene.join("bert");
   anna.send({ type: "connect", peer: bert.id });
   const { token } = await anna.next("punch");
-  const report = { type: "failed", token, reason: "timed-out", detail: "why" } as const;
+  const report = { type: "failed", token, reason: "timed-out" } as const;
   anna.send({ ...report, peer: bert.id });
   anna.send({ type: "connect", peer: bert.id });
   expect(await bert.next("failed")).toEqual({ ...report, peer: anna.id });
@@ -304,13 +310,8 @@ test("a link is listed until it ends, and can be made anew at once", async () =>
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   anna.send({ type: "connect", peer: bert.id });
-  await Promise.all([anna.next("punch"), bert.next("punch")]);
-  const report = {
-    type: "linked",
-    route: "public",
-    local: at("10.0.0.1:1"),
-    remote: at("10.0.0.2:2"),
-  } as const;
+  const [{ token }] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const report = linkedBy(token);
   anna.send({ ...report, peer: bert.id });
   bert.send({ ...report, peer: anna.id });
   await Promise.all([anna.settled(), bert.settled()]);
@@ -319,8 +320,7 @@ test("a link is listed until it ends, and can be made anew at once", async () =>
     { linked: [2], punching: [] },
     { linked: [1], punching: [] },
   ]);
-  expect(await anna.next("updated", ({ peer }) => peer.id === 2 && peer.linked.length > 0)).toBeDefined();
-  bert.send({ type: "unlinked", peer: anna.id, reason: "enough" });
+  bert.send({ type: "unlinked", peer: anna.id, reason: "disconnected" });
   bert.send({ type: "connect", peer: anna.id });
   expect(await bert.next("punch")).toMatchObject({ role: "controlling" });
   expect(lists()[1]).toEqual({ linked: [], punching: [1] });
@@ -344,9 +344,10 @@ test("a punch nobody reports on is forgotten", async () => {
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   anna.send({ type: "connect", peer: bert.id });
-  await anna.next("updated", ({ peer }) => peer.id === anna.id && peer.punching.length === 0);
-  anna.send({ type: "connect", peer: bert.id });
   const first = await anna.next("punch");
+  const isPunching = () => scene.introducer.participants.some(({ punching }) => punching.length > 0);
+  await until("the punch is forgotten", () => !isPunching());
+  anna.send({ type: "connect", peer: bert.id });
   expect(await anna.next("punch")).not.toEqual(first);
 });
 
@@ -442,12 +443,12 @@ const afterRegistering: [string, string, Partial<MessageOf<"refused">>][] = [
   ],
   [
     "a link with nobody",
-    encode({ type: "linked", peer: 9, route: "public", local: at("10.0.0.1:1"), remote: at("10.0.0.1:2") }),
+    encode({ ...linkedBy("0".repeat(32)), peer: 9 }),
     { code: "unknown-peer", request: "linked", peer: 9 },
   ],
   [
     "a link between endpoints that are none",
-    '{"type":"linked","peer":1,"route":"public","local":"here","remote":"there"}\n',
+    `{"type":"linked","peer":1,"token":"${"0".repeat(32)}","route":"public","local":"here","remote":"there"}\n`,
     { code: "bad-field", request: "linked" },
   ],
 ];
@@ -470,7 +471,6 @@ for (const [what, line, refusal] of afterRegistering) {
 for (const [what, bytes] of [
   ["a line too long", "x".repeat(maxLineBytes + 1)],
   ["the 20th bad line", "}{\n".repeat(30)],
-  ["a flood", encode({ type: "echo", text: "" }).repeat(200)],
 ] as const) {
   test(`after registering, ${what} closes the connection, and the room learns of it`, async () => {
     await using scene = introduce();
@@ -542,7 +542,7 @@ test("who doesn't read is dropped, and what waits for it is bounded", async () =
 });
 
 test("one address may hold only so many connections", async () => {
-  await using scene = introduce({ sessionsPerLoopback: 2 });
+  await using scene = introduce({ sessionsPerAddress: 2, loopbackShares: 1 });
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   using third = new Client(scene.introducer.port);
@@ -599,7 +599,7 @@ async function pairOf(scene: ReturnType<typeof introduce>, ofAnna: Mapping, ofBe
   return { anna, bert, [Symbol.dispose]: dispose };
 }
 
-const noAnswer = { type: "failed", reason: "no-candidate-answered", detail: "why" } as const;
+const noAnswer = { type: "failed", reason: "no-candidate-answered" } as const;
 const measuredAt = (endpoint: string, step: number): Prediction => ({ endpoint: at(endpoint), step });
 
 test("how a participant's NAT maps is told to the room", async () => {
@@ -608,8 +608,8 @@ test("how a participant's NAT maps is told to the room", async () => {
   using bert = await scene.join("bert");
   await maps(bert, "sequential");
   expect(
-    await anna.next("updated", ({ peer }) => peer.id === bert.id && peer.mapping !== "unknown"),
-  ).toMatchObject({ peer: { name: "bert", mapping: "sequential" } });
+    await anna.next("updated", ({ id, mapping }) => id === bert.id && mapping !== undefined),
+  ).toMatchObject({ mapping: "sequential" });
   using carl = await scene.join("carl");
   const [peers] = carl.seen.filter((message) => message.type === "peers");
   expect(peers?.peers.map(({ mapping }) => mapping)).toEqual(["unknown", "sequential"]);
@@ -674,6 +674,37 @@ test("only the first report on a round counts: the other's comes too late, and s
   expect(second.token).not.toBe(token);
 });
 
+test("nobody throws anybody off: what is reported while measuring, or twice, or by others counts for nothing", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
+  const { anna, bert } = pair;
+  using carl = await scene.join("carl");
+  anna.send({ type: "connect", peer: bert.id });
+  const first = await anna.next("punch");
+  anna.send({ ...noAnswer, peer: bert.id, token: first.token });
+  anna.send({ ...noAnswer, peer: bert.id, token: first.token });
+  const { token } = await bert.next("measure");
+  for (const _ of Array(9)) bert.send({ ...noAnswer, peer: anna.id, token });
+  carl.send({ ...noAnswer, peer: anna.id, token });
+  await Promise.all([bert.settled(), carl.settled()]);
+  for (const one of [anna, bert]) one.send({ type: "measured", token });
+  const second = await bert.next("punch", ({ round }) => round === 2);
+  expect(second).toMatchObject({ way: "fresh", token, last: false });
+  for (const one of [anna, bert]) {
+    one.send({ ...noAnswer, peer: one === anna ? bert.id : anna.id, token });
+    await one.settled();
+  }
+  const third = await anna.next("measure", (measure) => measure.token !== token);
+  for (const one of [anna, bert]) one.send({ type: "measured", token: third.token });
+  expect(await anna.next("punch", ({ round }) => round === 3)).toMatchObject({ way: "fresh", last: true });
+  anna.send({ ...noAnswer, peer: bert.id, token: third.token });
+  bert.send({ ...noAnswer, peer: anna.id, token: third.token });
+  expect(await bert.next("failed")).toEqual({ ...noAnswer, peer: anna.id, token: third.token });
+  // Every line that came has passed parseToParticipant: see Client.
+  await Promise.all([anna.settled(), bert.settled()]);
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], [], []]);
+});
+
 test("a failure that another round can't mend ends the first", async () => {
   await using scene = introduce();
   using pair = await pairOf(scene, "random", "endpoint-independent");
@@ -722,7 +753,6 @@ test.skipIf(!isLinux).each([
   bert.send({ type: "connect", peer: anna.id });
   const { token, ...failed } = await bert.next("failed");
   expect(failed).toMatchObject({ peer: anna.id, reason: "both-mappings-random" });
-  expect(failed.detail).toContain(`your mapping is ${ofBert}, the peer's is ${ofAnna}`);
   expect(token).toMatch(/^[0-9a-f]{32}$/);
   await anna.settled();
   expect(anna.types().filter((type) => type === "punch" || type === "failed")).toEqual([]);
@@ -946,19 +976,14 @@ test("the way that linked a pair comes first the next time", async () => {
   const { token } = await anna.next("measure");
   for (const one of [anna, bert]) one.send({ type: "measured", token });
   await Promise.all([anna.next("punch"), bert.next("punch", ({ round }) => round === 2)]);
-  const report = {
-    type: "linked",
-    route: "public",
-    local: at("10.0.0.1:1"),
-    remote: at("10.0.0.2:2"),
-  } as const;
+  const report = linkedBy(token);
   for (const [one, other] of [
     [anna, bert],
     [bert, anna],
   ] as const) {
     one.send({ ...report, peer: other.id });
     await one.settled();
-    one.send({ type: "unlinked", peer: other.id, reason: "over" });
+    one.send({ type: "unlinked", peer: other.id, reason: "disconnected" });
     await one.settled();
   }
   bert.send({ type: "connect", peer: anna.id });
@@ -973,6 +998,143 @@ test("who leaves while it should measure is reported as peer-left", async () => 
   const { token } = await anna.next("measure");
   anna[Symbol.dispose]();
   expect(await bert.next("failed")).toMatchObject({ peer: anna.id, token, reason: "peer-left" });
+});
+
+// --- the other address family ----------------------------------------------------------------------------
+
+const hasIPv6 = Object.values(networkInterfaces()).some((list) =>
+  list?.some(({ address }) => address === "::1"),
+);
+
+describe.skipIf(!hasIPv6)("verify", () => {
+  const everywhere = () => introduce({}, "::");
+
+  test("a participant shows where it is seen in the other family, and the room and itself learn of it", async () => {
+    await using scene = everywhere();
+    using anna = await scene.join("anna");
+    using bert = await scene.join("bert");
+    const registered = bert.seen.find((message) => message.type === "registered")!;
+    expect(registered.verify).toEqual({
+      endpoint: at(`[::1]:${scene.introducer.port}`),
+      token: expect.stringMatching(/^[0-9a-f]{32}$/),
+    });
+    using further = new Client(scene.introducer.port, "::1");
+    further.send({ type: "verify", token: registered.verify!.token });
+    const { endpoint } = await further.next("observed");
+    expect(endpoint).toMatch(/^\[::1\]:\d+$/);
+    await further.ended.promise;
+    for (const one of [anna, bert]) {
+      expect(await one.next("updated", ({ otherPublic }) => otherPublic !== undefined)).toMatchObject({
+        id: bert.id,
+        otherPublic: endpoint,
+      });
+    }
+    using carl = await scene.join("carl");
+    const [peers] = carl.seen.filter((message) => message.type === "peers");
+    expect(peers!.peers.map(({ otherPublic }) => otherPublic)).toEqual([undefined, endpoint]);
+  });
+
+  test("from IPv6 the other family is IPv4", async () => {
+    await using scene = everywhere();
+    using anna = new Client(scene.introducer.port, "::1");
+    anna.send(registration("anna"));
+    const { verify } = await anna.next("registered");
+    expect(verify?.endpoint).toBe(at(`127.0.0.1:${scene.introducer.port}`));
+    using further = new Client(scene.introducer.port);
+    further.send({ type: "verify", token: verify!.token });
+    const { endpoint } = await further.next("observed");
+    const { otherPublic } = await anna.next("updated", (change) => change.otherPublic !== undefined);
+    expect(otherPublic).toBe(endpoint);
+  });
+
+  test.each(["the same family", "a token of nobody", "a token of one who left", "a registered session"])(
+    "refused: %s",
+    async (what) => {
+      await using scene = everywhere();
+      using anna = await scene.join("anna");
+      using bert = await scene.join("bert");
+      const { verify } = bert.seen.find((message) => message.type === "registered")!;
+      if (what === "a token of one who left") {
+        bert[Symbol.dispose]();
+        await anna.next("left");
+      }
+      const token = what === "a token of nobody" ? "0".repeat(32) : verify!.token;
+      using further = new Client(scene.introducer.port, what === "the same family" ? "127.0.0.1" : "::1");
+      if (what === "a registered session") further.send(registration("further"));
+      further.send({ type: "verify", token });
+      expect(await further.next("refused")).toMatchObject({ request: "verify" });
+      expect(scene.introducer.participants.map(({ otherPublic }) => otherPublic)).not.toContainEqual(
+        expect.anything(),
+      );
+    },
+  );
+
+  test("an introducer of one family offers none", async () => {
+    await using scene = introduce();
+    using anna = await scene.join("anna");
+    expect(anna.seen.find((message) => message.type === "registered")!.verify).toBeUndefined();
+  });
+});
+
+// --- links -----------------------------------------------------------------------------------------------
+
+const linksOf = (scene: ReturnType<typeof introduce>) =>
+  Object.fromEntries(scene.introducer.participants.map(({ name, links }) => [name, links]));
+
+test("the links that a participant has when it registers are listed under its peers' present ids", async () => {
+  await using scene = introduce();
+  using anna = new Client(scene.introducer.port);
+  const links = [
+    { peer: hash(hash("bert")), route: "birthday" as const },
+    { peer: hash(hash("gone")), route: "public" as const },
+  ];
+  anna.send({ ...registration("anna"), links });
+  await anna.next("registered");
+  expect(linksOf(scene)).toEqual({ anna: [] });
+  {
+    using bert = await scene.join("bert");
+    expect(linksOf(scene)).toEqual({ anna: [{ id: bert.id, route: "birthday" }], bert: [] });
+    using namesake = await scene.join("gone", "elsewhere");
+    expect(linksOf(scene)).toMatchObject({ anna: [{ id: bert.id }], gone: [] });
+    await namesake.settled();
+  }
+  using bert = await scene.join("bert");
+  expect(linksOf(scene)["anna"]).toEqual([{ id: bert.id, route: "birthday" }]);
+  anna.send({ type: "unlinked", peer: bert.id, reason: "connection-lost" });
+  await anna.settled();
+  expect(linksOf(scene)["anna"]).toEqual([]);
+});
+
+test("a link is told to be over by the id that its peer had when it left", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  const token = "0".repeat(32);
+  {
+    using bert = await scene.join("bert");
+    anna.send({ ...linkedBy(token), peer: bert.id });
+    await anna.settled();
+  }
+  await anna.next("left");
+  anna.send({ type: "unlinked", peer: 2, reason: "peer-silent" });
+  expect(await scene.happened("unlinked")).toMatchObject({ id: 1, peer: 2 });
+  using bert = await scene.join("bert");
+  expect(bert.id).toBe(3);
+  expect(linksOf(scene)["anna"]).toEqual([]);
+});
+
+test("a thousand links in one register are taken, and more are refused", async () => {
+  await using scene = introduce();
+  const links = Array.from({ length: maxReportedLinks }, (_, n) => ({
+    peer: hash(`${n}`),
+    route: "public" as const,
+  }));
+  using anna = new Client(scene.introducer.port);
+  anna.send({ ...registration("anna"), links });
+  await anna.next("registered");
+  using bert = new Client(scene.introducer.port);
+  bert.send({ ...registration("bert"), links: [...links, links[0]!] });
+  // The line would be longer than a line may be before the list is too long.
+  expect(await bert.next("refused")).toBeDefined();
 });
 
 // --- probe ports -----------------------------------------------------------------------------------------
@@ -1141,10 +1303,13 @@ test.skipIf(!isLinux)(
 test("more connect-backs than a person asks for are refused, but the connection lives on", async () => {
   await using scene = introduce({ introductionsPerMinute: 2 });
   using anna = await scene.join("anna");
-  for (let n = 0; n < 3; n++) anna.send({ type: "connect-back" });
+  for (let n = 0; n < 2; n++) {
+    anna.send({ type: "connect-back" });
+    await anna.next("filtering");
+  }
+  anna.send({ type: "connect-back" });
   expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
   await anna.settled();
-  await Promise.all([anna.next("filtering"), anna.next("filtering")]);
 });
 
 test("who registers anew replaces its old session, even in a full room; its namesake does not", async () => {
@@ -1165,11 +1330,12 @@ test("who registers anew replaces its old session, even in a full room; its name
 
 test("the table fits 80 columns, with the longest of everything and without colour", () => {
   const some = {
-    instance,
+    instance: hash("anna"),
     fingerprint,
     mapping: "unknown" as const,
     since: 0,
     linked: [2, 3, 4, 5, 6, 7, 8],
+    links: [],
     punching: [12345, 12346],
   };
   const ipv4 = {
@@ -1318,14 +1484,13 @@ test("what the network says can't reach the operator's terminal as control chara
   using bert = new Client(port);
   bert.send(registration("bert"));
   await bert.next("registered");
-  anna.send({ type: "connect", peer: 2 });
-  const { token } = await anna.next("punch");
-  anna.send({ type: "failed", peer: 2, token, reason: "timed-out", detail: "\u001b[2J\u009b1m\u202e\nroot" });
-  await bert.next("failed");
+  anna.raw(`{"type":"\u001b[2J\u009b1m\u202e","peer":2}\n\u001b[2J\n`);
+  anna.send({ ...registration("anna"), name: "\u001b[2J" });
+  await anna.settled();
   child.stdin?.write("quit\n");
   const rest = await Array.fromAsync(story);
   expect(rest.filter((line) => /\p{C}/u.test(line))).toEqual([]);
-  expect(rest.join(" ")).toContain("root");
+  expect(rest.filter((line) => line.includes("refused #1"))).toHaveLength(3);
   expect(await child.exited).toBe(0);
 });
 
