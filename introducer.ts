@@ -1855,17 +1855,13 @@ function askPort(terminal: Terminal): Promise<number | undefined> {
   });
 }
 
-function ownAddresses(): string[] {
-  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
-  return all.flatMap(({ address }) => canonicalAddress(address)?.address ?? []);
-}
-
 /** The address that participants most likely reach this host by. */
 function likelyAddress(): string {
-  const usable = ownAddresses().flatMap((address) => canonicalAddress(address) ?? []);
   const rank = ({ address, family }: { address: string; family: 4 | 6 }) =>
     ["global4", "private4", "global6", "private6"].indexOf(addressScope(address) + family);
-  const ranked = usable.filter((one) => rank(one) >= 0).sort((a, b) => rank(a) - rank(b));
+  const ranked = ownAddresses()
+    .filter((one) => rank(one) >= 0)
+    .sort((a, b) => rank(a) - rank(b));
   return ranked[0]?.address ?? "127.0.0.1";
 }
 
@@ -1953,7 +1949,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
 function readAlternate(text: string): string {
   const address = canonicalAddress(text)?.address;
   if (address === undefined) throw new UsageError(`--alternate must be an IP address, not ${text}`);
-  if (!ownAddresses().includes(address))
+  if (!ownAddresses().some((own) => own.address === address))
     throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
   return address;
 }
