@@ -585,17 +585,9 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   const who = [[{ text: String(one.id), paint: colors.bold }], [printable(one.name)], [printable(one.room)]];
   const since = [age(now - one.since)];
   if (width < wideColumns) {
-    const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is two columns of a narrow table too wide
-    return [
-      ...who,
-      mapping,
-      [first, more]
-        .filter(Boolean)
-        .map(dim)
-        .concat({ ...dim(one.public), paint: String }),
-      links,
-      since,
-    ];
+    const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
+    const endpoints = [dim(first), ...(more === "" ? [] : [dim(more)]), one.public];
+    return [...who, mapping, endpoints, links, since];
   }
   const hosts = isWhole ? one.private.join(", ") || first : `${first} ${more}`.trimEnd();
   return [...who, [one.mapping], [dim(hosts)], [one.public], ...links.map((part) => [part]), since];

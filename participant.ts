@@ -978,7 +978,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["IPv6", ipv6 ? "a global address" : "no global address"],
   ] as const;
   const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
-  const table = expected.map(({ peer, way }) => [[`  ${peer}`], [wayWords[way](c)]]);
+  const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
   return [
     c.bold(plainSentence(report)),
     ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),

@@ -792,9 +792,15 @@ function decodeLine(line: Uint8Array): string {
 
 // --- text ------------------------------------------------------------------------------------------------
 
-/** Text from the network as a terminal may show it: control characters (C0, C1, bidi) made visible. */
+/**
+ * Text from the network as a terminal may show it: control characters (C0, C1, bidi) made visible. A zero-width joiner
+ * stays between two emoji, which it makes one (UTS #51 §2.6).
+ */
 export function printable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu, (char) => (char === "\t" ? " " : "\ufffd"));
+  return text.replace(
+    /(?!(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d\p{Extended_Pictographic})[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu,
+    (char) => (char === "\t" ? " " : "\ufffd"),
+  );
 }
 
 /** One JSON line for programs, in which nothing is left that a terminal would obey. */

@@ -9,6 +9,7 @@
  */
 import { basename } from "node:path";
 import type * as readline from "node:readline";
+import { isatty } from "node:tty";
 import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
 import picocolors from "picocolors";
 import manifest from "../package.json" with { type: "json" };
@@ -110,12 +111,11 @@ export function colorsFor(stream: { isTTY?: boolean }): Colors {
   return picocolors.createColors(stream.isTTY === true && isWanted);
 }
 
-const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
-
 /** Lines of at most `width` columns; what is one character to the eye stays whole. */
 export function wrap(text: string, width: number): string[] {
   if (Bun.stringWidth(text) <= width) return [text];
   const lines = [""];
+  const graphemes = new Intl.Segmenter(undefined, { granularity: "grapheme" });
   for (const { segment } of graphemes.segment(text)) {
     if (Bun.stringWidth(lines.at(-1)! + segment) > width) lines.push("");
     lines[lines.length - 1] += segment;
@@ -346,7 +346,8 @@ const writeErrors: Record<string, string> = {
 
 /** Where both programs read and write: results on standard output, the story on standard error. */
 export class Terminal {
-  readonly isInteractive = process.stdin.isTTY === true && process.stderr.isTTY === true;
+  // Asked of the descriptor: to make `process.stdin` takes longer than all the rest of this.
+  readonly isInteractive = isatty(0) && isatty(2);
   readonly resultColors = colorsFor(process.stdout);
   readonly storyColors = colorsFor(process.stderr);
   /** Resolves when standard output can't be written any more. */
@@ -377,7 +378,6 @@ export class Terminal {
       () => {},
       (lines) => this.error(`nobody read this: ${count(lines, "line")} dropped`),
     );
-    process.stdin.on("error", () => {}); // a terminal that is gone says so by its end too
   }
 
   /** How wide a table on standard output may be: a pipe is as wide as it takes. */
@@ -451,6 +451,7 @@ export class Terminal {
 
   /** The lines of an input that is no terminal. */
   lines(): AsyncIterable<string> {
+    process.stdin.on("error", () => {}); // its end follows
     return readlineModule().createInterface({ input: process.stdin });
   }
 
@@ -475,6 +476,7 @@ export class Terminal {
 
   #open(): void {
     if (this.#reader) return this.#showPrompt();
+    process.stdin.on("error", () => {}); // a terminal that is gone says so by its end too
     const reader = readlineModule().createInterface({
       input: process.stdin,
       output: process.stderr,

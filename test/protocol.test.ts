@@ -906,6 +906,8 @@ test.each([
   ["plain text", "hello, world", "hello, world"],
   ["other scripts", "Ζωή 漢字 עברית", "Ζωή 漢字 עברית"],
   ["emoji", "🦊", "🦊"],
+  ["emoji that joiners make one", "👨‍👩‍👧‍👦 👩🏽‍💻 ❤️‍🔥", "👨‍👩‍👧‍👦 👩🏽‍💻 ❤️‍🔥"],
+  ["joiners between anything else", "a\u200db\u200d🦊\u200d", "a\ufffdb\ufffd🦊\ufffd"],
   ["ESC sequence", "\x1b[2Jgone", "\ufffd[2Jgone"],
   ["title sequence", "\x1b]0;root#\x07", "\ufffd]0;root#\ufffd"],
   ["C1 CSI", "\x9b31mred", "\ufffd31mred"],
