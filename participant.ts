@@ -32,6 +32,7 @@ import {
   CommandError,
   completions,
   count,
+  otherStartedAs,
   readCommand,
   readOptions,
   renderCommands,
@@ -452,7 +453,7 @@ export class Participant {
     const { host, port, name, room, identity } = this.options;
     let control: ControlChannel;
     try {
-      control = await ControlChannel.open(host, port);
+      control = await ControlChannel.open(host, port, otherStartedAs("introducer"));
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       return this.#joinFailed(attempt, error);

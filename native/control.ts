@@ -58,8 +58,11 @@ export class ControlChannel {
     );
   }
 
-  /** Connects to the first address of `host` that accepts; rejects with a {@link UserError}. */
-  static async open(host: string, port: number): Promise<ControlChannel> {
+  /**
+   * Connects to the first address of `host` that accepts; rejects with a {@link UserError}, which names the command
+   * that starts an introducer.
+   */
+  static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
     const failures: string[] = [];
     for (const remote of await resolve(host, port)) {
       try {
@@ -73,7 +76,7 @@ export class ControlChannel {
       }
     }
     throw new UserError(
-      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`bun run introducer ${port}\`) and is that its address?`,
+      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`${startCommand} ${port}\`) and is that its address?`,
     );
   }
 
