@@ -18,7 +18,7 @@ import {
   type Situation,
   type Way,
 } from "../../protocol.ts";
-import type { Candidate } from "./punch.ts";
+import type { Candidate } from "./dial.ts";
 
 /**
  * Birthday sockets start in steps, 8,000 SYNs a second at the most: a home router creates mappings faster than

@@ -1,7 +1,7 @@
 /** What a round dials, and which rounds there are. */
 import { describe, expect, test } from "bun:test";
 import { drawPorts, roundCandidates, type Round } from "../../native/punch/candidates.ts";
-import type { Candidate } from "../../native/punch/punch.ts";
+import type { Candidate } from "../../native/punch/dial.ts";
 import {
   birthdayPorts,
   birthdaySockets,
