@@ -241,7 +241,7 @@ export class RemotePeer {
       onAttempt: (attempt) => {
         if (this.#surroundings.isVerbose || this.#isVerbose) this.#emit({ event: "attempt", ...attempt });
       },
-      onChannel: (channel, elapsedMs) => this.#linked(channel, elapsedMs),
+      onChannel: (channel, token, elapsedMs) => this.#linked(channel, token, elapsedMs),
       onFailed: (reason, detail) => this.#failed(reason, detail),
     });
     this.#setState({ is: "punching", introduction });
@@ -314,14 +314,14 @@ export class RemotePeer {
 
   // --- transitions ---------------------------------------------------------------------------------------
 
-  #linked(channel: Channel, elapsedMs: number): void {
+  #linked(channel: Channel, token: string, elapsedMs: number): void {
     const link = new Link(channel);
     this.#setState({ is: "linked", link });
     link.onSaid = (text) => this.#emit({ event: "said", text });
-    link.onClose = (reason, detail) => this.#unlinked(link, reason, detail);
+    link.onClose = (reason, detail = "") => this.#unlinked(link, reason, detail);
     const { route, local, remote } = link;
     this.#emit({ event: "linked", route, local, remote, elapsedMs });
-    this.#tell({ type: "linked", peer: this.id, route, local, remote });
+    this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
   }
 

@@ -3,7 +3,11 @@
  * introducer saw, and where a NAT does not keep that endpoint, the ports it is expected to use instead. Pure but for
  * the birthday's dice.
  */
+import { networkInterfaces } from "node:os";
 import {
+  addressScope,
+  canonicalAddress,
+  maxCandidates,
   birthdayPorts,
   birthdaySockets,
   formatEndpoint,
@@ -143,4 +147,18 @@ export function drawPorts(count: number): number[] {
   const drawn = new Set<number>();
   while (drawn.size < count) drawn.add(first + Math.floor(Math.random() * (last - first + 1)));
   return [...drawn];
+}
+
+// TEMPORARY until punchport brings its own.
+export function hostCandidates(inUse: string | undefined, port: number, overLoopback: boolean): Endpoint[] {
+  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+  const host = all.flatMap(({ address }) => canonicalAddress(address.replace(/%.*$/, ""))?.address ?? []);
+  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...host]);
+  const usable = [...wanted].filter((address) => {
+    const scope = addressScope(address);
+    return (
+      scope === "private" || scope === "global" || (scope === "loopback" && overLoopback && address === inUse)
+    );
+  });
+  return usable.slice(0, maxCandidates).map((address) => formatEndpoint(address, port));
 }

@@ -18,7 +18,8 @@ import {
 } from "../../protocol.ts";
 import type { Channel } from "../link/channel.ts";
 import { descriptorLimit } from "../socket.ts";
-import { hostCandidates, roundCandidates, type Candidate } from "./candidates.ts";
+import { hostCandidates, roundCandidates } from "./candidates.ts";
+import type { Candidate } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
 import type { Attempt, Punch, PunchPort } from "./punch.ts";
 
@@ -59,8 +60,11 @@ export interface IntroductionOptions {
   lastEndedAt: number | undefined;
   onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
   onAttempt(attempt: Attempt): void;
-  /** Exactly one of these two is called, once. `elapsedMs` counts from our `connect`, or from the introducer's first word. */
-  onChannel(channel: Channel, elapsedMs: number): void;
+  /**
+   * Exactly one of these two is called, once. `token` is that of the round; `elapsedMs` counts from our `connect`, or
+   * from the introducer's first word.
+   */
+  onChannel(channel: Channel, token: string, elapsedMs: number): void;
   onFailed(reason: FailureReason, detail: string): void;
 }
 
@@ -202,7 +206,8 @@ export class Introduction {
 
   #linked(channel: Channel): void {
     this.#end();
-    this.#options.onChannel(channel, performance.now() - this.#startedAt);
+    // Nothing is nominated before the introducer's word, which brings the token.
+    this.#options.onChannel(channel, this.#token!, performance.now() - this.#startedAt);
   }
 
   /** The introducer hears it, and tells the peer or begins the next round. */
