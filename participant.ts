@@ -19,6 +19,7 @@ import {
   type PeerRow,
   type PeerSurroundings,
 } from "./native/link/peer.ts";
+import { UnaskedBudget } from "./native/punch/allowance.ts";
 import { hostCandidates } from "./native/punch/candidates.ts";
 import type { Ground } from "./native/punch/introduction.ts";
 import {
@@ -229,6 +230,8 @@ export class Participant {
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
+  /** For all peers together. */
+  readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
   #hasBeenRegistered = false;
   #hasQuit = false;
@@ -247,7 +250,7 @@ export class Participant {
       ground: () => this.#registration,
       emit: (event) => this.#emit(event),
       isVerbose: options.verbose ?? false,
-      refuseUnasked: () => (this.#hasQuit ? "we are leaving" : undefined),
+      admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
 

@@ -19,6 +19,7 @@ import {
   type UnlinkReason,
   type Way,
 } from "../../protocol.ts";
+import type { Unasked } from "../punch/allowance.ts";
 import { Introduction, type Ground, type PunchMessage } from "../punch/introduction.ts";
 import type { Attempt } from "../punch/punch.ts";
 import { LinkError, type Channel } from "./channel.ts";
@@ -94,8 +95,8 @@ export interface PeerSurroundings {
   emit(event: PeerEvent): void;
   /** Report every attempt of every punch. */
   isVerbose: boolean;
-  /** Whether an introduction that we did not ask for is one too many; a text says why. */
-  refuseUnasked(peer: RemotePeer, way: Way): string | undefined;
+  /** Admits an introduction that we did not ask for; undefined when it is one too many. */
+  admit(peer: RemotePeer): Unasked | undefined;
 }
 
 export class RemotePeer {
@@ -210,19 +211,16 @@ export class RemotePeer {
   }
 
   /** The introduction that a round belongs to; undefined when it was declined. */
-  #introduction({ peer, token, way }: { peer: Peer; token: string; way: Way }): Introduction | undefined {
+  #introduction({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
     this.seen(peer);
-    const isUnasked = this.#state.is !== "punching" || !this.#state.introduction.isAsking;
-    if (isUnasked && !this.#pastTokens.includes(token)) {
-      const refusal = this.#surroundings.refuseUnasked(this, way);
-      if (refusal !== undefined) return void this.#decline(token);
-    }
     this.#pastTokens.push(token);
     this.#pastTokens.splice(0, this.#pastTokens.length - maxPastTokens);
     if (this.#state.is === "punching") return this.#state.introduction;
+    const unasked = this.#surroundings.admit(this);
+    if (!unasked) return void this.#decline(token);
     // Only a peer that no longer has our link asks for another one.
     this.#drop("replaced");
-    return this.#introduce();
+    return this.#introduce(unasked);
   }
 
   #decline(token: string): void {
@@ -230,12 +228,13 @@ export class RemotePeer {
     ground?.send({ type: "failed", peer: this.id, token, reason: "refused-by-peer" });
   }
 
-  #introduce(): Introduction | undefined {
+  #introduce(unasked?: Unasked): Introduction | undefined {
     const ground = this.#surroundings.ground();
     if (!ground) return undefined;
     const introduction = new Introduction({
       ground,
       peer: this.#peer,
+      unasked,
       lastEndedAt: this.#lastEndedAt,
       onRound: (round) => this.#emit({ event: "punching", ...round }),
       onAttempt: (attempt) => {

@@ -8,6 +8,7 @@
 import {
   isUntranslated,
   punchDeadlineMs,
+  roundsPerWay,
   splitEndpoint,
   type Endpoint,
   type FailureReason,
@@ -16,8 +17,10 @@ import {
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";
+import { hostAddresses } from "../interfaces.ts";
 import type { Channel } from "../link/channel.ts";
 import { descriptorLimit } from "../socket.ts";
+import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
@@ -25,6 +28,8 @@ import type { Attempt, Punch, PunchPort } from "./punch.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
+/** Rounds of one introduction: of one way, then of another, and the one that worked the last time. */
+const maxRounds = 2 * roundsPerWay + 2;
 /**
  * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
  * that comes too early is dropped, and costs more than one that comes late.
@@ -56,6 +61,8 @@ type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 export interface IntroductionOptions {
   ground: Ground;
   peer: Peer;
+  /** What an introduction that we did not ask for was admitted as. */
+  unasked: Unasked | undefined;
   /** When the last link with that peer ended (performance.now), if there was one. */
   lastEndedAt: number | undefined;
   onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
@@ -71,7 +78,10 @@ export interface IntroductionOptions {
 export class Introduction {
   readonly #options: IntroductionOptions;
   readonly #startedAt = performance.now();
+  /** What all rounds together may spend on endpoints that only the peer vouches for. */
+  readonly #allowance = new Allowance();
   #peer: Peer;
+  #rounds = 0;
   /** Of the round under way; undefined while we wait for the answer to our `connect`. */
   #token: string | undefined;
   #isLast = false;
@@ -125,6 +135,8 @@ export class Introduction {
   punch(message: PunchMessage): void {
     const { peer, token, role, way, round, last, deadlineMs } = message;
     if (this.isOf(token) && this.#punch) return;
+    if (!this.#mayPunch(message))
+      return this.cancel("refused-by-peer", "it asked for more than we give unasked");
     this.#options.onRound({ role, way, round });
     if (this.#isOver) return; // whoever was told may have cancelled it
     const early =
@@ -138,6 +150,15 @@ export class Introduction {
     }
     this.#isLast = last;
     clearTimeout(this.#timer);
+  }
+
+  /** Whoever asks, and whatever an introducer orders: no more rounds than the longest plan has. */
+  #mayPunch({ token, way, deadlineMs }: PunchMessage): boolean {
+    if (++this.#rounds > maxRounds) return false;
+    const { unasked } = this.#options;
+    if (way !== "birthday" || !unasked || unasked.mayTryBirthday(deadlineMs)) return true;
+    this.#token ??= token;
+    return false;
   }
 
   /** The introducer is gone: a round that it has begun goes on by itself, and is the last. */
@@ -193,7 +214,7 @@ export class Introduction {
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       fingerprint: this.#peer.fingerprint,
-      candidates: candidatesOf(order, this.#peer, ground),
+      candidates: this.#candidates(order),
       startInMs,
       deadlineMs,
       isReachable: isReachable(ground, this.#peer),
@@ -204,8 +225,26 @@ export class Introduction {
     return punch;
   }
 
+  #candidates({ way, own, theirs }: PunchOrder): Candidate[] {
+    const { public: observed, private: hosts, port, behaviour } = this.#options.ground;
+    const addresses = hostAddresses();
+    return roundCandidates({
+      way: way ?? "direct",
+      own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
+      peer: this.#peer,
+      ownPrediction: own,
+      peerPrediction: theirs,
+      ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, addresses)),
+      hosts: addresses,
+      allowance: this.#allowance,
+      // Half of what the system allows is for everything else.
+      budget: Math.floor(descriptorLimit() / 2),
+    });
+  }
+
   #linked(channel: Channel): void {
     this.#end();
+    this.#options.unasked?.linked();
     // Nothing is nominated before the introducer's word, which brings the token.
     this.#options.onChannel(channel, this.#token!, performance.now() - this.#startedAt);
   }
@@ -242,18 +281,4 @@ export class Introduction {
 function isReachable(own: Pick<Ground, "public" | "private">, peer: Peer): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
   return isUntranslated(own) || address(own.public) === address(peer.public);
-}
-
-function candidatesOf({ way, own, theirs }: PunchOrder, peer: Peer, ground: Ground): Candidate[] {
-  const { public: observed, private: hosts, port, behaviour } = ground;
-  return roundCandidates({
-    way: way ?? "direct",
-    own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
-    peer,
-    ownPrediction: own,
-    peerPrediction: theirs,
-    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true)),
-    // Half of what the system allows is for everything else.
-    budget: Math.floor(descriptorLimit() / 2),
-  });
 }

@@ -27,8 +27,11 @@ const pollPeriodMs = 1;
 const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
-/** What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. */
-const handshakeGraceMs = 1_500;
+/**
+ * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
+ * controlled side waits longer, so that it is still there for the last nomination that the other may send.
+ */
+const handshakeGraceMs = { controlling: 1_500, controlled: 3_000 };
 /** How long {@link rehearse} may take. */
 const rehearsalMs = 500;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
@@ -290,7 +293,8 @@ export class PunchPort {
   #isExpired(punch: Punch, now: number): boolean {
     if (now < punch.deadlineAt) return false;
     const isNearlyThere = punch.isNearlyThere || this.#isArriving(punch);
-    return !isNearlyThere || now >= punch.deadlineAt + handshakeGraceMs;
+    const graceMs = isNearlyThere ? handshakeGraceMs[punch.introduction?.role ?? "controlling"] : 0;
+    return now >= punch.deadlineAt + graceMs;
   }
 
   #pollAll(): void {
