@@ -11,6 +11,7 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
 import { createHash, randomBytes } from "node:crypto";
+import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
 import type { Socket, TCPSocketListener } from "bun";
@@ -338,9 +339,8 @@ interface Pair {
   introduction: Introduction | undefined;
   /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
   workingWay: Way | undefined;
-  /** When the last introduction ended, and the side that had not reported then. */
+  /** When the last introduction ended. */
   endedAt: number;
-  unheard: Member | undefined;
   /** By the asker's id. */
   readonly asked: Map<number, Asked>;
 }
@@ -385,13 +385,25 @@ export function filteringOf(code: string | undefined): Filtering | undefined {
   return refusalErrors.has(code) ? "refused" : undefined;
 }
 
-/** Connects to an endpoint, only to see what comes back. */
+/** Bun says ECONNREFUSED, too, when there is no descriptor left for a socket. */
+function hasDescriptor(): boolean {
+  try {
+    closeSync(openSync(process.execPath, "r"));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Connects to an endpoint, only to see what comes back; undefined when it could not be tried. */
 function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undefined> {
   const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
   const socket = connect({ host: address, port });
   const timer = setTimeout(() => resolve("dropped"), connectBackMs);
   socket.once("connect", () => resolve(filteringOf(undefined)));
-  socket.on("error", ({ code = "unknown" }: NodeJS.ErrnoException) => resolve(filteringOf(code)));
+  socket.on("error", ({ code = "unknown" }: NodeJS.ErrnoException) =>
+    resolve(hasDescriptor() ? filteringOf(code) : undefined),
+  );
   return promise.finally(() => {
     clearTimeout(timer);
     socket.destroy();
@@ -779,7 +791,6 @@ class Introductions {
       introduction: undefined,
       workingWay: undefined,
       endedAt: -Infinity,
-      unheard: undefined,
       asked: new Map(),
     };
     this.#pairs.add(pair);
@@ -801,14 +812,12 @@ class Introductions {
   }
 
   /**
-   * Whether an introduction that there is, or has just been, answers a `connect`: both may have asked at once. Once a
-   * side has reported that it is linked, it knows how that ended, and means another.
+   * Whether the introduction under way answers a `connect`: both may have asked at once. Once a side has reported that
+   * it is linked, it knows how that ended, and means another.
    */
-  #isAnswered({ introduction, endedAt, unheard }: Pair, asker: Member, now: number): boolean {
-    // It can't have read of the end: no line is there and back in less than the least round trip ever measured.
-    if (!introduction) return unheard === asker && now - endedAt < (asker.roundTripMs ?? 0);
-    const side = introduction.sides.find(({ member }) => member === asker)!;
-    return side.report !== "linked" && now < introduction.expiresAt;
+  #isAnswered({ introduction }: Pair, asker: Member, now: number): boolean {
+    const side = introduction?.sides.find(({ member }) => member === asker);
+    return side !== undefined && side.report !== "linked" && now < introduction!.expiresAt;
   }
 
   /** Budgets of what the target has not asked for. */
@@ -1013,12 +1022,11 @@ class Introductions {
   }
 
   #end(introduction: Introduction): void {
-    const { pair, sides, token, isCounted } = introduction;
+    const { pair, token, isCounted } = introduction;
     const now = performance.now();
     this.#byToken.delete(token);
     pair.introduction = undefined;
     pair.endedAt = now;
-    pair.unheard = sides.find(({ report }) => report === undefined)?.member;
     if (isCounted) this.#settleBirthday(introduction, now);
   }
   /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
@@ -1321,7 +1329,7 @@ export class Introducer {
 
   #resume(): void {
     const now = performance.now();
-    for (const session of this.#paused) {
+    for (const session of [...this.#paused]) {
       const bytes = session.held!;
       session.heardAt = now; // what it says may be waiting
       this.#unhold(session);

@@ -4,6 +4,7 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import picocolors from "picocolors";
 import {
+  filteringOf,
   Introducer,
   renderParticipants,
   startDelays,
@@ -553,6 +554,34 @@ test("one address may hold only so many connections", async () => {
   third[Symbol.dispose]();
 });
 
+test("one address has its share of a room, and leaves room for others", async () => {
+  await using scene = introduce({ roomSize: 3, roomShare: 2, loopbackShares: 1 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  third.send(registration("third"));
+  expect(await third.next("refused")).toMatchObject({ code: "limit", request: "register" });
+  using elsewhere = await scene.join("third", "elsewhere");
+  if (isLinux) {
+    using other = new Client(scene.introducer.port, "127.0.0.2");
+    other.send(registration("other"));
+    await other.next("registered");
+  }
+  using anew = await scene.join("anna"); // who comes back takes its own place
+  await Promise.all([bert.settled(), elsewhere.settled(), anew.settled(), anna.ended.promise]);
+});
+
+test.skipIf(!isLinux)("one address has its share of the mapping probes", async () => {
+  await using scene = introduce({ probesPerAddress: 2, loopbackShares: 1 });
+  const port = scene.introducer.probePorts[0]!;
+  using first = new Client(port);
+  using second = new Client(port);
+  await Promise.all([first.next("observed"), second.next("observed")]);
+  expect((await probed(port)).text).toBe("");
+  using other = new Client(port, "127.0.0.2");
+  await other.next("observed");
+});
+
 test("stop tells everyone, once", async () => {
   const scene = introduce();
   using anna = await scene.join("anna");
@@ -765,6 +794,307 @@ test("random mappings at one address may be behind one NAT: one direct round", a
   const { anna, bert } = pair;
   anna.send({ type: "connect", peer: bert.id });
   expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true });
+});
+
+// --- budgets ---------------------------------------------------------------------------------------------
+
+/** Asks, and fails for good at once. */
+async function failOnce(asker: Joined, target: Joined): Promise<void> {
+  asker.send({ type: "connect", peer: target.id });
+  const { token } = await asker.next("punch", ({ role }) => role === "controlling");
+  asker.send({ ...noAnswer, reason: "refused-by-peer", peer: target.id, token });
+  await target.next("failed", (failed) => failed.token === token);
+}
+
+/** Asks, and both link and unlink. */
+async function linkOnce(asker: Joined, target: Joined): Promise<void> {
+  asker.send({ type: "connect", peer: target.id });
+  const [{ token }] = await Promise.all([asker.next("punch"), target.next("punch")]);
+  for (const [one, other] of [
+    [asker, target],
+    [target, asker],
+  ] as const) {
+    one.send({ ...linkedBy(token), peer: other.id });
+    one.send({ type: "unlinked", peer: other.id, reason: "disconnected" });
+    await one.settled();
+  }
+}
+
+const waits = {
+  type: "refused",
+  code: "limit",
+  request: "connect",
+  message: expect.stringMatching(/wait \d+ s$/),
+};
+
+test("one peer is not introduced over and over to who does not link: the asker is told how long to wait", async () => {
+  await using scene = introduce({ introductionsPerPair: 2 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using carl = await scene.join("carl");
+  for (let n = 0; n < 2; n++) await failOnce(anna, bert);
+  anna.send({ type: "connect", peer: bert.id });
+  expect<unknown>(await anna.next("refused")).toMatchObject({ ...waits, peer: bert.id });
+  await failOnce(anna, carl);
+  await failOnce(bert, anna); // who was asked may ask
+  await bert.settled();
+  expect(bert.types().filter((type) => type === "punch")).toHaveLength(3);
+});
+
+test("many strangers together can't have one participant punch all the time", async () => {
+  await using scene = introduce({ introductionsPerTarget: 2 });
+  using victim = await scene.join("victim");
+  for (const name of ["anna", "bert"]) {
+    using stranger = await scene.join(name);
+    await failOnce(stranger, victim);
+  }
+  using carl = await scene.join("carl");
+  carl.send({ type: "connect", peer: victim.id });
+  expect<unknown>(await carl.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+  await failOnce(victim, carl);
+});
+
+test("introductions that link cost nothing", async () => {
+  await using scene = introduce({ introductionsPerPair: 1, introductionsPerTarget: 1 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  for (let n = 0; n < 3; n++) await linkOnce(anna, bert);
+  await failOnce(anna, bert);
+  anna.send({ type: "connect", peer: bert.id });
+  expect<unknown>(await anna.next("refused")).toMatchObject(waits);
+});
+
+test("a stranger that claims random ports and fails at once gets no second round while the first runs", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna: stranger, bert: victim } = pair;
+  stranger.send({ type: "connect", peer: victim.id });
+  const first = await victim.next("punch");
+  stranger.send({ ...noAnswer, peer: victim.id, token: first.token });
+  stranger.send({ type: "connect", peer: victim.id }); // nor by asking again
+  await stranger.settled();
+  await victim.settled();
+  expect(victim.types().filter((type) => type === "punch")).toHaveLength(1);
+  victim.send({ ...noAnswer, peer: stranger.id, token: first.token });
+  const second = await victim.next("punch");
+  expect(second.round).toBe(2);
+  // Who was asked says nothing: the next round comes when this one must be over.
+  stranger.send({ ...noAnswer, peer: victim.id, token: second.token });
+  expect((await victim.next("punch")).round).toBe(3);
+});
+
+test("a birthday that failed is not tried again for a minute, by whichever words; the other side may", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna: stranger, bert: victim } = pair;
+  stranger.send({ type: "connect", peer: victim.id });
+  const { token } = await stranger.next("punch");
+  stranger.send({ ...linkedBy(token), peer: victim.id }); // not true: the victim has not linked
+  stranger.send({ type: "connect", peer: victim.id });
+  expect<unknown>(await stranger.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+  await maps(stranger, "endpoint-independent");
+  await failOnce(stranger, victim);
+  await maps(stranger, "random");
+  stranger.send({ type: "connect", peer: victim.id });
+  expect<unknown>(await stranger.next("refused")).toMatchObject(waits);
+  await victim.settled();
+  expect(
+    victim.seen.filter((message) => message.type === "punch" && message.way === "birthday"),
+  ).toHaveLength(1);
+  victim.send({ type: "connect", peer: stranger.id });
+  expect(await victim.next("punch", ({ role }) => role === "controlling")).toMatchObject({ way: "birthday" });
+});
+
+test("strangers with random ports have one participant open so many sockets a minute, all together", async () => {
+  await using scene = introduce({ failedBirthdaysPerTarget: 2 });
+  using victim = await scene.join("victim");
+  await maps(victim, "endpoint-independent");
+  const strangers: Joined[] = [];
+  for (const name of ["anna", "bert", "carl"]) {
+    const stranger = await scene.join(name);
+    strangers.push(stranger);
+    await maps(stranger, "random");
+    stranger.send({ type: "connect", peer: victim.id });
+    await stranger.settled();
+  }
+  expect(
+    strangers.map((one) => one.types().filter((type) => type === "punch" || type === "refused")),
+  ).toEqual([["punch"], ["punch"], ["refused"]]);
+  for (const stranger of strangers) stranger[Symbol.dispose]();
+});
+
+test("birthdays that link may be had again at once, but not without end", async () => {
+  await using scene = introduce({
+    birthdaysPerPair: 3,
+    introductionsPerPair: 1,
+    failedBirthdaysPerTarget: 1,
+  });
+  using pair = await pairOf(scene, "random", "endpoint-independent");
+  const { anna, bert } = pair;
+  for (let n = 0; n < 3; n++) await linkOnce(anna, bert);
+  anna.send({ type: "connect", peer: bert.id });
+  expect<unknown>(await anna.next("refused")).toMatchObject(waits);
+});
+
+// --- both at once ----------------------------------------------------------------------------------------
+
+/** What two hand-made clients say, one after the other, when both want the same link: A asked first. */
+const orders: [string, (pair: { a: Joined; b: Joined }, token: () => string) => (() => void)[]][] = [
+  ["B's connect before B's punch is read", ({ a, b }) => [() => b.send({ type: "connect", peer: a.id })]],
+  [
+    "A linked, then B's connect, then B linked",
+    ({ a, b }, token) => [
+      () => a.send({ ...linkedBy(token()), peer: b.id }),
+      () => b.send({ type: "connect", peer: a.id }),
+      () => b.send({ ...linkedBy(token()), peer: a.id }),
+    ],
+  ],
+  [
+    "B's connect, then B linked, then A linked",
+    ({ a, b }, token) => [
+      () => b.send({ type: "connect", peer: a.id }),
+      () => b.send({ ...linkedBy(token()), peer: a.id }),
+      () => a.send({ ...linkedBy(token()), peer: b.id }),
+    ],
+  ],
+  [
+    "B's connect twice, A's once more, both linked",
+    ({ a, b }, token) => [
+      () => b.send({ type: "connect", peer: a.id }),
+      () => a.send({ type: "connect", peer: b.id }),
+      () => b.send({ type: "connect", peer: a.id }),
+      () => a.send({ ...linkedBy(token()), peer: b.id }),
+      () => b.send({ ...linkedBy(token()), peer: a.id }),
+    ],
+  ],
+];
+
+test.each(orders)("both ask: one introduction: %s", async (_what, steps) => {
+  await using scene = introduce();
+  using a = await scene.join("anna");
+  using b = await scene.join("bert");
+  a.send({ type: "connect", peer: b.id });
+  const { token } = await a.next("punch");
+  for (const step of steps({ a, b }, () => token)) {
+    step();
+    await Promise.all([a.settled(), b.settled()]);
+  }
+  const punches = [a, b].map((one) => one.types().filter((type) => type === "punch"));
+  expect(punches).toEqual([["punch"], ["punch"]]);
+});
+
+test("what is late about an earlier punch changes nothing of the next", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  await bert.next("punch");
+  anna.send({ ...linkedBy(token), peer: bert.id });
+  anna.send({ type: "unlinked", peer: bert.id, reason: "connection-lost" });
+  anna.send({ type: "connect", peer: bert.id });
+  const second = await bert.next("punch");
+  expect(second.token).not.toBe(token);
+  bert.send({ ...linkedBy(token), peer: anna.id });
+  bert.send({ ...noAnswer, peer: anna.id, token });
+  bert.send({ type: "connect", peer: anna.id }); // answered by the second
+  await Promise.all([anna.settled(), bert.settled()]);
+  expect(bert.types().filter((type) => type === "punch")).toHaveLength(2);
+  expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[2], [1]]);
+});
+
+// --- many introductions ----------------------------------------------------------------------------------
+
+test("who has no part in the introductions of others is not slowed down by them", async () => {
+  const many = { introductionsPerMinute: 1e9, introductionsPerTarget: 1e9, messageBurst: 1e9 };
+  await using scene = introduce(many);
+  const clients: Joined[] = [];
+  for (let n = 0; n < 60; n++) clients.push(await scene.join(`n${n}`, "crowd"));
+  using bystander = await scene.join("bystander");
+  const lookMs = async () => {
+    const from = performance.now();
+    for (let n = 0; n < 200; n++) {
+      bystander.send({ type: "mapping", mapping: "unknown" });
+      bystander.send({ type: "measured", token: "0".repeat(32) });
+      bystander.send({ ...noAnswer, peer: 1, token: "0".repeat(32) });
+    }
+    await bystander.settled();
+    return performance.now() - from;
+  };
+  const looksMs = async () => Math.min(await lookMs(), await lookMs(), await lookMs(), await lookMs());
+  await looksMs();
+  const aloneMs = await looksMs();
+  for (const [n, client] of clients.entries()) {
+    for (const other of clients.slice(0, n)) client.send({ type: "connect", peer: other.id });
+  }
+  await Promise.all(clients.map((client) => client.settled()));
+  expect(scene.introducer.participants.flatMap(({ punching }) => punching)).toHaveLength(60 * 59);
+  // Walking through all of them takes it a hundred times as long.
+  expect(await looksMs()).toBeLessThan(10 * aloneMs);
+  for (const client of clients) client[Symbol.dispose]();
+}, 20_000);
+
+// --- too many lines --------------------------------------------------------------------------------------
+
+const echoes = (client: Client) =>
+  client.seen.flatMap((message) => (message.type === "echo" ? [message.text] : []));
+const numbers = (count: number) => Array.from({ length: count }, (_, n) => String(n));
+const echoLines = (count: number) =>
+  numbers(count)
+    .map((text) => encode({ type: "echo", text }))
+    .join("");
+
+test("too many lines are read later, all and in order, and nobody is closed for it", async () => {
+  await using scene = introduce({ messageBurst: 500, messagesPerSecond: 5000, silenceMs: 300, pingMs: 50 });
+  using anna = await scene.join("anna");
+  using mallory = await scene.join("mallory");
+  mallory.raw(echoLines(5000));
+  await anna.settled();
+  expect(echoes(mallory).length).toBeLessThan(5000);
+  await mallory.next("echo", ({ text }) => text === "4999");
+  expect(echoes(mallory)).toEqual(numbers(5000));
+  expect(scene.introducer.participants).toHaveLength(2);
+}, 15_000);
+
+test("while lines wait to be read, TCP makes their sender wait, and the introducer holds little", async () => {
+  await using scene = introduce({ messagesPerSecond: 10, pingMs: 200 });
+  using anna = await scene.join("anna");
+  const mallory = net.connect({ port: scene.introducer.port, host: "127.0.0.1" });
+  mallory.on("error", () => {});
+  mallory.resume();
+  mallory.write(encode(registration("mallory")));
+  await anna.next("joined");
+  const before = process.memoryUsage().rss;
+  const part = Buffer.from(`${encode({ type: "echo", text: "x".repeat(1000) }).repeat(1000)}`);
+  let accepted = 0;
+  while (mallory.write(part, () => (accepted += part.length)) || mallory.writableLength < 32 * part.length);
+  await anna.settled();
+  await Bun.sleep(500); // what TCP takes at all, it takes at once
+  expect(accepted).toBeLessThan(20 * part.length);
+  expect(process.memoryUsage().rss - before).toBeLessThan(150 * 1024 * 1024);
+  expect(scene.introducer.participants).toHaveLength(2);
+  mallory.destroy();
+  await anna.next("left");
+});
+
+test("who has said too much and ends is heard to its end", async () => {
+  await using scene = introduce({ messagesPerSecond: 1000 });
+  using anna = await scene.join("anna");
+  anna.answersPings = false; // it says nothing more
+  anna.raw(echoLines(300));
+  anna.end();
+  await anna.ended.promise;
+  expect(echoes(anna)).toEqual(numbers(300));
+});
+
+test("what waits to be read is bounded in all", async () => {
+  await using scene = introduce({ heldBytes: 1000 });
+  using anna = await scene.join("anna");
+  using mallory = await scene.join("mallory");
+  mallory.raw(echoLines(300));
+  expect(await mallory.next("refused")).toMatchObject({ code: "limit" });
+  await mallory.ended.promise;
+  await anna.next("left");
 });
 
 // --- the plan waits for the mappings ---------------------------------------------------------------------
@@ -1245,6 +1575,7 @@ async function sharing(port: number, backlog?: number) {
   if (backlog !== undefined) listener.listen(backlog);
   const lines = new LineDecoder();
   const answered = Promise.withResolvers<string>();
+  const refused = Promise.withResolvers<ToParticipant>();
   const adopted = { fd: bound.release() } as unknown as { unix: string };
   const connection = await Bun.connect({
     ...adopted,
@@ -1252,18 +1583,29 @@ async function sharing(port: number, backlog?: number) {
       data(_, chunk) {
         for (const message of [...lines.push(chunk)].map(parseToParticipant)) {
           if (message.type === "filtering") answered.resolve(message.filtering);
+          if (message.type === "refused") refused.resolve(message);
         }
       },
     },
   });
-  const ask = (register: ToIntroducer = registration("anna")) =>
-    void connection.write(encode(register) + encode({ type: "connect-back" }));
+  let isRegistered = false;
+  const ask = (register: ToIntroducer = registration("sharing")) => {
+    connection.write((isRegistered ? "" : encode(register)) + encode({ type: "connect-back" }));
+    isRegistered = true;
+  };
   const dispose = () => {
     connection.terminate();
     listener.close();
   };
   const endpoint = at(`127.0.0.1:${own}`);
-  return { endpoint, listener, ask, filtering: answered.promise, [Symbol.dispose]: dispose };
+  return {
+    endpoint,
+    listener,
+    ask,
+    filtering: answered.promise,
+    refused: refused.promise,
+    [Symbol.dispose]: dispose,
+  };
 }
 
 test("connect-back is refused where nobody listens", async () => {
@@ -1311,6 +1653,62 @@ test("more connect-backs than a person asks for are refused, but the connection 
   expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
   await anna.settled();
 });
+
+test("one connection back at a time, and so many of all", async () => {
+  await using scene = introduce({ connectBacks: 1 });
+  using silent = await sharing(scene.introducer.port, 0);
+  using queued = Socket.open(4); // it fills the queue, so that Linux drops every further SYN
+  queued.connect(silent.endpoint);
+  silent.ask();
+  silent.ask();
+  expect(await silent.refused).toMatchObject({ code: "limit", request: "connect-back" });
+  using anna = await scene.join("anna");
+  anna.send({ type: "connect-back" });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
+  await silent.filtering;
+  anna.send({ type: "connect-back" });
+  expect(await anna.next("filtering")).toMatchObject({ filtering: "refused" });
+}, 10_000);
+
+test.each([
+  [undefined, "let-in"],
+  ["ETIMEDOUT", "dropped"],
+  ["ECONNREFUSED", "refused"],
+  ["EHOSTUNREACH", "refused"],
+  ["EMFILE", undefined],
+  ["EADDRNOTAVAIL", undefined],
+  ["unknown", undefined],
+] as const)("a connection back that ends with %s says %s of the filtering", (code, filtering) => {
+  expect(filteringOf(code)).toBe(filtering);
+});
+
+test.skipIf(!isLinux)(
+  "an introducer without descriptors says that it can't connect back, not that it was refused",
+  async () => {
+    const port = freePort();
+    const script = 'ulimit -n 40; exec "$0" "$@"';
+    await using child = Bun.spawn(
+      ["sh", "-c", script, process.execPath, program, String(port), "--host", "127.0.0.1", "--json"],
+      { stdin: "ignore", stdout: "pipe", stderr: "ignore" },
+    );
+    const events = jsonLines(child.stdout);
+    await events.next();
+    const clients: Client[] = [];
+    for (;;) {
+      const client = new Client(port);
+      clients.push(client);
+      client.send(registration(`n${clients.length}`));
+      const isIn = client.next("registered").then(() => true);
+      if (!(await Promise.race([isIn, Bun.sleep(500).then(() => false)]))) break;
+    }
+    expect(clients.length).toBeGreaterThan(2);
+    clients[0]!.send({ type: "connect-back" });
+    const { code, message } = await clients[0]!.next("refused");
+    expect([code, message]).toEqual(["limit", expect.stringContaining("try again later")]);
+    for (const client of clients) client[Symbol.dispose]();
+  },
+  15_000,
+);
 
 test("who registers anew replaces its old session, even in a full room; its namesake does not", async () => {
   await using scene = introduce({ roomSize: 2 });
