@@ -10,8 +10,17 @@ import {
   type Punch,
   type PunchOptions,
 } from "../../native/punch/punch.ts";
+import { Allowance } from "../../native/punch/allowance.ts";
+import { roundCandidates } from "../../native/punch/candidates.ts";
 import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
-import { encode, splitEndpoint, type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
+import {
+  encode,
+  formatEndpoint,
+  splitEndpoint,
+  type Endpoint,
+  type FailureReason,
+  type Role,
+} from "../../protocol.ts";
 import {
   listening,
   loopback,
@@ -278,6 +287,28 @@ async function expectBoth(
   expect(started.map(({ outcomes }) => outcomes.length)).toEqual([1, 1, 1, 1]);
 }
 
+test("twenty who all punch at all at once: every pair links once, none of them on one side only", async () => {
+  await using _ = noSocketLeft();
+  const hosts = Array.from({ length: 20 }, (_, n) => new Host(n % 2 === 0 ? aliceIdentity : bobIdentity));
+  const pairs = hosts.flatMap((one, index) =>
+    hosts.slice(index + 1).map((other, step) => {
+      const [token, deadlineMs] = [newToken(), 30_000];
+      const role = step % 2 === 0 ? "controlling" : "controlled";
+      return [
+        start(one, other, role, token, { deadlineMs }),
+        start(other, one, opposite(role), token, { deadlineMs }),
+      ] as const;
+    }),
+  );
+  for (const [one, other] of pairs) {
+    const links = [await linkOf(one), await linkOf(other)] as const;
+    expect([links[0].local, links[0].remote]).toEqual([links[1].remote, links[1].local]);
+  }
+  await closeBoth(...(await Promise.all(pairs.flat().map(linkOf))));
+  expect(pairs.flat().every(({ outcomes }) => outcomes.length === 1)).toBe(true);
+  for (const host of hosts) host[Symbol.dispose]();
+}, 30_000);
+
 describe("two punches at once on one port", () => {
   test.each([
     ["in the same role", "controlling", "controlling", bobIdentity, carolIdentity],
@@ -303,6 +334,23 @@ describe("two punches at once on one port", () => {
     using carol = new Host(ofCarol);
     await expectBoth(alice, bob, carol, roleToBob, roleToCarol);
   });
+
+  test.each([
+    ["controlling", "controlling"],
+    ["controlled", "controlled"],
+    ["controlling", "controlled"],
+    ["controlled", "controlling"],
+  ] as const)(
+    "with two programs of one user, which come from where nobody announced them (%s, %s)",
+    async (roleToBob, roleToTwin) => {
+      await using _ = noSocketLeft();
+      using alice = new Host(aliceIdentity);
+      using bob = new Host(bobIdentity);
+      using twin = new Host(bobIdentity);
+      await expectBoth(alice, bob, twin, roleToBob, roleToTwin, { candidates: [] });
+      await expectBoth(alice, twin, bob, roleToBob, roleToTwin, { candidates: [] });
+    },
+  );
 
   test.each([
     ["controlling", "controlling"],
@@ -344,6 +392,288 @@ describe("two punches at once on one port", () => {
     await expectSameConnection(...links);
     await closeBoth(...links);
   });
+});
+
+// --- another program of the same user ------------------------------------------------------------------------
+
+describe.each(["controlling", "controlled"] as const)(
+  "to a %s side, the peer's twin in another punch",
+  (role) => {
+    test("that calls is a stranger, though it has the peer's certificate", async () => {
+      await using _ = noSocketLeft();
+      using alice = new Host(aliceIdentity);
+      using bob = new Host(bobIdentity);
+      using twin = new Host(bobIdentity);
+      const token = newToken();
+      const ofAlice = start(alice, bob, role, token, { candidates: [] });
+      const ofTwin = start(twin, alice, opposite(role), newToken());
+      await until("the twin was connected, and is turned away", () =>
+        ofTwin.attempts.some(
+          ({ outcome }, index) =>
+            ofTwin.attempts[index - 1]?.outcome === "connected" && outcome !== "started",
+        ),
+      );
+      const ofBob = start(bob, alice, opposite(role), token, {
+        candidates: [{ endpoint: alice.endpoint, route: "public" }],
+      });
+      const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
+      await expectSameConnection(...links);
+      expect(ofTwin.outcomes).toEqual([]); // it never believed to be linked
+      ofTwin.punch.abort("peer-left", "");
+      await closeBoth(...links);
+    });
+
+    test("that is called is a stranger, though it has the peer's certificate", async () => {
+      await using _ = noSocketLeft();
+      using alice = new Host(aliceIdentity);
+      using bob = new Host(bobIdentity);
+      using twin = new Host(bobIdentity);
+      const token = newToken();
+      const ofTwin = start(twin, alice, opposite(role), newToken(), { candidates: [] });
+      const candidates = [twin, bob].map(({ endpoint }) => ({ endpoint, route: "public" as const }));
+      const ofAlice = start(alice, bob, role, token, { candidates });
+      const isTurnedAway = ({ remote, outcome }: Attempt) =>
+        remote === twin.endpoint && outcome !== "started" && outcome !== "connected";
+      await until("the twin was dialled in vain", () => ofAlice.attempts.some(isTurnedAway));
+      const ofBob = start(bob, alice, opposite(role), token);
+      const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
+      expect(links[0].remote).toBe(bob.endpoint);
+      await expectSameConnection(...links);
+      expect(ofTwin.outcomes).toEqual([]);
+      ofTwin.punch.abort("peer-left", "");
+      await closeBoth(...links);
+    });
+  },
+);
+
+// --- what only the peer vouches for ----------------------------------------------------------------------------
+
+const startsOf = ({ attempts }: Started, endpoint?: Endpoint) =>
+  attempts.filter(({ outcome, remote }) => outcome === "started" && (endpoint ?? remote) === remote);
+
+describe("an endpoint for which only the peer's word stands", () => {
+  const { key, certificate } = carolIdentity;
+  const strangers: Record<
+    string,
+    Partial<Bun.TCPSocketListenOptions<undefined>> & { open(socket: Bun.Socket): void }
+  > = {
+    "accepts and never speaks": { open() {} },
+    "talks nonsense": { open: (socket) => void socket.write("SSH-2.0-OpenSSH_9.6\r\n") },
+    "hangs up": { open: (socket) => void socket.end() },
+    "has a certificate, and not the peer's": { tls: { key, cert: certificate }, open() {} },
+  };
+  const rows = Object.entries(strangers).flatMap(([what, stranger]) =>
+    (["private", "public"] as const).flatMap((route) =>
+      (["controlling", "controlled"] as const).map((role) => [route, what, role, stranger] as const),
+    ),
+  );
+
+  test.each(rows)("%s, which %s, is not told of by a %s side", async (route, _what, role, { open, tls }) => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    using server = Bun.listen({
+      hostname: "127.0.0.1",
+      port: 0,
+      ...(tls && { tls }),
+      socket: { open, data() {}, error() {} },
+    });
+    const endpoint = loopback(server.port);
+    const candidates = [{ endpoint, route, tries: { left: 6 } }];
+    const since = performance.now();
+    const ofAlice = start(alice, bob, role, newToken(), { candidates, deadlineMs: 200 });
+    const { reason, detail } = await failureOf(ofAlice);
+    expect(reason).toBe("no-candidate-answered");
+    // The time for a handshake is not given: how long it took would tell, too.
+    expect(performance.now() - since).toBeLessThan(200 + 1_500);
+    expect(detail).toContain(`${route} ${endpoint}: `);
+    expect(ofAlice.attempts.some(({ outcome }) => outcome === "connected")).toBe(true);
+    server.stop(true);
+  });
+
+  test("does not close our listener to others by refusing", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    const token = newToken();
+    const candidates = [
+      { endpoint: refusing(), route: "public" as const, tries: { left: 6 } },
+      { endpoint: refusing(), route: "private" as const, tries: { left: 6 } },
+    ];
+    const ofAlice = start(alice, bob, "controlling", token, { candidates, isReachable: false });
+    await until(
+      "all have refused",
+      () => ofAlice.attempts.filter(({ outcome }) => outcome === "ECONNREFUSED").length >= 2,
+    );
+    const ofBob = start(bob, alice, "controlled", token);
+    const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
+    await closeBoth(...links);
+  });
+
+  test.each([
+    ["refuses", refusing()],
+    ["refuses", refusing(6)],
+    ["never answers", undefined],
+  ] as const)(
+    "and %s is dialled six times in three rounds, while the peer's own is at full rate",
+    async (what, endpoint) => {
+      await using _ = noSocketLeft();
+      using alice = new Host(aliceIdentity);
+      using bob = new Host(bobIdentity);
+      using hole = unanswering();
+      using nobody = reserved();
+      const victim = endpoint ?? hole.endpoint;
+      const tries = { left: 6 };
+      const candidates = [
+        { endpoint: victim, route: "public" as const, tries },
+        { endpoint: nobody.endpoint, route: "public" as const },
+      ];
+      const rounds: number[][] = [];
+      for (let round = 0; round < 3; round++) {
+        const ofAlice = start(alice, bob, "controlling", newToken(), { candidates, deadlineMs: 500 });
+        expect((await failureOf(ofAlice)).reason).toBe("no-candidate-answered");
+        rounds.push([startsOf(ofAlice, victim).length, startsOf(ofAlice, nobody.endpoint).length]);
+      }
+      const [towardsVictim, towardsPeer] = [0, 1].map((which) => rounds.map((counts) => counts[which]!));
+      // Silence is waited for: one SYN a round.
+      expect(towardsVictim).toEqual(what === "refuses" ? [3, 3, 0] : [1, 1, 1]);
+      expect(Math.min(...towardsPeer!)).toBeGreaterThan(20);
+    },
+  );
+
+  test.skipIf(!isLinux)("and never answers is left before the kernel sends the SYN again", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    using hole = unanswering();
+    const candidates = [{ endpoint: hole.endpoint, route: "public" as const, tries: { left: 2 } }];
+    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates, deadlineMs: 2_500 });
+    const { detail } = await failureOf(ofAlice);
+    expect(detail).toBe(`public ${hole.endpoint}: 2 attempts, no answer`);
+    const [first, given, second, again] = ofAlice.attempts;
+    expect([first, given, second, again].map((one) => one!.outcome)).toEqual([
+      "started",
+      "no answer",
+      "started",
+      "no answer",
+    ]);
+    expect(given!.atMs - first!.atMs).toBeLessThan(1_000);
+  });
+
+  test("is not scanned: six attempts at each of four addresses, in three rounds", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    const allowance = new Allowance();
+    const scanned = Array.from({ length: 10 }, (_, n) => formatEndpoint(`127.0.1.${n + 1}`, 1025 + n));
+    const [own, fingerprint] = [
+      { mapping: "unknown", private: [], public: alice.endpoint } as const,
+      "0".repeat(64),
+    ];
+    const mallory = {
+      id: 2,
+      name: "mallory",
+      instance: "0".repeat(16),
+      fingerprint,
+      since: 0,
+      mapping: "unknown",
+    } as const;
+    const dialled = new Map<Endpoint, number>();
+    for (let round = 0; round < 3; round++) {
+      const candidates = roundCandidates({
+        way: "direct",
+        own,
+        peer: { ...mallory, private: scanned, public: formatEndpoint("127.0.2.1", 50_000) },
+        ours: new Set([alice.endpoint]),
+        hosts: [],
+        allowance,
+        budget: 100,
+      });
+      const ofAlice = start(alice, bob, "controlled", newToken(), { candidates, deadlineMs: 600 });
+      expect((await failureOf(ofAlice)).reason).toBe("no-candidate-answered");
+      for (const { remote } of startsOf(ofAlice)) dialled.set(remote, (dialled.get(remote) ?? 0) + 1);
+    }
+    dialled.delete(formatEndpoint("127.0.2.1", 50_000));
+    expect([...dialled]).toEqual(scanned.slice(0, 4).map((endpoint) => [endpoint, 6]));
+  });
+});
+
+describe("towards one address", () => {
+  const crowd = (endpoint: Endpoint) =>
+    Array.from({ length: 512 }, () => ({
+      endpoint,
+      route: "birthday" as const,
+      isFresh: true,
+      isOnce: true,
+    }));
+
+  test("all ports and punches of the program have one count, which is given back", async () => {
+    await using _ = noSocketLeft();
+    using bob = new Host(bobIdentity);
+    using nobody = reserved();
+    const hosts = Array.from({ length: 4 }, () => new Host(aliceIdentity));
+    const again = () =>
+      hosts.map((host) =>
+        start(host, bob, "controlling", newToken(), {
+          candidates: crowd(nobody.endpoint),
+          startInMs: 60_000,
+        }),
+      );
+    for (let round = 0; round < 3; round++) {
+      const all = again();
+      expect(all.map(({ punch }) => punch.dials.length)).toEqual([512, 20, 0, 0]);
+      for (const { punch } of all) punch.abort("peer-left", "");
+    }
+    for (const host of hosts) host[Symbol.dispose]();
+  });
+});
+
+// --- half a link -----------------------------------------------------------------------------------------------
+
+/** Forwards both ways, what comes from the server only once `release` is called. */
+function holdingBack(port: number) {
+  const released = Promise.withResolvers<void>();
+  const servers = new Map<Bun.Socket, Promise<Bun.Socket>>();
+  const proxy = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      open(client) {
+        const socket = {
+          data: (_: Bun.Socket, chunk: Buffer) => void released.promise.then(() => client.write(chunk)),
+          close: () => void client.end(),
+          error() {},
+        };
+        servers.set(client, Bun.connect({ hostname: "127.0.0.1", port, socket }));
+      },
+      data: (client, chunk) => void servers.get(client)!.then((server) => server.write(chunk)),
+      close: (client) => void servers.get(client)!.then((server) => server.end()),
+      error() {},
+    },
+  });
+  return {
+    endpoint: loopback(proxy.port),
+    release: released.resolve,
+    [Symbol.dispose]: () => proxy.stop(true),
+  };
+}
+
+test("a controlled side whose time is over still takes the nomination of a handshake that has begun", async () => {
+  await using _ = noSocketLeft();
+  using alice = new Host(aliceIdentity);
+  using bob = new Host(bobIdentity);
+  using path = holdingBack(splitEndpoint(alice.endpoint).port);
+  const token = newToken();
+  const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 150 });
+  const candidates = [{ endpoint: path.endpoint, route: "public" as const, isFresh: true }];
+  const ofBob = start(bob, alice, "controlling", token, { candidates });
+  await until("it is connected", () => ofBob.attempts.some(({ outcome }) => outcome === "connected"));
+  await until("alice's time is over", () => performance.now() > ofAlice.punch.deadlineAt + 50);
+  expect(ofAlice.outcomes).toEqual([]);
+  path.release();
+  const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
+  await links[1].say("in time");
+  await closeBoth(...links);
 });
 
 // --- failures ----------------------------------------------------------------------------------------------
@@ -562,7 +892,8 @@ describe("a stranger at the peer's private endpoint", () => {
       socket: { open: (socket) => void socket.write(nominate), data() {} },
     });
     const stranger = { endpoint: loopback(server.port), route: "private" as const };
-    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates: [stranger], deadlineMs: 300 });
+    const known = [{ ...stranger, route: "public" as const }];
+    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates: known, deadlineMs: 300 });
     expect((await failureOf(ofAlice)).reason).toBe("authentication-failed");
     const candidates = [stranger, { endpoint: bob.endpoint, route: "public" as const }];
     await expectLinked(alice, bob, { alice: { candidates } });
@@ -619,30 +950,33 @@ describe("strangers at our listener", () => {
     }
   });
 
-  test("no more than 32 are looked at, and all are closed with the punch", async () => {
-    await using _ = noSocketLeft();
-    using alice = new Host(aliceIdentity);
-    using bob = new Host(bobIdentity);
-    // As TLS server we say nothing first, so that only a close makes a stranger's socket readable.
-    const ofAlice = start(alice, bob, "controlled", newToken(), { candidates: [] });
-    const strangers: Socket[] = [];
-    const closed = () =>
-      pollSockets(strangers.map((socket) => ({ socket, for: "read", value: undefined }))).length;
-    for (let count = 1; count <= 40; count++) {
-      const stranger = Socket.open(4);
-      strangers.push(stranger);
-      stranger.connect(alice.endpoint);
-      if (count > 32) await until("one too many is closed", () => closed() === count - 32);
-      else
-        await until(
-          "it is connected",
-          () => pollSockets([{ socket: stranger, for: "write", value: 0 }]).length > 0,
-        );
-    }
-    ofAlice.punch.abort("peer-left", "");
-    await until("all are closed", () => closed() === 40);
-    for (const stranger of strangers) stranger.close();
-  });
+  test.each([
+    [32, "anybody", []],
+    [256, "where the peer is", "peer"],
+  ] as const)(
+    "no more than %d from %s are looked at, and all are closed with the punch",
+    async (most, _where, who) => {
+      await using _ = noSocketLeft();
+      using alice = new Host(aliceIdentity);
+      using bob = new Host(bobIdentity);
+      const candidates = who === "peer" ? [{ endpoint: bob.endpoint, route: "public" as const }] : [];
+      // As TLS server we say nothing first, so that only a close makes a stranger's socket readable.
+      const ofAlice = start(alice, bob, "controlled", newToken(), { candidates });
+      const strangers: Socket[] = [];
+      const ready = (what: "read" | "write") =>
+        pollSockets(strangers.map((socket) => ({ socket, for: what, value: undefined }))).length;
+      for (let count = 1; count <= most + 8; count++) {
+        const stranger = Socket.open(4);
+        strangers.push(stranger);
+        stranger.connect(alice.endpoint);
+        if (count > most) await until("one too many is closed", () => ready("read") === count - most);
+        else await until("it is connected", () => ready("write") === count);
+      }
+      ofAlice.punch.abort("peer-left", "");
+      await until("all are closed", () => ready("read") === most + 8);
+      for (const stranger of strangers) stranger.close();
+    },
+  );
 
   test("one that has the right certificate but nominates nothing holds us until the deadline", async () => {
     await using _ = noSocketLeft();
