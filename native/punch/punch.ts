@@ -26,6 +26,8 @@ const pollPeriodMs = 1;
 /** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
 const maxAccepted = 32;
+/** From where we punch at, so many: a room that links all at once. */
+const maxExpected = 256;
 const acceptedDeadlineMs = 5_000;
 /**
  * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
@@ -62,10 +64,12 @@ export interface PunchOptions {
   deadlineMs: number;
   /** Whether no NAT stands between the peer and our listener. */
   isReachable: boolean;
-  /** Exactly one of these two is called, once. */
   /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
   onLinked(channel: Channel): void;
-  /** `reason` does not depend on anything that only our network knows, and may be told; `detail` is for our user. */
+  /**
+   * Called where onLinked is not: one of the two, once. `reason` does not depend on anything that only our network knows, and may be told; `detail` is
+   * for our user.
+   */
   onFailed(reason: FailureReason, detail: string): void;
   onAttempt?(attempt: Attempt): void;
 }
@@ -410,7 +414,8 @@ export class PunchPort {
   #accept(listener: Socket): void {
     for (let socket = acceptFrom(listener); socket; socket = acceptFrom(listener)) {
       const remote = remoteOf(socket);
-      if (this.#accepted.size >= maxAccepted && !this.#isExpected(remote)) {
+      const { size } = this.#accepted;
+      if (size >= maxExpected || (size >= maxAccepted && !this.#isExpected(remote))) {
         socket.close();
         continue;
       }
