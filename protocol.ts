@@ -685,9 +685,8 @@ const toPeer: Table<ToPeer> = {
 };
 
 function parser<Union extends { type: string }>(table: Table<Union>) {
-  const fields = new Map<string, Entries>(
-    Object.entries<object>(table).map(([type, checks]) => [type, Object.entries<Check<unknown>>(checks)]),
-  );
+  const checks = table as unknown as Record<string, Record<string, Check<unknown>>>;
+  const fields = new Map(Object.entries(checks).map(([type, ofType]) => [type, Object.entries(ofType)]));
   /** Parses one line; throws a {@link Refusal} with the reason. */
   return (line: string): Union => {
     let value: unknown;
