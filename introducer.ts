@@ -14,11 +14,27 @@ import { createHash } from "node:crypto";
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
-import * as readline from "node:readline";
-import { parseArgs } from "node:util";
 import type { Socket, TCPSocketListener } from "bun";
-import Table from "cli-table3";
-import picocolors from "picocolors";
+import {
+  CommandError,
+  completions,
+  count,
+  otherStartedAs,
+  readCommand,
+  readOptions,
+  renderCommands,
+  renderTable,
+  runProgram,
+  startedAs,
+  UsageError,
+  version,
+  wideColumns,
+  type Cell,
+  type Colors,
+  type Column,
+  type Command,
+  type Terminal,
+} from "./native/terminal.ts";
 import {
   addressScope,
   age,
@@ -35,7 +51,6 @@ import {
   maxLineBytes,
   maxProbePorts,
   maxReportedLinks,
-  maxTextLength,
   mayOffer,
   planRounds,
   printable,
@@ -541,78 +556,73 @@ class Shares {
 
 // --- what an operator reads ------------------------------------------------------------------------------
 
-type Colors = ReturnType<typeof picocolors.createColors>;
-
-/** Column heads and the widths of what is below them: with a blank between, 79 columns. */
-const columns = [
-  ["id", 5],
-  ["name", 12],
-  ["room", 9],
-  ["private endpoint\npublic endpoint", 21],
-  ["linked\nwith", 10],
-  ["punching\nwith", 10],
-  ["since", 5],
-] as const;
-
-const borders = [
-  "top",
-  "top-mid",
-  "top-left",
-  "top-right",
-  "bottom",
-  "bottom-mid",
-  "bottom-left",
-  "bottom-right",
+/** Two lines a participant and more, in 80 columns. */
+const narrowList: Column[] = [
+  { head: "id" },
+  { head: "name", least: 9, isCut: true },
+  { head: "room", least: 9, isCut: true },
+  { head: "mapping" },
+  { head: "private endpoint\npublic endpoint", least: 21 },
+  { head: "linked\npunching", least: 8 },
+  { head: "since" },
 ];
-const rules = ["left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"];
-const noBorders = Object.fromEntries([...borders, ...rules].map((place) => [place, ""]));
+/** One line a participant. */
+const wideList: Column[] = [
+  { head: "id" },
+  { head: "name", least: 12, isCut: true },
+  { head: "room", least: 9, isCut: true },
+  { head: "mapping" },
+  { head: "private endpoint", optional: 1 },
+  { head: "public endpoint" },
+  { head: "linked", least: 8 },
+  { head: "punching", least: 8 },
+  { head: "since" },
+];
+/** Ids of others that a line shows; there may be a room full of them. */
+const shownIds = 6;
 
-function shorten(text: string, width: number): string {
-  if (Bun.stringWidth(text) <= width) return text;
-  let short = "";
-  for (const char of text) {
-    if (Bun.stringWidth(short + char) > width - 1) break;
-    short += char;
-  }
-  return `${short}…`;
-}
-
-/** An endpoint in lines of at most 21 columns, the length of the longest IPv4 endpoint. */
-function wrapped(endpoint: string): string {
-  return endpoint.match(/.{1,21}/g)?.join("\n") ?? "";
-}
-
-function idList(ids: number[], most = 6): string {
+function idList(ids: number[], most: number): string {
   const more = ids.length > most ? ` +${ids.length - most}` : "";
   return ids.slice(0, most).join(", ") + more || "-";
 }
 
-function row(one: Participant, colors: Colors, now: number): string[] {
-  const [first, ...others] = one.private;
-  const host = `${wrapped(first ?? "-")}${others.length > 0 ? `\n+${others.length} more` : ""}`;
-  return [
-    colors.bold(String(one.id)),
-    shorten(printable(one.name), columns[1][1]),
-    shorten(printable(one.room), columns[2][1]),
-    `${colors.dim(host)}\n${wrapped(one.public)}`,
-    colors.green(idList(one.linked)),
-    colors.yellow(idList(one.punching)),
-    age(now - one.since),
+function row(one: Participant, width: number, colors: Colors, now: number): Cell[] {
+  const isWhole = width === Infinity;
+  const [first = "-", ...others] = one.private;
+  const more = others.length > 0 ? `+${others.length} more` : "";
+  const dim = (text: string) => ({ text, paint: colors.dim });
+  const links = [
+    { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green },
+    { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow },
   ];
+  const who = [[{ text: String(one.id), paint: colors.bold }], [printable(one.name)], [printable(one.room)]];
+  const since = [age(now - one.since)];
+  if (width < wideColumns) {
+    const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
+    const endpoints = [dim(first), ...(more === "" ? [] : [dim(more)]), one.public];
+    return [...who, mapping, endpoints, links, since];
+  }
+  const hosts = isWhole ? one.private.join(", ") || first : `${first} ${more}`.trimEnd();
+  return [...who, [one.mapping], [dim(hosts)], [one.public], ...links.map((part) => [part]), since];
 }
 
-/** The participants as a table of at most 80 columns. */
-export function renderParticipants(participants: Participant[], colors: Colors, now: number): string {
+/** The participants as a table: of at most 80 columns, or as wide as `width`; Infinity, for a pipe, cuts nothing. */
+export function renderParticipants(
+  participants: Participant[],
+  colors: Colors,
+  now: number,
+  width = 80,
+): string {
   if (participants.length === 0) return "nobody is here yet";
-  const table = new Table({
-    head: columns.map(([title]) => title),
-    colWidths: columns.map(([, width]) => width + 1),
-    chars: noBorders,
-    style: { head: [], border: [], "padding-left": 0, "padding-right": 1 },
-    wordWrap: true,
-  });
-  table.push(...participants.map((one) => row(one, colors, now)));
-  return table.toString().replace(/ +$/gm, "");
+  const rows = participants.map((one) => row(one, width, colors, now));
+  return `${renderTable(width < wideColumns ? narrowList : wideList, rows, width)}\n${total(participants)}`;
+}
+
+/** `3 participants in 1 room, 1 link`. */
+function total(participants: Participant[]): string {
+  const rooms = new Set(participants.map(({ room }) => room)).size;
+  const links = Math.ceil(participants.reduce((sum, { linked }) => sum + linked.length, 0) / 2);
+  return `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
 }
 
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
@@ -633,7 +643,7 @@ function describe(event: IntroducerEvent): string {
     case "warning":
       return event.message;
     case "linked":
-      return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} -> ${event.remote}`;
+      return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
     case "unlinked":
       return `#${event.id} unlinked from #${event.peer}: ${event.reason}`;
     case "failed":
@@ -1699,177 +1709,166 @@ export class Introducer {
 
 // --- the prompt ------------------------------------------------------------------------------------------
 
-const usage = `The introducer: tells participants about each other so that they can link by TCP hole punching.
+const commands = [
+  { key: "s", word: "list", operands: "", what: "who is here" },
+  { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
+  { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
+  { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  { key: "a", word: "quit", aliases: ["q", "exit"], operands: "", what: "end the introducer (also q, exit)" },
+] as const satisfies Command[];
 
-Usage: bun run introducer [PORT] [options]
+const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`list\` shows them.`;
 
-  PORT                1 to 65535; without it you are asked on a terminal, otherwise ${defaultPort}
-  --host ADDR         listen on this address only (default: all of this host's)
-  --probe-ports A,B   further ports, where participants measure how their NAT maps
-                      (default: the next two; none: no measuring)
-  --alternate ADDR    a second address of this host, for finer measuring (\`nat\`)
-  --json              one JSON object a line on standard output, for programs
-  -h, --help          this text
-
-Exit codes: 0 done, 1 failed, 2 wrong usage.`;
-
-const promptHelp = `  s  list            who is here
-  d  broadcast TEXT  say something to everyone
-  f  tell ID TEXT    say something to one participant
-  a  quit            end the introducer
-  h  help            this text`;
-
-function colorsFor(stream: { isTTY?: boolean }): Colors {
-  return picocolors.createColors(
-    Boolean(stream.isTTY) && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb",
-  );
-}
+/** What an introducer tells even with --quiet. */
+const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
 
 /** The operator's side: events as log lines or JSON, and the commands. */
 class Prompt {
-  readonly #json: boolean;
-  readonly #interactive = process.stdin.isTTY && process.stderr.isTTY;
-  #reader: readline.Interface | undefined;
+  readonly #terminal: Terminal;
+  readonly #isJson: boolean;
+  #failures = 0;
 
-  constructor(json: boolean) {
-    this.#json = json;
+  constructor(terminal: Terminal, isJson: boolean) {
+    this.#terminal = terminal;
+    this.#isJson = isJson;
   }
 
   event(event: IntroducerEvent): void {
-    if (this.#json) return this.#print(process.stdout, jsonLine(event));
-    const time = new Date().toTimeString().slice(0, 8);
-    this.say(`${colorsFor(process.stderr).dim(time)} ${printable(describe(event))}`);
+    if (this.#isJson) return this.#json(event);
+    const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
+    this.#terminal.story(`${time} ${printable(describe(event))}`, problems.has(event.event));
   }
 
-  say(text: string): void {
-    this.#print(process.stderr, text);
-  }
-
-  /** Prints above the line that is being typed. */
-  #print(stream: NodeJS.WriteStream, text: string): void {
-    if (!this.#interactive || !this.#reader) return void stream.write(`${text}\n`);
-    readline.moveCursor(process.stderr, 0, -this.#reader.getCursorPos().rows);
-    readline.cursorTo(process.stderr, 0);
-    readline.clearScreenDown(process.stderr);
-    stream.write(`${text}\n`);
-    this.#reader.prompt(true);
-  }
-
-  /** Takes commands; `quit` is called when the operator wants to end. */
-  open(introducer: Introducer, quit: (reason: string) => void): void {
-    const reader = readline.createInterface({
-      input: process.stdin,
-      output: process.stderr,
-      terminal: this.#interactive,
-      prompt: "introducer> ",
-    });
-    this.#reader = reader;
-    reader.on("line", (line) => {
-      if (!this.#command(introducer, line.trim())) return quit("the operator ended the introducer");
-      if (this.#interactive) reader.prompt();
-    });
-    if (!this.#interactive) return; // as a service, standard input is /dev/null: its end means nothing
-    reader.on("SIGINT", () => quit("the operator ended the introducer"));
-    reader.on("close", () => quit("the operator ended the introducer"));
-    this.say("`help` shows the commands");
-  }
-
-  close(): void {
-    this.#reader?.removeAllListeners("close");
-    this.#reader?.close();
-    this.#reader = undefined;
-  }
-
-  /** Whether to go on. */
-  #command(introducer: Introducer, line: string): boolean {
-    const [, word = "", rest = ""] = /^(\S*)\s*(.*)$/s.exec(line) ?? [];
-    switch (word.toLowerCase()) {
-      case "":
-        break;
-      case "s":
-      case "list":
-        this.#list(introducer);
-        break;
-      case "d":
-      case "broadcast":
-        if (this.#sayable(rest, "broadcast TEXT"))
-          this.say(`told ${introducer.broadcast(rest)} participants`);
-        break;
-      case "f":
-      case "tell":
-        this.#tell(introducer, rest);
-        break;
-      case "h":
-      case "help":
-        this.say(promptHelp);
-        break;
-      case "a":
-      case "quit":
-        return false;
-      default:
-        this.say(`there is no command ${printable(word)}; these are there:\n${promptHelp}`);
+  /** Takes commands until the operator wants to end; resolves to the exit code. */
+  async obey(introducer: Introducer): Promise<number> {
+    const terminal = this.#terminal;
+    if (terminal.isInteractive) {
+      terminal.story("`help` shows the commands");
+      await this.#converse(introducer);
+      return 0;
     }
-    return true;
+    for await (const line of terminal.lines()) {
+      if (line.trim() !== "" && this.#run(line, introducer)) return this.#failures > 0 ? 1 : 0;
+    }
+    return new Promise<never>(() => {}); // as a service, standard input is /dev/null: its end means nothing
+  }
+
+  #converse(introducer: Introducer): Promise<void> {
+    const here = () => count(introducer.participants.length, "participant");
+    const isAlone = () => introducer.participants.length === 0;
+    return this.#terminal.converse({
+      prompt: "introducer> ",
+      onLine: async (line) => {
+        if (!this.#run(line, introducer)) return false;
+        const question = `end the introducer for ${here()}? y `;
+        return (
+          isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
+        );
+      },
+      complete: (line) =>
+        completions(
+          commands,
+          introducer.participants.map(({ name }) => name),
+          line,
+        ),
+      reasonToStay: () => (isAlone() ? undefined : `${here()} here`),
+    });
+  }
+
+  /** Obeys one line; returns whether it asks for the end. */
+  #run(line: string, introducer: Introducer): boolean {
+    try {
+      const { command, words, text } = readCommand(commands, line);
+      if (command === "quit") return true;
+      if (command === "list") this.#list(introducer);
+      if (command === "help") this.#terminal.result(commandHelp);
+      if (command === "broadcast")
+        this.#terminal.story(`told ${count(introducer.broadcast(text), "participant")}`);
+      if (command === "tell") this.#tell(introducer, words[0]!, text);
+    } catch (error) {
+      if (!(error instanceof CommandError)) throw error;
+      this.#failures++;
+      if (this.#isJson) this.#json({ event: "error", message: error.message });
+      this.#terminal.error(error.message);
+    }
+    return false;
   }
 
   #list({ participants }: Introducer): void {
-    if (this.#json) return this.event({ event: "participants", participants });
-    this.#print(process.stdout, renderParticipants(participants, colorsFor(process.stdout), Date.now()));
+    if (this.#isJson) return this.#json({ event: "participants", participants });
+    const { resultColors, width } = this.#terminal;
+    this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
   }
 
-  #tell(introducer: Introducer, rest: string): void {
-    const [, word = "", text = ""] = /^(\S*)\s*(.*)$/s.exec(rest) ?? [];
-    if (!this.#sayable(text, "tell ID TEXT")) return;
+  #tell(introducer: Introducer, word: string, text: string): void {
     const whom = findByIdOrName(introducer.participants, word);
-    if (typeof whom === "string") return this.say(whom);
+    if (typeof whom === "string") throw new CommandError(whom);
     introducer.tell(whom.id, text);
-    this.say(`told #${whom.id} ${printable(whom.name)}`);
+    this.#terminal.story(`told ${printable(whom.name)} (${whom.id})`);
   }
 
-  #sayable(text: string, form: string): boolean {
-    if (text === "") this.say(`what? Type ${form}`);
-    else if (text.length > maxTextLength) this.say(`at most ${maxTextLength} characters, please`);
-    return text !== "" && text.length <= maxTextLength;
+  #json(event: object): void {
+    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
 }
 
 // --- main ------------------------------------------------------------------------------------------------
+
+/** How many ports after a taken one are tried for a free one to propose. */
+const proposedPorts = 100;
+
+const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
+
+Tells participants about each other so that they can link by TCP hole punching.
+
+  PORT               1 to 65535; without it you are asked on a terminal,
+                     otherwise ${defaultPort}
+
+Options:
+  --host ADDR        listen on this address only (default: all of this host's)
+  --probe-ports A,B  further ports, where participants measure how their
+                     NAT maps (default: the next two; none: no measuring)
+  --alternate ADDR   a second address of this host, for finer measuring
+  -q, --quiet        results, errors and warnings only
+  --json             events as JSON lines on standard output, not as a log
+  -h, --help         this
+  --version          which version this is
+
+Commands, from a terminal or as lines on standard input (the letter works too):
+${commandHelp}
+
+Results go to standard output, all else to standard error. Without a terminal
+the end of the input ends nothing; after \`quit\` the exit code is 1 if a
+command failed.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 
 function parsePort(text: string): number | undefined {
   const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
-async function askPort(): Promise<number | undefined> {
-  const reader = readline.createInterface({ input: process.stdin, output: process.stderr });
-  const ended = new Promise<undefined>((resolve) => reader.once("close", () => resolve(undefined)));
-  try {
-    for (;;) {
-      const asked = new Promise<string>((resolve) => reader.question(`Port [${defaultPort}]: `, resolve));
-      const answer = await Promise.race([asked, ended]);
-      if (answer === undefined) return undefined;
-      const port = answer.trim() === "" ? defaultPort : parsePort(answer.trim());
-      if (port !== undefined) return port;
-      process.stderr.write("a port is a number from 1 to 65535\n");
-    }
-  } finally {
-    reader.close();
-  }
+function askPort(terminal: Terminal): Promise<number | undefined> {
+  return terminal.ask(`Port [${defaultPort}]: `, (answer) => {
+    const port = answer === "" ? defaultPort : parsePort(answer);
+    if (port === undefined) terminal.error("a port is a number from 1 to 65535");
+    return port;
+  });
 }
 
 /** The address that participants most likely reach this host by. */
 function likelyAddress(): string {
-  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
-  const usable = all.flatMap(({ address }) => canonicalAddress(address) ?? []);
   const rank = ({ address, family }: { address: string; family: 4 | 6 }) =>
     ["global4", "private4", "global6", "private6"].indexOf(addressScope(address) + family);
-  const ranked = usable.filter((one) => rank(one) >= 0).sort((a, b) => rank(a) - rank(b));
+  const ranked = ownAddresses()
+    .filter((one) => rank(one) >= 0)
+    .sort((a, b) => rank(a) - rank(b));
   return ranked[0]?.address ?? "127.0.0.1";
 }
 
 /** What a participant types to come here. */
 function invitation({ host, port }: Introducer): string {
-  const command = "participants type:  bun run participant";
+  const command = `participants type:  ${otherStartedAs("participant")}`;
   const listening = canonicalAddress(host)?.address;
   if (listening === undefined) return `${command} ${host}:${port}`;
   const address = listening === "::" || listening === "0.0.0.0" ? likelyAddress() : listening;
@@ -1883,13 +1882,30 @@ function invitation({ host, port }: Introducer): string {
   return `${command} ${formatEndpoint(address, port)}${hint}`;
 }
 
+/** The next port after a taken one that is free now; undefined where there is none near. */
+function freePortAfter(taken: number, hostname: string): number | undefined {
+  const last = Math.min(65535, taken + proposedPorts);
+  for (let port = taken + 1; port <= last; port++) {
+    try {
+      Bun.listen({ hostname, port, socket: { data() {} } }).stop(true);
+      return port;
+    } catch {
+      // taken as well
+    }
+  }
+  return undefined;
+}
+
 function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
+  const command = startedAs("introducer");
   if (error instanceof ProbePortError) return message;
-  if (code === "EADDRINUSE")
-    return `port ${port} is taken by another program; choose another: bun run introducer ${port < 65535 ? port + 1 : port - 1}`;
+  if (code === "EADDRINUSE") {
+    const free = freePortAfter(port, host ?? "::");
+    return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;
+  }
   if (code === "EACCES")
-    return `port ${port} needs more rights; choose one from 1024 on: bun run introducer ${defaultPort}`;
+    return `port ${port} needs more rights; choose one from 1024 on: ${command} ${defaultPort}`;
   if (code === "EADDRNOTAVAIL")
     return `this host has no address ${host}; leave --host out to listen on all it has`;
   return `can't listen on ${host ?? "any address"} port ${port}: ${message}`;
@@ -1897,43 +1913,53 @@ function listenProblem(error: unknown, host: string | undefined, port: number): 
 
 interface Arguments extends IntroducerOptions {
   json: boolean;
-  help: boolean;
+  quiet: boolean;
 }
 
-function readArguments(args: string[]): Arguments {
-  const options = {
-    host: { type: "string" },
-    "probe-ports": { type: "string" },
-    alternate: { type: "string" },
-    json: { type: "boolean" },
-    help: { type: "boolean", short: "h" },
-  } as const;
-  const { values, positionals } = parseArgs({ args, options, allowPositionals: true });
+const options = {
+  host: { type: "string" },
+  "probe-ports": { type: "string" },
+  alternate: { type: "string" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+function readArguments(args: string[]): Arguments | "help" | "version" {
+  const { values, positionals } = readOptions(args, options);
+  if (values.help) return "help";
+  if (values.version) return "version";
   const [word, ...more] = positionals;
   const port = word === undefined ? undefined : parsePort(word);
-  if (more.length > 0) throw new TypeError(`unexpected argument ${more[0]}`);
+  if (more.length > 0) throw new UsageError(`unexpected argument ${more[0]}`);
   if (word !== undefined && port === undefined)
-    throw new TypeError(`the port must be a number from 1 to 65535, not ${word}`);
-  const { host, json = false, help = false, "probe-ports": ports } = values;
-  const alternate = values.alternate === undefined ? undefined : canonicalAddress(values.alternate)?.address;
-  if (values.alternate !== undefined && !alternate) {
-    throw new TypeError(`--alternate must be an IP address, not ${values.alternate}`);
-  }
+    throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
+  const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
   return {
     ...(port !== undefined && { port }),
     ...(host !== undefined && { host }),
     ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
-    ...(alternate !== undefined && { alternate }),
+    ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
     json,
-    help,
+    quiet,
   };
+}
+
+/** Participants are told to go there, so an address of another host would send them astray. */
+function readAlternate(text: string): string {
+  const address = canonicalAddress(text)?.address;
+  if (address === undefined) throw new UsageError(`--alternate must be an IP address, not ${text}`);
+  if (!ownAddresses().some((own) => own.address === address))
+    throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
+  return address;
 }
 
 function readProbePorts(text: string): number[] {
   if (text === "none") return [];
   const ports = text.split(",").map(parsePort);
   if (ports.includes(undefined) || ports.length > maxProbePorts || new Set(ports).size < ports.length) {
-    throw new TypeError(
+    throw new UsageError(
       `--probe-ports takes up to ${maxProbePorts} different ports such as 7001,7002, or none; not ${text}`,
     );
   }
@@ -1941,44 +1967,37 @@ function readProbePorts(text: string): number[] {
 }
 
 /** Runs until a signal or the operator ends it; returns the exit code. */
-async function serve(options: Arguments & { port: number }): Promise<number> {
+async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
   const { port, host, json } = options;
-  const prompt = new Prompt(json);
-  const ended = Promise.withResolvers<string>();
+  const prompt = new Prompt(terminal, json);
   let introducer: Introducer;
   try {
     introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
   } catch (error) {
-    prompt.say(listenProblem(error, host, port));
+    terminal.error(listenProblem(error, host, port));
     return 1;
   }
-  if (!json) prompt.say(invitation(introducer));
-  process.once("SIGINT", () => ended.resolve("the introducer was interrupted"));
-  process.once("SIGTERM", () => ended.resolve("the introducer was terminated"));
-  process.stdout.on("error", () => {}); // whoever read the output is gone; the participants are not
-  process.stderr.on("error", () => {});
-  process.stdin.on("error", () => {});
-  prompt.open(introducer, ended.resolve);
-  const reason = await ended.promise;
-  prompt.close();
+  if (!json) terminal.story(invitation(introducer));
+  const signal = Promise.withResolvers<[string, number]>();
+  process.once("SIGINT", () => signal.resolve(["the introducer was interrupted", 0]));
+  process.once("SIGTERM", () => signal.resolve(["the introducer was terminated", 0]));
+  void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
+  const obeyed = prompt.obey(introducer).then((code) => ["the operator ended the introducer", code] as const);
+  const [reason, code] = await Promise.race([signal.promise, obeyed]);
+  terminal.close();
   await introducer.stop(reason);
-  return 0;
+  return code;
 }
 
-async function main(args: string[]): Promise<number> {
-  let parsed: ReturnType<typeof readArguments>;
-  try {
-    parsed = readArguments(args);
-  } catch (error) {
-    process.stderr.write(`${printable((error as Error).message)}; see --help\n`);
-    return 2;
-  }
-  if (parsed.help) {
-    process.stdout.write(`${usage}\n`);
+async function main(terminal: Terminal): Promise<number> {
+  const parsed = readArguments(process.argv.slice(2));
+  if (parsed === "help" || parsed === "version") {
+    terminal.result(parsed === "help" ? usage : version);
     return 0;
   }
-  const port = parsed.port ?? (process.stdin.isTTY ? await askPort() : defaultPort);
-  return port === undefined ? 0 : serve({ ...parsed, port });
+  terminal.isQuiet = parsed.quiet;
+  const port = parsed.port ?? (terminal.isInteractive ? await askPort(terminal) : defaultPort);
+  return port === undefined ? 0 : serve(terminal, { ...parsed, port });
 }
 
-if (import.meta.main) process.exit(await main(process.argv.slice(2)));
+if (import.meta.main) await runProgram(main, []);

@@ -1,94 +1,108 @@
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections
- * to the others (native/). Owns the control channel, what is known of each peer, the prompt and the list.
- * Never touches a descriptor after it was handed on, and never imports the introducer.
+ * to the others (native/). Owns the registration, the map of peers (each of whose lives is native/link/peer.ts), the
+ * prompt and the list. Never touches a descriptor after it was handed on, and never imports the introducer.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
-import { hostname, networkInterfaces, userInfo } from "node:os";
-import type * as readline from "node:readline";
+import { hostname, userInfo } from "node:os";
 import { basename } from "node:path";
-import { parseArgs } from "node:util";
-import type { Socket as BunSocket } from "bun";
-import pc from "picocolors";
+import { ControlChannel, verify } from "./native/control.ts";
+import { requirePlatform } from "./native/libc.ts";
+import { Credentials } from "./native/link/channel.ts";
 import { IdentityError, loadIdentity, type Identity } from "./native/link/identity.ts";
-import { requirePlatform, SystemError } from "./native/libc.ts";
-import { Credentials, LinkError } from "./native/link/channel.ts";
-import type { EndedBy, Link } from "./native/link/link.ts";
-import { roundCandidates } from "./native/punch/candidates.ts";
+import type { Link } from "./native/link/link.ts";
+import {
+  RemotePeer,
+  ToldError,
+  type PeerEvent,
+  type PeerRow,
+  type PeerSurroundings,
+} from "./native/link/peer.ts";
+import { UnaskedBudget } from "./native/punch/allowance.ts";
+import { hostCandidates } from "./native/punch/candidates.ts";
+import type { Ground } from "./native/punch/introduction.ts";
 import {
   classifyMapping,
-  observeFresh,
-  predict,
   sampleMapping,
   testHairpinning,
   type MappingBehaviour,
 } from "./native/punch/mapping.ts";
-import { PunchPort, rehearse, type Attempt, type Candidate, type Punch } from "./native/punch/punch.ts";
-import { adoptable, connectShared, descriptorLimit } from "./native/socket.ts";
+import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
-  addressScope,
+  CommandError,
+  completions,
+  count,
+  otherStartedAs,
+  readCommand,
+  readOptions,
+  renderCommands,
+  renderTable,
+  runProgram,
+  startedAs,
+  Terminal,
+  UsageError,
+  version,
+  wideColumns,
+  type Cell,
+  type Colors,
+  type Column,
+  type Command,
+} from "./native/terminal.ts";
+import {
   age,
   canonicalAddress,
-  controlSilenceMs,
   defaultPort,
   defaultRoom,
-  encode,
   failureReasons,
-  findByIdOrName,
   formatEndpoint,
   isUntranslated,
   jsonLine,
-  LineDecoder,
-  maxCandidates,
-  maxTextLength,
   nameProblem,
-  parseToParticipant,
   planRounds,
   printable,
   protocolVersion,
-  punchDeadlineMs,
-  Refusal,
   roomProblem,
   scopeOf,
   splitEndpoint,
+  unlinkReasons,
+  UserError,
+  type AddressScope,
   type Endpoint,
   type FailureReason,
   type Filtering,
   type Mapping,
   type Peer,
-  type Prediction,
-  type Route,
   type Situation,
   type ToIntroducer,
   type ToParticipant,
   type Way,
 } from "./protocol.ts";
 
-/** How long one address of the introducer may take to accept, and then to answer `register`. */
-const connectTimeoutMs = 8_000;
+/** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
-/** TCP keepalive on the control connection: it keeps the mapping, and finds out when that is gone. */
-const keepaliveMs = 5_000;
 /** How often the host's own addresses are looked at. */
 const addressWatchMs = 2_000;
-/** How long the introducer may take to answer `connect` or `echo`. */
+/** How long the introducer may take to answer `echo` or `connect-back`. */
 const answerTimeoutMs = 10_000;
-/**
- * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
- * that comes too early is dropped, and costs more than one that comes late.
- */
-const headStartShare = 0.4;
-/** Peers of one room that are kept in mind; an introducer of ours admits 256. */
-const maxPeers = 1024;
+/** Peers of one room that are kept in mind. */
+const maxPeers = 4096;
 /** The pause before coming back to a lost introducer: doubled each time, jittered so that a room does not return as one. */
 const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
+/** A registration that lasted this long was worth coming back to: the pause begins small again. */
+const lastingMs = 10_000;
+/** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
+const firstRemeasureMs = 2_000;
+const maxRemeasureMs = 120_000;
+/** A wait that lasts longer is announced. */
+const announceAfterMs = 1_000;
 
 // --- types -----------------------------------------------------------------------------------------------
 
 /** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
 export type ParticipantEvent =
+  | PeerEvent
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
@@ -96,30 +110,18 @@ export type ParticipantEvent =
   | { event: "left"; peer: number; name: string }
   | { event: "mapping"; mapping: Mapping; step: number }
   | ({ event: "nat" } & NatReport)
-  | { event: "punching"; peer: number; name: string; role: string; way: Way; round: number }
-  | ({ event: "attempt"; peer: number; name: string } & Attempt)
-  | {
-      event: "linked";
-      peer: number;
-      name: string;
-      route: Route;
-      local: Endpoint;
-      remote: Endpoint;
-      /** Since our `connect`, or since the introducer asked us to punch. */
-      elapsedMs: number;
-    }
-  | { event: "failed"; peer: number; name: string; reason: FailureReason; detail: string }
-  | { event: "unlinked"; peer: number; name: string; reason: string }
-  | { event: "said"; peer: number; name: string; text: string }
-  | { event: "sent"; peer: number; name: string; rttMs: number }
-  | { event: "pong"; peer: number; name: string; rttMs: number }
   | { event: "echo"; text: string; rttMs: number }
   | { event: "notice"; text: string }
+  /** Something takes more than a second. */
+  | { event: "waiting"; for: "introducer" | "peer"; text: string }
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
   | { event: "error"; message: string };
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
+  /** What the introducer sees, and how far away it can be to see that. */
+  observed: Endpoint;
+  scope: AddressScope;
   /** Whether the introducer sees another address than the host has. */
   isTranslated: boolean;
   /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
@@ -131,81 +133,16 @@ export interface NatReport extends MappingBehaviour {
   expected: { peer: string; way: Way | "none" }[];
 }
 
-/** One peer as the list shows it. */
-export interface PeerRow {
+/** What we are in the room. */
+export interface Self {
   id: number;
   name: string;
-  state: PeerState["is"];
-  /** Whether the introducer still lists it. */
-  present: boolean;
-  private: Endpoint[];
+  room: string;
   public: Endpoint;
+  private: Endpoint[];
+  fingerprint: string;
   mapping: Mapping;
-  /** To the introducer. */
-  roundTripMs?: number;
-  reason?: FailureReason;
-  route?: Route;
-  local?: Endpoint;
-  remote?: Endpoint;
-  rttMs?: number;
-  ageMs?: number;
-  bytesIn?: number;
-  bytesOut?: number;
 }
-
-/** An error for the user: what went wrong and what to do next. */
-export class UserError extends Error {}
-
-type PeerState =
-  | { is: "known" }
-  /** We asked the introducer, or were asked: waiting for `punch`, then punching, perhaps from a fresh port. */
-  | {
-      is: "punching";
-      since: number;
-      token?: string;
-      punch?: Punch | undefined;
-      freshPort?: PunchPort;
-      isLast?: boolean;
-    }
-  | { is: "linked"; link: Link }
-  | { is: "failed"; reason: FailureReason };
-
-type PunchMessage = ToParticipant & { type: "punch" };
-/** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
-type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
-
-interface PeerEntry {
-  peer: Peer;
-  present: boolean;
-  state: PeerState;
-  /** Whether the attempts of its punches are told: asked for with the last `connect`. */
-  isVerbose?: boolean;
-  /** When its last link ended. */
-  endedAt?: number;
-  /** Those who wait for the end of the punch under way. */
-  waiting: { resolve: (link: Link) => void; reject: (error: Error) => void }[];
-}
-
-interface Registration {
-  id: number;
-  public: Endpoint;
-  private: Endpoint[];
-  port: PunchPort;
-  /** Where mapping probes go. */
-  probes: Endpoint[];
-  alternates: Endpoint[];
-  behaviour: MappingBehaviour | undefined;
-  /** Settled when that is known: two measurements at once would take each other's ports. */
-  classified: Promise<void>;
-  /** To the introducer, as it measured. */
-  roundTripMs: number | undefined;
-}
-
-type ControlState =
-  | { is: "away" }
-  | { is: "joining" }
-  | { is: "registered"; registration: Registration }
-  | { is: "lost"; timer: NodeJS.Timeout };
 
 export interface ParticipantOptions {
   host: string;
@@ -218,143 +155,69 @@ export interface ParticipantOptions {
   verbose?: boolean;
 }
 
-// --- the control channel ---------------------------------------------------------------------------------
+type Registered = ToParticipant & { type: "registered" };
 
-/** The connection to the introducer: made by FFI so that its local port can be shared, then handed to Bun. */
-class ControlChannel {
-  readonly remote: Endpoint;
-  readonly port: number;
-  onMessage: (message: ToParticipant) => void = () => {};
-  onClose: (reason: string) => void = () => {};
-  readonly #decoder = new LineDecoder();
-  readonly #silence: NodeJS.Timeout;
-  #unsent = new Uint8Array(0);
-  #socket: BunSocket | undefined;
-  #isClosed = false;
+/** One registration with an introducer: what it said, and what was measured since. */
+class Registration implements Ground {
+  readonly id: number;
+  readonly name: string;
+  readonly room: string;
+  readonly public: Endpoint;
+  readonly private: readonly Endpoint[];
+  readonly probes: readonly Endpoint[];
+  readonly alternates: readonly Endpoint[];
+  readonly verify: Registered["verify"];
+  readonly port: PunchPort;
+  readonly control: ControlChannel;
+  readonly #credentials: Credentials;
+  behaviour: MappingBehaviour | undefined = undefined;
+  /** Settled when that is known: two measurements at once would take each other's ports. */
+  classified: Promise<void> = Promise.resolve();
+  roundTripMs: number | undefined = undefined;
 
-  private constructor(remote: Endpoint, port: number) {
-    this.remote = remote;
-    this.port = port;
-    this.#silence = setTimeout(
-      () => this.close(`nothing heard from it for ${controlSilenceMs / 1000} s`),
-      controlSilenceMs,
-    );
+  constructor(control: ControlChannel, message: Registered, credentials: Credentials) {
+    const { address } = splitEndpoint(control.remote);
+    this.control = control;
+    this.#credentials = credentials;
+    this.id = message.id;
+    this.name = message.name;
+    this.room = message.room;
+    this.public = message.public;
+    this.private = message.private;
+    this.probes = message.probePorts.map((port) => formatEndpoint(address, port));
+    this.alternates = message.alternates;
+    this.verify = message.verify;
+    this.port = this.portFor(control.port);
   }
 
-  /** Connects to the first address of `host` that accepts; rejects with a {@link UserError}. */
-  static async open(host: string, port: number): Promise<ControlChannel> {
-    const remotes = await resolve(host, port);
-    const failures: string[] = [];
-    for (const remote of remotes) {
-      try {
-        const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
-        const channel = new ControlChannel(remote, localPort);
-        await channel.#adopt(socket.release());
-        return channel;
-      } catch (error) {
-        if (!(error instanceof SystemError)) throw error;
-        failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
-      }
-    }
-    throw new UserError(
-      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`bun run introducer ${port}\`) and is that its address?`,
-    );
-  }
-
-  async #adopt(fd: number): Promise<void> {
-    await Bun.connect({
-      ...adoptable(fd),
-      socket: {
-        open: (socket) => {
-          this.#socket = socket;
-          // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
-          socket.setKeepAlive(true, keepaliveMs);
-        },
-        data: (_, chunk) => this.#read(chunk),
-        drain: () => this.#write(new Uint8Array(0)),
-        end: () => this.close("it closed the connection"),
-        close: (_, error) => this.close(error?.message ?? "it closed the connection"),
-        error: (_, error) => this.close(error.message),
-      },
-    });
-  }
-
-  /** The address that our host uses towards the introducer. */
-  get localAddress(): string | undefined {
-    const address = this.#socket?.localAddress;
-    return address === undefined ? undefined : canonicalAddress(address)?.address;
+  portFor(localPort: number): PunchPort {
+    return new PunchPort(localPort, this.#credentials);
   }
 
   send(message: ToIntroducer): void {
-    this.#write(new TextEncoder().encode(encode(message)));
+    this.control.send(message);
   }
 
-  close(reason: string): void {
-    if (this.#isClosed) return;
-    this.#isClosed = true;
-    clearTimeout(this.#silence);
-    this.#socket?.end();
-    this.onClose(reason);
-  }
-
-  #write(bytes: Uint8Array): void {
-    if (this.#isClosed) return;
-    this.#unsent = this.#unsent.length === 0 ? new Uint8Array(bytes) : Buffer.concat([this.#unsent, bytes]);
-    const written = this.#socket?.write(this.#unsent) ?? 0;
-    this.#unsent = this.#unsent.slice(Math.max(0, written));
-  }
-
-  #read(chunk: Uint8Array): void {
-    this.#silence.refresh();
-    try {
-      for (const line of this.#decoder.push(chunk)) {
-        if (!this.#isClosed) this.onMessage(parseToParticipant(line));
-      }
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      this.close(
-        `it sent what is not in the protocol (${error.message}): is that an introducer of this version?`,
-      );
-    }
+  /** How our NAT maps, by probes from the shared port. */
+  async measure(probes: readonly Endpoint[]): Promise<MappingBehaviour> {
+    const control = { destination: this.control.remote, observed: this.public };
+    return classifyMapping(await sampleMapping(this.port.port, control, probes), this.port.port);
   }
 }
 
-const connectFailures: Record<string, string> = {
-  ECONNREFUSED: "connection refused",
-  EHOSTUNREACH: "no route to the host",
-  ENETUNREACH: "no route to that network",
-  ETIMEDOUT: "no answer",
-};
+type ControlState =
+  | { is: "away" }
+  /** On the way: until `registered` and the whole list have come. */
+  | { is: "joining"; attempt: JoinAttempt; registration?: Registration }
+  | { is: "registered"; registration: Registration }
+  /** Coming back by ourselves. */
+  | { is: "lost"; timer: NodeJS.Timeout };
 
-async function resolve(host: string, port: number): Promise<Endpoint[]> {
-  const literal = canonicalAddress(host);
-  if (literal) return [formatEndpoint(literal.address, port)];
-  try {
-    const { lookup } = await import("node:dns/promises");
-    const found = await lookup(host, { all: true });
-    return found.map(({ address }) => formatEndpoint(address, port));
-  } catch {
-    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
-  }
-}
-
-function hostAddresses(): string[] {
-  return Object.values(networkInterfaces())
-    .flatMap((list) => list ?? [])
-    .map(({ address }) => canonicalAddress(address.replace(/%.*$/, ""))?.address)
-    .filter((address) => address !== undefined);
-}
-
-/** Our host candidates: every address of this host with the shared port, the one in use first. */
-export function hostCandidates(inUse: string | undefined, port: number, overLoopback: boolean): Endpoint[] {
-  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...hostAddresses()]);
-  const usable = [...wanted].filter((address) => {
-    const scope = addressScope(address);
-    return (
-      scope === "private" || scope === "global" || (scope === "loopback" && overLoopback && address === inUse)
-    );
-  });
-  return usable.slice(0, maxCandidates).map((address) => formatEndpoint(address, port));
+/** One try to register; whatever ends it settles it, and continuations of an earlier one find that it is not theirs. */
+interface JoinAttempt {
+  resolve: () => void;
+  reject: (error: UserError) => void;
+  control?: ControlChannel;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -365,21 +228,30 @@ export class Participant {
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
-  readonly #entries = new Map<string, PeerEntry>();
-  #control: ControlChannel | undefined;
+  readonly #peers = new Map<string, RemotePeer>();
+  readonly #surroundings: PeerSurroundings;
+  /** For all peers together. */
+  readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
+  #hasBeenRegistered = false;
+  #hasQuit = false;
   #rejoinMs = firstRejoinMs;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
-  #joining: { resolve: () => void; reject: (error: Error) => void } | undefined;
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
-  #filtering: ((filtering: Filtering) => void) | undefined;
-  /** Resolved, and made anew, whenever a peer is seen. */
+  #filtering: ((filtering: Filtering | undefined) => void) | undefined;
+  /** Resolved, and made anew, whenever we are registered or a peer is seen. */
   #arrival = Promise.withResolvers<void>();
 
   constructor(options: ParticipantOptions) {
     this.options = options;
     this.#credentials = new Credentials(options.identity);
+    this.#surroundings = {
+      ground: () => this.#registration,
+      emit: (event) => this.#emit(event),
+      isVerbose: options.verbose ?? false,
+      admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
+    };
   }
 
   get isRegistered(): boolean {
@@ -388,84 +260,79 @@ export class Participant {
 
   /** The list, in the order of the ids. */
   get rows(): PeerRow[] {
-    return [...this.#entries.values()].sort((a, b) => a.peer.id - b.peer.id).map(rowOf);
+    return [...this.#peers.values()].map(({ row }) => row).sort((a, b) => a.id - b.id);
   }
 
-  /** Registers with the introducer; resolves once the room's list is there. */
+  /** What the introducer knows of us, while we are registered. */
+  get self(): Self | undefined {
+    const registration = this.#registration;
+    if (!registration) return undefined;
+    const { id, name, room, public: observed, private: hosts, behaviour } = registration;
+    const { fingerprint } = this.options.identity;
+    const mapping = behaviour?.mapping ?? "unknown";
+    return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
+  }
+
+  /** How many links are up. */
+  get linkCount(): number {
+    return [...this.#peers.values()].filter(({ link }) => link).length;
+  }
+
+  /**
+   * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
+   * fails is followed by others, until `leave`.
+   */
   async join(): Promise<void> {
+    if (this.#hasQuit) throw new UserError("this participant has quit");
     if (this.#state.is === "registered") throw new UserError("already registered with the introducer");
     if (this.#state.is === "joining") throw new UserError("already on the way to the introducer");
     if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#state = { is: "joining" };
-    try {
-      await this.#register();
-    } catch (error) {
-      if (this.#isJoining()) this.#state = { is: "away" };
-      throw error;
-    }
+    await this.#join();
   }
 
   /** Leaves the introducer; links stay. */
   leave(): void {
     if (this.#state.is === "away")
       throw new UserError("not registered with an introducer; `join` comes back");
-    if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#lose("we left", { is: "away" });
+    this.#part({ is: "away" }, "we left");
     this.#emit({ event: "introducer", state: "left", reason: "links stay up; `join` comes back" });
   }
 
-  /** Ends all links in order, and leaves. */
+  /** Ends all links in order, and leaves; for good. */
   async quit(): Promise<void> {
-    for (const entry of this.#entries.values()) {
-      if (entry.state.is === "punching") this.#abandon(entry, "peer-left", "we are leaving");
-    }
-    await Promise.all(this.#links().map(({ link }) => link.close("the peer quit")));
-    if (this.#state.is === "lost") clearTimeout(this.#state.timer);
-    this.#lose("we quit", { is: "away" });
+    this.#hasQuit = true;
+    await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
+    if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
   }
 
   /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
-  connect(word: string, isVerbose = false): Promise<Link> {
-    const entry = this.#find(word);
-    entry.isVerbose = isVerbose;
-    if (entry.state.is === "linked") throw new UserError(`already linked with ${printable(entry.peer.name)}`);
-    const { promise, resolve, reject } = Promise.withResolvers<Link>();
-    if (entry.state.is !== "punching") {
-      if (this.#state.is !== "registered")
-        throw new UserError("not registered with the introducer; `join` first");
-      if (!entry.present) throw new UserError(`${printable(entry.peer.name)} has left the room`);
-      this.#ask(entry);
-    }
-    entry.waiting.push({ resolve, reject });
-    return promise;
+  async connect(word: string, isVerbose = false): Promise<Link> {
+    if (this.#hasQuit) throw new UserError("this participant has quit");
+    return this.#find(word).connect(isVerbose);
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
-  async say(word: string, text: string): Promise<void> {
-    const { link, peer } = this.#linked(word);
-    const rttMs = await delivered(peer, link.say(text));
-    this.#emit({ event: "sent", peer: peer.id, name: peer.name, rttMs });
+  say(word: string, text: string): Promise<number> {
+    return this.#find(word).say(text);
   }
 
-  async ping(word: string): Promise<void> {
-    const { link, peer } = this.#linked(word);
-    const rttMs = await delivered(peer, link.ping());
-    this.#emit({ event: "pong", peer: peer.id, name: peer.name, rttMs });
+  ping(word: string): Promise<number> {
+    return this.#find(word).ping();
   }
 
-  async disconnect(word: string): Promise<void> {
-    const { link } = this.#linked(word);
-    await link.close("disconnected");
+  /** Ends the link, or cancels the punch that is under way. */
+  disconnect(word: string): Promise<void> {
+    return this.#find(word).disconnect();
   }
 
   /** Measures the round trip to the introducer. */
   async echo(text: string): Promise<void> {
-    if (!this.isRegistered) throw new UserError("not registered with the introducer; `join` first");
+    const registration = this.#registered();
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     const startedAt = performance.now();
     const timer = setTimeout(() => reject(new UserError("the introducer did not answer")), answerTimeoutMs);
     this.#echoes.push({ resolve, reject });
-    this.#control?.send({ type: "echo", text });
+    registration.send({ type: "echo", text });
     try {
       const answer = await promise;
       this.#emit({ event: "echo", text: answer, rttMs: performance.now() - startedAt });
@@ -474,67 +341,133 @@ export class Participant {
     }
   }
 
-  /** Finds out what kind of NAT this host is behind. */
+  /** Finds out what kind of NAT this host is behind; begins anew when we are registered anew meanwhile. */
   async nat(): Promise<NatReport> {
-    if (this.#state.is !== "registered")
-      throw new UserError("not registered with the introducer; `join` first");
-    const { registration } = this.#state;
-    const { port, probes, alternates, public: observed, private: hosts } = registration;
-    if (!probes[0] || !this.#control) {
+    let registration = this.#registered();
+    for (;;) {
+      const report = await this.#natOf(registration);
+      if (this.#registration === registration) {
+        this.#emit({ event: "nat", ...report });
+        return report;
+      }
+      registration = await this.#nextRegistration();
+    }
+  }
+
+  async #natOf(registration: Registration): Promise<NatReport> {
+    const { port, probes, alternates, public: observed } = registration;
+    if (!probes[0]) {
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     }
-    const control = { destination: this.#control.remote, observed };
     await registration.classified;
-    const samples = await sampleMapping(port.port, control, [...probes, ...alternates]);
-    const behaviour = classifyMapping(samples, port.port);
-    const own = { mapping: behaviour.mapping, private: hosts, public: observed };
-    const filtering = await port.listenDuring(() => this.#connectBack());
-    const report: NatReport = {
+    const behaviour = await registration.measure([...probes, ...alternates]);
+    const own = { mapping: behaviour.mapping, private: registration.private, public: observed };
+    const filtering = await port.listenDuring(() => this.#connectBack(registration));
+    const isTranslated = !isUntranslated(own);
+    return {
       ...behaviour,
-      isTranslated: !isUntranslated(own),
+      observed,
+      scope: scopeOf(observed),
+      isTranslated,
       ...(filtering && { filtering }),
-      hairpinning: !isUntranslated(own) && (await testHairpinning(port.port, observed, probes[0])),
-      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      hairpinning: isTranslated && (await testHairpinning(port.port, observed, probes[0])),
+      ipv6: own.private.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
       expected: expectations(own, filtering),
     };
-    this.#emit({ event: "nat", ...report });
-    return report;
   }
 
   /** Asks the introducer to connect to us; undefined when it does not answer. */
-  async #connectBack(): Promise<Filtering | undefined> {
+  async #connectBack(registration: Registration): Promise<Filtering | undefined> {
     const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
     const timer = setTimeout(() => resolve(undefined), answerTimeoutMs);
     this.#filtering = resolve;
-    this.#control?.send({ type: "connect-back" });
+    registration.send({ type: "connect-back" });
     return promise.finally(() => {
       clearTimeout(timer);
       this.#filtering = undefined;
     });
   }
 
-  /** Resolves once `word` names exactly one peer that is there. */
+  /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
   async waitFor(word: string): Promise<void> {
-    const isThere = () => {
-      const found = findByIdOrName(this.#here(), word);
-      return typeof found !== "string" && found.entry.present;
-    };
-    while (!isThere()) await this.#arrival.promise;
+    const announce = setTimeout(
+      () => this.#emit({ event: "waiting", for: "peer", text: `waiting for ${word} to join` }),
+      announceAfterMs,
+    );
+    try {
+      for (;;) {
+        const named = this.#named(word).filter(({ isPresent }) => isPresent);
+        if (named.length === 1) return;
+        if (named.length > 1) throw ambiguous(word, named);
+        await this.#arrival.promise;
+      }
+    } finally {
+      clearTimeout(announce);
+    }
   }
 
   // --- registration --------------------------------------------------------------------------------------
 
-  async #register(): Promise<void> {
-    const { host, port, name, room, identity } = this.options;
-    const control = await ControlChannel.open(host, port);
-    if (!this.#isJoining()) return control.close("no longer wanted");
-    this.#control = control;
+  get #registration(): Registration | undefined {
+    return this.#state.is === "registered" || this.#state.is === "joining"
+      ? this.#state.registration
+      : undefined;
+  }
+
+  #registered(): Registration {
+    if (this.#state.is === "registered") return this.#state.registration;
+    throw new UserError("not registered with the introducer; `join` first");
+  }
+
+  /** The one after a loss; rejects when nobody comes back. */
+  async #nextRegistration(): Promise<Registration> {
+    const giveUpAt = performance.now() + answerTimeoutMs;
+    const timer = setTimeout(() => this.#arrived(), answerTimeoutMs);
+    try {
+      while (this.#state.is === "lost" || this.#state.is === "joining") {
+        if (performance.now() >= giveUpAt) break;
+        await this.#arrival.promise;
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+    return this.#registered();
+  }
+
+  #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const timer = setTimeout(() => control.close("it did not answer `register`"), registerTimeoutMs);
-    this.#joining = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject };
+    this.#state = { is: "joining", attempt };
+    const { host, port } = this.options;
+    const text = `connecting to ${formatHostPort(host, port)}`;
+    const announce = setTimeout(
+      () => this.#emit({ event: "waiting", for: "introducer", text }),
+      announceAfterMs,
+    );
+    const timer = setTimeout(() => attempt.control?.close("it did not answer `register`"), registerTimeoutMs);
+    void this.#register(attempt, timer);
+    return promise.finally(() => {
+      clearTimeout(announce);
+      clearTimeout(timer);
+    });
+  }
+
+  async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
+    const { host, port, name, room, identity } = this.options;
+    let control: ControlChannel;
+    try {
+      control = await ControlChannel.open(host, port, otherStartedAs("introducer"));
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      return this.#joinFailed(attempt, error);
+    }
+    if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
+    timer.refresh();
+    attempt.control = control;
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
-    const overLoopback = addressScope(splitEndpoint(control.remote).address) === "loopback";
+    const overLoopback = scopeOf(control.remote) === "loopback";
+    const peers = [...this.#peers.values()];
     control.send({
       type: "register",
       version: protocolVersion,
@@ -543,51 +476,56 @@ export class Participant {
       instance: this.#instance,
       fingerprint: identity.fingerprint,
       private: hostCandidates(control.localAddress, control.port, overLoopback),
+      links: peers.flatMap(({ instance, link }) => (link ? [{ peer: instance, route: link.route }] : [])),
     });
-    await promise.finally(() => clearTimeout(timer));
   }
 
-  /** Asked through a method, because it changes while we wait. */
-  #isJoining(): boolean {
-    return this.#state.is === "joining";
+  #isCurrent(attempt: JoinAttempt): boolean {
+    return this.#state.is === "joining" && this.#state.attempt === attempt;
+  }
+
+  #joinFailed(attempt: JoinAttempt, error: UserError): void {
+    if (!this.#isCurrent(attempt)) return;
+    this.#part(this.#hasBeenRegistered ? "come back" : { is: "away" }, error.message, error);
   }
 
   #closed(control: ControlChannel, reason: string): void {
-    if (this.#control !== control) return;
-    if (!this.#joining) return this.#lose(reason, undefined);
-    const { reject } = this.#joining;
-    this.#joining = undefined;
-    this.#lose(reason, { is: "away" });
-    reject(new UserError(`the introducer did not register us: ${reason}`));
-  }
-
-  /** The control channel is gone. `next` is the state to be in; undefined means: come back by ourselves. */
-  #lose(reason: string, next: ControlState | undefined): void {
-    const control = this.#control;
-    this.#control = undefined;
-    this.#joining?.reject(new UserError(reason));
-    this.#joining = undefined;
-    this.#state = next ?? this.#rejoinLater(reason);
-    control?.close(reason);
-    for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
-    for (const [key, entry] of this.#entries) {
-      entry.present = false;
-      // A punch that was introduced goes on by itself; one that waits for it, or for another round, can't.
-      const { state } = entry;
-      const isIntroduced = state.is === "punching" && state.token !== undefined && state.punch;
-      if (state.is === "punching" && !isIntroduced) this.#abandon(entry, "introducer-lost", reason);
-      if (entry.state.is !== "linked" && entry.state.is !== "punching") this.#entries.delete(key);
+    if (this.#state.is === "joining" && this.#state.attempt.control === control) {
+      this.#joinFailed(this.#state.attempt, new UserError(`the introducer did not register us: ${reason}`));
+    } else if (this.#state.is === "registered" && this.#state.registration.control === control) {
+      this.#part("come back", reason);
     }
   }
 
-  #rejoinLater(reason: string, state: "lost" | "unreachable" = "lost"): ControlState {
+  /**
+   * The registration, or the way to it, is over, and `next` is what follows. Whoever waits for something of it is
+   * told the reason.
+   */
+  #part(next: ControlState | "come back", reason: string, error = new UserError(reason)): void {
+    const before = this.#state;
+    const wasRegistered = before.is === "registered";
+    if (before.is === "lost") clearTimeout(before.timer);
+    this.#state =
+      next === "come back" ? this.#comeBack(wasRegistered ? "lost" : "unreachable", reason) : next;
+    if (before.is === "joining") {
+      before.attempt.control?.close(reason);
+      before.attempt.reject(error);
+    } else if (before.is === "registered") before.registration.control.close(reason);
+    for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
+    this.#filtering?.(undefined);
+    for (const peer of this.#peers.values()) peer.introducerLost(reason);
+    this.#arrived();
+  }
+
+  /** Tries again by itself. */
+  #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
     const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random()));
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
-      this.join().catch((error: unknown) => {
+      // A failure has been told, as `unreachable`, by then.
+      this.#join().catch((error: unknown) => {
         if (!(error instanceof UserError)) throw error;
-        if (this.#state.is === "away") this.#state = this.#rejoinLater(error.message, "unreachable");
       });
     }, retryInMs);
     return { is: "lost", timer };
@@ -596,399 +534,209 @@ export class Participant {
   // --- what the introducer says --------------------------------------------------------------------------
 
   #receive(control: ControlChannel, message: ToParticipant): void {
-    if (this.#control !== control) return;
     switch (message.type) {
       case "registered":
-        return this.#registered(control, message);
-      case "peers":
-        return this.#peers(message.peers, message.more);
-      case "joined":
-        return this.#joined(message.peer);
-      case "updated":
-        return this.#updated(message.peer);
-      case "left":
-        return this.#left(message.id);
-      case "measure":
-        return void this.#measure(message);
-      case "punch":
-        return this.#punch(message);
-      case "filtering":
-        return this.#filtering?.(message.filtering);
-      case "observed":
-        return; // only ever sent to probes
-      case "failed":
-        return this.#peerFailed(message);
-      case "notice":
-        return this.#emit({ event: "notice", text: message.text });
-      case "echo":
-        return this.#echoes.shift()?.resolve(message.text);
-      case "ping":
-        return control.send({ type: "pong", id: message.id });
+        return this.#beginRegistration(control, message);
       case "refused":
         return this.#refused(message);
       case "bye":
         return control.close(message.reason);
+      case "ping":
+        return control.send({ type: "pong", id: message.id });
+      case "observed":
+        return; // only ever sent to probes
+      default:
+        if (this.#registration?.control === control) this.#receiveRegistered(this.#registration, message);
     }
   }
 
-  #registered(control: ControlChannel, message: ToParticipant & { type: "registered" }): void {
-    const { address } = splitEndpoint(control.remote);
-    const registration: Registration = {
-      id: message.id,
-      public: message.public,
-      private: message.private,
-      port: new PunchPort(control.port, this.#credentials),
-      probes: message.probePorts.map((port) => formatEndpoint(address, port)),
-      alternates: message.alternates,
-      behaviour: undefined,
-      classified: Promise.resolve(),
-      roundTripMs: undefined,
-    };
-    this.#state = { is: "registered", registration };
-    this.#watchAddresses(registration);
-    this.#snapshot = [];
-    this.#rejoinMs = firstRejoinMs;
-    const { id, name, room, private: candidates } = message;
-    this.#emit({ event: "registered", id, name, room, public: message.public, private: candidates });
+  #receiveRegistered(
+    registration: Registration,
+    message: Exclude<ToParticipant, { type: "registered" | "refused" | "bye" | "ping" | "observed" }>,
+  ): void {
+    switch (message.type) {
+      case "peers":
+        return this.#list(registration, message.peers, message.more);
+      case "joined":
+        return this.#joined(message.peer);
+      case "updated":
+        return this.#updated(registration, message);
+      case "left":
+        return this.#left(message.id);
+      case "measure":
+        return this.#remember(message.peer)?.measure(message);
+      case "punch":
+        return this.#remember(message.peer)?.punch(message);
+      case "failed":
+        return this.#byId(message.peer)?.failed(message);
+      case "filtering":
+        return this.#filtering?.(message.filtering);
+      case "notice":
+        return this.#emit({ event: "notice", text: message.text });
+      case "echo":
+        return this.#echoes.shift()?.resolve(message.text);
+    }
   }
 
-  #peers(peers: Peer[], more: boolean): void {
+  #beginRegistration(control: ControlChannel, message: Registered): void {
+    if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
+    this.#state.registration = new Registration(control, message, this.#credentials);
+    this.#snapshot = [];
+    const { id, name, room, public: observed, private: candidates } = message;
+    this.#emit({ event: "registered", id, name, room, public: observed, private: candidates });
+  }
+
+  /** A part of the list; with the last one we are registered. */
+  #list(registration: Registration, peers: Peer[], more: boolean): void {
     this.#snapshot.push(...peers);
     if (this.#snapshot.length > maxPeers)
-      return this.#control?.close("it lists more peers than a room can have");
+      return registration.control.close("it lists more peers than a room can have");
     if (more) return;
-    for (const peer of this.#snapshot) this.#remember(peer);
-    this.#snapshot = [];
+    for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
+    for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
     this.#emit({ event: "peers", peers: this.rows });
-    this.#joining?.resolve();
-    this.#joining = undefined;
-    if (this.#state.is !== "registered") return;
-    const { registration } = this.#state;
-    registration.classified = this.#classify(registration);
+    if (this.#state.is !== "joining") return;
+    const { attempt } = this.#state;
+    this.#state = { is: "registered", registration };
+    this.#hasBeenRegistered = true;
+    registration.classified = this.#classify(registration, firstRemeasureMs);
+    this.#watchAddresses(registration);
+    this.#onceLasting(registration);
+    attempt.resolve();
+    this.#arrived();
+  }
+
+  #onceLasting(registration: Registration): void {
+    const timer = setTimeout(() => {
+      if (this.#registration === registration) this.#rejoinMs = firstRejoinMs;
+    }, lastingMs);
+    timer.unref();
   }
 
   #joined(peer: Peer): void {
-    const entry = this.#remember(peer);
-    if (entry.peer !== peer) return;
-    this.#emit({
-      event: "joined",
-      peer: peer.id,
-      name: peer.name,
-      private: peer.private,
-      public: peer.public,
-    });
+    if (!this.#remember(peer)) return;
+    const { id, name, private: hosts, public: observed } = peer;
+    this.#emit({ event: "joined", peer: id, name, private: hosts, public: observed });
   }
 
   /** Our own row changes too: it says how far the introducer is. */
-  #updated(peer: Peer): void {
-    const { id, name, public: observed, mapping, roundTripMs } = peer;
-    const isOurs = this.#state.is === "registered" && this.#state.registration.id === id;
-    if (!isOurs) {
-      this.#remember(peer);
-      const measured = roundTripMs === undefined ? {} : { roundTripMs };
-      this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
-    } else if (this.#state.is === "registered") this.#state.registration.roundTripMs = peer.roundTripMs;
+  #updated(registration: Registration, { id, ...change }: ToParticipant & { type: "updated" }): void {
+    if (id === registration.id) {
+      if (change.roundTripMs !== undefined) registration.roundTripMs = change.roundTripMs;
+      return;
+    }
+    const peer = this.#byId(id);
+    if (!peer) return;
+    peer.change(change);
+    const { name, public: observed, mapping, roundTripMs } = peer.row;
+    const measured = roundTripMs === undefined ? {} : { roundTripMs };
+    this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
-  /** Stores the newest that is known of a peer, and tells a new introducer of the link that we already have. */
-  #remember(peer: Peer): PeerEntry {
+  /** Stores the newest that is known of a peer; undefined when the introducer names too many. */
+  #remember(peer: Peer): RemotePeer | undefined {
     const key = `${peer.instance} ${peer.fingerprint}`;
-    if (this.#entries.size >= 2 * maxPeers) this.#control?.close("it names more peers than a room can have");
-    const entry = this.#entries.get(key) ?? { peer, present: false, state: { is: "known" }, waiting: [] };
-    this.#entries.set(key, entry);
-    // A session that has not timed out yet may be listed beside the one that replaced it.
-    if (entry.present && peer.id < entry.peer.id) return entry;
-    const isNew = !entry.present || entry.peer.id !== peer.id;
-    entry.peer = peer;
-    entry.present = true;
+    let known = this.#peers.get(key);
+    if (!known) {
+      if (this.#peers.size >= maxPeers)
+        return void this.#registration?.control.close("it names more peers than a room can have");
+      known = new RemotePeer(peer, this.#surroundings);
+      this.#peers.set(key, known);
+    }
+    known.seen(peer);
+    this.#arrived();
+    return known;
+  }
+
+  #arrived(): void {
     this.#arrival.resolve();
     this.#arrival = Promise.withResolvers();
-    if (isNew && entry.state.is === "linked") this.#reportLink(entry, entry.state.link);
-    return entry;
   }
 
   #left(id: number): void {
-    for (const [key, entry] of this.#entries) {
-      if (entry.peer.id !== id || !entry.present) continue;
-      entry.present = false;
-      this.#emit({ event: "left", peer: id, name: entry.peer.name });
-      if (entry.state.is === "punching") this.#abandon(entry, "peer-left", "it left the introducer");
-      if (entry.state.is !== "linked") this.#entries.delete(key);
-    }
+    const peer = this.#byId(id);
+    if (!peer) return;
+    this.#emit({ event: "left", peer: id, name: peer.name });
+    peer.left();
+    if (!peer.isIdle) return;
+    for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused(message: ToParticipant & { type: "refused" }): void {
-    const text = `the introducer refused${message.request ? ` \`${message.request}\`` : ""}: ${message.message}`;
-    if (this.#joining) {
-      const { reject } = this.#joining;
-      this.#joining = undefined;
-      this.#lose("refused", { is: "away" });
-      return reject(new UserError(text));
-    }
-    if (message.request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
-    const entry = this.#byId(message.peer);
-    if (message.request === "connect" && entry?.state.is === "punching" && !entry.state.token) {
-      const { punch } = entry.state;
-      this.#setState(entry, { is: "known" });
-      punch?.abort("refused-by-peer", text);
-      for (const { reject } of entry.waiting.splice(0)) reject(new UserError(text));
-      return;
-    }
+  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+    const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
+    if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
+    if (request === "connect-back") return this.#filtering?.(undefined);
+    if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
-    if (message.code !== "unknown-peer") this.#emit({ event: "error", message: text });
+    if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
   }
 
-  // --- punching ------------------------------------------------------------------------------------------
+  // --- what we find out about ourselves ------------------------------------------------------------------
 
-  #ask(entry: PeerEntry): void {
-    const state: PeerState = { is: "punching", since: performance.now() };
-    this.#setState(entry, state);
-    this.#control?.send({ type: "connect", peer: entry.peer.id });
-    const waitMs = this.#headStart(entry);
-    if (waitMs !== undefined) state.punch = this.#startPunch(entry, state, { startInMs: waitMs });
-    setTimeout(() => {
-      if (entry.state === state && !state.token)
-        this.#failed(entry, "timed-out", "the introducer did not answer");
-    }, answerTimeoutMs);
-  }
-
-  /**
-   * How long after our `connect` our first SYN may leave without waiting for the introducer's word, such that it
-   * reaches the peer's NAT soon after the peer's own SYN has left it: that saves up to half a round trip. Undefined
-   * where ports must be measured first.
-   */
-  #headStart({ peer, endedAt }: PeerEntry): number | undefined {
-    if (this.#state.is !== "registered") return undefined;
-    const { behaviour, roundTripMs } = this.#state.registration;
-    const isKept = behaviour?.mapping === "endpoint-independent" && peer.mapping === "endpoint-independent";
-    if (!isKept || roundTripMs === undefined || peer.roundTripMs === undefined) return undefined;
-    // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
-    if (endedAt !== undefined && performance.now() - endedAt < roundTripMs + peer.roundTripMs)
-      return undefined;
-    const peerStartsInMs = (roundTripMs + peer.roundTripMs) / 2;
-    return peerStartsInMs * (1 - headStartShare);
-  }
-
-  /** Registers anew when the host's addresses change: the old endpoints lead nowhere. */
+  /** Registers anew when the addresses change that others can use: the old endpoints lead nowhere. */
   #watchAddresses(registration: Registration): void {
-    const before = hostAddresses().join();
+    const usable = () => hostCandidates(undefined, 1, false).sort().join();
+    const before = usable();
     const timer = setInterval(() => {
-      const isCurrent = this.#state.is === "registered" && this.#state.registration === registration;
-      const hasChanged = hostAddresses().join() !== before;
-      if (isCurrent && !hasChanged) return;
+      const isCurrent = this.#registration === registration;
+      if (isCurrent && usable() === before) return;
       clearInterval(timer);
-      if (isCurrent) this.#lose("this host's addresses changed", undefined);
+      if (isCurrent) this.#part("come back", "this host's addresses changed");
     }, addressWatchMs);
     timer.unref();
   }
 
-  /** Learns once how our NAT maps, and tells; the registration may be over when the answer is there. */
-  async #classify(registration: Registration): Promise<void> {
-    const { port, probes, public: observed } = registration;
-    if (probes.length === 0 || !this.#control) return;
-    const control = { destination: this.#control.remote, observed };
-    const sampling = sampleMapping(port.port, control, probes);
+  /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
+  async #classify(registration: Registration, againInMs: number): Promise<void> {
+    if (registration.probes.length === 0) return;
+    const measuring = registration.measure(registration.probes);
+    if (registration.verify) {
+      const { endpoint, token } = registration.verify;
+      void verify(registration.port.port, endpoint, token);
+    }
     // While our probes are on their way; nobody is introduced before both sides are ready.
     this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
     await this.#rehearsed;
-    const behaviour = classifyMapping(await sampling, port.port);
-    if (this.#state.is !== "registered" || this.#state.registration !== registration) return;
+    const behaviour = await measuring;
+    if (this.#registration !== registration) return;
+    if (behaviour.mapping === "unknown") {
+      const again = () =>
+        this.#registration === registration && void this.#remeasure(registration, againInMs);
+      setTimeout(again, againInMs).unref();
+    }
     registration.behaviour = behaviour;
     const { mapping, step } = behaviour;
-    this.#control.send({ type: "mapping", mapping });
+    registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
   }
 
-  /** Measures for a round that predicts ports. */
-  async #measure({ peer, token, way }: ToParticipant & { type: "measure" }): Promise<void> {
-    if (this.#state.is !== "registered") return;
-    const { port, probes, behaviour } = this.#state.registration;
-    const entry = this.#remember(peer);
-    const state = this.#nextRound(entry, token);
-    let prediction: Prediction | undefined;
-    if (way === "fresh") {
-      const fresh = probes[0] && (await observeFresh(probes[0]));
-      if (fresh) {
-        state.freshPort = new PunchPort(fresh.port, this.#credentials);
-        prediction = { endpoint: fresh.observed, step: 0 };
-      }
-    } else if (probes[0]) prediction = await predict(port.port, probes[0], behaviour?.step ?? 1);
-    this.#control?.send({ type: "measured", token, ...(prediction && { prediction }) });
-  }
-
-  /** The peer's state for a new round; what is left of an earlier one ends without a word. */
-  #nextRound(entry: PeerEntry, token: string): PeerState & { is: "punching" } {
-    const { state } = entry;
-    if (state.is === "punching" && state.token === token) return state; // it has measured for this round
-    // Only a peer that no longer has our link asks for another one.
-    if (state.is === "linked") void state.link.close("the peer asks for a new link");
-    const since = state.is === "punching" ? state.since : performance.now();
-    const next: PeerState = { is: "punching", since, token };
-    // First, so that the end of the old punch is not taken for the end of this one.
-    this.#setState(entry, next);
-    if (state.is === "punching") state.punch?.abort("timed-out", "another round follows");
-    return next;
-  }
-
-  #punch(message: ToParticipant & { type: "punch" }): void {
-    if (this.#state.is !== "registered") return;
-    const entry = this.#remember(message.peer);
-    const { token, role, way, round } = message;
-    const { id, name } = entry.peer;
-    if (entry.state.is === "punching" && entry.state.token === token && entry.state.punch) return;
-    this.#emit({ event: "punching", peer: id, name, role, way, round });
-    if (this.#introduceEarly(entry, message)) return;
-    const state = this.#nextRound(entry, token);
-    state.isLast = message.last;
-    state.punch = this.#startPunch(entry, state, message);
-  }
-
-  /** Whether the punch has begun already, before the introducer's word. */
-  #introduceEarly({ state }: PeerEntry, { token, role, way, last, deadlineMs }: PunchMessage): boolean {
-    if (state.is !== "punching" || state.token !== undefined || !state.punch || way !== "direct")
-      return false;
-    if (state.punch.isOver) return false;
-    state.token = token;
-    state.isLast = last;
-    state.punch.introduce({ token, role }, deadlineMs);
-    return true;
-  }
-
-  #startPunch(entry: PeerEntry, state: PeerState & { is: "punching" }, order: PunchOrder): Punch | undefined {
-    if (this.#state.is !== "registered") return undefined;
-    const { registration } = this.#state;
-    const { peer } = entry;
-    const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
-    return (state.freshPort ?? registration.port).punch({
-      ...(role && token && { introduction: { role, token } }),
-      fingerprint: peer.fingerprint,
-      candidates: candidatesOf(order, peer, registration),
-      startInMs,
-      deadlineMs,
-      isReachable: isReachable(registration, peer),
-      onLinked: (link) => this.#linkUp(entry, link, performance.now() - state.since),
-      onFailed: (reason, detail) => this.#punchFailed(entry, state, reason, detail),
-      onAttempt: (attempt) => {
-        if (this.options.verbose || entry.isVerbose)
-          this.#emit({ event: "attempt", peer: peer.id, name: peer.name, ...attempt });
-      },
-    });
-  }
-
-  #linkUp(entry: PeerEntry, link: Link, elapsedMs: number): void {
-    this.#setState(entry, { is: "linked", link });
-    const { peer } = entry;
-    link.onSaid = (text) => this.#emit({ event: "said", peer: entry.peer.id, name: entry.peer.name, text });
-    link.onClose = (reason, by) => this.#linkDown(entry, link, reason, by);
-    const { route, local, remote } = link;
-    this.#emit({ event: "linked", peer: peer.id, name: peer.name, route, local, remote, elapsedMs });
-    this.#reportLink(entry, link);
-    for (const { resolve } of entry.waiting.splice(0)) resolve(link);
-  }
-
-  #reportLink(entry: PeerEntry, { route, local, remote }: Link): void {
-    if (entry.present) this.#control?.send({ type: "linked", peer: entry.peer.id, route, local, remote });
-  }
-
-  #linkDown(entry: PeerEntry, link: Link, reason: string, by: EndedBy): void {
-    const { peer, present } = entry;
-    const told =
-      by === "us" ? reason : by === "peer" ? `ended by the peer: ${reason || "no reason given"}` : reason;
-    this.#emit({ event: "unlinked", peer: peer.id, name: peer.name, reason: told });
-    if (present) this.#control?.send({ type: "unlinked", peer: peer.id, reason: told });
-    entry.endedAt = performance.now();
-    if (entry.state.is !== "linked" || entry.state.link !== link) return;
-    this.#setState(entry, { is: "known" });
-    if (!present) this.#forget(entry);
-  }
-
-  /** A round of ours ended without a link: the introducer hears it, and tells the peer or begins the next. */
-  #punchFailed(
-    entry: PeerEntry,
-    state: PeerState & { is: "punching" },
-    reason: FailureReason,
-    detail: string,
-  ): void {
-    if (entry.state !== state) return;
-    const { peer, present } = entry;
-    const { token } = state;
-    const report = { peer: peer.id, reason, detail: detail.slice(0, 1024) };
-    if (present && token !== undefined) this.#control?.send({ type: "failed", token, ...report });
-    if (state.isLast || !present || reason === "peer-left") return this.#failed(entry, reason, detail);
-    delete state.punch;
-    setTimeout(() => {
-      if (entry.state === state && !state.punch) this.#failed(entry, reason, detail);
-    }, answerTimeoutMs);
-  }
-
-  #peerFailed(message: ToParticipant & { type: "failed" }): void {
-    const entry = this.#byId(message.peer);
-    if (entry?.state.is !== "punching") return;
-    // Without a token we wait for the answer to our `connect`, and this is it.
-    if (entry.state.token === undefined) return this.#abandon(entry, message.reason, message.detail);
-    if (entry.state.token !== message.token) return;
-    this.#abandon(entry, message.reason, `the peer gave up: ${message.detail}`);
-  }
-
-  /** Ends a punch that is under way, or that is still waiting for the introducer. */
-  #abandon(entry: PeerEntry, reason: FailureReason, detail: string): void {
-    if (entry.state.is !== "punching") return;
-    const { punch } = entry.state;
-    punch?.abort(reason, detail);
-    // The end of a round is not the end of all: this is.
-    this.#failed(entry, reason, detail);
-  }
-
-  #failed(entry: PeerEntry, reason: FailureReason, detail: string): void {
-    if (entry.state.is !== "punching") return;
-    const { peer } = entry;
-    this.#setState(entry, { is: "failed", reason });
-    this.#emit({ event: "failed", peer: peer.id, name: peer.name, reason, detail });
-    const error = new UserError(
-      `no link with ${printable(peer.name)}: ${failureReasons[reason]} (${reason})`,
-    );
-    for (const { reject } of entry.waiting.splice(0)) reject(error);
-    if (!entry.present) this.#forget(entry);
+  #remeasure(registration: Registration, beforeMs: number): void {
+    registration.classified = this.#classify(registration, Math.min(2 * beforeMs, maxRemeasureMs));
   }
 
   // --- looking things up ---------------------------------------------------------------------------------
 
-  /** The only writer of a peer's state. */
-  #setState(entry: PeerEntry, state: PeerState): void {
-    entry.state = state;
+  #byId(id: number): RemotePeer | undefined {
+    return [...this.#peers.values()].find((peer) => peer.isPresent && peer.id === id);
   }
 
-  #forget(entry: PeerEntry): void {
-    for (const [key, value] of this.#entries) if (value === entry) this.#entries.delete(key);
+  /** Ids name those who are in the room; who is not may have lost its id to somebody else. */
+  #named(word: string): RemotePeer[] {
+    const byId = /^\d+$/.test(word) ? this.#byId(Number(word)) : undefined;
+    return byId ? [byId] : [...this.#peers.values()].filter(({ name }) => name === word);
   }
 
-  #byId(id: number | undefined): PeerEntry | undefined {
-    return [...this.#entries.values()].find(({ peer, present }) => present && peer.id === id);
-  }
-
-  #here(): { id: number; name: string; entry: PeerEntry }[] {
-    return [...this.#entries.values()].map((entry) => ({ id: entry.peer.id, name: entry.peer.name, entry }));
-  }
-
-  #find(word: string): PeerEntry {
-    const found = findByIdOrName(this.#here(), word);
-    if (typeof found !== "string") return found.entry;
-    const own = this.#state.is === "registered" ? String(this.#state.registration.id) : undefined;
+  #find(word: string): RemotePeer {
+    const named = this.#named(word);
+    // Of several, the one that is there is meant.
+    const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
+    if (found && others.length === 0) return found;
+    if (named.length > 0) throw ambiguous(word, named);
+    const own = String(this.#registration?.id);
     if (word === own || word === this.options.name)
       throw new UserError("that is yourself; `list` shows the others");
-    throw new UserError(found);
-  }
-
-  #linked(word: string): { link: Link; peer: Peer } {
-    const { state, peer } = this.#find(word);
-    if (state.is === "linked") return { link: state.link, peer };
-    throw new UserError(`not linked with ${printable(peer.name)}; \`connect ${printable(word)}\` first`);
-  }
-
-  #links(): { link: Link; peer: Peer }[] {
-    return [...this.#entries.values()].flatMap(({ state, peer }) =>
-      state.is === "linked" ? [{ link: state.link, peer }] : [],
-    );
+    throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
   #emit(event: ParticipantEvent): void {
@@ -996,35 +744,14 @@ export class Participant {
   }
 }
 
-/** A link's answer; a {@link LinkError} becomes what the user reads. */
-async function delivered(peer: Peer, answer: Promise<number>): Promise<number> {
-  try {
-    return await answer;
-  } catch (error) {
-    if (!(error instanceof LinkError)) throw error;
-    throw new UserError(`not delivered to ${printable(peer.name)}: ${error.message}`);
-  }
+function ambiguous(word: string, named: RemotePeer[]): UserError {
+  const ids = named.filter(({ isPresent }) => isPresent).map(({ id }) => id);
+  const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
+  return new UserError(`${printable(word)} is ambiguous: ${next}`);
 }
 
-/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
-function isReachable(own: { public: Endpoint; private: readonly Endpoint[] }, peer: Peer): boolean {
-  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
-  return own.private.includes(own.public) || address(own.public) === address(peer.public);
-}
-
-/** The candidates of a round. */
-function candidatesOf({ way, own, theirs }: PunchOrder, peer: Peer, registration: Registration): Candidate[] {
-  const { public: observed, private: hosts, port, behaviour } = registration;
-  return roundCandidates({
-    way: way ?? "direct",
-    own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
-    peer,
-    ownPrediction: own,
-    peerPrediction: theirs,
-    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true)),
-    // Half of what the system allows is for everything else.
-    budget: Math.floor(descriptorLimit() / 2),
-  });
+function formatHostPort(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
 /** With which kinds of peer, in another network, a participant in this situation can link. */
@@ -1041,88 +768,98 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
   return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
 }
 
-function rowOf({ peer, present, state }: PeerEntry): PeerRow {
-  const row = {
-    id: peer.id,
-    name: peer.name,
-    state: state.is,
-    present,
-    private: peer.private,
-    public: peer.public,
-    mapping: peer.mapping,
-    ...(peer.roundTripMs !== undefined && { roundTripMs: peer.roundTripMs }),
-  };
-  if (state.is === "failed") return { ...row, reason: state.reason };
-  if (state.is !== "linked") return row;
-  const { route, local, remote, rttMs, openedAt, bytesIn, bytesOut } = state.link;
-  const measured = rttMs === undefined ? {} : { rttMs };
-  return { ...row, route, local, remote, ageMs: Date.now() - openedAt, bytesIn, bytesOut, ...measured };
-}
-
 // --- rendering -------------------------------------------------------------------------------------------
 
-type Colors = ReturnType<typeof pc.createColors>;
-
-/** The module of tables, loaded for the first one: most who start are not after a table. */
-const tableModule = () => require("cli-table3") as typeof import("cli-table3");
-
-const stateLabels: Record<PeerState["is"], (c: Colors) => string> = {
-  linked: (c) => c.green("● linked"),
-  punching: (c) => c.yellow("◌ punching"),
-  known: (c) => c.dim("○ known"),
-  failed: (c) => c.red("✗ failed"),
+const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
+  linked: (c) => c.green,
+  punching: (c) => c.yellow,
+  known: (c) => c.dim,
+  failed: (c) => c.red,
 };
+const stateMarks: Record<PeerRow["state"], string> = { linked: "●", punching: "◌", known: "○", failed: "✗" };
 
-const borders = ["top", "top-mid", "top-left", "top-right", "bottom", "bottom-mid", "bottom-left"];
-const rules = ["bottom-right", "left", "left-mid", "mid", "mid-mid", "right", "right-mid", "middle"];
-const noBorders = Object.fromEntries([...borders, ...rules].map((place) => [place, ""]));
+/** Two lines a peer and more: 80 columns suffice. */
+const narrowList: Column[] = [
+  { head: "" },
+  { head: "id", least: 5 },
+  { head: "name", least: 10 },
+  { head: "private endpoint\npublic endpoint", least: 21 },
+  { head: "link", least: 24 },
+];
+/** One line a peer. */
+const wideList: Column[] = [
+  { head: "" },
+  { head: "id" },
+  { head: "name", least: 12, isCut: true },
+  { head: "private endpoint", optional: 4 },
+  { head: "public endpoint" },
+  { head: "link" },
+  { head: "from", optional: 2 },
+  { head: "to", optional: 1 },
+  { head: "bytes", optional: 3 },
+];
 
-/** The list in `columns` columns, of which it needs 80: wider, endpoints are broken less often. */
+/** The list in `columns` columns, of which it needs 80; Infinity, for a pipe, cuts and wraps nothing. */
 export function renderList(rows: PeerRow[], columns: number, c: Colors): string {
   if (rows.length === 0)
     return "Nobody else is in the room. Others join with the same introducer and --room.";
-  const spare = Math.max(0, columns - 80);
-  const endpointWidth = 21 + Math.min(26, Math.floor(spare / 2)); // 21 is an IPv4 endpoint, 47 one of IPv6
-  const linkWidth = 24 + Math.min(26, Math.floor(spare / 2));
-  const widths = [10, 5, 14, endpointWidth, linkWidth];
-  const Table = tableModule();
-  const table = new Table({
-    head: ["", "id", "name", "private endpoint\npublic endpoint", "link"],
-    colWidths: widths.map((width) => width + 1),
-    chars: noBorders,
-    style: { head: [], border: [], "padding-left": 0, "padding-right": 1 },
-  });
-  for (const row of rows) {
-    const [first = "none", ...others] = row.private;
-    const more = others.length > 0 ? [`+${others.length} more`] : [];
-    const host = [first, ...more].map((line) => wrapped(line, endpointWidth)).join("\n");
-    table.push([
-      stateLabels[row.state](c),
-      wrapped(String(row.id), 5),
-      c.bold(wrapped(printable(row.name), 14)),
-      `${c.dim(host)}\n${wrapped(row.public, endpointWidth)}`,
-      wrapped(linkCell(row), linkWidth),
-    ]);
-  }
-  return table.toString().replace(/ +$/gm, "");
+  const isWide = columns >= wideColumns;
+  const cells = rows.map((row) => [
+    [{ text: `${stateMarks[row.state]} ${row.state}`, paint: stateLabels[row.state](c) }],
+    [row.present ? String(row.id) : "-"],
+    [{ text: printable(row.name), paint: c.bold }],
+    ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
+  ]);
+  return `${renderTable(isWide ? wideList : narrowList, cells, columns)}\n${total(rows)}`;
 }
 
-function linkCell(row: PeerRow): string {
+function narrowCells(row: PeerRow, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? [`+${others.length} more`] : [];
+  const hosts = [first, ...more].map((text) => ({ text, paint: c.dim }));
+  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`, traffic(row)] : [];
+  return [
+    [...hosts, row.public],
+    [linkWords(row), ...path, ...lastSeen(row)],
+  ];
+}
+
+function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? ` +${others.length} more` : "";
+  const hosts = columns === Infinity ? row.private.join(", ") || first : `${first}${more}`;
+  const isLinked = row.state === "linked";
+  const words = [linkWords(row), ...lastSeen(row)];
+  return [
+    [{ text: hosts, paint: c.dim }],
+    [row.public],
+    [words.filter(Boolean).join(" ")],
+    [isLinked ? `${row.local}` : ""],
+    [isLinked ? `→ ${row.remote}` : ""],
+    [isLinked ? traffic(row) : ""],
+  ];
+}
+
+function linkWords(row: PeerRow): string {
   if (row.state === "failed") return row.reason ?? "";
   if (row.state !== "linked") return "";
   const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
-  const lines = [
-    `${row.route}${rtt} ${age(row.ageMs ?? 0)}`,
-    `${row.local}`,
-    `→ ${row.remote}`,
-    `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`,
-    ...(row.present ? [] : ["(not in the room)"]),
-  ];
-  return lines.join("\n");
+  return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
 }
 
-function wrapped(text: string, width: number): string {
-  return Bun.wrapAnsi(text, width, { hard: true, wordWrap: false, trim: false });
+/** Of a peer that the introducer does not list now. */
+function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
+  return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
+}
+
+function traffic(row: PeerRow): string {
+  return `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`;
+}
+
+/** `3 peers: 2 linked, 1 known`. */
+function total(rows: PeerRow[]): string {
+  const states = Object.entries(Object.groupBy(rows, ({ state }) => state));
+  return `${count(rows.length, "peer")}: ${states.map(([state, all]) => `${all.length} ${state}`).join(", ")}`;
 }
 
 /** `512 B`, `1.5 kB`, `2.0 MB`. */
@@ -1137,7 +874,10 @@ const ms = (value: number) => `${value.toFixed(1)} ms`;
 
 /** What an event says to a person; undefined for what only programs want. */
 export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  const who = "name" in event && "peer" in event ? `${c.bold(printable(event.name))} (${event.peer})` : "";
+  const who =
+    "name" in event && "peer" in event
+      ? `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`
+      : "";
   switch (event.event) {
     case "registered":
       return (
@@ -1164,19 +904,21 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
     case "linked":
       return `${c.green("linked")} with ${who} by ${event.route}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
     case "failed":
-      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(printable(event.detail))}`;
+      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(`${printable(event.detail)}${natMayTell.has(event.reason) ? "; `nat` tells what kind of NAT you are behind" : ""}`)}`;
     case "unlinked":
-      return `${c.yellow("unlinked")} from ${who}: ${printable(event.reason)}`;
+      return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
+    case "waiting":
+      return `${printable(event.text)} …`;
     case "said":
-      return `${c.cyan(printable(event.name))}: ${printable(event.text)}`;
+      return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
-      return c.dim(`${printable(event.name)} has it after ${ms(event.rttMs)}`);
+      return `${who} has it after ${ms(event.rttMs)}`;
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
     case "echo":
       return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
     case "notice":
-      return `${c.magenta("introducer")}: ${printable(event.text)}`;
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
     case "introducer": {
       const next =
         event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
@@ -1187,12 +929,20 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
   }
 }
 
+const natMayTell: ReadonlySet<FailureReason> = new Set([
+  "no-candidate-answered",
+  "both-mappings-random",
+  "timed-out",
+] as const);
+
 function tellPeers(rows: PeerRow[]): string {
   const here = rows.filter(({ present }) => present);
   if (here.length === 0) return "Nobody else is here yet.";
   const names = here.map(({ name, id }) => `${printable(name)} (${id})`).join(", ");
   const next = here.find(({ state }) => state === "known" || state === "failed");
-  return `here: ${names}${next ? `. \`connect ${printable(next.name)}\` punches a hole` : ""}`;
+  if (!next) return `here: ${names}`;
+  const isUnique = rows.filter(({ name }) => name === next.name).length === 1;
+  return `here: ${names}. \`connect ${isUnique ? printable(next.name) : next.id}\` punches a hole`;
 }
 
 const filteringWords: Record<Filtering, string> = {
@@ -1221,7 +971,9 @@ export function renderNat(report: NatReport, c: Colors): string {
   const facts = [
     [
       "translation",
-      isTranslated ? "yes, the introducer sees another address" : "none, the address is your own",
+      isTranslated
+        ? `yes, the introducer sees ${report.observed}`
+        : `none, the introducer sees your own address, ${report.observed}`,
     ],
     ["mapping", mappingWords(mapping, dependsOn)],
     ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
@@ -1229,13 +981,24 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
   ] as const;
-  const Table = tableModule();
-  const table = new Table({ head: ["peer's NAT", "direct link"], style: { head: [], border: [] } });
-  for (const { peer, way } of expected) table.push([peer, wayWords[way](c)]);
+  const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
+  const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
   return [
     c.bold(plainSentence(report)),
     ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
-    table.toString(),
+    // Of another network an introducer in ours can tell nothing.
+    ...(isTranslated || report.scope === "global" ? [renderTable(head, table, Infinity)] : []),
+  ].join("\n");
+}
+
+/** What `whoami` answers. */
+function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
+  return [
+    `${c.bold(printable(self.name))} (${self.id}) in room ${printable(self.room)}`,
+    `  private      ${self.private.join(", ") || "none"}`,
+    `  public       ${self.public}`,
+    `  mapping      ${self.mapping}`,
+    `  fingerprint  ${self.fingerprint}`,
   ].join("\n");
 }
 
@@ -1248,7 +1011,12 @@ function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): stri
   return "address-and-port-dependent: another external port for every destination";
 }
 
-function plainSentence({ mapping, isTranslated, filtering }: NatReport): string {
+function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): string {
+  if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
+  if (!isTranslated && scope === "private")
+    return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
+  if (!isTranslated && filtering === undefined)
+    return "You have a public address; whether a firewall is before it was not measured.";
   if (!isTranslated) {
     return filtering === "let-in"
       ? "You are on the open Internet: everyone can link with you."
@@ -1269,168 +1037,109 @@ function plainSentence({ mapping, isTranslated, filtering }: NatReport): string 
 // --- the prompt ------------------------------------------------------------------------------------------
 
 const commands = [
-  ["s", "list", "", "who is here, and whom you are linked with"],
-  ["d", "connect", "PEER ... [-v]", "punch holes (PEER: id or name); -v: every attempt"],
-  ["f", "say", "PEER TEXT", "send TEXT over the link"],
-  ["", "ping", "PEER", "measure the link's round trip"],
-  ["g", "disconnect", "PEER", "end the link"],
-  ["h", "echo", "[TEXT]", "measure the introducer's round trip"],
-  ["a", "leave", "", "leave the introducer; links stay up"],
-  ["", "join", "", "come back to the introducer"],
-  ["j", "quit", "", "end all links and the program"],
-  ["", "nat", "", "what kind of NAT you are behind"],
-  ["", "help", "", "this"],
-] as const;
-type Command = (typeof commands)[number][1];
+  { key: "s", word: "list", operands: "", what: "who is here, and whom you are linked with" },
+  { key: "d", word: "connect", operands: "PEER ... [-v]", what: "punch holes (-v: tell every attempt)" },
+  { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
+  { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
+  { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
+  { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
+  { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
+  { key: "", word: "join", operands: "", what: "come back to the introducer" },
+  { key: "", word: "nat", operands: "", what: "what kind of NAT you are behind" },
+  { key: "", word: "whoami", operands: "", what: "your name, id, endpoints and fingerprint" },
+  { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  {
+    key: "j",
+    word: "quit",
+    aliases: ["q", "exit"],
+    operands: "",
+    what: "end all links and the program (also q, exit)",
+  },
+] as const satisfies Command[];
 
-const commandHelp = commands
-  .map(([key, word, operands, what]) => `  ${key.padEnd(2)} ${`${word} ${operands}`.padEnd(22)} ${what}`)
-  .join("\n");
+const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
 
-function readCommand(line: string): { command: Command; rest: string } {
-  const [, word = "", rest = ""] = /^\s*(\S+)\s*([^]*?)\s*$/.exec(line) ?? [];
-  const lower = word.toLowerCase();
-  const found = commands.find(([key, name]) => lower === name || (key !== "" && lower === key));
-  if (!found) throw new UserError(`there is no command ${printable(word)}; \`help\` lists them`);
-  return { command: found[1], rest };
-}
+/** Events that answer a command, or are what a peer sent: results, on standard output. */
+const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
+/** What is told even with --quiet, on standard error. */
+const problems: ReadonlySet<ParticipantEvent["event"]> = new Set(["failed", "error", "introducer"] as const);
 
-/** Where text goes: results on stdout, the story on stderr, both above the line being typed. */
-class Terminal {
-  readonly isInteractive = process.stdin.isTTY === true && process.stderr.isTTY === true;
+/** What the participant tells, and what the user asks, between the two. */
+class Prompt {
+  readonly #terminal: Terminal;
   readonly #isJson: boolean;
-  readonly #out = pc.createColors(usesColor(process.stdout));
-  readonly #err = pc.createColors(usesColor(process.stderr));
-  #prompt: readline.Interface | undefined;
 
-  constructor(isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean) {
+    this.#terminal = terminal;
     this.#isJson = isJson;
   }
 
   event(event: ParticipantEvent): void {
-    // With the time, in ms since the epoch: several participants on one clock can be compared.
-    const at = performance.timeOrigin + performance.now();
-    if (this.#isJson) this.#print(process.stdout, jsonLine({ ...event, at }));
-    const text = tell(event, this.#err);
-    if (text !== undefined) this.#print(process.stderr, text);
+    if (this.#isJson) this.#json(event);
+    if (event.event === "error") return this.#terminal.error(event.message);
+    const isResult = !this.#isJson && results.has(event.event);
+    const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
+    if (text === undefined) return;
+    if (isResult) this.#terminal.result(text);
+    else this.#terminal.story(text, problems.has(event.event));
   }
 
-  list(rows: PeerRow[]): void {
-    if (this.#isJson) this.#print(process.stdout, jsonLine({ event: "peers", peers: rows }));
-    else this.#print(process.stdout, renderList(rows, process.stdout.columns ?? 80, this.#out));
+  /** Obeys one line; rejects with what is wrong with it. */
+  async run(line: string, participant: Participant): Promise<void> {
+    const { command, words, text, flags } = readCommand(commands, line);
+    const [peer = ""] = words;
+    switch (command) {
+      case "list":
+        return this.#list(participant.rows);
+      case "connect":
+        return connectAll(words, flags.includes("-v"), participant);
+      case "say":
+        return void (await participant.say(peer, text));
+      case "ping":
+        return void (await participant.ping(peer));
+      case "disconnect":
+        return participant.disconnect(peer);
+      case "echo":
+        return participant.echo(text);
+      case "leave":
+        return participant.leave();
+      case "join":
+        return participant.join();
+      case "nat":
+        return this.nat(await participant.nat());
+      case "whoami":
+        return this.#whoami(participant);
+      case "help":
+        return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
+      case "quit":
+        return; // the one who reads the lines ends
+    }
   }
 
   nat(report: NatReport): void {
-    if (!this.#isJson) this.#print(process.stdout, renderNat(report, this.#out));
+    if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
   }
 
-  help(): void {
-    this.#print(this.#isJson ? process.stderr : process.stdout, commandHelp);
+  #list(rows: PeerRow[]): void {
+    if (this.#isJson) return this.#json({ event: "peers", peers: rows });
+    this.#terminal.result(renderList(rows, this.#terminal.width, this.#terminal.resultColors));
   }
 
-  /** Asks for one line; undefined when the user would rather not say. */
-  async ask(question: string): Promise<string | undefined> {
-    const { createInterface } = await import("node:readline");
-    const asking = createInterface({ input: process.stdin, output: process.stderr });
-    const { promise, resolve } = Promise.withResolvers<string | undefined>();
-    const giveUp = () => {
-      process.stderr.write("\n");
-      resolve(undefined);
-    };
-    asking.once("SIGINT", giveUp).once("close", giveUp);
-    asking.question(question, resolve);
-    const answer = await promise;
-    asking.removeListener("close", giveUp).close();
-    return answer;
+  #whoami({ self }: Participant): void {
+    if (!self) throw new UserError("not registered with the introducer; `join` first");
+    if (this.#isJson) return this.#json({ event: "whoami", ...self });
+    this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
   }
 
-  /** Reads commands, which run beside each other. Resolves when the user quits. */
-  async converse(onLine: (line: string) => void): Promise<void> {
-    const { createInterface } = await import("node:readline");
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const prompt = createInterface({ input: process.stdin, output: process.stderr, prompt: "> " });
-    this.#prompt = prompt;
-    prompt.on("line", (line) => {
-      if (isQuit(line)) return resolve();
-      if (line.trim() !== "") onLine(line);
-      prompt.prompt();
-    });
-    prompt.once("SIGINT", resolve).once("close", resolve);
-    prompt.prompt();
-    await promise;
-    this.close();
-  }
-
-  close(): void {
-    this.#erasePrompt();
-    const prompt = this.#prompt;
-    this.#prompt = undefined;
-    prompt?.close();
-  }
-
-  #print(stream: NodeJS.WriteStream, text: string): void {
-    this.#erasePrompt();
-    stream.write(text + "\n");
-    this.#prompt?.prompt(true);
-  }
-
-  #erasePrompt(): void {
-    if (!this.#prompt) return;
-    process.stderr.moveCursor(0, -this.#prompt.getCursorPos().rows);
-    process.stderr.cursorTo(0);
-    process.stderr.clearScreenDown();
-    // Untyped but public in Node and Bun: where the cursor was. Left as it is, drawing the prompt anew would
-    // begin that many rows higher, over the text printed meanwhile.
-    (this.#prompt as { prevRows?: number }).prevRows = 0;
+  /** With the time, in ms since the epoch: several participants on one clock can be compared. */
+  #json(event: object): void {
+    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
 }
 
-function usesColor(stream: NodeJS.WriteStream): boolean {
-  return stream.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
-}
-
-async function run(line: string, participant: Participant, terminal: Terminal): Promise<void> {
-  const { command, rest } = readCommand(line);
-  const [, peer = "", text = ""] = /^(\S*)\s*([^]*)$/.exec(rest) ?? [];
-  const needed = () => {
-    if (peer === "") throw new UserError(`\`${command}\` needs a PEER: an id or a name; \`list\` shows them`);
-    return peer;
-  };
-  switch (command) {
-    case "list":
-      return terminal.list(participant.rows);
-    case "connect":
-      return connectAll(rest.split(/\s+/), participant);
-    case "say":
-      if (needed() && text === "") throw new UserError("`say` needs a TEXT: say PEER TEXT");
-      return participant.say(peer, bounded(text));
-    case "ping":
-      return participant.ping(needed());
-    case "disconnect":
-      return participant.disconnect(needed());
-    case "echo":
-      return participant.echo(bounded(rest));
-    case "leave":
-      return participant.leave();
-    case "join":
-      return participant.join();
-    case "nat":
-      return terminal.nat(await participant.nat());
-    case "help":
-      return terminal.help();
-    case "quit":
-      return; // the one who reads the lines ends
-  }
-}
-
-/** `connect PEER ... [-v]`: all at once. */
-async function connectAll(words: string[], participant: Participant): Promise<void> {
-  const isFlag = (word: string) => word === "-v" || word === "--verbose";
-  const peers = words.filter((word) => word !== "" && !isFlag(word));
-  if (peers.length === 0) {
-    throw new UserError("`connect` needs a PEER: an id or a name; `list` shows them");
-  }
-  await everyone(peers.map(async (word) => participant.connect(word, words.some(isFlag))));
+/** All at once. */
+async function connectAll(peers: string[], isVerbose: boolean, participant: Participant): Promise<void> {
+  await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
 }
 
 /** Waits for all, then rejects with whatever failed. */
@@ -1439,40 +1148,47 @@ async function everyone(all: Promise<unknown>[]): Promise<void> {
   const reasons: unknown[] = failed.map(({ reason }) => reason);
   const unexpected = reasons.find((reason) => !(reason instanceof UserError));
   if (unexpected !== undefined) throw unexpected;
-  if (reasons.length > 0) throw new UserError(reasons.map((one) => (one as UserError).message).join("; "));
+  const untold = reasons.filter((one) => !(one instanceof ToldError)) as UserError[];
+  if (untold.length > 0) throw new UserError(untold.map(({ message }) => message).join("; "));
+  if (reasons.length > 0) throw reasons[0];
 }
 
-function bounded(text: string): string {
-  if (text.length <= maxTextLength) return text;
-  throw new UserError(`a text has at most ${maxTextLength} characters; this one has ${text.length}`);
+function isQuit(line: string): boolean {
+  try {
+    return readCommand(commands, line).command === "quit";
+  } catch {
+    return false;
+  }
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
-const usage = `Usage: bun run participant [HOST[:PORT]] [options]
+const usage = `Usage: ${startedAs("participant")} [HOST[:PORT]] [options]
 
-Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER in the
-environment) and opens direct TCP connections to others in the same room.
+Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
+in the environment) and opens direct TCP connections to others in the room.
 
 Options:
   --name NAME     what others call you: one word (default: user@host)
-  --room ROOM     who sees whom; an unguessable name is a private room (default: ${defaultRoom})
+  --room ROOM     who sees whom; an unguessable name is a private room
+                  (default: ${defaultRoom})
   --connect PEER  punch a hole to PEER as soon as it is there
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends
   -v, --verbose   show every attempt of a punch
-  --json          events as one JSON object per line on stdout; the story on stderr
+  -q, --quiet     results and errors only
+  --json          events as JSON lines on standard output
   -h, --help      this
+  --version       which version this is
 
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
-Without a terminal the commands run one after the other, and the end of the input quits
-(exit code 1 if a command failed).
+Results and what peers say go to standard output, all else to standard error.
+Without a terminal the commands run one after the other, and the end of the
+input quits (exit code 1 if a command failed).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
-
-class UsageError extends Error {}
 
 interface Arguments {
   introducer: string | undefined;
@@ -1482,12 +1198,27 @@ interface Arguments {
   nat: boolean;
   stay: boolean;
   verbose: boolean;
+  quiet: boolean;
   json: boolean;
 }
 
-function readArguments(args: string[]): Arguments | "help" {
-  const { values, positionals } = parseCommandLine(args);
+const options = {
+  name: { type: "string" },
+  room: { type: "string" },
+  connect: { type: "string", multiple: true },
+  nat: { type: "boolean" },
+  stay: { type: "boolean" },
+  verbose: { type: "boolean", short: "v" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+function readArguments(args: string[]): Arguments | "help" | "version" {
+  const { values, positionals } = readOptions(args, options);
   if (values.help) return "help";
+  if (values.version) return "version";
   if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
@@ -1503,29 +1234,9 @@ function readArguments(args: string[]): Arguments | "help" {
     nat: values.nat ?? false,
     stay: values.stay ?? false,
     verbose: values.verbose ?? false,
+    quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
-}
-
-function parseCommandLine(args: string[]) {
-  try {
-    return parseArgs({
-      args,
-      allowPositionals: true,
-      options: {
-        name: { type: "string" },
-        room: { type: "string" },
-        connect: { type: "string", multiple: true },
-        nat: { type: "boolean" },
-        stay: { type: "boolean" },
-        verbose: { type: "boolean", short: "v" },
-        json: { type: "boolean" },
-        help: { type: "boolean", short: "h" },
-      },
-    });
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
 }
 
 function defaultName(): string {
@@ -1556,14 +1267,6 @@ export function readHostPort(text: string): { host: string; port: number } {
   return { host: match[1] ?? match[2]!, port };
 }
 
-function isQuit(line: string): boolean {
-  try {
-    return readCommand(line).command === "quit";
-  } catch {
-    return false;
-  }
-}
-
 function checkPlatform(): void {
   try {
     requirePlatform();
@@ -1572,54 +1275,72 @@ function checkPlatform(): void {
   }
 }
 
-async function main(): Promise<number> {
+/** Asks until the answer can be an introducer; undefined when the user gives up. */
+async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
+  if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+  return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {
+    if (answer === "") return undefined;
+    try {
+      readHostPort(answer);
+      return answer;
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      terminal.error(error.message);
+      return undefined;
+    }
+  });
+}
+
+async function main(terminal: Terminal): Promise<number> {
   const options = readArguments(process.argv.slice(2));
-  if (options === "help") {
-    process.stdout.write(usage + "\n");
+  if (options === "help" || options === "version") {
+    terminal.result(options === "help" ? usage : version);
     return 0;
   }
   checkPlatform();
-  const terminal = new Terminal(options.json);
-  const question = "Introducer (HOST or HOST:PORT): ";
-  if (options.introducer === undefined && !terminal.isInteractive)
-    throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
-  const introducer = options.introducer ?? (await terminal.ask(question));
+  terminal.isQuiet = options.quiet;
+  const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return 0;
+  const prompt = new Prompt(terminal, options.json);
   const participant = new Participant({
     ...readHostPort(introducer),
     name: options.name,
     room: options.room,
     identity: loadIdentity(),
     verbose: options.verbose,
-    onEvent: (event) => terminal.event(event),
+    onEvent: (event) => prompt.event(event),
   });
   const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
     process.once(signal, () => stopped.resolve(0));
-  process.stdout.on("error", () => stopped.resolve(1)); // whoever read the output is gone
-  process.stderr.on("error", () => {});
-  const code = await Promise.race([live(participant, terminal, options), stopped.promise]);
+  void terminal.broken.then(() => stopped.resolve(1));
+  const code = await Promise.race([live(participant, prompt, terminal, options), stopped.promise]);
   terminal.close();
   await participant.quit();
   return code;
 }
 
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
-async function live(participant: Participant, terminal: Terminal, options: Arguments): Promise<number> {
+async function live(
+  participant: Participant,
+  prompt: Prompt,
+  terminal: Terminal,
+  options: Arguments,
+): Promise<number> {
   let failures = 0;
   const attempt = async (work: () => Promise<void>) => {
     try {
       await work();
     } catch (error) {
-      if (!(error instanceof UserError)) throw error;
+      if (!(error instanceof UserError || error instanceof CommandError)) throw error;
       failures++;
-      terminal.event({ event: "error", message: error.message });
+      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }
   };
   await attempt(() => participant.join());
   if (failures > 0) return 1;
   if (options.nat) {
-    await attempt(async () => terminal.nat(await participant.nat()));
+    await attempt(async () => prompt.nat(await participant.nat()));
     return failures > 0 ? 1 : 0;
   }
   const connectTo = async (peer: string) => {
@@ -1627,31 +1348,44 @@ async function live(participant: Participant, terminal: Terminal, options: Argum
     await participant.connect(peer);
   };
   const connecting = Promise.all(options.connect.map((peer) => attempt(() => connectTo(peer))));
-  const onLine = (line: string) => attempt(() => run(line, participant, terminal));
+  const run = (line: string) => attempt(() => prompt.run(line, participant));
   if (terminal.isInteractive) {
-    await terminal.converse((line) => void onLine(line));
+    await converse(participant, terminal, run);
     return 0;
   }
   await connecting;
-  const { createInterface } = await import("node:readline");
-  for await (const line of createInterface({ input: process.stdin })) {
+  for await (const line of terminal.lines()) {
     if (isQuit(line)) return failures > 0 ? 1 : 0;
-    if (line.trim() !== "") await onLine(line);
+    if (line.trim() !== "") await run(line);
   }
   if (options.stay) await new Promise<never>(() => {});
   return failures > 0 ? 1 : 0;
 }
 
-if (import.meta.main) {
-  try {
-    process.exitCode = await main();
-  } catch (error) {
-    if (![UsageError, UserError, IdentityError].some((kind) => error instanceof kind)) throw error;
-    const hint = error instanceof UsageError ? "`--help` shows the usage.\n" : "";
-    process.stderr.write(`error: ${printable((error as Error).message)}\n${hint}`);
-    process.exitCode = error instanceof UsageError ? 2 : 1;
-  }
-  // process.exit() drops what a slow reader of a pipe has not taken yet.
-  await new Promise<void>((resolve) => process.stdout.end(() => resolve()));
-  process.exit();
+/** Commands from a person run beside each other. */
+function converse(
+  participant: Participant,
+  terminal: Terminal,
+  run: (line: string) => Promise<void>,
+): Promise<void> {
+  return terminal.converse({
+    prompt: "> ",
+    onLine: (line) => {
+      if (isQuit(line)) return true;
+      void run(line);
+      return false;
+    },
+    complete: (line) =>
+      completions(
+        commands,
+        participant.rows.map(({ name }) => name),
+        line,
+      ),
+    reasonToStay: () => {
+      const links = participant.linkCount;
+      return links === 0 ? undefined : `${count(links, "link")} up`;
+    },
+  });
 }
+
+if (import.meta.main) await runProgram(main, [UserError, IdentityError]);

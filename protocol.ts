@@ -64,6 +64,9 @@ export const roundsPerWay = 3;
 
 // --- errors ----------------------------------------------------------------------------------------------
 
+/** An error for the user: what went wrong and what to do next. */
+export class UserError extends Error {}
+
 /** Why a punch failed: the closed set of diagnoses, with the sentence a user reads. */
 export const failureReasons = {
   "peer-left": "the peer left while we were punching",
@@ -71,6 +74,8 @@ export const failureReasons = {
   "no-candidate-answered": "none of the peer's endpoints answered",
   "both-mappings-random": "both NATs choose a random port for every connection, so none can be guessed",
   "authentication-failed": "something answered, but it could not prove to be the peer",
+  refused: "the introducer refused",
+  cancelled: "you cancelled it",
   "introducer-lost": "the connection to the introducer was lost before it introduced us",
   "timed-out": "a connection opened, but was not agreed on in time",
 } as const;
@@ -233,7 +238,7 @@ export function isDependent({ mapping }: Situation): boolean {
 }
 
 /** Whether nothing translates: the introducer saw an address of the host itself. */
-export function isUntranslated(side: Situation): boolean {
+export function isUntranslated(side: Pick<Situation, "private" | "public">): boolean {
   return side.private.includes(side.public);
 }
 
@@ -562,7 +567,9 @@ const fingerprint = hex(64);
 const token = hex(32);
 const message = text(maxTextLength);
 const shortText = text(1024);
-const reason = oneOf(Object.keys(failureReasons) as FailureReason[]);
+/** What one side may say to the other; the rest is each side's own. */
+const ownReasons: ReadonlySet<string> = new Set<FailureReason>(["refused", "cancelled", "introducer-lost"]);
+const reason = oneOf((Object.keys(failureReasons) as FailureReason[]).filter((one) => !ownReasons.has(one)));
 const route = oneOf(routes);
 const mapping = oneOf(mappings);
 const port = integer(1, 65535);
@@ -784,9 +791,15 @@ function decodeLine(line: Uint8Array): string {
 
 // --- text ------------------------------------------------------------------------------------------------
 
-/** Text from the network as a terminal may show it: control characters (C0, C1, bidi) made visible. */
+/**
+ * Text from the network as a terminal may show it: control characters (C0, C1, bidi) made visible. A zero-width joiner
+ * stays between two emoji, which it makes one (UTS #51 §2.6).
+ */
 export function printable(text: string): string {
-  return text.replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu, (char) => (char === "\t" ? " " : "\ufffd"));
+  return text.replace(
+    /(?!(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d\p{Extended_Pictographic})[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu,
+    (char) => (char === "\t" ? " " : "\ufffd"),
+  );
 }
 
 /** One JSON line for programs, in which nothing is left that a terminal would obey. */

@@ -1771,6 +1771,36 @@ test("the table fits 80 columns, with the longest of everything and without colo
   }
 });
 
+test("a wide table has one line a participant; in a pipe nothing is cut", () => {
+  const one = {
+    id: 1,
+    name: "n".repeat(64),
+    room: "a room ".repeat(18).trim(),
+    instance: "ab".repeat(8),
+    fingerprint: "cd".repeat(32),
+    mapping: "endpoint-independent" as const,
+    since: 0,
+    linked: Array.from({ length: 9 }, (_, index) => index + 2),
+    links: [],
+    punching: [],
+    private: [at("192.168.178.123:54321"), at("10.0.0.1:1")],
+    public: at("203.113.113.123:54321"),
+  };
+  const show = (width: number) =>
+    renderParticipants([one, { ...one, id: 2 }], picocolors.createColors(false), 180_000, width);
+  for (const width of [120, 160]) {
+    const lines = show(width).split("\n");
+    expect(lines.length).toBe(4);
+    expect(lines.filter((line) => Bun.stringWidth(line) > width)).toEqual([]);
+    expect(lines[1]).toContain("endpoint-independent");
+  }
+  expect(show(80)).toMatch(/endpoint-\s/);
+  const piped = show(Infinity);
+  for (const text of [one.name, one.room, "192.168.178.123:54321, 10.0.0.1:1", "2, 3, 4, 5, 6, 7, 8, 9, 10"])
+    expect(piped).toContain(text);
+  expect(piped).toEndWith("2 participants in 1 room, 9 links");
+});
+
 // --- the program -----------------------------------------------------------------------------------------
 
 const program = join(import.meta.dir, "..", "introducer.ts");
@@ -1806,7 +1836,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     const port = freePort();
     await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
     const events = jsonLines(child.stdout);
-    expect((await events.next()).value).toEqual({ event: "listening", host: "127.0.0.1", port });
+    expect((await events.next()).value).toMatchObject({ event: "listening", host: "127.0.0.1", port });
     using anna = new Client(port);
     anna.send(registration("anna"));
     await anna.next("registered");
@@ -1877,7 +1907,7 @@ test("a probe port that is taken: exit code 1, and which", async () => {
   const result = await ended([String(freePort()), "--host", "127.0.0.1", "--probe-ports", taken]);
   expect(result).toMatchObject({ code: 1, stdout: "" });
   expect(result.stderr).toBe(
-    `no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
+    `error: no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
   );
 });
 
@@ -1903,7 +1933,7 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   await using child = run([String(taken - 1), "--host", "127.0.0.1", "--json"]);
   const events = jsonLines(child.stdout);
   const message = expect.stringContaining(`no mapping probes on port ${taken}: EADDRINUSE`);
-  expect((await events.next()).value).toEqual({ event: "warning", message });
+  expect((await events.next()).value).toMatchObject({ event: "warning", message });
   using anna = new Client(taken - 1);
   anna.send(registration("anna"));
   expect((await anna.next("registered")).probePorts).not.toContain(taken);

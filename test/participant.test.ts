@@ -2,163 +2,26 @@
  * The participant: what it shows, its command line, and the real program on loopback, driven by lines on standard
  * input and read by its `--json` events.
  */
-import { afterAll, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { expect, test } from "bun:test";
 import { join } from "node:path";
 import pc from "picocolors";
-import { Introducer } from "../introducer.ts";
-import { readHostPort, renderList, tell, type ParticipantEvent, type PeerRow } from "../participant.ts";
+import type { Introducer } from "../introducer.ts";
+import type { PeerRow } from "../native/link/peer.ts";
+import { readHostPort, renderList, tell, type ParticipantEvent } from "../participant.ts";
 import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
+import {
+  Driven,
+  link,
+  met,
+  outcome,
+  program,
+  startIntroducer,
+  states,
+  type EventOf,
+} from "./driven-fixture.ts";
 
-type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
 const at = (text: string) => text as Endpoint;
 const plain = pc.createColors(false);
-const program = join(import.meta.dir, "..", "participant.ts");
-const states = mkdtempSync(join(tmpdir(), "participant-test-"));
-afterAll(() => rmSync(states, { recursive: true, force: true }));
-
-// --- the real program ------------------------------------------------------------------------------------
-
-function spawn(args: string[], environment: Record<string, string> = {}) {
-  const env = { PATH: process.env.PATH, XDG_STATE_HOME: states, ...environment };
-  return Bun.spawn([process.execPath, program, ...args], {
-    env,
-    stdin: "pipe",
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-}
-
-/** Runs the program without any input. */
-async function outcome(args: string[], environment: Record<string, string> = {}) {
-  await using child = spawn(args, environment);
-  child.stdin.end();
-  const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
-  return { code: await child.exited, stdout, stderr };
-}
-
-/** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
-class Driven implements AsyncDisposable {
-  readonly name: string;
-  readonly events: ParticipantEvent[] = [];
-  readonly stderr: Promise<string>;
-  /** The first time. */
-  readonly registered: Promise<EventOf<"registered">>;
-  readonly #child: ReturnType<typeof spawn>;
-  readonly #read: Promise<void>;
-  readonly #taken = new Set<ParticipantEvent>();
-  #news = Promise.withResolvers<void>();
-  #isOver = false;
-
-  constructor(port: number, name: string, ...options: string[]) {
-    this.name = name;
-    const state = join(states, name);
-    const args = [`127.0.0.1:${port}`, "--name", name, "--json", ...options];
-    this.#child = spawn(args, { XDG_STATE_HOME: state });
-    this.stderr = this.#child.stderr.text();
-    this.#read = this.#readEvents();
-    this.registered = this.next("registered").then(async (event) => (await this.next("peers"), event));
-    this.registered.catch(() => {}); // a test that expects it to fail does not wait for it
-  }
-
-  /** Anything on stdout that is no JSON line fails the test here. */
-  async #readEvents(): Promise<void> {
-    let held = "";
-    for await (const chunk of this.#child.stdout.pipeThrough(new TextDecoderStream())) {
-      const lines = (held + chunk).split("\n");
-      held = lines.pop()!;
-      this.events.push(...lines.map((line) => JSON.parse(line) as ParticipantEvent));
-      this.#wake();
-    }
-    this.#isOver = true;
-    this.#wake();
-    expect(held).toBe("");
-  }
-
-  #wake(): void {
-    this.#news.resolve();
-    this.#news = Promise.withResolvers();
-  }
-
-  async next<E extends ParticipantEvent["event"]>(
-    kind: E,
-    wants: (event: EventOf<E>) => boolean = () => true,
-  ): Promise<EventOf<E>> {
-    const fits = (event: ParticipantEvent): event is EventOf<E> =>
-      event.event === kind && !this.#taken.has(event) && wants(event as EventOf<E>);
-    for (;;) {
-      const found = this.events.find(fits);
-      if (found) {
-        this.#taken.add(found);
-        return found;
-      }
-      if (this.#isOver)
-        throw new Error(`${this.name} ended without \`${kind}\`:\n${JSON.stringify(this.events, null, 1)}`);
-      await this.#news.promise;
-    }
-  }
-
-  /** Resolves once a peer of that name was shown. */
-  async seen(name: string): Promise<void> {
-    const shows = (event: ParticipantEvent) =>
-      (event.event === "joined" && event.name === name) ||
-      (event.event === "peers" && event.peers.some((peer) => peer.name === name));
-    while (!this.events.some(shows)) await this.#news.promise;
-  }
-
-  count(kind: ParticipantEvent["event"]): number {
-    return this.events.filter(({ event }) => event === kind).length;
-  }
-
-  type(...lines: string[]): void {
-    this.#child.stdin.write(lines.map((line) => line + "\n").join(""));
-    void this.#child.stdin.flush();
-  }
-
-  endInput(): void {
-    void this.#child.stdin.end();
-  }
-
-  signal(signal: NodeJS.Signals): void {
-    this.#child.kill(signal);
-  }
-
-  async exited(): Promise<number> {
-    await this.#read;
-    return this.#child.exited;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#child.kill("SIGKILL");
-    await this.#child.exited;
-  }
-}
-
-function startIntroducer(port = 0) {
-  const introducer = Introducer.start({ host: "127.0.0.1", port });
-  return {
-    introducer,
-    port: introducer.port,
-    [Symbol.asyncDispose]: () => introducer.stop("the test is over"),
-  };
-}
-
-/** Resolves once all are registered and see each other. */
-async function met(...all: Driven[]): Promise<void> {
-  await Promise.all(all.map((one) => one.registered));
-  for (const one of all) {
-    for (const { name } of all) if (name !== one.name) await one.seen(name);
-  }
-}
-
-async function link(a: Driven, b: Driven) {
-  a.type(`connect ${b.name}`);
-  return Promise.all([
-    a.next("linked", ({ name }) => name === b.name),
-    b.next("linked", ({ name }) => name === a.name),
-  ]);
-}
 
 // --- the list --------------------------------------------------------------------------------------------
 
@@ -167,6 +30,7 @@ const known: PeerRow = {
   name: "bob@home",
   state: "known",
   present: true,
+  lastSeenAt: Date.now(),
   private: [at("192.168.1.20:40000")],
   mapping: "unknown",
   public: at("203.0.113.7:40000"),
@@ -196,19 +60,20 @@ test("the list shows every state, endpoint and measure of a peer", () => {
     plain,
   );
   expect(shown).toMatchInlineSnapshot(`
-    "           id    name           private endpoint      link
-                                    public endpoint
-    ○ known    2     bob@home       192.168.1.20:40000
-                                    203.0.113.7:40000
-    ◌ punching 3     bob@home       192.168.1.20:40000
-                                    203.0.113.7:40000
-    ✗ failed   4     bob@home       192.168.1.20:40000    no-candidate-answered
-                                    203.0.113.7:40000
-    ● linked   5     bob@home       192.168.1.20:40000    public 12.3 ms 1m
-                                    203.0.113.7:40000     192.168.1.20:50000
-                                                          → 203.0.113.7:40000
-                                                          in 1.5 kB out 2.0 MB
-                                                          (not in the room)"
+    "           id name     private endpoint   link
+                           public endpoint
+    ○ known    2  bob@home 192.168.1.20:40000
+                           203.0.113.7:40000
+    ◌ punching 3  bob@home 192.168.1.20:40000
+                           203.0.113.7:40000
+    ✗ failed   4  bob@home 192.168.1.20:40000 no-candidate-answered
+                           203.0.113.7:40000
+    ● linked   -  bob@home 192.168.1.20:40000 public 12.3 ms 1m
+                           203.0.113.7:40000  192.168.1.20:50000
+                                              → 203.0.113.7:40000
+                                              in 1.5 kB out 2.0 MB
+                                              (last seen 0s ago)
+    4 peers: 1 known, 1 punching, 1 failed, 1 linked"
   `);
 });
 
@@ -233,6 +98,28 @@ test("a wide terminal shows IPv6 endpoints whole", () => {
   );
 });
 
+const longName = "a-name-of-sixty-four-characters-".repeat(2);
+const several: PeerRow[] = [
+  { ...linked, name: longName },
+  { ...linked, id: 3, private: [longest, longest], public: longest, local: longest, remote: longest },
+  { ...known, id: 4, state: "failed", reason: "no-candidate-answered" },
+];
+
+test.each([120, 121, 140, 200, 250, Infinity])("in %d columns each peer has one line", (columns) => {
+  const lines = renderList(several, columns, plain).split("\n");
+  expect(lines.length).toBe(1 + several.length + 1);
+  expect(lines.at(-1)).toBe("3 peers: 2 linked, 1 failed");
+  expect(lines.filter((line) => Bun.stringWidth(line) > columns)).toEqual([]);
+});
+
+test("a name is whole wherever it fits, and in a pipe nothing is missing", () => {
+  expect(renderList([several[0]!], 120, plain)).toContain(longName);
+  expect(renderList([{ ...known, name: "x".repeat(30) }], 80, plain)).toContain("x".repeat(30));
+  const piped = renderList(several, Infinity, plain);
+  for (const text of [longName, `${longest}, ${longest}`, `→ ${longest}`, "in 1.5 kB out 2.0 MB"])
+    expect(piped).toContain(text);
+});
+
 test("an empty list says what to do; colours only when asked for", () => {
   expect(renderList([], 80, plain)).toContain("--room");
   expect(renderList([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
@@ -245,7 +132,8 @@ test("escape sequences from the network stay harmless", () => {
     { event: "notice", text: evil },
     { event: "error", message: evil },
     { event: "failed", peer: 2, name: evil, reason: "timed-out", detail: evil },
-    { event: "unlinked", peer: 2, name: evil, reason: evil },
+    { event: "unlinked", peer: 2, name: evil, reason: "connection-lost", detail: evil },
+    { event: "waiting", for: "peer", text: evil },
     { event: "echo", text: evil, rttMs: 1 },
     { event: "introducer", state: "lost", reason: evil },
     { event: "registered", id: 1, name: evil, room: evil, public: known.public, private: [] },
@@ -274,6 +162,10 @@ test.each<[ParticipantEvent, string]>([
   [{ event: "peers", peers: [] }, "Nobody else is here yet."],
   [{ event: "peers", peers: [known] }, "here: bob@home (2). `connect bob@home` punches a hole"],
   [{ event: "peers", peers: [linked] }, "here: bob@home (2)"],
+  [
+    { event: "peers", peers: [known, { ...known, id: 3 }] },
+    "here: bob@home (2), bob@home (3). `connect 2` punches a hole",
+  ],
   [{ event: "joined", ...bob, private: [], public: known.public }, "bob (2) joined from 203.0.113.7:40000"],
   [{ event: "left", ...bob }, "bob (2) left"],
   [
@@ -305,15 +197,23 @@ test.each<[ParticipantEvent, string]>([
   ],
   [
     { event: "failed", ...bob, reason: "no-candidate-answered", detail: "public 1.2.3.4:5: 7 attempts" },
-    "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts",
+    "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts; `nat` tells what kind of NAT you are behind",
   ],
-  [{ event: "unlinked", ...bob, reason: "disconnected" }, "unlinked from bob (2): disconnected"],
-  [{ event: "said", ...bob, text: "hi" }, "bob: hi"],
-  [{ event: "sent", ...bob, rttMs: 2 }, "bob has it after 2.0 ms"],
+  [
+    { event: "unlinked", ...bob, reason: "disconnected", detail: "" },
+    "unlinked from bob (2): we disconnected",
+  ],
+  [
+    { event: "unlinked", ...bob, peer: null, reason: "connection-lost", detail: "it was reset" },
+    "unlinked from bob (not in the room): the connection broke (it was reset)",
+  ],
+  [{ event: "waiting", for: "peer", text: "waiting for bob to join" }, "waiting for bob to join …"],
+  [{ event: "said", ...bob, text: "hi" }, "<bob> hi"],
+  [{ event: "sent", ...bob, rttMs: 2 }, "bob (2) has it after 2.0 ms"],
   [{ event: "pong", ...bob, rttMs: 3 }, "bob (2) answered after 3.0 ms"],
   [{ event: "echo", text: "x", rttMs: 4 }, "the introducer answered after 4.0 ms: x"],
   [{ event: "echo", text: "", rttMs: 4 }, "the introducer answered after 4.0 ms"],
-  [{ event: "notice", text: "soon" }, "introducer: soon"],
+  [{ event: "notice", text: "soon" }, "[introducer] soon"],
   [
     { event: "introducer", state: "lost", reason: "gone", retryInMs: 1234 },
     "introducer lost: gone; trying again in 1.2 s",
@@ -350,7 +250,7 @@ test("--help prints the usage on stdout", async () => {
   const { code, stdout, stderr } = await outcome(["--help"]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
   expect(stdout).toContain("Usage: bun run participant [HOST[:PORT]]");
-  expect(stdout.split("\n").filter((line) => line.length > 100)).toEqual([]);
+  expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
 });
 
 test.each([
@@ -422,7 +322,7 @@ test("two participants meet, link, talk, part, link again and quit", async () =>
   expect(await bob.next("said")).toMatchObject({ text: "again" });
   alice.type("quit");
   expect(await alice.exited()).toBe(0);
-  expect(await bob.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  expect(await bob.next("unlinked")).toMatchObject({ reason: "peer-quit" });
   await bob.next("left");
   bob.endInput();
   expect(await bob.exited()).toBe(0);
@@ -557,16 +457,16 @@ test("on a terminal, what happens does not tear the line being typed", async () 
   expect(told.map((part) => part.replace(/\r?\n[^]*/, ""))).toEqual([
     "punching towards bob (1), controlled, direct, round 1",
     expect.stringContaining("linked with bob (1)"),
-    "bob: one",
-    "bob: two",
-    "unlinked from bob (1): ended by the peer: disconnected",
+    "<bob> one",
+    "<bob> two",
+    "unlinked from bob (1): the peer disconnected",
     "bob (1) left",
   ]);
   for (const part of told) {
     expect(part.replace(/\x1b\[\d*[GJ]|\r|\n/g, "")).toEndWith(redrawn);
     expect(part).not.toMatch(/\x1b\[\d*A/); // up again would overwrite what was told
   }
-  child.terminal?.write("\x03");
+  child.terminal?.write("\x03\x03"); // the first clears the line
   expect(await child.exited).toBe(0);
 });
 
@@ -633,7 +533,7 @@ test("the end of the input quits once the running command is done; with --stay i
   bob.endInput();
   expect(await bob.exited()).toBe(0);
   expect(await alice.next("said")).toMatchObject({ text: "all of it" });
-  expect(await alice.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  expect(await alice.next("unlinked")).toMatchObject({ reason: "peer-quit" });
   alice.signal("SIGTERM");
   expect(await alice.exited()).toBe(0);
 });
@@ -646,7 +546,7 @@ test.each(["SIGINT", "SIGTERM", "SIGHUP"] as const)("%s ends the program in orde
   await link(alice, bob);
   bob.signal(signal);
   expect(await bob.exited()).toBe(0);
-  expect(await alice.next("unlinked")).toMatchObject({ reason: "ended by the peer: the peer quit" });
+  expect(await alice.next("unlinked")).toMatchObject({ reason: "peer-quit" });
   await alice.next("left");
 });
 
@@ -660,7 +560,9 @@ test("what a peer that vanished never heard is said", async () => {
   alice.type("list", "say bob are you there?");
   await alice.next("peers");
   bob.signal("SIGKILL");
-  expect((await alice.next("error")).message).toMatch(/^not delivered to bob: /);
+  expect((await alice.next("error")).message).toMatch(
+    /^not confirmed by bob: "are you there\?": the link ended /,
+  );
   await alice.next("unlinked");
   await alice.next("left");
   alice.type("say bob hello?");
@@ -738,7 +640,7 @@ test("an introducer can't make us punch at our own host", async () => {
     socket: { open: () => void connections++, data: () => {} },
   });
   const local = at(`127.0.0.1:${victim.port}`);
-  const fields = { mapping: "unknown" as const, linked: [], punching: [], since: 0 };
+  const fields = { mapping: "unknown" as const, since: 0 };
   const peer = { id: 2, name: "eve", instance: "ab".repeat(8), fingerprint: "cd".repeat(32), ...fields };
   const lines: ToParticipant[] = [
     // We look as if we came from elsewhere, so loopback can't be the peer's.
@@ -754,8 +656,8 @@ test("an introducer can't make us punch at our own host", async () => {
     { type: "peers", peers: [], more: false },
     {
       type: "punch",
-      peer: { ...peer, private: [local, at("10.255.255.254:9")], public: local },
-      role: "controlling",
+      peer: { ...peer, private: [local, at("10.255.255.254:9999")], public: local },
+      role: "controlled",
       token: "ef".repeat(16),
       startInMs: 0,
       way: "direct",
@@ -766,11 +668,11 @@ test("an introducer can't make us punch at our own host", async () => {
   ];
   using house = hostile(() => lines.map(encode).join(""));
   await using alice = new Driven(house.port, "alice", "--verbose");
-  await alice.next("attempt", ({ remote }) => remote === "10.255.255.254:9");
+  await alice.next("attempt", ({ remote }) => remote === "10.255.255.254:9999");
   alice.type("quit");
   await alice.exited();
   const remotes = alice.events.flatMap((event) => (event.event === "attempt" ? [event.remote] : []));
-  expect({ connections, others: remotes.filter((remote) => remote !== "10.255.255.254:9") }).toEqual({
+  expect({ connections, others: remotes.filter((remote) => remote !== "10.255.255.254:9999") }).toEqual({
     connections: 0,
     others: [],
   });

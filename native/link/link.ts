@@ -6,11 +6,14 @@ import {
   linkKeepaliveMs,
   linkSilenceMs,
   maxTextLength,
+  unlinkReasons,
+  type ByeReason,
   type Endpoint,
   type Route,
   type ToPeer,
+  type UnlinkReason,
 } from "../../protocol.ts";
-import { LinkError, type Channel } from "./channel.ts";
+import { LinkError, type Channel, type ChannelEnd } from "./channel.ts";
 
 /** How long an orderly end waits for the peer's answer before it resets the connection. */
 const byeTimeoutMs = 1_000;
@@ -25,9 +28,18 @@ interface Waiting {
   timer: NodeJS.Timeout;
 }
 
-/** Who ended a link: this side, the peer, or neither (it broke). */
-export type EndedBy = "us" | "peer" | "network";
-type LinkState = { is: "open" } | { is: "closing"; by: "us" | "peer"; reason: string } | { is: "closed" };
+/** Why we may end a link, which is also what the peer is told. */
+export type CloseReason = Exclude<ByeReason, "answer">;
+type LinkState =
+  { is: "open" } | { is: "closing"; by: "us" | "peer"; reason: UnlinkReason } | { is: "closed" };
+
+/** What the peer's `bye` means to us. */
+const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
+  disconnected: "peer-disconnected",
+  quit: "peer-quit",
+  replaced: "replaced",
+  answer: "peer-disconnected", // to nothing that we said: it has ended the link all the same
+};
 
 /** The authenticated, nominated connection to a peer. */
 export class Link {
@@ -35,8 +47,8 @@ export class Link {
   /** The last measured round trip. */
   rttMs: number | undefined;
   onSaid: (text: string) => void = () => {};
-  /** Called once, with why the link ended. */
-  onClose: (reason: string, by: EndedBy) => void = () => {};
+  /** Called once, with why the link ended; `detail` is for our own user. */
+  onClose: (reason: UnlinkReason, detail?: string) => void = () => {};
   readonly #channel: Channel;
   readonly #waiting = new Map<number, Waiting>();
   readonly #ended = Promise.withResolvers<void>();
@@ -48,9 +60,10 @@ export class Link {
   constructor(channel: Channel, keepaliveMs = linkKeepaliveMs, silenceMs = linkSilenceMs) {
     this.#channel = channel;
     channel.onMessage = (message) => this.#receive(message);
-    channel.onClose = (reason) => this.#end(reason || "the connection was closed at the peer's end");
+    channel.onClose = (end) => this.#channelEnded(end);
     this.#keepalive = setInterval(() => this.ping().catch(() => {}), keepaliveMs);
-    this.#silence = setTimeout(() => this.#end(`nothing heard for ${silenceMs / 1000} s`), silenceMs);
+    const silent = `nothing heard for ${silenceMs / 1000} s`;
+    this.#silence = setTimeout(() => this.#end("peer-silent", silent), silenceMs);
     // The round trip is for the user's list; a link that ends meanwhile is told by onClose.
     this.ping().catch(() => {});
   }
@@ -94,8 +107,8 @@ export class Link {
   }
 
   /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first. */
-  async close(reason: string): Promise<void> {
-    if (this.isOpen) this.#closing("us", reason, reason.slice(0, 200).toWellFormed() || "closed");
+  async close(reason: CloseReason): Promise<void> {
+    if (this.isOpen) this.#closing("us", reason, reason);
     await this.#ended.promise;
   }
 
@@ -127,12 +140,12 @@ export class Link {
       case "pong":
         return this.#answered(message.id);
       case "bye":
-        // The side that began has now seen all that the peer sent, and closes; the other answers, with no reason.
+        // The side that began has now seen all that the peer sent, and closes; the other answers.
         if (this.isOpen) {
-          this.#closing("peer", message.reason, "");
+          this.#closing("peer", peersReasons[message.reason], "answer");
           this.#channel.finish();
-        } else if (this.#endsByUs && message.reason) {
-          this.#channel.send({ type: "bye", reason: "" });
+        } else if (this.#endsByUs && message.reason !== "answer") {
+          this.#channel.send({ type: "bye", reason: "answer" });
           this.#channel.finish();
         }
         return;
@@ -141,10 +154,10 @@ export class Link {
     }
   }
 
-  #closing(by: "us" | "peer", reason: string, tellPeer: string): void {
+  #closing(by: "us" | "peer", reason: UnlinkReason, tellPeer: ByeReason): void {
     this.#state = { is: "closing", by, reason };
     this.#channel.send({ type: "bye", reason: tellPeer });
-    const timer = setTimeout(() => this.#end(""), byeTimeoutMs);
+    const timer = setTimeout(() => this.#end("connection-lost"), byeTimeoutMs);
     void this.#ended.promise.then(() => clearTimeout(timer));
   }
 
@@ -156,21 +169,28 @@ export class Link {
     waiting.resolve(performance.now() - waiting.sentAt);
   }
 
+  #channelEnded({ is, detail }: ChannelEnd): void {
+    if (is === "protocol-error") return this.#end("protocol-error", detail);
+    this.#end("connection-lost", detail || "the connection was closed at the peer's end");
+  }
+
   /** `broken` is the reason unless an orderly end was under way. */
-  #end(broken: string): void {
+  #end(broken: UnlinkReason, brokenDetail?: string): void {
     if (this.#state.is === "closed") return;
-    const { reason, by } =
-      this.#state.is === "closing" ? this.#state : { reason: broken, by: "network" as const };
+    const isOrderly = this.#state.is === "closing";
+    const reason = this.#state.is === "closing" ? this.#state.reason : broken;
+    const detail = isOrderly ? undefined : brokenDetail;
+    const told = unlinkReasons[reason] + (detail === undefined ? "" : `: ${detail}`);
     this.#state = { is: "closed" };
     clearInterval(this.#keepalive);
     clearTimeout(this.#silence);
     for (const { reject, timer } of this.#waiting.values()) {
       clearTimeout(timer);
-      reject(new LinkError(`the link ended before the peer answered: ${reason}`));
+      reject(new LinkError(`the link ended before the peer answered: ${told}`));
     }
     this.#waiting.clear();
     this.#channel[Symbol.dispose]();
     this.#ended.resolve();
-    this.onClose(reason, by);
+    this.onClose(reason, detail);
   }
 }

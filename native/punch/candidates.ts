@@ -1,24 +1,30 @@
 /**
- * What one round dials (RFC 8445 §5.1.1, §6.1.2; RFC 5128 §3.4, §3.6): the peer's host candidates, the endpoint the
- * introducer saw, and where a NAT does not keep that endpoint, the ports it is expected to use instead. Pure but for
- * the birthday's dice.
+ * Which endpoints we offer, and what one round dials (RFC 8445 §5.1.1, §6.1.2; RFC 5128 §3.4, §3.6): the peer's host
+ * candidates, the endpoints the introducer saw, and where a NAT does not keep those, the ports it is expected to use
+ * instead. Opens nothing; pure but for the birthday's dice. For participant.ts.
  */
 import {
+  addressScope,
   birthdayPorts,
   birthdaySockets,
   formatEndpoint,
   isDependent,
+  isVerified,
+  maxCandidates,
   mayOffer,
   predictedPorts,
   predictPort,
   scopeOf,
   splitEndpoint,
   type Endpoint,
+  type Peer,
   type Prediction,
   type Situation,
   type Way,
 } from "../../protocol.ts";
-import type { Candidate } from "./punch.ts";
+import { hostAddresses, type HostAddress } from "../interfaces.ts";
+import type { Allowance } from "./allowance.ts";
+import type { Candidate } from "./dial.ts";
 
 /**
  * Birthday sockets start in steps, 8,000 SYNs a second at the most: a home router creates mappings faster than
@@ -32,34 +38,67 @@ const hostDelayMs = 30;
 export interface Round {
   way: Way;
   own: Situation;
-  peer: Situation;
+  peer: Peer;
   ownPrediction?: Prediction | undefined;
   peerPrediction?: Prediction | undefined;
   /** Our own endpoints: never dialled. */
   ours: ReadonlySet<Endpoint>;
+  /** The addresses of this host, of whose links the peer may be. */
+  hosts: readonly HostAddress[];
+  /** That of the introduction, of which this is one round. */
+  allowance: Allowance;
   /** Sockets that may be opened. */
   budget: number;
+}
+
+/** Our host candidates: every usable address of this host with the shared port, the one in use first. */
+export function hostCandidates(
+  inUse: string | undefined,
+  port: number,
+  overLoopback: boolean,
+  hosts: readonly HostAddress[] = hostAddresses(),
+): Endpoint[] {
+  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...hosts.map(({ address }) => address)]);
+  const isOffered = (address: string) => {
+    const scope = addressScope(address);
+    return scope === "loopback" ? overLoopback && address === inUse : scope !== "unusable";
+  };
+  return [...wanted]
+    .filter(isOffered)
+    .slice(0, maxCandidates)
+    .map((address) => formatEndpoint(address, port));
 }
 
 /** The candidates of a round, those that matter most first. */
 export function roundCandidates(round: Round): Candidate[] {
   const { own, peer, ours, budget } = round;
-  const reflexive = byWay(round);
-  const delay = own.mapping === "sequential" ? { afterMs: hostDelayMs } : {};
-  const hosts = peer.private
-    .filter((endpoint) => endpoint !== peer.public && mayOffer(endpoint, peer.public))
-    .map((endpoint): Candidate => ({
-      endpoint,
-      route: scopeOf(endpoint) === "private" ? "private" : "public",
-      ...delay,
-    }));
   const isOverLoopback = scopeOf(own.public) === "loopback";
-  const isUsable = ({ endpoint }: Candidate) => {
+  const isUsable = (endpoint: Endpoint) => {
     const scope = scopeOf(endpoint);
     return !ours.has(endpoint) && scope !== "unusable" && (scope !== "loopback" || isOverLoopback);
   };
-  const usable = [...reflexive, ...hosts].filter(isUsable);
-  return usable.slice(0, Math.max(budget, hosts.length + 1));
+  const reflexive = byWay(round).filter(({ endpoint }) => isUsable(endpoint));
+  // A peer may claim what we must not dial: that takes no part of what it may claim.
+  const hosts = hostsOf(peer)
+    .filter(isUsable)
+    .flatMap((endpoint) => host(round, endpoint) ?? []);
+  return [...reflexive, ...hosts].slice(0, Math.max(budget, hosts.length + 1));
+}
+
+/** Where the peer may be without any NAT in between, and where it was seen in the other address family. */
+function hostsOf(peer: Peer): Endpoint[] {
+  const isPlausible = (endpoint: Endpoint) =>
+    mayOffer(endpoint, peer.public) || isVerified(peer, splitEndpoint(endpoint).address);
+  const all = new Set([...(peer.otherPublic ? [peer.otherPublic] : []), ...peer.private.filter(isPlausible)]);
+  all.delete(peer.public);
+  return [...all];
+}
+
+function host({ own, peer, hosts, allowance }: Round, endpoint: Endpoint): Candidate | undefined {
+  const delay = own.mapping === "sequential" ? { afterMs: hostDelayMs } : {};
+  if (isVerified(peer, splitEndpoint(endpoint).address)) return { endpoint, route: "public", ...delay };
+  const tries = allowance.triesAt(endpoint, hosts);
+  return tries && { endpoint, route: scopeOf(endpoint) === "global" ? "public" : "private", tries, ...delay };
 }
 
 /** What is dialled besides the host candidates. */

@@ -1,15 +1,15 @@
 /**
  * TCP hole punching on one local port (Ford, Srisuresh, Kegel 2005, §4; RFC 5128 §3.4): listen, connect to every
  * candidate of the peer, all from the port of the introducer connection, all at once; retry what was refused;
- * authenticate what connected; keep the one that the controlling side nominates (RFC 8445 §8.1.1).
+ * authenticate what connected; deliver the channel that the controlling side nominates (RFC 8445 §8.1.1).
  *
  * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path.
- * While nothing is being punched it holds none. It never prints and never talks to the introducer.
+ * While nothing is being punched it holds none. It never prints, never talks to the introducer, and does not know what
+ * becomes of a channel. For native/link/peer.ts and participant.ts.
  */
+import { createHash } from "node:crypto";
 import {
-  birthdaySockets,
   formatEndpoint,
-  maxCandidates,
   splitEndpoint,
   type Endpoint,
   type FailureReason,
@@ -17,45 +17,25 @@ import {
   type Route,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
-import { Channel, type Credentials } from "../link/channel.ts";
-import { Link } from "../link/link.ts";
+import { Channel, type Credentials, type Side } from "../link/channel.ts";
 import { pollSockets, Socket } from "../socket.ts";
+import { admit, describe, Dial, dismiss, isRefusal, type Candidate } from "./dial.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
 const pollPeriodMs = 1;
-/**
- * The pause before a refused attempt is made again, plus a random part: two equal periods would lock in phase
- * and never cross. Short at first, because after an ICMP error the next SYN must leave before the peer's
- * arrives (README, "Refused attempts").
- */
-const eagerPause = { baseMs: 1, randomMs: 2, forMs: 2_000 };
-const steadyPause = { baseMs: 5, randomMs: 10 };
-/** No NAT stands before a private candidate: its refusals only mean "not yet", or a stranger. */
-const privatePause = { baseMs: 2, randomMs: 4, growth: 1.3, maxMs: 250 };
-/** A connection that did not authenticate, or a local obstacle (no route, no port): unlikely to change soon. */
-const obstaclePauseMs = 250;
 /** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
 const maxAccepted = 32;
 const acceptedDeadlineMs = 5_000;
-/** What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. */
-const handshakeGraceMs = 1_500;
+/**
+ * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
+ * controlled side waits longer, so that it is still there for the last nomination that the other may send.
+ */
+const handshakeGraceMs = { controlling: 1_500, controlled: 3_000 };
 /** How long {@link rehearse} may take. */
 const rehearsalMs = 500;
-const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
 const clientSpeaksMs = 150;
-
-export interface Candidate {
-  endpoint: Endpoint;
-  route: Exclude<Route, "listen">;
-  /** Dialled from a port of its own instead of the shared one. */
-  isFresh?: boolean;
-  /** Not dialled again after a refusal: its mapping is gone then. */
-  isOnce?: boolean;
-  /** How long after the start it is dialled. */
-  afterMs?: number;
-}
 
 /** What the introducer says of a punch: who nominates, and the name that the nomination repeats. */
 export interface Introduction {
@@ -83,22 +63,11 @@ export interface PunchOptions {
   /** Whether no NAT stands between the peer and our listener. */
   isReachable: boolean;
   /** Exactly one of these two is called, once. */
-  onLinked(link: Link): void;
+  /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
+  onLinked(channel: Channel): void;
+  /** `reason` does not depend on anything that only our network knows, and may be told; `detail` is for our user. */
   onFailed(reason: FailureReason, detail: string): void;
   onAttempt?(attempt: Attempt): void;
-}
-
-/** Attempts at one candidate, one socket at a time. */
-interface Dial {
-  candidate: Candidate;
-  dueAt: number;
-  tries: number;
-  /** That of the latest try. */
-  localPort: number;
-  socket?: Socket;
-  /** Set once connected: from then on TLS decides. */
-  channel?: Channel;
-  lastOutcome?: string;
 }
 
 interface Wanted {
@@ -114,6 +83,14 @@ interface Accepted {
   channel?: Channel;
 }
 
+/**
+ * The name under which both ends of a connection agree that it belongs to that punch. It is sent in clear, and what
+ * nominates is the token: hence a hash.
+ */
+export function purposeOf(token: string): string {
+  return `${createHash("sha256").update("punch").update(token).digest("hex").slice(0, 32)}.punch`;
+}
+
 /** One punch: the attempts towards one peer. Made by {@link PunchPort.punch}. */
 export class Punch {
   readonly options: PunchOptions;
@@ -123,22 +100,19 @@ export class Punch {
   readonly proven = new Set<Channel>();
   authenticationFailures = 0;
   introduction: Introduction | undefined;
+  /** That of {@link purposeOf}, once introduced. */
+  purpose: string | undefined;
   deadlineAt: number;
   readonly #onEnd: (punch: Punch) => void;
   #isOver = false;
 
   constructor(options: PunchOptions, onEnd: (punch: Punch) => void) {
     this.options = options;
-    this.introduction = options.introduction;
+    if (options.introduction) this.#introduce(options.introduction);
     this.deadlineAt = this.startedAt + options.startInMs + options.deadlineMs;
     this.#onEnd = onEnd;
-    const dueAt = this.startedAt + options.startInMs;
-    this.dials = options.candidates.map((candidate) => ({
-      candidate,
-      dueAt: dueAt + (candidate.afterMs ?? 0),
-      tries: 0,
-      localPort: 0,
-    }));
+    const startsAt = this.startedAt + options.startInMs;
+    this.dials = admit(options.candidates).map((candidate) => new Dial(candidate, startsAt));
   }
 
   get isOver(): boolean {
@@ -147,7 +121,7 @@ export class Punch {
 
   /** The introducer's word to a punch that began before it. */
   introduce(introduction: Introduction, deadlineMs: number): void {
-    this.introduction = introduction;
+    this.#introduce(introduction);
     this.deadlineAt = performance.now() + deadlineMs;
   }
 
@@ -174,11 +148,17 @@ export class Punch {
     };
   }
 
-  /** Whether a connection that is no stranger's in our own network lacks only its handshake or nomination. */
+  /**
+   * Whether a connection lacks only its handshake or nomination, and is the peer's: it has said the name of this punch,
+   * or is one to where the introducer has seen the peer. How long a punch lasts must not tell what else there is in our
+   * network.
+   */
   get isNearlyThere(): boolean {
     return (
       [...this.proven].some(({ isOpen }) => isOpen) ||
-      this.dials.some(({ channel, candidate }) => channel && candidate.route !== "private")
+      this.dials.some(
+        ({ channel, isVerified }) => channel && (isVerified || channel.purpose === this.purpose),
+      )
     );
   }
 
@@ -191,22 +171,25 @@ export class Punch {
   expire(): void {
     const detail = describe(this.dials) || "the peer offered no endpoint that can be tried from here";
     if (this.authenticationFailures > 0) return this.abort("authentication-failed", detail);
-    const isPending =
-      [...this.proven].some(({ isOpen }) => isOpen) || this.dials.some(({ channel }) => channel);
-    this.abort(isPending ? "timed-out" : "no-candidate-answered", detail);
+    this.abort(this.isNearlyThere ? "timed-out" : "no-candidate-answered", detail);
+  }
+
+  #introduce(introduction: Introduction): void {
+    this.introduction = introduction;
+    this.purpose = purposeOf(introduction.token);
   }
 
   #link(channel: Channel): void {
+    if (this.#isOver) return;
     this.#close(channel);
-    this.options.onLinked(new Link(channel));
+    channel.onMessage = () => {};
+    this.options.onLinked(channel);
   }
 
   #close(winner: Channel | undefined): void {
     this.#isOver = true;
-    for (const dial of this.dials) {
-      dial.socket?.close();
-      if (dial.channel !== winner) dial.channel?.[Symbol.dispose]();
-    }
+    for (const dial of this.dials) dial.close(winner);
+    dismiss(this.dials);
     for (const channel of this.proven) {
       if (channel !== winner) channel[Symbol.dispose]();
     }
@@ -230,10 +213,9 @@ export class PunchPort {
 
   /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
   punch(options: PunchOptions): Punch {
-    const candidates = this.#admissible(options.candidates);
-    const punch = new Punch({ ...options, candidates }, (ended) => this.#ended(ended));
+    const punch = new Punch(options, (ended) => this.#ended(ended));
     this.#punches.add(punch);
-    if (this.#listeners.length === 0) this.#listen();
+    this.#listen();
     if (this.#timer === undefined) {
       this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
     }
@@ -242,31 +224,19 @@ export class PunchPort {
     return punch;
   }
 
-  /** Whatever an introducer says, no address is dialled by more sockets at once than one birthday needs. */
-  #admissible(candidates: readonly Candidate[]): Candidate[] {
-    const dialled = new Map<string, number>();
-    const isAdmitted = ({ endpoint }: Candidate): boolean => {
-      const { address } = splitEndpoint(endpoint);
-      const count = (dialled.get(address) ?? 0) + 1;
-      dialled.set(address, count);
-      return count <= maxDialsPerAddress;
-    };
-    for (const punch of this.#punches) for (const { candidate } of punch.dials) isAdmitted(candidate);
-    return candidates.filter(isAdmitted);
-  }
-
   /** Listens while `work` lasts, without punching, so that it can be seen who gets through. */
   async listenDuring<T>(work: () => Promise<T>): Promise<T> {
-    if (this.#listeners.length === 0) this.#listen();
+    this.#listen();
     try {
       return await work();
     } finally {
-      if (this.#punches.size === 0) this.#stopListening();
+      if (this.#punches.size === 0) this.#stopListeningAtAll();
     }
   }
 
   #listen(): void {
     for (const family of [4, 6] as const) {
+      if (this.#listeners.some((listener) => listener.family === family)) continue;
       let socket: Socket | undefined;
       try {
         socket = Socket.open(family).shareport();
@@ -286,7 +256,7 @@ export class PunchPort {
     if (this.#punches.size > 0) return;
     clearInterval(this.#timer);
     this.#timer = undefined;
-    this.#stopListening();
+    this.#stopListeningAtAll();
     for (const accepted of this.#accepted) this.#dismiss(accepted);
   }
 
@@ -295,7 +265,12 @@ export class PunchPort {
    * would have another sequence number, the NAT would take it and all that follows for invalid, and nothing would
    * get through for two minutes; a RST sets the entry free instead (README, "Refused attempts").
    */
-  #stopListening(): void {
+  #stopListening(family: 4 | 6): void {
+    const index = this.#listeners.findIndex((listener) => listener.family === family);
+    if (index >= 0) this.#listeners.splice(index, 1)[0]!.close();
+  }
+
+  #stopListeningAtAll(): void {
     for (const listener of this.#listeners.splice(0)) listener.close();
   }
 
@@ -308,11 +283,18 @@ export class PunchPort {
   #tick(): void {
     const now = performance.now();
     for (const punch of [...this.#punches]) {
-      if (now >= punch.deadlineAt + (punch.isNearlyThere ? handshakeGraceMs : 0)) punch.expire();
-      else for (const dial of punch.dials) this.#startIfDue(punch, dial, now);
+      if (this.#isExpired(punch, now)) punch.expire();
+      else for (const dial of punch.dials) this.#advance(punch, dial, now);
     }
     this.#pollAll();
     for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+  }
+
+  #isExpired(punch: Punch, now: number): boolean {
+    if (now < punch.deadlineAt) return false;
+    const isNearlyThere = punch.isNearlyThere || this.#isArriving(punch);
+    const graceMs = isNearlyThere ? handshakeGraceMs[punch.introduction?.role ?? "controlling"] : 0;
+    return now >= punch.deadlineAt + graceMs;
   }
 
   #pollAll(): void {
@@ -341,10 +323,17 @@ export class PunchPort {
 
   // --- outgoing ------------------------------------------------------------------------------------------
 
-  #startIfDue(punch: Punch, dial: Dial, now: number): void {
-    if (punch.isOver || dial.socket || dial.channel || now < dial.dueAt) return;
+  #advance(punch: Punch, dial: Dial, now: number): void {
+    if (punch.isOver) return;
+    if (dial.isOverdue(now)) {
+      dial.socket!.close();
+      delete dial.socket;
+      this.#retry(punch, dial, "no answer");
+    } else if (dial.take(now)) this.#dial(punch, dial);
+  }
+
+  #dial(punch: Punch, dial: Dial): void {
     const { endpoint, route, isFresh } = dial.candidate;
-    dial.tries++;
     dial.localPort = this.port;
     let socket: Socket | undefined;
     try {
@@ -374,21 +363,22 @@ export class PunchPort {
     }
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, dial.localPort, "connected");
-    const role = punch.introduction?.role;
-    const channel = punch.isOver || !role ? undefined : this.#secure(socket, route, role);
+    const side = sideOf([punch]);
+    const channel = punch.isOver || !side ? undefined : this.#secure(socket, route, side);
     if (!channel) {
       socket.close();
       return this.#retry(punch, dial, "ECONNRESET");
     }
     dial.channel = channel;
-    channel.onClose = (reason) => {
+    channel.onClose = ({ is, detail }) => {
       delete dial.channel;
-      this.#retry(punch, dial, reason || "closed before it was nominated");
+      if (is === "protocol-error" && dial.isVerified) punch.authenticationFailures++;
+      this.#retry(punch, dial, detail || "closed before it was nominated");
     };
     channel.secured.then(
       (fingerprint) => {
         if (fingerprint === punch.options.fingerprint) return punch.authenticated(channel);
-        punch.authenticationFailures++;
+        if (dial.isVerified) punch.authenticationFailures++;
         channel[Symbol.dispose]();
       },
       () => {},
@@ -396,9 +386,9 @@ export class PunchPort {
   }
 
   /** Undefined when it was reset meanwhile; the socket is then still the caller's. */
-  #secure(socket: Socket, route: Route, role: Role): Channel | undefined {
+  #secure(socket: Socket, route: Route, side: Side): Channel | undefined {
     try {
-      return new Channel(socket, route, role, this.#credentials);
+      return new Channel(socket, route, side, this.#credentials);
     } catch (error) {
       if (error instanceof SystemError) return undefined;
       throw error;
@@ -408,11 +398,10 @@ export class PunchPort {
   #retry(punch: Punch, dial: Dial, outcome: string): void {
     if (punch.isOver) return;
     const { endpoint, route } = dial.candidate;
-    dial.lastOutcome = outcome;
-    const isRefused = refusals.has(outcome);
-    if (route !== "private" && isRefused && !punch.options.isReachable) this.#stopListening();
-    const pause = pauseMs(dial, outcome, performance.now() - punch.startedAt);
-    dial.dueAt = dial.candidate.isOnce ? Infinity : performance.now() + pause;
+    // Only where it is the peer's NAT that refused: nobody's claim closes the listener to others.
+    const isTheirs = dial.isVerified && isRefusal(outcome);
+    if (isTheirs && !punch.options.isReachable) this.#stopListening(splitEndpoint(endpoint).family);
+    dial.ended(outcome, performance.now() - punch.startedAt);
     punch.report(route, endpoint, dial.localPort, outcome);
   }
 
@@ -446,6 +435,11 @@ export class PunchPort {
     return [...this.#punches].some(({ introduction }) => introduction !== undefined);
   }
 
+  /** Whether an accepted connection has said that it belongs to that punch: then the peer is about to nominate it. */
+  #isArriving({ purpose }: Punch): boolean {
+    return purpose !== undefined && [...this.#accepted].some(({ channel }) => channel?.purpose === purpose);
+  }
+
   /** Our role towards an accepted connection, where the punches under way leave no doubt. */
   #roleFor(remote: Endpoint | undefined): Role | undefined {
     const punches = [...this.#punches];
@@ -457,7 +451,8 @@ export class PunchPort {
   #secureAccepted(accepted: Accepted, role: Role): void {
     const socket = accepted.socket!;
     delete accepted.socket;
-    const channel = this.#secure(socket, "listen", role);
+    const side = sideOf(this.#punches, role);
+    const channel = side && this.#secure(socket, "listen", side);
     if (!channel) {
       socket.close();
       this.#accepted.delete(accepted);
@@ -468,24 +463,12 @@ export class PunchPort {
     channel.secured.then(
       (fingerprint) => {
         this.#accepted.delete(accepted);
-        const punch = this.#punchOf(channel, fingerprint);
-        if (!punch) return channel[Symbol.dispose]();
+        const punch = [...this.#punches].find(({ purpose }) => purpose === channel.purpose);
+        if (punch?.options.fingerprint !== fingerprint) return channel[Symbol.dispose]();
         punch.report("listen", channel.remote, this.port, "connected");
         punch.authenticated(channel);
       },
       () => {},
-    );
-  }
-
-  /** The punch whose peer has that certificate; two peers may share one, so the endpoint decides between them. */
-  #punchOf(channel: Channel, fingerprint: string): Punch | undefined {
-    const fitting = [...this.#punches].filter(
-      ({ options, introduction }) =>
-        introduction?.role === channel.role && options.fingerprint === fingerprint,
-    );
-    return (
-      fitting.find(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === channel.remote)) ??
-      fitting[0]
     );
   }
 
@@ -499,20 +482,20 @@ export class PunchPort {
   }
 }
 
-/** What became of the attempts, a phrase for each candidate; those of a crowd are summed up. */
-function describe(dials: readonly Dial[]): string {
-  const crowds = Map.groupBy(dials, ({ candidate: { route, endpoint } }) => {
-    const isCrowd = route === "predicted" || route === "birthday";
-    return `${route} ${isCrowd ? splitEndpoint(endpoint).address : endpoint}`;
-  });
-  const phrases = [...crowds].map(([what, crowd]) => {
-    const tries = crowd.reduce((sum, one) => sum + one.tries, 0);
-    const unanswered = crowd.filter(({ socket }) => socket).length;
-    const ends = new Set(crowd.flatMap(({ lastOutcome }) => lastOutcome ?? []));
-    const outcome = unanswered > 0 ? ["no answer", ...ends] : [...ends];
-    return `${what}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${outcome.join(", ") || "none ended"}`;
-  });
-  return phrases.join("; ");
+/**
+ * Our end of a connection that belongs to one of these punches. As client we offer all in which we are that: the server
+ * knows which one it is in. Undefined where we do not have the role, or any.
+ */
+function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
+  const purposes = (role: Role) =>
+    [...punches].flatMap(({ introduction, purpose }) => (introduction?.role === role ? (purpose ?? []) : []));
+  for (const role of ["controlling", "controlled"] as const) {
+    if ((wanted ?? role) !== role || purposes(role).length === 0) continue;
+    if (role === "controlling") return { role, offers: purposes(role) };
+    // Asked when the client has spoken, by when there may be other punches.
+    return { role, expects: (purpose) => purposes(role).includes(purpose) };
+  }
+  return undefined;
 }
 
 /**
@@ -529,8 +512,8 @@ export async function rehearse(credentials: Credentials, fingerprint: string): P
       socket.shareport();
       return port;
     });
-    const links = ports.map((port, index) => {
-      const { promise, resolve } = Promise.withResolvers<Link | undefined>();
+    const channels = ports.map((port, index) => {
+      const { promise, resolve } = Promise.withResolvers<Channel | undefined>();
       new PunchPort(port, credentials).punch({
         introduction: { role: index === 0 ? "controlling" : "controlled", token: "0".repeat(32) },
         fingerprint,
@@ -543,8 +526,7 @@ export async function rehearse(credentials: Credentials, fingerprint: string): P
       });
       return promise;
     });
-    const [one] = await Promise.all(links);
-    await one?.close("rehearsed");
+    for (const channel of await Promise.all(channels)) channel?.[Symbol.dispose]();
   } catch (error) {
     if (!(error instanceof SystemError)) throw error; // no loopback, or no descriptors
   } finally {
@@ -579,23 +561,4 @@ function selfConnect(socket: Socket): string | undefined {
   const remote = remoteOf(socket);
   if (remote === undefined) return "ECONNRESET";
   return remote === socket.local ? "connected to itself" : undefined;
-}
-
-const refusals = new Set([
-  "ECONNREFUSED",
-  "ECONNRESET",
-  "EHOSTUNREACH",
-  "ENETUNREACH",
-  "ECONNABORTED",
-  "EACCES",
-]);
-
-function pauseMs({ candidate, tries }: Dial, outcome: string, elapsedMs: number): number {
-  if (!refusals.has(outcome)) return obstaclePauseMs;
-  if (candidate.route === "private") {
-    const { baseMs, randomMs, growth, maxMs } = privatePause;
-    return Math.min(maxMs, (baseMs + Math.random() * randomMs) * growth ** (tries - 1));
-  }
-  const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
-  return baseMs + Math.random() * randomMs;
 }

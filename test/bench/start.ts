@@ -156,6 +156,7 @@ function registration(name: string, room: string, index: number): string {
     instance: index.toString(16).padStart(16, "0"),
     fingerprint: index.toString(16).padStart(64, "0"),
     private: [`192.168.1.5:${1024 + index}` as Endpoint],
+    links: [],
   });
 }
 

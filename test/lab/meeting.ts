@@ -75,8 +75,8 @@ export async function talk(a: ParticipantProgram, b: ParticipantProgram): Promis
   ] as const) {
     const text = `from ${from.name} ${crypto.randomUUID()}`;
     from.type(`say ${to.name} ${text}`);
-    await to.next("said", (said) => said.peer === from.id && said.text === text);
-    await from.next("sent", ({ peer }) => peer === to.id);
+    await to.next("said", (said) => said.name === from.name && said.text === text);
+    await from.next("sent", ({ name }) => name === to.name);
   }
 }
 

@@ -242,7 +242,7 @@ labTest("nobody answers: no-candidate-answered, on both sides within the deadlin
   for (const failed of failures) expect(failed.at - at).toBeWithin(9_900, 11_000);
   expect(failures[0]!.detail).toContain(bob.public.replace(/\d+$/, ""));
   await introducer.next("failed", ({ reason }) => reason === "no-candidate-answered");
-  await alice.next("error", ({ message }) => message.includes("no-candidate-answered"));
+  expect(alice.all("error")).toEqual([]); // it has been told
 });
 
 labTest("the introducer is killed: who is linked goes on talking", async () => {
@@ -259,7 +259,7 @@ labTest("the introducer is killed: who is linked goes on talking", async () => {
     [bob, alice],
   ] as const) {
     from.type(`ping ${to.name}`);
-    const { rttMs } = await from.next("pong", ({ peer }) => peer === to.id);
+    const { rttMs } = await from.next("pong", ({ name }) => name === to.name);
     expect(rttMs).toBeWithin(4 * owdMs, soonMs);
   }
 });

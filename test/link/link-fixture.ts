@@ -10,9 +10,14 @@ import { parseEndpoint } from "../../protocol.ts";
 
 const identity: Identity = await Bun.stdin.json();
 const { socket } = await connectShared(parseEndpoint(process.argv[2]!)!, 5_000);
-const channel = new Channel(socket, "public", "controlling", new Credentials(identity));
+const channel = new Channel(
+  socket,
+  "public",
+  { role: "controlling", offers: ["a link"] },
+  new Credentials(identity),
+);
 await channel.secured;
 const link = new Link(channel);
-link.onClose = (reason, by) => console.log(`${by}: ${reason}`);
+link.onClose = (reason) => console.log(reason);
 await link.say("hello");
 console.log("heard");

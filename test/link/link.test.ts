@@ -2,16 +2,29 @@ import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import * as tls from "node:tls";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
-import { Channel, Credentials, LinkError } from "../../native/link/channel.ts";
-import { Link, type EndedBy } from "../../native/link/link.ts";
+import { Channel, Credentials, LinkError, type ChannelEnd, type Side } from "../../native/link/channel.ts";
+import { Link } from "../../native/link/link.ts";
 import { connectShared, type Socket } from "../../native/socket.ts";
-import { encode, maxLineBytes, maxTextLength, splitEndpoint, type ToPeer } from "../../protocol.ts";
+import {
+  encode,
+  maxLineBytes,
+  maxTextLength,
+  splitEndpoint,
+  type Role,
+  type ToPeer,
+  type UnlinkReason,
+} from "../../protocol.ts";
 import { listening, noSocketLeft, until } from "../native-fixture.ts";
 
 const aliceIdentity = makeIdentity();
 const bobIdentity = makeIdentity();
 const alices = new Credentials(aliceIdentity);
 const bobs = new Credentials(bobIdentity);
+
+const purpose = "a link";
+const client: Side = { role: "controlling", offers: [purpose] };
+const server: Side = { role: "controlled", expects: (asked) => asked === purpose };
+const sideOf = (role: Role): Side => (role === "controlling" ? client : server);
 
 async function accepted(listener: Socket): Promise<Socket> {
   let socket: Socket | undefined;
@@ -23,8 +36,8 @@ async function accepted(listener: Socket): Promise<Socket> {
 async function channels(): Promise<[Channel, Channel]> {
   using listener = listening();
   const { socket } = await connectShared(listener.endpoint, 5_000);
-  const alice = new Channel(socket, "public", "controlling", alices);
-  const bob = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+  const alice = new Channel(socket, "public", client, alices);
+  const bob = new Channel(await accepted(listener.socket), "listen", server, bobs);
   return [alice, bob];
 }
 
@@ -32,13 +45,13 @@ async function channels(): Promise<[Channel, Channel]> {
 interface Story {
   link: Link;
   said: string[];
-  ends: { reason: string; by: EndedBy }[];
+  ends: { reason: UnlinkReason; detail?: string }[];
 }
 
 function listenTo(link: Link): Story {
   const story: Story = { link, said: [], ends: [] };
   link.onSaid = (text) => story.said.push(text);
-  link.onClose = (reason, by) => story.ends.push({ reason, by });
+  link.onClose = (reason, detail) => story.ends.push({ reason, ...(detail !== undefined && { detail }) });
   return story;
 }
 
@@ -64,7 +77,14 @@ class Rogue implements Disposable {
   /** Bytes that came. */
   received = "";
   constructor(port: number, { key, certificate }: Identity) {
-    this.socket = tls.connect({ host: "127.0.0.1", port, key, cert: certificate, rejectUnauthorized: false });
+    this.socket = tls.connect({
+      host: "127.0.0.1",
+      port,
+      key,
+      cert: certificate,
+      rejectUnauthorized: false,
+      ALPNProtocols: [purpose],
+    });
     this.socket.on("data", (chunk: Buffer) => (this.received += chunk.toString()));
     this.socket.on("error", () => {});
   }
@@ -76,7 +96,7 @@ class Rogue implements Disposable {
 async function againstRogue(...timers: number[]): Promise<[Rogue, Story]> {
   using listener = listening();
   const rogue = new Rogue(splitEndpoint(listener.endpoint).port, aliceIdentity);
-  const channel = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+  const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
   await channel.secured;
   return [rogue, listenTo(new Link(channel, ...timers))];
 }
@@ -103,12 +123,12 @@ describe("a channel", () => {
       using listener = listening();
       const { socket } = await connectShared(listener.endpoint, 5_000);
       using silent = await accepted(listener.socket);
-      const channel = new Channel(socket, "public", role, alices);
+      const channel = new Channel(socket, "public", sideOf(role), alices);
       const ends: string[] = [];
-      channel.onClose = (reason) => ends.push(reason);
+      channel.onClose = ({ is }) => ends.push(is);
       channel[Symbol.dispose]();
       channel[Symbol.dispose]();
-      expect([channel.isOpen, ends, silent.isOpen]).toEqual([false, [""], true]);
+      expect([channel.isOpen, ends, silent.isOpen]).toEqual([false, ["closed"], true]);
       expect(await rejection(channel.secured)).toBe("closed during the TLS handshake");
       channel.send({ type: "ping", id: 1 });
       expect(channel.bytesOut).toBe(0);
@@ -132,8 +152,8 @@ describe("a channel", () => {
       socket: { open: (stranger) => void stranger.write(bytes), data() {}, error() {} },
     });
     const { socket } = await connectShared(`127.0.0.1:${server.port}` as Channel["remote"], 5_000);
-    const channel = new Channel(socket, "public", role, alices);
-    const ended = Promise.withResolvers<string>();
+    const channel = new Channel(socket, "public", sideOf(role), alices);
+    const ended = Promise.withResolvers<ChannelEnd>();
     channel.onClose = ended.resolve;
     expect(await rejection(channel.secured)).not.toBe("");
     await ended.promise;
@@ -149,10 +169,61 @@ describe("a channel", () => {
       rejectUnauthorized: false,
     });
     client.on("error", () => {});
-    const channel = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
     expect(await rejection(channel.secured)).toBe("no certificate was shown");
     channel[Symbol.dispose]();
     client.destroy();
+  });
+
+  /** A channel as server, and what a client with that offer makes of it. */
+  async function offered(ALPNProtocols: string[] | undefined) {
+    using listener = listening();
+    const { key, certificate: cert } = aliceIdentity;
+    const { port } = splitEndpoint(listener.endpoint);
+    const options = { host: "127.0.0.1", port, key, cert, rejectUnauthorized: false };
+    const client = tls.connect({ ...options, ...(ALPNProtocols && { ALPNProtocols }) });
+    const told = { isSecured: false };
+    client.on("secureConnect", () => (told.isSecured = true)).on("error", () => {});
+    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
+    return { client, channel, told };
+  }
+
+  test.each([
+    [[purpose], "accepted", true],
+    [["another", purpose], "accepted", true],
+    [["another"], "TLS refused: no application protocol", false],
+    [undefined, "the other side did not say what it came for", undefined],
+  ] as const)("for %j: %s, and the client knows (%p)", async (offers, expected, isSecured) => {
+    await using _ = noSocketLeft();
+    const { client, channel, told } = await offered(offers && [...offers]);
+    const outcome = await channel.secured.then(
+      () => "accepted",
+      (error: Error) => error.message,
+    );
+    expect(outcome).toContain(expected);
+    expect([channel.isOpen, channel.purpose]).toEqual(
+      expected === "accepted" ? [true, purpose] : [false, undefined],
+    );
+    if (isSecured !== undefined) await until("the client knows", () => told.isSecured || client.destroyed);
+    if (isSecured !== undefined) expect(told.isSecured).toBe(isSecured);
+    channel[Symbol.dispose]();
+    client.destroy();
+  });
+
+  test("as client takes no server that does not answer its offer", async () => {
+    await using _ = noSocketLeft();
+    const { key, certificate: cert } = bobIdentity;
+    using stranger = Bun.listen({
+      hostname: "127.0.0.1",
+      port: 0,
+      tls: { key, cert },
+      socket: { data() {}, error() {} },
+    });
+    const { socket } = await connectShared(`127.0.0.1:${stranger.port}` as Channel["remote"], 5_000);
+    const channel = new Channel(socket, "public", client, alices);
+    expect(await rejection(channel.secured)).toBe("the other side did not say what it came for");
+    expect(channel.isOpen).toBe(false);
+    stranger.stop(true);
   });
 
   test("refuses a peer that can only do TLS 1.2", async () => {
@@ -168,7 +239,7 @@ describe("a channel", () => {
       rejectUnauthorized: false,
     });
     client.on("error", () => {});
-    const channel = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
     expect(await rejection(channel.secured)).not.toBe("");
     channel[Symbol.dispose]();
     client.destroy();
@@ -181,7 +252,7 @@ describe("a channel", () => {
     using owned = await accepted(listener.socket);
     socket.closeAbortively().close();
     await until("the reset arrives", () => owned.error() === "ECONNRESET");
-    expect(() => new Channel(owned, "listen", "controlled", bobs)).toThrow("getpeername: ENOTCONN");
+    expect(() => new Channel(owned, "listen", server, bobs)).toThrow("getpeername: ENOTCONN");
     expect(owned.isOpen).toBe(true);
   });
 });
@@ -199,7 +270,7 @@ describe("a link", () => {
     expect(bob.said).toEqual(texts);
     expect(alice.said).toEqual(texts.map((text) => text.toUpperCase()));
     expect(answers.every((elapsedMs) => elapsedMs > 0)).toBe(true);
-    await Promise.all([alice.link.close("done"), bob.link.close("done")]);
+    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
   });
 
   test("measures the round trip, and counts its bytes alike on both sides", async () => {
@@ -211,7 +282,7 @@ describe("a link", () => {
     await until("the other side's first ping was answered", () => bob.link.rttMs !== undefined);
     await until("all bytes are in", () => alice.link.bytesOut === bob.link.bytesIn);
     expect(bob.link.bytesOut).toBe(alice.link.bytesIn);
-    await alice.link.close("done");
+    await alice.link.close("disconnected");
   });
 
   test("carries the longest text", async () => {
@@ -220,7 +291,7 @@ describe("a link", () => {
     const longest = "\u0001".repeat(maxTextLength); // six bytes a character once it is JSON
     await alice.link.say(longest);
     expect(bob.said).toEqual([longest]);
-    await bob.link.close("done");
+    await bob.link.close("disconnected");
   });
 
   test("survives that the nomination is said again", async () => {
@@ -232,7 +303,7 @@ describe("a link", () => {
     const alice = listenTo(new Link(a));
     await alice.link.say("still here");
     expect(bob.said).toEqual(["still here"]);
-    await alice.link.close("done");
+    await alice.link.close("disconnected");
   });
 });
 
@@ -242,11 +313,11 @@ describe("close", () => {
   test("ends both sides, telling who and why, once", async () => {
     await using _ = noSocketLeft();
     const [alice, bob] = await links();
-    await Promise.all([alice.link.close("good night"), alice.link.close("said twice")]);
+    await Promise.all([alice.link.close("quit"), alice.link.close("disconnected")]);
     await until("bob has heard", () => bob.ends.length > 0);
-    expect(alice.ends).toEqual([{ reason: "good night", by: "us" }]);
-    expect(bob.ends).toEqual([{ reason: "good night", by: "peer" }]);
-    await Promise.all([alice.link.close("again"), bob.link.close("again")]);
+    expect(alice.ends).toEqual([{ reason: "quit" }]);
+    expect(bob.ends).toEqual([{ reason: "peer-quit" }]);
+    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
     expect([alice.ends.length, bob.ends.length, alice.link.isOpen, bob.link.isOpen]).toEqual([
       1,
       1,
@@ -263,11 +334,11 @@ describe("close", () => {
     const [alice, bob] = await links();
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
     const heard = Promise.allSettled(texts.map((text) => alice.link.say(text)));
-    await alice.link.close("that was all");
+    await alice.link.close("disconnected");
     expect((await heard).every(({ status }) => status === "fulfilled")).toBe(true);
     expect(bob.said).toEqual(texts);
     await until("bob has heard the end", () => bob.ends.length > 0);
-    expect(bob.ends).toEqual([{ reason: "that was all", by: "peer" }]);
+    expect(bob.ends).toEqual([{ reason: "peer-disconnected" }]);
   });
 
   test.each([1, 2, 3, 4, 5])("from both sides at once loses nothing either said (%d)", async () => {
@@ -276,12 +347,9 @@ describe("close", () => {
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
     const heard = texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
     const settled = Promise.allSettled(heard);
-    await Promise.all([alice.link.close("alice is tired"), bob.link.close("bob is tired")]);
+    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
     expect([bob.said.length, alice.said.length]).toEqual([150, 150]);
-    expect([alice.ends, bob.ends]).toEqual([
-      [{ reason: "alice is tired", by: "us" }],
-      [{ reason: "bob is tired", by: "us" }],
-    ]);
+    expect([alice.ends, bob.ends]).toEqual([[{ reason: "disconnected" }], [{ reason: "disconnected" }]]);
     await settled;
   });
 
@@ -289,21 +357,21 @@ describe("close", () => {
     await using _ = noSocketLeft();
     const [rogue, bob] = await againstRogue();
     using _rogue = rogue;
-    const closing = bob.link.close("enough");
-    rogue.socket.write(encode({ type: "bye", reason: "me too" }));
-    await until("bob answers", () => rogue.received.endsWith(encode({ type: "bye", reason: "" })));
+    const closing = bob.link.close("disconnected");
+    rogue.socket.write(encode({ type: "bye", reason: "quit" }));
+    await until("bob answers", () => rogue.received.endsWith(encode({ type: "bye", reason: "answer" })));
     rogue.socket.end();
     await closing;
-    expect(bob.ends).toEqual([{ reason: "enough", by: "us" }]);
+    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
   });
 
   test("resolves although the peer never answers", async () => {
     await using _ = noSocketLeft();
     const [rogue, bob] = await againstRogue();
     using _rogue = rogue;
-    await bob.link.close("enough");
-    expect(bob.ends).toEqual([{ reason: "enough", by: "us" }]);
-    expect(rogue.received).toEndWith(encode({ type: "bye", reason: "enough" }));
+    await bob.link.close("disconnected");
+    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
+    expect(rogue.received).toEndWith(encode({ type: "bye", reason: "disconnected" }));
   });
 
   test("resolves although the peer has stopped reading", async () => {
@@ -313,9 +381,9 @@ describe("close", () => {
     rogue.socket.pause();
     const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
     const settled = Promise.allSettled(unheard);
-    await bob.link.close("enough");
+    await bob.link.close("disconnected");
     expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
-    expect(bob.ends).toEqual([{ reason: "enough", by: "us" }]);
+    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
   });
 });
 
@@ -329,9 +397,11 @@ describe("a link breaks", () => {
     await until("the rogue has it", () => rogue.received.includes("are you there?"));
     rogue.socket.end();
     expect(await unanswered).toBe(
-      "the link ended before the peer answered: the connection was closed at the peer's end",
+      "the link ended before the peer answered: the connection broke: the connection was closed at the peer's end",
     );
-    expect(bob.ends).toEqual([{ reason: "the connection was closed at the peer's end", by: "network" }]);
+    expect(bob.ends).toEqual([
+      { reason: "connection-lost", detail: "the connection was closed at the peer's end" },
+    ]);
     rogue[Symbol.dispose]();
   });
 
@@ -341,7 +411,7 @@ describe("a link breaks", () => {
     using _rogue = rogue;
     const unanswered = rejection(bob.link.say("are you there?"));
     expect(await unanswered).toEndWith("nothing heard for 0.12 s");
-    expect(bob.ends).toEqual([{ reason: "nothing heard for 0.12 s", by: "network" }]);
+    expect(bob.ends).toEqual([{ reason: "peer-silent", detail: "nothing heard for 0.12 s" }]);
     expect(rogue.received.split('"type":"ping"').length - 1).toBeGreaterThanOrEqual(2);
   });
 
@@ -353,7 +423,7 @@ describe("a link breaks", () => {
     // Sixty answers at one every 10 ms are three times the silence that would have ended it.
     await until("many keepalives went by", () => alice.link.bytesIn - start > 60 * 2 * pong);
     expect([alice.ends, bob.ends]).toEqual([[], []]);
-    await alice.link.close("done");
+    await alice.link.close("disconnected");
   });
 
   const lines: Record<string, [string | Uint8Array, string]> = {
@@ -377,12 +447,7 @@ describe("a link breaks", () => {
       using _rogue = rogue;
       rogue.socket.write(bytes);
       await until("bob's link ends", () => bob.ends.length > 0);
-      expect(bob.ends).toEqual([
-        {
-          reason: expect.stringContaining(`the peer sent what is not in the protocol: ${complaint}`),
-          by: "network",
-        },
-      ]);
+      expect(bob.ends).toEqual([{ reason: "protocol-error", detail: expect.stringContaining(complaint) }]);
     },
   );
 
@@ -426,34 +491,37 @@ test("a process whose link was closed ends by itself: no timer, no descriptor ho
   await using _ = noSocketLeft();
   using listener = listening();
   const child = spawnPeer(listener.endpoint);
-  const channel = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+  const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
   await channel.secured;
   const bob = listenTo(new Link(channel));
   await until("the peer has spoken", () => bob.said.length > 0);
-  await bob.link.close("good night");
-  expect(await new Response(child.stdout).text()).toBe("heard\npeer: good night\n");
+  await bob.link.close("quit");
+  expect(await new Response(child.stdout).text()).toBe("heard\npeer-quit\n");
   expect(await child.exited).toBe(0);
 });
 
 describe.each([
   // The kernel resets when bytes were left unread, and says FIN when none were.
-  ["SIGKILL", /ECONNRESET|^the connection was closed at the peer's end$/],
-  ["SIGSTOP", /^nothing heard for 0.5 s$/],
-] as const)("a peer whose process gets %s", (signal, reason) => {
+  ["SIGKILL", "connection-lost", /^the connection was (reset|closed at the peer's end)$/],
+  ["SIGSTOP", "peer-silent", /^nothing heard for 0.5 s$/],
+] as const)("a peer whose process gets %s", (signal, reason, detail) => {
   test("is noticed", async () => {
     await using _ = noSocketLeft();
     using listener = listening();
     const child = spawnPeer(listener.endpoint);
-    const channel = new Channel(await accepted(listener.socket), "listen", "controlled", bobs);
+    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
     expect(await channel.secured).toBe(aliceIdentity.fingerprint);
     const bob = listenTo(new Link(channel, 50, 500));
-    await until("the peer has spoken", () => bob.said.length > 0);
-    await bob.link.say("welcome");
-    child.kill(signal);
-    const unanswered = rejection(bob.link.say("are you there?"));
-    expect(await unanswered).toStartWith("the link ended before the peer answered");
-    expect(bob.ends).toEqual([{ reason: expect.stringMatching(reason), by: "network" }]);
-    child.kill("SIGKILL");
-    await child.exited;
+    try {
+      await until("the peer has spoken", () => bob.said.length > 0);
+      await bob.link.say("welcome");
+      child.kill(signal);
+      const unanswered = rejection(bob.link.say("are you there?"));
+      expect(await unanswered).toStartWith("the link ended before the peer answered");
+      expect(bob.ends).toEqual([{ reason, detail: expect.stringMatching(detail) }]);
+    } finally {
+      child.kill("SIGKILL");
+      await child.exited;
+    }
   });
 });

@@ -1,7 +1,8 @@
 /** What a round dials, and which rounds there are. */
 import { describe, expect, test } from "bun:test";
-import { drawPorts, roundCandidates, type Round } from "../../native/punch/candidates.ts";
-import type { Candidate } from "../../native/punch/punch.ts";
+import { Allowance } from "../../native/punch/allowance.ts";
+import { drawPorts, hostCandidates, roundCandidates, type Round } from "../../native/punch/candidates.ts";
+import type { Candidate } from "../../native/punch/dial.ts";
 import {
   birthdayPorts,
   birthdaySockets,
@@ -17,6 +18,7 @@ import {
   ways,
   type Endpoint,
   type Mapping,
+  type Peer,
   type Prediction,
   type Situation,
   type Way,
@@ -36,7 +38,7 @@ const peerPrediction: Prediction = { endpoint: at("203.0.113.7:52000"), step: 2 
 
 interface Changes extends Partial<Omit<Round, "own" | "peer">> {
   own?: Partial<Situation>;
-  peer?: Partial<Situation>;
+  peer?: Partial<Peer>;
 }
 
 function round(way: Way, { own, peer, ...changes }: Changes = {}): Round {
@@ -44,15 +46,27 @@ function round(way: Way, { own, peer, ...changes }: Changes = {}): Round {
   return {
     way,
     own: { ...kept, private: [at("10.0.0.4:40000")], public: ownPublic, ...own },
-    peer: { ...kept, private: [peerHost], public: peerPublic, ...peer },
+    peer: {
+      id: 2,
+      name: "bob",
+      instance: "0".repeat(16),
+      fingerprint: "0".repeat(64),
+      since: 0,
+      ...kept,
+      private: [peerHost],
+      public: peerPublic,
+      ...peer,
+    },
     ours: new Set([at("10.0.0.4:40000"), ownPublic]),
+    hosts: [{ address: "10.0.0.4", prefixBits: 24 }],
+    allowance: new Allowance(),
     budget: 1000,
     ...changes,
   };
 }
 
 const observed: Candidate = { endpoint: peerPublic, route: "public" };
-const host: Candidate = { endpoint: peerHost, route: "private" };
+const host: Candidate = { endpoint: peerHost, route: "private", tries: { left: 6 } };
 const sequential = { mapping: "sequential" } as const;
 const random = { mapping: "random" } as const;
 const portsOf = (candidates: Candidate[]) => candidates.map(({ endpoint }) => splitEndpoint(endpoint).port);
@@ -188,8 +202,8 @@ test("of the peer's host candidates only those are dialled that can be its own, 
     observed,
     host,
     { endpoint: at("203.0.113.7:51000"), route: "public" },
-    { endpoint: at("[fd00::5]:41000"), route: "private" },
-    { endpoint: ipv6, route: "public" },
+    { endpoint: at("[fd00::5]:41000"), route: "private", tries: { left: 6 } },
+    { endpoint: ipv6, route: "public", tries: { left: 6 } },
   ]);
 });
 
@@ -229,10 +243,88 @@ test.each([
   }
 });
 
+// --- what only the peer vouches for ------------------------------------------------------------------------
+
+describe("an endpoint at which the introducer has not seen the peer", () => {
+  const triesOf = (given: Round) => roundCandidates(given).flatMap(({ tries }) => tries ?? []);
+  const victims = Array.from({ length: 10 }, (_, n) => at(`[2001:db8::${n + 1}]:443`));
+
+  test("global: all of them share six attempts, through all rounds", () => {
+    const allowance = new Allowance();
+    const rounds = ways.map((way) => triesOf(round(way, { allowance, peer: { private: victims } })));
+    expect(rounds.map((tries) => tries.length)).toEqual([10, 10, 10, 10]);
+    expect(new Set(rounds.flat())).toEqual(new Set([{ left: 6 }]));
+    expect(new Set(rounds.flat()).size).toBe(1);
+  });
+
+  test("that it was seen at is dialled without such bounds, in every way", () => {
+    const otherPublic = at("[2001:db8::1]:41000");
+    for (const way of ways) {
+      for (const changes of [{ own: random }, { peer: random }, {}]) {
+        const peer = { ...changes.peer, private: [otherPublic], otherPublic };
+        const dialled = roundCandidates(round(way, { ...changes, peer }));
+        const there = dialled.filter(({ endpoint }) => endpoint === otherPublic);
+        expect(there).toEqual([{ endpoint: otherPublic, route: "public" }]);
+      }
+    }
+  });
+
+  test("IPv4, where the introducer sees the peer by IPv6 and has seen it there too", () => {
+    const peer = { public: at("[2001:db8::1]:41000"), private: [peerPublic] };
+    expect(roundCandidates(round("direct", { peer })).length).toBe(1); // anybody's
+    const proven = { ...peer, otherPublic: peerPublic };
+    expect(roundCandidates(round("direct", { peer: proven }))).toEqual([
+      { endpoint: peer.public, route: "public" },
+      observed,
+    ]);
+  });
+
+  test("private: no port below 1024, and six attempts each, through all rounds", () => {
+    const allowance = new Allowance();
+    const peer = {
+      private: [at("192.168.1.5:22"), at("192.168.1.5:1023"), at("192.168.1.5:1024"), peerHost],
+    };
+    for (const way of ways) {
+      const tries = roundCandidates(round(way, { allowance, peer })).filter(({ tries }) => tries);
+      expect(tries.map(({ endpoint }) => endpoint)).toEqual([at("192.168.1.5:1024"), peerHost]);
+      for (const one of tries) one.tries!.left--;
+    }
+    expect(triesOf(round("direct", { allowance, peer }))).toEqual([{ left: 2 }, { left: 2 }]);
+  });
+
+  test("private: four addresses beyond our own links, all on them; no scan in many rounds", () => {
+    const allowance = new Allowance();
+    const scan = (third: number) =>
+      Array.from({ length: 10 }, (_, n) => at(`192.168.${third}.${n + 1}:8080`));
+    const dialled = (peers: Endpoint[]) =>
+      roundCandidates(round("direct", { allowance, peer: { private: peers } })).slice(1);
+    expect(dialled(scan(1)).map(({ endpoint }) => endpoint)).toEqual(scan(1).slice(0, 4));
+    expect(dialled(scan(2))).toEqual([]);
+    const near = Array.from({ length: 10 }, (_, n) => at(`10.0.0.${n + 10}:8080`));
+    expect(dialled(near).map(({ endpoint }) => endpoint)).toEqual(near.slice(0, maxCandidates - 4));
+    expect(dialled(scan(3))).toEqual([]);
+  });
+});
+
+// --- our own ---------------------------------------------------------------------------------------------
+
+test("our host candidates: the address in use first, none that a peer cannot use", () => {
+  const hosts = ["127.0.0.1", "192.168.1.4", "2001:db8::4"].map((address) => ({ address, prefixBits: 24 }));
+  expect(hostCandidates("2001:db8::4", 40000, false, hosts)).toEqual([
+    at("[2001:db8::4]:40000"),
+    at("192.168.1.4:40000"),
+  ]);
+  expect(hostCandidates("127.0.0.1", 40000, true, hosts)[0]).toBe(at("127.0.0.1:40000"));
+  expect(hostCandidates("127.0.0.1", 40000, false, hosts).length).toBe(2);
+  const many = Array.from({ length: 20 }, (_, n) => ({ address: `10.0.0.${n + 1}`, prefixBits: 24 }));
+  expect(hostCandidates("10.0.0.20", 1, false, many).length).toBe(maxCandidates);
+  expect(hostCandidates("10.0.0.20", 1, false, many)[0]).toBe(at("10.0.0.20:1"));
+});
+
 // --- bounds ----------------------------------------------------------------------------------------------
 
 const hosts = (count: number) =>
-  Array.from({ length: count }, (_, n) => formatEndpoint(`10.1.0.${n + 1}`, 5));
+  Array.from({ length: count }, (_, n) => formatEndpoint(`10.1.0.${n + 1}`, 5000));
 
 test.each([0, 1, 12, 100, 600])("a budget of %i bounds the sockets, what matters most first", (budget) => {
   for (const changes of [{ own: random }, { peer: random }]) {

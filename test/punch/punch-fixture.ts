@@ -2,7 +2,7 @@
 import { closeSync, openSync } from "node:fs";
 import { makeIdentity } from "../../native/link/identity.ts";
 import { Credentials } from "../../native/link/channel.ts";
-import { type Link } from "../../native/link/link.ts";
+import { Link } from "../../native/link/link.ts";
 import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import type { Role } from "../../protocol.ts";
@@ -59,13 +59,13 @@ const link = (host: typeof alice, peer: typeof alice, role: Role) =>
   new Promise<Link>((resolve, reject) =>
     host.punchPort.punch({
       ...options(peer, role),
-      onLinked: resolve,
+      onLinked: (channel) => resolve(new Link(channel)),
       onFailed: (why, detail) => reject(new Error(`${why}: ${detail}`)),
     }),
   );
 const links = await Promise.all([link(alice, bob, "controlling"), link(bob, alice, "controlled")]);
 console.log("linked");
-await Promise.all(links.map((one) => one.close("done")));
+await Promise.all(links.map((one) => one.close("disconnected")));
 await until("all sockets are closed", () => openSockets().every((socket) => before.includes(socket)));
 console.log("no socket left");
 process.exit(0);

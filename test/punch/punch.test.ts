@@ -2,8 +2,14 @@ import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
 import { Channel, Credentials } from "../../native/link/channel.ts";
-import { type Link } from "../../native/link/link.ts";
-import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
+import { Link } from "../../native/link/link.ts";
+import {
+  PunchPort,
+  purposeOf,
+  type Attempt,
+  type Punch,
+  type PunchOptions,
+} from "../../native/punch/punch.ts";
 import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
 import { encode, splitEndpoint, type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
 import {
@@ -83,7 +89,7 @@ function start(
     startInMs: 0,
     deadlineMs: 8_000,
     isReachable: true,
-    onLinked: (link) => ended({ is: "linked", link }),
+    onLinked: (channel) => ended({ is: "linked", link: new Link(channel) }),
     onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),
     onAttempt: (attempt) => attempts.push(attempt),
     ...changes,
@@ -115,7 +121,7 @@ async function expectSameConnection(one: Link, other: Link): Promise<void> {
 }
 
 async function closeBoth(...links: Link[]): Promise<void> {
-  await Promise.all(links.map((link) => link.close("the test is over")));
+  await Promise.all(links.map((link) => link.close("disconnected")));
 }
 
 interface Extra {
@@ -642,9 +648,11 @@ describe("strangers at our listener", () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
-    const ofAlice = start(alice, bob, "controlled", newToken(), { candidates: [], deadlineMs: 300 });
+    const token = newToken();
+    const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 300 });
     const { socket } = await connectShared(alice.endpoint, 5_000);
-    const mute = new Channel(socket, "public", "controlling", credentialsOf(bobIdentity));
+    const client = { role: "controlling", offers: [purposeOf(token)] } as const;
+    const mute = new Channel(socket, "public", client, credentialsOf(bobIdentity));
     expect(await mute.secured).toBe(aliceIdentity.fingerprint);
     expect((await failureOf(ofAlice)).reason).toBe("timed-out");
     await until("alice has closed it", () => !mute.isOpen);
@@ -690,7 +698,7 @@ describe("a head start", () => {
       startInMs: 0,
       deadlineMs: 8_000,
       isReachable: true,
-      onLinked: (link) => ended({ is: "linked", link }),
+      onLinked: (channel) => ended({ is: "linked", link: new Link(channel) }),
       onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),
       onAttempt: (attempt) => attempts.push(attempt),
       ...options,

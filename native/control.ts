@@ -1,0 +1,174 @@
+/**
+ * The control channel: the TCP connection to the introducer, made by FFI on a local port that further sockets can
+ * share, then handed to Bun. Owns its descriptor and its silence timer; cuts what comes into messages. It never
+ * decides what a message means, and prints nothing. For participant.ts.
+ *
+ * RFC 5382 §5 (how long a NAT remembers a connection), RFC 9293 §3.8.4 (keepalive).
+ */
+import type { Socket as BunSocket } from "bun";
+import {
+  canonicalAddress,
+  controlSilenceMs,
+  encode,
+  formatEndpoint,
+  LineDecoder,
+  parseToParticipant,
+  Refusal,
+  UserError,
+  type Endpoint,
+  type ToIntroducer,
+  type ToParticipant,
+} from "../protocol.ts";
+import { SystemError } from "./libc.ts";
+import { adoptable, connectFrom, connectShared } from "./socket.ts";
+
+/** How long one address of the introducer may take to accept. */
+const connectTimeoutMs = 8_000;
+/** TCP keepalive: it keeps the mapping, and finds out when that is gone. */
+const keepaliveMs = 5_000;
+/** How long the introducer may take to see a `verify`. */
+const verifyTimeoutMs = 3_000;
+
+const connectFailures: Record<string, string> = {
+  ECONNREFUSED: "connection refused",
+  EHOSTUNREACH: "no route to the host",
+  ENETUNREACH: "no route to that network",
+  ETIMEDOUT: "no answer",
+};
+
+/** One connection to the introducer. `onMessage` and `onClose` are set by its one user before the first `await`. */
+export class ControlChannel {
+  readonly remote: Endpoint;
+  readonly port: number;
+  onMessage: (message: ToParticipant) => void = () => {};
+  /** Called once, with a reason for people. */
+  onClose: (reason: string) => void = () => {};
+  readonly #decoder = new LineDecoder();
+  readonly #silence: NodeJS.Timeout;
+  #unsent = new Uint8Array(0);
+  #socket: BunSocket | undefined;
+  #isClosed = false;
+
+  private constructor(remote: Endpoint, port: number) {
+    this.remote = remote;
+    this.port = port;
+    this.#silence = setTimeout(
+      () => this.close(`nothing heard from it for ${controlSilenceMs / 1000} s`),
+      controlSilenceMs,
+    );
+  }
+
+  /**
+   * Connects to the first address of `host` that accepts; rejects with a {@link UserError}, which names the command
+   * that starts an introducer.
+   */
+  static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
+    const failures: string[] = [];
+    for (const remote of await resolve(host, port)) {
+      try {
+        const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
+        const channel = new ControlChannel(remote, localPort);
+        await channel.#adopt(socket.release());
+        return channel;
+      } catch (error) {
+        if (!(error instanceof SystemError)) throw error;
+        failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
+      }
+    }
+    throw new UserError(
+      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`${startCommand} ${port}\`) and is that its address?`,
+    );
+  }
+
+  async #adopt(fd: number): Promise<void> {
+    await Bun.connect({
+      ...adoptable(fd),
+      socket: {
+        open: (socket) => {
+          this.#socket = socket;
+          // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
+          socket.setKeepAlive(true, keepaliveMs);
+        },
+        data: (_, chunk) => this.#read(chunk),
+        drain: () => this.#write(new Uint8Array(0)),
+        end: () => this.close("it closed the connection"),
+        close: (_, error) => this.close(error?.message ?? "it closed the connection"),
+        error: (_, error) => this.close(error.message),
+      },
+    });
+  }
+
+  /** The address that our host uses towards the introducer. */
+  get localAddress(): string | undefined {
+    const address = this.#socket?.localAddress;
+    return address === undefined ? undefined : canonicalAddress(address)?.address;
+  }
+
+  /** Does nothing once the channel is closed. */
+  send(message: ToIntroducer): void {
+    this.#write(new TextEncoder().encode(encode(message)));
+  }
+
+  close(reason: string): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearTimeout(this.#silence);
+    this.#socket?.end();
+    this.onClose(reason);
+  }
+
+  #write(bytes: Uint8Array): void {
+    if (this.#isClosed) return;
+    this.#unsent = this.#unsent.length === 0 ? new Uint8Array(bytes) : Buffer.concat([this.#unsent, bytes]);
+    const written = this.#socket?.write(this.#unsent) ?? 0;
+    this.#unsent = this.#unsent.slice(Math.max(0, written));
+  }
+
+  #read(chunk: Uint8Array): void {
+    this.#silence.refresh();
+    try {
+      for (const line of this.#decoder.push(chunk)) {
+        if (!this.#isClosed) this.onMessage(parseToParticipant(line));
+      }
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.close(
+        `it sent what is not in the protocol (${error.message}): is that an introducer of this version?`,
+      );
+    }
+  }
+}
+
+async function resolve(host: string, port: number): Promise<Endpoint[]> {
+  const literal = canonicalAddress(host);
+  if (literal) return [formatEndpoint(literal.address, port)];
+  try {
+    const { lookup } = await import("node:dns/promises");
+    const found = await lookup(host, { all: true });
+    return found.map(({ address }) => formatEndpoint(address, port));
+  } catch {
+    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
+  }
+}
+
+/**
+ * Shows the introducer where we are seen in its other address family: one line from the shared port. Whether it came
+ * through is for the introducer to say; a host without that family is not seen there.
+ */
+export async function verify(port: number, introducer: Endpoint, token: string): Promise<void> {
+  try {
+    const socket = await connectFrom(port, introducer, verifyTimeoutMs);
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const timer = setTimeout(done, verifyTimeoutMs);
+    const connection = await Bun.connect({
+      ...adoptable(socket.closeAbortively().release()),
+      socket: { data: () => done(), end: () => done(), close: () => done(), error: () => done() },
+    });
+    connection.write(encode({ type: "verify", token }));
+    await promise;
+    clearTimeout(timer);
+    connection.terminate();
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+  }
+}

@@ -1,0 +1,178 @@
+/**
+ * The attempts at one candidate: when the next one is due, how many there may be, and what is told of them
+ * (RFC 5128 §3.4; RFC 8445 §5.1.4 for the pacing of what is not known to be the peer's). Holds the sockets of a dial,
+ * which {@link Punch} opens and closes, and the one count of sockets per address that the whole program has. For
+ * native/punch/ and whoever chooses candidates.
+ */
+import { birthdaySockets, maxCandidates, splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
+import type { Channel } from "../link/channel.ts";
+import type { Socket } from "../socket.ts";
+
+/**
+ * The pause before a refused attempt is made again, plus a random part: two equal periods would lock in phase
+ * and never cross. Short at first, because after an ICMP error the next SYN must leave before the peer's
+ * arrives (README, "Refused attempts").
+ */
+const eagerPause = { baseMs: 1, randomMs: 2, forMs: 2_000 };
+const steadyPause = { baseMs: 5, randomMs: 10 };
+/** No NAT stands before a private candidate: its refusals only mean "not yet", or a stranger. Six tries: half a second. */
+const privatePause = { baseMs: 2, randomMs: 4, growth: 3 };
+/** Towards a global address at which the introducer has not seen the peer: it may be anybody's. */
+const unverifiedPausesMs = [50, 200, 800, 3_200];
+/** There a SYN is given up just before the kernel would send it again (RFC 6298 §2.1: after one second). */
+const unverifiedAnswerMs = 900;
+/**
+ * A connection that did not authenticate, or a local obstacle (no port, no descriptor): unlikely to change soon, unless
+ * the peer listened for others and has not yet heard of us.
+ */
+const obstaclePause = { baseMs: 4, randomMs: 4, growth: 2, maxMs: 250 };
+/** Whatever an introducer says, no address is dialled by more sockets at once than one birthday needs. */
+const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
+
+const refusals = new Set([
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+  "ECONNABORTED",
+  "EACCES",
+]);
+
+/** Whether an attempt met somebody, or a router, that said no. */
+export function isRefusal(outcome: string): boolean {
+  return refusals.has(outcome);
+}
+
+/** Attempts that are left, shared by all candidates and rounds that hold the same object. */
+export interface Tries {
+  left: number;
+}
+
+export interface Candidate {
+  endpoint: Endpoint;
+  route: Exclude<Route, "listen">;
+  /** Dialled from a port of its own instead of the shared one. */
+  isFresh?: boolean;
+  /** Not dialled again after a refusal: its mapping is gone then. */
+  isOnce?: boolean;
+  /** How long after the start it is dialled. */
+  afterMs?: number;
+  /**
+   * Set where only the peer's word says that the endpoint is its own: dialled no more than so often, ever more seldom,
+   * and what becomes of it is told to nobody but our user.
+   */
+  tries?: Tries;
+}
+
+/** One socket at a time. */
+export class Dial {
+  readonly candidate: Candidate;
+  dueAt: number;
+  tries = 0;
+  /** That of the latest try. */
+  localPort = 0;
+  socket?: Socket;
+  /** Set once connected: from then on TLS decides. */
+  channel?: Channel;
+  lastOutcome?: string;
+  #startedAt = 0;
+  #obstacles = 0;
+
+  constructor(candidate: Candidate, startsAt: number) {
+    this.candidate = candidate;
+    this.dueAt = startsAt + (candidate.afterMs ?? 0);
+  }
+
+  /** Whether the introducer has seen the peer at the address. */
+  get isVerified(): boolean {
+    return this.candidate.tries === undefined;
+  }
+
+  /** Whether the next attempt is to be made; taking it, it counts. */
+  take(now: number): boolean {
+    if (this.socket || this.channel || now < this.dueAt) return false;
+    const { tries } = this.candidate;
+    if (tries && tries.left <= 0) {
+      this.dueAt = Infinity;
+      return false;
+    }
+    if (tries) tries.left--;
+    this.tries++;
+    this.#startedAt = now;
+    return true;
+  }
+
+  /** Whether a SYN has been without an answer for as long as this candidate allows. */
+  isOverdue(now: number): boolean {
+    const isBounded = !this.isVerified && this.candidate.route !== "private";
+    return isBounded && this.socket !== undefined && now - this.#startedAt >= unverifiedAnswerMs;
+  }
+
+  /** An attempt has ended without a link; `elapsedMs` since the punch began. */
+  ended(outcome: string, elapsedMs: number): void {
+    this.lastOutcome = outcome;
+    const pause = this.candidate.isOnce ? Infinity : this.#pauseMs(outcome, elapsedMs);
+    this.dueAt = performance.now() + pause;
+  }
+
+  close(except: Channel | undefined): void {
+    this.socket?.close();
+    if (this.channel !== except) this.channel?.[Symbol.dispose]();
+  }
+
+  #pauseMs(outcome: string, elapsedMs: number): number {
+    if (!this.isVerified && this.candidate.route !== "private") {
+      return unverifiedPausesMs[Math.min(this.tries, unverifiedPausesMs.length) - 1]!;
+    }
+    if (!refusals.has(outcome)) {
+      const { baseMs, randomMs, growth, maxMs } = obstaclePause;
+      return Math.min(maxMs, (baseMs + Math.random() * randomMs) * growth ** this.#obstacles++);
+    }
+    if (!this.isVerified) {
+      const { baseMs, randomMs, growth } = privatePause;
+      return (baseMs + Math.random() * randomMs) * growth ** (this.tries - 1);
+    }
+    const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
+    return baseMs + Math.random() * randomMs;
+  }
+}
+
+/** Dials under way by address, of every port and every punch of this program. */
+const dialled = new Map<string, number>();
+
+/** The candidates for which there is room at their addresses; each holds its place until {@link dismiss}. */
+export function admit(candidates: readonly Candidate[]): Candidate[] {
+  return candidates.filter(({ endpoint }) => {
+    const { address } = splitEndpoint(endpoint);
+    const count = dialled.get(address) ?? 0;
+    if (count >= maxDialsPerAddress) return false;
+    dialled.set(address, count + 1);
+    return true;
+  });
+}
+
+/** Gives the places of a punch back. */
+export function dismiss(dials: readonly Dial[]): void {
+  for (const { candidate } of dials) {
+    const { address } = splitEndpoint(candidate.endpoint);
+    const count = dialled.get(address)! - 1;
+    if (count > 0) dialled.set(address, count);
+    else dialled.delete(address);
+  }
+}
+
+/** What became of the attempts, a phrase for each candidate; those of a crowd are summed up. */
+export function describe(dials: readonly Dial[]): string {
+  const crowds = Map.groupBy(dials, ({ candidate: { route, endpoint } }) => {
+    const isCrowd = route === "predicted" || route === "birthday";
+    return `${route} ${isCrowd ? splitEndpoint(endpoint).address : endpoint}`;
+  });
+  const phrases = [...crowds].map(([what, crowd]) => {
+    const tries = crowd.reduce((sum, one) => sum + one.tries, 0);
+    const unanswered = crowd.filter(({ socket }) => socket).length;
+    const ends = new Set(crowd.flatMap(({ lastOutcome }) => lastOutcome ?? []));
+    const outcome = unanswered > 0 ? new Set(["no answer", ...ends]) : ends;
+    return `${what}: ${tries} ${tries === 1 ? "attempt" : "attempts"}, ${[...outcome].join(", ") || "none ended"}`;
+  });
+  return phrases.join("; ");
+}

@@ -1,0 +1,284 @@
+/**
+ * Our side of one introduction: asks for it or is asked, measures and punches round after round as the introducer
+ * orders, until a channel is nominated or all is over. Owns its punch and its timer, ends exactly once, and never
+ * knows what the channel is for, nor any other peer. For native/link/peer.ts.
+ *
+ * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
+ */
+import {
+  isUntranslated,
+  punchDeadlineMs,
+  roundsPerWay,
+  splitEndpoint,
+  type Endpoint,
+  type FailureReason,
+  type Peer,
+  type Prediction,
+  type ToIntroducer,
+  type ToParticipant,
+} from "../../protocol.ts";
+import { hostAddresses } from "../interfaces.ts";
+import type { Channel } from "../link/channel.ts";
+import { descriptorLimit } from "../socket.ts";
+import { Allowance, type Unasked } from "./allowance.ts";
+import { hostCandidates, roundCandidates } from "./candidates.ts";
+import type { Candidate } from "./dial.ts";
+import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
+import type { Attempt, Punch, PunchPort } from "./punch.ts";
+
+/** How long the introducer may take to answer `connect`, or to begin the next round. */
+const answerTimeoutMs = 10_000;
+/** Rounds of one introduction: of one way, then of another, and the one that worked the last time. */
+const maxRounds = 2 * roundsPerWay + 2;
+/**
+ * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
+ * that comes too early is dropped, and costs more than one that comes late.
+ */
+const headStartShare = 0.4;
+
+/** What an introduction stands on: our registration with the introducer. */
+export interface Ground {
+  readonly id: number;
+  readonly port: PunchPort;
+  readonly public: Endpoint;
+  readonly private: readonly Endpoint[];
+  /** Where mapping probes go. */
+  readonly probes: readonly Endpoint[];
+  readonly behaviour: MappingBehaviour | undefined;
+  /** To the introducer, as it measured. */
+  readonly roundTripMs: number | undefined;
+  /** A port of our own beside the shared one, for a round that wants fresh mappings. */
+  portFor(localPort: number): PunchPort;
+  /** To the introducer; nowhere once this registration is over. */
+  send(message: ToIntroducer): void;
+}
+
+export type PunchMessage = ToParticipant & { type: "punch" };
+type MeasureMessage = ToParticipant & { type: "measure" };
+/** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
+type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
+
+export interface IntroductionOptions {
+  ground: Ground;
+  peer: Peer;
+  /** What an introduction that we did not ask for was admitted as. */
+  unasked: Unasked | undefined;
+  /** When the last link with that peer ended (performance.now), if there was one. */
+  lastEndedAt: number | undefined;
+  onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
+  onAttempt(attempt: Attempt): void;
+  /**
+   * Exactly one of these two is called, once. `token` is that of the round; `elapsedMs` counts from our `connect`, or
+   * from the introducer's first word.
+   */
+  onChannel(channel: Channel, token: string, elapsedMs: number): void;
+  onFailed(reason: FailureReason, detail: string): void;
+}
+
+export class Introduction {
+  readonly #options: IntroductionOptions;
+  readonly #startedAt = performance.now();
+  /** What all rounds together may spend on endpoints that only the peer vouches for. */
+  readonly #allowance = new Allowance();
+  #peer: Peer;
+  #rounds = 0;
+  /** Of the round under way; undefined while we wait for the answer to our `connect`. */
+  #token: string | undefined;
+  #isLast = false;
+  #punch: Punch | undefined;
+  #freshPort: PunchPort | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #isOver = false;
+
+  constructor(options: IntroductionOptions) {
+    this.#options = options;
+    this.#peer = options.peer;
+  }
+
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
+  /** Whether it still waits for the answer to our `connect`. */
+  get isAsking(): boolean {
+    return this.#token === undefined;
+  }
+
+  isOf(token: string): boolean {
+    return this.#token === token;
+  }
+
+  /** Asks the introducer. Our first SYN may leave before its word. */
+  ask(): void {
+    this.#options.ground.send({ type: "connect", peer: this.#peer.id });
+    const waitMs = this.#headStart();
+    if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
+    this.#expect("timed-out", "the introducer did not answer");
+  }
+
+  /** Measures for a round that dials predicted or fresh ports. */
+  async measure({ peer, token, way }: MeasureMessage): Promise<void> {
+    this.#nextRound(peer, token);
+    this.#expect("timed-out", "the introducer did not begin the round it had us measure for");
+    const { ground } = this.#options;
+    const [probe] = ground.probes;
+    let prediction: Prediction | undefined;
+    if (way === "fresh") {
+      const fresh = probe && (await observeFresh(probe));
+      if (fresh && this.isOf(token)) this.#freshPort = ground.portFor(fresh.port);
+      if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
+    } else if (probe) prediction = await predict(ground.port.port, probe, ground.behaviour?.step ?? 1);
+    if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
+  }
+
+  /** Begins a round. Said twice, it begins once. */
+  punch(message: PunchMessage): void {
+    const { peer, token, role, way, round, last, deadlineMs } = message;
+    if (this.isOf(token) && this.#punch) return;
+    if (!this.#mayPunch(message))
+      return this.cancel("refused-by-peer", "it asked for more than we give unasked");
+    this.#options.onRound({ role, way, round });
+    if (this.#isOver) return; // whoever was told may have cancelled it
+    const early =
+      this.isAsking && way === "direct" && this.#punch?.isOver === false ? this.#punch : undefined;
+    if (early) {
+      this.#token = token;
+      early.introduce({ token, role }, deadlineMs);
+    } else {
+      this.#nextRound(peer, token);
+      this.#punch = this.#start(message);
+    }
+    this.#isLast = last;
+    clearTimeout(this.#timer);
+  }
+
+  /** Whoever asks, and whatever an introducer orders: no more rounds than the longest plan has. */
+  #mayPunch({ token, way, deadlineMs }: PunchMessage): boolean {
+    if (++this.#rounds > maxRounds) return false;
+    const { unasked } = this.#options;
+    if (way !== "birthday" || !unasked || unasked.mayTryBirthday(deadlineMs)) return true;
+    this.#token ??= token;
+    return false;
+  }
+
+  /** The introducer is gone: a round that it has begun goes on by itself, and is the last. */
+  introducerLost(reason: string): void {
+    if (this.#token === undefined || !this.#punch) return this.abort("introducer-lost", reason);
+    this.#isLast = true;
+  }
+
+  /** Gives up, without a word to the introducer. Does nothing once it is over. */
+  abort(reason: FailureReason, detail: string): void {
+    if (this.#isOver) return;
+    this.#end();
+    this.#options.onFailed(reason, detail);
+  }
+
+  /** Gives up, and has the introducer tell the peer. */
+  cancel(reason: FailureReason, detail: string): void {
+    if (!this.#isOver && this.#token !== undefined) this.#report("refused-by-peer", this.#token);
+    this.abort(reason, detail);
+  }
+
+  /** The state for a new round; what is left of an earlier one ends without a word. */
+  #nextRound(peer: Peer, token: string): void {
+    this.#peer = peer;
+    if (this.isOf(token)) return; // it has measured for this round
+    this.#token = token;
+    this.#freshPort = undefined;
+    const earlier = this.#punch;
+    this.#punch = undefined;
+    earlier?.abort("timed-out", "another round follows");
+  }
+
+  /**
+   * How long after our `connect` our first SYN may leave without waiting for the introducer's word, such that it
+   * reaches the peer's NAT soon after the peer's own SYN has left it: that saves up to half a round trip. Undefined
+   * where ports must be measured first.
+   */
+  #headStart(): number | undefined {
+    const { ground, lastEndedAt } = this.#options;
+    const [ours, theirs] = [ground.roundTripMs, this.#peer.roundTripMs];
+    const isKept =
+      ground.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
+    if (!isKept || ours === undefined || theirs === undefined) return undefined;
+    // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
+    if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
+    const peerStartsInMs = (ours + theirs) / 2;
+    return peerStartsInMs * (1 - headStartShare);
+  }
+
+  #start(order: PunchOrder): Punch {
+    const { ground, onAttempt } = this.#options;
+    const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
+    const punch: Punch = (this.#freshPort ?? ground.port).punch({
+      ...(role && token && { introduction: { role, token } }),
+      fingerprint: this.#peer.fingerprint,
+      candidates: this.#candidates(order),
+      startInMs,
+      deadlineMs,
+      isReachable: isReachable(ground, this.#peer),
+      onLinked: (channel) => this.#linked(channel),
+      onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
+      onAttempt,
+    });
+    return punch;
+  }
+
+  #candidates({ way, own, theirs }: PunchOrder): Candidate[] {
+    const { public: observed, private: hosts, port, behaviour } = this.#options.ground;
+    const addresses = hostAddresses();
+    return roundCandidates({
+      way: way ?? "direct",
+      own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
+      peer: this.#peer,
+      ownPrediction: own,
+      peerPrediction: theirs,
+      ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, addresses)),
+      hosts: addresses,
+      allowance: this.#allowance,
+      // Half of what the system allows is for everything else.
+      budget: Math.floor(descriptorLimit() / 2),
+    });
+  }
+
+  #linked(channel: Channel): void {
+    this.#end();
+    this.#options.unasked?.linked();
+    // Nothing is nominated before the introducer's word, which brings the token.
+    this.#options.onChannel(channel, this.#token!, performance.now() - this.#startedAt);
+  }
+
+  /** The introducer hears it, and tells the peer or begins the next round. */
+  #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
+    if (this.#isOver || this.#punch !== punch) return;
+    if (this.#token !== undefined) this.#report(reason, this.#token);
+    if (this.#isLast) return this.abort(reason, detail);
+    this.#punch = undefined;
+    this.#expect(reason, detail);
+  }
+
+  #report(reason: FailureReason, token: string): void {
+    this.#options.ground.send({ type: "failed", peer: this.#peer.id, token, reason });
+  }
+
+  /** Fails if nothing follows. */
+  #expect(reason: FailureReason, detail: string): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.abort(reason, detail), answerTimeoutMs);
+  }
+
+  #end(): void {
+    this.#isOver = true;
+    clearTimeout(this.#timer);
+    const punch = this.#punch;
+    this.#punch = undefined;
+    punch?.abort("timed-out", "the introduction is over");
+  }
+}
+
+/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
+function isReachable(own: Pick<Ground, "public" | "private">, peer: Peer): boolean {
+  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
+  return isUntranslated(own) || address(own.public) === address(peer.public);
+}
