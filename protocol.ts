@@ -575,25 +575,24 @@ const mapping = oneOf(mappings);
 const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
 
+type Entries = [key: string, check: Check<unknown>][];
+
 function fieldsOf<T extends object>(fields: { [K in keyof T]: Check<T[K]> }): Check<T> {
+  const entries: Entries = Object.entries(fields);
   return (value, field) => {
     if (typeof value !== "object" || value === null || Array.isArray(value))
       return refuse(field, "an object");
-    return readFields(fields, value as Record<string, unknown>, `${field}.`);
+    return readFields(entries, value as Record<string, unknown>, `${field}.`) as T;
   };
 }
 
-function readFields<T extends object>(
-  fields: { [K in keyof T]: Check<T[K]> },
-  source: Record<string, unknown>,
-  prefix: string,
-): T {
+function readFields(entries: Entries, source: Record<string, unknown>, prefix: string): object {
   const result: Record<string, unknown> = {};
-  for (const [key, check] of Object.entries<Check<unknown>>(fields)) {
+  for (const [key, check] of entries) {
     const value = check(Object.hasOwn(source, key) ? source[key] : undefined, prefix + key);
     if (value !== undefined) result[key] = value;
   }
-  return result as T;
+  return result;
 }
 
 const peer = fieldsOf<Peer>({
@@ -693,7 +692,8 @@ const toPeer: Table<ToPeer> = {
 };
 
 function parser<Union extends { type: string }>(table: Table<Union>) {
-  const fields = table as unknown as Record<string, Record<string, Check<unknown>>>;
+  const checks = table as unknown as Record<string, Record<string, Check<unknown>>>;
+  const fields = new Map(Object.entries(checks).map(([type, ofType]) => [type, Object.entries(ofType)]));
   /** Parses one line; throws a {@link Refusal} with the reason. */
   return (line: string): Union => {
     let value: unknown;
@@ -706,10 +706,9 @@ function parser<Union extends { type: string }>(table: Table<Union>) {
       throw new Refusal("bad-line", "a line must be one JSON object");
     }
     const { type } = value as { type?: unknown };
-    if (typeof type !== "string" || !Object.hasOwn(fields, type)) {
-      throw new Refusal("unknown-type", `type must be one of ${Object.keys(fields).join(", ")}`);
-    }
-    return { type, ...readFields(fields[type]!, value as Record<string, unknown>, "") } as unknown as Union;
+    const entries = typeof type === "string" ? fields.get(type) : undefined;
+    if (!entries) throw new Refusal("unknown-type", `type must be one of ${[...fields.keys()].join(", ")}`);
+    return { type, ...readFields(entries, value as Record<string, unknown>, "") } as unknown as Union;
   };
 }
 

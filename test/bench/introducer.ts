@@ -1,0 +1,298 @@
+/**
+ * What an introducer can do: joins and introductions a second, how long they take, memory and processor time of a
+ * participant, each against a bare `Bun.listen` that moves as many lines of the same length. The load comes from this
+ * process, by sockets that parse nothing they need not; the server is another one. Two cores are enough, and needed.
+ */
+import { readFileSync } from "node:fs";
+import type { Socket } from "bun";
+import { encode, protocolVersion, type Endpoint } from "../../protocol.ts";
+import { table } from "./run.ts";
+
+const scenarios = [
+  { name: "rooms of 10", roomSize: 10, rooms: 200, goal: 15_000 },
+  { name: "rooms of 250", roomSize: 250, rooms: 4, goal: 10_000 },
+];
+type Scenario = (typeof scenarios)[number];
+const goals = { p99Ms: 50, kib: 5 };
+const introductionsMs = 4000;
+const idleMs = 6000;
+/** Introductions and joins under way at once, where as many are made as can be. */
+const underWay = 200;
+const settleMs = 1500;
+/** A kernel's clock tick, in which /proc tells processor time (USER_HZ). */
+const clockTickMs = 10;
+
+const percentile = (values: number[], part: number) =>
+  values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * part)] ?? NaN;
+
+// --- the server, from outside ----------------------------------------------------------------------------
+
+class Server implements AsyncDisposable {
+  readonly port: number;
+  readonly #process: Bun.Subprocess;
+
+  private constructor(process: Bun.Subprocess, port: number) {
+    this.#process = process;
+    this.port = port;
+  }
+
+  static async start(kind: string, roomSize: number): Promise<Server> {
+    const fixture = `${import.meta.dir}/introducer-fixture.ts`;
+    const command = [process.execPath, fixture, kind, String(roomSize)];
+    const child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+    const { value } = await child.stdout.getReader().read();
+    return new Server(child, Number(new TextDecoder().decode(value)));
+  }
+
+  /** Processor time so far, of user and system. */
+  get busyMs(): number {
+    const fields = readFileSync(`/proc/${this.#process.pid}/stat`, "utf8").split(") ")[1]!.split(" ");
+    return (Number(fields[11]) + Number(fields[12])) * clockTickMs;
+  }
+
+  get residentKib(): number {
+    const status = readFileSync(`/proc/${this.#process.pid}/status`, "utf8");
+    return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)![1]);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.exited;
+  }
+}
+
+// --- the load --------------------------------------------------------------------------------------------
+
+const at = (line: Uint8Array, index: number) => String.fromCharCode(line[index] ?? 0);
+const typeAt = '{"type":"'.length;
+
+/** A participant that does what the bench needs, and reads of a line what it must. */
+class Client {
+  id = 0;
+  partner: Client | undefined = undefined;
+  joined: (() => void) | undefined = undefined;
+  punched: (() => void) | undefined = undefined;
+  readonly #index: number;
+  readonly #room: string;
+  #socket: Socket | undefined;
+  #rest: Buffer | undefined;
+
+  constructor(index: number, room: string) {
+    this.#index = index;
+    this.#room = room;
+  }
+
+  async open(port: number): Promise<void> {
+    const data = (_: Socket, chunk: Buffer) => this.#data(chunk);
+    this.#socket = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data } });
+  }
+
+  close(): void {
+    this.#socket?.terminate();
+  }
+
+  join(): Promise<void> {
+    const hex = (digits: number) => this.#index.toString(16).padStart(digits, "0");
+    const line = encode({
+      type: "register",
+      version: protocolVersion,
+      name: `participant-${this.#index}`,
+      room: this.#room,
+      instance: hex(16),
+      fingerprint: hex(64),
+      private: [`192.168.1.5:${1024 + this.#index}` as Endpoint],
+      links: [],
+    });
+    return new Promise((resolve) => {
+      this.joined = resolve;
+      this.#socket!.write(line);
+    });
+  }
+
+  /** Asks for an introduction; resolves when both have been told to punch. */
+  introduce(partner: Client): Promise<void> {
+    return new Promise((resolve) => {
+      let awaited = 2;
+      this.punched = partner.punched = () => {
+        if (--awaited === 0) resolve();
+      };
+      this.partner = partner;
+      partner.partner = this;
+      this.#socket!.write(`{"type":"connect","peer":${partner.id}}\n`);
+    });
+  }
+
+  #data(chunk: Buffer): void {
+    const bytes = this.#rest ? Buffer.concat([this.#rest, chunk]) : chunk;
+    let from = 0;
+    for (let lf = bytes.indexOf(10); lf !== -1; lf = bytes.indexOf(10, from)) {
+      this.#line(bytes.subarray(from, lf));
+      from = lf + 1;
+    }
+    this.#rest = from < bytes.length ? bytes.subarray(from) : undefined;
+  }
+
+  #line(line: Buffer): void {
+    const type = at(line, typeAt) + at(line, typeAt + 1);
+    if (type === "pu") this.#punch(line);
+    else if (type === "pi") this.#socket!.write(line.toString("latin1").replace("ping", "pong") + "\n");
+    else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
+    else if (type === "pe" && line.includes('"more":false', line.length - 16)) this.joined?.();
+    else if (type === "fa" || type === "by") throw new Error(`unexpected: ${line}`);
+  }
+
+  #punch(line: Buffer): void {
+    const start = line.indexOf('"token":"') + 9;
+    const token = line.toString("latin1", start, start + 32);
+    const ends = '"route":"public","local":"192.168.1.5:4000","remote":"203.0.113.7:5000"';
+    this.#socket!.write(`{"type":"linked","peer":${this.partner!.id},"token":"${token}",${ends}}\n`);
+    this.punched?.();
+  }
+}
+
+/** Runs that many at once of what `next` begins, until it begins nothing; returns how long each took. */
+async function closedLoop(next: () => Promise<void> | undefined): Promise<number[]> {
+  const timesMs: number[] = [];
+  const worker = async () => {
+    for (;;) {
+      const from = performance.now();
+      const begun = next();
+      if (!begun) return;
+      await begun;
+      timesMs.push(performance.now() - from);
+    }
+  };
+  await Promise.all(Array.from({ length: underWay }, worker));
+  return timesMs;
+}
+
+/** Begins so many a second, however long they take; each counts from when it was due. */
+async function openLoop(perSecond: number, next: () => Promise<void> | undefined): Promise<number[]> {
+  const timesMs: number[] = [];
+  const startedAt = performance.now();
+  const pending: Promise<void>[] = [];
+  for (let count = 0; count < (perSecond * introductionsMs) / 1000;) {
+    const dueAt = startedAt + (count * 1000) / perSecond;
+    if (performance.now() < dueAt) {
+      await Bun.sleep(1); // the period of this clock: what is due meanwhile is begun after it
+      continue;
+    }
+    count += 1;
+    const begun = next();
+    if (begun) pending.push(begun.then(() => void timesMs.push(performance.now() - dueAt)));
+    else timesMs.push(Infinity); // everybody is busy: it can't even be asked for
+  }
+  await Promise.all(pending);
+  return timesMs;
+}
+
+/** Pairs of a room that are free, each in turn. */
+class Pairs {
+  readonly #free: [Client, Client][] = [];
+
+  constructor(rooms: Client[][]) {
+    for (const room of rooms) {
+      for (let n = 0; n + 1 < room.length; n += 2) this.#free.push([room[n]!, room[n + 1]!]);
+    }
+  }
+
+  introduce(): Promise<void> | undefined {
+    const pair = this.#free.shift();
+    if (!pair) return undefined;
+    const [asker, other] = pair;
+    return asker.introduce(other).then(() => void this.#free.push([other, asker]));
+  }
+}
+
+// --- one server, one scenario ----------------------------------------------------------------------------
+
+interface Result {
+  joins: number;
+  joinP99Ms: number;
+  kib: number;
+  idlePercent: number;
+  introductions: number;
+  busyMicroseconds: number;
+  p99Ms: number;
+  halfP99Ms: number;
+}
+
+async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Result> {
+  await using server = await Server.start(kind, roomSize);
+  const count = roomSize * rooms;
+  const clients = Array.from(
+    { length: count },
+    (_, index) => new Client(index, `room ${Math.floor(index / roomSize)}`),
+  );
+  for (const client of clients) await client.open(server.port);
+  const join = async (some: Client[]) => {
+    const queue = [...some];
+    const from = performance.now();
+    const timesMs = await closedLoop(() => queue.shift()?.join());
+    return { joins: (some.length * 1000) / (performance.now() - from), timesMs };
+  };
+  // The first half warms up: what the compiler takes for its code is no participant's memory.
+  await join(clients.slice(0, count / 2));
+  await Bun.sleep(settleMs);
+  const before = server.residentKib;
+  const { joins, timesMs: joinTimesMs } = await join(clients.slice(count / 2));
+  await Bun.sleep(settleMs);
+  const kib = (server.residentKib - before) / (count / 2);
+  const idleFrom = server.busyMs;
+  await Bun.sleep(idleMs);
+  const idlePercent = (100 * (server.busyMs - idleFrom)) / idleMs;
+
+  const inRooms = Array.from({ length: rooms }, (_, n) => clients.slice(n * roomSize, (n + 1) * roomSize));
+  const pairs = new Pairs(inRooms);
+  const [from, busyFrom] = [performance.now(), server.busyMs];
+  const isOver = () => performance.now() - from >= introductionsMs;
+  const timesMs = await closedLoop(() => (isOver() ? undefined : pairs.introduce()));
+  const introductions = (timesMs.length * 1000) / (performance.now() - from);
+  const busyMicroseconds = ((server.busyMs - busyFrom) * 1000) / timesMs.length;
+  const halfTimesMs = await openLoop(introductions / 2, () => pairs.introduce());
+  for (const client of clients) client.close();
+  return {
+    joins,
+    joinP99Ms: percentile(joinTimesMs, 0.99),
+    kib,
+    idlePercent,
+    introductions,
+    busyMicroseconds,
+    p99Ms: percentile(timesMs, 0.99),
+    halfP99Ms: percentile(halfTimesMs, 0.99),
+  };
+}
+
+// --- the table -------------------------------------------------------------------------------------------
+
+async function compare(scenario: Scenario): Promise<void> {
+  const ours = await measure("introducer", scenario);
+  const bare = await measure("bare", scenario);
+  const row = (what: string, of: (result: Result) => number, unit: string, goal = "", digits = 0) => [
+    what,
+    `${of(ours).toFixed(digits)}${unit}`,
+    `${of(bare).toFixed(digits)}${unit}`,
+    goal,
+  ];
+  console.log(
+    table([
+      [`${scenario.rooms} ${scenario.name}`, "introducer", "bare", "goal"],
+      row("joins a second", ({ joins }) => joins, ""),
+      row("- 99th percentile", ({ joinP99Ms }) => joinP99Ms, " ms", "", 1),
+      row("memory of a participant", ({ kib }) => kib, " KiB", `≤ ${goals.kib} KiB`, 1),
+      row("processor while idle", ({ idlePercent }) => idlePercent, " %", "", 2),
+      row("introductions a second", (one) => one.introductions, "", `≥ ${scenario.goal}`),
+      row("- 99th percentile", ({ p99Ms }) => p99Ms, " ms", "", 1),
+      row("- at half that rate", ({ halfP99Ms }) => halfP99Ms, " ms", `≤ ${goals.p99Ms} ms`, 1),
+      row("- processor for one", (one) => one.busyMicroseconds, " µs"),
+    ]),
+  );
+  console.log("");
+}
+
+export async function bench(): Promise<void> {
+  for (const scenario of scenarios) await compare(scenario);
+  console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, and at half of that rate
+they are begun by the clock, and count from when they were due. Of the participants the second half is counted,
+when the first has warmed the server up. Load and server share the cores of this machine.`);
+}
