@@ -10,7 +10,14 @@
  * acknowledgement of its own, closes.
  */
 import { type Role } from "../../protocol.ts";
-import { systemClock, type Carrier, type Clock, type KnownSession, type Offer } from "./carrier.ts";
+import {
+  refuseOffer,
+  systemClock,
+  type Carrier,
+  type Clock,
+  type KnownSession,
+  type Offer,
+} from "./carrier.ts";
 import { Carriers, type Batch, type CarrierEvent, type FrameOwner } from "./carriers.ts";
 import {
   decodeCredit,
@@ -24,6 +31,7 @@ import {
   frame,
   headerBytes,
   ProtocolError,
+  resumedStatus,
   sessionIdBytes,
   writeHeader,
 } from "./frame.ts";
@@ -149,9 +157,9 @@ export class Session implements KnownSession {
 
   /** A carrier on which the peer has spoken, and named this session. The session owns it from now on. */
   accept(offer: Offer): void {
-    const { carrier, hello } = offer;
-    if (this.#isEnded || carrier.peer !== this.peer || hello.sessionId !== this.id) return carrier.destroy();
-    this.#carriers.accept(offer);
+    const isOurs = offer.carrier.peer === this.peer && offer.hello.sessionId === this.id;
+    if (this.#isEnded || !isOurs) refuseOffer(offer, resumedStatus.unknown);
+    else this.#carriers.accept(offer);
   }
 
   /** Measures the round trip anew. */

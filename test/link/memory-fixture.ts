@@ -83,6 +83,8 @@ export class TestClock implements Clock {
 
 export interface PathOptions {
   oneWayMs?: number;
+  /** Unlimited unless given. */
+  bytesPerMs?: number;
   /** With it, chunks are cut anywhere. */
   random?: Random;
   batchBytes?: number;
@@ -110,6 +112,8 @@ export class MemoryCarrier implements Carrier {
   readonly #options: PathOptions;
   #arrived: Buffer[] = [];
   #isPaused = false;
+  /** When all that was written is taken. */
+  #freeAtMs = 0;
 
   constructor(clock: Clock, peer: string, options: PathOptions) {
     this.#clock = clock;
@@ -122,7 +126,9 @@ export class MemoryCarrier implements Carrier {
     if (this.isClosed) throw new Error("written to a carrier that is closed");
     this.queuedBytes += bytes.length;
     // The kernel takes it a little later, and copies.
-    this.#clock.after(0, () => {
+    const tookMs = bytes.length / (this.#options.bytesPerMs ?? Infinity);
+    this.#freeAtMs = Math.max(this.#freeAtMs, this.#clock.now()) + tookMs;
+    this.#clock.after(this.#freeAtMs - this.#clock.now(), () => {
       if (this.isClosed) return;
       const sent = Buffer.from(bytes);
       this.written?.push(sent);
