@@ -574,6 +574,7 @@ export class Carriers {
   }
 
   #rewind(attachment: Attachment): void {
+    if (attachment.position <= this.#processed) return this.#release(attachment, "in-sequence");
     this.#write(attachment, encodeCount(frame.rewind, this.#processed));
     this.#release(attachment, "discarding");
   }

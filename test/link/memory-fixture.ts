@@ -210,7 +210,8 @@ export function carrierPair(clock: Clock, options: PathOptions = {}): Record<Per
 export class Pair {
   readonly clock = new TestClock();
   readonly alice: Session;
-  bob!: Session;
+  /** Made by alice's first offer. */
+  bob: Session | undefined;
   readonly events: { alice: string[]; bob: string[] } = { alice: [], bob: [] };
   readonly ended: { alice?: string; bob?: string } = {};
   onSession: (session: Session, person: Person) => void = () => {};
@@ -228,11 +229,11 @@ export class Pair {
       (offer) => {
         if (receiver === "bob")
           this.bob ??= this.#session("controlled", fingerprints.alice, "bob", offer.hello.sessionId);
-        this[receiver].accept(offer);
+        this[receiver]?.accept(offer);
       },
       (reason) => this.events[receiver].push(`refused: ${reason}`),
     );
-    this[by].attach(pair[by]);
+    this[by]!.attach(pair[by]);
     return pair;
   }
 
