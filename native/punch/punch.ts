@@ -138,17 +138,16 @@ export class Punch {
 
   /** A channel whose certificate is the peer's. The controlling side takes the first; the other awaits its word. */
   authenticated(channel: Channel): void {
-    if (this.#isOver || !channel.isOpen) return channel[Symbol.dispose]();
+    if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);
-    if (!this.introduction) return channel[Symbol.dispose]();
     const { role, token } = this.introduction;
     if (role === "controlling") {
-      channel.send({ type: "nominate", token });
+      channel.nominate(token);
       return this.#link(channel);
     }
-    channel.onMessage = (message) => {
-      if (message.type === "nominate" && message.token === token) this.#link(channel);
-      else channel[Symbol.dispose]();
+    channel.onNominated = (named) => {
+      if (named === token) this.#link(channel);
+      else channel.reject("it was nominated for something else");
     };
   }
 
@@ -186,7 +185,6 @@ export class Punch {
   #link(channel: Channel): void {
     if (this.#isOver) return;
     this.#close(channel);
-    channel.onMessage = () => {};
     this.options.onLinked(channel);
   }
 
@@ -195,7 +193,7 @@ export class Punch {
     for (const dial of this.dials) dial.close(winner);
     dismiss(this.dials);
     for (const channel of this.proven) {
-      if (channel !== winner) channel[Symbol.dispose]();
+      if (channel !== winner) channel.destroy();
     }
     this.#onEnd(this);
   }
@@ -281,7 +279,7 @@ export class PunchPort {
   #dismiss(accepted: Accepted): void {
     this.#accepted.delete(accepted);
     accepted.socket?.close();
-    accepted.channel?.[Symbol.dispose]();
+    accepted.channel?.destroy();
   }
 
   #tick(): void {
@@ -374,16 +372,15 @@ export class PunchPort {
       return this.#retry(punch, dial, "ECONNRESET");
     }
     dial.channel = channel;
-    channel.onClose = ({ is, detail }) => {
+    channel.onClose = (reason) => {
       delete dial.channel;
-      if (is === "protocol-error" && dial.isVerified) punch.authenticationFailures++;
-      this.#retry(punch, dial, detail || "closed before it was nominated");
+      if (channel.isRejected && dial.isVerified) punch.authenticationFailures++;
+      this.#retry(punch, dial, reason);
     };
     channel.secured.then(
       (fingerprint) => {
-        if (fingerprint === punch.options.fingerprint) return punch.authenticated(channel);
-        if (dial.isVerified) punch.authenticationFailures++;
-        channel[Symbol.dispose]();
+        if (fingerprint === punch.options.fingerprint) punch.authenticated(channel);
+        else channel.reject("it showed another certificate than the peer's");
       },
       () => {},
     );
@@ -469,7 +466,7 @@ export class PunchPort {
       (fingerprint) => {
         this.#accepted.delete(accepted);
         const punch = [...this.#punches].find(({ purpose }) => purpose === channel.purpose);
-        if (punch?.options.fingerprint !== fingerprint) return channel[Symbol.dispose]();
+        if (punch?.options.fingerprint !== fingerprint) return channel.destroy();
         punch.report("listen", channel.remote, this.port, "connected");
         punch.authenticated(channel);
       },
@@ -531,7 +528,7 @@ export async function rehearse(credentials: Credentials, fingerprint: string): P
       });
       return promise;
     });
-    for (const channel of await Promise.all(channels)) channel?.[Symbol.dispose]();
+    for (const channel of await Promise.all(channels)) channel?.destroy();
   } catch (error) {
     if (!(error instanceof SystemError)) throw error; // no loopback, or no descriptors
   } finally {
