@@ -1,11 +1,13 @@
 /**
  * The introducer: the rendezvous server on a public host. It owns the participants' control connections,
- * tells everyone in a room of everyone else, and tells two of them when to punch towards each other.
+ * tells everyone in a room of everyone else, tells two of them when to punch towards each other, and relays between
+ * two who have no direct way, or none yet.
  *
- * It never carries a link's bytes, connects to nobody but back to whoever asks for it, and believes nothing it
+ * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
- * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together.
+ * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together,
+ * {@link Relays} the bytes between two connections.
  * Imported by whoever runs an introducer inside a program of his own, never by a participant.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
@@ -58,6 +60,8 @@ import {
   punchDeadlineMs,
   Refusal,
   registerDeadlineMs,
+  relayAfterMs,
+  relayOfferMs,
   splitEndpoint,
   parseToIntroducer,
   type Endpoint,
@@ -69,6 +73,7 @@ import {
   type PeerChange,
   type Prediction,
   type RefusalCode,
+  type RelayRates,
   type Role,
   type Route,
   type ToIntroducer,
@@ -118,6 +123,11 @@ export const defaultLimits = {
   probesPerAddress: 64,
   /** How long a side may take to measure its mapping, and a probe connection to be closed by its client. */
   measureMs: 3000,
+  /** Relays offered or under way: in all, of one address, of one member. */
+  relays: 256,
+  relaysPerAddress: 64,
+  relaysPerMember: 32,
+  relayOfferMs,
   /** Connections back under way, in all: each takes a descriptor for up to {@link connectBackMs}. */
   connectBacks: 64,
 };
@@ -170,6 +180,15 @@ const interfacesMs = 10_000;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
+/** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
+const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
+/** How often relayed bytes go on that had to wait. */
+const relaySliceMs = 20;
+/** What may be made up for after a pause, lest a timer that comes late costs throughput. */
+const relayBurstMs = 100;
+/** A relayed link that says nothing for so long is over: participants ping each other far more often. */
+const relaySilenceMs = 3 * 60_000;
+
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
@@ -180,11 +199,11 @@ const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
 
 // --- types -----------------------------------------------------------------------------------------------
 
-/** A participant as the operator sees it: with the peers it is linked with, and by which route. */
+/** A participant as the operator sees it: with the peers it is linked with, by which route, and the bytes relayed. */
 export type Participant = Peer & {
   room: string;
   linked: number[];
-  links: { id: number; route: Route }[];
+  links: { id: number; route: Route; relayedBytes?: number }[];
   punching: number[];
 };
 
@@ -200,6 +219,8 @@ export type IntroducerEvent =
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "relaying"; a: number; b: number }
+  | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
   | { event: "warning"; message: string }
   | { event: "participants"; participants: Participant[] };
@@ -213,6 +234,11 @@ export interface IntroducerOptions {
   probePorts?: number[];
   /** Another address of this host, for probes that tell address-dependent mappings. */
   alternate?: string;
+  /** Whether to relay links that have no direct way; by default it does. */
+  relay?: boolean;
+  /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
+  relayRate?: number;
+  relayTotal?: number;
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
@@ -265,6 +291,9 @@ class Session {
   links: Map<string, Link> | undefined = undefined;
   /** Whether its `mapping` has come. */
   hasMeasured = false;
+  takesRelay = true;
+  /** When it is no control connection but one end of a relayed link. */
+  relayed: RelayEnd | undefined = undefined;
   isConnectedBack = false;
   /** What `verify` has to repeat. */
   verifyToken: string | undefined = undefined;
@@ -303,7 +332,9 @@ interface Side {
 type Phase =
   | { is: "planning"; untilMs: number }
   | { is: "measuring"; untilMs: number }
-  | { is: "punching"; untilMs: number; isLast: boolean };
+  | { is: "punching"; untilMs: number; isLast: boolean }
+  /** There is no direct way, and a relay is offered instead. */
+  | { is: "relayed"; untilMs: number };
 
 /** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
@@ -317,11 +348,17 @@ interface Introduction {
   plan: Way[];
   /** Index in the plan. */
   round: number;
+  /** Offered once it is due, never before there has been a direct round. */
+  relay: "unwanted" | "wanted" | "due" | "offered";
+  relayToken: string;
+  hasPunched: boolean;
   /** Whether a birthday has been taken from the budgets, and whether one has been punched. */
   isCounted: boolean;
   hasBirthday: boolean;
   /** Whether the side that did not ask has said that it is linked. */
   isWelcome: boolean;
+  /** Whether it has been given back to the budgets. */
+  isFree: boolean;
   readonly deadlineAt: number;
   readonly expiresAt: number;
 }
@@ -343,6 +380,34 @@ interface Pair {
   endedAt: number;
   /** By the asker's id. */
   readonly asked: Map<number, Asked>;
+}
+
+/** One connection of a relayed link. */
+interface RelayEnd {
+  readonly session: Session;
+  readonly relay: Relay;
+  other: RelayEnd | undefined;
+  /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
+  held: Uint8Array;
+  readonly bucket: Bucket;
+  /** Whether it will send no more, and whether the other has been told so. */
+  hasEnded: boolean;
+  isFinished: boolean;
+  isGone: boolean;
+  isPaused: boolean;
+  /** Whether the other takes no more now. */
+  isBlocked: boolean;
+}
+
+/** A relayed link, from the offer on. */
+interface Relay {
+  readonly token: string;
+  readonly members: readonly [Member, Member];
+  readonly ends: RelayEnd[];
+  isPaired: boolean;
+  bytes: number;
+  /** Until when both must have come; then, until when something must have been relayed. */
+  untilMs: number;
 }
 
 // --- pure functions --------------------------------------------------------------------------------------
@@ -533,21 +598,37 @@ function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: numb
   return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
 }
 
+const nothing = new Uint8Array(0);
+
+/** The same for a pair of peers when they have come back with other ids. */
+function relayKey(a: Member, b: Member): string {
+  return `${[a.peer.instance, b.peer.instance].sort().join(" ")} ${a.room}`;
+}
+
+/** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
+function roomName(room: string): string {
+  return /^[0-9a-f]{64}$/.test(room) ? `${room.slice(0, 8)}…` : room;
+}
+
 /** How many of something each subscriber has, and all together. */
 class Shares {
   total = 0;
   readonly #counts = new Map<string, number>();
 
+  of(key: string): number {
+    return this.#counts.get(key) ?? 0;
+  }
+
   /** Returns how many it has now. */
   add(key: string): number {
-    const count = (this.#counts.get(key) ?? 0) + 1;
+    const count = this.of(key) + 1;
     this.#counts.set(key, count);
     this.total += 1;
     return count;
   }
 
   remove(key: string): void {
-    const count = this.#counts.get(key) ?? 0;
+    const count = this.of(key);
     if (count > 1) this.#counts.set(key, count - 1);
     else this.#counts.delete(key);
     this.total -= 1;
@@ -595,7 +676,11 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
     { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green },
     { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow },
   ];
-  const who = [[{ text: String(one.id), paint: colors.bold }], [printable(one.name)], [printable(one.room)]];
+  const who = [
+    [{ text: String(one.id), paint: colors.bold }],
+    [printable(one.name)],
+    [printable(roomName(one.room))],
+  ];
   const since = [age(now - one.since)];
   if (width < wideColumns) {
     const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
@@ -631,7 +716,7 @@ function describe(event: IntroducerEvent): string {
     case "listening":
       return `listening on ${event.host} port ${event.port}`;
     case "joined":
-      return `#${event.id} ${event.name} joined ${event.room} from ${event.public} (private ${event.private.join(", ") || "none"})`;
+      return `#${event.id} ${event.name} joined ${roomName(event.room)} from ${event.public} (private ${event.private.join(", ") || "none"})`;
     case "ignored":
       return `${event.address} offered ${event.endpoints.join(", ")}, not its own: ignored`;
     case "left":
@@ -640,6 +725,10 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
     case "mapping":
       return `#${event.id} has ${event.mapping} mapping`;
+    case "relaying":
+      return `#${event.a} and #${event.b} are relayed`;
+    case "relayed":
+      return `#${event.a} and #${event.b} are relayed no more: ${event.bytes} bytes`;
     case "warning":
       return event.message;
     case "linked":
@@ -667,6 +756,8 @@ interface Exchange {
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
   show(member: Member, about: Member, message: About): void;
+  /** The token of a relay between the two, where there can be one. */
+  offerRelay(a: Member, b: Member): string | undefined;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
@@ -684,6 +775,9 @@ class Introductions {
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
   readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+  /** Those to be offered a relay, and when, the first due first. */
+  readonly #relayAt = new Map<Introduction, number>();
+  #relayTimer: Timer | undefined;
 
   constructor(exchange: Exchange) {
     this.#exchange = exchange;
@@ -695,14 +789,24 @@ class Introductions {
     return pairs.filter(([, { introduction }]) => introduction !== undefined).map(([peer]) => peer);
   }
 
+  stop(): void {
+    clearTimeout(this.#relayTimer);
+  }
+
   /** Throws a {@link Refusal} when there have been too many. */
-  ask(asker: Member, target: Member): void {
+  ask(asker: Member, target: Member, wantsRelay: boolean): void {
     const now = performance.now();
     const pair = this.#pair(asker, target);
-    if (this.#isAnswered(pair, asker, now)) return;
+    const { introduction } = pair;
+    if (introduction && this.#isAnswer(introduction, asker, now)) {
+      if (wantsRelay) this.#wantRelay(introduction, now);
+      return;
+    }
     this.#charge(pair, asker, target, now);
-    if (pair.introduction) this.#end(pair.introduction);
-    this.#begin(pair, asker, target, now);
+    if (introduction) this.#end(introduction);
+    pair.introduction = this.#introduction(pair, asker, target, now);
+    if (wantsRelay) this.#wantRelay(pair.introduction, now);
+    this.#plan(pair.introduction);
   }
 
   /** A member has said how its NAT maps. */
@@ -725,18 +829,51 @@ class Introductions {
   }
 
   linked(member: Member, token: string): void {
+    const introduction = this.#byToken.get(token);
+    if (introduction?.relayToken === token) this.#linkedByRelay(introduction, member);
+    else this.#linkedDirectly(member, token);
+  }
+
+  /** Direct rounds go on meanwhile: it ends none of them. */
+  #linkedByRelay(introduction: Introduction, member: Member): void {
+    const { sides, phase } = introduction;
+    const side = sides.find((one) => one.member === member);
+    if (side === sides[1]) this.#refund(introduction);
+    if (!side || phase.is !== "relayed") return;
+    side.report = "linked";
+    if (sides.every(({ report }) => report === "linked")) this.#end(introduction);
+  }
+
+  #linkedDirectly(member: Member, token: string): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other } = found;
     const { pair, plan, round, sides } = introduction;
     side.report = "linked";
     if (round > 0) pair.workingWay = plan[round];
-    if (side === sides[1]) this.#welcome(introduction);
+    if (side === sides[1]) {
+      introduction.isWelcome = true;
+      this.#refund(introduction);
+    }
     if (other.report === "linked") this.#end(introduction);
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
   failed(member: Member, { token, reason }: MessageOf<"failed">): void {
+    const introduction = this.#byToken.get(token);
+    if (introduction?.relayToken === token) this.#failedByRelay(introduction, member, reason);
+    else this.#failedDirectly(member, token, reason);
+  }
+
+  #failedByRelay(introduction: Introduction, member: Member, reason: FailureReason): void {
+    const { sides, phase } = introduction;
+    const side = sides.find((one) => one.member === member);
+    if (!side || side.report !== undefined || phase.is !== "relayed") return;
+    side.report = "failed";
+    this.#fail(introduction, side, side === sides[0] ? sides[1] : sides[0], reason);
+  }
+
+  #failedDirectly(member: Member, token: string, reason: FailureReason): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other, phase } = found;
@@ -781,7 +918,8 @@ class Introductions {
     if (now < phase.untilMs) return;
     if (phase.is === "planning") this.#plan(introduction);
     else if (phase.is === "measuring") this.#punch(introduction);
-    else if (!phase.isLast && sides.some(({ report }) => report === "failed")) this.#nextRound(introduction);
+    else if (phase.is === "punching" && !phase.isLast && sides.some(({ report }) => report === "failed"))
+      this.#nextRound(introduction);
   }
 
   #pair(a: Member, b: Member): Pair {
@@ -813,12 +951,11 @@ class Introductions {
   }
 
   /**
-   * Whether the introduction under way answers a `connect`: both may have asked at once. Once a side has reported that
-   * it is linked, it knows how that ended, and means another.
+   * Whether an introduction answers a `connect` that comes later: both may have asked at once. Once a side has reported
+   * that it is linked, it knows how that ended, and means another.
    */
-  #isAnswered({ introduction }: Pair, asker: Member, now: number): boolean {
-    const side = introduction?.sides.find(({ member }) => member === asker);
-    return side !== undefined && side.report !== "linked" && now < introduction!.expiresAt;
+  #isAnswer({ sides, expiresAt }: Introduction, asker: Member, now: number): boolean {
+    return sides.find(({ member }) => member === asker)!.report !== "linked" && now < expiresAt;
   }
 
   /** Budgets of what the target has not asked for. */
@@ -837,11 +974,12 @@ class Introductions {
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
-  #welcome(introduction: Introduction): void {
+  #refund(introduction: Introduction): void {
+    if (introduction.isFree) return;
+    introduction.isFree = true;
     const { pair, sides } = introduction;
     const [asker, target] = sides;
     const now = performance.now();
-    introduction.isWelcome = true;
     this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
     this.#unaskedOf(target.member, now).introductions.tokens += 1;
   }
@@ -871,7 +1009,7 @@ class Introductions {
     return fresh;
   }
 
-  #begin(pair: Pair, asker: Member, target: Member, now: number): void {
+  #introduction(pair: Pair, asker: Member, target: Member, now: number): Introduction {
     const { punchDeadlineMs: mostMs, measureMs } = this.#exchange.limits;
     const side = (member: Member): Side => ({
       member,
@@ -879,20 +1017,23 @@ class Introductions {
       isMeasuring: false,
       prediction: undefined,
     });
-    pair.introduction = {
+    return {
       pair,
       sides: [side(asker), side(target)],
       phase: { is: "planning", untilMs: now + measureMs },
       token: "",
       plan: [],
       round: 0,
+      hasPunched: false,
       isCounted: false,
       hasBirthday: false,
+      relay: "unwanted",
+      relayToken: "",
       isWelcome: false,
+      isFree: false,
       deadlineAt: now + mostMs,
       expiresAt: now + mostMs + maxStartInMs + reportGraceMs,
     };
-    this.#plan(pair.introduction);
   }
 
   /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
@@ -902,11 +1043,17 @@ class Introductions {
     if (!isReady && performance.now() < phase.untilMs) return;
     const [{ member: asker }, { member: target }] = sides;
     const rounds = planRounds(asker.peer, target.peer);
-    if (rounds.length === 0) return this.#refuseIntroduction(introduction);
+    if (rounds.length === 0) {
+      if (!this.#relayInstead(introduction)) this.#refuseIntroduction(introduction);
+      return;
+    }
     const plan = pair.workingWay ? [pair.workingWay, ...rounds] : rounds;
     if (plan.includes("birthday")) {
       const seconds = this.#birthdayPause(pair, asker, target);
-      if (seconds > 0) return this.#refuseBirthday(introduction, seconds);
+      if (seconds > 0) {
+        if (!this.#relayInstead(introduction)) this.#refuseBirthday(introduction, seconds);
+        return;
+      }
       introduction.isCounted = true;
     }
     introduction.plan = plan;
@@ -947,7 +1094,51 @@ class Introductions {
     this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
 
+  #wantRelay(introduction: Introduction, now: number): void {
+    if (introduction.relay !== "unwanted") return;
+    introduction.relay = "wanted";
+    this.#relayAt.set(introduction, now + relayAfterMs);
+    this.#relayTimer ??= setTimeout(() => this.#relayDue(), relayAfterMs);
+  }
+
+  #relayDue(): void {
+    this.#relayTimer = undefined;
+    const now = performance.now();
+    for (const [introduction, at] of this.#relayAt) {
+      if (at > now) {
+        this.#relayTimer = setTimeout(() => this.#relayDue(), Math.ceil(at - now));
+        return;
+      }
+      this.#relayAt.delete(introduction);
+      introduction.relay = "due";
+      if (introduction.hasPunched) this.#offerRelay(introduction);
+    }
+  }
+
+  /** Where there is no direct way. */
+  #relayInstead(introduction: Introduction): boolean {
+    if (introduction.relay === "unwanted" || !this.#offerRelay(introduction)) return false;
+    introduction.phase = { is: "relayed", untilMs: introduction.expiresAt };
+    return true;
+  }
+
+  /** Once for an introduction; returns whether it could be. */
+  #offerRelay(introduction: Introduction): boolean {
+    if (introduction.relay === "unwanted" || introduction.relay === "offered") return false;
+    introduction.relay = "offered";
+    this.#relayAt.delete(introduction);
+    const [{ member: a }, { member: b }] = introduction.sides;
+    const token = this.#exchange.offerRelay(a, b);
+    if (token === undefined) return false;
+    introduction.relayToken = token;
+    this.#byToken.set(token, introduction);
+    this.#exchange.show(a, b, { type: "relay", role: "controlling", token });
+    this.#exchange.show(b, a, { type: "relay", role: "controlled", token });
+    return true;
+  }
+
   #nextRound(introduction: Introduction): void {
+    this.#offerRelay(introduction);
     introduction.round += 1;
     this.#startRound(introduction);
   }
@@ -983,6 +1174,7 @@ class Introductions {
     const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
     const { isLast, deadlineMs } = roundLength(introduction, now);
     introduction.phase = { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast };
+    introduction.hasPunched = true;
     introduction.hasBirthday ||= way === "birthday";
     a.isMeasuring = b.isMeasuring = false;
     const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
@@ -1000,12 +1192,13 @@ class Introductions {
       way,
       round: round + 1,
     });
+    if (introduction.relay === "due") this.#offerRelay(introduction);
   }
 
   /** What a report with that token is about: a round that has been announced, and not been reported on by that member. */
   #reported(member: Member, token: string) {
     const introduction = this.#byToken.get(token);
-    if (introduction?.phase.is !== "punching") return undefined;
+    if (introduction?.token !== token || introduction.phase.is !== "punching") return undefined;
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (!side || side.report !== undefined) return undefined;
@@ -1013,7 +1206,8 @@ class Introductions {
   }
 
   #fail(introduction: Introduction, side: Side, other: Side, reason: FailureReason): void {
-    const { token } = introduction;
+    if (retriable.has(reason)) this.#offerRelay(introduction);
+    const token = introduction.token || introduction.relayToken;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) {
       this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
@@ -1023,19 +1217,244 @@ class Introductions {
   }
 
   #end(introduction: Introduction): void {
-    const { pair, token, isCounted } = introduction;
+    const { pair, token, relayToken, isCounted } = introduction;
     const now = performance.now();
     this.#byToken.delete(token);
+    this.#byToken.delete(relayToken);
+    this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     pair.endedAt = now;
     if (isCounted) this.#settleBirthday(introduction, now);
   }
+
   /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
   #settleBirthday({ pair, sides: [asker, target], hasBirthday, isWelcome }: Introduction, now: number): void {
     const asked = this.#askedOf(pair, asker.member, now);
     if (!hasBirthday) asked.birthdays.tokens += 1;
     if (hasBirthday && !isWelcome) asked.birthdayFailedAt = now;
     else this.#unaskedOf(target.member, now).failedBirthdays.tokens += 1;
+  }
+}
+
+// --- the relay -------------------------------------------------------------------------------------------
+
+/** What the relays need of the sessions. */
+interface Sessions {
+  readonly limits: Limits;
+  refuse(session: Session, refusal: Refusal): void;
+  /** Ends a session after what has been written. */
+  close(session: Session, reason: string): void;
+  tell(event: IntroducerEvent): void;
+}
+
+/**
+ * Copies bytes between the two connections of a relayed link, at no more than a rate each way and a rate for all of
+ * them, and holds no more of them than one read each way: who is not read from is made to wait by TCP.
+ */
+class Relays {
+  readonly rates: RelayRates;
+  readonly #sessions: Sessions;
+  readonly #relays = new Map<string, Relay>();
+  readonly #perAddress = new Shares();
+  readonly #perMember = new Map<number, number>();
+  readonly #total: Bucket;
+  /** Ends with something held that may go on with the next slice; who was served last is served last again. */
+  readonly #waiting = new Set<RelayEnd>();
+  #timer: Timer | undefined;
+
+  constructor(rates: RelayRates, sessions: Sessions) {
+    this.rates = rates;
+    this.#sessions = sessions;
+    this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
+  bytes(): Map<string, number> {
+    const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
+    return new Map(paired.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
+  }
+
+  /** A token by which both can come here, once; undefined where they may have no more. */
+  offer(a: Member, b: Member): string | undefined {
+    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
+    const isLoopback = ({ observed }: Member) => addressScope(splitEndpoint(observed).address) === "loopback";
+    const isOver = (member: Member) =>
+      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
+      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
+    if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
+    const token = newToken();
+    const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
+    this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
+    for (const { peer, subscriber: own } of [a, b]) {
+      this.#perAddress.add(own);
+      this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
+    }
+    return token;
+  }
+
+  /** Takes a connection that has said `relay`; throws a {@link Refusal}. */
+  join(session: Session, token: string): void {
+    const relay = this.#relays.get(token);
+    if (!relay || relay.isPaired)
+      throw new Refusal("bad-field", "token must be of a relay that is still open");
+    const now = performance.now();
+    const bucket = { tokens: (this.rates.rate * relaySliceMs) / 1000, at: now };
+    const end: RelayEnd = {
+      session,
+      relay,
+      other: undefined,
+      held: nothing,
+      bucket,
+      hasEnded: false,
+      isFinished: false,
+      isGone: false,
+      isPaused: false,
+      isBlocked: false,
+    };
+    session.relayed = end;
+    relay.ends.push(end);
+    if (relay.ends.length === 2) this.#pair(relay, now);
+  }
+
+  #pair(relay: Relay, now: number): void {
+    const [a, b] = relay.ends as [RelayEnd, RelayEnd];
+    [a.other, b.other] = [b, a];
+    relay.isPaired = true;
+    relay.untilMs = now + relaySilenceMs;
+    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
+    this.#sessions.tell({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
+    this.#pump(a, b, now);
+    this.#pump(b, a, now);
+  }
+
+  /** Something has come from one end. */
+  data(end: RelayEnd, chunk: Uint8Array): void {
+    if (end.other?.isGone) return;
+    end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
+    if (end.other) this.#pump(end, end.other, performance.now());
+    if (end.held.length === 0 || end.isPaused) return;
+    end.session.socket.pause();
+    end.isPaused = true;
+  }
+
+  /** One end takes more again. */
+  drained(end: RelayEnd): void {
+    if (!end.other) return;
+    end.other.isBlocked = false;
+    this.#pump(end.other, end, performance.now());
+  }
+
+  /** One end will send no more. */
+  ended(end: RelayEnd): void {
+    end.hasEnded = true;
+    if (end.other) return this.#pump(end, end.other, performance.now());
+    this.#withdraw(end);
+    this.#sessions.close(end.session, "it did not wait for the other side of the relay");
+  }
+
+  /** It came first and has not waited: it may come again. */
+  #withdraw({ relay, session }: RelayEnd): void {
+    relay.ends.splice(0);
+    session.relayed = undefined;
+  }
+
+  /** One end is gone: the other gets what that has sent. */
+  closed(end: RelayEnd): void {
+    const { relay, other } = end;
+    end.hasEnded = end.isGone = true;
+    if (!other) return this.#withdraw(end);
+    this.#waiting.delete(other);
+    if (other.isGone) return this.#forget(relay);
+    other.held = nothing;
+    this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
+    this.#pump(end, other, performance.now());
+  }
+
+  tick(now: number): void {
+    for (const relay of this.#relays.values()) {
+      if (now < relay.untilMs) continue;
+      if (!relay.isPaired) this.#forget(relay);
+      for (const { session } of relay.ends) {
+        if (relay.isPaired) session.socket.terminate();
+        else this.#expired(session);
+      }
+    }
+  }
+
+  #expired(session: Session): void {
+    session.relayed = undefined;
+    this.#sessions.refuse(session, new Refusal("limit", "the other side did not come", true));
+  }
+
+  /** Writes of what one end has sent as much as the rates and the other end allow. */
+  #pump(end: RelayEnd, other: RelayEnd, now: number): void {
+    if (other.isGone || end.isBlocked) return;
+    const { relay, bucket } = end;
+    const { rate, total } = this.rates;
+    const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
+    const part = end.held.subarray(0, Math.floor(allowed));
+    const written = part.length > 0 ? Math.max(0, other.session.socket.write(part)) : 0;
+    bucket.tokens -= written;
+    this.#total.tokens -= written;
+    relay.bytes += written;
+    if (written > 0) relay.untilMs = now + relaySilenceMs;
+    end.held = end.held.subarray(written);
+    end.isBlocked = written < part.length;
+    this.#waiting.delete(end);
+    if (end.held.length === 0) this.#emptied(end, other);
+    else if (!end.isBlocked) this.#wait(end);
+  }
+
+  /** All that one end has sent so far has been written to the other. */
+  #emptied(end: RelayEnd, other: RelayEnd): void {
+    end.held = nothing; // and not a view of what was read
+    if (!end.hasEnded) return this.#resume(end);
+    if (end.isGone) return this.#sessions.close(other.session, "the other side of the relay is gone");
+    if (!end.isFinished) other.session.socket.shutdown();
+    end.isFinished = true;
+  }
+
+  #resume(end: RelayEnd): void {
+    if (end.isPaused) end.session.socket.resume();
+    end.isPaused = false;
+  }
+
+  #wait(end: RelayEnd): void {
+    this.#waiting.add(end);
+    this.#timer ??= setInterval(() => this.#slice(), relaySliceMs);
+  }
+
+  #slice(): void {
+    const now = performance.now();
+    for (const end of [...this.#waiting]) {
+      if (this.#fill(this.#total, this.rates.total, now) < 1) return;
+      this.#pump(end, end.other!, now);
+    }
+    if (this.#waiting.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  #fill(bucket: Bucket, rate: number, now: number): number {
+    fill(bucket, (rate * relayBurstMs) / 1000, rate, now);
+    return bucket.tokens;
+  }
+
+  #forget(relay: Relay): void {
+    const { token, members, isPaired, bytes } = relay;
+    if (!this.#relays.delete(token)) return;
+    for (const { peer, subscriber: own } of members) {
+      this.#perAddress.remove(own);
+      const count = (this.#perMember.get(peer.id) ?? 0) - 1;
+      if (count > 0) this.#perMember.set(peer.id, count);
+      else this.#perMember.delete(peer.id);
+    }
+    if (isPaired)
+      this.#sessions.tell({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
   }
 }
 
@@ -1055,6 +1474,7 @@ export class Introducer {
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions: Introductions;
+  readonly #relays: Relays | undefined;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
@@ -1085,13 +1505,26 @@ export class Introducer {
       canMeasure: this.#probeListeners.length > 0,
       send: (member, message) => this.#send(member, message),
       show: (member, about, message) => this.#write(member, lineAbout(about, message)),
+      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#relays?.offer(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
       tell: this.#onEvent,
     });
+    const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
+    const { relayTotal: total = defaultRelayRates.total } = options;
+    if (relay) this.#relays = this.#makeRelays({ rate, total });
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
     this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
+  }
+
+  #makeRelays(rates: RelayRates): Relays {
+    return new Relays(rates, {
+      limits: this.limits,
+      refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
+      close: (session, reason) => this.#close(session, reason),
+      tell: this.#onEvent,
+    });
   }
 
   get host(): string {
@@ -1111,10 +1544,13 @@ export class Introducer {
   get participants(): Participant[] {
     const ids = new Map<string, number>();
     for (const { room, peer } of this.#members.values()) ids.set(`${peer.instance} ${room}`, peer.id);
+    const relayed = this.#relays?.bytes();
     return [...this.#members.values()].map((member) => {
       const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
         const id = this.#idOf(member.room, instance, told) ?? ids.get(`${instance} ${member.room}`);
-        return id === undefined ? [] : [{ id, route }];
+        if (id === undefined) return [];
+        const bytes = route === "relay" ? relayed?.get(relayKey(member, this.#members.get(id)!)) : undefined;
+        return [{ id, route, ...(bytes !== undefined && { relayedBytes: bytes }) }];
       });
       const { peer, room } = member;
       const punching = this.#introductions.punching(peer.id);
@@ -1156,7 +1592,7 @@ export class Introducer {
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
-      this.#send(session, { type: "bye", reason });
+      if (!session.relayed) this.#send(session, { type: "bye", reason });
       session.closing = true; // so that nobody is told of everyone else's leaving
     }
     for (const session of sessions) this.#close(session, reason);
@@ -1164,6 +1600,8 @@ export class Introducer {
     if (this.#connections.size > 0) await gone;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
     clearInterval(this.#timer);
+    this.#introductions.stop();
+    this.#relays?.stop();
     this.#listener.stop(true);
   }
 
@@ -1289,6 +1727,7 @@ export class Introducer {
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
     if (session.closing) return;
+    if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
     else this.#read(session, chunk);
@@ -1308,6 +1747,10 @@ export class Introducer {
         }
         for (const line of decoder.push(chunk.subarray(from, to))) this.#line(session, line);
         from = to;
+        if (session.relayed && from < chunk.length) {
+          this.#relays?.data(session.relayed, chunk.subarray(from));
+          break;
+        }
       }
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -1351,6 +1794,7 @@ export class Introducer {
 
   #ended(session: Session): void {
     session.hasEnded = true;
+    if (session.relayed) return this.#relays?.ended(session.relayed);
     if (session.held === undefined && !session.closing) this.#close(session, "it closed the connection");
   }
 
@@ -1418,6 +1862,7 @@ export class Introducer {
   }
 
   #drain(session: Session): void {
+    if (session.relayed && !session.closing) return this.#relays?.drained(session.relayed);
     if (session.unsent === undefined) return;
     const bytes = Buffer.concat(session.unsent);
     const rest = bytes.subarray(Math.max(0, session.socket.write(bytes)));
@@ -1454,6 +1899,7 @@ export class Introducer {
     session.closing = true;
     session.outgoing = "";
     this.#unhold(session);
+    if (session.relayed) this.#relays?.closed(session.relayed);
     this.#perSubscriber.remove(session.subscriber);
     this.#leave(session, reason);
     if (this.#connections.size === 0) this.#allGone?.();
@@ -1465,6 +1911,7 @@ export class Introducer {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
     this.#introductions.tick(now);
+    this.#relays?.tick(now);
   }
 
   #tickSession(session: Session, now: number): void {
@@ -1472,7 +1919,7 @@ export class Introducer {
     if (session.closing) {
       if (now >= session.deadlineAt) session.socket.terminate();
     } else if (!session.peer) {
-      if (now < session.deadlineAt) return;
+      if (now < session.deadlineAt || session.relayed) return;
       this.#refuse(
         session,
         new Refusal("not-registered", `register within ${deadline / 1000} s of connecting`, true),
@@ -1505,12 +1952,13 @@ export class Introducer {
   #handle(session: Session, message: ToIntroducer): void {
     if (message.type === "register") return this.#register(session, message);
     if (message.type === "verify") return this.#verify(session, message.token);
+    if (message.type === "relay") return this.#relay(session, message.token);
     if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
     const member = session as Member;
     switch (message.type) {
       case "connect":
         this.#countIntroduction(member);
-        return this.#introductions.ask(member, this.#neighbour(member, message.peer));
+        return this.#connect(member, message);
       case "linked":
         return this.#linked(member, message);
       case "unlinked":
@@ -1530,9 +1978,20 @@ export class Introducer {
     }
   }
 
+  #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
+    this.#countIntroduction(member);
+    this.#introductions.ask(member, this.#neighbour(member, peer), relay !== false);
+  }
+
+  #relay(session: Session, token: string): void {
+    if (session.peer) throw new Refusal("already-registered", "relay belongs on a connection of its own");
+    if (!this.#relays) throw new Refusal("bad-field", "this introducer does not relay");
+    this.#relays.join(session, token);
+  }
+
   #register(session: Session, message: MessageOf<"register">): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
-    const { name, room, fingerprint } = message;
+    const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
@@ -1543,8 +2002,10 @@ export class Introducer {
     }
     this.#checkRoom(session, others);
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
-    session.peer = { ...own, instance, fingerprint, mapping: "unknown", since: Date.now() };
+    const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
+    session.peer = { ...shown, mapping: "unknown", since: Date.now() };
     session.room = room;
+    session.takesRelay = !message.direct;
     const member = session as Member;
     this.#keepLinks(member, message.links);
     this.#welcome(member, others);
@@ -1576,7 +2037,8 @@ export class Introducer {
     const alternates = hasAlternate ? [formatEndpoint(this.#alternate!, probePorts[0]!)] : [];
     const verify = this.#verification(member);
     const own = { id, name, room, public: observed, private: candidates };
-    this.#send(member, { type: "registered", ...own, probePorts, alternates, ...(verify && { verify }) });
+    const offers = { ...(verify && { verify }), ...(this.#relays && { relay: this.#relays.rates }) };
+    this.#send(member, { type: "registered", ...own, probePorts, alternates, ...offers });
     this.#ping(member, performance.now());
     this.#write(member, snapshot(others));
   }
@@ -1829,6 +2291,10 @@ Options:
   --probe-ports A,B  further ports, where participants measure how their
                      NAT maps (default: the next two; none: no measuring)
   --alternate ADDR   a second address of this host, for finer measuring
+  --no-relay         carry no bytes of those who have no direct way
+  --relay-rate N     bytes a second of one relayed link, each way
+                     (default: 1M; K, M, G: times 1024 and so on)
+  --relay-total N    bytes a second of all relayed links (default: 16M)
   -q, --quiet        results, errors and warnings only
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
@@ -1920,6 +2386,9 @@ const options = {
   host: { type: "string" },
   "probe-ports": { type: "string" },
   alternate: { type: "string" },
+  "no-relay": { type: "boolean" },
+  "relay-rate": { type: "string" },
+  "relay-total": { type: "string" },
   quiet: { type: "boolean", short: "q" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -1941,6 +2410,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     ...(host !== undefined && { host }),
     ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
     ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
+    ...readRelay(values),
     json,
     quiet,
   };
@@ -1953,6 +2423,26 @@ function readAlternate(text: string): string {
   if (!ownAddresses().some((own) => own.address === address))
     throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
   return address;
+}
+
+function readRelay(values: { "no-relay"?: boolean; "relay-rate"?: string; "relay-total"?: string }) {
+  const { "no-relay": isOff = false, "relay-rate": rate, "relay-total": total } = values;
+  if (isOff && (rate ?? total) !== undefined)
+    throw new UsageError("--no-relay leaves nothing for --relay-rate or --relay-total");
+  return {
+    ...(isOff && { relay: false }),
+    ...(rate !== undefined && { relayRate: readBytes("--relay-rate", rate) }),
+    ...(total !== undefined && { relayTotal: readBytes("--relay-total", total) }),
+  };
+}
+
+/** `65536`, `64K`, `1M`: at least 1K, for a TLS handshake has to get through. */
+function readBytes(option: string, text: string): number {
+  const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
+  const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");
+  if (bytes < 1024)
+    throw new UsageError(`${option} takes bytes a second such as 65536, 64K or 1M, not ${text}`);
+  return bytes;
 }
 
 function readProbePorts(text: string): number[] {

@@ -45,6 +45,10 @@ export const controlSilenceMs = 60_000;
 /** Keepalive period on a link, and the silence after which the peer counts as dead: within 45 s of its death. */
 export const linkKeepaliveMs = 15_000;
 export const linkSilenceMs = 44_000;
+/** How long an offer of a relay holds, and how long its first side waits for the other. */
+export const relayOfferMs = 10_000;
+/** Without a direct link by then, a relay is offered beside the rounds of the punch. */
+export const relayAfterMs = 1000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
 export const defaultRoom = "lobby";
@@ -301,6 +305,8 @@ export interface Peer {
   instance: string;
   /** SHA-256 of its certificate, 64 hex digits. */
   fingerprint: string;
+  /** What shows those who know the room that it does, too: 64 hex digits, made and judged by participants only. */
+  proof?: string;
   /** Host candidates (RFC 8445 §5.1.1.1). */
   private: Endpoint[];
   /** What the introducer saw: the server-reflexive candidate. */
@@ -330,10 +336,16 @@ export interface ReportedLink {
   route: Route;
 }
 
+/** Bytes a second. */
+export interface RelayRates {
+  rate: number;
+  total: number;
+}
+
 /** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
 export type Role = "controlling" | "controlled";
-/** How a connection came about: accepted by our listener, or by our connect() to that kind of candidate. */
-export const routes = ["listen", "private", "public", "predicted", "birthday"] as const;
+/** How a connection came about: accepted by our listener, by our connect() to that kind of candidate, or by relay. */
+export const routes = ["listen", "private", "public", "predicted", "birthday", "relay"] as const;
 export type Route = (typeof routes)[number];
 
 /** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
@@ -351,17 +363,29 @@ export type ToIntroducer =
       instance: string;
       fingerprint: string;
       private: Endpoint[];
+      /** Handed on as {@link Peer.proof}. */
+      proof?: string;
       /** The links it has already. */
       links: ReportedLink[];
+      /** It takes no relay. */
+      direct?: true;
     }
   /**
    * The one line of a further connection to the introducer, from the shared port to `registered.verify`: shows where the
    * participant is seen in the other address family. Answered by `observed`, and told to the room.
    */
   | { type: "verify"; token: string }
-  /** Sent by the side that wants a link, when the user says `connect`. */
-  | { type: "connect"; peer: number }
-  /** Sent by both sides when they hold the nominated connection; `token` is that of the punch. */
+  /**
+   * The one line of a further connection to the introducer: takes what `relay` offered. Answered by `relaying` once the
+   * other side has come; from then on its bytes are the other side's.
+   */
+  | { type: "relay"; token: string }
+  /**
+   * Sent by the side that wants a link, when the user says `connect`; with `relay: false` by one that looks for a direct
+   * way to replace what it has.
+   */
+  | { type: "connect"; peer: number; relay?: false }
+  /** Sent by both sides when they hold the nominated connection; `token` is that of the punch, or of the relay. */
   | { type: "linked"; peer: number; token: string; route: Route; local: Endpoint; remote: Endpoint }
   /** Sent by both sides when a link has ended. */
   | { type: "unlinked"; peer: number; reason: UnlinkReason }
@@ -396,6 +420,8 @@ export type ToParticipant =
       alternates: Endpoint[];
       /** Where the introducer can be reached in the other address family, and what `verify` repeats. */
       verify?: { endpoint: Endpoint; token: string };
+      /** Where it relays: bytes a second, of one link in each direction and of all links. */
+      relay?: RelayRates;
     }
   /** Sent on a connection to a probe port, at once, and in answer to `verify`: what the introducer sees. */
   | { type: "observed"; endpoint: Endpoint }
@@ -423,6 +449,10 @@ export type ToParticipant =
       own?: Prediction;
       theirs?: Prediction;
     }
+  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
+  | { type: "relay"; peer: Peer; role: Role; token: string }
+  /** Answers `relay` on its connection: what follows is the other side's. */
+  | { type: "relaying" }
   /** Answers `connect-back`. */
   | { type: "filtering"; filtering: Filtering }
   /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */
@@ -493,6 +523,10 @@ function hex(digits: number): Check<string> {
 function oneOf<T extends string>(words: readonly T[]): Check<T> {
   return (value, field) =>
     words.find((word) => word === value) ?? refuse(field, `one of ${words.join(", ")}`);
+}
+
+function exactly<T extends boolean>(only: T): Check<T> {
+  return (value, field) => (value === only ? only : refuse(field, String(only)));
 }
 
 function listOf<T>(item: Check<T>, maxItems: number): Check<T[]> {
@@ -567,6 +601,7 @@ const id = integer(1, Number.MAX_SAFE_INTEGER);
 const count = integer(0, Number.MAX_SAFE_INTEGER);
 const instance = hex(16);
 const fingerprint = hex(64);
+const proof = hex(64);
 const token = hex(32);
 const message = text(maxTextLength);
 const shortText = text(1024);
@@ -603,6 +638,7 @@ const peer = fieldsOf<Peer>({
   name,
   instance,
   fingerprint,
+  proof: optional(proof),
   private: endpoints,
   public: endpoint,
   otherPublic: optional(endpoint),
@@ -623,10 +659,13 @@ const toIntroducer: Table<ToIntroducer> = {
     instance,
     fingerprint,
     private: endpoints,
+    proof: optional(proof),
     links: listOf(reportedLink, maxReportedLinks),
-  },
+    direct: optional(exactly(true)),
+  } as Table<ToIntroducer>["register"],
   verify: { token },
-  connect: { peer: id },
+  relay: { token },
+  connect: { peer: id, relay: optional(exactly(false)) } as Table<ToIntroducer>["connect"],
   linked: { peer: id, token, route, local: endpoint, remote: endpoint },
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
   failed: { peer: id, token, reason },
@@ -647,6 +686,7 @@ const toParticipant: Table<ToParticipant> = {
     probePorts: listOf(port, maxProbePorts),
     alternates: listOf(endpoint, maxProbePorts),
     verify: optional(fieldsOf<{ endpoint: Endpoint; token: string }>({ endpoint, token })),
+    relay: optional(fieldsOf<RelayRates>({ rate: count, total: count })),
   } as Table<ToParticipant>["registered"],
   observed: { endpoint },
   peers: { peers: listOf(peer, 1024), more: boolean },
@@ -671,6 +711,8 @@ const toParticipant: Table<ToParticipant> = {
     own: optional(prediction),
     theirs: optional(prediction),
   } as Table<ToParticipant>["punch"],
+  relay: { peer, role: oneOf<Role>(["controlling", "controlled"]), token },
+  relaying: {},
   filtering: { filtering: oneOf(filterings) },
   failed: { peer: id, token, reason },
   notice: { text: message },

@@ -109,7 +109,11 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     ],
   ],
   verify: [[{ type: "verify", token }, `{"type":"verify","token":"${token}"}`]],
-  connect: [[{ type: "connect", peer: 2 }, `{"type":"connect","peer":2}`]],
+  relay: [[{ type: "relay", token }, `{"type":"relay","token":"${token}"}`]],
+  connect: [
+    [{ type: "connect", peer: 2 }, `{"type":"connect","peer":2}`],
+    [{ type: "connect", peer: 2, relay: false }, `{"type":"connect","peer":2,"relay":false}`],
+  ],
   linked: [
     [
       {
@@ -176,6 +180,13 @@ const goldenToParticipant: Golden<ToParticipant> = {
       `{"type":"updated","id":2,"otherPublic":"[2001:db8::5]:40000","mapping":"random"}`,
     ],
   ],
+  relay: [
+    [
+      { type: "relay", peer: bob, role: "controlled", token },
+      `{"type":"relay","peer":${bobJson},"role":"controlled","token":"${token}"}`,
+    ],
+  ],
+  relaying: [[{ type: "relaying" }, `{"type":"relaying"}`]],
   observed: [
     [
       { type: "observed", endpoint: at("203.0.113.7:40000") },
@@ -263,7 +274,9 @@ const directions: [
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
   refused: ["request", "peer"],
-  registered: ["verify"],
+  register: ["proof", "direct"],
+  registered: ["verify", "relay"],
+  connect: ["relay"],
   updated: ["otherPublic", "mapping", "roundTripMs"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
