@@ -12,7 +12,6 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
-import { createHash } from "node:crypto";
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
@@ -57,6 +56,7 @@ import {
   planRounds,
   printable,
   protocolVersion,
+  publicInstance,
   punchDeadlineMs,
   Refusal,
   registerDeadlineMs,
@@ -432,11 +432,6 @@ function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
 
 function waitRefusal(why: string, seconds: number): Refusal {
   return new Refusal("limit", `${why}: wait ${seconds} s`);
-}
-
-/** What others may know of it: with the value itself they could pass for a participant that comes back. */
-function publicInstance(instance: string): string {
-  return createHash("sha256").update(instance).digest("hex").slice(0, instance.length);
 }
 
 /** 122 random bits, as cheap as one of them must be when thousands a second are made. */

@@ -10,6 +10,9 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
+import type { Purpose } from "./native/link/link.ts";
+import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import type { Link } from "./native/link/link.ts";
 import {
@@ -48,6 +51,7 @@ import {
   type Colors,
   type Column,
   type Command,
+  type Part,
 } from "./native/terminal.ts";
 import {
   age,
@@ -62,6 +66,7 @@ import {
   planRounds,
   printable,
   protocolVersion,
+  publicInstance,
   roomProblem,
   scopeOf,
   splitEndpoint,
@@ -73,6 +78,7 @@ import {
   type Filtering,
   type Mapping,
   type Peer,
+  type Route,
   type Situation,
   type ToIntroducer,
   type ToParticipant,
@@ -95,6 +101,8 @@ const lastingMs = 10_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
+/** How long a link is kept without a connection, unless told otherwise. */
+export const defaultKeepMinutes = 10;
 /** A wait that lasts longer is announced. */
 const announceAfterMs = 1_000;
 
@@ -150,11 +158,16 @@ export interface ParticipantOptions {
   host: string;
   port: number;
   name: string;
-  room: string;
+  /** Made while we connect, where that takes time. */
+  room: Room | Promise<Room>;
   identity: Identity;
   onEvent: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */
   verbose?: boolean;
+  /** Never let the introducer relay our links. */
+  direct?: boolean;
+  /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
+  keepMinutes?: number;
 }
 
 type Registered = ToParticipant & { type: "registered" };
@@ -162,28 +175,28 @@ type Registered = ToParticipant & { type: "registered" };
 /** One registration with an introducer: what it said, and what was measured since. */
 class Registration implements Ground {
   readonly id: number;
-  readonly name: string;
-  readonly room: string;
   readonly public: Endpoint;
   readonly private: readonly Endpoint[];
   readonly probes: readonly Endpoint[];
   readonly alternates: readonly Endpoint[];
   readonly verify: Registered["verify"];
+  readonly introducer: Endpoint;
+  readonly takesRelay: boolean;
   readonly port: PunchPort;
   readonly control: ControlChannel;
-  readonly #credentials: Credentials;
+  readonly credentials: Credentials;
   behaviour: MappingBehaviour | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
 
-  constructor(control: ControlChannel, message: Registered, credentials: Credentials) {
+  constructor(control: ControlChannel, message: Registered, credentials: Credentials, takesRelay: boolean) {
     const { address } = splitEndpoint(control.remote);
     this.control = control;
-    this.#credentials = credentials;
+    this.introducer = control.remote;
+    this.credentials = credentials;
+    this.takesRelay = takesRelay;
     this.id = message.id;
-    this.name = message.name;
-    this.room = message.room;
     this.public = message.public;
     this.private = message.private;
     this.probes = message.probePorts.map((port) => formatEndpoint(address, port));
@@ -193,7 +206,7 @@ class Registration implements Ground {
   }
 
   portFor(localPort: number): PunchPort {
-    return new PunchPort(localPort, this.#credentials);
+    return new PunchPort(localPort, this.credentials);
   }
 
   send(message: ToIntroducer): void {
@@ -228,6 +241,7 @@ interface JoinAttempt {
 export class Participant {
   readonly options: ParticipantOptions;
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
@@ -252,8 +266,17 @@ export class Participant {
       ground: () => this.#registration,
       emit: (event) => this.#emit(event),
       isVerbose: options.verbose ?? false,
+      instance: publicInstance(this.#instance),
+      keepMs: (options.keepMinutes ?? defaultKeepMinutes) * 60_000,
+      stream: (_, stream, purpose) => this.#stream(stream, purpose),
+      returning: (peer) => this.#endIfRestarted(peer),
+      unlinked: () => this.#arrived(),
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
+  }
+
+  get hasQuit(): boolean {
+    return this.#hasQuit;
   }
 
   get isRegistered(): boolean {
@@ -269,8 +292,10 @@ export class Participant {
   get self(): Self | undefined {
     const registration = this.#registration;
     if (!registration) return undefined;
-    const { id, name, room, public: observed, private: hosts, behaviour } = registration;
+    const { id, public: observed, private: hosts, behaviour } = registration;
+    const { name } = this.options;
     const { fingerprint } = this.options.identity;
+    const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
     return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
   }
@@ -311,6 +336,11 @@ export class Participant {
   async connect(word: string, isVerbose = false): Promise<Link> {
     if (this.#hasQuit) throw new UserError("this participant has quit");
     return this.#find(word).connect(isVerbose);
+  }
+
+  /** The link with a peer, while there is one. */
+  linkWith(word: string): Link | undefined {
+    return this.#find(word).link;
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
@@ -455,10 +485,12 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port, name, room, identity } = this.options;
+    const { host, port, name, identity, direct } = this.options;
     let control: ControlChannel;
+    let room: Room;
     try {
-      control = await ControlChannel.open(host, port, otherStartedAs("introducer"));
+      const opening = ControlChannel.open(host, port, otherStartedAs("introducer"));
+      [room, control] = await Promise.all([this.options.room, opening]);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       return this.#joinFailed(attempt, error);
@@ -468,15 +500,20 @@ export class Participant {
     attempt.control = control;
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
+    this.#room = room;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
+    const { fingerprint } = identity;
+    const { instance } = this.#surroundings;
     control.send({
       type: "register",
       version: protocolVersion,
       name,
-      room,
+      room: room.id,
       instance: this.#instance,
-      fingerprint: identity.fingerprint,
+      fingerprint,
+      ...(room.key && { proof: prove(room.key, { fingerprint, name, instance }) }),
+      ...(direct && { direct }),
       private: hostCandidates(control.localAddress, control.port, overLoopback),
       links: peers.flatMap(({ instance, link }) => (link ? [{ peer: instance, route: link.route }] : [])),
     });
@@ -546,7 +583,8 @@ export class Participant {
       case "ping":
         return control.send({ type: "pong", id: message.id });
       case "observed":
-        return; // only ever sent to probes
+      case "relaying":
+        return; // only ever sent on other connections
       default:
         if (this.#registration?.control === control) this.#receiveRegistered(this.#registration, message);
     }
@@ -554,7 +592,10 @@ export class Participant {
 
   #receiveRegistered(
     registration: Registration,
-    message: Exclude<ToParticipant, { type: "registered" | "refused" | "bye" | "ping" | "observed" }>,
+    message: Exclude<
+      ToParticipant,
+      { type: "registered" | "refused" | "bye" | "ping" | "observed" | "relaying" }
+    >,
   ): void {
     switch (message.type) {
       case "peers":
@@ -569,6 +610,8 @@ export class Participant {
         return this.#remember(message.peer)?.measure(message);
       case "punch":
         return this.#remember(message.peer)?.punch(message);
+      case "relay":
+        return this.#remember(message.peer)?.relay(message);
       case "failed":
         return this.#byId(message.peer)?.failed(message);
       case "filtering":
@@ -582,9 +625,10 @@ export class Participant {
 
   #beginRegistration(control: ControlChannel, message: Registered): void {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
-    this.#state.registration = new Registration(control, message, this.#credentials);
+    this.#state.registration = new Registration(control, message, this.#credentials, !this.options.direct);
     this.#snapshot = [];
-    const { id, name, room, public: observed, private: candidates } = message;
+    const { id, name, public: observed, private: candidates } = message;
+    const room = this.#room!.words;
     this.#emit({ event: "registered", id, name, room, public: observed, private: candidates });
   }
 
@@ -596,6 +640,7 @@ export class Participant {
     if (more) return;
     for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
+    for (const peer of this.#peers.values()) peer.groundChanged();
     this.#emit({ event: "peers", peers: this.rows });
     if (this.#state.is !== "joining") return;
     const { attempt } = this.#state;
@@ -616,7 +661,9 @@ export class Participant {
   }
 
   #joined(peer: Peer): void {
-    if (!this.#remember(peer)) return;
+    const known = this.#remember(peer);
+    if (!known) return;
+    for (const other of this.#peers.values()) this.#endIfRestarted(other);
     const { id, name, private: hosts, public: observed } = peer;
     this.#emit({ event: "joined", peer: id, name, private: hosts, public: observed });
   }
@@ -635,19 +682,39 @@ export class Participant {
     this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
-  /** Stores the newest that is known of a peer; undefined when the introducer names too many. */
+  /**
+   * Stores the newest that is known of a peer; undefined when the introducer names too many. Whoever can't prove to be
+   * of the room is another one than who can.
+   */
   #remember(peer: Peer): RemotePeer | undefined {
-    const key = `${peer.instance} ${peer.fingerprint}`;
+    const doubt = distrust(this.#room!, peer);
+    const key = JSON.stringify([peer.instance, peer.fingerprint, peer.name, doubt]);
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers)
         return void this.#registration?.control.close("it names more peers than a room can have");
-      known = new RemotePeer(peer, this.#surroundings);
+      known = new RemotePeer(peer, this.#surroundings, doubt);
       this.#peers.set(key, known);
     }
     known.seen(peer);
     this.#arrived();
     return known;
+  }
+
+  /**
+   * A link without a channel whose peer is gone, while another program of the same name and certificate is here: it was
+   * started anew, and the new one knows nothing of the link.
+   */
+  #endIfRestarted(peer: RemotePeer): void {
+    if (!peer.isReturning || peer.isPresent) return;
+    const isSuccessor = (other: RemotePeer) =>
+      other !== peer && other.isPresent && other.fingerprint === peer.fingerprint && other.name === peer.name;
+    if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
+  }
+
+  #stream(stream: Stream, purpose: Purpose): void {
+    const use = printable(String(purpose["use"]).slice(0, 64));
+    stream.reset(`nobody takes streams for ${use} here`, resetCodes.refused);
   }
 
   #arrived(): void {
@@ -707,7 +774,10 @@ export class Participant {
         this.#registration === registration && void this.#remeasure(registration, againInMs);
       setTimeout(again, againInMs).unref();
     }
+    const isChanged =
+      registration.behaviour !== undefined && registration.behaviour.mapping !== behaviour.mapping;
     registration.behaviour = behaviour;
+    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged();
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
@@ -774,11 +844,20 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
 
 const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
   linked: (c) => c.green,
+  returning: (c) => c.yellow,
+  untrusted: (c) => c.red,
   punching: (c) => c.yellow,
   known: (c) => c.dim,
   failed: (c) => c.red,
 };
-const stateMarks: Record<PeerRow["state"], string> = { linked: "●", punching: "◌", known: "○", failed: "✗" };
+const stateMarks: Record<PeerRow["state"], string> = {
+  linked: "● linked",
+  returning: "◌ coming back",
+  punching: "◌ punching",
+  known: "○ known",
+  failed: "✗ failed",
+  untrusted: "✗ untrusted",
+};
 
 /** Two lines a peer and more: 80 columns suffice. */
 const narrowList: Column[] = [
@@ -807,7 +886,7 @@ export function renderList(rows: PeerRow[], columns: number, c: Colors): string 
     return "Nobody else is in the room. Others join with the same introducer and --room.";
   const isWide = columns >= wideColumns;
   const cells = rows.map((row) => [
-    [{ text: `${stateMarks[row.state]} ${row.state}`, paint: stateLabels[row.state](c) }],
+    [{ text: stateMarks[row.state], paint: stateLabels[row.state](c) }],
     [row.present ? String(row.id) : "-"],
     [{ text: printable(row.name), paint: c.bold }],
     ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
@@ -819,10 +898,11 @@ function narrowCells(row: PeerRow, c: Colors): Cell[] {
   const [first = "none", ...others] = row.private;
   const more = others.length > 0 ? [`+${others.length} more`] : [];
   const hosts = [first, ...more].map((text) => ({ text, paint: c.dim }));
-  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`, traffic(row)] : [];
+  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`] : [];
+  const bytes = row.route === undefined ? [] : [traffic(row)];
   return [
     [...hosts, row.public],
-    [linkWords(row), ...path, ...lastSeen(row)],
+    [linkPart(row, [linkWords(row)], c), ...path, ...bytes, ...lastSeen(row)],
   ];
 }
 
@@ -835,18 +915,50 @@ function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
   return [
     [{ text: hosts, paint: c.dim }],
     [row.public],
-    [words.filter(Boolean).join(" ")],
+    [linkPart(row, words, c)],
     [isLinked ? `${row.local}` : ""],
     [isLinked ? `→ ${row.remote}` : ""],
-    [isLinked ? traffic(row) : ""],
+    [row.route === undefined ? "" : traffic(row)],
   ];
+}
+
+/** What goes by the introducer's relay stands out. */
+function linkPart({ route }: PeerRow, words: string[], c: Colors): Part {
+  const text = words.filter(Boolean).join(" ");
+  return route === "relay" ? { text, paint: c.yellow } : { text };
 }
 
 function linkWords(row: PeerRow): string {
   if (row.state === "failed") return row.reason ?? "";
+  if (row.state === "untrusted") return "proof is wrong";
+  if (row.state === "returning") return `was ${row.route}, ${age(row.ageMs ?? 0)}`;
   if (row.state !== "linked") return "";
   const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
   return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
+}
+
+/** `list -v`: what the table has no room for. */
+export function renderDetails(rows: PeerRow[], c: Colors): string {
+  return rows.map((row) => renderDetail(row, c)).join("\n");
+}
+
+function renderDetail(row: PeerRow, c: Colors): string {
+  const toIntroducer = row.roundTripMs === undefined ? "" : `, ${row.roundTripMs} ms from the introducer`;
+  const facts: [string, string | undefined][] = [
+    ["distrust", row.distrust],
+    ["fingerprint", row.fingerprint],
+    ["mapping", `${row.mapping}${toIntroducer}`],
+    ["private", row.private.join(", ") || "none"],
+    ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
+    ["bytes", row.route === undefined ? undefined : traffic(row)],
+    ["round trip", row.rttMs === undefined ? undefined : ms(row.rttMs)],
+  ];
+  const lines = facts.flatMap(([what, value]) =>
+    value === undefined ? [] : [`  ${what.padEnd(12)} ${printable(value)}`],
+  );
+  return [`${c.bold(printable(row.name))} (${row.present ? row.id : "not in the room"})`, ...lines].join(
+    "\n",
+  );
 }
 
 /** Of a peer that the introducer does not list now. */
@@ -883,7 +995,7 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
   switch (event.event) {
     case "registered":
       return (
-        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in room ${printable(event.room)}\n` +
+        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in ${roomWords(event.room)}\n` +
         `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
       );
     case "peers":
@@ -904,11 +1016,17 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
         `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
       );
     case "linked":
-      return `${c.green("linked")} with ${who} by ${event.route}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
+      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
     case "failed":
       return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(`${printable(event.detail)}${natMayTell.has(event.reason) ? "; `nat` tells what kind of NAT you are behind" : ""}`)}`;
     case "unlinked":
       return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
+    case "broken":
+      return `${c.yellow("broken")}: the connection with ${who} (${printable(event.reason)}); what is under way waits`;
+    case "moved": {
+      const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
+      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
+    }
     case "waiting":
       return `${printable(event.text)} …`;
     case "said":
@@ -933,11 +1051,18 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
   }
 }
 
+const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);
+
 const natMayTell: ReadonlySet<FailureReason> = new Set([
   "no-candidate-answered",
   "both-mappings-random",
   "timed-out",
 ] as const);
+
+/** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
+function roomWords(room: string): string {
+  return room === defaultRoom ? `room ${defaultRoom}, which is open to everyone` : "a private room";
+}
 
 function tellPeers(rows: PeerRow[]): string {
   const here = rows.filter(({ present }) => present);
@@ -998,7 +1123,7 @@ export function renderNat(report: NatReport, c: Colors): string {
 /** What `whoami` answers. */
 function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
   return [
-    `${c.bold(printable(self.name))} (${self.id}) in room ${printable(self.room)}`,
+    `${c.bold(printable(self.name))} (${self.id}) in ${roomWords(self.room)}`,
     `  private      ${self.private.join(", ") || "none"}`,
     `  public       ${self.public}`,
     `  mapping      ${self.mapping}`,
@@ -1041,7 +1166,7 @@ function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): 
 // --- the prompt ------------------------------------------------------------------------------------------
 
 const commands = [
-  { key: "s", word: "list", operands: "", what: "who is here, and whom you are linked with" },
+  { key: "s", word: "list", operands: "[-v]", what: "who is here, and whom you are linked with" },
   { key: "d", word: "connect", operands: "PEER ... [-v]", what: "punch holes (-v: tell every attempt)" },
   { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
   { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
@@ -1099,7 +1224,7 @@ class Prompt {
     const [peer = ""] = words;
     switch (command) {
       case "list":
-        return this.#list(participant.rows);
+        return this.#list(participant.rows, flags.includes("-v"));
       case "connect":
         return connectAll(words, flags.includes("-v"), participant);
       case "say":
@@ -1129,9 +1254,11 @@ class Prompt {
     if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
   }
 
-  #list(rows: PeerRow[]): void {
+  #list(rows: PeerRow[], isVerbose: boolean): void {
     if (this.#isJson) return this.#json({ event: "peers", peers: rows });
-    this.#terminal.result(renderList(rows, this.#terminal.width, this.#terminal.resultColors));
+    const { width, resultColors: colors } = this.#terminal;
+    this.#terminal.result(renderList(rows, width, colors));
+    if (isVerbose && rows.length > 0) this.#terminal.result(renderDetails(rows, colors));
   }
 
   #whoami({ self }: Participant): void {
@@ -1179,9 +1306,13 @@ in the environment) and opens direct TCP connections to others in the room.
 
 Options:
   --name NAME     what others call you: one word (default: user@host)
-  --room ROOM     who sees whom; an unguessable name is a private room
-                  (default: ${defaultRoom})
-  --connect PEER  punch a hole to PEER as soon as it is there
+  --room WORDS    the private room of those who know the WORDS, which the
+                  introducer never learns (also from ROOM in the environment);
+                  new: makes such words (default: ${defaultRoom}, open to everyone)
+  --connect PEER  keep a link to PEER, from when it is there
+  --keep MINUTES  how long a link without a connection waits for the peer to
+                  come back (default: ${defaultKeepMinutes}; 0: not at all)
+  --direct        never let the introducer relay a link
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends
   -v, --verbose   show every attempt of a punch
@@ -1202,8 +1333,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 interface Arguments {
   introducer: string | undefined;
   name: string;
-  room: string;
+  /** Undefined for the lobby. */
+  room: string | undefined;
   connect: string[];
+  keepMinutes: number;
+  direct: boolean;
   nat: boolean;
   stay: boolean;
   verbose: boolean;
@@ -1215,6 +1349,8 @@ const options = {
   name: { type: "string" },
   room: { type: "string" },
   connect: { type: "string", multiple: true },
+  keep: { type: "string" },
+  direct: { type: "boolean" },
   nat: { type: "boolean" },
   stay: { type: "boolean" },
   verbose: { type: "boolean", short: "v" },
@@ -1232,20 +1368,42 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
   if (problem) throw new UsageError(`--name ${problem}`);
-  const badRoom = values.room === undefined ? undefined : roomProblem(values.room);
+  const room = values.room ?? (process.env.ROOM || undefined);
+  const badRoom = room === undefined ? undefined : roomProblem(room);
   if (badRoom) throw new UsageError(`--room ${badRoom}`);
   return {
     introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
     name,
-    // Who only measures disturbs nobody.
-    room: values.room ?? (values.nat ? `nat ${crypto.randomUUID()}` : defaultRoom),
+    room: room === defaultRoom ? undefined : room,
     connect: values.connect ?? [],
+    keepMinutes: readKeep(values.keep),
+    direct: values.direct ?? false,
     nat: values.nat ?? false,
     stay: values.stay ?? false,
     verbose: values.verbose ?? false,
     quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
+}
+
+function readKeep(text: string | undefined): number {
+  if (text === undefined) return defaultKeepMinutes;
+  const minutes = /^\d{1,5}(\.\d+)?$/.test(text) ? Number(text) : NaN;
+  // setTimeout takes no more than 2^31 ms.
+  if (!(minutes <= 30_000)) throw new UsageError(`--keep takes minutes from 0 to 30000, not ${text}`);
+  return minutes;
+}
+
+/** The room to be in; words that are made here are told. */
+function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
+  // Who only measures disturbs nobody.
+  if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
+  if (room === undefined) return openRoom(defaultRoom);
+  if (room !== "new") return secretRoom(room);
+  const words = newRoomWords();
+  const invitation = `${startedAs("participant")} ${introducer} --room ${words}`;
+  terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);
+  return secretRoom(words);
 }
 
 function defaultName(): string {
@@ -1314,7 +1472,9 @@ async function main(terminal: Terminal): Promise<number> {
   const participant = new Participant({
     ...readHostPort(introducer),
     name: options.name,
-    room: options.room,
+    room: chooseRoom(options, introducer, terminal),
+    keepMinutes: options.keepMinutes,
+    direct: options.direct,
     identity: identityOrOneForNow((message) => prompt.event({ event: "warning", message })),
     verbose: options.verbose,
     onEvent: (event) => prompt.event(event),
@@ -1356,7 +1516,12 @@ async function live(
     await participant.waitFor(peer);
     await participant.connect(peer);
   };
-  const connecting = Promise.all(options.connect.map((peer) => attempt(() => connectTo(peer))));
+  const connecting = Promise.all(
+    options.connect.map(async (peer) => {
+      await attempt(() => connectTo(peer));
+      void keepLinked(participant, peer);
+    }),
+  );
   const run = (line: string) => attempt(() => prompt.run(line, participant));
   if (terminal.isInteractive) {
     await converse(participant, terminal, run);
@@ -1369,6 +1534,24 @@ async function live(
   }
   if (options.stay) await new Promise<never>(() => {});
   return failures > 0 ? 1 : 0;
+}
+
+/** A link that ends is made again, until we end it ourselves. What goes wrong meanwhile is told as it happens. */
+async function keepLinked(participant: Participant, word: string): Promise<void> {
+  let pauseMs = firstRejoinMs;
+  while (!participant.hasQuit) {
+    const startedAt = performance.now();
+    try {
+      await participant.waitFor(word);
+      const link = participant.linkWith(word) ?? (await participant.connect(word));
+      if ((await link.ended) === "disconnected") return;
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+    }
+    const hasLasted = performance.now() - startedAt >= maxRejoinMs;
+    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxRejoinMs, pauseMs * 2);
+    await Bun.sleep(pauseMs * (0.5 + Math.random()));
+  }
 }
 
 /** Commands from a person run beside each other. */

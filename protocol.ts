@@ -78,6 +78,7 @@ export const failureReasons = {
   "no-candidate-answered": "none of the peer's endpoints answered",
   "both-mappings-random": "both NATs choose a random port for every connection, so none can be guessed",
   "authentication-failed": "something answered, but it could not prove to be the peer",
+  "relay-failed": "there is no direct way, and the relay did not work",
   refused: "the introducer refused",
   cancelled: "you cancelled it",
   "introducer-lost": "the connection to the introducer was lost before it introduced us",
@@ -319,6 +320,11 @@ export interface Peer {
   roundTripMs?: number;
   /** When it registered: milliseconds since the epoch, the introducer's clock. */
   since: number;
+}
+
+/** What others may know of an instance: with the value itself they could pass for a participant that comes back. */
+export function publicInstance(instance: string): string {
+  return new Bun.CryptoHasher("sha256").update(instance).digest("hex").slice(0, instance.length);
 }
 
 /** What can change of a peer while it is registered. */
@@ -606,7 +612,12 @@ const token = hex(32);
 const message = text(maxTextLength);
 const shortText = text(1024);
 /** What one side may say to the other; the rest is each side's own. */
-const ownReasons: ReadonlySet<string> = new Set<FailureReason>(["refused", "cancelled", "introducer-lost"]);
+const ownReasons: ReadonlySet<string> = new Set<FailureReason>([
+  "relay-failed",
+  "refused",
+  "cancelled",
+  "introducer-lost",
+]);
 const reason = oneOf((Object.keys(failureReasons) as FailureReason[]).filter((one) => !ownReasons.has(one)));
 const route = oneOf(routes);
 const mapping = oneOf(mappings);

@@ -4,6 +4,7 @@
  */
 import { expect, test } from "bun:test";
 import { makeIdentity } from "../native/link/identity.ts";
+import { openRoom } from "../native/link/room.ts";
 import { Participant, type ParticipantEvent } from "../participant.ts";
 import {
   encode,
@@ -172,7 +173,7 @@ test("nothing of a single candidate is told to the introducer", async () => {
 /** The class itself, for what the program's prompt would never do. */
 function participant(port: number) {
   const events: ParticipantEvent[] = [];
-  const options = { host: "127.0.0.1", port, name: "alice", room: "lobby", identity };
+  const options = { host: "127.0.0.1", port, name: "alice", room: openRoom("lobby"), identity };
   const one = new Participant({ ...options, onEvent: (event) => void events.push(event) });
   return { participant: one, events, [Symbol.asyncDispose]: () => one.quit() };
 }

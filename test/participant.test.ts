@@ -31,6 +31,7 @@ const known: PeerRow = {
   state: "known",
   present: true,
   lastSeenAt: Date.now(),
+  fingerprint: "ab".repeat(32),
   private: [at("192.168.1.20:40000")],
   mapping: "unknown",
   public: at("203.0.113.7:40000"),
@@ -157,7 +158,7 @@ test.each<[ParticipantEvent, string]>([
       public: known.public,
       private: [...known.private, longest],
     },
-    `registered as al (1) in room lobby\n  private 192.168.1.20:40000, ${longest}\n  public  203.0.113.7:40000`,
+    `registered as al (1) in room lobby, which is open to everyone\n  private 192.168.1.20:40000, ${longest}\n  public  203.0.113.7:40000`,
   ],
   [{ event: "peers", peers: [] }, "Nobody else is here yet."],
   [{ event: "peers", peers: [known] }, "here: bob@home (2). `connect bob@home` punches a hole"],
@@ -579,7 +580,7 @@ test.each(["SIGINT", "SIGTERM", "SIGHUP"] as const)("%s ends the program in orde
 
 test("what a peer that vanished never heard is said", async () => {
   await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice");
+  await using alice = new Driven(house.port, "alice", "--keep", "0");
   await using bob = new Driven(house.port, "bob");
   await met(alice, bob);
   await link(alice, bob);

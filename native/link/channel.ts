@@ -75,6 +75,23 @@ function inWords(error: Error): string {
   return networkErrors[code] ?? error.message;
 }
 
+/** A connected descriptor that Node reads and writes, and that closes by RST. */
+export interface Connection {
+  readonly raw: net.Socket;
+  /** Owned by `raw`, and valid until it is closed. */
+  readonly fd: number;
+  readonly local: Endpoint;
+  readonly remote: Endpoint;
+}
+
+/** Takes over the descriptor of `socket`; throws a SystemError when it was reset meanwhile, and it is still the caller's. */
+export function adopt(socket: Socket): Connection {
+  socket.closeAbortively().noDelay();
+  const { local, remote } = socket;
+  const fd = socket.release();
+  return { raw: netModule().connect({ fd } as unknown as net.NetConnectOpts), fd, local, remote };
+}
+
 /** TLS on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */
 export class Channel implements Carrier {
   readonly route: Route;
@@ -90,7 +107,6 @@ export class Channel implements Carrier {
   onWritten: () => void = () => {};
   /** Called once, with the reason in plain words. */
   onClose: (reason: string) => void = () => {};
-  /** Owned by `#raw`, and valid until it is closed. */
   readonly #fd: number;
   readonly #side: Side;
   readonly #raw: net.Socket;
@@ -104,15 +120,14 @@ export class Channel implements Carrier {
   #isClosed = false;
   #closing: NodeJS.Timeout | undefined;
 
-  /** Takes over the descriptor of `socket`. */
-  constructor(socket: Socket, route: Route, side: Side, { context }: Credentials) {
-    socket.closeAbortively().noDelay();
-    this.local = socket.local;
-    this.remote = socket.remote;
+  /** Takes over the connection. */
+  constructor({ raw, fd, local, remote }: Connection, route: Route, side: Side, { context }: Credentials) {
+    this.local = local;
+    this.remote = remote;
     this.route = route;
     this.#side = side;
-    this.#fd = socket.release();
-    this.#raw = netModule().connect({ fd: this.#fd } as unknown as net.NetConnectOpts);
+    this.#fd = fd;
+    this.#raw = raw;
     this.#raw.on("error", (error) => this.#end(inWords(error)));
     this.#tls = side.role === "controlling" ? this.#client(side, context) : this.#server(side, context);
     this.secured = this.#handshake();

@@ -1,71 +1,109 @@
 /**
- * A link: a channel that was nominated, with texts, keepalive and an orderly end. Owns its channel. It never knows
- * the introducer and never prints. For native/punch/ and participant.ts.
+ * A link: what two running programs share. A session, the stream of lines on it (texts and their answers), and the
+ * channels it has gone by so far; between two of them the link waits, and is given up only after a while. Owns its
+ * session. It seeks no channel and never prints: its owner brings channels and is told when one is wanted. For
+ * native/link/peer.ts.
  */
 import {
-  linkKeepaliveMs,
-  linkSilenceMs,
-  maxTextLength,
-  unlinkReasons,
+  byeReasons,
+  encode,
+  LineDecoder,
+  parseLinkLine,
+  Refusal,
   type ByeReason,
   type Endpoint,
+  type LinkLine,
+  type Role,
   type Route,
-  type ToPeer,
   type UnlinkReason,
 } from "../../protocol.ts";
-import { LinkError, type Channel, type ChannelEnd } from "./channel.ts";
+import type { Offer } from "./carrier.ts";
+import { LinkError, type Channel } from "./channel.ts";
+import { Session, type CarrierEvent, type EndedBy } from "./session.ts";
+import { resetCodes, type Stream } from "./stream.ts";
 
-/** How long an orderly end waits for the peer's answer before it resets the connection. */
-const byeTimeoutMs = 1_000;
-/** How long a `say` or `ping` waits for the peer's answer. */
-const answerTimeoutMs = 10_000;
+/** Texts and pings that may wait for an answer at once. */
+const maxWaiting = 1024;
+/** The session says so again while it does. */
+const looksDeadForMs = 5_000;
+/** How long an orderly end may take when nothing has to be sent first. */
+const endTimeoutMs = 1_000;
+
+/** What the peer means by the reason it gives. */
+const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
+  disconnected: "peer-disconnected",
+  quit: "peer-quit",
+  replaced: "replaced",
+};
+
+/** What a stream is for, as the side that opens it says. */
+export type Purpose = Record<string, unknown>;
+
+export interface LinkOwner {
+  said(text: string): void;
+  /** A stream that the peer has opened; whoever does not want it resets it. */
+  stream(stream: Stream, purpose: Purpose): void;
+  /** There is no channel now: streams wait. */
+  broken(reason: string): void;
+  /** There is one, but it may be dead: another one should be sought beside it. */
+  looksDead(): void;
+  /** It goes by another channel. `gapMs`: how long nothing went; 0 when the old one was alive. */
+  moved(channel: Channel, gapMs: number): void;
+  /** Called once. */
+  ended(reason: UnlinkReason, detail: string): void;
+}
 
 /** An answer that is waited for: `heard` or `pong`. */
 interface Waiting {
   resolve: (elapsedMs: number) => void;
   reject: (error: LinkError) => void;
   sentAt: number;
-  timer: NodeJS.Timeout;
 }
 
-/** Why we may end a link, which is also what the peer is told. */
-export type CloseReason = Exclude<ByeReason, "answer">;
-type LinkState =
-  { is: "open" } | { is: "closing"; by: "us" | "peer"; reason: UnlinkReason } | { is: "closed" };
+export interface LinkOptions {
+  /** That of the side on the first channel. */
+  role: Role;
+  /** SHA-256 of the peer's certificate. */
+  fingerprint: string;
+  /** How long it is kept without a channel: milliseconds; 0 ends it with its first one. */
+  keepMs: number;
+  owner: LinkOwner;
+}
 
-/** What the peer's `bye` means to us. */
-const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
-  disconnected: "peer-disconnected",
-  quit: "peer-quit",
-  replaced: "replaced",
-  answer: "peer-disconnected", // to nothing that we said: it has ended the link all the same
-};
-
-/** The authenticated, nominated connection to a peer. */
 export class Link {
   readonly openedAt = Date.now();
-  /** The last measured round trip. */
-  rttMs: number | undefined;
-  onSaid: (text: string) => void = () => {};
-  /** Called once, with why the link ended; `detail` is for our own user. */
-  onClose: (reason: UnlinkReason, detail?: string) => void = () => {};
-  readonly #channel: Channel;
+  readonly session: Session;
+  readonly #owner: LinkOwner;
+  readonly #keepMs: number;
+  readonly #ended = Promise.withResolvers<UnlinkReason>();
   readonly #waiting = new Map<number, Waiting>();
-  readonly #ended = Promise.withResolvers<void>();
-  readonly #keepalive: NodeJS.Timeout;
-  readonly #silence: NodeJS.Timeout;
+  /** The latest. */
+  #channel: Channel;
+  #lines: Stream | undefined;
+  /** What was said before the stream of lines had come. */
+  #unsent: LinkLine[] = [];
   #nextId = 1;
-  #state: LinkState = { is: "open" };
+  #brokenSince: number | undefined;
+  #looksDeadSince = -Infinity;
+  #keepTimer: NodeJS.Timeout | undefined;
+  /** Why we end it. */
+  #closing: { reason: UnlinkReason; detail: string } | undefined;
 
-  constructor(channel: Channel, keepaliveMs = linkKeepaliveMs, silenceMs = linkSilenceMs) {
+  /** With an `offer`, the peer has spoken on the channel; without one, we nominated it and speak first. */
+  constructor(channel: Channel, { role, fingerprint, keepMs, owner }: LinkOptions, offer?: Offer) {
+    const id = offer?.hello.sessionId;
     this.#channel = channel;
-    channel.onMessage = (message) => this.#receive(message);
-    channel.onClose = (end) => this.#channelEnded(end);
-    this.#keepalive = setInterval(() => this.ping().catch(() => {}), keepaliveMs);
-    const silent = `nothing heard for ${silenceMs / 1000} s`;
-    this.#silence = setTimeout(() => this.#end("peer-silent", silent), silenceMs);
-    // The round trip is for the user's list; a link that ends meanwhile is told by onClose.
-    this.ping().catch(() => {});
+    this.#owner = owner;
+    this.#keepMs = keepMs;
+    this.session = new Session({ role, peer: fingerprint, ...(id !== undefined && { id }) });
+    this.session.onStream = (stream, purpose) => this.#onStream(stream, purpose);
+    this.session.onCarrier = (event) => this.#onCarrier(event);
+    this.session.onEnd = (reason, by) => this.#onEnd(reason, by);
+    if (offer) this.session.accept(offer);
+    else {
+      this.session.attach(channel);
+      this.#useLines(this.session.open({ use: "lines" }));
+    }
   }
 
   get route(): Route {
@@ -77,120 +115,193 @@ export class Link {
   get remote(): Endpoint {
     return this.#channel.remote;
   }
-  get bytesIn(): number {
-    return this.#channel.bytesIn;
+  /** Resolves, with the reason, when the link has ended. */
+  get ended(): Promise<UnlinkReason> {
+    return this.#ended.promise;
   }
-  get bytesOut(): number {
-    return this.#channel.bytesOut;
+  get isReturning(): boolean {
+    return this.#brokenSince !== undefined;
+  }
+  /** Whether the channel did not do what it should have, just now. */
+  get looksDead(): boolean {
+    return performance.now() - this.#looksDeadSince < looksDeadForMs;
   }
   get isOpen(): boolean {
-    return this.#state.is === "open";
+    return !this.session.isEnded && !this.#closing;
   }
 
-  get #endsByUs(): boolean {
-    return this.#state.is === "closing" && this.#state.by === "us";
+  /** Another channel that this side has nominated. */
+  attach(channel: Channel): void {
+    this.session.attach(channel);
+  }
+
+  /** Another channel, on which the peer has named this link. */
+  accept(offer: Offer): void {
+    this.session.accept(offer);
+  }
+
+  /**
+   * Opens a stream, a Duplex to its user; the peer is told what it is for. Throws a {@link LinkError} when the link has
+   * ended.
+   */
+  open(purpose: Purpose): Stream {
+    try {
+      return this.session.open(purpose);
+    } catch (error) {
+      throw new LinkError(error instanceof Error ? error.message : String(error));
+    }
   }
 
   /** Resolves when the peer's program has the text; rejects with a {@link LinkError} when that can't be known. */
   say(text: string): Promise<number> {
-    // The peer would refuse it, and end the link.
-    if (text.length > maxTextLength || !text.isWellFormed()) {
-      return Promise.reject(new LinkError(`a text has at most ${maxTextLength} characters of valid Unicode`));
-    }
     return this.#ask((id) => ({ type: "say", id, text }));
   }
 
-  /** Resolves to the round trip in milliseconds. */
-  async ping(): Promise<number> {
-    this.rttMs = await this.#ask((id) => ({ type: "ping", id }));
-    return this.rttMs;
+  /** Resolves to the round trip in milliseconds, from program to program. */
+  ping(): Promise<number> {
+    return this.#ask((id) => ({ type: "ping", id }));
   }
 
-  /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first. */
-  async close(reason: CloseReason): Promise<void> {
-    if (this.isOpen) this.#closing("us", reason, reason);
+  /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first, if it can. */
+  async close(reason: ByeReason): Promise<void> {
+    if (this.isOpen) this.#close(reason);
     await this.#ended.promise;
   }
 
-  #ask(message: (id: number) => ToPeer): Promise<number> {
+  /** Ends it now: its peer is not there any more. */
+  abandon(reason: UnlinkReason, detail: string): void {
+    if (this.session.isEnded) return;
+    this.#closing = { reason, detail };
+    this.session.abandon(reason);
+  }
+
+  #close(reason: ByeReason): void {
+    this.#closing = { reason, detail: "" };
+    if (this.isReturning) return this.session.abandon(reason);
+    const isBusy = () => this.session.outstandingBytes > 0;
+    const timer = setInterval(() => {
+      if (!isBusy()) this.session.abandon(reason);
+    }, endTimeoutMs);
+    void this.#ended.promise.then(() => clearInterval(timer));
+    this.session.finish(reason);
+  }
+
+  // --- lines ---------------------------------------------------------------------------------------------
+
+  #ask(message: (id: number) => LinkLine): Promise<number> {
     const { promise, resolve, reject } = Promise.withResolvers<number>();
-    if (!this.isOpen) {
-      reject(new LinkError("the link has ended"));
-      return promise;
+    if (!this.isOpen) reject(new LinkError("the link has ended"));
+    else if (this.#waiting.size >= maxWaiting)
+      reject(new LinkError(`${maxWaiting} texts already wait for the peer's answer`));
+    else {
+      const id = this.#nextId++;
+      this.#waiting.set(id, { resolve, reject, sentAt: performance.now() });
+      this.#send(message(id));
     }
-    const id = this.#nextId++;
-    const timer = setTimeout(() => {
-      this.#waiting.delete(id);
-      reject(new LinkError(`no answer within ${answerTimeoutMs / 1000} s`));
-    }, answerTimeoutMs);
-    this.#waiting.set(id, { resolve, reject, sentAt: performance.now(), timer });
-    this.#channel.send(message(id));
     return promise;
   }
 
-  #receive(message: ToPeer): void {
-    this.#silence.refresh();
-    switch (message.type) {
+  #send(line: LinkLine): void {
+    if (this.#lines) this.#lines.write(encode(line));
+    else this.#unsent.push(line);
+  }
+
+  #onStream(stream: Stream, purpose: Purpose): void {
+    if (purpose["use"] !== "lines") return this.#owner.stream(stream, purpose);
+    if (this.#lines) stream.reset("there is a stream of lines already", resetCodes.refused);
+    else this.#useLines(stream);
+  }
+
+  #useLines(stream: Stream): void {
+    const decoder = new LineDecoder();
+    this.#lines = stream;
+    for (const line of this.#unsent.splice(0)) this.#send(line);
+    stream.on("error", () => {}); // the link's end says it
+    stream.on("data", (chunk: Buffer) => {
+      try {
+        for (const line of decoder.push(chunk)) this.#receive(parseLinkLine(line));
+      } catch (error) {
+        if (!(error instanceof Refusal)) throw error;
+        this.abandon("protocol-error", error.message);
+      }
+    });
+  }
+
+  #receive(line: LinkLine): void {
+    if (this.session.isEnded) return;
+    switch (line.type) {
       case "say":
-        this.#channel.send({ type: "heard", id: message.id });
-        return this.onSaid(message.text);
+        this.#answer({ type: "heard", id: line.id });
+        return this.#owner.said(line.text);
       case "ping":
-        return this.#channel.send({ type: "pong", id: message.id });
+        return this.#answer({ type: "pong", id: line.id });
       case "heard":
       case "pong":
-        return this.#answered(message.id);
-      case "bye":
-        // The side that began has now seen all that the peer sent, and closes; the other answers.
-        if (this.isOpen) {
-          this.#closing("peer", peersReasons[message.reason], "answer");
-          this.#channel.finish();
-        } else if (this.#endsByUs && message.reason !== "answer") {
-          this.#channel.send({ type: "bye", reason: "answer" });
-          this.#channel.finish();
-        }
-        return;
-      case "nominate":
-        return; // said again by a peer that is sure; it changes nothing
+        return this.#answered(line.id);
     }
   }
 
-  #closing(by: "us" | "peer", reason: UnlinkReason, tellPeer: ByeReason): void {
-    this.#state = { is: "closing", by, reason };
-    this.#channel.send({ type: "bye", reason: tellPeer });
-    const timer = setTimeout(() => this.#end("connection-lost"), byeTimeoutMs);
-    void this.#ended.promise.then(() => clearTimeout(timer));
+  /** Who asks and does not read the answers is not answered for ever. */
+  #answer(line: LinkLine): void {
+    const lines = this.#lines!;
+    this.#send(line);
+    if (!lines.writableNeedDrain || lines.isPaused()) return;
+    lines.pause();
+    lines.once("drain", () => lines.resume());
   }
 
   #answered(id: number): void {
     const waiting = this.#waiting.get(id);
-    if (!waiting) return;
     this.#waiting.delete(id);
-    clearTimeout(waiting.timer);
-    waiting.resolve(performance.now() - waiting.sentAt);
+    waiting?.resolve(performance.now() - waiting.sentAt);
   }
 
-  #channelEnded({ is, detail }: ChannelEnd): void {
-    if (is === "protocol-error") return this.#end("protocol-error", detail);
-    this.#end("connection-lost", detail || "the connection was closed at the peer's end");
-  }
+  // --- channels come and go ------------------------------------------------------------------------------
 
-  /** `broken` is the reason unless an orderly end was under way. */
-  #end(broken: UnlinkReason, brokenDetail?: string): void {
-    if (this.#state.is === "closed") return;
-    const isOrderly = this.#state.is === "closing";
-    const reason = this.#state.is === "closing" ? this.#state.reason : broken;
-    const detail = isOrderly ? undefined : brokenDetail;
-    const told = unlinkReasons[reason] + (detail === undefined ? "" : `: ${detail}`);
-    this.#state = { is: "closed" };
-    clearInterval(this.#keepalive);
-    clearTimeout(this.#silence);
-    for (const { reject, timer } of this.#waiting.values()) {
-      clearTimeout(timer);
-      reject(new LinkError(`the link ended before the peer answered: ${told}`));
+  #onCarrier(event: CarrierEvent): void {
+    switch (event.is) {
+      case "looks-dead":
+        this.#looksDeadSince = performance.now();
+        return this.#owner.looksDead();
+      case "lost":
+        return this.#lost(event.reason);
+      case "moved":
+        this.#channel = event.carrier as Channel; // we bring no others
+        this.#brokenSince = undefined;
+        this.#looksDeadSince = -Infinity;
+        clearTimeout(this.#keepTimer);
+        return this.#owner.moved(this.#channel, event.gapMs);
     }
+  }
+
+  #lost(reason: string): void {
+    if (this.#keepMs === 0 || this.#closing) return this.abandon("connection-lost", reason);
+    this.#brokenSince = performance.now();
+    const minutes = this.#keepMs / 60_000;
+    this.#keepTimer = setTimeout(
+      () => this.abandon("connection-lost", `it did not come back within ${minutes} min`),
+      this.#keepMs,
+    );
+    this.#owner.broken(reason);
+  }
+
+  #onEnd(said: string, by: EndedBy): void {
+    clearTimeout(this.#keepTimer);
+    const { reason, detail } = this.#endOf(said, by);
+    for (const { reject } of this.#waiting.values())
+      reject(new LinkError(`the link ended before the peer answered${detail && `: ${detail}`}`));
     this.#waiting.clear();
-    this.#channel[Symbol.dispose]();
-    this.#ended.resolve();
-    this.onClose(reason, detail);
+    this.#ended.resolve(reason);
+    this.#owner.ended(reason, detail);
+  }
+
+  #endOf(said: string, by: EndedBy): { reason: UnlinkReason; detail: string } {
+    if (this.#closing && by === "us") return this.#closing;
+    if (by === "protocol") return { reason: "protocol-error", detail: said };
+    if (said === "peer-restarted") return { reason: "peer-restarted", detail: "" };
+    const known = byeReasons.find((one) => one === said);
+    if (known) return { reason: peersReasons[known], detail: "" };
+    // Its own diagnosis, such as that our lines break the protocol.
+    return { reason: "peer-disconnected", detail: said };
   }
 }

@@ -1,13 +1,13 @@
 /**
- * One peer's life: known, being introduced to us, linked, gone. {@link RemotePeer} is the single writer of its state
- * and owns the introduction and the link under way; it knows neither the prompt nor any other peer. For participant.ts.
+ * One peer's life: known, being introduced to us, linked, coming back, gone. {@link RemotePeer} is the single writer of
+ * its state and owns the introduction and the link under way; it sees to it that a link has a channel, and a direct one
+ * where that can be. It knows neither the prompt nor any other peer. For participant.ts.
  */
 import {
   failureReasons,
   maxTextLength,
   printable,
   UserError,
-  type ByeReason,
   type Endpoint,
   type FailureReason,
   type Mapping,
@@ -20,13 +20,25 @@ import {
   type Way,
 } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";
-import { Introduction, type Ground, type PunchMessage } from "../punch/introduction.ts";
+import { Introduction, type Ground, type Nominated, type PunchMessage } from "../punch/introduction.ts";
 import type { Attempt } from "../punch/punch.ts";
+import { judgeOffer, readOffer, refuseOffer, type Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
-import { Link } from "./link.ts";
+import { resumedStatus } from "./frame.ts";
+import { Link, type LinkOptions, type LinkOwner, type Purpose } from "./link.ts";
+import type { Stream } from "./stream.ts";
 
 /** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 const maxPastTokens = 16;
+/** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
+const offerTimeoutMs = 5_000;
+/**
+ * Pauses between two tries: for a link that has no channel or fears for it, and for one that is relayed. Doubled each
+ * time, and jittered by half.
+ */
+const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
+/** When the other side of a link without a channel asks, too. */
+const secondAsksAfterMs = 1_500;
 
 /** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
 interface Who {
@@ -48,6 +60,10 @@ export type PeerEvent = Who &
         elapsedMs: number;
       }
     | { event: "failed"; reason: FailureReason; detail: string }
+    /** The link has no channel now: its streams wait. */
+    | { event: "broken"; reason: string }
+    /** It goes by another channel. `gapMs`: how long nothing went. */
+    | { event: "moved"; route: Route; local: Endpoint; remote: Endpoint; gapMs: number }
     | { event: "unlinked"; reason: UnlinkReason; detail: string }
     | { event: "said"; text: string }
     | { event: "sent"; rttMs: number }
@@ -59,7 +75,8 @@ type EventOf<Event> = Event extends Who ? Omit<Event, keyof Who> : never;
 export interface PeerRow {
   id: number;
   name: string;
-  state: PeerState["is"];
+  state: PeerState;
+  fingerprint: string;
   /** Whether the introducer lists it. */
   present: boolean;
   /** When the introducer last did: milliseconds since the epoch. */
@@ -77,13 +94,17 @@ export interface PeerRow {
   ageMs?: number;
   bytesIn?: number;
   bytesOut?: number;
+  /** Channels that the link has gone by. */
+  carriers?: number;
+  /** Why it is untrusted. */
+  distrust?: string;
 }
 
-export type PeerState =
-  | { is: "known" }
-  | { is: "punching"; introduction: Introduction }
-  | { is: "linked"; link: Link }
-  | { is: "failed"; reason: FailureReason };
+/**
+ * `untrusted`: its proof is wrong. `punching`: being introduced. `returning`: linked, without a channel. What is not
+ * linked, and whose last punch failed, is `failed`.
+ */
+export type PeerState = "untrusted" | "known" | "punching" | "linked" | "returning" | "failed";
 
 /** A failure that has been told by an event already. */
 export class ToldError extends UserError {}
@@ -95,6 +116,16 @@ export interface PeerSurroundings {
   emit(event: PeerEvent): void;
   /** Report every attempt of every punch. */
   isVerbose: boolean;
+  /** Ours, as others see it. */
+  readonly instance: string;
+  /** How long a link is kept without a channel. */
+  readonly keepMs: number;
+  /** A stream that a peer has opened. */
+  stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void;
+  /** A link has lost its channel. */
+  returning(peer: RemotePeer): void;
+  /** A link has ended, or none came about. */
+  unlinked(peer: RemotePeer): void;
   /** Admits an introduction that we did not ask for; undefined when it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
@@ -103,18 +134,26 @@ export class RemotePeer {
   #peer: Peer;
   #isPresent = true;
   #lastSeenAt = Date.now();
-  #state: PeerState = { is: "known" };
+  #link: Link | undefined;
+  #introduction: Introduction | undefined;
+  #failure: FailureReason | undefined;
+  /** Why its proof is not believed. */
+  readonly distrust: string | undefined;
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
   #lastEndedAt: number | undefined;
+  readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
+  readonly #tokens = new WeakMap<Channel, string>();
   readonly #surroundings: PeerSurroundings;
-  /** Those who wait for the end of the introduction under way. */
+  /** Those who wait for a link. */
   #waiting: { resolve: (link: Link) => void; reject: (error: Error) => void }[] = [];
 
-  constructor(peer: Peer, surroundings: PeerSurroundings) {
+  constructor(peer: Peer, surroundings: PeerSurroundings, distrust?: string) {
     this.#peer = peer;
     this.#surroundings = surroundings;
+    this.distrust = distrust;
+    this.#seeker = new Seeker(() => this.#seek());
   }
 
   get id(): number {
@@ -126,29 +165,41 @@ export class RemotePeer {
   get instance(): string {
     return this.#peer.instance;
   }
+  get fingerprint(): string {
+    return this.#peer.fingerprint;
+  }
   get isPresent(): boolean {
     return this.#isPresent;
   }
   get link(): Link | undefined {
-    return this.#state.is === "linked" ? this.#state.link : undefined;
+    return this.#link;
+  }
+  get isReturning(): boolean {
+    return this.#link?.isReturning ?? false;
   }
   /** Whether nothing but the introducer's list keeps it in mind. */
   get isIdle(): boolean {
-    return this.#state.is === "known" || this.#state.is === "failed";
+    return !this.#link && !this.#introduction;
+  }
+
+  get state(): PeerState {
+    if (this.distrust !== undefined) return "untrusted";
+    if (this.#link) return this.#link.isReturning ? "returning" : "linked";
+    if (this.#introduction) return "punching";
+    return this.#failure ? "failed" : "known";
   }
 
   get row(): PeerRow {
-    const { id, name, private: hosts, public: observed, mapping, roundTripMs } = this.#peer;
-    const row = {
-      ...{ id, name, private: hosts, public: observed, mapping },
-      ...{ state: this.#state.is, present: this.#isPresent, lastSeenAt: this.#lastSeenAt },
+    const { id, name, fingerprint, private: hosts, public: observed, mapping, roundTripMs } = this.#peer;
+    const { state, distrust } = this;
+    return {
+      ...{ id, name, state, fingerprint, private: hosts, public: observed, mapping },
+      ...{ present: this.#isPresent, lastSeenAt: this.#lastSeenAt },
       ...(roundTripMs !== undefined && { roundTripMs }),
+      ...(distrust !== undefined && { distrust }),
+      ...(state === "failed" && { reason: this.#failure! }),
+      ...(this.#link && linkRow(this.#link)),
     };
-    if (this.#state.is === "failed") return { ...row, reason: this.#state.reason };
-    if (this.#state.is !== "linked") return row;
-    const { route, local, remote, rttMs, openedAt, bytesIn, bytesOut } = this.#state.link;
-    const measured = rttMs === undefined ? {} : { rttMs };
-    return { ...row, route, local, remote, ageMs: Date.now() - openedAt, bytesIn, bytesOut, ...measured };
   }
 
   // --- what the introducer says of it --------------------------------------------------------------------
@@ -157,26 +208,40 @@ export class RemotePeer {
   seen(peer: Peer): void {
     // A session that has not timed out yet may be listed beside the one that replaced it.
     if (this.#isPresent && peer.id < this.#peer.id) return;
+    const isNews = !this.#isPresent || peer.id !== this.#peer.id;
     this.#peer = peer;
     this.#isPresent = true;
     this.#lastSeenAt = Date.now();
+    if (isNews) this.#seekAnew();
   }
 
   change(change: PeerChange): void {
     this.#peer = { ...this.#peer, ...change };
     this.#lastSeenAt = Date.now();
+    // A round trip says nothing about how to get there.
+    if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
+  }
+
+  /** We are registered anew, or our own mapping has changed. */
+  groundChanged(): void {
+    this.#seekAnew();
   }
 
   /** It left the room. */
   left(): void {
     this.#absent();
-    if (this.#state.is === "punching") this.#state.introduction.abort("peer-left", "it left the introducer");
+    this.#introduction?.abort("peer-left", "it left the introducer");
   }
 
   /** Nobody knows whether it is still there. */
   introducerLost(reason: string): void {
     this.#absent();
-    if (this.#state.is === "punching") this.#state.introduction.introducerLost(reason);
+    this.#introduction?.introducerLost(reason);
+  }
+
+  /** Another program has come in its place, which knows nothing of our link. */
+  restarted(): void {
+    this.#link?.abandon("peer-restarted", "");
   }
 
   #absent(): void {
@@ -185,42 +250,41 @@ export class RemotePeer {
   }
 
   measure(message: ToParticipant & { type: "measure" }): void {
-    const introduction = this.#introduction(message);
-    void introduction?.measure(message);
+    void this.#introductionOf(message)?.measure(message);
   }
 
   punch(message: PunchMessage): void {
-    const isNew = this.#state.is !== "punching";
     // Whoever asks is controlling: if that is us, it answers a `connect` that was cancelled meanwhile.
-    if (isNew && message.role === "controlling") return this.#decline(message.token);
-    this.#introduction(message)?.punch(message);
+    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    this.#introductionOf(message)?.punch(message);
+  }
+
+  relay(message: ToParticipant & { type: "relay" }): void {
+    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    this.#introductionOf(message)?.relay(message);
   }
 
   /** A round's failure at the other side, or the answer to our `connect`. */
   failed({ token, reason }: ToParticipant & { type: "failed" }): void {
-    if (this.#state.is !== "punching") return;
-    const { introduction } = this.#state;
-    const isAnswer = introduction.isAsking && !this.#pastTokens.includes(token);
-    if (isAnswer || introduction.isOf(token)) introduction.abort(reason, failureDetail(reason, this.#peer));
+    const introduction = this.#introduction;
+    const isAnswer = introduction?.isAsking && !this.#pastTokens.includes(token);
+    if (isAnswer || introduction?.isOf(token)) introduction.failed(reason, failureDetail(reason, this.#peer));
   }
 
   /** The introducer refused our `connect`. */
   refused(text: string): void {
-    if (this.#state.is === "punching" && this.#state.introduction.isAsking)
-      this.#state.introduction.abort("refused", text);
+    if (this.#introduction?.isAsking) this.#introduction.abort("refused", text);
   }
 
   /** The introduction that a round belongs to; undefined when it was declined. */
-  #introduction({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
+  #introductionOf({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
+    if (this.distrust !== undefined) return void this.#decline(token);
     this.seen(peer);
     this.#pastTokens.push(token);
     this.#pastTokens.splice(0, this.#pastTokens.length - maxPastTokens);
-    if (this.#state.is === "punching") return this.#state.introduction;
+    if (this.#introduction) return this.#introduction;
     const unasked = this.#surroundings.admit(this);
-    if (!unasked) return void this.#decline(token);
-    // Only a peer that no longer has our link asks for another one.
-    this.#drop("replaced");
-    return this.#introduce(unasked);
+    return unasked ? this.#introduce(unasked) : void this.#decline(token);
   }
 
   #decline(token: string): void {
@@ -231,20 +295,29 @@ export class RemotePeer {
   #introduce(unasked?: Unasked): Introduction | undefined {
     const ground = this.#surroundings.ground();
     if (!ground) return undefined;
-    const introduction = new Introduction({
+    this.#failure = undefined;
+    this.#introduction = new Introduction({
       ground,
       peer: this.#peer,
       unasked,
       lastEndedAt: this.#lastEndedAt,
-      onRound: (round) => this.#emit({ event: "punching", ...round }),
+      onRound: (round) => this.#onRound(round),
       onAttempt: (attempt) => {
-        if (this.#surroundings.isVerbose || this.#isVerbose) this.#emit({ event: "attempt", ...attempt });
+        if (this.#isTold) this.#emit({ event: "attempt", ...attempt });
       },
-      onChannel: (channel, token, elapsedMs) => this.#linked(channel, token, elapsedMs),
-      onFailed: (reason, detail) => this.#failed(reason, detail),
+      onChannel: (channel, nominated) => this.#nominated(channel, nominated),
+      onEnd: (failure) => this.#introduced(failure),
     });
-    this.#setState({ is: "punching", introduction });
-    return introduction;
+    return this.#introduction;
+  }
+
+  get #isTold(): boolean {
+    return this.#surroundings.isVerbose || this.#isVerbose;
+  }
+
+  /** What a link does to live on is its own business. */
+  #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
+    if (!this.#link || this.#isTold) this.#emit({ event: "punching", ...round });
   }
 
   // --- what the user wants of it -------------------------------------------------------------------------
@@ -252,14 +325,16 @@ export class RemotePeer {
   /** Asks to be introduced, or joins the introduction under way; resolves to the link. */
   connect(isVerbose: boolean): Promise<Link> {
     this.#isVerbose = isVerbose;
-    if (this.#state.is === "linked") throw new UserError(`already linked with ${printable(this.name)}`);
-    const isNew = this.#state.is !== "punching";
-    if (isNew && !this.#isPresent) throw new UserError(`${printable(this.name)} is not in the room now`);
+    const name = printable(this.name);
+    if (this.distrust !== undefined) throw new UserError(`${name} is not trusted: ${this.distrust}`);
+    if (this.#link) throw new UserError(`already linked with ${name}`);
+    const isNew = !this.#introduction;
+    if (isNew && !this.#isPresent) throw new UserError(`${name} is not in the room now`);
     const introduction = isNew ? this.#introduce() : undefined;
     if (isNew && !introduction) throw new UserError("not registered with the introducer; `join` first");
     const { promise, resolve, reject } = Promise.withResolvers<Link>();
     this.#waiting.push({ resolve, reject });
-    introduction?.ask();
+    introduction?.ask(true);
     return promise;
   }
 
@@ -295,64 +370,137 @@ export class RemotePeer {
 
   /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
   async disconnect(): Promise<void> {
-    if (this.#state.is === "punching") return this.#state.introduction.cancel("cancelled", "disconnect");
+    if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
     await this.#linkFor("disconnect").close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
   async quit(): Promise<void> {
-    if (this.#state.is === "punching") this.#state.introduction.cancel("cancelled", "we are leaving");
-    await this.link?.close("quit");
+    this.#introduction?.cancel("cancelled", "we are leaving");
+    await this.#link?.close("quit");
   }
 
   #linkFor(command: string): Link {
-    if (this.#state.is === "linked") return this.#state.link;
+    if (this.#link) return this.#link;
     const next = command === "disconnect" ? "" : `; \`connect ${printable(this.name)}\` first`;
     throw new UserError(`not linked with ${printable(this.name)}${next}`);
   }
 
-  // --- transitions ---------------------------------------------------------------------------------------
+  // --- channels ------------------------------------------------------------------------------------------
 
-  #linked(channel: Channel, token: string, elapsedMs: number): void {
-    const link = new Link(channel);
-    this.#setState({ is: "linked", link });
-    link.onSaid = (text) => this.#emit({ event: "said", text });
-    link.onClose = (reason, detail = "") => this.#unlinked(link, reason, detail);
-    const { route, local, remote } = link;
+  /** The controlling side speaks first, and says which link the channel is for. */
+  #nominated(channel: Channel, nominated: Nominated): void {
+    this.#tokens.set(channel, nominated.token);
+    if (nominated.role === "controlled") {
+      channel.onClose = () => {}; // the introduction is over, and the peer will ask again
+      const forgotten = setTimeout(() => channel.destroy(), offerTimeoutMs);
+      return readOffer(
+        channel,
+        (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
+        () => clearTimeout(forgotten),
+      );
+    }
+    if (this.#link) this.#link.attach(channel);
+    else this.#linked(new Link(channel, this.#linkOptions("controlling")), channel, nominated);
+  }
+
+  #offered(channel: Channel, offer: Offer, nominated: Nominated): void {
+    switch (judgeOffer(offer, this.#link?.session, this.#peer.fingerprint)) {
+      case "resume":
+        return this.#link!.accept(offer);
+      case "refuse":
+        return refuseOffer(offer, resumedStatus.unknown);
+      case "begin":
+        // What is held is over at the peer: that is told first.
+        this.#link?.abandon("replaced", "");
+        return this.#linked(new Link(channel, this.#linkOptions("controlled"), offer), channel, nominated);
+    }
+  }
+
+  #linkOptions(role: Role): LinkOptions {
+    const owner: LinkOwner = {
+      said: (text) => this.#emit({ event: "said", text }),
+      stream: (stream, purpose) => this.#surroundings.stream(this, stream, purpose),
+      broken: (reason) => this.#broken(reason),
+      looksDead: () => this.#seeker.want("soon", this.#isFirst),
+      moved: (channel, gapMs) => this.#moved(channel, gapMs),
+      ended: (reason, detail) => this.#unlinked(reason, detail),
+    };
+    return { role, fingerprint: this.#peer.fingerprint, keepMs: this.#surroundings.keepMs, owner };
+  }
+
+  #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
+    if (!link.isOpen) return; // its peer had only a refusal to say
+    this.#link = link;
+    this.#failure = undefined;
+    const { route, local, remote } = channel;
     this.#emit({ event: "linked", route, local, remote, elapsedMs });
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
+    this.#seekDirect();
   }
 
-  /** Ends the link before its time, told now: never after whatever takes its place. */
-  #drop(reason: ByeReason & UnlinkReason): void {
-    if (this.#state.is !== "linked") return;
-    const { link } = this.#state;
-    link.onClose = () => {};
-    void link.close(reason);
-    this.#unlinked(link, reason, "");
+  #moved(channel: Channel, gapMs: number): void {
+    const { route, local, remote } = channel;
+    this.#seeker.rest();
+    this.#emit({ event: "moved", route, local, remote, gapMs });
+    const token = this.#tokens.get(channel);
+    if (token !== undefined) this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
+    this.#seekDirect();
   }
 
-  #unlinked(link: Link, reason: UnlinkReason, detail: string): void {
-    if (this.link !== link) return;
+  #broken(reason: string): void {
+    this.#emit({ event: "broken", reason });
+    this.#surroundings.returning(this);
+    this.#seeker.want("soon", this.#isFirst);
+  }
+
+  #unlinked(reason: UnlinkReason, detail: string): void {
+    this.#link = undefined;
     this.#lastEndedAt = performance.now();
-    this.#setState({ is: "known" });
+    this.#seeker.rest();
     this.#emit({ event: "unlinked", reason, detail });
     this.#tell({ type: "unlinked", peer: this.id, reason });
+    this.#surroundings.unlinked(this);
   }
 
-  #failed(reason: FailureReason, detail: string): void {
-    this.#setState({ is: "failed", reason });
+  // --- another channel -----------------------------------------------------------------------------------
+
+  /** Of the two, the side that asks at once; the other one asks when nothing has come of it. */
+  get #isFirst(): boolean {
+    return this.#surroundings.instance < this.#peer.instance;
+  }
+
+  #seekDirect(): void {
+    if (this.#link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
+  }
+
+  /** Something has changed that may make a way. */
+  #seekAnew(): void {
+    if (this.#link && (this.#link.isReturning || this.#link.route === "relay")) {
+      this.#seeker.hurry(this.#isFirst);
+    }
+  }
+
+  #seek(): void {
+    const link = this.#link;
+    if (!link || this.#introduction || !this.#isPresent) return;
+    const isInNeed = link.isReturning || link.looksDead;
+    if (!isInNeed && link.route !== "relay") return this.#seeker.rest();
+    this.#introduce()?.ask(isInNeed);
+  }
+
+  #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
+    this.#introduction = undefined;
+    if (this.#link || !failure) return this.#seeker.again();
+    const { reason, detail } = failure;
+    this.#failure = reason;
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
       `no link with ${printable(this.name)}: ${failureReasons[reason]} (${reason})`,
     );
     for (const { reject } of this.#waiting.splice(0)) reject(error);
-  }
-
-  /** The only writer of the state. */
-  #setState(state: PeerState): void {
-    this.#state = state;
+    this.#surroundings.unlinked(this);
   }
 
   #tell(message: Parameters<Ground["send"]>[0]): void {
@@ -363,6 +511,66 @@ export class RemotePeer {
     const who = { peer: this.#isPresent ? this.id : null, name: this.name };
     this.#surroundings.emit({ ...event, ...who } as PeerEvent);
   }
+}
+
+/** When another channel is sought, again and again until it is there. */
+class Seeker {
+  readonly #seek: () => void;
+  #wanted: keyof typeof pauses | undefined;
+  #pauseMs = 0;
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(seek: () => void) {
+    this.#seek = seek;
+  }
+
+  /** Said again, it goes on as it was. */
+  want(what: keyof typeof pauses, isFirst: boolean): void {
+    if (this.#wanted === what) return;
+    this.#wanted = what;
+    this.#pauseMs = pauses[what].firstMs;
+    this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
+  }
+
+  /** The pauses begin anew, with the shortest. */
+  hurry(isFirst: boolean): void {
+    if (!this.#wanted) return;
+    this.#pauseMs = pauses[this.#wanted].firstMs;
+    this.#in(isFirst ? 0 : secondAsksAfterMs);
+  }
+
+  /** It came to nothing. */
+  again(): void {
+    if (!this.#wanted) return;
+    this.#in(this.#jittered());
+    this.#pauseMs = Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs);
+  }
+
+  rest(): void {
+    this.#wanted = undefined;
+    clearTimeout(this.#timer);
+  }
+
+  #jittered(): number {
+    return this.#pauseMs * (0.5 + Math.random());
+  }
+
+  #in(ms: number): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      this.#seek();
+      // Where it could not be sought, because nobody is registered or the peer is away, it can be later.
+      if (this.#wanted) this.#in(this.#jittered());
+    }, ms);
+  }
+}
+
+function linkRow(link: Link): Partial<PeerRow> {
+  const { route, local, remote, openedAt, session } = link;
+  const { bytesIn, bytesOut, carriersSoFar, roundTripMs } = session;
+  const measured = roundTripMs === undefined ? {} : { rttMs: roundTripMs };
+  const ageMs = Date.now() - openedAt;
+  return { route, local, remote, ageMs, bytesIn, bytesOut, carriers: carriersSoFar, ...measured };
 }
 
 /** What helps with a failure that the other side or the introducer told us of. */

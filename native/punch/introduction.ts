@@ -1,7 +1,8 @@
 /**
  * Our side of one introduction: asks for it or is asked, measures and punches round after round as the introducer
- * orders, until a channel is nominated or all is over. Owns its punch and its timer, ends exactly once, and never
- * knows what the channel is for, nor any other peer. For native/link/peer.ts.
+ * orders, and takes the relay that it offers beside them, until a direct channel is nominated or all is over. Owns its
+ * punch, its try of the relay and its timer, ends exactly once, and never knows what a channel is for, nor any other
+ * peer. For native/link/peer.ts.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
@@ -14,17 +15,19 @@ import {
   type FailureReason,
   type Peer,
   type Prediction,
+  type Role,
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
-import type { Channel } from "../link/channel.ts";
+import type { Channel, Credentials } from "../link/channel.ts";
+import { RelayAttempt } from "../link/relay.ts";
 import { descriptorLimit } from "../socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
-import type { Attempt, Punch, PunchPort } from "./punch.ts";
+import { purposeOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
@@ -39,6 +42,10 @@ const headStartShare = 0.4;
 /** What an introduction stands on: our registration with the introducer. */
 export interface Ground {
   readonly id: number;
+  readonly introducer: Endpoint;
+  readonly credentials: Credentials;
+  /** Whether we let ourselves be relayed. */
+  readonly takesRelay: boolean;
   readonly port: PunchPort;
   readonly public: Endpoint;
   readonly private: readonly Endpoint[];
@@ -55,6 +62,7 @@ export interface Ground {
 
 export type PunchMessage = ToParticipant & { type: "punch" };
 type MeasureMessage = ToParticipant & { type: "measure" };
+type RelayMessage = ToParticipant & { type: "relay" };
 /** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
 type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 
@@ -67,12 +75,19 @@ export interface IntroductionOptions {
   lastEndedAt: number | undefined;
   onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
   onAttempt(attempt: Attempt): void;
-  /**
-   * Exactly one of these two is called, once. `token` is that of the round; `elapsedMs` counts from our `connect`, or
-   * from the introducer's first word.
-   */
-  onChannel(channel: Channel, token: string, elapsedMs: number): void;
-  onFailed(reason: FailureReason, detail: string): void;
+  /** A nominated channel: maybe a relayed one first, and maybe a direct one later. */
+  onChannel(channel: Channel, nominated: Nominated): void;
+  /** Called once, at the end. A reason is why there was no direct channel. */
+  onEnd(failure: { reason: FailureReason; detail: string } | undefined): void;
+}
+
+/** What a channel was nominated under. */
+export interface Nominated {
+  role: Role;
+  /** That of the round, or of the relay. */
+  token: string;
+  /** From our `connect`, or from the introducer's first word. */
+  elapsedMs: number;
 }
 
 export class Introduction {
@@ -87,6 +102,11 @@ export class Introduction {
   #isLast = false;
   #punch: Punch | undefined;
   #freshPort: PunchPort | undefined;
+  #role: Role | undefined;
+  #relay: RelayAttempt | undefined;
+  #relayToken: string | undefined;
+  /** Why the direct way failed, while the relay's outcome is awaited. */
+  #failure: { reason: FailureReason; detail: string } | undefined;
   #timer: NodeJS.Timeout | undefined;
   #isOver = false;
 
@@ -101,16 +121,20 @@ export class Introduction {
 
   /** Whether it still waits for the answer to our `connect`. */
   get isAsking(): boolean {
-    return this.#token === undefined;
+    return this.#token === undefined && this.#relayToken === undefined;
   }
 
   isOf(token: string): boolean {
-    return this.#token === token;
+    return token === this.#token || token === this.#relayToken;
   }
 
-  /** Asks the introducer. Our first SYN may leave before its word. */
-  ask(): void {
-    this.#options.ground.send({ type: "connect", peer: this.#peer.id });
+  /** Asks the introducer, and says whether a relay would do. Our first SYN may leave before its word. */
+  ask(mayRelay: boolean): void {
+    this.#options.ground.send({
+      type: "connect",
+      peer: this.#peer.id,
+      ...(!mayRelay && { relay: false }),
+    });
     const waitMs = this.#headStart();
     if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
     this.#expect("timed-out", "the introducer did not answer");
@@ -125,7 +149,7 @@ export class Introduction {
     let prediction: Prediction | undefined;
     if (way === "fresh") {
       const fresh = probe && (await observeFresh(probe));
-      if (fresh && this.isOf(token)) this.#freshPort = ground.portFor(fresh.port);
+      if (fresh && token === this.#token) this.#freshPort = ground.portFor(fresh.port);
       if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
     } else if (probe) prediction = await predict(ground.port.port, probe, ground.behaviour?.step ?? 1);
     if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
@@ -134,7 +158,7 @@ export class Introduction {
   /** Begins a round. Said twice, it begins once. */
   punch(message: PunchMessage): void {
     const { peer, token, role, way, round, last, deadlineMs } = message;
-    if (this.isOf(token) && this.#punch) return;
+    if (token === this.#token && this.#punch) return;
     if (!this.#mayPunch(message))
       return this.cancel("refused-by-peer", "it asked for more than we give unasked");
     this.#options.onRound({ role, way, round });
@@ -143,13 +167,47 @@ export class Introduction {
       this.isAsking && way === "direct" && this.#punch?.isOver === false ? this.#punch : undefined;
     if (early) {
       this.#token = token;
+      this.#role = role;
       early.introduce({ token, role }, deadlineMs);
     } else {
       this.#nextRound(peer, token);
+      this.#role = role;
       this.#punch = this.#start(message);
     }
     this.#isLast = last;
     clearTimeout(this.#timer);
+  }
+
+  /** Lets itself be relayed. Where that is the introducer's first word, there is no direct way. */
+  relay({ peer, role, token }: RelayMessage): void {
+    const { ground } = this.#options;
+    if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
+    const isOnlyWay = this.isAsking;
+    if (isOnlyWay) clearTimeout(this.#timer);
+    this.#peer = peer;
+    this.#relayToken = token;
+    this.#relay = new RelayAttempt({
+      introducer: ground.introducer,
+      credentials: ground.credentials,
+      fingerprint: peer.fingerprint,
+      purpose: purposeOf(token),
+      ...{ role, token },
+      onChannel: (channel) => {
+        this.#relay = undefined;
+        const failure = this.#failure;
+        this.#options.unasked?.linked();
+        this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
+        if (isOnlyWay || failure) this.#end(failure);
+      },
+      onFailed: (detail) => this.#relayFailed(token, isOnlyWay, detail),
+    });
+  }
+
+  #relayFailed(token: string, isOnlyWay: boolean, detail: string): void {
+    this.#relay = undefined;
+    this.#report("timed-out", token);
+    if (isOnlyWay) this.#end({ reason: "relay-failed", detail });
+    else if (this.#failure) this.#end({ ...this.#failure, detail: `${this.#failure.detail}; ${detail}` });
   }
 
   /** Whoever asks, and whatever an introducer orders: no more rounds than the longest plan has. */
@@ -169,9 +227,15 @@ export class Introduction {
 
   /** Gives up, without a word to the introducer. Does nothing once it is over. */
   abort(reason: FailureReason, detail: string): void {
+    this.#end({ reason, detail });
+  }
+
+  /** There is no direct way: the end, unless the relay is still tried. */
+  failed(reason: FailureReason, detail: string): void {
     if (this.#isOver) return;
-    this.#end();
-    this.#options.onFailed(reason, detail);
+    if (!this.#relay) return this.abort(reason, detail);
+    this.#failure = { reason, detail };
+    this.#stopPunching();
   }
 
   /** Gives up, and has the introducer tell the peer. */
@@ -183,7 +247,7 @@ export class Introduction {
   /** The state for a new round; what is left of an earlier one ends without a word. */
   #nextRound(peer: Peer, token: string): void {
     this.#peer = peer;
-    if (this.isOf(token)) return; // it has measured for this round
+    if (token === this.#token) return; // it has measured for this round
     this.#token = token;
     this.#freshPort = undefined;
     const earlier = this.#punch;
@@ -243,17 +307,18 @@ export class Introduction {
   }
 
   #linked(channel: Channel): void {
-    this.#end();
+    // Nothing is nominated before the introducer's word, which brings both.
+    const [role, token] = [this.#role!, this.#token!];
     this.#options.unasked?.linked();
-    // Nothing is nominated before the introducer's word, which brings the token.
-    this.#options.onChannel(channel, this.#token!, performance.now() - this.#startedAt);
+    this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
+    this.#end(undefined);
   }
 
   /** The introducer hears it, and tells the peer or begins the next round. */
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     if (this.#token !== undefined) this.#report(reason, this.#token);
-    if (this.#isLast) return this.abort(reason, detail);
+    if (this.#isLast) return this.failed(reason, detail);
     this.#punch = undefined;
     this.#expect(reason, detail);
   }
@@ -265,11 +330,18 @@ export class Introduction {
   /** Fails if nothing follows. */
   #expect(reason: FailureReason, detail: string): void {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.abort(reason, detail), answerTimeoutMs);
+    this.#timer = setTimeout(() => this.failed(reason, detail), answerTimeoutMs);
   }
 
-  #end(): void {
+  #end(failure: { reason: FailureReason; detail: string } | undefined): void {
+    if (this.#isOver) return;
     this.#isOver = true;
+    this.#stopPunching();
+    this.#relay?.abort();
+    this.#options.onEnd(failure);
+  }
+
+  #stopPunching(): void {
     clearTimeout(this.#timer);
     const punch = this.#punch;
     this.#punch = undefined;

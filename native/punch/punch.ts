@@ -17,7 +17,7 @@ import {
   type Route,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
-import { Channel, type Credentials, type Side } from "../link/channel.ts";
+import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
 import { pollSockets, Socket } from "../socket.ts";
 import { admit, describe, Dial, dismiss, isRefusal, type Candidate } from "./dial.ts";
 
@@ -389,7 +389,7 @@ export class PunchPort {
   /** Undefined when it was reset meanwhile; the socket is then still the caller's. */
   #secure(socket: Socket, route: Route, side: Side): Channel | undefined {
     try {
-      return new Channel(socket, route, side, this.#credentials);
+      return new Channel(adopt(socket), route, side, this.#credentials);
     } catch (error) {
       if (error instanceof SystemError) return undefined;
       throw error;

@@ -1,0 +1,152 @@
+/**
+ * A channel by way of the introducer: a TCP connection of its own to the introducer's port, which joins it to the
+ * peer's when both have shown the token; inside it TLS between the two, as on any other channel, so that the introducer
+ * sees nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
+ */
+import {
+  encode,
+  parseToParticipant,
+  Refusal,
+  relayOfferMs,
+  type Endpoint,
+  type Role,
+} from "../../protocol.ts";
+import { SystemError } from "../libc.ts";
+import { connectShared } from "../socket.ts";
+import { adopt, Channel, type Connection, type Credentials, type Side } from "./channel.ts";
+
+/** How long the introducer may take to accept, and then the peer to shake hands and nominate. */
+const connectTimeoutMs = 5_000;
+const handshakeTimeoutMs = 8_000;
+/** The introducer's answer is one short line. */
+const maxAnswerBytes = 1024;
+
+export interface RelayOptions {
+  introducer: Endpoint;
+  token: string;
+  role: Role;
+  /** Under which name both ends know the channel's purpose: derived from the token, as that of a punch. */
+  purpose: string;
+  /** SHA-256 of the certificate that the peer must show. */
+  fingerprint: string;
+  credentials: Credentials;
+  /** Exactly one of these two is called, once, unless it is aborted before: the nominated channel, or why there is none. */
+  onChannel(channel: Channel): void;
+  onFailed(reason: string): void;
+}
+
+/** One try to be relayed. */
+export class RelayAttempt {
+  readonly #options: RelayOptions;
+  #connection: Connection | undefined;
+  #channel: Channel | undefined;
+  #timer: NodeJS.Timeout;
+  #isOver = false;
+
+  constructor(options: RelayOptions) {
+    this.#options = options;
+    this.#timer = setTimeout(
+      () => this.#fail("the peer did not come to the relay"),
+      connectTimeoutMs + relayOfferMs,
+    );
+    void this.#connect();
+  }
+
+  /** Does nothing once it is over. */
+  abort(): void {
+    if (this.#end()) this.#close();
+  }
+
+  async #connect(): Promise<void> {
+    try {
+      const { socket } = await connectShared(this.#options.introducer, connectTimeoutMs);
+      if (this.#isOver) return socket.close();
+      try {
+        this.#connection = adopt(socket);
+      } finally {
+        if (socket.isOpen) socket.close();
+      }
+      this.#ask(this.#connection);
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error;
+      this.#fail(`the relay could not be reached: ${error.code}`);
+    }
+  }
+
+  #ask({ raw }: Connection): void {
+    let answer = Buffer.alloc(0);
+    const onClose = () => this.#fail("the relay closed the connection");
+    const onData = (chunk: Buffer) => {
+      answer = Buffer.concat([answer, chunk]);
+      const lf = answer.indexOf(10);
+      if (lf < 0 && answer.length <= maxAnswerBytes) return;
+      raw.off("data", onData).off("close", onClose).off("error", onClose);
+      // The peer may have spoken already; the handshake hangs unless TLS finds its bytes in a socket that is paused.
+      raw.pause();
+      if (lf + 1 < answer.length) raw.unshift(answer.subarray(lf + 1));
+      this.#answered(answer.toString("utf8", 0, lf));
+    };
+    raw.on("data", onData).once("close", onClose).once("error", onClose);
+    raw.write(encode({ type: "relay", token: this.#options.token }));
+  }
+
+  #answered(line: string): void {
+    if (this.#isOver) return;
+    try {
+      const message = parseToParticipant(line);
+      if (message.type === "relaying") return this.#secure();
+      this.#fail(message.type === "refused" ? message.message : `the relay said ${message.type}`);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#fail(`the relay's answer is none: ${error.message}`);
+    }
+  }
+
+  #secure(): void {
+    const { role, token, purpose, fingerprint, credentials } = this.#options;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), handshakeTimeoutMs);
+    const side: Side =
+      role === "controlling" ? { role, offers: [purpose] } : { role, expects: (one) => one === purpose };
+    const channel = new Channel(this.#connection!, "relay", side, credentials);
+    this.#channel = channel;
+    channel.onClose = (reason) => this.#fail(reason);
+    channel.onNominated = (named) => {
+      if (named === token && role === "controlled") this.#nominated(channel);
+      else channel.reject("it was nominated for something else");
+    };
+    channel.secured.then(
+      (shown) => {
+        if (shown !== fingerprint) return channel.reject("it showed another certificate than the peer's");
+        if (role === "controlled" || this.#isOver) return;
+        channel.nominate(token);
+        this.#nominated(channel);
+      },
+      () => {},
+    );
+  }
+
+  #nominated(channel: Channel): void {
+    if (channel.peer !== this.#options.fingerprint) return channel.reject("it is not the peer");
+    if (this.#end()) this.#options.onChannel(channel);
+  }
+
+  #fail(reason: string): void {
+    if (!this.#end()) return;
+    this.#close();
+    this.#options.onFailed(reason);
+  }
+
+  /** Whether this was its end. */
+  #end(): boolean {
+    clearTimeout(this.#timer);
+    if (this.#isOver) return false;
+    this.#isOver = true;
+    return true;
+  }
+
+  #close(): void {
+    if (this.#channel) this.#channel.destroy();
+    else this.#connection?.raw.destroy();
+  }
+}
