@@ -86,6 +86,9 @@ export class Link {
   #brokenSince: number | undefined;
   #looksDeadSince = -Infinity;
   #keepTimer: NodeJS.Timeout | undefined;
+  #isAbandoned = false;
+  /** Set between the end and the telling of it. */
+  #tellEnd: (() => void) | undefined;
   /** Why we end it. */
   #closing: { reason: UnlinkReason; detail: string } | undefined;
 
@@ -170,13 +173,15 @@ export class Link {
 
   /** Ends it now: its peer is not there any more. */
   abandon(reason: UnlinkReason, detail: string): void {
-    if (this.session.isEnded) return;
+    this.#isAbandoned = true;
+    if (this.session.isEnded) return this.#tellEnd?.();
     this.#closing = { reason, detail };
     this.session.abandon(reason);
   }
 
   #close(reason: ByeReason): void {
     this.#closing = { reason, detail: "" };
+    this.#isAbandoned = this.isReturning;
     if (this.isReturning) return this.session.abandon(reason);
     const isBusy = () => this.session.outstandingBytes > 0;
     const timer = setInterval(() => {
@@ -288,6 +293,16 @@ export class Link {
   #onEnd(said: string, by: EndedBy): void {
     clearTimeout(this.#keepTimer);
     const { reason, detail } = this.#endOf(said, by);
+    // After an orderly end the same endpoints may be wanted at once: they must be free by then, here and in the NATs.
+    this.#tellEnd = () => {
+      this.#tellEnd = undefined;
+      this.#over(reason, detail);
+    };
+    if (this.#isAbandoned) this.#tellEnd();
+    else void this.#channel.closed.then(() => this.#tellEnd?.());
+  }
+
+  #over(reason: UnlinkReason, detail: string): void {
     for (const { reject } of this.#waiting.values())
       reject(new LinkError(`the link ended before the peer answered${detail && `: ${detail}`}`));
     this.#waiting.clear();

@@ -38,6 +38,8 @@ const maxRounds = 2 * roundsPerWay + 2;
  * that comes too early is dropped, and costs more than one that comes late.
  */
 const headStartShare = 0.4;
+/** What the peer's program may take from the introducer's word to its SYN, beyond what ours does. */
+const headStartSpareMs = 2;
 
 /** What an introduction stands on: our registration with the introducer. */
 export interface Ground {
@@ -269,7 +271,7 @@ export class Introduction {
     // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
     const peerStartsInMs = (ours + theirs) / 2;
-    return peerStartsInMs * (1 - headStartShare);
+    return peerStartsInMs * (1 - headStartShare) + headStartSpareMs;
   }
 
   #start(order: PunchOrder): Punch {
