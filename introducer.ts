@@ -182,8 +182,9 @@ const forgetPairMs = 90_000;
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** How often relayed bytes go on that had to wait. */
+/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
 const relaySliceMs = 20;
+const relayTurnMs = 5;
 /** What may be made up for after a pause, lest a timer that comes late costs throughput. */
 const relayBurstMs = 100;
 /** A relayed link that says nothing for so long is over: participants ping each other far more often. */
@@ -1425,14 +1426,18 @@ class Relays {
 
   #wait(end: RelayEnd): void {
     this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#slice(), relaySliceMs);
+    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
   }
 
-  #slice(): void {
+  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
+  #turn(): void {
     const now = performance.now();
+    const { rate, total } = this.rates;
+    const slice = (rate * relaySliceMs) / 1000;
     for (const end of [...this.#waiting]) {
-      if (this.#fill(this.#total, this.rates.total, now) < 1) return;
-      this.#pump(end, end.other!, now);
+      if (this.#fill(this.#total, total, now) < 1) return;
+      const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
+      if (isDue) this.#pump(end, end.other!, now);
     }
     if (this.#waiting.size > 0) return;
     clearInterval(this.#timer);
@@ -1595,7 +1600,10 @@ export class Introducer {
       if (!session.relayed) this.#send(session, { type: "bye", reason });
       session.closing = true; // so that nobody is told of everyone else's leaving
     }
-    for (const session of sessions) this.#close(session, reason);
+    for (const session of sessions) {
+      if (session.relayed) session.socket.terminate();
+      else this.#close(session, reason);
+    }
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
     if (this.#connections.size > 0) await gone;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);

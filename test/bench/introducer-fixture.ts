@@ -71,4 +71,5 @@ function bare(size: number): number {
   return port;
 }
 
+process.on("SIGUSR2", () => Bun.gc(true));
 console.log(kind === "bare" ? bare(Number(roomSize)) : introducer());
