@@ -10,7 +10,7 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
-import { IdentityError, loadIdentity, type Identity } from "./native/link/identity.ts";
+import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import type { Link } from "./native/link/link.ts";
 import {
   RemotePeer,
@@ -115,6 +115,8 @@ export type ParticipantEvent =
   /** Something takes more than a second. */
   | { event: "waiting"; for: "introducer" | "peer"; text: string }
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
+  /** Something that we can do without, but should not have to. */
+  | { event: "warning"; message: string }
   | { event: "error"; message: string };
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
@@ -924,6 +926,8 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
         event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
       return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
     }
+    case "warning":
+      return `${c.yellow("warning")}: ${printable(event.message)}`;
     case "error":
       return `${c.red("error")}: ${printable(event.message)}`;
   }
@@ -1062,7 +1066,12 @@ const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as 
 /** Events that answer a command, or are what a peer sent: results, on standard output. */
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
 /** What is told even with --quiet, on standard error. */
-const problems: ReadonlySet<ParticipantEvent["event"]> = new Set(["failed", "error", "introducer"] as const);
+const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
+  "failed",
+  "error",
+  "warning",
+  "introducer",
+] as const);
 
 /** What the participant tells, and what the user asks, between the two. */
 class Prompt {
@@ -1306,7 +1315,7 @@ async function main(terminal: Terminal): Promise<number> {
     ...readHostPort(introducer),
     name: options.name,
     room: options.room,
-    identity: loadIdentity(),
+    identity: identityOrOneForNow((message) => prompt.event({ event: "warning", message })),
     verbose: options.verbose,
     onEvent: (event) => prompt.event(event),
   });

@@ -95,6 +95,7 @@ export const unlinkReasons = {
   "peer-silent": "nothing was heard from the peer any more",
   "connection-lost": "the connection broke",
   "protocol-error": "the peer sent what is not in the protocol",
+  "peer-restarted": "the peer's program was started anew",
 } as const;
 export type UnlinkReason = keyof typeof unlinkReasons;
 
@@ -467,22 +468,24 @@ export type ToParticipant =
   /** Sent before the introducer closes the connection. */
   | { type: "bye"; reason: string };
 
-/** Why a side ends a link on purpose. */
-export const byeReasons = ["disconnected", "quit", "replaced", "answer"] as const;
+/** Why a side ends a link on purpose: what it says to the other as it ends it. */
+export const byeReasons = ["disconnected", "quit", "replaced"] as const;
 export type ByeReason = (typeof byeReasons)[number];
 
-/** Between two linked participants, inside TLS. */
-export type ToPeer =
-  /** Sent by the controlling side on the one connection that both shall keep; `token` is that of the punch. */
-  | { type: "nominate"; token: string }
+/**
+ * Between two participants inside TLS, on a connection that is to become a carrier: sent once by the controlling side, on
+ * the one that both shall keep; `token` is that of the punch.
+ */
+export type ToPeer = { type: "nominate"; token: string };
+
+/** Between two linked participants, on the stream of lines of their link. */
+export type LinkLine =
   /** Sent when the user says `say`; answered by `heard`. */
   | { type: "say"; id: number; text: string }
   | { type: "heard"; id: number }
-  /** Sent every {@link linkKeepaliveMs} and when the user says `ping`; answered by `pong`. */
+  /** Sent when the user says `ping`; answered by `pong`. */
   | { type: "ping"; id: number }
-  | { type: "pong"; id: number }
-  /** Sent by the side that ends the link, with a reason; the other answers with `answer`, and closes. */
-  | { type: "bye"; reason: ByeReason };
+  | { type: "pong"; id: number };
 
 // --- validation ------------------------------------------------------------------------------------------
 
@@ -724,13 +727,13 @@ const toParticipant: Table<ToParticipant> = {
   bye: { reason: shortText },
 };
 
-const toPeer: Table<ToPeer> = {
-  nominate: { token },
+const toPeer: Table<ToPeer> = { nominate: { token } };
+
+const linkLine: Table<LinkLine> = {
   say: { id: count, text: message },
   heard: { id: count },
   ping: { id: count },
   pong: { id: count },
-  bye: { reason: oneOf(byeReasons) },
 };
 
 function parser<Union extends { type: string }>(table: Table<Union>) {
@@ -757,9 +760,10 @@ function parser<Union extends { type: string }>(table: Table<Union>) {
 export const parseToIntroducer = parser<ToIntroducer>(toIntroducer);
 export const parseToParticipant = parser<ToParticipant>(toParticipant);
 export const parseToPeer = parser<ToPeer>(toPeer);
+export const parseLinkLine = parser<LinkLine>(linkLine);
 
 /** One message as its line, LF included. */
-export function encode(message: ToIntroducer | ToParticipant | ToPeer): string {
+export function encode(message: ToIntroducer | ToParticipant | ToPeer | LinkLine): string {
   return JSON.stringify(message) + "\n";
 }
 

@@ -4,6 +4,7 @@
  * throws {@link SystemError}. It holds no descriptor: that is socket.ts.
  */
 import { dlopen, ptr, read, type FFIFunction } from "bun:ffi";
+import { readFileSync } from "node:fs";
 
 /** What differs between the kernels we know; linux x64 and arm64 agree in all of it. */
 export interface Platform {
@@ -21,6 +22,11 @@ export interface Platform {
   SO_LINGER: number;
   IPPROTO_TCP: number;
   TCP_NODELAY: number;
+  /** Bytes that may wait unsent before a descriptor counts as writable. */
+  TCP_NOTSENT_LOWAT: number;
+  /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
+  TCP_USER_TIMEOUT: number | undefined;
+  SO_SNDBUF: number;
   /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
   unacknowledged: { level: number; name: number; offset: number };
   IPPROTO_IPV6: number;
@@ -52,6 +58,9 @@ export const platforms = {
     SO_LINGER: 13,
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    TCP_NOTSENT_LOWAT: 25,
+    TCP_USER_TIMEOUT: 18,
+    SO_SNDBUF: 7,
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
@@ -105,6 +114,9 @@ export const platforms = {
     SO_LINGER: 0x1080, // SO_LINGER_SEC: plain SO_LINGER counts clock ticks there
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    TCP_NOTSENT_LOWAT: 0x201,
+    TCP_USER_TIMEOUT: undefined,
+    SO_SNDBUF: 0x1001,
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
@@ -295,6 +307,35 @@ export function isAcknowledged(fd: number): boolean {
   const length = new Uint32Array([value.byteLength]);
   // A descriptor that is closed already has nothing left to wait for.
   return c().getsockopt(fd, level, name, ptr(value), ptr(length)) < 0 || value[offset / 4] === 0;
+}
+
+/** A carrier's peer counts as gone when nothing was acknowledged for so long: within 5 s with the kernel's own rounding. */
+const userTimeoutMs = 4_000;
+/** Linux gives a socket so much of itself, unless it is asked for more and `net.core.wmem_max` allows that. */
+const carrierBufferBytes = 4 * 1024 * 1024;
+
+let mayAskForBuffer: boolean | undefined;
+
+/** Whether SO_SNDBUF can be as much as the kernel's own tuning would give; where it can't, that is better left alone. */
+function hasBuffer(): boolean {
+  try {
+    return Number(readFileSync("/proc/sys/net/core/wmem_max", "utf8")) >= carrierBufferBytes;
+  } catch {
+    return false;
+  }
+}
+
+/** What a connection needs that carries much: dead peers are noticed, long fat paths are filled. */
+export function tuneForCarrier(fd: number): void {
+  const { IPPROTO_TCP, TCP_USER_TIMEOUT, SOL_SOCKET, SO_SNDBUF } = platform;
+  if (TCP_USER_TIMEOUT !== undefined) setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, userTimeoutMs);
+  // The kernel doubles what is asked for, so a path of 100 ms takes twice as much as by its own tuning.
+  if ((mayAskForBuffer ??= hasBuffer())) setOption(fd, SOL_SOCKET, SO_SNDBUF, carrierBufferBytes);
+}
+
+/** So many bytes may wait unsent in the kernel. */
+export function limitUnsent(fd: number, bytes: number): void {
+  setOption(fd, platform.IPPROTO_TCP, platform.TCP_NOTSENT_LOWAT, bytes);
 }
 
 export function bind(fd: number, sockaddr: Uint8Array): void {

@@ -286,6 +286,33 @@ test("a file in place of the identity is a clear error", async () => {
   expect(stderr).not.toContain("    at ");
 });
 
+test("a home that can't be written to is a warning", async () => {
+  await using house = startIntroducer();
+  const { code, stderr } = await outcome([`127.0.0.1:${house.port}`], { XDG_STATE_HOME: "/sys" });
+  expect(code).toBe(0);
+  expect(stderr).toStartWith("warning: cannot make /sys/tcp-hole-punching/identity.pem (E");
+});
+
+test("a mesh of programs that all connect to all at once has each link once", async () => {
+  await using house = startIntroducer();
+  const names = Array.from({ length: 8 }, (_, index) => `p${index}`);
+  const programs = names.map((name) => new Driven(house.port, name));
+  try {
+    await met(...programs);
+    for (const one of programs) {
+      one.type(`connect ${names.filter((name) => name !== one.name).join(" ")}`, "echo");
+    }
+    await Promise.all(programs.map((one) => one.next("echo"))); // `connect` has ended for all
+    await knownLinks(house.introducer, names.length, names.length - 1);
+    for (const one of programs) {
+      const told = [one.count("linked"), one.count("unlinked"), one.count("failed"), one.count("error")];
+      expect([one.name, ...told]).toEqual([one.name, names.length - 1, 0, 0, 0]);
+    }
+  } finally {
+    await Promise.all(programs.map((one) => one[Symbol.asyncDispose]()));
+  }
+}, 20_000);
+
 // --- linking ---------------------------------------------------------------------------------------------
 
 test("two participants meet, link, talk, part, link again and quit", async () => {
@@ -495,8 +522,8 @@ test("`leave` keeps the link, `join` makes it known again", async () => {
 });
 
 /** Resolves once the introducer's list has so many participants that say they are linked. */
-async function knownLinks(introducer: Introducer, count: number): Promise<void> {
-  while (introducer.participants.filter(({ linked }) => linked.length > 0).length !== count)
+async function knownLinks(introducer: Introducer, count: number, each = 1): Promise<void> {
+  while (introducer.participants.filter(({ linked }) => linked.length === each).length !== count)
     await Bun.sleep(5);
 }
 

@@ -1,31 +1,31 @@
 /**
- * TLS 1.3 with both certificates (RFC 8446), agreed on its purpose (RFC 7301), and JSON lines inside it, on one
- * connected descriptor, which {@link Channel} owns from the moment it is made. It never knows the introducer, prints,
- * or decides who the peer should be: whoever opened the channel compares the fingerprint. For native/punch/ and
- * native/link/.
+ * TLS 1.3 with both certificates (RFC 8446), agreed on its purpose (RFC 7301), on one connected descriptor, which
+ * {@link Channel} owns from the moment it is made. Until one side nominates it (RFC 8445 §8.1.1) it carries one line;
+ * from then on it is a session's carrier. It never knows the introducer, prints, or decides who the peer should be:
+ * whoever opened the channel compares the fingerprint. For native/punch/ and native/link/.
  */
 import type * as net from "node:net";
 import type * as tls from "node:tls";
-import {
-  encode,
-  LineDecoder,
-  parseToPeer,
-  Refusal,
-  type Endpoint,
-  type Role,
-  type Route,
-  type ToPeer,
-} from "../../protocol.ts";
-import { isAcknowledged } from "../libc.ts";
+import { encode, parseToPeer, Refusal, type Endpoint, type Role, type Route } from "../../protocol.ts";
+import { isAcknowledged, limitUnsent, tuneForCarrier } from "../libc.ts";
 import type { Socket } from "../socket.ts";
+import type { Carrier } from "./carrier.ts";
 import type { Identity } from "./identity.ts";
 
 /** How long an orderly end waits until all that was sent is acknowledged. */
 const acknowledgeTimeoutMs = 1_000;
 /** How often an ending channel asks for that. */
 const ackPollMs = 2;
-/** Bytes that may wait for a peer that does not read. */
-const maxUnsentBytes = 16 * 1024 * 1024;
+/** A nomination is one short line. */
+const maxNominationBytes = 256;
+/**
+ * What waits in the kernel delays every small frame behind it: no more than the path takes in {@link unsentMs}, measured
+ * over so many bytes or so long.
+ */
+const unsentMs = 10;
+const unsentBytes = { least: 16 * 1024, most: 256 * 1024 };
+const maxBatchBytes = 64 * 1024;
+const sample = { bytes: 256 * 1024, ms: 100 };
 
 /** A message that did not arrive, or a link that ended; the text is for the user. */
 export class LinkError extends Error {}
@@ -58,15 +58,10 @@ export type Side =
   | { role: "controlling"; offers: readonly string[] }
   | { role: "controlled"; expects: (purpose: string) => boolean };
 
-/** How a channel ended; `detail` is for the user, empty when it was simply closed. */
-export interface ChannelEnd {
-  is: "closed" | "connection-lost" | "protocol-error";
-  detail: string;
-}
-
+const closedThere = "the connection was closed at the peer's end";
 const networkErrors: Readonly<Record<string, string>> = {
   ECONNRESET: "the connection was reset",
-  EPIPE: "the connection was closed at the peer's end",
+  EPIPE: closedThere,
   ETIMEDOUT: "the network delivered nothing any more",
   EHOSTUNREACH: "the peer's host can no longer be reached",
   ENETUNREACH: "the peer's network can no longer be reached",
@@ -80,28 +75,34 @@ function inWords(error: Error): string {
   return networkErrors[code] ?? error.message;
 }
 
-/** TLS and lines on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */
-export class Channel implements Disposable {
+/** TLS on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */
+export class Channel implements Carrier {
   readonly route: Route;
   readonly local: Endpoint;
   readonly remote: Endpoint;
   /** Resolves to the peer certificate's SHA-256 (64 hex digits) once TLS is up; rejects with the reason. */
   readonly secured: Promise<string>;
-  onMessage: (message: ToPeer) => void = () => {};
-  /** Called once. */
-  onClose: (end: ChannelEnd) => void = () => {};
-  /** Bytes inside TLS. */
-  bytesIn = 0;
-  bytesOut = 0;
+  /** The same, once it has resolved. */
+  peer = "";
+  /** The peer's nomination. What follows it comes as data, after this returns. */
+  onNominated: (token: string) => void = () => {};
+  onData: (chunk: Buffer) => void = () => {};
+  onWritten: () => void = () => {};
+  /** Called once, with the reason in plain words. */
+  onClose: (reason: string) => void = () => {};
   /** Owned by `#raw`, and valid until it is closed. */
   readonly #fd: number;
   readonly #side: Side;
-  #purpose: string | undefined;
   readonly #raw: net.Socket;
   readonly #tls: tls.TLSSocket;
-  readonly #decoder = new LineDecoder();
-  #closed = false;
-  #resetting: NodeJS.Timeout | undefined;
+  readonly #rate = new Rate();
+  /** Whether the other end did not say or show what it should have. */
+  isRejected = false;
+  #purpose: string | undefined;
+  /** What has come of the nomination; undefined once it is over. */
+  #line: Buffer | undefined = Buffer.alloc(0);
+  #isClosed = false;
+  #closing: NodeJS.Timeout | undefined;
 
   /** Takes over the descriptor of `socket`. */
   constructor(socket: Socket, route: Route, side: Side, { context }: Credentials) {
@@ -112,15 +113,15 @@ export class Channel implements Disposable {
     this.#side = side;
     this.#fd = socket.release();
     this.#raw = netModule().connect({ fd: this.#fd } as unknown as net.NetConnectOpts);
-    this.#raw.on("error", (error) => this.#end("connection-lost", inWords(error)));
+    this.#raw.on("error", (error) => this.#end(inWords(error)));
     this.#tls = side.role === "controlling" ? this.#client(side, context) : this.#server(side, context);
     this.secured = this.#handshake();
     // A channel that is dropped before anybody waits for it must not count as an unhandled failure.
     this.secured.catch(() => {});
     this.#tls.on("data", (chunk: Buffer) => this.#read(chunk));
-    this.#tls.on("error", (error: Error) => this.#end("connection-lost", inWords(error)));
-    this.#tls.on("end", () => this.#resetOnceAcknowledged());
-    this.#tls.on("close", () => this.#end());
+    this.#tls.on("error", (error: Error) => this.#end(inWords(error)));
+    this.#tls.on("end", () => this.#closeOnceAcknowledged());
+    this.#tls.on("close", () => this.#end(closedThere));
   }
 
   get role(): Role {
@@ -133,39 +134,70 @@ export class Channel implements Disposable {
   }
 
   get isOpen(): boolean {
-    return !this.#closed;
+    return !this.#isClosed;
   }
 
-  send(message: ToPeer): void {
-    if (this.#closed) return;
-    if (this.#tls.writableLength > maxUnsentBytes) {
-      return this.#end("connection-lost", "the peer does not read what we send");
-    }
-    const line = encode(message);
-    this.bytesOut += Buffer.byteLength(line);
-    this.#tls.write(line);
+  get queuedBytes(): number {
+    return this.#tls.writableLength;
   }
 
-  /** No more will be sent: the peer reads our FIN after it. */
+  get batchBytes(): number {
+    return this.#rate.batchBytes;
+  }
+
+  /** The peer shall keep this one, and close all others of that punch. */
+  nominate(token: string): void {
+    if (this.#isClosed) return;
+    this.#line = undefined;
+    this.#tls.write(encode({ type: "nominate", token }));
+    this.#tune();
+  }
+
+  write(bytes: Buffer): void {
+    if (this.#isClosed) return;
+    this.#rate.begin(bytes.length);
+    this.#tls.write(bytes, this.#written);
+  }
+
+  pause(): void {
+    this.#tls.pause();
+  }
+
+  resume(): void {
+    this.#tls.resume();
+  }
+
   finish(): void {
-    if (!this.#closed) this.#tls.end();
+    if (this.#isClosed) return;
+    this.#silence();
+    this.#tls.resume();
+    this.#tls.end();
+    this.#closeOnceAcknowledged();
   }
 
-  [Symbol.dispose](): void {
-    this.#end();
+  /** Closes it before it is anybody's carrier: the other end is not the peer, or not in order. */
+  reject(reason: string): void {
+    this.isRejected = true;
+    this.#end(reason);
+  }
+
+  destroy(): void {
+    this.#silence();
+    this.#end("");
   }
 
   #handshake(): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
     const refuse = (complaint: string) => {
       reject(new LinkError(complaint));
-      this.#end("protocol-error", complaint);
+      this.reject(complaint);
     };
     this.#tls.once(this.role === "controlling" ? "secureConnect" : "secure", () => {
       const digest = this.#tls.getPeerCertificate()?.fingerprint256;
-      if (this.#tls.getProtocol() !== "TLSv1.3" || !digest) refuse("no certificate was shown");
-      else if (!this.#agree()) refuse("the other side did not say what it came for");
-      else resolve(digest.replaceAll(":", "").toLowerCase());
+      if (this.#tls.getProtocol() !== "TLSv1.3" || !digest) return refuse("no certificate was shown");
+      if (!this.#agree()) return refuse("the other side did not say what it came for");
+      this.peer = digest.replaceAll(":", "").toLowerCase();
+      resolve(this.peer);
     });
     this.#tls.once("close", () => reject(new LinkError("closed during the TLS handshake")));
     this.#tls.once("error", (error: Error) => reject(new LinkError(inWords(error))));
@@ -198,36 +230,94 @@ export class Channel implements Disposable {
   }
 
   #read(chunk: Buffer): void {
-    this.bytesIn += chunk.length;
+    if (this.#isClosed) return;
+    if (this.#line === undefined) return this.onData(chunk);
+    const lf = chunk.indexOf(10);
+    const end = lf < 0 ? chunk.length : lf + 1;
+    if (this.#line.length + end > maxNominationBytes) return this.reject("it sent no nomination first");
+    this.#line = Buffer.concat([this.#line, chunk.subarray(0, end)]);
+    if (lf < 0) return;
+    this.#nominated(this.#line.toString());
+    const rest = chunk.subarray(end);
+    if (rest.length > 0 && !this.#isClosed) this.onData(rest);
+  }
+
+  #nominated(line: string): void {
+    this.#line = undefined;
     try {
-      for (const line of this.#decoder.push(chunk)) {
-        if (this.#closed) return;
-        this.onMessage(parseToPeer(line));
-      }
+      this.onNominated(parseToPeer(line).token);
+      this.#tune();
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      this.#end("protocol-error", error.message);
+      this.reject(`its nomination is none: ${error.message}`);
     }
   }
 
+  #tune(): void {
+    if (!this.#isClosed) tuneForCarrier(this.#fd);
+  }
+
+  /** The callbacks of pending writes come after `destroy`, too, when the descriptor may be somebody else's. */
+  readonly #written = (): void => {
+    if (this.#isClosed || this.#tls.writableLength > 0) return;
+    const unsent = this.#rate.end();
+    if (unsent !== undefined) limitUnsent(this.#fd, unsent);
+    this.onWritten();
+  };
+
+  /** Nothing is told any more. */
+  #silence(): void {
+    this.onNominated = this.onData = this.onWritten = this.onClose = () => {};
+  }
+
   /**
-   * The peer has finished. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2), keeps the
-   * dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent must
-   * have been acknowledged first.
+   * The peer has finished, or we have. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2),
+   * keeps the dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent
+   * must have been acknowledged first.
    */
-  #resetOnceAcknowledged(): void {
+  #closeOnceAcknowledged(): void {
     const giveUpAt = performance.now() + acknowledgeTimeoutMs;
-    this.#resetting ??= setInterval(() => {
-      if (this.#closed || isAcknowledged(this.#fd) || performance.now() >= giveUpAt) this.#end();
+    this.#closing ??= setInterval(() => {
+      const isDone = this.#isClosed || (this.#tls.writableLength === 0 && isAcknowledged(this.#fd));
+      if (isDone || performance.now() >= giveUpAt) this.#end(closedThere);
     }, ackPollMs);
   }
 
-  #end(is: ChannelEnd["is"] = "closed", detail = ""): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    clearInterval(this.#resetting);
+  #end(reason: string): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearInterval(this.#closing);
     this.#tls.destroy();
     this.#raw.destroy();
-    this.onClose({ is, detail });
+    this.onClose(reason);
+  }
+}
+
+/** How fast the kernel takes what is written, while there is something to write. */
+class Rate {
+  batchBytes = maxBatchBytes;
+  #busySinceMs: number | undefined;
+  #busyMs = 0;
+  #bytes = 0;
+  #unsentBytes = 0;
+
+  begin(bytes: number): void {
+    this.#busySinceMs ??= performance.now();
+    this.#bytes += bytes;
+  }
+
+  /** All was taken. The bytes that may wait unsent in the kernel, where that changes. */
+  end(): number | undefined {
+    this.#busyMs += performance.now() - (this.#busySinceMs ?? performance.now());
+    this.#busySinceMs = undefined;
+    if (this.#bytes < sample.bytes && this.#busyMs < sample.ms) return undefined;
+    const bytesPerMs = this.#bytes / Math.max(this.#busyMs, 0.01);
+    this.#bytes = this.#busyMs = 0;
+    const { least, most } = unsentBytes;
+    const wanted = Math.min(most, Math.max(least, 2 ** Math.round(Math.log2(bytesPerMs * unsentMs))));
+    if (wanted === this.#unsentBytes) return undefined;
+    this.#unsentBytes = wanted;
+    this.batchBytes = Math.min(maxBatchBytes, Math.max(least, wanted / 2));
+    return wanted;
   }
 }

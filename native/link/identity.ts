@@ -36,6 +36,9 @@ export interface Identity {
 /** The identity file can't be used. `message` says which file, what is wrong and what to do next. */
 export class IdentityError extends Error {}
 
+/** There is none yet, and none can be kept: one for this run will have to do. */
+export class UnkeepableError extends IdentityError {}
+
 const fileName = "identity.pem";
 const keyBlock = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/;
 const certificateBlock = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/;
@@ -104,6 +107,17 @@ export function stateFolder(env: Record<string, string | undefined> = process.en
   return join(base, "tcp-hole-punching");
 }
 
+/** The identity kept in that folder; where none can be kept, one that lasts as long as this program, with a warning. */
+export function identityOrOneForNow(warn: (message: string) => void, folder?: string): Identity {
+  try {
+    return loadIdentity(folder);
+  } catch (error) {
+    if (!(error instanceof UnkeepableError)) throw error;
+    warn(`${error.message}. Until then each run has an identity of its own`);
+    return makeIdentity();
+  }
+}
+
 /** The identity kept in that folder, made at the first call. */
 export function loadIdentity(folder: string = stateFolder()): Identity {
   const file = join(folder, fileName);
@@ -132,6 +146,7 @@ function readKept(file: string): string | undefined {
     if (error instanceof IdentityError) throw error;
     const errno = errnoOf(error);
     if (errno === "ENOENT" || errno === "ENOTDIR") return undefined;
+    if (errno === "EISDIR") throw new IdentityError(`${file} is a folder, not a file; move it away`);
     throw new IdentityError(`cannot read ${file} (${errno}); it must be a file that you own`, {
       cause: error,
     });
@@ -183,7 +198,9 @@ function create(folder: string, file: string): void {
     }
   } catch (error) {
     const next = "make the folder writable for you, or set XDG_STATE_HOME to one that is";
-    throw new IdentityError(`cannot make ${file} (${errnoOf(error)}); ${next}`, { cause: error });
+    const message = `cannot make ${file} (${errnoOf(error)}); ${next}`;
+    const isReadOnly = ["EACCES", "EPERM", "EROFS"].includes(errnoOf(error));
+    throw new (isReadOnly ? UnkeepableError : IdentityError)(message, { cause: error });
   }
 }
 

@@ -24,7 +24,7 @@ const introductionsPerPeer = 10;
 /** The same with those that did. */
 const introductionsInAll = 240;
 /** Birthdays in a minute, each of which leaves hundreds of entries in our NAT: without a link, and in all. */
-const birthdaysPerMinute = 30;
+const birthdaysPerMinute = 6;
 const birthdaysInAll = 60;
 /**
  * How much sooner than ours a round of the peer's may rightly end, the round trips of both to the introducer being what

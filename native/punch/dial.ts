@@ -117,7 +117,7 @@ export class Dial {
 
   close(except: Channel | undefined): void {
     this.socket?.close();
-    if (this.channel !== except) this.channel?.[Symbol.dispose]();
+    if (this.channel !== except) this.channel?.destroy();
   }
 
   #pauseMs(outcome: string, elapsedMs: number): number {

@@ -26,6 +26,8 @@ const pollPeriodMs = 1;
 /** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
 const maxAccepted = 32;
+/** From where we punch at, so many: a room that links all at once. */
+const maxExpected = 256;
 const acceptedDeadlineMs = 5_000;
 /**
  * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
@@ -62,10 +64,12 @@ export interface PunchOptions {
   deadlineMs: number;
   /** Whether no NAT stands between the peer and our listener. */
   isReachable: boolean;
-  /** Exactly one of these two is called, once. */
   /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
   onLinked(channel: Channel): void;
-  /** `reason` does not depend on anything that only our network knows, and may be told; `detail` is for our user. */
+  /**
+   * Called where onLinked is not: one of the two, once. `reason` does not depend on anything that only our network knows, and may be told; `detail` is
+   * for our user.
+   */
   onFailed(reason: FailureReason, detail: string): void;
   onAttempt?(attempt: Attempt): void;
 }
@@ -134,17 +138,16 @@ export class Punch {
 
   /** A channel whose certificate is the peer's. The controlling side takes the first; the other awaits its word. */
   authenticated(channel: Channel): void {
-    if (this.#isOver || !channel.isOpen) return channel[Symbol.dispose]();
+    if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);
-    if (!this.introduction) return channel[Symbol.dispose]();
     const { role, token } = this.introduction;
     if (role === "controlling") {
-      channel.send({ type: "nominate", token });
+      channel.nominate(token);
       return this.#link(channel);
     }
-    channel.onMessage = (message) => {
-      if (message.type === "nominate" && message.token === token) this.#link(channel);
-      else channel[Symbol.dispose]();
+    channel.onNominated = (named) => {
+      if (named === token) this.#link(channel);
+      else channel.reject("it was nominated for something else");
     };
   }
 
@@ -182,7 +185,6 @@ export class Punch {
   #link(channel: Channel): void {
     if (this.#isOver) return;
     this.#close(channel);
-    channel.onMessage = () => {};
     this.options.onLinked(channel);
   }
 
@@ -191,7 +193,7 @@ export class Punch {
     for (const dial of this.dials) dial.close(winner);
     dismiss(this.dials);
     for (const channel of this.proven) {
-      if (channel !== winner) channel[Symbol.dispose]();
+      if (channel !== winner) channel.destroy();
     }
     this.#onEnd(this);
   }
@@ -277,7 +279,7 @@ export class PunchPort {
   #dismiss(accepted: Accepted): void {
     this.#accepted.delete(accepted);
     accepted.socket?.close();
-    accepted.channel?.[Symbol.dispose]();
+    accepted.channel?.destroy();
   }
 
   #tick(): void {
@@ -370,16 +372,15 @@ export class PunchPort {
       return this.#retry(punch, dial, "ECONNRESET");
     }
     dial.channel = channel;
-    channel.onClose = ({ is, detail }) => {
+    channel.onClose = (reason) => {
       delete dial.channel;
-      if (is === "protocol-error" && dial.isVerified) punch.authenticationFailures++;
-      this.#retry(punch, dial, detail || "closed before it was nominated");
+      if (channel.isRejected && dial.isVerified) punch.authenticationFailures++;
+      this.#retry(punch, dial, reason);
     };
     channel.secured.then(
       (fingerprint) => {
-        if (fingerprint === punch.options.fingerprint) return punch.authenticated(channel);
-        if (dial.isVerified) punch.authenticationFailures++;
-        channel[Symbol.dispose]();
+        if (fingerprint === punch.options.fingerprint) punch.authenticated(channel);
+        else channel.reject("it showed another certificate than the peer's");
       },
       () => {},
     );
@@ -410,7 +411,8 @@ export class PunchPort {
   #accept(listener: Socket): void {
     for (let socket = acceptFrom(listener); socket; socket = acceptFrom(listener)) {
       const remote = remoteOf(socket);
-      if (this.#accepted.size >= maxAccepted && !this.#isExpected(remote)) {
+      const { size } = this.#accepted;
+      if (size >= maxExpected || (size >= maxAccepted && !this.#isExpected(remote))) {
         socket.close();
         continue;
       }
@@ -464,7 +466,7 @@ export class PunchPort {
       (fingerprint) => {
         this.#accepted.delete(accepted);
         const punch = [...this.#punches].find(({ purpose }) => purpose === channel.purpose);
-        if (punch?.options.fingerprint !== fingerprint) return channel[Symbol.dispose]();
+        if (punch?.options.fingerprint !== fingerprint) return channel.destroy();
         punch.report("listen", channel.remote, this.port, "connected");
         punch.authenticated(channel);
       },
@@ -526,7 +528,7 @@ export async function rehearse(credentials: Credentials, fingerprint: string): P
       });
       return promise;
     });
-    for (const channel of await Promise.all(channels)) channel?.[Symbol.dispose]();
+    for (const channel of await Promise.all(channels)) channel?.destroy();
   } catch (error) {
     if (!(error instanceof SystemError)) throw error; // no loopback, or no descriptors
   } finally {

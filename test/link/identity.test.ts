@@ -18,6 +18,7 @@ import tls from "node:tls";
 import {
   type Identity,
   IdentityError,
+  identityOrOneForNow,
   loadIdentity,
   makeIdentity,
   stateFolder,
@@ -320,13 +321,31 @@ test("what is no file in the file's place is refused and leaves nothing behind",
   using folder = temporaryFolder();
   const [asFolder, dangling] = [join(folder.path, "1"), join(folder.path, "2")];
   mkdirSync(join(asFolder, "identity.pem"), { recursive: true, mode: 0o700 });
-  expect(messageOf(() => loadIdentity(asFolder))).toContain(
-    `cannot read ${join(asFolder, "identity.pem")} (EISDIR)`,
+  expect(messageOf(() => loadIdentity(asFolder))).toBe(
+    `${join(asFolder, "identity.pem")} is a folder, not a file; move it away`,
   );
   mkdirSync(dangling);
   symlinkSync(join(folder.path, "nowhere"), join(dangling, "identity.pem"));
   expect(messageOf(() => loadIdentity(dangling))).toContain(join(dangling, "identity.pem"));
   expect(readdirSync(dangling)).toEqual(["identity.pem"]);
+});
+
+/** The kernel's own file system: nobody may make anything there, not even root. */
+const readOnly = "/sys/tcp-hole-punching-test";
+
+test.skipIf(process.platform !== "linux")("where nothing may be written, one run has an identity", () => {
+  const warnings: string[] = [];
+  const warn = (message: string) => void warnings.push(message);
+  const [one, other] = [identityOrOneForNow(warn, readOnly), identityOrOneForNow(warn, readOnly)];
+  expect(one.fingerprint).not.toBe(other.fingerprint);
+  expect(warnings[0]).toStartWith(`cannot make ${join(readOnly, "identity.pem")} (E`);
+  expect(warnings[0]).toEndWith("Until then each run has an identity of its own");
+});
+
+test("a damaged identity is never replaced by one for the run", () => {
+  using folder = temporaryFolder();
+  writeFileSync(join(folder.path, "identity.pem"), "", { mode: 0o600 });
+  expect(messageOf(() => identityOrOneForNow(() => {}, folder.path))).toContain("has no private key");
 });
 
 const isRoot = process.getuid?.() === 0;

@@ -1,0 +1,138 @@
+/** What the tests of a punch share: participants as a punch sees them, and what became of their punches. */
+import { expect } from "bun:test";
+import { makeIdentity, type Identity } from "../../native/link/identity.ts";
+import { Credentials } from "../../native/link/channel.ts";
+import { Link } from "../../native/link/link.ts";
+import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
+import { Socket } from "../../native/socket.ts";
+import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
+import { loopback } from "../native-fixture.ts";
+
+export const isLinux = process.platform === "linux";
+export const aliceIdentity = makeIdentity();
+export const bobIdentity = makeIdentity();
+export const carolIdentity = makeIdentity();
+const credentials = new Map<Identity, Credentials>();
+
+export function credentialsOf(identity: Identity): Credentials {
+  const known = credentials.get(identity) ?? new Credentials(identity);
+  credentials.set(identity, known);
+  return known;
+}
+
+export type Outcome = { is: "linked"; link: Link } | { is: "failed"; reason: FailureReason; detail: string };
+
+/** A participant as punch.ts sees one: a port that a control connection holds, and an identity. */
+export class Host implements Disposable {
+  readonly identity: Identity;
+  readonly punchPort: PunchPort;
+  readonly endpoint: Endpoint;
+  readonly #control = Socket.open(4);
+
+  constructor(identity: Identity) {
+    this.identity = identity;
+    const port = this.#control.bind(0);
+    this.#control.shareport();
+    this.endpoint = loopback(port);
+    this.punchPort = new PunchPort(port, credentialsOf(identity));
+  }
+
+  [Symbol.dispose](): void {
+    this.#control.close();
+  }
+}
+
+let tokens = 0;
+export const newToken = () => (++tokens).toString(16).padStart(32, "0");
+
+export interface Started {
+  punch: Punch;
+  /** The first outcome. */
+  outcome: Promise<Outcome>;
+  /** Every outcome: there must never be a second one. */
+  outcomes: Outcome[];
+  attempts: Attempt[];
+}
+
+export function start(
+  host: Host,
+  peer: Host,
+  role: Role,
+  token: string,
+  changes: Partial<PunchOptions> = {},
+): Started {
+  const { promise, resolve } = Promise.withResolvers<Outcome>();
+  const [outcomes, attempts]: [Outcome[], Attempt[]] = [[], []];
+  const ended = (outcome: Outcome) => {
+    outcomes.push(outcome);
+    resolve(outcome);
+  };
+  const punch = host.punchPort.punch({
+    introduction: { role, token },
+    fingerprint: peer.identity.fingerprint,
+    candidates: [{ endpoint: peer.endpoint, route: "private" }],
+    startInMs: 0,
+    deadlineMs: 8_000,
+    isReachable: true,
+    onLinked: (channel) => ended({ is: "linked", link: new Link(channel) }),
+    onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),
+    onAttempt: (attempt) => attempts.push(attempt),
+    ...changes,
+  });
+  return { punch, outcome: promise, outcomes, attempts };
+}
+
+export async function linkOf(started: Started): Promise<Link> {
+  const outcome = await started.outcome;
+  if (outcome.is === "linked") return outcome.link;
+  throw new Error(`no link: ${outcome.reason}: ${outcome.detail}`);
+}
+
+export async function failureOf(started: Started): Promise<{ reason: FailureReason; detail: string }> {
+  const outcome = await started.outcome;
+  if (outcome.is === "linked") throw new Error("it linked");
+  return { reason: outcome.reason, detail: outcome.detail };
+}
+
+/** Both links are the two ends of one connection, and it works in both directions. */
+export async function expectSameConnection(one: Link, other: Link): Promise<void> {
+  expect([one.local, one.remote]).toEqual([other.remote, other.local]);
+  const heard: string[] = [];
+  one.onSaid = (text) => heard.push(`one heard ${text}`);
+  other.onSaid = (text) => heard.push(`other heard ${text}`);
+  await one.say("hello");
+  await other.say("welcome");
+  expect(heard).toEqual(["other heard hello", "one heard welcome"]);
+}
+
+export async function closeBoth(...links: Link[]): Promise<void> {
+  await Promise.all(links.map((link) => link.close("disconnected")));
+}
+
+export interface Extra {
+  alice?: Partial<PunchOptions>;
+  bob?: Partial<PunchOptions>;
+}
+
+/** Alice (controlling) and Bob punch towards each other, link, say hello and close. */
+export async function expectLinked(
+  alice: Host,
+  bob: Host,
+  extra: Extra = {},
+): Promise<{ alice: Link; bob: Link }> {
+  const token = newToken();
+  const ofAlice = start(alice, bob, "controlling", token, extra.alice);
+  const ofBob = start(bob, alice, "controlled", token, extra.bob);
+  const links = { alice: await linkOf(ofAlice), bob: await linkOf(ofBob) };
+  expect(links.alice).toMatchObject({ local: alice.endpoint, remote: bob.endpoint, isOpen: true });
+  await expectSameConnection(links.alice, links.bob);
+  await closeBoth(links.alice, links.bob);
+  expect([ofAlice.outcomes.length, ofBob.outcomes.length]).toEqual([1, 1]);
+  return links;
+}
+
+export const opposite = (role: Role): Role => (role === "controlling" ? "controlled" : "controlling");
+
+/** The attempts that were begun, at one endpoint or at all. */
+export const startsOf = ({ attempts }: Started, endpoint?: Endpoint) =>
+  attempts.filter(({ outcome, remote }) => outcome === "started" && (endpoint ?? remote) === remote);
