@@ -662,10 +662,27 @@ const wideList: Column[] = [
 ];
 /** Ids of others that a line shows; there may be a room full of them. */
 const shownIds = 6;
+const shownRelays = 2;
 
 function idList(ids: number[], most: number): string {
   const more = ids.length > most ? ` +${ids.length - most}` : "";
   return ids.slice(0, most).join(", ") + more || "-";
+}
+
+/** `512 B`, `1.5 MiB`. */
+function amount(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const unit = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, bytes)) / 10));
+  return `${(bytes / 1024 ** unit).toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
+}
+
+/** Which of its links are relayed: `7 relayed 1.5 MiB`. */
+function relayedList({ links }: Participant, most: number): string[] {
+  const relayed = links.filter(({ route }) => route === "relay");
+  const shown = relayed
+    .slice(0, most)
+    .map(({ id, relayedBytes = 0 }) => `${id} relayed ${amount(relayedBytes)}`);
+  return relayed.length > most ? [...shown, `+${relayed.length - most} relayed`] : shown;
 }
 
 function row(one: Participant, width: number, colors: Colors, now: number): Cell[] {
@@ -673,10 +690,9 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   const [first = "-", ...others] = one.private;
   const more = others.length > 0 ? `+${others.length} more` : "";
   const dim = (text: string) => ({ text, paint: colors.dim });
-  const links = [
-    { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green },
-    { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow },
-  ];
+  const linked = { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green };
+  const punching = { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow };
+  const relayed = relayedList(one, isWhole ? Infinity : shownRelays);
   const who = [
     [{ text: String(one.id), paint: colors.bold }],
     [printable(one.name)],
@@ -686,10 +702,12 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   if (width < wideColumns) {
     const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
     const endpoints = [dim(first), ...(more === "" ? [] : [dim(more)]), one.public];
+    const links = [linked, punching, ...relayed.map((text) => ({ text, paint: colors.yellow }))];
     return [...who, mapping, endpoints, links, since];
   }
   const hosts = isWhole ? one.private.join(", ") || first : `${first} ${more}`.trimEnd();
-  return [...who, [one.mapping], [dim(hosts)], [one.public], ...links.map((part) => [part]), since];
+  const all = { ...linked, text: [linked.text, ...relayed].join("; ") };
+  return [...who, [one.mapping], [dim(hosts)], [one.public], [all], [punching], since];
 }
 
 /** The participants as a table: of at most 80 columns, or as wide as `width`; Infinity, for a pipe, cuts nothing. */
@@ -708,7 +726,9 @@ export function renderParticipants(
 function total(participants: Participant[]): string {
   const rooms = new Set(participants.map(({ room }) => room)).size;
   const links = Math.ceil(participants.reduce((sum, { linked }) => sum + linked.length, 0) / 2);
-  return `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
+  const ends = participants.flatMap((one) => one.links.filter(({ route }) => route === "relay"));
+  const summary = `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
+  return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
 }
 
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
@@ -729,7 +749,7 @@ function describe(event: IntroducerEvent): string {
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
-      return `#${event.a} and #${event.b} are relayed no more: ${event.bytes} bytes`;
+      return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
     case "warning":
       return event.message;
     case "linked":
@@ -898,7 +918,7 @@ class Introductions {
       const side = introduction.sides.find((one) => one.member !== member)!;
       if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
-      const token = introduction.token || newToken();
+      const token = introduction.token || introduction.relayToken || newToken();
       this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
       this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
     }
@@ -915,12 +935,26 @@ class Introductions {
 
   #tickIntroduction(introduction: Introduction, now: number): void {
     const { phase, sides, expiresAt } = introduction;
-    if (now >= expiresAt) return this.#end(introduction);
+    if (now >= expiresAt) return this.#expire(introduction);
     if (now < phase.untilMs) return;
     if (phase.is === "planning") this.#plan(introduction);
     else if (phase.is === "measuring") this.#punch(introduction);
     else if (phase.is === "punching" && !phase.isLast && sides.some(({ report }) => report === "failed"))
       this.#nextRound(introduction);
+  }
+
+  /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
+  #expire(introduction: Introduction): void {
+    const { phase, sides, relayToken: token } = introduction;
+    this.#end(introduction);
+    if (phase.is !== "relayed") return;
+    const reason = "timed-out";
+    for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
+      const [id, peer] = [one.member.peer.id, other.member.peer.id];
+      if (one.report !== undefined) continue;
+      this.#exchange.send(one.member, { type: "failed", peer, token, reason });
+      this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
+    }
   }
 
   #pair(a: Member, b: Member): Pair {
