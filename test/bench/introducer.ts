@@ -17,6 +17,9 @@ const goals = { p99Ms: 50, kib: 5, relayed: 2 };
 /** Relayed links that send all they may, and the introductions a second beside them. */
 const relays = 50;
 const besideRelays = 3000;
+/** A room in which everybody is being introduced to everybody: 16,110 introductions. */
+const crowdSize = 180;
+const echoes = 300;
 const introductionsMs = 4000;
 const idleMs = 6000;
 /** Introductions and joins under way at once, where as many are made as can be. */
@@ -85,6 +88,7 @@ class Client {
   punched: (() => void) | undefined = undefined;
   /** Instead of punching it waits to be relayed. */
   relayed: ((token: string) => void) | undefined = undefined;
+  echoed: (() => void) | undefined = undefined;
   readonly #index: number;
   readonly #room: string;
   #socket: Socket | undefined;
@@ -149,6 +153,7 @@ class Client {
     const type = at(line, typeAt) + at(line, typeAt + 1);
     if (type === "pu") this.#punch(line);
     else if (type === "pi") this.#socket!.write(line.toString("latin1").replace("ping", "pong") + "\n");
+    else if (type === "ec") this.echoed?.();
     else if (type === "re" && at(line, typeAt + 2) === "l") this.relayed?.(tokenOf(line));
     else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
     else if (type === "pe" && line.includes('"more":false', line.length - 16)) this.joined?.();
@@ -160,6 +165,17 @@ class Client {
     this.#socket!.write(`{"type":"connect","peer":${partner.id}}\n`);
     partner.relayed = () => {};
     return new Promise((resolve) => (this.relayed = resolve));
+  }
+
+  /** Asks, and says nothing of what becomes of it. */
+  askOnly(partner: Client): void {
+    this.relayed = partner.relayed = () => {};
+    this.#socket!.write(`{"type":"connect","peer":${partner.id}}\n`);
+  }
+
+  echo(): Promise<void> {
+    this.#socket!.write('{"type":"echo","text":""}\n');
+    return new Promise((resolve) => (this.echoed = resolve));
   }
 
   #punch(line: Buffer): void {
@@ -284,42 +300,47 @@ async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Res
 
 // --- beside full relays ----------------------------------------------------------------------------------
 
-/** One end of a relayed link: sends all that the relay takes, or only reads. */
-async function relayEnd(
+/** The ends of relayed links, in a process of their own: filling buffers must not hold up who measures. */
+class RelayLoad implements AsyncDisposable {
+  readonly #process: Bun.Subprocess<"ignore", "pipe">;
+  readonly #lines: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>;
+
+  constructor(port: number, tokens: string[]) {
+    const fixture = `${import.meta.dir}/introducer-fixture.ts`;
+    const command = [process.execPath, fixture, "relays", String(port), ...tokens];
+    this.#process = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+    this.#lines = this.#process.stdout.getReader();
+  }
+
+  /** All bytes that have come so far. */
+  async bytes(): Promise<number> {
+    this.#process.kill("SIGUSR2");
+    const { value } = await this.#lines.read();
+    return Number(new TextDecoder().decode(value));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.exited;
+  }
+}
+
+async function people(
   port: number,
-  token: string,
-  sends: boolean,
-): Promise<{ socket: Socket; bytes: number }> {
-  const part = new Uint8Array(64 * 1024);
-  const fill = (socket: Socket) => {
-    while (sends && socket.write(part) === part.length);
-  };
-  const end = { bytes: 0 };
-  const socket = await Bun.connect({
-    hostname: "127.0.0.1",
-    port,
-    socket: {
-      data(connection, chunk) {
-        if (end.bytes === 0) fill(connection); // `relaying`
-        end.bytes += chunk.length;
-      },
-      drain: fill,
-    },
-  });
-  socket.write(encode({ type: "relay", token }));
-  return Object.assign(end, { socket });
+  count: number,
+  room: (index: number) => string,
+  from = 0,
+): Promise<Client[]> {
+  const clients = Array.from({ length: count }, (_, index) => new Client(from + index, room(index)));
+  for (const client of clients) await client.open(port);
+  await Promise.all(clients.map((client) => client.join()));
+  return clients;
 }
 
 async function besideFullRelays(): Promise<void> {
   await using server = await Server.start("introducer", 10);
-  const people = async (count: number, room: (index: number) => string, from: number) => {
-    const clients = Array.from({ length: count }, (_, index) => new Client(from + index, room(index)));
-    for (const client of clients) await client.open(server.port);
-    await Promise.all(clients.map((client) => client.join()));
-    return clients;
-  };
-  const crowd = await people(1000, (index) => `room ${Math.floor(index / 10)}`, 0);
-  const relayed = await people(2 * relays, () => "relayed", crowd.length);
+  const crowd = await people(server.port, 1000, (index) => `room ${Math.floor(index / 10)}`);
+  const relayed = await people(server.port, 2 * relays, () => "relayed", crowd.length);
   const inRooms = Array.from({ length: 100 }, (_, n) => crowd.slice(n * 10, n * 10 + 10));
   const pairs = new Pairs(inRooms);
   await openLoop(besideRelays, () => pairs.introduce()); // warms up
@@ -327,16 +348,11 @@ async function besideFullRelays(): Promise<void> {
   const tokens = Array.from({ length: relays }, (_, n) =>
     relayed[2 * n]!.introduceByRelay(relayed[2 * n + 1]!),
   );
-  const receivers: { bytes: number; socket: Socket }[] = [];
-  for (const token of await Promise.all(tokens)) {
-    await relayEnd(server.port, token, true);
-    receivers.push(await relayEnd(server.port, token, false));
-  }
-  const sum = () => receivers.reduce((bytes, one) => bytes + one.bytes, 0);
+  await using load = new RelayLoad(server.port, await Promise.all(tokens));
   await Bun.sleep(settleMs);
-  const [from, before] = [performance.now(), sum()];
+  const [from, before] = [performance.now(), await load.bytes()];
   const beside = await openLoop(besideRelays, () => pairs.introduce());
-  const mib = (sum() - before) / (performance.now() - from) / 1024 / 1.024;
+  const mib = ((await load.bytes()) - before) / (performance.now() - from) / 1024 / 1.024;
   const [p99Alone, p99Beside] = [percentile(alone, 0.99), percentile(beside, 0.99)];
   const row = (what: string, times: number[]) => [
     what,
@@ -355,6 +371,45 @@ async function besideFullRelays(): Promise<void> {
         `${(p99Beside / p99Alone).toFixed(2)} ×`,
         `≤ ${goals.relayed} ×`,
       ],
+    ]),
+  );
+  console.log("");
+}
+
+// --- beside many introductions ---------------------------------------------------------------------------
+
+async function besideManyIntroductions(): Promise<void> {
+  await using server = await Server.start("introducer", 10);
+  const [bystander] = (await people(server.port, 1, () => "elsewhere")) as [Client];
+  const crowd = await people(server.port, crowdSize, () => "crowd", 1);
+  const look = async () => {
+    const timesMs: number[] = [];
+    for (let n = 0; n < echoes; n++) {
+      const from = performance.now();
+      await bystander.echo();
+      timesMs.push(performance.now() - from);
+    }
+    return timesMs;
+  };
+  await look(); // warms up
+  const before = await look();
+  for (const [n, client] of crowd.entries()) {
+    for (const other of crowd.slice(0, n)) client.askOnly(other);
+    await bystander.echo(); // and is so read, one after the other
+  }
+  await Bun.sleep(settleMs);
+  const beside = await look();
+  const row = (what: string, times: number[]) => [
+    what,
+    `${percentile(times, 0.5).toFixed(2)} ms`,
+    `${percentile(times, 0.99).toFixed(2)} ms`,
+  ];
+  const under = (crowdSize * (crowdSize - 1)) / 2;
+  console.log(
+    table([
+      ["a bystander's echo", "median", "99th percentile"],
+      row("alone", before),
+      row(`beside ${under} introductions`, beside),
     ]),
   );
   console.log("");
@@ -390,6 +445,7 @@ async function compare(scenario: Scenario): Promise<void> {
 export async function bench(): Promise<void> {
   for (const scenario of scenarios) await compare(scenario);
   await besideFullRelays();
+  await besideManyIntroductions();
   console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, and at half of that rate
 they are begun by the clock, and count from when they were due. Of the participants the second half is counted,
 when the first has warmed the server up. Load and server share the cores of this machine.`);
