@@ -303,19 +303,19 @@ async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Res
 /** The ends of relayed links, in a process of their own: filling buffers must not hold up who measures. */
 class RelayLoad implements AsyncDisposable {
   readonly #process: Bun.Subprocess<"ignore", "pipe">;
-  readonly #lines: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>;
+  readonly #lines: AsyncIterator<Uint8Array>;
 
   constructor(port: number, tokens: string[]) {
     const fixture = `${import.meta.dir}/introducer-fixture.ts`;
     const command = [process.execPath, fixture, "relays", String(port), ...tokens];
     this.#process = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
-    this.#lines = this.#process.stdout.getReader();
+    this.#lines = this.#process.stdout[Symbol.asyncIterator]();
   }
 
   /** All bytes that have come so far. */
   async bytes(): Promise<number> {
     this.#process.kill("SIGUSR2");
-    const { value } = await this.#lines.read();
+    const { value } = await this.#lines.next();
     return Number(new TextDecoder().decode(value));
   }
 
