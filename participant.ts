@@ -93,7 +93,7 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The pause before coming back to a lost introducer: doubled each time, jittered so that a room does not return as one. */
+/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
 const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
@@ -558,7 +558,7 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random()));
+    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
