@@ -105,7 +105,7 @@ export class Link {
     if (offer) this.session.accept(offer);
     else {
       this.session.attach(channel);
-      this.#useLines(this.session.open({ use: "lines" }));
+      this.#useLines(this.open("lines"));
     }
   }
 
@@ -144,12 +144,12 @@ export class Link {
   }
 
   /**
-   * Opens a stream, a Duplex to its user; the peer is told what it is for. Throws a {@link LinkError} when the link has
-   * ended.
+   * Opens a stream for `use`, a Duplex to its user; the peer's program is told that, and what else is in `more` (at most
+   * 4096 bytes of JSON). Throws a {@link LinkError} when the link has ended.
    */
-  open(purpose: Purpose): Stream {
+  open(use: string, more: Purpose = {}): Stream {
     try {
-      return this.session.open(purpose);
+      return this.session.open({ ...more, use });
     } catch (error) {
       throw new LinkError(error instanceof Error ? error.message : String(error));
     }
