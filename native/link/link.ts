@@ -17,9 +17,9 @@ import {
   type Route,
   type UnlinkReason,
 } from "../../protocol.ts";
-import type { Offer } from "./carrier.ts";
+import type { CarrierEvent, Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
-import { Session, type CarrierEvent, type EndedBy } from "./session.ts";
+import { Session, type EndedBy } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
 /** Texts and pings that may wait for an answer at once. */
