@@ -252,6 +252,8 @@ export class Participant {
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
+  /** Our public address in the latest registration. */
+  #lastAddress: string | undefined;
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
@@ -652,7 +654,10 @@ export class Participant {
     if (more) return;
     for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
-    for (const peer of this.#peers.values()) peer.groundChanged();
+    const { address } = splitEndpoint(registration.public);
+    const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
+    this.#lastAddress = address;
+    for (const peer of this.#peers.values()) peer.groundChanged(hasMoved);
     this.#emit({ event: "peers", peers: this.rows });
     if (this.#state.is !== "joining") return;
     const { attempt } = this.#state;
@@ -792,7 +797,7 @@ export class Participant {
     const isChanged =
       registration.behaviour !== undefined && registration.behaviour.mapping !== behaviour.mapping;
     registration.behaviour = behaviour;
-    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged();
+    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged(false);
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });

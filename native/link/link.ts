@@ -133,6 +133,12 @@ export class Link {
     return !this.session.isEnded && !this.#closing;
   }
 
+  /** There is reason to think that its channel is dead, though nothing has shown it yet. */
+  suspect(): void {
+    this.#looksDeadSince = performance.now();
+    this.session.ping();
+  }
+
   /** Another channel that this side has nominated. */
   attach(channel: Channel): void {
     this.session.attach(channel);

@@ -5,8 +5,10 @@
  */
 import {
   failureReasons,
+  isVerified,
   maxTextLength,
   printable,
+  splitEndpoint,
   UserError,
   type Endpoint,
   type FailureReason,
@@ -211,9 +213,11 @@ export class RemotePeer {
     // A session that has not timed out yet may be listed beside the one that replaced it.
     if (this.#isPresent && peer.id < this.#peer.id) return;
     const isNews = !this.#isPresent || peer.id !== this.#peer.id;
+    const hasMoved = !isVerified(peer, splitEndpoint(this.#peer.public).address);
     this.#peer = peer;
     this.#isPresent = true;
     this.#lastSeenAt = Date.now();
+    if (hasMoved) this.#suspect();
     if (isNews) this.#seekAnew();
   }
 
@@ -224,8 +228,9 @@ export class RemotePeer {
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
   }
 
-  /** We are registered anew, or our own mapping has changed. */
-  groundChanged(): void {
+  /** We are registered anew, at another address perhaps, or our own mapping has changed. */
+  groundChanged(hasMoved: boolean): void {
+    if (hasMoved) this.#suspect();
     this.#seekAnew();
   }
 
@@ -475,6 +480,13 @@ export class RemotePeer {
 
   #seekDirect(): void {
     if (this.#link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
+  }
+
+  /** One of us is at another address now: what went by the old one hardly lives. */
+  #suspect(): void {
+    if (!this.#link || this.#link.route === "relay") return;
+    this.#link.suspect();
+    this.#seeker.want("soon", this.#isFirst);
   }
 
   /** Something has changed that may make a way. */
