@@ -64,6 +64,15 @@ describe("a link", () => {
     await closeBoth(alice, bob);
   });
 
+  test("does not come to a standstill when both sides say more than the stream takes at once", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob } = await links();
+    const texts = Array.from({ length: 500 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
+    await Promise.all(texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]));
+    expect([alice.texts, bob.texts]).toEqual([texts, texts]);
+    await closeBoth(alice, bob);
+  });
+
   test("lets so many texts wait for their answer, and no more", async () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
