@@ -220,6 +220,7 @@ export class Link {
     this.#lines = stream;
     for (const line of this.#unsent.splice(0)) this.#send(line);
     stream.on("error", () => {}); // the link's end says it
+    for (const event of ["end", "close"]) stream.once(event, () => this.#linesOver());
     stream.on("data", (chunk: Buffer) => {
       try {
         for (const line of decoder.push(chunk)) this.#receive(parseLinkLine(line));
@@ -228,6 +229,12 @@ export class Link {
         this.abandon("protocol-error", error.message);
       }
     });
+  }
+
+  /** Nothing would be answered any more, and no text would come. */
+  #linesOver(): void {
+    if (!this.session.isEnding)
+      this.abandon("protocol-error", "its stream of lines is over, and the link is not");
   }
 
   #receive(line: LinkLine): void {
