@@ -291,7 +291,8 @@ export class Link {
   }
 
   #lost(reason: string): void {
-    if (this.#keepMs === 0 || this.#closing) return this.abandon("connection-lost", reason);
+    if (this.#closing) return this.session.abandon(this.#closing.reason);
+    if (this.#keepMs === 0) return this.abandon("connection-lost", reason);
     this.#brokenSince = performance.now();
     const minutes = this.#keepMs / 60_000;
     this.#keepTimer = setTimeout(
