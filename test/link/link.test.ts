@@ -1,19 +1,42 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
+import * as tls from "node:tls";
+import { judgeOffer, refuseOffer } from "../../native/link/carrier.ts";
 import { adopt, Channel, LinkError } from "../../native/link/channel.ts";
-import { StreamError } from "../../native/link/stream.ts";
-import { maxTextLength } from "../../protocol.ts";
+import {
+  decodeReset,
+  encodeCount,
+  encodeCredit,
+  encodeFinish,
+  encodeFrame,
+  encodeHello,
+  encodeOpen,
+  encodeReset,
+  frame,
+  FrameDecoder,
+  isSequenced,
+  resumedStatus,
+  resumeStatus,
+} from "../../native/link/frame.ts";
+import { firstCreditBytes, StreamError } from "../../native/link/stream.ts";
+import { encode, maxLineBytes, maxTextLength, splitEndpoint, type LinkLine } from "../../protocol.ts";
 import { listening, noSocketLeft, until } from "../native-fixture.ts";
 import {
   accepted,
   aliceIdentity,
+  anotherChannel,
+  beginLink,
   bobIdentity,
   closeBoth,
   credentialsOf,
   linkOn,
   links,
+  offerOn,
+  purpose,
   server,
+  token,
   type Story,
+  Wire,
 } from "./story-fixture.ts";
 
 async function rejection(promise: Promise<unknown>): Promise<string> {
@@ -163,6 +186,555 @@ describe("close", () => {
   });
 });
 
+// --- channels come and go ----------------------------------------------------------------------------------
+
+const minute = 60_000;
+
+/** Random bytes on a stream of the link, until told to end; both hashes, once it is over. */
+function transfer(from: Story, to: Story) {
+  to.takesStreams = true;
+  const [written, read] = [new Bun.CryptoHasher("sha256"), new Bun.CryptoHasher("sha256")];
+  const course = { bytes: 0, isOver: false };
+  const stream = from.link.open({ use: "a test" });
+  const block = crypto.getRandomValues(new Uint8Array(60_000));
+  const more = (): void => {
+    while (!course.isOver) {
+      written.update(block);
+      if (!stream.write(block)) return void stream.once("drain", more);
+    }
+    stream.end();
+  };
+  more();
+  const hashes = (async () => {
+    await until("the stream is there", () => to.streams.length > 0);
+    for await (const chunk of to.streams[0]!.stream) {
+      read.update(chunk as Buffer);
+      course.bytes += (chunk as Buffer).length;
+    }
+    return [written.digest("hex"), read.digest("hex")];
+  })();
+  return { course, hashes };
+}
+
+describe("a link goes on", () => {
+  test.each(["alice", "bob"] as const)(
+    "over a second channel that %s brings, before the first is closed: without a gap, under a running transfer",
+    async (by) => {
+      await using _ = noSocketLeft();
+      const linked = await links(minute);
+      const { alice, bob, first } = linked;
+      const before = alice.link.local;
+      const { course, hashes } = transfer(alice, bob);
+      await until("it runs", () => course.bytes > 1 << 20);
+      const second = await anotherChannel(linked, by);
+      await until("both have moved", () => alice.events.length > 0 && bob.events.length > 0);
+      expect([alice.events, bob.events]).toEqual([["moved without a gap"], ["moved without a gap"]]);
+      const moved = course.bytes;
+      await until("it still runs", () => course.bytes > moved + (1 << 20));
+      course.isOver = true;
+      const [written, read] = await hashes;
+      expect(read).toBe(written!);
+      await until("the first is closed", () => !first.alice.isOpen && !first.bob.isOpen);
+      expect([alice.link.local, alice.link.remote, alice.link.local === before]).toEqual([
+        second.alice.local,
+        second.alice.remote,
+        false,
+      ]);
+      expect(alice.link.route).toBe(second.alice.route);
+      expect(alice.link.session.carriersSoFar).toBe(2);
+      await closeBoth(alice, bob);
+    },
+  );
+
+  test.each(["alice", "bob"] as const)(
+    "after a break, on a channel that %s brings: what was said meanwhile arrives, once and in order",
+    async (by) => {
+      await using _ = noSocketLeft();
+      const linked = await links(minute);
+      const { alice, bob, first } = linked;
+      await alice.link.say("before");
+      first.cut();
+      await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+      const heard = [..."abcdef"].flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
+      expect([alice.link.isOpen, alice.ends, alice.texts]).toEqual([true, [], []]);
+      await anotherChannel(linked, by);
+      await Promise.all(heard);
+      expect([alice.texts, bob.texts]).toEqual([[..."abcdef"], ["before", ..."abcdef"]]);
+      const events = ["broken: the connection was reset", "moved after a gap"];
+      expect([alice.events, bob.events]).toEqual([events, events]);
+      expect([alice.link.isReturning, bob.link.isReturning]).toEqual([false, false]);
+      await closeBoth(alice, bob);
+    },
+  );
+
+  test("after many breaks, also in the middle of coming back, and no byte is lost or comes twice", async () => {
+    await using _ = noSocketLeft();
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    const { course, hashes } = transfer(alice, bob);
+    let wire = first;
+    for (let round = 0; round < 20; round++) {
+      const bytes = course.bytes;
+      await until("it runs", () => course.bytes > bytes);
+      wire.cut();
+      if (round % 3 === 0) {
+        // One that breaks before it is known to be there.
+        const inVain = await Wire.between("alice");
+        const { alice: ours, bob: theirs } = inVain.nominate();
+        const offer = offerOn(theirs);
+        alice.link.attach(ours);
+        if (round % 2 === 0) bob.link.accept(await offer);
+        inVain.cut();
+        await offer.catch(() => {});
+      }
+      wire = await anotherChannel(linked, round % 2 === 0 ? "alice" : "bob");
+    }
+    course.isOver = true;
+    const [written, read] = await hashes;
+    expect(read).toBe(written!);
+    expect([alice.ends, bob.ends]).toEqual([[], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("when its channel has fallen silent: another is sought beside it, and what comes late changes nothing", async () => {
+    await using _ = noSocketLeft();
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    await alice.link.say("before");
+    first.silence();
+    const heard = alice.link.say("into the void");
+    await until("it looks dead", () => alice.link.looksDead);
+    expect([alice.events[0], alice.link.isReturning, bob.texts]).toEqual(["looks dead", false, ["before"]]);
+    await anotherChannel(linked);
+    await heard;
+    expect(alice.events.at(-1)).toBe("moved after a gap");
+    expect([alice.link.looksDead, bob.texts]).toEqual([false, ["before", "into the void"]]);
+    first.resume();
+    await bob.link.say("still here");
+    expect([alice.texts, bob.texts.length, alice.ends, bob.ends]).toEqual([["still here"], 2, [], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("when its channel only seemed dead", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(minute);
+    await alice.link.say("before");
+    first.silence();
+    const heard = alice.link.say("after");
+    await until("it looks dead", () => alice.link.looksDead);
+    first.resume();
+    await heard;
+    expect([bob.texts, alice.ends, bob.ends]).toEqual([["before", "after"], [], []]);
+    await closeBoth(alice, bob);
+  });
+});
+
+describe("a link without a channel", () => {
+  const detail = "the connection was reset";
+
+  test("ends at once where it is not kept, and what was not answered is told", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(0);
+    first.silence();
+    const unanswered = rejection(alice.link.say("are you there?"));
+    first.cut();
+    expect(await unanswered).toBe(`the link ended before the peer answered: ${detail}`);
+    await until("bob's ends, too", hasEnded(bob));
+    const lost: Story["ends"] = [{ reason: "connection-lost", detail }];
+    expect([alice.ends, bob.ends, alice.events, bob.events]).toEqual([lost, lost, [], []]);
+  });
+
+  test("ends when it does not come back in time", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(150);
+    const stream = alice.link.open({ use: "a test" });
+    const errors: Error[] = [];
+    stream.on("error", (error) => errors.push(error));
+    first.cut();
+    await until("both have ended", () => alice.ends.length + bob.ends.length === 2);
+    const lost: Story["ends"] = [
+      { reason: "connection-lost", detail: "it did not come back within 0.0025 min" },
+    ];
+    expect([alice.ends, bob.ends]).toEqual([lost, lost]);
+    expect(alice.events).toEqual([`broken: ${detail}`]);
+    await until("its streams have failed", () => errors.length > 0);
+    expect(errors[0]!.message).toContain("the link has ended");
+  });
+
+  test("that came back in time is kept for as long as its channel lives", async () => {
+    await using _ = noSocketLeft();
+    const keepMs = 200;
+    const linked = await links(keepMs);
+    const { alice, bob, first } = linked;
+    first.cut();
+    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+    await anotherChannel(linked);
+    const backAt = performance.now();
+    await until("it could have been given up", () => performance.now() > backAt + 2 * keepMs);
+    expect(await alice.link.ping()).toBeGreaterThan(0);
+    expect([alice.ends, bob.ends]).toEqual([[], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("is closed at once, and the peer that comes back is told that it is over", async () => {
+    await using _ = noSocketLeft();
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    first.cut();
+    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+    const unheard = rejection(alice.link.say("too late"));
+    await alice.link.close("disconnected");
+    expect(alice.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+    expect(await unheard).toStartWith("the link ended before the peer answered");
+    await anotherChannel(linked, "bob");
+    await until("bob knows", hasEnded(bob));
+    expect(bob.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+  });
+
+  test("ends when the peer's program knows nothing of it any more", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(minute);
+    await alice.link.say("before"); // so that it is known to be no new link
+    const stream = alice.link.open({ use: "a test" });
+    const errors: Error[] = [];
+    stream.on("error", (error) => errors.push(error));
+    first.cut();
+    await until("alice knows", () => alice.link.isReturning);
+    const { alice: ours, bob: theirs } = (await Wire.between("alice")).nominate();
+    const offer = offerOn(theirs);
+    alice.link.attach(ours);
+    const offered = await offer;
+    expect(judgeOffer(offered, undefined, aliceIdentity.fingerprint)).toBe("refuse");
+    refuseOffer(offered, resumedStatus.unknown);
+    await until("alice's link has ended", hasEnded(alice));
+    expect(alice.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+    await until("its streams have failed", () => errors.length > 0);
+    bob.link.abandon("peer-restarted", "");
+  });
+});
+
+test("a channel for another link is refused, and harms neither", async () => {
+  await using _ = noSocketLeft();
+  const { alice, bob } = await links(minute);
+  const wire = await Wire.between("alice");
+  const { alice: ours, bob: theirs } = wire.nominate();
+  const offer = offerOn(theirs);
+  const other = beginLink(ours, { keepMs: minute });
+  bob.link.accept(await offer);
+  await until("the other link has ended", hasEnded(other));
+  expect(other.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+  await until("its channel is closed", () => !ours.isOpen && !theirs.isOpen);
+  await alice.link.say("still here");
+  expect([bob.texts, bob.events]).toEqual([["still here"], []]);
+  await closeBoth(alice, bob);
+});
+
+test("a channel that is brought to a link which has ended is closed", async () => {
+  await using _ = noSocketLeft();
+  const { alice, bob } = await links(minute);
+  await closeBoth(alice, bob);
+  const wire = await Wire.between("alice");
+  alice.link.attach(wire.nominate().alice);
+  await until("it is closed", () => !wire.alice.isOpen && !wire.bob.isOpen);
+});
+
+// --- who means ill ------------------------------------------------------------------------------------------
+
+const lines = 1;
+const ourLines = (messages: LinkLine[]) => Buffer.from(messages.map(encode).join(""));
+
+/** The controlling side by hand: TLS and frames, and no rule kept but those that a test wants kept. */
+class Rogue implements Disposable {
+  readonly socket: tls.TLSSocket;
+  readonly frames: { type: number; stream: number; payload: Buffer }[] = [];
+  /** What came on the stream of lines, and what may be sent on it. */
+  text = "";
+  credit = firstCreditBytes;
+  isClosed = false;
+  /** Whether it acknowledges what comes. */
+  acknowledges = true;
+  #processed = 0;
+
+  constructor(port: number) {
+    const { key, certificate: cert } = aliceIdentity;
+    const options = { host: "127.0.0.1", port, key, cert, rejectUnauthorized: false };
+    this.socket = tls.connect({ ...options, ALPNProtocols: [purpose] });
+    const decoder = new FrameDecoder({
+      onPiece: (_stream, piece, _at, isLast) => {
+        this.text += piece.toString();
+        if (isLast) this.#processed++;
+      },
+      onFrame: (type, stream, payload) => this.#onFrame(type, stream, Buffer.from(payload)),
+    });
+    this.socket.on("data", (chunk: Buffer) => {
+      const before = this.#processed;
+      decoder.push(chunk);
+      if (this.acknowledges && this.#processed > before) this.send(encodeCount(frame.ack, this.#processed));
+    });
+    this.socket.on("error", () => {}).on("close", () => (this.isClosed = true));
+  }
+
+  #onFrame(type: number, stream: number, payload: Buffer): void {
+    this.frames.push({ type, stream, payload });
+    if (isSequenced(type)) this.#processed++;
+    if (type === frame.credit && stream === lines) this.credit += payload.readUInt32BE(0);
+  }
+
+  send(...frames: Buffer[]): void {
+    this.socket.write(Buffer.concat(frames));
+  }
+
+  /** The nomination, and a new session with its stream of lines, in one flight. */
+  begin(...more: Buffer[]): void {
+    const [status, epoch, sessionId, processed] = [resumeStatus.begin, 1, "5e".repeat(16), 0];
+    this.send(
+      Buffer.from(encode({ type: "nominate", token })),
+      encodeHello(frame.resume, { status, epoch, sessionId, processed }),
+      encodeCount(frame.start, 0),
+      encodeOpen(lines, { use: "lines" }),
+      ...more,
+    );
+  }
+
+  say(...messages: LinkLine[]): void {
+    this.send(encodeFrame(frame.data, ourLines(messages), lines));
+  }
+
+  has(type: number): boolean {
+    return this.frames.some((one) => one.type === type);
+  }
+
+  [Symbol.dispose](): void {
+    this.socket.destroy();
+  }
+}
+
+async function againstRogue(...more: Buffer[]): Promise<{ rogue: Rogue; bob: Story } & Disposable> {
+  using listener = listening();
+  const rogue = new Rogue(splitEndpoint(listener.endpoint).port);
+  const side = new Channel(
+    adopt(await accepted(listener.socket)),
+    "listen",
+    server,
+    credentialsOf(bobIdentity),
+  );
+  const fingerprint = await side.secured;
+  const bob = linkOn(side, { keepMs: 0, fingerprint });
+  rogue.begin(...more);
+  return { rogue, bob: await bob, [Symbol.dispose]: () => rogue[Symbol.dispose]() };
+}
+
+describe("a peer that", () => {
+  test("keeps to the protocol is served", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const asked: LinkLine[] = [
+      { type: "heard", id: 999 }, // answers to what was never asked
+      { type: "pong", id: 999 },
+      { type: "say", id: 7, text: "fine" },
+      { type: "ping", id: 7 },
+    ];
+    rogue.say(...asked);
+    const answers: LinkLine[] = [
+      { type: "heard", id: 7 },
+      { type: "pong", id: 7 },
+    ];
+    await until("it is answered", () => rogue.text === answers.map(encode).join(""));
+    expect([bob.texts, bob.ends]).toEqual([["fine"], []]);
+    const unanswered = rejection(bob.link.say("are you there?"));
+    await until("the rogue has it", () => rogue.text.includes("are you there?"));
+    rogue.socket.end();
+    expect(await unanswered).toBe(
+      "the link ended before the peer answered: the connection was closed at the peer's end",
+    );
+    expect(bob.ends).toEqual([
+      { reason: "connection-lost", detail: "the connection was closed at the peer's end" },
+    ]);
+  });
+
+  const text = (bytes: string | Uint8Array) => encodeFrame(frame.data, Buffer.from(bytes as string), lines);
+  const breaches: Record<string, [Buffer, string]> = {
+    "a frame of unknown type": [encodeFrame(7, Buffer.alloc(4)), "a frame of unknown type 7"],
+    "a frame that is too long": [
+      encodeFrame(frame.ping, Buffer.alloc(9)),
+      "a frame of type 129 with 9 bytes",
+    ],
+    "bytes for a stream that is not there": [encodeFrame(frame.data, Buffer.alloc(1), 3), "stream 3"],
+    "a stream with our number": [encodeOpen(2, { use: "lines" }), "a new stream with the number 2"],
+    "its second first frame": [
+      encodeHello(frame.resume, { status: 1, epoch: 2, sessionId: "5e".repeat(16), processed: 0 }),
+      "in use",
+    ],
+    "an acknowledgement of what was never sent": [encodeCount(frame.ack, 1_000), "never sent"],
+    "no JSON": [text("hello\n"), "a line must be one JSON object"],
+    "no object": [text("[1]\n"), "a line must be one JSON object"],
+    "an unknown message": [text('{"type":"open-door"}\n'), "type must be one of"],
+    "a message of the other protocol": [text('{"type":"echo","text":"x"}\n'), "type must be one of"],
+    "a nomination on the link": [text(encode({ type: "nominate", token })), "type must be one of"],
+    "a missing field": [text('{"type":"say","id":1}\n'), "text must be text of at most"],
+    "a text that is too long": [
+      text(`{"type":"say","id":1,"text":"${"x".repeat(maxTextLength + 1)}"}\n`),
+      "text must be text of at most",
+    ],
+    "no UTF-8": [text(new Uint8Array([0x22, 0xff, 0xfe, 0x0a])), "a line must be UTF-8"],
+    "a line without end": [text("x".repeat(maxLineBytes)), `a line must have at most ${maxLineBytes} bytes`],
+  };
+  describe.each(Object.entries(breaches))("sends %s", (_what, [bytes, complaint]) => {
+    test.each(["later", "in one flight with the nomination"] as const)(
+      "%s: the link ends, with the reason",
+      async (when) => {
+        await using _ = noSocketLeft();
+        const say = (what: string) => text(encode({ type: "say", id: 1, text: what }));
+        const sent = [say("before"), bytes, say("after")];
+        using scene = await againstRogue(...(when === "later" ? [] : sent));
+        const { rogue, bob } = scene;
+        if (when === "later") rogue.send(...sent);
+        await until("bob's link ends", hasEnded(bob));
+        expect(bob.ends).toEqual([{ reason: "protocol-error", detail: expect.stringContaining(complaint) }]);
+        expect(bob.texts).not.toContain("after"); // nothing more is read
+        await until("it is closed", () => rogue.isClosed);
+        if (when === "later") expect(bob.texts).toEqual(["before"]);
+      },
+    );
+  });
+
+  test.each([
+    ["ends", encodeFrame(frame.end, Buffer.alloc(0), lines)],
+    ["resets", encodeReset(lines, 0, "enough")],
+  ])("%s its lines, on which alone it could answer: the link ends, with the reason", async (_how, bytes) => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const unanswered = rejection(bob.link.say("are you there?"));
+    rogue.send(text(encode({ type: "say", id: 1, text: "before" })), bytes);
+    expect(await unanswered).toEndWith("its stream of lines is over, and the link is not");
+    expect([bob.texts, bob.ends]).toEqual([
+      ["before"],
+      [{ reason: "protocol-error", detail: "its stream of lines is over, and the link is not" }],
+    ]);
+  });
+
+  test("opens a second stream of lines: it is refused with the reason, and the first goes on", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.send(encodeOpen(3, { use: "lines" }), encodeOpen(5, {}));
+    await until(
+      "both are refused",
+      () => rogue.frames.filter(({ type }) => type === frame.reset).length === 2,
+    );
+    const resets = rogue.frames.filter(({ type }) => type === frame.reset);
+    expect(resets.map(({ stream, payload }) => [stream, decodeReset(payload)])).toEqual([
+      [3, { code: 1, reason: "there is a stream of lines already" }],
+      [5, { code: 1, reason: "nobody takes streams here" }],
+    ]);
+    rogue.say({ type: "say", id: 1, text: "still here" });
+    await until("bob hears the first", () => bob.texts.length > 0);
+    expect(bob.ends).toEqual([]);
+  });
+
+  test("asks without end and takes no answers is not read any more, until it takes them", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const pings = ourLines(Array.from({ length: 1_000 }, (_, id) => ({ type: "ping", id })));
+    let sent = 0;
+    const flood = () => {
+      for (; rogue.credit >= pings.length; rogue.credit -= pings.length, sent += 1_000)
+        rogue.send(encodeFrame(frame.data, pings, lines));
+    };
+    let [credit, quietSince] = [0, performance.now()];
+    const isStuck = () => {
+      flood();
+      if (rogue.credit !== credit) [credit, quietSince] = [rogue.credit, performance.now()];
+      return performance.now() - quietSince > 300;
+    };
+    await until("it gets no more credit", isStuck);
+    // As many as its credit for our answers allows, as many as may wait, and what it was allowed to send.
+    expect(sent * 21).toBeLessThan(4 * firstCreditBytes);
+    expect(bob.link.session.outstandingBytes).toBeLessThan(2 * firstCreditBytes);
+    expect([bob.ends, rogue.text.length <= firstCreditBytes]).toEqual([[], true]);
+    const stuck = sent;
+    rogue.send(encodeCredit(lines, 1 << 30));
+    await until("it is served again", () => (flood(), sent >= 200_000));
+    expect(sent).toBeGreaterThan(stuck);
+    await until("all are answered", () => rogue.text.length >= (sent / 1_000) * pings.length);
+    expect(bob.ends).toEqual([]);
+  });
+
+  test("sends a million pings of its channel and reads nothing costs nothing", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    await until("the link is begun", () => rogue.has(frame.resumed));
+    const before = bob.link.session.bytesIn;
+    rogue.socket.pause();
+    const pings = Buffer.concat(Array.from({ length: 10_000 }, (_, n) => encodeCount(frame.ping, n)));
+    for (let round = 0; round < 100; round++) rogue.send(pings);
+    const { session } = bob.link;
+    let mostQueued = 0;
+    await until("all have come", () => {
+      mostQueued = Math.max(mostQueued, session.carrier?.queuedBytes ?? 0);
+      return session.bytesIn - before >= 100 * pings.length;
+    });
+    expect([mostQueued < 64 * 1024, session.outstandingBytes, bob.ends]).toEqual([true, 0, []]);
+    rogue.socket.resume();
+    rogue.say({ type: "say", id: 1, text: "still here" });
+    await until("it is heard", () => bob.texts.length > 0);
+  });
+
+  test.each([true, false])(
+    "never answers the end, and acknowledges it: %p: it comes nevertheless",
+    async (acknowledges) => {
+      await using _ = noSocketLeft();
+      using scene = await againstRogue();
+      const { rogue, bob } = scene;
+      rogue.acknowledges = acknowledges;
+      await bob.link.close("disconnected");
+      expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+      await until("the rogue was told", () => rogue.has(frame.finish));
+      const told = rogue.frames.find(({ type }) => type === frame.finish);
+      expect(told!.payload.toString()).toBe("disconnected");
+    },
+    15_000,
+  );
+
+  test("breaks the channel at the end does not change why it ended", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.acknowledges = false;
+    const closing = bob.link.close("disconnected");
+    await until("the rogue was told", () => rogue.has(frame.finish));
+    rogue.socket.destroy();
+    await closing;
+    expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+  });
+
+  test("ends it with a reason of its own is quoted", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.send(encodeFinish("\u001b[2J no more of you"));
+    await until("bob's link ends", hasEnded(bob));
+    expect(bob.ends).toEqual([{ reason: "peer-disconnected", detail: "\u001b[2J no more of you" }]);
+  });
+
+  test("has stopped reading does not keep the link from being closed", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    await until("the link is begun", () => rogue.has(frame.resumed));
+    rogue.socket.pause();
+    const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
+    const settled = Promise.allSettled(unheard);
+    await bob.link.close("disconnected");
+    expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
+    expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+  }, 15_000);
+});
+
 // --- the peer's process --------------------------------------------------------------------------------------
 
 function spawnPeer(endpoint: string) {
@@ -195,4 +767,42 @@ test("a process whose link was closed ends by itself: no timer, no descriptor ho
   await bob.link.close("quit");
   expect(await new Response(child.stdout).text()).toBe("heard\npeer-quit\n");
   expect(await child.exited).toBe(0);
+});
+
+test("a peer whose process is killed: the connection is lost, and what was said is told as unanswered", async () => {
+  await using _ = noSocketLeft();
+  const { child, bob } = await linkWithProcess();
+  try {
+    await until("the peer has spoken", () => bob.texts.length > 0);
+    await bob.link.say("welcome");
+    child.kill("SIGKILL");
+    const unanswered = rejection(bob.link.say("are you there?"));
+    expect(await unanswered).toStartWith("the link ended before the peer answered");
+    // The kernel resets when bytes were left unread, and says FIN when none were.
+    const detail = expect.stringMatching(/^the connection was (reset|closed at the peer's end)$/);
+    expect(bob.ends).toEqual([{ reason: "connection-lost", detail }]);
+  } finally {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
+});
+
+test("a peer whose process is stopped looks dead, and when it goes on the link does, too", async () => {
+  await using _ = noSocketLeft();
+  const { child, bob } = await linkWithProcess(minute);
+  try {
+    await until("the peer has spoken", () => bob.texts.length > 0);
+    await bob.link.say("welcome");
+    child.kill("SIGSTOP");
+    const heard = bob.link.say("are you there?");
+    await until("it looks dead", () => bob.events.length > 0);
+    expect([bob.events, bob.link.looksDead, bob.link.isReturning]).toEqual([["looks dead"], true, false]);
+    child.kill("SIGCONT");
+    await heard;
+    await bob.link.close("quit");
+    expect(await child.exited).toBe(0);
+  } finally {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
 });
