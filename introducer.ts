@@ -182,8 +182,9 @@ const forgetPairMs = 90_000;
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** How often relayed bytes go on that had to wait. */
+/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
 const relaySliceMs = 20;
+const relayTurnMs = 5;
 /** What may be made up for after a pause, lest a timer that comes late costs throughput. */
 const relayBurstMs = 100;
 /** A relayed link that says nothing for so long is over: participants ping each other far more often. */
@@ -656,10 +657,27 @@ const wideList: Column[] = [
 ];
 /** Ids of others that a line shows; there may be a room full of them. */
 const shownIds = 6;
+const shownRelays = 2;
 
 function idList(ids: number[], most: number): string {
   const more = ids.length > most ? ` +${ids.length - most}` : "";
   return ids.slice(0, most).join(", ") + more || "-";
+}
+
+/** `512 B`, `1.5 MiB`. */
+function amount(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const unit = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, bytes)) / 10));
+  return `${(bytes / 1024 ** unit).toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
+}
+
+/** Which of its links are relayed: `7 relayed 1.5 MiB`. */
+function relayedList({ links }: Participant, most: number): string[] {
+  const relayed = links.filter(({ route }) => route === "relay");
+  const shown = relayed
+    .slice(0, most)
+    .map(({ id, relayedBytes = 0 }) => `${id} relayed ${amount(relayedBytes)}`);
+  return relayed.length > most ? [...shown, `+${relayed.length - most} relayed`] : shown;
 }
 
 function row(one: Participant, width: number, colors: Colors, now: number): Cell[] {
@@ -667,10 +685,9 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   const [first = "-", ...others] = one.private;
   const more = others.length > 0 ? `+${others.length} more` : "";
   const dim = (text: string) => ({ text, paint: colors.dim });
-  const links = [
-    { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green },
-    { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow },
-  ];
+  const linked = { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green };
+  const punching = { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow };
+  const relayed = relayedList(one, isWhole ? Infinity : shownRelays);
   const who = [
     [{ text: String(one.id), paint: colors.bold }],
     [printable(one.name)],
@@ -680,10 +697,12 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   if (width < wideColumns) {
     const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
     const endpoints = [dim(first), ...(more === "" ? [] : [dim(more)]), one.public];
+    const links = [linked, punching, ...relayed.map((text) => ({ text, paint: colors.yellow }))];
     return [...who, mapping, endpoints, links, since];
   }
   const hosts = isWhole ? one.private.join(", ") || first : `${first} ${more}`.trimEnd();
-  return [...who, [one.mapping], [dim(hosts)], [one.public], ...links.map((part) => [part]), since];
+  const all = { ...linked, text: [linked.text, ...relayed].join("; ") };
+  return [...who, [one.mapping], [dim(hosts)], [one.public], [all], [punching], since];
 }
 
 /** The participants as a table: of at most 80 columns, or as wide as `width`; Infinity, for a pipe, cuts nothing. */
@@ -702,7 +721,9 @@ export function renderParticipants(
 function total(participants: Participant[]): string {
   const rooms = new Set(participants.map(({ room }) => room)).size;
   const links = Math.ceil(participants.reduce((sum, { linked }) => sum + linked.length, 0) / 2);
-  return `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
+  const ends = participants.flatMap((one) => one.links.filter(({ route }) => route === "relay"));
+  const summary = `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
+  return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
 }
 
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
@@ -723,7 +744,7 @@ function describe(event: IntroducerEvent): string {
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
-      return `#${event.a} and #${event.b} are relayed no more: ${event.bytes} bytes`;
+      return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
     case "warning":
       return event.message;
     case "linked":
@@ -892,7 +913,7 @@ class Introductions {
       const side = introduction.sides.find((one) => one.member !== member)!;
       if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
-      const token = introduction.token || newToken();
+      const token = introduction.token || introduction.relayToken || newToken();
       this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
       this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
     }
@@ -909,12 +930,26 @@ class Introductions {
 
   #tickIntroduction(introduction: Introduction, now: number): void {
     const { phase, sides, expiresAt } = introduction;
-    if (now >= expiresAt) return this.#end(introduction);
+    if (now >= expiresAt) return this.#expire(introduction);
     if (now < phase.untilMs) return;
     if (phase.is === "planning") this.#plan(introduction);
     else if (phase.is === "measuring") this.#punch(introduction);
     else if (phase.is === "punching" && !phase.isLast && sides.some(({ report }) => report === "failed"))
       this.#nextRound(introduction);
+  }
+
+  /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
+  #expire(introduction: Introduction): void {
+    const { phase, sides, relayToken: token } = introduction;
+    this.#end(introduction);
+    if (phase.is !== "relayed") return;
+    const reason = "timed-out";
+    for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
+      const [id, peer] = [one.member.peer.id, other.member.peer.id];
+      if (one.report !== undefined) continue;
+      this.#exchange.send(one.member, { type: "failed", peer, token, reason });
+      this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
+    }
   }
 
   #pair(a: Member, b: Member): Pair {
@@ -1420,14 +1455,18 @@ class Relays {
 
   #wait(end: RelayEnd): void {
     this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#slice(), relaySliceMs);
+    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
   }
 
-  #slice(): void {
+  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
+  #turn(): void {
     const now = performance.now();
+    const { rate, total } = this.rates;
+    const slice = (rate * relaySliceMs) / 1000;
     for (const end of [...this.#waiting]) {
-      if (this.#fill(this.#total, this.rates.total, now) < 1) return;
-      this.#pump(end, end.other!, now);
+      if (this.#fill(this.#total, total, now) < 1) return;
+      const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
+      if (isDue) this.#pump(end, end.other!, now);
     }
     if (this.#waiting.size > 0) return;
     clearInterval(this.#timer);
@@ -1590,7 +1629,10 @@ export class Introducer {
       if (!session.relayed) this.#send(session, { type: "bye", reason });
       session.closing = true; // so that nobody is told of everyone else's leaving
     }
-    for (const session of sessions) this.#close(session, reason);
+    for (const session of sessions) {
+      if (session.relayed) session.socket.terminate();
+      else this.#close(session, reason);
+    }
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
     if (this.#connections.size > 0) await gone;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);

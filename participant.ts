@@ -24,7 +24,7 @@ import {
 } from "./native/link/peer.ts";
 import { UnaskedBudget } from "./native/punch/allowance.ts";
 import { hostCandidates } from "./native/punch/candidates.ts";
-import type { Ground } from "./native/punch/introduction.ts";
+import { rehearseCandidates, type Ground } from "./native/punch/introduction.ts";
 import {
   classifyMapping,
   sampleMapping,
@@ -93,7 +93,7 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The pause before coming back to a lost introducer: doubled each time, jittered so that a room does not return as one. */
+/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
 const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
@@ -101,6 +101,8 @@ const lastingMs = 10_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
+/** Characters of what a stream is said to be for. */
+const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
 /** A wait that lasts longer is announced. */
@@ -246,6 +248,7 @@ export class Participant {
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
+  readonly #takers = new Map<string, (stream: Stream, from: { name: string; purpose: Purpose }) => void>();
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
@@ -268,7 +271,8 @@ export class Participant {
       isVerbose: options.verbose ?? false,
       instance: publicInstance(this.#instance),
       keepMs: (options.keepMinutes ?? defaultKeepMinutes) * 60_000,
-      stream: (_, stream, purpose) => this.#stream(stream, purpose),
+      stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
+      measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
       unlinked: () => this.#arrived(),
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
@@ -341,6 +345,14 @@ export class Participant {
   /** The link with a peer, while there is one. */
   linkWith(word: string): Link | undefined {
     return this.#find(word).link;
+  }
+
+  /**
+   * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
+   * with the peer's name; others are refused.
+   */
+  onStream(use: string, take: (stream: Stream, from: { name: string; purpose: Purpose }) => void): void {
+    this.#takers.set(use, take);
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
@@ -558,7 +570,7 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random()));
+    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
@@ -712,9 +724,11 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream(stream: Stream, purpose: Purpose): void {
-    const use = printable(String(purpose["use"]).slice(0, 64));
-    stream.reset(`nobody takes streams for ${use} here`, resetCodes.refused);
+  #stream({ name }: RemotePeer, stream: Stream, purpose: Purpose): void {
+    const use = String(purpose["use"]).slice(0, maxUseLength);
+    const take = this.#takers.get(use);
+    if (take) take(stream, { name, purpose });
+    else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
   #arrived(): void {
@@ -767,6 +781,7 @@ export class Participant {
     // While our probes are on their way; nobody is introduced before both sides are ready.
     this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
     await this.#rehearsed;
+    rehearseCandidates(registration);
     const behaviour = await measuring;
     if (this.#registration !== registration) return;
     if (behaviour.mapping === "unknown") {
@@ -781,6 +796,14 @@ export class Participant {
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
+  }
+
+  async #measureAnew(): Promise<void> {
+    const registration = this.#registration;
+    if (!registration) return;
+    await registration.classified;
+    if (this.#registration === registration) this.#remeasure(registration, firstRemeasureMs / 2);
+    await registration.classified;
   }
 
   #remeasure(registration: Registration, beforeMs: number): void {

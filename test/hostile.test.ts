@@ -301,7 +301,26 @@ test("a registration that does not last does not shorten the pause before the ne
   while (pauses().length < 3) await Bun.sleep(1);
   alice.participant.leave();
   // Doubled each time and jittered by half: the third is longer than the first can be.
-  expect(pauses()[2]!).toBeGreaterThan(750);
+  expect(pauses()[2]!).toBeGreaterThan(500);
+});
+
+test("no pause before coming back is longer than the longest, and a room does not return as one", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome(), { type: "bye", reason: "go away" });
+  });
+  const pauses = await Promise.all(
+    Array.from({ length: 20 }, async () => {
+      await using alice = participant(house.port);
+      await alice.participant.join();
+      for (;;) {
+        for (const event of alice.events) if (event.event === "introducer") return event.retryInMs ?? 0;
+        await Bun.sleep(1);
+      }
+    }),
+  );
+  expect(Math.max(...pauses)).toBeLessThanOrEqual(500);
+  expect(Math.min(...pauses)).toBeGreaterThanOrEqual(250);
+  expect(new Set(pauses).size).toBeGreaterThan(1);
 });
 
 test("a name of the program's own words is refused", async () => {

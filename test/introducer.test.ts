@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { once } from "node:events";
 import net from "node:net";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
@@ -1070,8 +1071,10 @@ test("while lines wait to be read, TCP makes their sender wait, and the introduc
   const part = Buffer.from(`${encode({ type: "echo", text: "x".repeat(1000) }).repeat(1000)}`);
   let accepted = 0;
   while (mallory.write(part, () => (accepted += part.length)) || mallory.writableLength < 32 * part.length);
-  await anna.settled();
-  await Bun.sleep(500); // what TCP takes at all, it takes at once
+  for (let seen = -1; seen !== accepted;) {
+    seen = accepted;
+    for (const _ of Array(20)) await anna.settled();
+  }
   expect(accepted).toBeLessThan(20 * part.length);
   expect(process.memoryUsage().rss - before).toBeLessThan(150 * 1024 * 1024);
   expect(scene.introducer.participants).toHaveLength(2);
@@ -1282,6 +1285,20 @@ test("only the side that was asked can answer, and only with the token", async (
   const prediction = measuredAt("127.0.0.1:2", 1);
   anna.send({ type: "measured", token, prediction });
   expect(await bert.next("punch")).toMatchObject({ theirs: prediction });
+});
+
+test("the room hears of a change in what it needs to punch, as the changed fields, and of nothing else", async () => {
+  await using scene = introduce();
+  using carl = await scene.join("carl", "lobby", false);
+  using anna = await scene.join("anna", "lobby", false);
+  using bert = await scene.join("bert", "lobby", false);
+  await linkOnce(anna, bert);
+  await failOnce(anna, bert);
+  await maps(anna, "random");
+  const updated = await carl.next("updated");
+  expect(updated).toEqual({ type: "updated", id: anna.id, mapping: "random" });
+  await carl.settled();
+  expect(carl.types()).toEqual(["registered", "peers", "joined", "joined", "updated", "echo"]);
 });
 
 test("a side that never measures does not hold up the round, and is too late afterwards", async () => {
@@ -1572,6 +1589,15 @@ describe.skipIf(!isLinux)("where there is no direct way", () => {
     await pair.meet();
   });
 
+  test("of a relay that nobody took both are told in the end", async () => {
+    await using scene = relaying({ punchDeadlineMs: -3500, pingMs: 100 }); // over in half a second
+    using pair = await strangers(scene);
+    const [{ token }] = await pair.meet();
+    const failed = { type: "failed", token, reason: "timed-out" };
+    expect<unknown>(await pair.anna.next("failed")).toEqual({ ...failed, peer: pair.bert.id });
+    expect<unknown>(await pair.bert.next("failed")).toEqual({ ...failed, peer: pair.anna.id });
+  });
+
   test.each(["the asker wants none", "one takes none", "the introducer has none", "there are too many"])(
     "none is offered when %s",
     async (what) => {
@@ -1803,7 +1829,8 @@ describe.skipIf(!isLinux)("relayed bytes", () => {
     const [{ token }] = await pair.meet();
     const { port } = scene.introducer;
     using early = new RelayClient(port, token);
-    await Bun.sleep(50); // long enough that it is the first; if it is not, the test shows less
+    await once(early.socket, "connect");
+    await pair.anna.settled(); // later to connect, and so read later, than `early`
     early.socket.end();
     await early.ended.promise;
     using again = new RelayClient(port, token);
@@ -2148,6 +2175,35 @@ test("a wide table has one line a participant; in a pipe nothing is cut", () => 
   for (const text of [one.name, one.room, "192.168.178.123:54321, 10.0.0.1:1", "2, 3, 4, 5, 6, 7, 8, 9, 10"])
     expect(piped).toContain(text);
   expect(piped).toEndWith("2 participants in 1 room, 9 links");
+});
+
+test("the table tells which links are relayed, and how much has gone that way", () => {
+  const one = {
+    id: 1,
+    name: "anna",
+    room: "lobby",
+    instance: hash("anna"),
+    fingerprint,
+    mapping: "random" as const,
+    since: 0,
+    linked: [2, 3, 4],
+    links: [
+      { id: 2, route: "relay" as const, relayedBytes: 1_572_864 },
+      { id: 3, route: "relay" as const },
+      { id: 4, route: "public" as const },
+    ],
+    punching: [],
+    private: [at("10.0.0.1:1")],
+    public: at("203.113.113.123:54321"),
+  };
+  for (const width of [80, 160, Infinity]) {
+    const table = renderParticipants([one], picocolors.createColors(false), 0, width);
+    for (const text of ["2 relayed 1.5 MiB", "3 relayed 0 B"])
+      expect(table.replace(/\s+/g, " ")).toContain(text);
+    expect(table).toEndWith("1 participant in 1 room, 2 links, 1 relayed");
+    const widest = Math.max(...table.split("\n").map((line) => Bun.stringWidth(line)));
+    expect(widest).toBeLessThanOrEqual(width);
+  }
 });
 
 // --- the program -----------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import type { Socket } from "../socket.ts";
 import type { Carrier } from "./carrier.ts";
 import type { Identity } from "./identity.ts";
 
-/** How long an orderly end waits until all that was sent is acknowledged. */
+/** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
+const finishTimeoutMs = 1_000;
 const acknowledgeTimeoutMs = 1_000;
 /** How often an ending channel asks for that. */
 const ackPollMs = 2;
@@ -103,6 +104,8 @@ export class Channel implements Carrier {
   readonly secured: Promise<string>;
   /** The same, once it has resolved. */
   peer = "";
+  /** Resolves when it is closed: from then on the same endpoints can be used again. */
+  readonly closed: Promise<void>;
   /** The peer's nomination. What follows it comes as data, after this returns. */
   onNominated: (token: string) => void = () => {};
   onData: (chunk: Buffer) => void = () => {};
@@ -120,13 +123,16 @@ export class Channel implements Carrier {
   /** What has come of the nomination; undefined once it is over. */
   #line: Buffer | undefined = Buffer.alloc(0);
   #isClosed = false;
+  readonly #whenClosed = Promise.withResolvers<void>();
   #closing: NodeJS.Timeout | undefined;
+  #giveUp: NodeJS.Timeout | undefined;
 
   /** Takes over the connection. */
   constructor({ raw, fd, local, remote }: Connection, route: Route, side: Side, { context }: Credentials) {
     this.local = local;
     this.remote = remote;
     this.route = route;
+    this.closed = this.#whenClosed.promise;
     this.#side = side;
     this.#fd = fd;
     this.#raw = raw;
@@ -187,9 +193,9 @@ export class Channel implements Carrier {
   finish(): void {
     if (this.#isClosed) return;
     this.#silence();
-    this.#tls.resume();
+    this.#tls.resume(); // or its end is never read
     this.#tls.end();
-    this.#closeOnceAcknowledged();
+    this.#giveUp ??= setTimeout(() => this.#end(""), finishTimeoutMs);
   }
 
   /** Closes it before it is anybody's carrier: the other end is not the peer, or not in order. */
@@ -288,7 +294,7 @@ export class Channel implements Carrier {
   }
 
   /**
-   * The peer has finished, or we have. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2),
+   * The peer has finished: both FINs have been seen, or there is nobody left who would miss ours. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2),
    * keeps the dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent
    * must have been acknowledged first.
    */
@@ -304,8 +310,10 @@ export class Channel implements Carrier {
     if (this.#isClosed) return;
     this.#isClosed = true;
     clearInterval(this.#closing);
+    clearTimeout(this.#giveUp);
     this.#tls.destroy();
     this.#raw.destroy();
+    this.#whenClosed.resolve();
     this.onClose(reason);
   }
 }

@@ -17,9 +17,9 @@ import {
   type Route,
   type UnlinkReason,
 } from "../../protocol.ts";
-import type { Offer } from "./carrier.ts";
+import type { CarrierEvent, Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
-import { Session, type CarrierEvent, type EndedBy } from "./session.ts";
+import { Session, type EndedBy } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
 /** Texts and pings that may wait for an answer at once. */
@@ -87,6 +87,9 @@ export class Link {
   #brokenSince: number | undefined;
   #looksDeadSince = -Infinity;
   #keepTimer: NodeJS.Timeout | undefined;
+  #isAbandoned = false;
+  /** Set between the end and the telling of it. */
+  #tellEnd: (() => void) | undefined;
   /** Why we end it. */
   #closing: { reason: UnlinkReason; detail: string } | undefined;
 
@@ -103,7 +106,7 @@ export class Link {
     if (offer) this.session.accept(offer);
     else {
       this.session.attach(channel);
-      this.#useLines(this.session.open({ use: "lines" }));
+      this.#useLines(this.open("lines"));
     }
   }
 
@@ -142,12 +145,12 @@ export class Link {
   }
 
   /**
-   * Opens a stream, a Duplex to its user; the peer is told what it is for. Throws a {@link LinkError} when the link has
-   * ended.
+   * Opens a stream for `use`, a Duplex to its user; the peer's program is told that, and what else is in `more` (at most
+   * 4096 bytes of JSON). Throws a {@link LinkError} when the link has ended.
    */
-  open(purpose: Purpose): Stream {
+  open(use: string, more: Purpose = {}): Stream {
     try {
-      return this.session.open(purpose);
+      return this.session.open({ ...more, use });
     } catch (error) {
       throw new LinkError(error instanceof Error ? error.message : String(error));
     }
@@ -171,13 +174,15 @@ export class Link {
 
   /** Ends it now: its peer is not there any more. */
   abandon(reason: UnlinkReason, detail: string): void {
-    if (this.session.isEnded) return;
+    this.#isAbandoned = true;
+    if (this.session.isEnded) return this.#tellEnd?.();
     this.#closing = { reason, detail };
     this.session.abandon(reason);
   }
 
   #close(reason: ByeReason): void {
     this.#closing = { reason, detail: "" };
+    this.#isAbandoned = this.isReturning;
     if (this.isReturning) return this.session.abandon(reason);
     const isBusy = () => this.session.outstandingBytes > 0;
     const timer = setInterval(() => {
@@ -305,6 +310,16 @@ export class Link {
   #onEnd(said: string, by: EndedBy): void {
     clearTimeout(this.#keepTimer);
     const { reason, detail } = this.#endOf(said, by);
+    // After an orderly end the same endpoints may be wanted at once: they must be free by then, here and in the NATs.
+    this.#tellEnd = () => {
+      this.#tellEnd = undefined;
+      this.#over(reason, detail);
+    };
+    if (this.#isAbandoned) this.#tellEnd();
+    else void this.#channel.closed.then(() => this.#tellEnd?.());
+  }
+
+  #over(reason: UnlinkReason, detail: string): void {
     for (const { reject } of this.#waiting.values())
       reject(new LinkError(`the link ended before the peer answered${detail && `: ${detail}`}`));
     this.#waiting.clear();

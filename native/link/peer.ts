@@ -122,6 +122,8 @@ export interface PeerSurroundings {
   readonly keepMs: number;
   /** A stream that a peer has opened. */
   stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void;
+  /** Resolves once our mapping has been measured anew: it may have become one that can be punched. */
+  measureAnew(): Promise<void>;
   /** A link has lost its channel. */
   returning(peer: RemotePeer): void;
   /** A link has ended, or none came about. */
@@ -486,8 +488,12 @@ export class RemotePeer {
     const link = this.#link;
     if (!link || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
-    if (!isInNeed && link.route !== "relay") return this.#seeker.rest();
-    this.#introduce()?.ask(isInNeed);
+    if (isInNeed) return void this.#introduce()?.ask(true);
+    if (link.route !== "relay") return this.#seeker.rest();
+    void this.#surroundings.measureAnew().then(() => {
+      const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
+      if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
+    });
   }
 
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {

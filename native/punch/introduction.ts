@@ -38,6 +38,11 @@ const maxRounds = 2 * roundsPerWay + 2;
  * that comes too early is dropped, and costs more than one that comes late.
  */
 const headStartShare = 0.4;
+/**
+ * What introducer and peer may take to do their part, when it is their first introduction. On a long way that is in the
+ * share above; on a short one our SYN leaves so much after half of the way over the introducer.
+ */
+const headStartSpareMs = 4;
 
 /** What an introduction stands on: our registration with the introducer. */
 export interface Ground {
@@ -269,7 +274,7 @@ export class Introduction {
     // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
     const peerStartsInMs = (ours + theirs) / 2;
-    return peerStartsInMs * (1 - headStartShare);
+    return Math.max(peerStartsInMs * (1 - headStartShare), peerStartsInMs / 2 + headStartSpareMs);
   }
 
   #start(order: PunchOrder): Punch {
@@ -278,7 +283,7 @@ export class Introduction {
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       fingerprint: this.#peer.fingerprint,
-      candidates: this.#candidates(order),
+      candidates: candidatesOf(order, this.#peer, ground, this.#allowance),
       startInMs,
       deadlineMs,
       isReachable: isReachable(ground, this.#peer),
@@ -287,23 +292,6 @@ export class Introduction {
       onAttempt,
     });
     return punch;
-  }
-
-  #candidates({ way, own, theirs }: PunchOrder): Candidate[] {
-    const { public: observed, private: hosts, port, behaviour } = this.#options.ground;
-    const addresses = hostAddresses();
-    return roundCandidates({
-      way: way ?? "direct",
-      own: { mapping: behaviour?.mapping ?? "unknown", private: hosts, public: observed },
-      peer: this.#peer,
-      ownPrediction: own,
-      peerPrediction: theirs,
-      ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, addresses)),
-      hosts: addresses,
-      allowance: this.#allowance,
-      // Half of what the system allows is for everything else.
-      budget: Math.floor(descriptorLimit() / 2),
-    });
   }
 
   #linked(channel: Channel): void {
@@ -353,4 +341,33 @@ export class Introduction {
 function isReachable(own: Pick<Ground, "public" | "private">, peer: Peer): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
   return isUntranslated(own) || address(own.public) === address(peer.public);
+}
+
+function candidatesOf(
+  { way, own, theirs }: Partial<PunchOrder>,
+  peer: Peer,
+  { public: observed, private: offered, port, behaviour }: Ground,
+  allowance: Allowance,
+): Candidate[] {
+  const hosts = hostAddresses();
+  return roundCandidates({
+    way: way ?? "direct",
+    own: { mapping: behaviour?.mapping ?? "unknown", private: offered, public: observed },
+    peer,
+    ownPrediction: own,
+    peerPrediction: theirs,
+    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, hosts)),
+    hosts,
+    allowance,
+    // Half of what the system allows is for everything else.
+    budget: Math.floor(descriptorLimit() / 2),
+  });
+}
+
+/** Chooses candidates once, and dials none: the first time takes milliseconds, for which the peer's SYN would be early. */
+export function rehearseCandidates(ground: Ground): void {
+  const { id, public: observed, private: hosts } = ground;
+  const [instance, fingerprint] = ["0".repeat(16), "0".repeat(64)];
+  const peer = { id, name: "nobody", instance, fingerprint, public: observed, private: [...hosts], since: 0 };
+  candidatesOf({}, { ...peer, mapping: "unknown" }, ground, new Allowance());
 }

@@ -1,11 +1,12 @@
 /**
- * The two servers that `bench introducer` holds against each other, each in a process of its own: an introducer whose
- * limits are out of the way, and a bare `Bun.listen` that answers the same lines with as many lines of the same length,
- * one write each, and knows nothing of rooms, peers or JSON.
+ * What `bench introducer` runs in processes of their own: an introducer whose limits are out of the way; a bare
+ * `Bun.listen` that answers the same lines with as many lines of the same length, one write each, and knows nothing of
+ * rooms, peers or JSON; and the ends of relayed links.
  */
 import { Introducer } from "../../introducer.ts";
+import { encode } from "../../protocol.ts";
 
-const [kind = "introducer", roomSize = "10"] = process.argv.slice(2);
+const [kind = "introducer", ...args] = process.argv.slice(2);
 
 function introducer(): number {
   const unlimited = 1e9;
@@ -71,4 +72,34 @@ function bare(size: number): number {
   return port;
 }
 
-console.log(kind === "bare" ? bare(Number(roomSize)) : introducer());
+/** Takes both sides of every relay: one sends all that it can, the other reads. */
+async function relays(port: number, tokens: string[]): Promise<void> {
+  const part = new Uint8Array(64 * 1024);
+  let bytes = 0;
+  const fill = (socket: Bun.Socket<boolean>) => {
+    while (socket.data && socket.write(part) === part.length);
+  };
+  process.on("SIGUSR2", () => console.log(bytes));
+  for (const token of tokens) {
+    for (const sends of [true, false]) {
+      const data = (socket: Bun.Socket<boolean>, chunk: Uint8Array) => {
+        if (sends)
+          fill(socket); // it is `relaying`
+        else bytes += chunk.length;
+      };
+      const socket = await Bun.connect<boolean>({
+        hostname: "127.0.0.1",
+        port,
+        data: sends,
+        socket: { data, drain: fill },
+      });
+      socket.write(encode({ type: "relay", token }));
+    }
+  }
+}
+
+if (kind === "relays") await relays(Number(args[0]), args.slice(1));
+else {
+  process.on("SIGUSR2", () => Bun.gc(true));
+  console.log(kind === "bare" ? bare(Number(args[0])) : introducer());
+}

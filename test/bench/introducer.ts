@@ -13,7 +13,13 @@ const scenarios = [
   { name: "rooms of 250", roomSize: 250, rooms: 4, goal: 10_000 },
 ];
 type Scenario = (typeof scenarios)[number];
-const goals = { p99Ms: 50, kib: 5 };
+const goals = { p99Ms: 50, kib: 5, relayed: 2 };
+/** Relayed links that send all they may, and the introductions a second beside them. */
+const relays = 50;
+const besideRelays = 3000;
+/** A room in which everybody is being introduced to everybody: 16,110 introductions. */
+const crowdSize = 180;
+const echoes = 300;
 const introductionsMs = 4000;
 const idleMs = 6000;
 /** Introductions and joins under way at once, where as many are made as can be. */
@@ -50,7 +56,10 @@ class Server implements AsyncDisposable {
     return (Number(fields[11]) + Number(fields[12])) * clockTickMs;
   }
 
-  get residentKib(): number {
+  /** Resident memory, once what nobody needs any more has been collected. */
+  async residentKib(): Promise<number> {
+    this.#process.kill("SIGUSR2");
+    await Bun.sleep(settleMs);
     const status = readFileSync(`/proc/${this.#process.pid}/status`, "utf8");
     return Number(/^VmRSS:\s+(\d+) kB/m.exec(status)![1]);
   }
@@ -66,12 +75,20 @@ class Server implements AsyncDisposable {
 const at = (line: Uint8Array, index: number) => String.fromCharCode(line[index] ?? 0);
 const typeAt = '{"type":"'.length;
 
+function tokenOf(line: Buffer): string {
+  const start = line.indexOf('"token":"') + 9;
+  return line.toString("latin1", start, start + 32);
+}
+
 /** A participant that does what the bench needs, and reads of a line what it must. */
 class Client {
   id = 0;
   partner: Client | undefined = undefined;
   joined: (() => void) | undefined = undefined;
   punched: (() => void) | undefined = undefined;
+  /** Instead of punching it waits to be relayed. */
+  relayed: ((token: string) => void) | undefined = undefined;
+  echoed: (() => void) | undefined = undefined;
   readonly #index: number;
   readonly #room: string;
   #socket: Socket | undefined;
@@ -136,14 +153,34 @@ class Client {
     const type = at(line, typeAt) + at(line, typeAt + 1);
     if (type === "pu") this.#punch(line);
     else if (type === "pi") this.#socket!.write(line.toString("latin1").replace("ping", "pong") + "\n");
+    else if (type === "ec") this.echoed?.();
+    else if (type === "re" && at(line, typeAt + 2) === "l") this.relayed?.(tokenOf(line));
     else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
     else if (type === "pe" && line.includes('"more":false', line.length - 16)) this.joined?.();
     else if (type === "fa" || type === "by") throw new Error(`unexpected: ${line}`);
   }
 
+  /** Asks for an introduction; resolves to the token of the relay that is offered when nothing comes of it. */
+  introduceByRelay(partner: Client): Promise<string> {
+    this.#socket!.write(`{"type":"connect","peer":${partner.id}}\n`);
+    partner.relayed = () => {};
+    return new Promise((resolve) => (this.relayed = resolve));
+  }
+
+  /** Asks, and says nothing of what becomes of it. */
+  askOnly(partner: Client): void {
+    this.relayed = partner.relayed = () => {};
+    this.#socket!.write(`{"type":"connect","peer":${partner.id}}\n`);
+  }
+
+  echo(): Promise<void> {
+    this.#socket!.write('{"type":"echo","text":""}\n');
+    return new Promise((resolve) => (this.echoed = resolve));
+  }
+
   #punch(line: Buffer): void {
-    const start = line.indexOf('"token":"') + 9;
-    const token = line.toString("latin1", start, start + 32);
+    if (this.relayed) return;
+    const token = tokenOf(line);
     const ends = '"route":"public","local":"192.168.1.5:4000","remote":"203.0.113.7:5000"';
     this.#socket!.write(`{"type":"linked","peer":${this.partner!.id},"token":"${token}",${ends}}\n`);
     this.punched?.();
@@ -233,11 +270,9 @@ async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Res
   };
   // The first half warms up: what the compiler takes for its code is no participant's memory.
   await join(clients.slice(0, count / 2));
-  await Bun.sleep(settleMs);
-  const before = server.residentKib;
+  const before = await server.residentKib();
   const { joins, timesMs: joinTimesMs } = await join(clients.slice(count / 2));
-  await Bun.sleep(settleMs);
-  const kib = (server.residentKib - before) / (count / 2);
+  const kib = ((await server.residentKib()) - before) / (count / 2);
   const idleFrom = server.busyMs;
   await Bun.sleep(idleMs);
   const idlePercent = (100 * (server.busyMs - idleFrom)) / idleMs;
@@ -261,6 +296,123 @@ async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Res
     p99Ms: percentile(timesMs, 0.99),
     halfP99Ms: percentile(halfTimesMs, 0.99),
   };
+}
+
+// --- beside full relays ----------------------------------------------------------------------------------
+
+/** The ends of relayed links, in a process of their own: filling buffers must not hold up who measures. */
+class RelayLoad implements AsyncDisposable {
+  readonly #process: Bun.Subprocess<"ignore", "pipe">;
+  readonly #lines: AsyncIterator<Uint8Array>;
+
+  constructor(port: number, tokens: string[]) {
+    const fixture = `${import.meta.dir}/introducer-fixture.ts`;
+    const command = [process.execPath, fixture, "relays", String(port), ...tokens];
+    this.#process = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+    this.#lines = this.#process.stdout[Symbol.asyncIterator]();
+  }
+
+  /** All bytes that have come so far. */
+  async bytes(): Promise<number> {
+    this.#process.kill("SIGUSR2");
+    const { value } = await this.#lines.next();
+    return Number(new TextDecoder().decode(value));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.exited;
+  }
+}
+
+async function people(
+  port: number,
+  count: number,
+  room: (index: number) => string,
+  from = 0,
+): Promise<Client[]> {
+  const clients = Array.from({ length: count }, (_, index) => new Client(from + index, room(index)));
+  for (const client of clients) await client.open(port);
+  await Promise.all(clients.map((client) => client.join()));
+  return clients;
+}
+
+async function besideFullRelays(): Promise<void> {
+  await using server = await Server.start("introducer", 10);
+  const crowd = await people(server.port, 1000, (index) => `room ${Math.floor(index / 10)}`);
+  const relayed = await people(server.port, 2 * relays, () => "relayed", crowd.length);
+  const inRooms = Array.from({ length: 100 }, (_, n) => crowd.slice(n * 10, n * 10 + 10));
+  const pairs = new Pairs(inRooms);
+  await openLoop(besideRelays, () => pairs.introduce()); // warms up
+  const alone = await openLoop(besideRelays, () => pairs.introduce());
+  const tokens = Array.from({ length: relays }, (_, n) =>
+    relayed[2 * n]!.introduceByRelay(relayed[2 * n + 1]!),
+  );
+  await using load = new RelayLoad(server.port, await Promise.all(tokens));
+  await Bun.sleep(settleMs);
+  const [from, before] = [performance.now(), await load.bytes()];
+  const beside = await openLoop(besideRelays, () => pairs.introduce());
+  const mib = ((await load.bytes()) - before) / (performance.now() - from) / 1024 / 1.024;
+  const [p99Alone, p99Beside] = [percentile(alone, 0.99), percentile(beside, 0.99)];
+  const row = (what: string, times: number[]) => [
+    what,
+    `${percentile(times, 0.5).toFixed(1)} ms`,
+    `${percentile(times, 0.99).toFixed(1)} ms`,
+    "",
+  ];
+  console.log(
+    table([
+      [`${besideRelays} introductions a second`, "median", "99th percentile", ""],
+      row("nothing relayed", alone),
+      row(`beside ${relays} full relays`, beside),
+      [
+        `they relay ${mib.toFixed(2)} MiB/s`,
+        "",
+        `${(p99Beside / p99Alone).toFixed(2)} ×`,
+        `≤ ${goals.relayed} ×`,
+      ],
+    ]),
+  );
+  console.log("");
+}
+
+// --- beside many introductions ---------------------------------------------------------------------------
+
+async function besideManyIntroductions(): Promise<void> {
+  await using server = await Server.start("introducer", 10);
+  const [bystander] = (await people(server.port, 1, () => "elsewhere")) as [Client];
+  const crowd = await people(server.port, crowdSize, () => "crowd", 1);
+  const look = async () => {
+    const timesMs: number[] = [];
+    for (let n = 0; n < echoes; n++) {
+      const from = performance.now();
+      await bystander.echo();
+      timesMs.push(performance.now() - from);
+    }
+    return timesMs;
+  };
+  await look(); // warms up
+  const before = await look();
+  for (const [n, client] of crowd.entries()) {
+    for (const other of crowd.slice(0, n)) client.askOnly(other);
+    await bystander.echo(); // and is so read, one after the other
+  }
+  await Bun.sleep(settleMs);
+  const beside = await look();
+  const row = (what: string, times: number[]) => [
+    what,
+    `${percentile(times, 0.5).toFixed(2)} ms`,
+    `${percentile(times, 0.99).toFixed(2)} ms`,
+  ];
+  const under = (crowdSize * (crowdSize - 1)) / 2;
+  console.log(
+    table([
+      ["a bystander's echo", "median", "99th percentile"],
+      row("alone", before),
+      row(`beside ${under} introductions`, beside),
+    ]),
+  );
+  console.log("");
 }
 
 // --- the table -------------------------------------------------------------------------------------------
@@ -292,6 +444,8 @@ async function compare(scenario: Scenario): Promise<void> {
 
 export async function bench(): Promise<void> {
   for (const scenario of scenarios) await compare(scenario);
+  await besideFullRelays();
+  await besideManyIntroductions();
   console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, and at half of that rate
 they are begun by the clock, and count from when they were due. Of the participants the second half is counted,
 when the first has warmed the server up. Load and server share the cores of this machine.`);

@@ -112,6 +112,7 @@ export class MemoryCarrier implements Carrier {
   readonly #options: PathOptions;
   #arrived: Buffer[] = [];
   #isPaused = false;
+  #isReset = false;
   /** When all that was written is taken. */
   #freeAtMs = 0;
 
@@ -133,7 +134,7 @@ export class MemoryCarrier implements Carrier {
       const sent = Buffer.from(bytes);
       this.written?.push(sent);
       this.queuedBytes -= bytes.length;
-      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.#arrive(sent));
+      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.#isReset || this.other.#arrive(sent));
       if (this.queuedBytes === 0) this.onWritten();
     });
   }
@@ -145,12 +146,18 @@ export class MemoryCarrier implements Carrier {
     this.#clock.after(0, () => this.#read());
   }
   finish(): void {
-    const close = () => (this.queuedBytes > 0 ? void this.#clock.after(1, close) : this.destroy());
+    const close = (): void => {
+      if (this.queuedBytes > 0) return void this.#clock.after(1, close);
+      this.isClosed = true;
+      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.break("the peer closed it"));
+    };
     close();
   }
+  /** As with SO_LINGER 0: what has not arrived is lost. */
   destroy(): void {
     if (this.isClosed) return;
     this.isClosed = true;
+    this.#isReset = true;
     this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.break("the peer closed it"));
   }
   /** As when the network resets it. */
