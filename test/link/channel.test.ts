@@ -481,6 +481,7 @@ describe("a channel as carrier", () => {
     alice.write(Buffer.alloc(4 << 20));
     alice.finish();
     await until("bob has heard", () => seen.ends.length > 0);
+    await alice.closed;
     expect([seen.bytes, states[0]]).toEqual([4 << 20, true]);
   });
 });

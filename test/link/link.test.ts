@@ -111,7 +111,7 @@ describe("a link", () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
     bob.takesStreams = true;
-    const stream = alice.link.open({ use: "a test", path: ["ä", 1] });
+    const stream = alice.link.open("a test", { path: ["ä", 1] });
     stream.end("hello");
     await until("bob has it", () => bob.streams.length > 0);
     expect(bob.streams[0]!.purpose).toEqual({ use: "a test", path: ["ä", 1] });
@@ -119,7 +119,7 @@ describe("a link", () => {
     for await (const chunk of bob.streams[0]!.stream) text += chunk;
     expect(text).toBe("hello");
     bob.takesStreams = false;
-    const unwanted = alice.link.open({ use: "nothing" });
+    const unwanted = alice.link.open("nothing");
     const errors: unknown[] = [];
     unwanted.on("error", (error) => errors.push(error));
     await until("it is refused", () => errors.length > 0);
@@ -129,7 +129,7 @@ describe("a link", () => {
       message: "the peer cut the stream off: nobody takes streams here",
     });
     await closeBoth(alice, bob);
-    expect(() => alice.link.open({ use: "a test" })).toThrow(LinkError);
+    expect(() => alice.link.open("a test")).toThrow(LinkError);
   });
 });
 
@@ -195,7 +195,7 @@ function transfer(from: Story, to: Story) {
   to.takesStreams = true;
   const [written, read] = [new Bun.CryptoHasher("sha256"), new Bun.CryptoHasher("sha256")];
   const course = { bytes: 0, isOver: false };
-  const stream = from.link.open({ use: "a test" });
+  const stream = from.link.open("a test");
   const block = crypto.getRandomValues(new Uint8Array(60_000));
   const more = (): void => {
     while (!course.isOver) {
@@ -347,7 +347,7 @@ describe("a link without a channel", () => {
   test("ends when it does not come back in time", async () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(150);
-    const stream = alice.link.open({ use: "a test" });
+    const stream = alice.link.open("a test");
     const errors: Error[] = [];
     stream.on("error", (error) => errors.push(error));
     first.cut();
@@ -395,7 +395,7 @@ describe("a link without a channel", () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(minute);
     await alice.link.say("before"); // so that it is known to be no new link
-    const stream = alice.link.open({ use: "a test" });
+    const stream = alice.link.open("a test");
     const errors: Error[] = [];
     stream.on("error", (error) => errors.push(error));
     first.cut();
