@@ -203,6 +203,8 @@ export class Carriers {
   #consider(attachment: Attachment, { epoch, processed }: Hello): void {
     if (processed > this.#outbox.made) {
       this.#sayHello(attachment, frame.resumed, resumedStatus.impossible, epoch);
+      this.#detach(attachment);
+      attachment.carrier.finish();
       throw new ProtocolError("a resumption after more than was ever sent");
     }
     const yields = epoch === this.#epoch && this.#isOurEpoch && this.#role === "controlled";
@@ -574,6 +576,7 @@ export class Carriers {
   }
 
   #rewind(attachment: Attachment): void {
+    if (attachment.position <= this.#processed) return this.#release(attachment, "in-sequence");
     this.#write(attachment, encodeCount(frame.rewind, this.#processed));
     this.#release(attachment, "discarding");
   }

@@ -459,7 +459,7 @@ export class Session implements KnownSession {
     if (this.#isEnded) return;
     this.#isEnded = true;
     this.#cancelPatience?.();
-    this.#carriers.close(this.#hasSaidFinish ? undefined : encodeFinish(reason));
+    this.#carriers.close(this.#finishNumber === Infinity ? encodeFinish(reason) : undefined);
     for (const stream of this.#streams.values()) stream.linkEnded(reason, how === "orderly");
     this.#streams.clear();
     this.#control.clear();

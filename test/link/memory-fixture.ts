@@ -112,6 +112,7 @@ export class MemoryCarrier implements Carrier {
   readonly #options: PathOptions;
   #arrived: Buffer[] = [];
   #isPaused = false;
+  #isReset = false;
   /** When all that was written is taken. */
   #freeAtMs = 0;
 
@@ -133,7 +134,7 @@ export class MemoryCarrier implements Carrier {
       const sent = Buffer.from(bytes);
       this.written?.push(sent);
       this.queuedBytes -= bytes.length;
-      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.#arrive(sent));
+      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.#isReset || this.other.#arrive(sent));
       if (this.queuedBytes === 0) this.onWritten();
     });
   }
@@ -145,12 +146,18 @@ export class MemoryCarrier implements Carrier {
     this.#clock.after(0, () => this.#read());
   }
   finish(): void {
-    const close = () => (this.queuedBytes > 0 ? void this.#clock.after(1, close) : this.destroy());
+    const close = (): void => {
+      if (this.queuedBytes > 0) return void this.#clock.after(1, close);
+      this.isClosed = true;
+      this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.break("the peer closed it"));
+    };
     close();
   }
+  /** As with SO_LINGER 0: what has not arrived is lost. */
   destroy(): void {
     if (this.isClosed) return;
     this.isClosed = true;
+    this.#isReset = true;
     this.#clock.after(this.#options.oneWayMs ?? 0, () => this.other.break("the peer closed it"));
   }
   /** As when the network resets it. */
@@ -210,7 +217,8 @@ export function carrierPair(clock: Clock, options: PathOptions = {}): Record<Per
 export class Pair {
   readonly clock = new TestClock();
   readonly alice: Session;
-  bob!: Session;
+  /** Made by alice's first offer. */
+  bob: Session | undefined;
   readonly events: { alice: string[]; bob: string[] } = { alice: [], bob: [] };
   readonly ended: { alice?: string; bob?: string } = {};
   onSession: (session: Session, person: Person) => void = () => {};
@@ -228,11 +236,11 @@ export class Pair {
       (offer) => {
         if (receiver === "bob")
           this.bob ??= this.#session("controlled", fingerprints.alice, "bob", offer.hello.sessionId);
-        this[receiver].accept(offer);
+        this[receiver]?.accept(offer);
       },
       (reason) => this.events[receiver].push(`refused: ${reason}`),
     );
-    this[by].attach(pair[by]);
+    this[by]!.attach(pair[by]);
     return pair;
   }
 
