@@ -1,7 +1,7 @@
 /**
  * Pipes: bytes of standard input and output over a link, where success means that the peer has confirmed every one.
- * A {@link Pipe} is a stream of which `finish` means just that. Owns the stream; the ends are the owner's. For whoever
- * uses a link.
+ * A {@link Pipe} is a stream of which `finish` means just that. Owns the stream, and knows nothing of what it is
+ * joined to. For whoever uses a link.
  *
  * The purpose `{"use":"pipe"}` is for the peer's own standard output; each side opens one for what it sends, so that
  * neither has to be first. With `host` and `port` it is for that target, both ways on one stream. On the stream:
@@ -11,11 +11,9 @@
  *   {"type":"received","bytes":n}   answers `end` once all are where they belong: in the pipe, the file, the terminal,
  *                                   or with a target that has closed without an error
  */
-import { closeSync, openSync, write } from "node:fs";
-import { Duplex, Writable } from "node:stream";
+import { Duplex } from "node:stream";
 import { Refusal } from "../../protocol.ts";
-import { Connection, type Joinable } from "./connection.ts";
-import { serveForward, type Served, type ServeOptions } from "./forward.ts";
+import { type Joinable } from "./connection.ts";
 import {
   encodeChunk,
   encodeMessage,
@@ -26,9 +24,6 @@ import {
 } from "./message.ts";
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
 import { type Target } from "./target.ts";
-
-/** How long a full output that does not block is left alone. */
-const fullOutputPauseMs = 1;
 
 /** What a stream is opened with. */
 export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...target });
@@ -145,124 +140,4 @@ export class Pipe extends Duplex implements Joinable {
     if (this.#isConfirmed && this.#hasEnd) return;
     this.destroy(new StreamError(resetCodes.failed, "the peer ended before it had confirmed every byte"));
   }
-}
-
-// --- the ends --------------------------------------------------------------------------------------------
-
-/** What is sent; undefined: nothing. `Bun.stdin.stream()` is one. */
-export type Input = AsyncIterable<Uint8Array> | undefined;
-
-/**
- * Sends `input` over one pipe and what another (or the same) brings to `output`. Resolves when every byte of both is
- * where it belongs, and is known to be; rejects with a {@link StreamError} that says why not, and then both pipes are
- * cut off, the other side being told.
- */
-export async function runPipe(
-  input: Input,
-  output: Writable,
-  sending: Pipe,
-  receiving: Pipe | Promise<Pipe>,
-): Promise<void> {
-  const received = Promise.resolve(receiving).then(async (pipe) => {
-    if (pipe !== sending) pipe.end();
-    await drainTo(pipe, output);
-  });
-  if (receiving !== sending) sending.on("end", () => sending.confirm()).resume();
-  try {
-    await Promise.all([feedFrom(input, sending), received]);
-  } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    sending.reset(reason);
-    void Promise.resolve(receiving).then((pipe) => pipe.reset(reason));
-    throw error;
-  }
-}
-
-/** Resolves when the peer has confirmed all of it. */
-async function feedFrom(input: Input, pipe: Pipe): Promise<void> {
-  const { promise: closed, reject } = Promise.withResolvers<never>();
-  pipe.once("error", reject);
-  pipe.once("close", () => reject(new StreamError(resetCodes.cancelled, "the pipe was cut off")));
-  closed.catch(() => {});
-  const chunks = input?.[Symbol.asyncIterator]();
-  for (;;) {
-    const next = await Promise.race([chunks?.next() ?? { done: true as const, value: undefined }, closed]);
-    if (next.done) break;
-    await Promise.race([
-      new Promise<void>((written) => void pipe.write(next.value, () => written())),
-      closed,
-    ]);
-  }
-  await Promise.race([new Promise<void>((confirmed) => void pipe.once("finish", confirmed).end()), closed]);
-}
-
-/** Resolves when the output has all of it, and the peer was told so. */
-function drainTo(pipe: Pipe, output: Writable): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const fail = (error: NodeJS.ErrnoException) => {
-      const isGone = error.code === "EPIPE";
-      const reason = isGone
-        ? "whoever read the output has gone away (EPIPE)"
-        : `its output failed: ${error.message}`;
-      reject(new StreamError(resetCodes.failed, reason));
-    };
-    output.on("error", fail);
-    output.on("drain", () => pipe.resume());
-    pipe.on("data", (piece: Buffer) => void (output.write(piece) || pipe.pause()));
-    pipe.on("error", reject);
-    pipe.on("close", () => reject(new StreamError(resetCodes.cancelled, "the pipe was cut off")));
-    pipe.on("end", () => {
-      output.end(() => {
-        pipe.confirm();
-        resolve();
-      });
-    });
-  });
-}
-
-/**
- * A descriptor as the output of a pipe: exact, EPIPE reported, and closed at its end, so that its reader learns of it
- * while the program goes on. Bun's `process.stdout` keeps a duplicate of its own that can't be closed: nobody may have
- * touched it.
- */
-export class DescriptorOutput extends Writable {
-  readonly #fd: number;
-
-  constructor(fd: number) {
-    super({ highWaterMark: 256 * 1024 });
-    this.#fd = fd;
-  }
-
-  override _write(chunk: Buffer, _encoding: BufferEncoding, written: WriteCallback): void {
-    write(this.#fd, chunk, (error, count) => {
-      if (error && error.code !== "EAGAIN") return written(error);
-      const rest = error ? chunk : chunk.subarray(count);
-      if (rest.length === 0) return written();
-      // Somebody has made it non-blocking, for all that share it.
-      const again = () => this._write(rest, "utf8", written);
-      if (error) setTimeout(again, fullOutputPauseMs);
-      else again();
-    });
-  }
-
-  override _final(ended: WriteCallback): void {
-    closeSync(this.#fd);
-    // The number must not be given to a socket, into which a stray print would go. The lowest that is free is taken.
-    if (this.#fd <= 2) openSync("/dev/null", "w");
-    ended();
-  }
-}
-
-// --- the serving side ------------------------------------------------------------------------------------
-
-/** As `serveForward`, for a pipe to a target: what arrives is confirmed once the target has closed without an error. */
-export async function servePipe(
-  stream: Stream,
-  purpose: Record<string, unknown>,
-  options: ServeOptions,
-): Promise<Served> {
-  const pipe = new Pipe(stream);
-  const connection = new Connection();
-  connection.onOver = (error) => void (error ?? pipe.confirm());
-  return serveForward(pipe, purpose, options, connection);
 }

@@ -1,10 +1,9 @@
 /**
- * Sends files: collects them, offers them, sends what the receiver lacks. Owns the stream and the descriptor of the
+ * Sends files: offers them, and sends what the receiver lacks. Owns the stream and the descriptor of the
  * file that is being read. For whoever uses a link; the wire is described in native/link/files.ts.
  */
 import { constants, type Stats } from "node:fs";
-import { open, readdir, stat, type FileHandle } from "node:fs/promises";
-import { basename, join, resolve } from "node:path";
+import { open, type FileHandle } from "node:fs/promises";
 import { Refusal } from "../../protocol.ts";
 import {
   blockBytes,
@@ -12,90 +11,18 @@ import {
   fileProblem,
   filesPurpose,
   maxAhead,
-  maxFiles,
   readParts,
   reasonOf,
   sha256Of,
   Tally,
   TransferProgress,
-  type FileFailure,
   type TransferOutcome,
 } from "./files.ts";
-import { numbered } from "./filename.ts";
+import type { Collection, SourceFile } from "./collect.ts";
 import type { StreamOpener } from "./forward.ts";
 import { encodeChunk, encodeMessage, wholeNumber, type Message } from "./message.ts";
-import { resetCodes, StreamError, type Stream } from "./stream.ts";
-
-/** A file of ours as it was when it was offered. */
-export interface SourceFile {
-  /** Where it is here. */
-  source: string;
-  /** Where it goes there: relative, with slashes. */
-  path: string;
-  bytes: number;
-  mode: number;
-  /** As the file system says; the wire has whole milliseconds. */
-  mtimeMs: number;
-}
-
-export interface Collection {
-  name: string;
-  files: SourceFile[];
-  bytes: number;
-  /** What is neither file nor folder, or can't be read. */
-  skipped: FileFailure[];
-}
-
-// --- collecting ------------------------------------------------------------------------------------------
-
-/**
- * Finds what a user wants sent: files, and folders as their files. A link is followed where it was named and where it
- * leads to a file, but not to a folder. Throws an Error for a path that is not there.
- */
-export async function collectFiles(paths: readonly string[]): Promise<Collection> {
-  const collection: Collection = { name: "", files: [], bytes: 0, skipped: [] };
-  const taken = new Set<string>();
-  for (const path of paths) {
-    const source = resolve(path);
-    const found = await stat(source).catch((error) => {
-      throw new Error(`${path}: ${fileProblem(error)}`);
-    });
-    let name = basename(source) || "root";
-    for (let number = 1; taken.has(name); number++) name = numbered(basename(source), number + 1);
-    taken.add(name);
-    collection.name ||= paths.length > 1 ? `${name} and ${paths.length - 1} more` : name;
-    if (found.isDirectory()) await collectFolder(source, name, collection);
-    else await collectFile(source, name, collection);
-  }
-  return collection;
-}
-
-async function collectFolder(source: string, path: string, collection: Collection): Promise<void> {
-  const entries = await readdir(source, { withFileTypes: true }).catch((error) => {
-    collection.skipped.push({ path, reason: fileProblem(error) });
-    return [];
-  });
-  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    const [from, to] = [join(source, entry.name), `${path}/${entry.name}`];
-    if (entry.isDirectory()) await collectFolder(from, to, collection);
-    else await collectFile(from, to, collection);
-  }
-}
-
-async function collectFile(source: string, path: string, collection: Collection): Promise<void> {
-  const { files, skipped } = collection;
-  if (files.length >= maxFiles) throw new Error(`at most ${maxFiles} files are sent at once`);
-  try {
-    const found = await stat(source);
-    if (!found.isFile()) return void skipped.push({ path, reason: "it is not a file" });
-    files.push({ source, path, bytes: found.size, mode: found.mode & 0o777, mtimeMs: found.mtimeMs });
-    collection.bytes += found.size;
-  } catch (error) {
-    skipped.push({ path, reason: fileProblem(error) });
-  }
-}
-
-// --- sending ---------------------------------------------------------------------------------------------
+import { StreamError, type Stream } from "./stream.ts";
+import { WhileOpen } from "./while-open.ts";
 
 /** What the receiver has of a file; undefined: it does not want it. */
 type Answer = { bytes: number; sha256: string } | undefined;
@@ -130,7 +57,7 @@ class Sending {
   readonly #progress: TransferProgress;
   readonly #tally = new Tally();
   readonly #accepted = Promise.withResolvers<void>();
-  readonly #broken = Promise.withResolvers<never>();
+  readonly #whileOpen: WhileOpen;
   /** Announced and not sent yet; of these, not answered; and those that wait for their result. All in order. */
   readonly #unsent: Announced[] = [];
   readonly #unanswered: Announced[] = [];
@@ -142,16 +69,14 @@ class Sending {
     this.#stream = stream;
     this.#files = files;
     this.#progress = progress;
-    this.#broken.promise.catch(() => {});
-    stream.on("error", this.#broken.reject);
-    stream.on("close", () => this.#broken.reject(new StreamError(resetCodes.cancelled, "it was broken off")));
+    this.#whileOpen = new WhileOpen(stream);
   }
 
   async run(): Promise<TransferOutcome> {
     try {
       const heard = this.#listen();
-      heard.catch(this.#broken.reject);
-      await this.#unlessBroken(this.#accepted.promise);
+      heard.catch((error) => this.#whileOpen.fail(error));
+      await this.#whileOpen.wait(this.#accepted.promise);
       let announced = 0;
       for (const index of this.#files.keys()) {
         while (announced < Math.min(this.#files.length, index + maxAhead)) this.#announce(announced++);
@@ -163,10 +88,6 @@ class Sending {
     } catch (error) {
       throw cutOff(this.#stream, error);
     }
-  }
-
-  #unlessBroken<T>(promise: Promise<T>): Promise<T> {
-    return Promise.race([promise, this.#broken.promise]);
   }
 
   #say(message: Message): void {
@@ -235,7 +156,7 @@ class Sending {
 
   async #sendNext(): Promise<void> {
     const announced = this.#unsent.shift()!;
-    const have = await this.#unlessBroken(announced.answer.promise);
+    const have = await this.#whileOpen.wait(announced.answer.promise);
     if (!have) return;
     this.#progress.path = announced.file.path;
     const problem = await this.#sendContent(announced, have).catch((error) => {
@@ -310,7 +231,7 @@ class Sending {
 
   #sendChunk(piece: Buffer): Promise<void> {
     this.#stream.write(encodeChunk(piece.length));
-    return this.#unlessBroken(new Promise((written) => void this.#stream.write(piece, () => written())));
+    return this.#whileOpen.wait(new Promise((written) => void this.#stream.write(piece, () => written())));
   }
 
   #count(announced: Announced, bytes: number): void {

@@ -4,7 +4,8 @@
  */
 import { TransferProgress } from "../../native/link/files.ts";
 import { receiveFiles } from "../../native/link/receive.ts";
-import { collectFiles, sendFiles } from "../../native/link/send.ts";
+import { collectFiles } from "../../native/link/collect.ts";
+import { sendFiles } from "../../native/link/send.ts";
 import { Linked } from "./linked-fixture.ts";
 
 const [source, directory] = process.argv.slice(2) as [string, string];

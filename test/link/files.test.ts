@@ -7,7 +7,8 @@ import type { TransferOutcome, TransferProgress } from "../../native/link/files.
 import { numbered, pathProblem } from "../../native/link/filename.ts";
 import { encodeMessage, type Message } from "../../native/link/message.ts";
 import { receiveFiles, type Decision } from "../../native/link/receive.ts";
-import { collectFiles, sendFiles } from "../../native/link/send.ts";
+import { collectFiles } from "../../native/link/collect.ts";
+import { sendFiles } from "../../native/link/send.ts";
 import { until } from "../native-fixture.ts";
 import { Linked } from "./linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "./memory-fixture.ts";

@@ -1,7 +1,8 @@
 /** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
 import { describe, expect, test } from "bun:test";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
-import { Forward, serveForward, type Served, type ServeOptions } from "../../native/link/forward.ts";
+import { Forward } from "../../native/link/forward.ts";
+import { serveForward, type Served, type ServeOptions } from "../../native/link/serve.ts";
 import { AllowList } from "../../native/link/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { Linked } from "./linked-fixture.ts";
@@ -267,6 +268,17 @@ describe("refusals", () => {
     expect(await refusal(forwarded)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: ECONNREFUSED`]]);
   });
 
+  test("only at the second of its addresses", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.end("right"));
+    const resolve = async () => ["127.0.0.9", "127.0.0.1"];
+    using forwarded = forwarding(server.port, { rules: ["two.example:*"], host: "two.example", resolve });
+    const socket = client(forwarded.forward.listen.port);
+    expect((await readAll(socket)).bytes.toString()).toBe("right");
+    socket.end();
+    await until("it is over", () => forwarded.forward.open === 0);
+  });
+
   test("no such name", async () => {
     await using _ = noSocketLeft();
     const resolve = () => Promise.reject(Object.assign(new Error("no"), { code: "ENOTFOUND" }));
@@ -314,6 +326,26 @@ describe("waiting for the link", () => {
     expect(sha256((await readAll(socket)).bytes)).toBe(sha256(said));
     await until("it is over", () => forward.open === 0);
     forward.close();
+  });
+
+  test("whoever leaves meanwhile is forgotten", async () => {
+    await using _ = noSocketLeft();
+    using link = new Linked();
+    let opened = 0;
+    link.onStream = () => opened++;
+    const { promise, resolve } = Promise.withResolvers<Linked>();
+    const options = { listen: { bind: "127.0.0.1", port: 0 }, target: { host: "localhost", port: 80 } };
+    const forward = new Forward({ ...options, link: async () => (await promise).alice });
+    const socket = client(forward.listen.port);
+    await until("it is there", () => forward.open === 1);
+    socket.resetAndDestroy();
+    await until("it is gone", () => forward.open === 0);
+    resolve(link);
+    const later = client(forward.listen.port);
+    await until("one stream is opened, for the one that stayed", () => opened === 1);
+    later.resetAndDestroy();
+    forward.close();
+    expect([opened, forward.total]).toEqual([1, 2]);
   });
 
   test("not for ever", async () => {

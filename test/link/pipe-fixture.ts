@@ -2,7 +2,8 @@
  * `cat` through a link, in one program: standard input goes to alice, what bob gets to standard output. At its end
  * one line on standard error says how it went, when standard output is closed already.
  */
-import { DescriptorOutput, Pipe, pipePurpose, runPipe } from "../../native/link/pipe.ts";
+import { DescriptorOutput, runPipe } from "../../native/link/ends.ts";
+import { Pipe, pipePurpose } from "../../native/link/pipe.ts";
 import { Linked } from "./linked-fixture.ts";
 
 using link = new Linked();
