@@ -2,8 +2,9 @@
  * What a pipe is joined to on a user's side: an input to send and an output to fill, mostly the standard ones. Owns the
  * output from the start of a pipe on. For whoever uses a link.
  */
-import { closeSync, openSync, write } from "node:fs";
+import { closeSync, openSync, writev } from "node:fs";
 import { Writable } from "node:stream";
+import { without } from "./message.ts";
 import { type Pipe } from "./pipe.ts";
 import { resetCodes, StreamError } from "./stream.ts";
 import { WhileOpen } from "./while-open.ts";
@@ -51,8 +52,8 @@ async function feedFrom(input: Input, pipe: Pipe): Promise<void> {
       chunks?.next() ?? Promise.resolve({ done: true as const, value: undefined }),
     );
     if (next.done) break;
-    // Whoever made the chunk may use its memory again.
-    await whileOpen.wait(new Promise<void>((written) => void pipe.write(next.value, () => written())));
+    if (pipe.write(next.value)) continue;
+    await whileOpen.wait(new Promise<void>((drained) => void pipe.once("drain", drained)));
   }
   await whileOpen.wait(new Promise<void>((confirmed) => void pipe.once("finish", confirmed).end()));
 }
@@ -95,12 +96,22 @@ export class DescriptorOutput extends Writable {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, written: WriteCallback): void {
-    write(this.#fd, chunk, (error, count) => {
+    this.#write([chunk], written);
+  }
+  override _writev(chunks: { chunk: Buffer }[], written: WriteCallback): void {
+    this.#write(
+      chunks.map(({ chunk }) => chunk),
+      written,
+    );
+  }
+
+  #write(chunks: readonly Buffer[], written: WriteCallback): void {
+    writev(this.#fd, chunks, (error, count) => {
       if (error && error.code !== "EAGAIN") return written(error);
-      const rest = error ? chunk : chunk.subarray(count);
+      const rest = error ? chunks : without(chunks, count);
       if (rest.length === 0) return written();
+      const again = () => this.#write(rest, written);
       // Somebody has made it non-blocking, for all that share it.
-      const again = () => this._write(rest, "utf8", written);
       if (error) setTimeout(again, fullOutputPauseMs);
       else again();
     });

@@ -23,7 +23,7 @@ import { resetCodes, StreamError, type Stream } from "./stream.ts";
 /** Files announced ahead, so that small ones do not cost a round trip each. */
 export const maxAhead = 64;
 /** Read, hashed and written at once. */
-export const blockBytes = 256 * 1024;
+export const blockBytes = 512 * 1024;
 export const maxFiles = 1_000_000;
 const maxNameLength = 512;
 const maxReasonLength = 1024;

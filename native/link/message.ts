@@ -99,3 +99,13 @@ export function text(message: Readonly<Record<string, unknown>>, field: string, 
   if (typeof value === "string" && value.length <= maxLength && value.isWellFormed()) return value;
   throw new Refusal("bad-field", `${field} must be text of at most ${maxLength} characters`);
 }
+
+/** The chunks without their first bytes. */
+export function without(chunks: readonly Buffer[], bytes: number): Buffer[] {
+  const rest: Buffer[] = [];
+  for (const chunk of chunks) {
+    if (bytes < chunk.length) rest.push(chunk.subarray(bytes));
+    bytes = Math.max(0, bytes - chunk.length);
+  }
+  return rest;
+}

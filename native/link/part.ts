@@ -7,6 +7,7 @@ import { link, lstat, open, rename, statfs, unlink, type FileHandle } from "node
 import { basename, join } from "node:path";
 import { blockBytes, fileProblem } from "./files.ts";
 import { maxNumber, numbered } from "./filename.ts";
+import { without } from "./message.ts";
 
 /** What is there of a file: as a part, or whole under its name. */
 export interface Have {
@@ -88,6 +89,15 @@ export async function checkSpace(folder: string, bytes: number): Promise<void> {
   // Some file systems do not say.
   if (blocks === 0 || bavail * bsize >= bytes) return;
   throw new LocalProblem(`the disk is too full: ${bavail * bsize} bytes are free, ${bytes} are needed`);
+}
+
+/** Writes all of the pieces from there on. */
+export async function writeAt(handle: FileHandle, pieces: readonly Buffer[], at: number): Promise<void> {
+  for (let rest = pieces; rest.length > 0;) {
+    const { bytesWritten } = await handle.writev(rest, at);
+    rest = without(rest, bytesWritten);
+    at += bytesWritten;
+  }
 }
 
 /** Gives a whole file its name, or the next that is free, and never one that is taken. */

@@ -25,6 +25,9 @@ import {
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
 import { type Target } from "./target.ts";
 
+/** What a user may write ahead before `write` says false. */
+const writableHighWaterMark = 256 * 1024;
+
 /** What a stream is opened with. */
 export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...target });
 
@@ -37,6 +40,8 @@ export class Pipe extends Duplex implements Joinable {
   bytesOut = 0;
   readonly #stream: Stream;
   readonly #decoder = new MessageDecoder();
+  /** Called when the stream takes more. */
+  #onDrained: WriteCallback | undefined;
   /** Called when our `end` is confirmed. */
   #onConfirmed: WriteCallback | undefined;
   #isConfirmed = false;
@@ -45,13 +50,15 @@ export class Pipe extends Duplex implements Joinable {
 
   constructor(stream: Stream) {
     // What it holds counts as taken from the stream, so that it holds little; and our own last word follows `end`.
-    super({ readableHighWaterMark: 0, autoDestroy: false });
+    super({ readableHighWaterMark: 0, writableHighWaterMark, autoDestroy: false });
     this.#stream = stream;
     this.on("error", () => {});
     stream.on("data", (bytes: Buffer) => this.#receive(bytes));
     stream.on("end", () => this.#streamEnded());
-    stream.on("error", (error) => this.destroy(error));
-    stream.on("close", () => this.destroy());
+    stream.on("drain", () => this.#drained());
+    // What it owes its user from before the end of the stream comes first: `finish`, `end`.
+    stream.on("error", (error) => setImmediate(() => this.destroy(error)));
+    stream.on("close", () => setImmediate(() => this.destroy()));
   }
 
   /** Cuts it off, both ways; the peer is told why. */
@@ -73,10 +80,10 @@ export class Pipe extends Duplex implements Joinable {
     for (let at = 0; at < chunk.length; at += maxChunkBytes) {
       const part = chunk.subarray(at, at + maxChunkBytes);
       this.#stream.write(encodeChunk(part.length));
-      const isLast = at + part.length === chunk.length;
-      this.#stream.write(part, isLast ? (error) => written(error) : undefined);
+      this.#stream.write(part);
     }
-    if (chunk.length === 0) written();
+    if (this.#stream.writableNeedDrain) this.#onDrained = written;
+    else written();
   }
 
   override _final(confirmed: WriteCallback): void {
@@ -95,6 +102,12 @@ export class Pipe extends Duplex implements Joinable {
     this.#onConfirmed = undefined;
     confirmed?.(error ?? new StreamError(resetCodes.cancelled, "the pipe was cut off"));
     destroyed(error);
+  }
+
+  #drained(): void {
+    const drained = this.#onDrained;
+    this.#onDrained = undefined;
+    drained?.();
   }
 
   #endStream(): void {

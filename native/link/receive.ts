@@ -10,6 +10,7 @@ import { lstat, mkdir, realpath, unlink, type FileHandle } from "node:fs/promise
 import { basename, dirname, join } from "node:path";
 import { Refusal } from "../../protocol.ts";
 import {
+  blockBytes,
   cutOff,
   fileProblem,
   maxAhead,
@@ -34,6 +35,7 @@ import {
   unfinishedFile,
   unlessCode,
   wholeFile,
+  writeAt,
   type Have,
 } from "./part.ts";
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
@@ -99,11 +101,21 @@ interface Announced {
 /** The one that is being received. */
 interface Current {
   readonly file: Announced;
-  hash: Bun.CryptoHasher;
+  readonly hash: Bun.CryptoHasher;
   at: number;
+  /** What came and is not on the disk yet: one write costs as much as hashing some 64 KiB. */
+  unwritten: Buffer[];
+  unwrittenBytes: number;
   handle: FileHandle | undefined;
   /** The sender was told that it has failed. */
   isFailed: boolean;
+}
+
+async function flush(current: Current): Promise<void> {
+  const { handle, at, unwritten, unwrittenBytes } = current;
+  current.unwritten = [];
+  current.unwrittenBytes = 0;
+  if (handle) await writeAt(handle, unwritten, at - unwrittenBytes);
 }
 
 /** Parts that this program writes, so that no two streams write one. */
@@ -236,7 +248,8 @@ class Receiving implements AsyncDisposable {
     const hash = from === file.have.bytes ? file.have.hash : new Bun.CryptoHasher("sha256");
     this.#progress.path = file.path;
     this.#progress.bytesDone += from;
-    return (this.#current = { file, hash, at: from, handle: undefined, isFailed: false });
+    const nothing = { unwritten: [], unwrittenBytes: 0, handle: undefined, isFailed: false };
+    return (this.#current = { file, hash, at: from, ...nothing });
   }
 
   async #receive(piece: Buffer): Promise<void> {
@@ -244,16 +257,14 @@ class Receiving implements AsyncDisposable {
     if (!current || current.at + piece.length > current.file.bytes) {
       throw new Refusal("bad-line", "bytes of no file");
     }
-    const at = current.at;
     current.at += piece.length;
     this.#progress.bytesDone += piece.length;
     this.#progress.bytesMoved += piece.length;
-    await this.#unlessFailed(async ({ handle, hash }) => {
-      hash.update(piece);
-      for (let done = 0; done < piece.length;) {
-        done += (await handle!.write(piece, done, piece.length - done, at + done)).bytesWritten;
-      }
-    });
+    if (current.isFailed) return;
+    current.hash.update(piece);
+    current.unwritten.push(piece);
+    current.unwrittenBytes += piece.length;
+    if (current.unwrittenBytes >= blockBytes) await this.#unlessFailed(flush);
   }
 
   async #end(sha256: string): Promise<void> {
@@ -261,7 +272,9 @@ class Receiving implements AsyncDisposable {
     if (!current || (current.at !== current.file.bytes && !current.isFailed)) {
       throw new Refusal("bad-line", "an end of no file");
     }
-    await this.#unlessFailed(async ({ handle, hash, file }) => {
+    await this.#unlessFailed(async (one) => {
+      await flush(one);
+      const { handle, hash, file } = one;
       if (hash.digest("hex") !== sha256) throw new LocalProblem("its SHA-256 differs");
       // It was whole; a try that died right after naming it may have left the part.
       if (!handle) return unlink(file.part).catch(() => {});

@@ -150,6 +150,25 @@ describe("from standard input to standard output", () => {
   });
 });
 
+test("a confirmation counts though the peer is gone in the same moment", async () => {
+  for (let time = 0; time < 20; time++) {
+    using link = new Linked();
+    link.onStream = (stream) => {
+      stream.on("data", (bytes: Buffer) => {
+        if (!bytes.includes('"end"')) return;
+        stream.end('{"type":"end","bytes":0}\n{"type":"received","bytes":1}\n');
+        link.bob.finish("that was all");
+      });
+    };
+    const pipe = new Pipe(link.alice.open(pipePurpose()));
+    let isConfirmed = false;
+    pipe.resume().on("end", () => pipe.confirm());
+    pipe.end("x", () => (isConfirmed = true));
+    await until("it is over", () => pipe.closed);
+    expect(isConfirmed).toBe(true);
+  }
+});
+
 describe("to a target of the peer", () => {
   async function piped(serve: (socket: Socket) => void, input: Input, output: Writable, rules = ["*"]) {
     const server = createServer({ allowHalfOpen: true }, serve);
