@@ -171,6 +171,24 @@ describe("bytes", () => {
   });
 });
 
+test("a target that does not read stops its client", async () => {
+  await using _ = noSocketLeft();
+  await using server = await target((socket) => void socket.pause());
+  using forwarded = forwarding(server.port);
+  const { forward } = forwarded;
+  const socket = client(forward.listen.port);
+  socket.write(Buffer.alloc(256 * 1024 * 1024));
+  let [before, quiet] = [0, 0];
+  await until("no more is taken", () => {
+    quiet = forward.bytesOut === before && before > 0 ? quiet + 1 : 0;
+    before = forward.bytesOut;
+    return quiet > 50;
+  });
+  expect(forward.bytesOut).toBeLessThan(32 * 1024 * 1024);
+  socket.resetAndDestroy();
+  await until("it is over", () => forward.open === 0);
+});
+
 describe("resets", () => {
   test("a client's reaches the target", async () => {
     await using _ = noSocketLeft();
