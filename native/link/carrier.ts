@@ -43,6 +43,15 @@ export interface Carrier {
   destroy(): void;
 }
 
+/** What the owner of a session is told of its carriers. */
+export type CarrierEvent =
+  /** There is none any more: streams wait. */
+  | { is: "lost"; reason: string }
+  /** It is kept, but another one should be sought. Said again while that has not helped. */
+  | { is: "looks-dead"; quietMs: number }
+  /** Frames go by another one now. `gapMs`: how long nothing went; 0 when the old one was alive. */
+  | { is: "moved"; carrier: Carrier; gapMs: number };
+
 /** Time, so that tests can make it. */
 export interface Clock {
   /** Milliseconds that only grow. */

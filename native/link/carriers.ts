@@ -15,7 +15,7 @@
  */
 import { type Role } from "../../protocol.ts";
 import { Attachment } from "./attachment.ts";
-import { type Carrier, type Clock, type Offer } from "./carrier.ts";
+import { type Carrier, type CarrierEvent, type Clock, type Offer } from "./carrier.ts";
 import {
   decodeCount,
   decodeHello,
@@ -53,13 +53,8 @@ const offerTimeoutMs = 5_000;
 /** A carrier that is told `old` may be offered anew, with a higher epoch; no peer of ours needs more. */
 const maxOffers = 4;
 
-export type CarrierEvent =
-  /** There is none any more: streams wait. */
-  | { is: "lost"; reason: string }
-  /** It is kept, but another one should be sought. Said again while that has not helped. */
-  | { is: "looks-dead"; quietMs: number }
-  /** Frames go by another one now. `gapMs`: how long nothing went; 0 when the old one was alive. */
-  | { is: "moved"; carrier: Carrier; gapMs: number };
+/** Carriers kept at once: a peer that brings more loses the oldest. */
+const maxCarriers = 8;
 
 /** A write that is being put together: frames go to `room` from `at` on. */
 export interface Batch {
@@ -176,6 +171,8 @@ export class Carriers {
       onFrame: (type, stream, payload) => this.#onFrame(attachment, type, stream, payload),
     });
     const attachment = new Attachment(carrier, decoder, is, this.#clock.now());
+    const oldest = [...this.#attachments].find((other) => other !== this.#current);
+    if (oldest && this.#attachments.size >= maxCarriers) this.#drop(oldest);
     this.#attachments.add(attachment);
     carrier.onData = (chunk) => this.#read(attachment, chunk);
     carrier.onWritten = () => this.#pump();

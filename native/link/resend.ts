@@ -63,6 +63,10 @@ interface Run {
   readonly block: Block;
 }
 
+function newBlock(): Block {
+  return { bytes: Buffer.allocUnsafeSlow(blockBytes), used: 0, runs: 0, isReusable: true };
+}
+
 /** The sending half of a session's sequence. */
 export class ResendBuffer {
   readonly #runs = new Queue<Run>();
@@ -157,8 +161,4 @@ export class ResendBuffer {
     block.used = 0;
     this.#pool.push(block);
   }
-}
-
-function newBlock(): Block {
-  return { bytes: Buffer.allocUnsafeSlow(blockBytes), used: 0, runs: 0, isReusable: true };
 }

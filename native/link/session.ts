@@ -14,11 +14,12 @@ import {
   refuseOffer,
   systemClock,
   type Carrier,
+  type CarrierEvent,
   type Clock,
   type KnownSession,
   type Offer,
 } from "./carrier.ts";
-import { Carriers, type Batch, type CarrierEvent, type FrameOwner } from "./carriers.ts";
+import { Carriers, type Batch, type FrameOwner } from "./carriers.ts";
 import {
   decodeCredit,
   decodePurpose,
@@ -55,7 +56,6 @@ const quantumBytes = 16 * 1024;
 /** An orderly end waits so long without any progress. */
 const finishPatienceMs = 5_000;
 
-export type { CarrierEvent };
 /** Who ended a session: this side; the peer (orderly, or because its program restarted); a breach of the protocol. */
 export type EndedBy = "us" | "peer" | "protocol";
 

@@ -329,6 +329,21 @@ test("an old epoch is refused, and the session goes on where it was", async () =
   expect(stranger.streams).toHaveLength(1);
 });
 
+test("carriers without end: the oldest are closed, and the session goes on", async () => {
+  const stranger = await Stranger.begin();
+  const carriers = [stranger.carrier];
+  for (let i = 0; i < 100; i++) {
+    stranger.connect();
+    stranger.say(hello(1));
+    carriers.push(stranger.carrier);
+    await stranger.clock.advance(1);
+  }
+  expect(carriers.filter(({ isClosed }) => !isClosed)).toHaveLength(8);
+  stranger.carrier = carriers[0]!;
+  await stranger.hear(open(1));
+  expect([stranger.streams.length, stranger.ended]).toEqual([1, undefined]);
+});
+
 test("a carrier that is refused and stays is closed", async () => {
   const stranger = await Stranger.begin();
   const first = stranger.carrier;

@@ -122,6 +122,18 @@ test("the peer's first data takes no round trip more than its nomination", async
   expect(pair.clock.now()).toBe(50);
 });
 
+test("what was received is acknowledged within 20 ms, also when nothing else is said", async () => {
+  const pair = new Pair();
+  pair.onSession = (session) => (session.onStream = (stream) => stream.resume());
+  pair.carrier("alice", { oneWayMs: 50 });
+  await pair.clock.advance(500);
+  pair.alice.open({ for: "a test" }).write("hello");
+  await pair.clock.advance(100);
+  expect(pair.alice.outstandingBytes).toBeGreaterThan(0);
+  await pair.clock.advance(21);
+  expect(pair.alice.outstandingBytes).toBe(0);
+});
+
 test("a broken carrier: both are told, streams wait, and the next one goes on", async () => {
   const loaded = await Loaded.begin(path);
   loaded.first.alice.cut();
