@@ -267,7 +267,9 @@ export class RemotePeer {
   }
 
   relay(message: ToParticipant & { type: "relay" }): void {
-    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    const isUnwanted = this.#surroundings.ground()?.takesRelay === false;
+    const isStale = !this.#introduction && message.role === "controlling";
+    if (isUnwanted || isStale) return this.#decline(message.token);
     this.#introductionOf(message)?.relay(message);
   }
 
