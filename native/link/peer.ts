@@ -380,7 +380,9 @@ export class RemotePeer {
   /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
   async disconnect(): Promise<void> {
     if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
-    await this.#linkFor("disconnect").close("disconnected");
+    const link = this.#linkFor("disconnect");
+    this.#introduction?.cancel("cancelled", "disconnect"); // another way for it, which would make a new link
+    await link.close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
