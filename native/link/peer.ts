@@ -502,10 +502,13 @@ export class RemotePeer {
 
   #seek(): void {
     const link = this.#link;
-    if (!link || this.#introduction || !this.#isPresent) return;
+    if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
-    if (link.route !== "relay") return this.#seeker.rest();
+    if (link.route !== "relay" || this.#seeker.wanted === "soon") {
+      this.#seeker.rest(); // it lives after all
+      return this.#seekDirect();
+    }
     void this.#surroundings.measureAnew().then(() => {
       const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
       if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
@@ -544,6 +547,10 @@ class Seeker {
 
   constructor(seek: () => void) {
     this.#seek = seek;
+  }
+
+  get wanted(): keyof typeof pauses | undefined {
+    return this.#wanted;
   }
 
   /** Said again, it goes on as it was. */
