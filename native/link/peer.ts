@@ -403,12 +403,19 @@ export class RemotePeer {
   #nominated(channel: Channel, nominated: Nominated): void {
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") {
-      channel.onClose = () => {}; // the introduction is over, and the peer will ask again
-      const forgotten = setTimeout(() => channel.destroy(), offerTimeoutMs);
+      const forgotten = setTimeout(() => {
+        channel.destroy();
+        unoffered("the peer did not say which link it is for");
+      }, offerTimeoutMs);
+      const unoffered = (detail: string) => {
+        clearTimeout(forgotten);
+        this.#unoffered(detail);
+      };
+      channel.onClose = unoffered;
       return readOffer(
         channel,
         (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
-        () => clearTimeout(forgotten),
+        unoffered,
       );
     }
     if (this.#link) this.#link.attach(channel);
@@ -420,7 +427,8 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        return refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(offer, resumedStatus.unknown);
+        return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
         this.#link?.abandon("replaced", "");
@@ -441,7 +449,6 @@ export class RemotePeer {
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
-    if (!link.isOpen) return; // its peer had only a refusal to say
     this.#link = link;
     this.#failure = undefined;
     const { route, local, remote } = channel;
@@ -518,7 +525,15 @@ export class RemotePeer {
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
     this.#introduction = undefined;
     if (this.#link || !failure) return this.#seeker.again();
-    const { reason, detail } = failure;
+    this.#failed(failure.reason, failure.detail);
+  }
+
+  /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
+  #unoffered(detail: string): void {
+    if (!this.#link && !this.#introduction) this.#failed("timed-out", detail);
+  }
+
+  #failed(reason: FailureReason, detail: string): void {
     this.#failure = reason;
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
