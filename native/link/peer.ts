@@ -452,8 +452,9 @@ export class RemotePeer {
     this.#link = link;
     this.#failure = undefined;
     const { route, local, remote } = channel;
-    this.#emit({ event: "linked", route, local, remote, elapsedMs });
+    // First, or what the user does about it could reach the introducer before it.
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
+    this.#emit({ event: "linked", route, local, remote, elapsedMs });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
     this.#seekDirect();
   }
