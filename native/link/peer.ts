@@ -267,7 +267,9 @@ export class RemotePeer {
   }
 
   relay(message: ToParticipant & { type: "relay" }): void {
-    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    const isUnwanted = this.#surroundings.ground()?.takesRelay === false;
+    const isStale = !this.#introduction && message.role === "controlling";
+    if (isUnwanted || isStale) return this.#decline(message.token);
     this.#introductionOf(message)?.relay(message);
   }
 
@@ -378,7 +380,9 @@ export class RemotePeer {
   /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
   async disconnect(): Promise<void> {
     if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
-    await this.#linkFor("disconnect").close("disconnected");
+    const link = this.#linkFor("disconnect");
+    this.#introduction?.cancel("cancelled", "disconnect"); // another way for it, which would make a new link
+    await link.close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
@@ -399,12 +403,19 @@ export class RemotePeer {
   #nominated(channel: Channel, nominated: Nominated): void {
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") {
-      channel.onClose = () => {}; // the introduction is over, and the peer will ask again
-      const forgotten = setTimeout(() => channel.destroy(), offerTimeoutMs);
+      const forgotten = setTimeout(() => {
+        channel.destroy();
+        unoffered("the peer did not say which link it is for");
+      }, offerTimeoutMs);
+      const unoffered = (detail: string) => {
+        clearTimeout(forgotten);
+        this.#unoffered(detail);
+      };
+      channel.onClose = unoffered;
       return readOffer(
         channel,
         (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
-        () => clearTimeout(forgotten),
+        unoffered,
       );
     }
     if (this.#link) this.#link.attach(channel);
@@ -416,7 +427,8 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        return refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(offer, resumedStatus.unknown);
+        return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
         this.#link?.abandon("replaced", "");
@@ -437,7 +449,6 @@ export class RemotePeer {
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
-    if (!link.isOpen) return; // its peer had only a refusal to say
     this.#link = link;
     this.#failure = undefined;
     const { route, local, remote } = channel;
@@ -499,10 +510,13 @@ export class RemotePeer {
 
   #seek(): void {
     const link = this.#link;
-    if (!link || this.#introduction || !this.#isPresent) return;
+    if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
-    if (link.route !== "relay") return this.#seeker.rest();
+    if (link.route !== "relay" || this.#seeker.wanted === "soon") {
+      this.#seeker.rest(); // it lives after all
+      return this.#seekDirect();
+    }
     void this.#surroundings.measureAnew().then(() => {
       const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
       if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
@@ -512,7 +526,15 @@ export class RemotePeer {
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
     this.#introduction = undefined;
     if (this.#link || !failure) return this.#seeker.again();
-    const { reason, detail } = failure;
+    this.#failed(failure.reason, failure.detail);
+  }
+
+  /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
+  #unoffered(detail: string): void {
+    if (!this.#link && !this.#introduction) this.#failed("timed-out", detail);
+  }
+
+  #failed(reason: FailureReason, detail: string): void {
     this.#failure = reason;
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
@@ -541,6 +563,10 @@ class Seeker {
 
   constructor(seek: () => void) {
     this.#seek = seek;
+  }
+
+  get wanted(): keyof typeof pauses | undefined {
+    return this.#wanted;
   }
 
   /** Said again, it goes on as it was. */
