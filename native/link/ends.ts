@@ -74,7 +74,9 @@ function drainTo(pipe: Pipe, output: Writable): Promise<void> {
     pipe.on("error", reject);
     pipe.on("close", () => reject(new StreamError(resetCodes.cancelled, "the pipe was cut off")));
     pipe.on("end", () => {
-      output.end(() => {
+      // Called when it has failed, too, and then before its `error`.
+      output.end((error?: Error | null) => {
+        if (error) return fail(error);
         pipe.confirm();
         resolve();
       });

@@ -152,11 +152,11 @@ export class Link {
 
   /**
    * Opens a stream for `use`, a Duplex to its user; the peer's program is told that, and what else is in `more` (at most
-   * 4096 bytes of JSON). Throws a {@link LinkError} when the link has ended.
+   * 4096 bytes of JSON). A purpose says both. Throws a {@link LinkError} when the link has ended.
    */
-  open(use: string, more: Purpose = {}): Stream {
+  open(use: string | object, more: Purpose = {}): Stream {
     try {
-      return this.session.open({ ...more, use });
+      return this.session.open(typeof use === "string" ? { ...more, use } : use);
     } catch (error) {
       throw new LinkError(error instanceof Error ? error.message : String(error));
     }

@@ -128,8 +128,8 @@ export interface PeerSurroundings {
   measureAnew(): Promise<void>;
   /** A link has lost its channel. */
   returning(peer: RemotePeer): void;
-  /** A link has ended, or none came about. */
-  unlinked(peer: RemotePeer): void;
+  /** There is a link now, or no longer, or none came about. */
+  changed(peer: RemotePeer): void;
   /** Admits an introduction that we did not ask for; undefined when it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
@@ -456,6 +456,7 @@ export class RemotePeer {
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
     this.#emit({ event: "linked", route, local, remote, elapsedMs });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
+    this.#surroundings.changed(this);
     this.#seekDirect();
   }
 
@@ -480,7 +481,7 @@ export class RemotePeer {
     this.#seeker.rest();
     this.#emit({ event: "unlinked", reason, detail });
     this.#tell({ type: "unlinked", peer: this.id, reason });
-    this.#surroundings.unlinked(this);
+    this.#surroundings.changed(this);
   }
 
   // --- another channel -----------------------------------------------------------------------------------
@@ -541,7 +542,7 @@ export class RemotePeer {
       `no link with ${printable(this.name)}: ${failureReasons[reason]} (${reason})`,
     );
     for (const { reject } of this.#waiting.splice(0)) reject(error);
-    this.#surroundings.unlinked(this);
+    this.#surroundings.changed(this);
   }
 
   #tell(message: Parameters<Ground["send"]>[0]): void {
