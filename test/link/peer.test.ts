@@ -58,6 +58,7 @@ class Program implements Disposable, PeerSurroundings {
   stream(_peer: RemotePeer, stream: Stream): void {
     this.streams.push(stream);
   }
+  changed(): void {}
   returning(): void {}
   unlinked(): void {}
   measureAnew(): Promise<void> {
