@@ -59,7 +59,7 @@ class Program implements Disposable, PeerSurroundings {
     this.streams.push(stream);
   }
   returning(): void {}
-  unlinked(): void {}
+  changed(): void {}
   measureAnew(): Promise<void> {
     return Promise.resolve();
   }
