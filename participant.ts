@@ -137,6 +137,8 @@ export type ParticipantEvent =
   | { event: "warning"; message: string }
   | { event: "error"; message: string };
 
+type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
+
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
   /** What the introducer sees, and how far away it can be to see that. */
@@ -1039,10 +1041,6 @@ const ms = (value: number) => `${value.toFixed(1)} ms`;
 
 /** What an event says to a person; undefined for what only programs want. */
 export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  const who =
-    "name" in event && "peer" in event
-      ? `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`
-      : "";
   switch (event.event) {
     case "registered":
       return (
@@ -1051,15 +1049,46 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       );
     case "peers":
       return tellPeers(event.peers);
-    case "joined":
-      return `${who} joined from ${event.public}`;
-    case "left":
-      return `${who} left`;
     case "mapping":
       return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
     case "nat": // shown as a result
     case "updated":
       return undefined;
+    case "waiting":
+      return `${printable(event.text)} …`;
+    case "echo":
+      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
+    case "notice":
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
+    case "introducer": {
+      const next =
+        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
+      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+    }
+    case "warning":
+      return `${c.yellow("warning")}: ${printable(event.message)}`;
+    case "error":
+      return `${c.red("error")}: ${printable(event.message)}`;
+    case "forwarding":
+    case "forward-refused":
+    case "offered":
+    case "transferring":
+    case "transferred":
+    case "transfer-failed":
+      return tellUse(event, c);
+    default:
+      return tellPeer(event, c);
+  }
+}
+
+/** What happens to a peer, or between us. */
+function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
+  const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
+  switch (event.event) {
+    case "joined":
+      return `${who} joined from ${event.public}`;
+    case "left":
+      return `${who} left`;
     case "punching":
       return `${c.yellow("punching")} towards ${who}, ${event.role}, ${event.way}, round ${event.round}`;
     case "attempt":
@@ -1078,46 +1107,35 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
       return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
     }
-    case "forwarding":
-      return `forwarding ${event.listen} → ${c.bold(printable(event.name))} → ${event.target}`;
-    case "forward-refused": {
-      const whose =
-        event.by === "us"
-          ? `${c.bold(printable(event.name))} may not reach`
-          : `${c.bold(printable(event.name))} does not let us reach`;
-      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
-    }
-    case "offered": {
-      const many = event.files === 1 ? "" : ` (${event.files} files)`;
-      return `${c.bold(printable(event.name))} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
-    }
-    case "transferring":
-      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${c.bold(printable(event.name))}`;
-    case "transferred":
-      return tellTransferred(event, c);
-    case "transfer-failed":
-      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
-    case "waiting":
-      return `${printable(event.text)} …`;
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
       return `${who} has it after ${ms(event.rttMs)}`;
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
-    case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
-    case "notice":
-      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
-    case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
-      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+  }
+}
+
+/** What a link is used for. */
+function tellUse(event: UseEvent, c: Colors): string {
+  const name = c.bold(printable(event.name));
+  switch (event.event) {
+    case "forwarding":
+      return `forwarding ${event.listen} → ${name} → ${event.target}`;
+    case "forward-refused": {
+      const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
+      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
     }
-    case "warning":
-      return `${c.yellow("warning")}: ${printable(event.message)}`;
-    case "error":
-      return `${c.red("error")}: ${printable(event.message)}`;
+    case "offered": {
+      const many = event.files === 1 ? "" : ` (${event.files} files)`;
+      return `${name} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
+    }
+    case "transferring":
+      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${name}`;
+    case "transferred":
+      return tellTransferred(event, c);
+    case "transfer-failed":
+      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
   }
 }
 

@@ -28,20 +28,13 @@ import { judgeOffer, readOffer, refuseOffer, type Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
 import { resumedStatus } from "./frame.ts";
 import { Link, type LinkOptions, type LinkOwner, type Purpose } from "./link.ts";
+import { Seeker } from "./seeker.ts";
 import type { Stream } from "./stream.ts";
 
 /** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 const maxPastTokens = 16;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
-/**
- * Pauses between two tries: for a link that has no channel or fears for it, and for one that is relayed. Doubled each
- * time, and jittered by half.
- */
-const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
-/** When the other side of a link without a channel asks, too. */
-const secondAsksAfterMs = 1_500;
-
 /** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
 interface Who {
   peer: number | null;
@@ -552,62 +545,6 @@ export class RemotePeer {
   #emit(event: EventOf<PeerEvent>): void {
     const who = { peer: this.#isPresent ? this.id : null, name: this.name };
     this.#surroundings.emit({ ...event, ...who } as PeerEvent);
-  }
-}
-
-/** When another channel is sought, again and again until it is there. */
-class Seeker {
-  readonly #seek: () => void;
-  #wanted: keyof typeof pauses | undefined;
-  #pauseMs = 0;
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(seek: () => void) {
-    this.#seek = seek;
-  }
-
-  get wanted(): keyof typeof pauses | undefined {
-    return this.#wanted;
-  }
-
-  /** Said again, it goes on as it was. */
-  want(what: keyof typeof pauses, isFirst: boolean): void {
-    if (this.#wanted === what) return;
-    this.#wanted = what;
-    this.#pauseMs = pauses[what].firstMs;
-    this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
-  }
-
-  /** The pauses begin anew, with the shortest. */
-  hurry(isFirst: boolean): void {
-    if (!this.#wanted) return;
-    this.#pauseMs = pauses[this.#wanted].firstMs;
-    this.#in(isFirst ? 0 : secondAsksAfterMs);
-  }
-
-  /** It came to nothing. */
-  again(): void {
-    if (!this.#wanted) return;
-    this.#in(this.#jittered());
-    this.#pauseMs = Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs);
-  }
-
-  rest(): void {
-    this.#wanted = undefined;
-    clearTimeout(this.#timer);
-  }
-
-  #jittered(): number {
-    return this.#pauseMs * (0.5 + Math.random());
-  }
-
-  #in(ms: number): void {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.#seek();
-      // Where it could not be sought, because nobody is registered or the peer is away, it can be later.
-      if (this.#wanted) this.#in(this.#jittered());
-    }, ms);
   }
 }
 

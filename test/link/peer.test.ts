@@ -60,7 +60,6 @@ class Program implements Disposable, PeerSurroundings {
   }
   changed(): void {}
   returning(): void {}
-  unlinked(): void {}
   measureAnew(): Promise<void> {
     return Promise.resolve();
   }
