@@ -286,7 +286,10 @@ export class Participant {
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
-      changed: () => this.#arrived(),
+      changed: (peer) => {
+        this.#forgetIfGone(peer);
+        this.#arrived();
+      },
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
@@ -771,7 +774,12 @@ export class Participant {
     if (!peer) return;
     this.#emit({ event: "left", peer: id, name: peer.name });
     peer.left();
-    if (!peer.isIdle) return;
+    this.#forgetIfGone(peer);
+  }
+
+  /** While we are registered, who is not listed is gone; a link with it may last. */
+  #forgetIfGone(peer: RemotePeer): void {
+    if (this.#state.is !== "registered" || peer.isPresent || !peer.isIdle) return;
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 

@@ -139,6 +139,8 @@ export class RemotePeer {
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
   #lastEndedAt: number | undefined;
+  /** The session of a link that the user ended: the peer may not have heard of it. */
+  #endedByUs: string | undefined;
   readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
   readonly #tokens = new WeakMap<Channel, string>();
@@ -420,7 +422,10 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(
+          offer,
+          this.#endedByUs === offer.hello.sessionId ? resumedStatus.over : resumedStatus.unknown,
+        );
         return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
@@ -469,6 +474,7 @@ export class RemotePeer {
   }
 
   #unlinked(reason: UnlinkReason, detail: string): void {
+    this.#endedByUs = reason === "disconnected" ? this.#link?.session.id : undefined;
     this.#link = undefined;
     this.#lastEndedAt = performance.now();
     this.#seeker.rest();
