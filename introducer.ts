@@ -15,8 +15,21 @@
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
-import type { Socket, TCPSocketListener } from "bun";
-import { Shares, subscriber, take, waitRefusal, waitSeconds, type Bucket } from "./native/budget.ts";
+import type { Socket } from "bun";
+import {
+  fairShare,
+  fill,
+  isLoopback,
+  Shares,
+  siteShares,
+  subscriber,
+  take,
+  Usage,
+  waitRefusal,
+  waitSeconds,
+  type Bucket,
+} from "./native/budget.ts";
+import { Listener } from "./native/listener.ts";
 import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
@@ -95,13 +108,16 @@ export const defaultLimits = {
   roomSize: 256,
   /** How many of them may come from one address, so that nobody fills a room alone. */
   roomShare: 64,
+  /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
+  processorMs: 2,
   /** How many times the share of an address loopback has, where only this host's own programs come from. */
   loopbackShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
-  /** Bytes read of sessions that have to wait, all together: each of them may be one read of Bun's, 512 KiB. */
+  /** Bytes read of lines that have to wait or are not whole, all together and of one address: one read of Bun's is up to 512 KiB. */
   heldBytes: 64 * 1024 * 1024,
+  heldBytesPerAddress: 8 * 1024 * 1024,
   /** Introductions one session may ask for. */
   introductionsPerMinute: 120,
   /** Of them those with one peer, and those that one peer gets from all, if that peer has not linked by them. */
@@ -137,8 +153,22 @@ export type Limits = typeof defaultLimits;
 
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
-/** How often those that have sent too many lines get the next of them read. */
-const resumeMs = 100;
+/** How often those that have sent too many lines get the next of them read, and for how long at once. */
+const resumeMs = 20;
+const resumeSliceMs = 2;
+/** Connections of one address, beyond those that it may have, that are told why they are closed. */
+const refusedAtOnce = 8;
+/** A room has place for so many of one address, however full it is. */
+const leastRoomShare = 16;
+/** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
+const sharedProcessorMs = 50;
+const processorWindowMs = 250;
+/** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
+const acceptMs = 0.1;
+const flushMs = 0.006;
+/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+const targetWindowMs = 60_000;
+const hadNone = 0.5;
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
@@ -287,6 +317,8 @@ class Session {
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
+  /** Of its held bytes and of a line that is not whole. */
+  heldBytes = 0;
   hasEnded = false;
   /** Written at the end of the tick. */
   outgoing = "";
@@ -355,6 +387,14 @@ interface Asked {
   introductions: Bucket;
   birthdays: Bucket;
   birthdayFailedAt: number;
+}
+
+/** What one member got from all others. */
+interface Unasked {
+  introductions: Bucket;
+  /** Of them, those by each address. */
+  perAddress: Usage;
+  failedBirthdays: Bucket;
 }
 
 /** Two members who have been introduced, for as long as both are here. */
@@ -685,7 +725,7 @@ class Introductions {
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
-  readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+  readonly #unasked = new Map<number, Unasked>();
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
@@ -887,15 +927,19 @@ class Introductions {
   #charge(pair: Pair, asker: Member, target: Member, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
-    const { introductions: ofAll } = this.#unaskedOf(target, now);
+    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0) {
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     }
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
-    if (ofAllSeconds > 0) throw waitRefusal("that peer gets too many introductions", ofAllSeconds);
+    // Whoever has used it up must not keep others from that peer.
+    if (ofAllSeconds > 0 && perAddress.of(asker.subscriber, now) >= hadNone)
+      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
-    ofAll.tokens -= 1;
+    ofAll.tokens = Math.max(0, ofAll.tokens - 1);
+    perAddress.tick(now);
+    perAddress.spend(asker.subscriber, 1, now);
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
@@ -906,7 +950,9 @@ class Introductions {
     const [asker, target] = sides;
     const now = performance.now();
     this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
-    this.#unaskedOf(target.member, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target.member, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.member.subscriber, -1, now);
   }
 
   #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
@@ -922,12 +968,13 @@ class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Member, now: number) {
+  #unaskedOf({ peer }: Member, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
-    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
-    const fresh = {
+    const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
+    const fresh: Unasked = {
       introductions: { tokens: introductionsPerTarget, at: now },
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, loopbackShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
@@ -1167,13 +1214,15 @@ class Introductions {
 export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
-  readonly #listener: TCPSocketListener<Session | undefined>;
-  readonly #probeListeners: TCPSocketListener<string | undefined>[];
+  readonly #listener: Listener<Session | undefined>;
+  readonly #probeListeners: Listener<string | undefined>[];
   readonly #alternate: string | undefined;
-  readonly #probes = new Shares();
+  readonly #probes: Shares;
+  readonly #probeSockets = new Set<Socket<string | undefined>>();
   readonly #timer: Timer;
   readonly #connections = new Set<Session>();
-  readonly #perSubscriber = new Shares();
+  readonly #shares: Shares;
+  readonly #processor: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions: Introductions;
@@ -1183,7 +1232,7 @@ export class Introducer {
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
   readonly #paused = new Set<Session>();
-  #heldBytes = 0;
+  readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
@@ -1200,6 +1249,17 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
+    const { sessions, probes, heldBytes, processorMs, loopbackShares } = this.limits;
+    const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
+    this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
+    this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
+    this.#processor = new Usage(
+      sharedProcessorMs,
+      (processorMs * processorWindowMs) / 1000,
+      processorWindowMs,
+      loopbackShares,
+    );
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#probeListeners = this.#listenForProbes(options);
@@ -1292,7 +1352,8 @@ export class Introducer {
 
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
-    for (const listener of this.#probeListeners) listener.stop(true);
+    for (const listener of this.#probeListeners) listener.stop();
+    for (const probe of this.#probeSockets) probe.terminate();
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
@@ -1309,25 +1370,28 @@ export class Introducer {
     clearInterval(this.#timer);
     this.#introductions.stop();
     this.#relays?.stop();
-    this.#listener.stop(true);
+    for (const { socket } of this.#connections) socket.terminate();
   }
 
-  #listen(host: string | undefined, port: number): TCPSocketListener<Session | undefined> {
+  #listen(host: string | undefined, port: number): Listener<Session | undefined> {
     const listen = (hostname: string) =>
-      Bun.listen<Session | undefined>({
-        hostname,
-        port,
-        allowHalfOpen: true,
-        socket: {
-          open: (socket) => this.#open(socket),
-          data: ({ data }, chunk) => data && this.#data(data, chunk),
-          drain: ({ data }) => data && this.#drain(data),
-          end: ({ data }) => data && this.#ended(data),
-          error: ({ data }, error) => data && this.#mishap(data, error),
-          close: ({ data }, error) =>
-            data && this.#closed(data, error?.message ?? "it closed the connection"),
+      new Listener<Session | undefined>(
+        {
+          hostname,
+          port,
+          allowHalfOpen: true,
+          socket: {
+            open: (socket) => this.#open(socket),
+            data: ({ data }, chunk) => data && this.#data(data, chunk),
+            drain: ({ data }) => data && this.#drain(data),
+            end: ({ data }) => data && this.#ended(data),
+            error: ({ data }, error) => data && this.#mishap(data, error),
+            close: ({ data }, error) =>
+              data && this.#closed(data, error?.message ?? "it closed the connection"),
+          },
         },
-      });
+        (message) => this.#onEvent({ event: "warning", message }),
+      );
     if (host !== undefined) return listen(host);
     try {
       return listen("::");
@@ -1345,11 +1409,11 @@ export class Introducer {
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): TCPSocketListener<string | undefined>[] {
+  }: IntroducerOptions): Listener<string | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: TCPSocketListener<string | undefined>[] = [];
+    const listeners: Listener<string | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -1357,7 +1421,7 @@ export class Introducer {
         const { code = String(error) } = error as { code?: string };
         const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
         if (probePorts) {
-          for (const listener of [...listeners, this.#listener]) listener.stop(true);
+          for (const listener of [...listeners, this.#listener]) listener.stop();
           throw new ProbePortError(message, { cause: error });
         }
         this.#onEvent({ event: "warning", message });
@@ -1366,28 +1430,46 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): TCPSocketListener<string | undefined> {
-    const { probes, probesPerAddress, measureMs } = this.limits;
-    return Bun.listen<string | undefined>({
-      hostname,
-      port,
-      socket: {
-        open: (socket) => {
-          const observed = observedEndpoint(socket);
-          if (!observed) return void socket.terminate();
-          const { address } = splitEndpoint(observed);
-          socket.data = subscriber(address);
-          const isTooMany = this.#probes.add(socket.data) > this.#shareOf(address, probesPerAddress);
-          if (isTooMany || this.#probes.total > probes) return void socket.terminate();
-          socket.setNoDelay(true);
-          socket.timeout(Math.ceil(measureMs / 1000));
-          socket.write(encode({ type: "observed", endpoint: observed }));
+  #listenForProbe(hostname: string, port: number): Listener<string | undefined> {
+    const { measureMs } = this.limits;
+    const listener: Listener<string | undefined> = new Listener<string | undefined>(
+      {
+        hostname,
+        port,
+        socket: {
+          open: (socket) => {
+            const observed = observedEndpoint(socket);
+            const own = observed && this.#takeProbe(splitEndpoint(observed).address);
+            if (own === undefined) {
+              socket.terminate();
+              return listener.turnedAway();
+            }
+            socket.data = own;
+            this.#probeSockets.add(socket);
+            socket.setNoDelay(true);
+            socket.timeout(Math.ceil(measureMs / 1000));
+            socket.write(encode({ type: "observed", endpoint: observed! }));
+          },
+          data: () => {},
+          timeout: (socket) => socket.terminate(),
+          close: (socket) => {
+            if (socket.data === undefined) return;
+            this.#probeSockets.delete(socket);
+            this.#probes.remove(socket.data);
+          },
         },
-        data: () => {},
-        timeout: (socket) => socket.terminate(),
-        close: ({ data }) => void (data !== undefined && this.#probes.remove(data)),
       },
-    });
+      (message) => this.#onEvent({ event: "warning", message }),
+    );
+    return listener;
+  }
+
+  /** Whose share a probe from that address is of; undefined when there is none left. */
+  #takeProbe(address: string): string | undefined {
+    const own = subscriber(address);
+    if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
+    this.#probes.add(own);
+    return own;
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
@@ -1412,23 +1494,41 @@ export class Introducer {
   #open(socket: Connection): void {
     const observed = observedEndpoint(socket);
     if (!observed) return void socket.terminate();
+    const { sessions, sessionsPerAddress } = this.limits;
+    const own = subscriber(splitEndpoint(observed).address);
+    const most = this.#shares.most(own);
+    // Even a refused connection costs something until it is closed, so a flood gets no answer.
+    const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
+    if (isFlood || !this.#accepts(own)) {
+      socket.terminate();
+      return this.#listener.turnedAway();
+    }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
-    const count = this.#perSubscriber.add(session.subscriber);
-    const { sessions, sessionsPerAddress } = this.limits;
-    const most = this.#shareOf(splitEndpoint(observed).address, sessionsPerAddress);
-    // Even a refused connection costs something until it is closed, so a flood gets no answer.
-    if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
-    else if (count > most)
-      this.#refuse(session, new Refusal("limit", `${most} connections an address are enough`));
-    else if (this.#connections.size > sessions)
-      this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    this.#shares.add(own);
+    const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
+    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}`;
+    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  #shareOf(address: string, share: number): number {
-    return addressScope(address) === "loopback" ? share * this.limits.loopbackShares : share;
+  /** Whether an address may have another connection accepted, as far as processor time goes. */
+  #accepts(own: string): boolean {
+    const now = performance.now();
+    this.#processor.spend(own, acceptMs, now);
+    return !this.#processor.isOver(own, now);
+  }
+
+  /** What a session makes us do is of its address's share of the processor. */
+  #charge(session: Session, work: () => void): void {
+    const from = performance.now();
+    const writes = this.#outgoing.length;
+    work();
+    const now = performance.now();
+    const laterMs = (this.#outgoing.length - writes) * flushMs;
+    this.#processor.spend(session.subscriber, now - from + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -1437,7 +1537,8 @@ export class Introducer {
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else this.#read(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else this.#charge(session, () => this.#read(session, chunk));
   }
 
   /** Reads line by line, as many as it may say now, and holds the rest. */
@@ -1464,27 +1565,43 @@ export class Introducer {
       this.#refuse(session, error);
     }
     session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
+    this.#countHeld(session);
   }
 
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
-    this.#heldBytes += bytes.length - (session.held?.length ?? 0);
     if (session.held === undefined) session.socket.pause();
     session.held = bytes;
     this.#paused.add(session);
     this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
-    if (this.#heldBytes > this.limits.heldBytes) {
-      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
-    }
+    this.#countHeld(session);
   }
 
+  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  #countHeld(session: Session): void {
+    const bytes = (session.held?.length ?? 0) + (session.decoder?.pendingBytes ?? 0);
+    const more = bytes - session.heldBytes;
+    if (more === 0) return;
+    session.heldBytes = bytes;
+    if (more < 0) return this.#held.remove(session.subscriber, -more);
+    this.#held.add(session.subscriber, more);
+    if (this.#held.isUsedUp() || this.#held.isOver(session.subscriber))
+      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+  }
+
+  /** Lets those go on that may again, by turns, for no longer than others can wait. */
   #resume(): void {
-    const now = performance.now();
+    const from = performance.now();
+    const { messageBurst, messagesPerSecond } = this.limits;
     for (const session of [...this.#paused]) {
-      const bytes = session.held!;
+      const now = performance.now();
       session.heardAt = now; // what it says may be waiting
+      if (now - from >= resumeSliceMs) break;
+      fill(session.lines, messageBurst, messagesPerSecond, now);
+      if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) continue;
+      const bytes = session.held!;
       this.#unhold(session);
-      this.#read(session, bytes);
+      this.#charge(session, () => this.#read(session, bytes));
       if (session.hasEnded) this.#ended(session);
     }
     if (this.#paused.size > 0) return;
@@ -1494,9 +1611,9 @@ export class Introducer {
 
   #unhold(session: Session): void {
     if (!this.#paused.delete(session)) return;
-    this.#heldBytes -= session.held?.length ?? 0;
     session.held = undefined;
     session.socket.resume();
+    this.#countHeld(session);
   }
 
   #ended(session: Session): void {
@@ -1584,6 +1701,7 @@ export class Introducer {
     session.closing = true;
     session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
@@ -1605,10 +1723,12 @@ export class Introducer {
     if (!this.#connections.delete(session)) return;
     session.closing = true;
     session.outgoing = "";
+    session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     if (session.relayed) this.#relays?.closed(session.relayed);
-    this.#perSubscriber.remove(session.subscriber);
-    this.#leave(session, reason);
+    this.#shares.remove(session.subscriber);
+    this.#charge(session, () => this.#leave(session, reason));
     if (this.#connections.size === 0) this.#allGone?.();
   }
 
@@ -1617,6 +1737,7 @@ export class Introducer {
   #tick(): void {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
+    this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
   }
@@ -1664,7 +1785,6 @@ export class Introducer {
     const member = session as Member;
     switch (message.type) {
       case "connect":
-        this.#countIntroduction(member);
         return this.#connect(member, message);
       case "linked":
         return this.#linked(member, message);
@@ -1724,10 +1844,12 @@ export class Introducer {
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own, observed }: Session, others: Set<Member>): void {
-    const { roomSize, roomShare } = this.limits;
-    if (others.size >= roomSize) throw new Refusal("limit", "the room is full");
-    const share = this.#shareOf(splitEndpoint(observed).address, roomShare);
+  #checkRoom({ subscriber: own }: Session, others: Set<Member>): void {
+    const { roomSize, roomShare, loopbackShares } = this.limits;
+    if (others.size >= roomSize)
+      throw new Refusal("limit", `the room is full: it holds ${roomSize} participants`);
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
+    const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
     if (others.size < share) return;
     let count = 0;
     for (const other of others) if (other.subscriber === own) count += 1;

@@ -6,15 +6,7 @@
  * introducer.ts alone imports it. No FFI.
  */
 import type { Socket } from "bun";
-import {
-  addressScope,
-  encode,
-  Refusal,
-  splitEndpoint,
-  type Endpoint,
-  type Peer,
-  type RelayRates,
-} from "../protocol.ts";
+import { encode, Refusal, type Peer, type RelayRates } from "../protocol.ts";
 import { fill, Shares, type Bucket } from "./budget.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
@@ -40,7 +32,6 @@ export interface RelayLimits {
 export interface RelayMember {
   readonly peer: Pick<Peer, "id" | "instance">;
   readonly room: string;
-  readonly observed: Endpoint;
   /** Who shares its shares. */
   readonly subscriber: string;
 }
@@ -108,7 +99,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   readonly rates: RelayRates;
   readonly #sessions: Sessions<Connection>;
   readonly #relays = new Map<string, Relay<Connection>>();
-  readonly #perAddress = new Shares();
+  readonly #shares: Shares;
   readonly #perMember = new Map<number, number>();
   readonly #total: Bucket;
   /** Ends with something held that may go on with the next slice; who was served last is served last again. */
@@ -118,6 +109,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
     this.#sessions = sessions;
+    const { relays, relaysPerAddress, loopbackShares } = sessions.limits;
+    this.#shares = new Shares(2 * relays, relaysPerAddress, loopbackShares); // each relay is of two addresses
     this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
   }
 
@@ -133,18 +126,15 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** A token by which both can come here, once; undefined where they may have no more. */
   offer(a: RelayMember, b: RelayMember): string | undefined {
-    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
-    const isLoopback = ({ observed }: RelayMember) =>
-      addressScope(splitEndpoint(observed).address) === "loopback";
-    const isOver = (member: RelayMember) =>
-      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
-      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
+    const { relays, relaysPerMember } = this.#sessions.limits;
+    const isOver = ({ peer, subscriber }: RelayMember) =>
+      (this.#perMember.get(peer.id) ?? 0) >= relaysPerMember || this.#shares.isOver(subscriber, 1);
     if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
     const token = this.#sessions.newToken();
     const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
     this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
     for (const { peer, subscriber: own } of [a, b]) {
-      this.#perAddress.add(own);
+      this.#shares.add(own);
       this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
     }
     return token;
@@ -306,7 +296,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     const { token, members, isPaired, bytes } = relay;
     if (!this.#relays.delete(token)) return;
     for (const { peer, subscriber: own } of members) {
-      this.#perAddress.remove(own);
+      this.#shares.remove(own);
       const count = (this.#perMember.get(peer.id) ?? 0) - 1;
       if (count > 0) this.#perMember.set(peer.id, count);
       else this.#perMember.delete(peer.id);

@@ -104,6 +104,7 @@ const changes: Change[] = [
 /** The input of that number: a sample with one change or a few. */
 export function mutate(samples: readonly Uint8Array[], random: Random): Buffer {
   let bytes: Buffer = Buffer.from(random.of(samples));
-  for (let n = random.below(mostChanges); n >= 0; n--) bytes = random.of(changes)(bytes, random, samples);
+  for (let n = random.below(1 + random.below(mostChanges)); n >= 0; n--)
+    bytes = random.of(changes)(bytes, random, samples);
   return bytes.subarray(0, maxInputBytes);
 }

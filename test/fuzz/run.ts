@@ -139,7 +139,7 @@ function main(): number {
   const results: Result[] = [];
   for (const target of wanted) {
     const ms = (seconds * 1000) / wanted.length;
-    results.push(fuzz(target, seed, { inputs: inputs * (target.share ?? 1), ms }));
+    results.push(fuzz(target, seed, { inputs, ms }));
     const { finding } = results.at(-1)!;
     if (finding) report(finding, seed);
   }

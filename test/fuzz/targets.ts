@@ -52,8 +52,6 @@ export interface Target {
   read(input: Buffer): void;
   /** Whether the reader may throw that. */
   mayThrow(error: unknown): boolean;
-  /** How many inputs there are to be for one of other targets: some readers are slow by nature. */
-  readonly share?: number;
 }
 
 /** A property that does not hold. */
@@ -325,7 +323,6 @@ const identityFile: Target = {
   samples: [bytesOf(identity.key + identity.certificate), bytesOf(identity.certificate + identity.key)],
   read: (input) => void parseIdentity("identity.pem", text.decode(input)),
   mayThrow: (error) => error instanceof IdentityError,
-  share: 0.2,
 };
 const certificates: Target = {
   name: "identity, DER of certificate",
@@ -333,7 +330,6 @@ const certificates: Target = {
   read: (input) =>
     void parseIdentity("identity.pem", identity.key + pem("CERTIFICATE", input.toString("base64"))),
   mayThrow: (error) => error instanceof IdentityError,
-  share: 0.2,
 };
 const keys: Target = {
   name: "identity, DER of key",
@@ -341,7 +337,6 @@ const keys: Target = {
   read: (input) =>
     void parseIdentity("identity.pem", pem("PRIVATE KEY", input.toString("base64")) + identity.certificate),
   mayThrow: (error) => error instanceof IdentityError,
-  share: 0.2,
 };
 
 // --- routers ---------------------------------------------------------------------------------------------
