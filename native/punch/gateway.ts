@@ -31,7 +31,7 @@ export type MappingProtocol = "pcp" | "nat-pmp" | "upnp";
 
 /** What the router says it has opened. */
 export interface Grant {
-  /** What it calls its external address; empty when it has none. */
+  /** What it calls its external address. */
   externalAddress: string;
   externalPort: number;
   /** 0: until it is deleted. */
@@ -49,13 +49,13 @@ export interface MappingClient {
   unmap(signal: AbortSignal): Promise<void>;
 }
 
-/** No mapping from that protocol, and why. `routerAddress` is there when the reason is the router's own address. */
-export class PortMapError extends Error {
-  readonly routerAddress: string | undefined;
+/** No mapping from that protocol, and why. */
+export class PortMapError extends Error {}
 
-  constructor(message: string, options: ErrorOptions & { routerAddress?: string } = {}) {
-    super(message, options);
-    this.routerAddress = options.routerAddress;
+/** The router has no external address that it would open a port of: another protocol would say no other. */
+export class NoAddressError extends PortMapError {
+  constructor() {
+    super("the router has no public address");
   }
 }
 

@@ -17,6 +17,7 @@ import {
   type Grant,
   type MappingClient,
   type MappingProtocol,
+  NoAddressError,
   PortMapError,
   socketProblem,
 } from "./gateway.ts";
@@ -318,9 +319,9 @@ abstract class DatagramClient implements MappingClient {
   protected abstract question(lifetimeS: number): Question<Grant>;
 
   /** The answer is no; what had been granted before may still be there. */
-  protected refuse(reason: string, options?: { routerAddress?: string }): never {
+  protected refuse(error: PortMapError): never {
     if (this.#held === "unanswered") this.#held = "nothing";
-    throw new PortMapError(reason, options);
+    throw error;
   }
 }
 
@@ -339,9 +340,9 @@ export class PcpClient extends DatagramClient {
   #accept(bytes: Uint8Array): Grant | undefined {
     const answer = decodePcp(bytes);
     if (!answer || answer.is === "announce") return undefined;
-    if (answer.is === "nat-pmp") return this.refuse("the router speaks NAT-PMP only");
+    if (answer.is === "nat-pmp") return this.refuse(new PortMapError("the router speaks NAT-PMP only"));
     if (answer.nonce && !Buffer.from(answer.nonce).equals(this.#nonce)) return undefined;
-    if (answer.is === "refusal") return this.refuse(answer.result);
+    if (answer.is === "refusal") return this.refuse(new PortMapError(answer.result));
     const { protocol, internalPort, externalAddress, externalPort, lifetimeS, epochS } = answer;
     if (protocol !== TCP || internalPort !== this.internalPort) return undefined;
     return { externalAddress, externalPort, lifetimeS, epochS };
@@ -370,7 +371,7 @@ export class NatPmpClient extends DatagramClient {
   }
 
   #refuse({ result, code }: NatPmpAnswer & { is: "refusal" }): never {
-    return this.refuse(result, code === natPmpNetworkFailure ? { routerAddress: "" } : {});
+    return this.refuse(code === natPmpNetworkFailure ? new NoAddressError() : new PortMapError(result));
   }
 }
 

@@ -15,6 +15,7 @@ import {
   type Grant,
   type MappingClient,
   type MappingProtocol,
+  NoAddressError,
   pause,
   PortMapError,
   within,
@@ -79,17 +80,9 @@ interface Found {
   grant: Grant;
 }
 
+/** What a router without an address is taken to grant. */
+const ofNoAddress: Grant = { externalAddress: "", externalPort: 0, lifetimeS: 0 };
 const names: Record<MappingProtocol, string> = { pcp: "PCP", "nat-pmp": "NAT-PMP", upnp: "UPnP" };
-
-/** Says which protocol an error came from. */
-class Failure extends PortMapError {
-  readonly protocol: MappingProtocol;
-
-  constructor(protocol: MappingProtocol, { message, routerAddress }: PortMapError) {
-    super(`${names[protocol]}: ${message}`, routerAddress === undefined ? {} : { routerAddress });
-    this.protocol = protocol;
-  }
-}
 
 /** What a grant is worth to one whom others see at `observed`. Pure. */
 export function judgeGrant(protocol: MappingProtocol, grant: Grant, observed: Endpoint): PortMappingState {
@@ -99,6 +92,11 @@ export function judgeGrant(protocol: MappingProtocol, grant: Grant, observed: En
     return { is: "double-nat", protocol, externalAddress };
   const candidate = formatEndpoint(address, externalPort);
   return { is: "mapped", protocol, externalAddress, externalPort, lifetimeS, candidate };
+}
+
+/** How long a mapping lasts, by the router's word, but not longer than `askedS`. Pure. */
+export function lifetimeMs({ lifetimeS }: Grant, askedS: number): number {
+  return Math.min(lifetimeS || askedS, askedS) * 1_000;
 }
 
 /**
@@ -177,14 +175,14 @@ export class PortMapping {
           pause(silentAfterMs, signal).then(() => !signal.aborted),
         ]);
         const natPmp = isWanted.then((isSo) => {
-          if (!isSo) throw new Failure("nat-pmp", new PortMapError("not asked"));
+          if (!isSo) throw new PortMapError("NAT-PMP: not asked");
           return this.#ask(new NatPmpClient(gateway, internalPort), signal);
         });
         return Promise.any([pcp, natPmp, this.#ask(new UpnpClient(gateway, internalPort), signal)]);
       });
     } catch (error) {
-      const failures = error instanceof AggregateError ? error.errors : [error];
-      this.#become(whyNot(failures));
+      const failures: unknown[] = error instanceof AggregateError ? error.errors : [error];
+      this.#become({ is: "unavailable", reason: reasonsOf(failures) });
       return undefined;
     }
   }
@@ -194,8 +192,9 @@ export class PortMapping {
     try {
       return { client, grant: await client.map(this.#lifetimeS, signal) };
     } catch (error) {
+      if (error instanceof NoAddressError) return { client, grant: ofNoAddress };
       if (!(error instanceof PortMapError)) throw error;
-      throw new Failure(client.protocol, error);
+      throw new PortMapError(`${names[client.protocol]}: ${error.message}`, { cause: error });
     }
   }
 
@@ -218,27 +217,22 @@ export class PortMapping {
     const { signal } = this.#stop;
     using announcements = new Announcements(gateway);
     let { grant } = found;
-    let [heardAt, endsAt] = this.#span(grant);
+    let heardAt = performance.now();
+    const endsAt = () => heardAt + lifetimeMs(grant, this.#lifetimeS);
     for (;;) {
       const epoch = grant.epochS === undefined ? undefined : { epochS: grant.epochS, atMs: heardAt };
-      await announcements.restart(epoch, renewalPauseMs(endsAt - performance.now()), signal);
+      await announcements.restart(epoch, renewalPauseMs(endsAt() - performance.now()), signal);
       if (signal.aborted) return;
       try {
         grant = await within(answerDeadlineMs, signal, (one) => found.client.map(this.#lifetimeS, one));
       } catch (error) {
         if (!(error instanceof PortMapError)) throw error;
-        if (signal.aborted || performance.now() >= endsAt) return;
+        if (signal.aborted || performance.now() >= endsAt()) return;
         continue;
       }
       if (!this.#accept({ ...found, grant })) return;
-      [heardAt, endsAt] = this.#span(grant);
+      heardAt = performance.now();
     }
-  }
-
-  /** When a mapping granted now began, and when it ends, by our clock; no later than what we asked for. */
-  #span({ lifetimeS }: Grant): [heardAt: number, endsAt: number] {
-    const now = performance.now();
-    return [now, now + Math.min(lifetimeS || this.#lifetimeS, this.#lifetimeS) * 1_000];
   }
 
   /** Whatever anyone has granted, also those who came second. */
@@ -254,16 +248,13 @@ export class PortMapping {
   }
 }
 
-/** All have failed: because there is no public address to be had, or else for these reasons. */
-function whyNot(failures: unknown[]): PortMappingState {
-  const reasons: string[] = [];
-  for (const failure of failures) {
-    if (!(failure instanceof Failure)) throw failure;
-    const { protocol, routerAddress, message } = failure;
-    if (routerAddress !== undefined) return { is: "double-nat", protocol, externalAddress: routerAddress };
-    reasons.push(message);
-  }
-  return { is: "unavailable", reason: reasons.join("; ") };
+/** What each has failed for, in words; anything else that was thrown is a bug. */
+function reasonsOf(failures: unknown[]): string {
+  const messages = failures.map((failure) => {
+    if (!(failure instanceof PortMapError)) throw failure;
+    return failure.message;
+  });
+  return messages.join("; ");
 }
 
 /**

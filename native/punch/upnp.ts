@@ -11,6 +11,7 @@ import {
   type Gateway,
   type Grant,
   type MappingClient,
+  NoAddressError,
   PortMapError,
   socketProblem,
   within,
@@ -259,7 +260,7 @@ export class UpnpClient implements MappingClient {
     if (!this.#connection || this.#hasFailed) this.#connection = await this.#find(signal);
     this.#hasFailed = true;
     const externalAddress = await readExternalAddress(this.#connection, signal);
-    if (externalAddress === "") throw new PortMapError("the router has no address", { routerAddress: "" });
+    if (externalAddress === "") throw new NoAddressError();
     const granted = await this.#add(this.#connection, lifetimeS, signal);
     this.#hasFailed = false;
     return { externalAddress, ...granted };
