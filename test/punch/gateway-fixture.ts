@@ -32,8 +32,10 @@ export class FakeGateway implements Disposable {
   readonly datagrams: Uint8Array<ArrayBuffer>[] = [];
   readonly searches: string[] = [];
   readonly requests: Request[] = [];
-  /** Where the last datagram came from. */
+  /** Where the last datagram of any kind came from. */
   client = { port: 0, address: "" };
+  /** Where each of `datagrams` did. */
+  readonly sources: { port: number; address: string }[] = [];
   readonly #sockets: Datagrams[] = [];
   readonly #http: Bun.TCPSocketListener;
 
@@ -43,6 +45,7 @@ export class FakeGateway implements Disposable {
     const { mapping, search } = behaviour;
     const mappingSocket = await fake.#listen((bytes) => {
       fake.datagrams.push(bytes);
+      fake.sources.push(fake.client);
       return mapping?.(bytes) ?? [];
     });
     const searchSocket = await fake.#listen((bytes) => {
@@ -77,9 +80,9 @@ export class FakeGateway implements Disposable {
     return socket;
   }
 
-  /** Says that to whoever asked last, from the right place. */
-  say(bytes: Uint8Array): void {
-    this.#sockets[0]!.send(bytes, this.client.port, this.client.address);
+  /** Says that, from the right place, to whoever asked last, or `to` that one. */
+  say(bytes: Uint8Array, to = this.sources.at(-1)!): void {
+    this.#sockets[0]!.send(bytes, to.port, to.address);
   }
 
   [Symbol.dispose](): void {
