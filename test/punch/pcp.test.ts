@@ -187,16 +187,25 @@ async function reasonOf(asking: Promise<unknown>): Promise<string> {
 
 test("PCP: lies before the truth are not believed", async () => {
   await using _ = noSocketLeft();
-  const lies = (request: Uint8Array) => [
-    grantPcp(request, (answer) => answer.set([9, 9, 9], 24)), // another nonce
-    grantPcp(request, (answer) => answer.set([9, 9, 9, 0, 0, 2], 24)).fill(2, 3, 4), // a refusal of that
-    grantPcp(request, (answer) => answer.set([17], 36)), // for UDP
-    grantPcp(request, (answer) => answer.set([1, 2], 40)), // of another port
-    grantPcp(request).subarray(0, 59),
-    new Uint8Array(0),
-    new Uint8Array(60_000).fill(2),
-    request,
-  ];
+  const lies = (request: Uint8Array) => {
+    const lie = (at: number, ...wrong: number[]) =>
+      grantPcp(request, (answer) => {
+        answer.set([6, 6, 6, 6], 56);
+        answer.set(wrong, at);
+      });
+    const ofAnotherNonce = lie(24, 9, 9, 9);
+    return [
+      ofAnotherNonce,
+      new Uint8Array(ofAnotherNonce).fill(2, 3, 4), // a refusal
+      lie(36, 17), // for UDP
+      lie(40, 1, 2), // of another port
+      lie(44, 1), // of an address of IPv6
+      lie(56).subarray(0, 59),
+      new Uint8Array(0),
+      new Uint8Array(60_000).fill(2),
+      request,
+    ];
+  };
   using router = await FakeGateway.open({ mapping: (request) => [...lies(request), grantPcp(request)] });
   expect(await new PcpClient(router.gateway, internalPort).map(7200, never)).toEqual(pcpGrant);
 });
@@ -275,9 +284,9 @@ test("PCP: what was never answered is deleted without waiting", async () => {
 test("NAT-PMP: address and mapping in either order, lies in between", async () => {
   await using _ = noSocketLeft();
   const lies = [
-    bytes("00 82 0000 0000012c 0102 9c41 00001c20"), // of another port
+    bytes("00 82 0000 0000012c 0102 0606 00001c20"), // of another port
     natPmpGrant.subarray(0, 15),
-    bytes("02 82 0000 0000012c 9c40 9c41 00001c20"),
+    bytes("02 82 0000 0000012c 9c40 0606 00001c20"),
   ];
   for (const truth of [
     [natPmpAddress, natPmpGrant],
