@@ -129,13 +129,15 @@ export const programKinds = {
     pooling: "arbitrary",
     allocation: { step: 1 },
   },
+  hairpins: { hairpinning: true },
   // what it does with SYN and RST, and how long it remembers
   "late ICMP": { unsolicited: "late-icmp" },
   "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
   "not deleted by RST": { resetDeletes: false },
   "forgets in seconds": { establishedTimeoutMs: 8_000, transitoryTimeoutMs: 2_000 },
   // what it does to TCP
-  "strips options": { stripped: ["timestamps", "sack", "window-scale"] },
+  "strips timestamps": { stripped: ["timestamps", "sack"] },
+  "strips window scale": { stripped: ["window-scale"] },
   "rewrites sequence numbers": { rewritesSequence: true },
   "clamps segments": { largestSegment: 536 },
   "HTTP only below 1024": { onlyHttp: { first: 1, last: 1023 } },
