@@ -20,7 +20,7 @@ export interface NatOptions extends FirewallOptions, Attachment {
   mapping?: Mapping;
   /** Whether a LAN host reaches another one's mapping at the NAT's own public address. */
   hairpinning?: boolean;
-  /** A NAT that is a program instead, and how it differs from the RFCs' recommendation; `mapping` and so on don't count then. */
+  /** A NAT that is a program, and how it differs from `defaultBehaviour`; the other behaviours here are not its. */
   program?: ProgramOptions;
 }
 export interface ProgramOptions extends Partial<NatBehaviour> {

@@ -2,7 +2,7 @@
  * A NAT that is a program, for what netfilter can't be: what a behaviour (`nat-behaviour.ts`) makes of packets. Pure:
  * a packet and the time come in, packets go out; `nat-fixture.ts` puts it between two devices. It knows IPv4 with
  * TCP, UDP and ICMP errors about them, no fragments; everything else it drops. A TCP session begins with a SYN: what
- * belongs to none, because it was forgotten, is dropped too.
+ * belongs to none, because it was forgotten, is dropped too. For the lab and its tests alone.
  *
  * A *mapping* joins an internal endpoint with an external one. A *session* is what passes by it between the internal
  * endpoint and one remote endpoint. A mapping lives as long as one of its sessions.
@@ -74,6 +74,29 @@ function relevant(dependence: Dependence, remote: Endpoint): string {
   return dependence === "address-dependent" ? addressOf(remote) : remote;
 }
 
+/** RFC 9293 §3.10.7.1: what a SYN to a closed port gets. */
+function resetTo(syn: Packet): Packet {
+  return Packet.tcp({
+    source: syn.destination,
+    destination: syn.source,
+    flags: flags.reset | flags.acknowledge,
+    acknowledgement: (syn.sequence + syn.sequenceLength) >>> 0,
+  });
+}
+
+/** What the outside acknowledges, in the numbers that the inside knows. */
+function restoreAcknowledged(packet: Packet, offset: number): void {
+  if (packet.has(flags.acknowledge)) packet.acknowledgement = (packet.acknowledgement - offset) >>> 0;
+  for (const { kind, at, length } of packet.options()) {
+    if (kind !== options.sack) continue;
+    const edges = packet.bytes.subarray(at, at + length);
+    const restored = Buffer.alloc(length);
+    for (let edge = 0; edge + 4 <= length; edge += 4)
+      restored.writeUInt32BE((edges.readUInt32BE(edge) - offset) >>> 0, edge);
+    packet.write(at, ...restored);
+  }
+}
+
 export class Translator {
   readonly #addresses: readonly string[];
   readonly #behaviour: NatBehaviour;
@@ -91,7 +114,7 @@ export class Translator {
   readonly #hosts: string[] = [];
   #nextExpiryMs = Infinity;
   #counter: number;
-  #mappingCount = 0;
+  #turn = 0;
 
   /** `random` gives numbers from 0 to 1, as Math.random does. */
   constructor(
@@ -347,8 +370,8 @@ export class Translator {
     const { address: host, port } = splitEndpoint(internal);
     if (!this.#hosts.includes(host)) this.#hosts.push(host);
     const hostIndex = this.#hosts.indexOf(host);
-    const turn = pooling === "paired" ? hostIndex : this.#mappingCount++;
-    const address = this.#addresses[turn % this.#addresses.length]!;
+    const addressIndex = pooling === "paired" ? hostIndex : this.#turn++;
+    const address = this.#addresses[addressIndex % this.#addresses.length]!;
     for (const { first = lowestPort, count = portCount, start, stride = 1 } of this.#searches(
       port,
       hostIndex,
@@ -386,28 +409,5 @@ export class Translator {
     if ("step" in allocation) return [{ start: this.#counter, stride: allocation.step }];
     const first = lowestPort + allocation.block * hostIndex;
     return [{ first, count: Math.min(allocation.block, 65_536 - first), start: anywhere(allocation.block) }];
-  }
-}
-
-/** RFC 9293 §3.10.7.1: what a SYN to a closed port gets. */
-function resetTo(syn: Packet): Packet {
-  return Packet.tcp({
-    source: syn.destination,
-    destination: syn.source,
-    flags: flags.reset | flags.acknowledge,
-    acknowledgement: (syn.sequence + syn.sequenceLength) >>> 0,
-  });
-}
-
-/** What the outside acknowledges, in the numbers that the inside knows. */
-function restoreAcknowledged(packet: Packet, offset: number): void {
-  if (packet.has(flags.acknowledge)) packet.acknowledgement = (packet.acknowledgement - offset) >>> 0;
-  for (const { kind, at, length } of packet.options()) {
-    if (kind !== options.sack) continue;
-    const edges = packet.bytes.subarray(at, at + length);
-    const restored = Buffer.alloc(length);
-    for (let edge = 0; edge + 4 <= length; edge += 4)
-      restored.writeUInt32BE((edges.readUInt32BE(edge) - offset) >>> 0, edge);
-    packet.write(at, ...restored);
   }
 }

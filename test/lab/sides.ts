@@ -119,7 +119,8 @@ export const programKinds = {
   "preserved once": { ...eachDestination, allocation: "preservation" },
   backwards: { ...eachDestination, allocation: { step: -1 } },
   "random, parity": { ...eachDestination, allocation: "parity" },
-  "random, block": { ...eachDestination, allocation: { block: 1024 } },
+  // Guessing takes 512 ports a round until they are forgotten: a smaller block would soon be used up.
+  "random, block": { ...eachDestination, allocation: { block: 4096 }, transitoryTimeoutMs: 30_000 },
   // several external addresses
   paired: { addressCount: 4 },
   "in turn": { addressCount: 4, pooling: "arbitrary" },
