@@ -170,6 +170,16 @@ describe("filtering (RFC 4787 §5)", () => {
     ]);
   });
 
+  test.each(["address-and-port-dependent", "endpoint-independent"] as const)(
+    "%s: who is called by one mapping does not come in by another",
+    (filtering) => {
+      const box = new Box({ mapping: "address-and-port-dependent", filtering, allocation: { step: 1 } });
+      const external = box.maps(alice, server);
+      box.maps(alice, stranger);
+      expect(box.lets(stranger, external)).toBe("dropped");
+    },
+  );
+
   test("what belongs to no session leaves and enters only as a first SYN", () => {
     const box = new Box({ filtering: "endpoint-independent" });
     expect(box.says("lan", tcp(alice, server, "A"))).toEqual([]);

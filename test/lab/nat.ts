@@ -287,16 +287,18 @@ export class Translator {
     const { filtering } = this.#behaviour;
     const wanted = relevant(filtering, source);
     const mappings = [...(this.#externals.get(`${protocol} ${destination}`) ?? [])];
-    const letsIn = ({ sessions }: Mapping) =>
+    // One internal endpoint can't have two sessions with a remote one: nothing would tell what leaves by which mapping.
+    const letsIn = ({ internal, sessions }: Mapping) =>
+      !this.#sessions.has(`${protocol} ${internal} ${source}`) &&
       [...sessions].some(({ remote }) => relevant(filtering, remote) === wanted);
     const mapping = mappings.find(letsIn);
     return mapping && this.#begin(mapping, source);
   }
 
   #sessionAt(protocol: number, external: Endpoint, remote: Endpoint): Session | undefined {
-    for (const { internal } of this.#externals.get(`${protocol} ${external}`) ?? []) {
-      const session = this.#sessions.get(`${protocol} ${internal} ${remote}`);
-      if (session) return session;
+    for (const mapping of this.#externals.get(`${protocol} ${external}`) ?? []) {
+      const session = this.#sessions.get(`${protocol} ${mapping.internal} ${remote}`);
+      if (session?.mapping === mapping) return session;
     }
     return undefined;
   }
