@@ -1,6 +1,6 @@
 /**
- * The lab: a network of real kernel NATs, and of NATs that are programs, without root. Hosts, NATs and firewalls are network namespaces;
- * between them lies the Internet of `internet-fixture.ts`, which gives every site its delay.
+ * The lab: a network of real kernel NATs, and of NATs that are programs, without root. Hosts, NATs and firewalls are
+ * network namespaces; between them lies the Internet of `internet-fixture.ts`, which gives every site its delay.
  *
  *   alice ─eth0── lan│nat│wan ═ TUN ═╗                ╔═ TUN ═ wan│nat│lan ──eth0─ bob
  *   carol ─eth0──────┘               ╠═ the Internet ═╣
