@@ -90,7 +90,9 @@ export function adopt(socket: Socket): Connection {
   socket.closeAbortively().noDelay();
   const { local, remote } = socket;
   const fd = socket.release();
-  return { raw: netModule().connect({ fd } as unknown as net.NetConnectOpts), fd, local, remote };
+  // Otherwise the peer's FIN would close our half at once, with all that is not sent yet.
+  const options = { fd, allowHalfOpen: true } as unknown as net.NetConnectOpts;
+  return { raw: netModule().connect(options), fd, local, remote };
 }
 
 /** TLS on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */

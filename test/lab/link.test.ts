@@ -171,7 +171,7 @@ labTest(
     await using people = new People();
     const hosts = await apart()(lab);
     const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-    const alice = await people.participant("alice", hosts.alice, introducer, ["--keep", "0"]);
+    const alice = await people.participant("alice", hosts.alice, introducer, ["--keep", "0", "--direct"]);
     const bob = await people.participant("bob", hosts.bob, introducer);
     await know(alice, bob);
     await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);

@@ -29,11 +29,12 @@ export async function gather(
   people: People,
   { alice: a, bob: b }: Hosts,
   introducer?: IntroducerProgram,
+  options: string[] = [],
 ): Promise<Meeting> {
   introducer ??= await people.introducer(await lab.host("introducer", { owdMs }));
   const [alice, bob] = await Promise.all([
-    people.participant("alice", a, introducer, ["-v"]),
-    people.participant("bob", b, introducer, ["-v"]),
+    people.participant("alice", a, introducer, ["-v", ...options]),
+    people.participant("bob", b, introducer, ["-v", ...options]),
   ]);
   await know(alice, bob);
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);

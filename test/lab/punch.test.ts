@@ -203,7 +203,7 @@ async function gatherCutOff(lab: Lab, people: People): Promise<Meeting> {
   await cutOff(natB, natA.address);
   const alice = await lab.host("alice", { behind: natA });
   const bob = await lab.host("bob", { behind: natB });
-  return gather(lab, people, { alice, bob });
+  return gather(lab, people, { alice, bob }, undefined, ["--direct"]);
 }
 
 labTest("the peer is gone while punching: peer-left", async () => {
