@@ -82,7 +82,11 @@ interface Found {
 
 /** What a router without an address is taken to grant. */
 const ofNoAddress: Grant = { externalAddress: "", externalPort: 0, lifetimeS: 0 };
-const names: Record<MappingProtocol, string> = { pcp: "PCP", "nat-pmp": "NAT-PMP", upnp: "UPnP" };
+export const protocolNames: Record<MappingProtocol, string> = {
+  pcp: "PCP",
+  "nat-pmp": "NAT-PMP",
+  upnp: "UPnP",
+};
 
 /** What a grant is worth to one whom others see at `observed`. Pure. */
 export function judgeGrant(protocol: MappingProtocol, grant: Grant, observed: Endpoint): PortMappingState {
@@ -112,6 +116,7 @@ export class PortMapping {
   readonly #lifetimeS: number;
   readonly #stop = new AbortController();
   readonly #running: Promise<void>;
+  readonly #answered = Promise.withResolvers<void>();
   /** Whoever has been asked, for they may all have granted something. */
   #asked: MappingClient[] = [];
   #state: PortMappingState = { is: "asking" };
@@ -128,6 +133,11 @@ export class PortMapping {
     return this.#state;
   }
 
+  /** Resolves once the state is no longer `asking`, for the first time. */
+  get answered(): Promise<void> {
+    return this.#answered.promise;
+  }
+
   /** Deletes what there is; resolves when that is done, after a second at the latest. */
   close(): Promise<void> {
     return (this.#closing ??= this.#end());
@@ -135,6 +145,7 @@ export class PortMapping {
 
   async #end(): Promise<void> {
     this.#state = { is: "closed" };
+    this.#answered.resolve();
     this.#stop.abort();
     await this.#running;
     await this.#unmap();
@@ -144,6 +155,7 @@ export class PortMapping {
   #become(state: PortMappingState): void {
     if (this.#state.is === "closed" || Bun.deepEquals(this.#state, state)) return;
     this.#state = state;
+    this.#answered.resolve();
     this.#options.onChange(state);
   }
 
@@ -194,7 +206,7 @@ export class PortMapping {
     } catch (error) {
       if (error instanceof NoAddressError) return { client, grant: ofNoAddress };
       if (!(error instanceof PortMapError)) throw error;
-      throw new PortMapError(`${names[client.protocol]}: ${error.message}`, { cause: error });
+      throw new PortMapError(`${protocolNames[client.protocol]}: ${error.message}`, { cause: error });
     }
   }
 
@@ -204,7 +216,7 @@ export class PortMapping {
     const isTooShort = lifetimeS !== 0 && lifetimeS < shortestLifetimeS;
     this.#become(
       isTooShort
-        ? { is: "unavailable", reason: `${names[client.protocol]}: it grants ${lifetimeS} s only` }
+        ? { is: "unavailable", reason: `${protocolNames[client.protocol]}: it grants ${lifetimeS} s only` }
         : judgeGrant(client.protocol, grant, this.#options.observed),
     );
     return this.#state.is === "mapped";

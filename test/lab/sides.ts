@@ -65,7 +65,11 @@ export function loaded(side: Side): Side {
   };
 }
 
-async function said(program: Bun.Subprocess<"ignore", "pipe", "inherit">, word: string): Promise<void> {
+/** Resolves once a fixture has said the word. */
+export async function said(
+  program: Bun.Subprocess<"ignore", "pipe", "inherit">,
+  word: string,
+): Promise<void> {
   const { value } = await program.stdout.getReader().read();
   const text = new TextDecoder().decode(value).trim();
   if (text !== word) throw new Error(`a fixture said "${text}", not "${word}"`);
