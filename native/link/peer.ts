@@ -4,6 +4,7 @@
  * where that can be. It knows neither the prompt nor any other peer. For participant.ts.
  */
 import {
+  changedPeer,
   failureReasons,
   isVerified,
   maxTextLength,
@@ -78,6 +79,8 @@ export interface PeerRow {
   lastSeenAt: number;
   private: Endpoint[];
   public: Endpoint;
+  /** The port that its router has opened. */
+  mapped?: Endpoint;
   mapping: Mapping;
   /** To the introducer. */
   roundTripMs?: number;
@@ -189,11 +192,13 @@ export class RemotePeer {
   }
 
   get row(): PeerRow {
-    const { id, name, fingerprint, private: hosts, public: observed, mapping, roundTripMs } = this.#peer;
+    const { id, name, fingerprint, private: hosts, public: observed, mapped } = this.#peer;
+    const { mapping, roundTripMs } = this.#peer;
     const { state, distrust } = this;
     return {
       ...{ id, name, state, fingerprint, private: hosts, public: observed, mapping },
       ...{ present: this.#isPresent, lastSeenAt: this.#lastSeenAt },
+      ...(mapped && { mapped }),
       ...(roundTripMs !== undefined && { roundTripMs }),
       ...(distrust !== undefined && { distrust }),
       ...(state === "failed" && { reason: this.#failure! }),
@@ -217,7 +222,7 @@ export class RemotePeer {
   }
 
   change(change: PeerChange): void {
-    this.#peer = { ...this.#peer, ...change };
+    this.#peer = changedPeer(this.#peer, change);
     this.#lastSeenAt = Date.now();
     // A round trip says nothing about how to get there.
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
