@@ -104,6 +104,8 @@ const firstRejoinMs = 500;
 const maxRejoinMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
+/** The same when it was the network that ended it. */
+const briefMs = 1_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
@@ -213,6 +215,7 @@ class Registration implements Ground {
   readonly port: PunchPort;
   readonly control: ControlChannel;
   readonly credentials: Credentials;
+  readonly since = performance.now();
   behaviour: MappingBehaviour | undefined = undefined;
   portMapping: PortMapping | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
@@ -611,6 +614,7 @@ export class Participant {
     if (this.#state.is === "joining" && this.#state.attempt.control === control) {
       this.#joinFailed(this.#state.attempt, new UserError(`the introducer did not register us: ${reason}`));
     } else if (this.#state.is === "registered" && this.#state.registration.control === control) {
+      if (control.isBroken) this.#networkChanged(this.#state.registration);
       this.#part("come back", reason);
     }
   }
@@ -740,6 +744,11 @@ export class Participant {
     this.#arrived();
   }
 
+  /** That is nothing that the introducer wants us to wait for. */
+  #networkChanged({ since }: Registration): void {
+    if (performance.now() - since >= briefMs) this.#rejoinMs = firstRejoinMs;
+  }
+
   #onceLasting(registration: Registration): void {
     const timer = setTimeout(() => {
       if (this.#registration === registration) this.#rejoinMs = firstRejoinMs;
@@ -845,7 +854,9 @@ export class Participant {
       const isCurrent = this.#registration === registration;
       if (isCurrent && usable() === before) return;
       clearInterval(timer);
-      if (isCurrent) this.#part("come back", "this host's addresses changed");
+      if (!isCurrent) return;
+      this.#networkChanged(registration);
+      this.#part("come back", "this host's addresses changed");
     }, addressWatchMs);
     timer.unref();
   }
