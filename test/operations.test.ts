@@ -27,7 +27,7 @@ test.skipIf(!hasSystemd)("the unit is one that systemd takes, and leaves little 
   const installed = join(place.path, "introducer.service");
   const text = await Bun.file(unit).text();
   // verify wants the program to be there
-  await Bun.write(installed, text.replace("/usr/local/bin/introducer", process.execPath));
+  await Bun.write(installed, text.replaceAll("/usr/local/bin/introducer", process.execPath));
   expect(await run("systemd-analyze", "verify", installed)).toEqual({ code: 0, output: "" });
   const security = ["security", "--offline=true", "--threshold=20", installed]; // 2.0 of 10
   expect(await run("systemd-analyze", ...security)).toMatchObject({ code: 0 });
