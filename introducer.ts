@@ -2064,6 +2064,8 @@ export class Introducer {
   #change(member: Member, change: PeerChange): void {
     Object.assign(member.peer, change);
     member.json = "";
+    const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
+    this.#processor.spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
