@@ -65,6 +65,7 @@ import {
   addressScope,
   age,
   canonicalAddress,
+  changedPeer,
   controlSilenceMs,
   defaultPort,
   encode,
@@ -258,6 +259,7 @@ export type IntroducerEvent =
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
@@ -740,6 +742,8 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
     case "mapping":
       return `#${event.id} has ${event.mapping} mapping`;
+    case "mapped":
+      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
@@ -1924,6 +1928,8 @@ export class Introducer {
         return this.#introductions.failed(member, message);
       case "mapping":
         return this.#mapped(member, message.mapping);
+      case "mapped":
+        return this.#portMapped(member, message.endpoint);
       case "measured":
         return this.#introductions.measured(member, message);
       case "connect-back":
@@ -2063,8 +2069,18 @@ export class Introducer {
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
+  /** Nobody is sent to an address that is not the participant's own. */
+  #portMapped(member: Member, endpoint: Endpoint | undefined): void {
+    const { address } = splitEndpoint(member.observed);
+    if (endpoint !== undefined && splitEndpoint(endpoint).address !== address)
+      throw new Refusal("bad-field", `endpoint must be at ${address}, where you are seen`);
+    if (member.peer.mapped === endpoint) return;
+    this.#change(member, { mapped: endpoint ?? null });
+    this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+  }
+
   #change(member: Member, change: PeerChange): void {
-    Object.assign(member.peer, change);
+    member.peer = changedPeer(member.peer, change);
     member.json = "";
     const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
     this.#processor.spend(member.subscriber, laterMs, performance.now());

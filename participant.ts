@@ -6,13 +6,18 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
 import { hostname, userInfo } from "node:os";
+import { isatty } from "node:tty";
 import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
 import type { Purpose } from "./native/link/link.ts";
 import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
+import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
+import { parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import type { Link } from "./native/link/link.ts";
 import {
@@ -31,6 +36,7 @@ import {
   testHairpinning,
   type MappingBehaviour,
 } from "./native/punch/mapping.ts";
+import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
   CommandError,
@@ -105,6 +111,8 @@ const maxRemeasureMs = 120_000;
 const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
+/** How often what is under way is drawn. */
+const statusPeriodMs = 500;
 /** A wait that lasts longer is announced. */
 const announceAfterMs = 1_000;
 
@@ -113,12 +121,23 @@ const announceAfterMs = 1_000;
 /** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
 export type ParticipantEvent =
   | PeerEvent
+  | UseEvent
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
-  | { event: "updated"; peer: number; name: string; public: Endpoint; mapping: Mapping; roundTripMs?: number }
+  | {
+      event: "updated";
+      peer: number;
+      name: string;
+      public: Endpoint;
+      mapped?: Endpoint;
+      mapping: Mapping;
+      roundTripMs?: number;
+    }
   | { event: "left"; peer: number; name: string }
   | { event: "mapping"; mapping: Mapping; step: number }
+  /** Whether our router opens a port for us. */
+  | { event: "port-mapping"; state: PortMappingState }
   | ({ event: "nat" } & NatReport)
   | { event: "echo"; text: string; rttMs: number }
   | { event: "notice"; text: string }
@@ -128,6 +147,8 @@ export type ParticipantEvent =
   /** Something that we can do without, but should not have to. */
   | { event: "warning"; message: string }
   | { event: "error"; message: string };
+
+type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
@@ -141,6 +162,8 @@ export interface NatReport extends MappingBehaviour {
   hairpinning: boolean;
   /** Whether the host has a global IPv6 address. */
   ipv6: boolean;
+  /** What came of asking the router for a port; undefined where it is not asked. */
+  portMapping?: PortMappingState;
   /** With which kinds of peer a direct link is expected, and by which way first. */
   expected: { peer: string; way: Way | "none" }[];
 }
@@ -152,6 +175,7 @@ export interface Self {
   room: string;
   public: Endpoint;
   private: Endpoint[];
+  mapped?: Endpoint;
   fingerprint: string;
   mapping: Mapping;
 }
@@ -168,6 +192,8 @@ export interface ParticipantOptions {
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
+  /** Whether the router is asked for a port; by default it is, where one is before us. */
+  portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
   keepMinutes?: number;
 }
@@ -188,6 +214,7 @@ class Registration implements Ground {
   readonly control: ControlChannel;
   readonly credentials: Credentials;
   behaviour: MappingBehaviour | undefined = undefined;
+  portMapping: PortMapping | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
@@ -205,6 +232,18 @@ class Registration implements Ground {
     this.alternates = message.alternates;
     this.verify = message.verify;
     this.port = this.portFor(control.port);
+  }
+
+  get mapped(): Endpoint | undefined {
+    const state = this.portMapping?.state;
+    return state?.is === "mapped" ? state.candidate : undefined;
+  }
+
+  /** Whether a router before us could open a port at the address that others see us at. */
+  get canBeMapped(): boolean {
+    return (
+      splitEndpoint(this.public).family === 4 && scopeOf(this.public) === "global" && !isUntranslated(this)
+    );
   }
 
   portFor(localPort: number): PunchPort {
@@ -248,10 +287,14 @@ export class Participant {
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
-  readonly #takers = new Map<string, (stream: Stream, from: { name: string; purpose: Purpose }) => void>();
+  readonly #takers = new Map<string, (stream: Stream, from: From) => void>();
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
+  /** Our public address in the latest registration. */
+  #lastAddress: string | undefined;
+  /** Settled when what earlier registrations had mapped is deleted. */
+  #unmapped: Promise<unknown> = Promise.resolve();
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
@@ -274,7 +317,10 @@ export class Participant {
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
-      unlinked: () => this.#arrived(),
+      changed: (peer) => {
+        this.#forgetIfGone(peer);
+        this.#arrived();
+      },
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
@@ -296,12 +342,13 @@ export class Participant {
   get self(): Self | undefined {
     const registration = this.#registration;
     if (!registration) return undefined;
-    const { id, public: observed, private: hosts, behaviour } = registration;
+    const { id, public: observed, private: hosts, mapped, behaviour } = registration;
     const { name } = this.options;
     const { fingerprint } = this.options.identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
-    return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
+    const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
+    return { ...own, fingerprint, mapping };
   }
 
   /** How many links are up. */
@@ -334,6 +381,7 @@ export class Participant {
     this.#hasQuit = true;
     await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
     if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
+    await this.#unmapped;
   }
 
   /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
@@ -349,10 +397,25 @@ export class Participant {
 
   /**
    * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
-   * with the peer's name; others are refused.
+   * with who the peer is; others are refused.
    */
-  onStream(use: string, take: (stream: Stream, from: { name: string; purpose: Purpose }) => void): void {
+  onStream(use: string, take: (stream: Stream, from: From) => void): void {
     this.#takers.set(use, take);
+  }
+
+  /** Whether only those can be in the room who know its words. */
+  get isPrivate(): boolean {
+    return this.#room?.key !== undefined;
+  }
+
+  /** Resolves to the link with that peer as soon as there is one; asks for none. */
+  async whenLinked(word: string): Promise<Link> {
+    for (;;) {
+      const link = this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+      if (link) return link;
+      if (this.#hasQuit) throw new UserError("this participant has quit");
+      await this.#arrival.promise;
+    }
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
@@ -405,17 +468,21 @@ export class Participant {
     }
     await registration.classified;
     const behaviour = await registration.measure([...probes, ...alternates]);
-    const own = { mapping: behaviour.mapping, private: registration.private, public: observed };
     const filtering = await port.listenDuring(() => this.#connectBack(registration));
-    const isTranslated = !isUntranslated(own);
+    const isTranslated = !isUntranslated(registration);
+    const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
+    await registration.portMapping?.answered;
+    const { private: hosts, mapped, portMapping } = registration;
+    const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
     return {
       ...behaviour,
       observed,
       scope: scopeOf(observed),
       isTranslated,
       ...(filtering && { filtering }),
-      hairpinning: isTranslated && (await testHairpinning(port.port, observed, probes[0])),
-      ipv6: own.private.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      hairpinning,
+      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      ...(portMapping && { portMapping: portMapping.state }),
       expected: expectations(own, filtering),
     };
   }
@@ -561,7 +628,11 @@ export class Participant {
     if (before.is === "joining") {
       before.attempt.control?.close(reason);
       before.attempt.reject(error);
-    } else if (before.is === "registered") before.registration.control.close(reason);
+    } else if (before.is === "registered") {
+      const { control, portMapping } = before.registration;
+      control.close(reason);
+      this.#unmapped = Promise.all([this.#unmapped, portMapping?.close()]);
+    }
     for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
     this.#filtering?.(undefined);
     for (const peer of this.#peers.values()) peer.introducerLost(reason);
@@ -652,13 +723,17 @@ export class Participant {
     if (more) return;
     for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
-    for (const peer of this.#peers.values()) peer.groundChanged();
+    const { address } = splitEndpoint(registration.public);
+    const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
+    this.#lastAddress = address;
+    for (const peer of this.#peers.values()) peer.groundChanged(hasMoved);
     this.#emit({ event: "peers", peers: this.rows });
     if (this.#state.is !== "joining") return;
     const { attempt } = this.#state;
     this.#state = { is: "registered", registration };
     this.#hasBeenRegistered = true;
     registration.classified = this.#classify(registration, firstRemeasureMs);
+    this.#mapPort(registration);
     this.#watchAddresses(registration);
     this.#onceLasting(registration);
     attempt.resolve();
@@ -689,8 +764,8 @@ export class Participant {
     const peer = this.#byId(id);
     if (!peer) return;
     peer.change(change);
-    const { name, public: observed, mapping, roundTripMs } = peer.row;
-    const measured = roundTripMs === undefined ? {} : { roundTripMs };
+    const { name, public: observed, mapped, mapping, roundTripMs } = peer.row;
+    const measured = { ...(mapped && { mapped }), ...(roundTripMs !== undefined && { roundTripMs }) };
     this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
@@ -724,10 +799,10 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ name }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream({ name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { name, purpose });
+    if (take) take(stream, { name, fingerprint, purpose });
     else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
@@ -741,7 +816,12 @@ export class Participant {
     if (!peer) return;
     this.#emit({ event: "left", peer: id, name: peer.name });
     peer.left();
-    if (!peer.isIdle) return;
+    this.#forgetIfGone(peer);
+  }
+
+  /** While we are registered, who is not listed is gone; a link with it may last. */
+  #forgetIfGone(peer: RemotePeer): void {
+    if (this.#state.is !== "registered" || peer.isPresent || !peer.isIdle) return;
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
@@ -792,10 +872,28 @@ export class Participant {
     const isChanged =
       registration.behaviour !== undefined && registration.behaviour.mapping !== behaviour.mapping;
     registration.behaviour = behaviour;
-    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged();
+    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged(false);
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
+  }
+
+  /** Asks the router for a port, in the background; links that could not be direct may become so. */
+  #mapPort(registration: Registration): void {
+    if (this.options.portMapping === false || !registration.canBeMapped) return;
+    let told: Endpoint | undefined;
+    registration.portMapping = new PortMapping({
+      internalPort: registration.port.port,
+      observed: registration.public,
+      onChange: (state) => {
+        this.#emit({ event: "port-mapping", state });
+        const { mapped } = registration;
+        if (mapped === told) return;
+        told = mapped;
+        registration.send({ type: "mapped", ...(mapped && { endpoint: mapped }) });
+        if (mapped) for (const peer of this.#peers.values()) peer.groundChanged(false);
+      },
+    });
   }
 
   async #measureAnew(): Promise<void> {
@@ -858,7 +956,7 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
     ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
     ["random ports", { mapping: "random", private: [], public: elsewhere }],
   ];
-  const isOpen = isUntranslated(own) && filtering === "let-in";
+  const isOpen = (isUntranslated(own) && filtering === "let-in") || own.mapped !== undefined;
   const firstWay = (peer: Situation) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
   return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
 }
@@ -971,6 +1069,7 @@ function renderDetail(row: PeerRow, c: Colors): string {
     ["distrust", row.distrust],
     ["fingerprint", row.fingerprint],
     ["mapping", `${row.mapping}${toIntroducer}`],
+    ["mapped port", row.mapped],
     ["private", row.private.join(", ") || "none"],
     ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
     ["bytes", row.route === undefined ? undefined : traffic(row)],
@@ -1011,10 +1110,6 @@ const ms = (value: number) => `${value.toFixed(1)} ms`;
 
 /** What an event says to a person; undefined for what only programs want. */
 export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  const who =
-    "name" in event && "peer" in event
-      ? `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`
-      : "";
   switch (event.event) {
     case "registered":
       return (
@@ -1023,15 +1118,48 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       );
     case "peers":
       return tellPeers(event.peers);
+    case "mapping":
+      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
+    case "port-mapping":
+      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
+    case "nat": // shown as a result
+    case "updated":
+      return undefined;
+    case "waiting":
+      return `${printable(event.text)} …`;
+    case "echo":
+      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
+    case "notice":
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
+    case "introducer": {
+      const next =
+        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
+      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+    }
+    case "warning":
+      return `${c.yellow("warning")}: ${printable(event.message)}`;
+    case "error":
+      return `${c.red("error")}: ${printable(event.message)}`;
+    case "forwarding":
+    case "forward-refused":
+    case "offered":
+    case "transferring":
+    case "transferred":
+    case "transfer-failed":
+      return tellUse(event, c);
+    default:
+      return tellPeer(event, c);
+  }
+}
+
+/** What happens to a peer, or between us. */
+function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
+  const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
+  switch (event.event) {
     case "joined":
       return `${who} joined from ${event.public}`;
     case "left":
       return `${who} left`;
-    case "mapping":
-      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
-    case "nat": // shown as a result
-    case "updated":
-      return undefined;
     case "punching":
       return `${c.yellow("punching")} towards ${who}, ${event.role}, ${event.way}, round ${event.round}`;
     case "attempt":
@@ -1050,27 +1178,35 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
       return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
     }
-    case "waiting":
-      return `${printable(event.text)} …`;
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
       return `${who} has it after ${ms(event.rttMs)}`;
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
-    case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
-    case "notice":
-      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
-    case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
-      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+  }
+}
+
+/** What a link is used for. */
+function tellUse(event: UseEvent, c: Colors): string {
+  const name = c.bold(printable(event.name));
+  switch (event.event) {
+    case "forwarding":
+      return `forwarding ${event.listen} → ${name} → ${event.target}`;
+    case "forward-refused": {
+      const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
+      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
     }
-    case "warning":
-      return `${c.yellow("warning")}: ${printable(event.message)}`;
-    case "error":
-      return `${c.red("error")}: ${printable(event.message)}`;
+    case "offered": {
+      const many = event.files === 1 ? "" : ` (${event.files} files)`;
+      return `${name} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
+    }
+    case "transferring":
+      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${name}`;
+    case "transferred":
+      return tellTransferred(event, c);
+    case "transfer-failed":
+      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
   }
 }
 
@@ -1081,6 +1217,43 @@ const natMayTell: ReadonlySet<FailureReason> = new Set([
   "both-mappings-random",
   "timed-out",
 ] as const);
+
+function tellTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
+  const { direction, what, files, failed, failures, elapsedMs } = event;
+  const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
+  const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
+  if (failed === 0) return done;
+  const lines = failures.slice(0, 10).map(({ path, reason }) => `  ${printable(path)}: ${printable(reason)}`);
+  return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
+}
+
+/** A transfer as a line that is drawn again and again. */
+function transferLine({ direction, name, what, progress, startedAt }: Transfer, now: number): string {
+  const { bytes: total, bytesDone, bytesMoved } = progress;
+  const rate = bytesMoved / Math.max(0.001, (now - startedAt) / 1000);
+  const leftS = rate > 0 ? Math.ceil((total - bytesDone) / rate) : undefined;
+  const left = leftS === undefined ? "" : `, ${age(leftS * 1000)} left`;
+  const share = total === 0 ? 100 : Math.floor((bytesDone / total) * 100);
+  const whose = direction === "sending" ? `to ${name}` : `from ${name}`;
+  return `${printable(what)} ${printable(whose)}: ${share} % of ${bytes(total)}, ${bytes(rate)}/s${left}`;
+}
+
+function renderForwards(rows: ForwardRow[], width: number): string {
+  if (rows.length === 0) return "nothing is forwarded; `forward PORT:PEER:PORT` does it";
+  const columns = ["listen", "peer", "target", "open", "total", "in", "out"].map((head) => ({ head }));
+  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
+    [
+      listen,
+      `→ ${printable(peer)}`,
+      `→ ${target}`,
+      String(open),
+      String(total),
+      bytes(bytesIn),
+      bytes(bytesOut),
+    ].map((text) => [text]),
+  );
+  return renderTable(columns, cells, width);
+}
 
 /** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
 function roomWords(room: string): string {
@@ -1132,6 +1305,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["unsolicited SYN", filtering ? filteringWords[filtering] : "the introducer did not say"],
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
+    ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],
   ] as const;
   const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
   const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
@@ -1143,12 +1317,35 @@ export function renderNat(report: NatReport, c: Colors): string {
   ].join("\n");
 }
 
+/** What came of asking the router (RFC 6887, RFC 6886, UPnP IGD). */
+function portMappingWords(state: PortMappingState | undefined): string {
+  switch (state?.is) {
+    case "mapped": {
+      const { protocol, candidate, lifetimeS } = state;
+      const lasts = lifetimeS === 0 ? "until it is deleted" : `for ${lifetimeS} s`;
+      return `${candidate} is open ${lasts}, by ${protocolNames[protocol]}`;
+    }
+    case "double-nat": {
+      const { protocol, externalAddress } = state;
+      const address = printable(externalAddress) || "no address";
+      return `double NAT: the router's own address (${address}, by ${protocolNames[protocol]}) is not the one that others see`;
+    }
+    case "unavailable":
+      return `none: ${printable(state.reason)}`;
+    case "asking":
+    case "closed":
+    case undefined:
+      return "the router was not asked";
+  }
+}
+
 /** What `whoami` answers. */
 function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
   return [
     `${c.bold(printable(self.name))} (${self.id}) in ${roomWords(self.room)}`,
     `  private      ${self.private.join(", ") || "none"}`,
     `  public       ${self.public}`,
+    ...(self.mapped ? [`  mapped port  ${self.mapped}`] : []),
     `  mapping      ${self.mapping}`,
     `  fingerprint  ${self.fingerprint}`,
   ].join("\n");
@@ -1163,7 +1360,7 @@ function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): stri
   return "address-and-port-dependent: another external port for every destination";
 }
 
-function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): string {
+function plainSentence({ mapping, isTranslated, filtering, scope, portMapping }: NatReport): string {
   if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
   if (!isTranslated && scope === "private")
     return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
@@ -1174,6 +1371,8 @@ function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): 
       ? "You are on the open Internet: everyone can link with you."
       : "You have a public address behind a firewall: a direct link is possible with every kind of peer.";
   }
+  if (portMapping?.is === "mapped" && mapping !== "endpoint-independent")
+    return "You are behind a NAT that opens a port when asked: a direct link is possible with every kind of peer.";
   const sentences: Record<Mapping, string> = {
     unknown: "You are behind a NAT that could not be measured.",
     "endpoint-independent":
@@ -1194,6 +1393,15 @@ const commands = [
   { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
   { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
   { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
+  { key: "", word: "forward", operands: "SPEC", what: "[BIND:]PORT:PEER:[HOST:]PORT, as ssh -L" },
+  { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
+  { key: "", word: "forwards", operands: "", what: "what is forwarded" },
+  { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
+  { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
+  { key: "", word: "allowed", operands: "", what: "what peers may reach" },
+  { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
+  { key: "", word: "accept", operands: "OFFER", what: "take what a peer offers, into this folder" },
+  { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
   { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
   { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
   { key: "", word: "join", operands: "", what: "come back to the introducer" },
@@ -1215,6 +1423,8 @@ const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as 
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
 /** What is told even with --quiet, on standard error. */
 const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
+  "forward-refused",
+  "transfer-failed",
   "failed",
   "error",
   "warning",
@@ -1225,16 +1435,19 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
 class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
+  /** Whether standard output belongs to a pipe: then results are part of the story. */
+  readonly #isPipe: boolean;
 
-  constructor(terminal: Terminal, isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
     this.#terminal = terminal;
     this.#isJson = isJson;
+    this.#isPipe = isPipe;
   }
 
   event(event: ParticipantEvent): void {
     if (this.#isJson) this.#json(event);
     if (event.event === "error") return this.#terminal.error(event.message);
-    const isResult = !this.#isJson && results.has(event.event);
+    const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
     const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
     if (text === undefined) return;
     if (isResult) this.#terminal.result(text);
@@ -1242,7 +1455,7 @@ class Prompt {
   }
 
   /** Obeys one line; rejects with what is wrong with it. */
-  async run(line: string, participant: Participant): Promise<void> {
+  async run(line: string, participant: Participant, uses: Uses): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, line);
     const [peer = ""] = words;
     switch (command) {
@@ -1256,6 +1469,25 @@ class Prompt {
         return void (await participant.ping(peer));
       case "disconnect":
         return participant.disconnect(peer);
+      case "forward":
+        return void keepLinked(participant, uses.forward(peer));
+      case "unforward":
+        return uses.unforward(peer);
+      case "forwards":
+        return this.#forwards(uses.forwards);
+      case "allow":
+        return void uses.allow(peer);
+      case "disallow":
+        return uses.disallow(peer);
+      case "allowed":
+        return this.#allowed(uses.allowed);
+      case "send":
+        participant.linkWith(peer); // or it would wait for one who is not there
+        return failIfAny(await uses.send(peer, words.slice(1)));
+      case "accept":
+        return uses.accept(peer, ".");
+      case "refuse":
+        return uses.refuse(peer);
       case "echo":
         return participant.echo(text);
       case "leave":
@@ -1284,6 +1516,18 @@ class Prompt {
     if (isVerbose && rows.length > 0) this.#terminal.result(renderDetails(rows, colors));
   }
 
+  #forwards(rows: ForwardRow[]): void {
+    if (this.#isJson) return this.#json({ event: "forwards", forwards: rows });
+    this.#terminal.result(renderForwards(rows, this.#terminal.width));
+  }
+
+  #allowed(rules: readonly string[]): void {
+    if (this.#isJson) return this.#json({ event: "allowed", allowed: rules });
+    this.#terminal.result(
+      rules.length > 0 ? rules.join("\n") : "nothing: peers can reach nothing through you",
+    );
+  }
+
   #whoami({ self }: Participant): void {
     if (!self) throw new UserError("not registered with the introducer; `join` first");
     if (this.#isJson) return this.#json({ event: "whoami", ...self });
@@ -1294,6 +1538,11 @@ class Prompt {
   #json(event: object): void {
     this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
+}
+
+/** Files that did not arrive, each of which has been told, make a failure of the whole. */
+function failIfAny({ failed }: { failed: number }): void {
+  if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
 }
 
 /** All at once. */
@@ -1333,11 +1582,21 @@ Options:
                   introducer never learns (also from ROOM in the environment);
                   new: makes such words (default: ${defaultRoom}, open to everyone)
   --connect PEER  keep a link to PEER, from when it is there
+  -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
+                  listen on PORT here, and connect from PEER to HOST:PORT
+                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L
+  --allow [HOST:]PORT  what peers may reach through you (* for any)
+  --pipe PEER     join standard input and output to PEER's --pipe, or with
+                  PEER:[HOST:]PORT to what PEER allows there, as ssh -W
+  --send PATH     with --connect PEER: send it, and end
+  --accept DIR    take the files that peers send, into DIR
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
+  --no-portmap    don't ask the router to open a port
   --nat           say what kind of NAT you are behind, and end
-  --stay          go on when standard input ends
+  --stay          go on when standard input ends (so do --forward, --allow and
+                  --accept)
   -v, --verbose   show every attempt of a punch
   -q, --quiet     results and errors only
   --json          events as JSON lines on standard output
@@ -1359,8 +1618,14 @@ interface Arguments {
   /** Undefined for the lobby. */
   room: string | undefined;
   connect: string[];
+  forward: string[];
+  allow: string[];
+  pipe: PipeSpec | undefined;
+  send: string[];
+  accept: string | undefined;
   keepMinutes: number;
   direct: boolean;
+  portMapping: boolean;
   nat: boolean;
   stay: boolean;
   verbose: boolean;
@@ -1372,8 +1637,14 @@ const options = {
   name: { type: "string" },
   room: { type: "string" },
   connect: { type: "string", multiple: true },
+  forward: { type: "string", short: "L", multiple: true },
+  allow: { type: "string", multiple: true },
+  pipe: { type: "string" },
+  send: { type: "string", multiple: true },
+  accept: { type: "string" },
   keep: { type: "string" },
   direct: { type: "boolean" },
+  "no-portmap": { type: "boolean" },
   nat: { type: "boolean" },
   stay: { type: "boolean" },
   verbose: { type: "boolean", short: "v" },
@@ -1394,19 +1665,45 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   const room = values.room ?? (process.env.ROOM || undefined);
   const badRoom = room === undefined ? undefined : roomProblem(room);
   if (badRoom) throw new UsageError(`--room ${badRoom}`);
+  const isOpen = room === undefined || room === defaultRoom;
+  const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
+  if (opens && isOpen) {
+    throw new UsageError(
+      `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
+    );
+  }
+  if (values.pipe !== undefined && values.json)
+    throw new UsageError("--pipe has standard output for itself: leave --json out");
+  if (values.send && values.connect?.length !== 1)
+    throw new UsageError("--send needs one --connect PEER to send to");
   return {
     introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
     name,
     room: room === defaultRoom ? undefined : room,
     connect: values.connect ?? [],
+    forward: values.forward ?? [],
+    allow: values.allow ?? [],
+    pipe: values.pipe === undefined ? undefined : readPipe(values.pipe),
+    send: values.send ?? [],
+    accept: values.accept,
     keepMinutes: readKeep(values.keep),
     direct: values.direct ?? false,
+    portMapping: !values["no-portmap"],
     nat: values.nat ?? false,
-    stay: values.stay ?? false,
+    stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
     verbose: values.verbose ?? false,
     quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
+}
+
+function readPipe(text: string): PipeSpec {
+  try {
+    return parsePipe(text);
+  } catch (error) {
+    if (error instanceof SpecError) throw new UsageError(`--pipe ${error.message}`);
+    throw error;
+  }
 }
 
 function readKeep(text: string | undefined): number {
@@ -1481,6 +1778,15 @@ async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
   });
 }
 
+/** A program that runs: what its parts share. */
+interface Running {
+  participant: Participant;
+  uses: Uses;
+  prompt: Prompt;
+  terminal: Terminal;
+  options: Arguments;
+}
+
 async function main(terminal: Terminal): Promise<number> {
   const options = readArguments(process.argv.slice(2));
   if (options === "help" || options === "version") {
@@ -1491,34 +1797,47 @@ async function main(terminal: Terminal): Promise<number> {
   terminal.isQuiet = options.quiet;
   const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return 0;
-  const prompt = new Prompt(terminal, options.json);
-  const participant = new Participant({
-    ...readHostPort(introducer),
-    name: options.name,
-    room: chooseRoom(options, introducer, terminal),
-    keepMinutes: options.keepMinutes,
-    direct: options.direct,
-    identity: identityOrOneForNow((message) => prompt.event({ event: "warning", message })),
-    verbose: options.verbose,
-    onEvent: (event) => prompt.event(event),
-  });
+  const running = prepare(terminal, options, introducer);
+  const { participant, uses } = running;
   const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
     process.once(signal, () => stopped.resolve(0));
   void terminal.broken.then(() => stopped.resolve(1));
-  const code = await Promise.race([live(participant, prompt, terminal, options), stopped.promise]);
+  const status = () => terminal.status(uses.transfers.map((one) => transferLine(one, performance.now())));
+  const drawing = setInterval(status, statusPeriodMs);
+  const code = await Promise.race([live(running), stopped.promise]);
+  clearInterval(drawing);
+  terminal.status([]);
   terminal.close();
+  uses.close();
   await participant.quit();
   return code;
 }
 
+function prepare(terminal: Terminal, options: Arguments, introducer: string): Running {
+  const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
+  const onEvent = (event: ParticipantEvent) => prompt.event(event);
+  const { name, keepMinutes, direct, portMapping, verbose } = options;
+  const participant = new Participant({
+    ...readHostPort(introducer),
+    ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
+    room: chooseRoom(options, introducer, terminal),
+    identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
+  });
+  const uses = new Uses({
+    link: (peer) => participant.whenLinked(peer),
+    isPrivate: () => participant.isPrivate,
+    canAsk: terminal.isInteractive || options.stay,
+    onEvent,
+  });
+  for (const use of ["forward", "pipe", "files"])
+    participant.onStream(use, (stream, from) => uses.take(stream, from));
+  return { participant, uses, prompt, terminal, options };
+}
+
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
-async function live(
-  participant: Participant,
-  prompt: Prompt,
-  terminal: Terminal,
-  options: Arguments,
-): Promise<number> {
+async function live(running: Running): Promise<number> {
+  const { participant, prompt, terminal, options, uses } = running;
   let failures = 0;
   const attempt = async (work: () => Promise<void>) => {
     try {
@@ -1529,34 +1848,81 @@ async function live(
       if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }
   };
+  const code = () => (failures > 0 ? 1 : 0);
+  const forwarded = options.forward.map((spec) => uses.forward(spec)); // whoever connects now waits for the link
   await attempt(() => participant.join());
   if (failures > 0) return 1;
+  for (const rule of options.allow) uses.allow(rule);
+  if (options.accept !== undefined) uses.acceptInto(options.accept);
+  for (const peer of new Set(forwarded)) void keepLinked(participant, peer);
   if (options.nat) {
     await attempt(async () => prompt.nat(await participant.nat()));
-    return failures > 0 ? 1 : 0;
+    return code();
   }
-  const connectTo = async (peer: string) => {
-    await participant.waitFor(peer);
-    await participant.connect(peer);
-  };
-  const connecting = Promise.all(
-    options.connect.map(async (peer) => {
-      await attempt(() => connectTo(peer));
-      void keepLinked(participant, peer);
-    }),
-  );
-  const run = (line: string) => attempt(() => prompt.run(line, participant));
+  if (options.pipe) {
+    await attempt(() => pipeThrough(running, options.pipe!));
+    return code();
+  }
+  const connecting = Promise.all(options.connect.map((peer) => attempt(() => beginLink(participant, peer))));
+  if (options.send.length > 0) {
+    await connecting;
+    if (failures === 0)
+      await attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
+    if (!options.stay || failures > 0) return code();
+  }
+  const run = (line: string) => attempt(() => prompt.run(line, participant, uses));
   if (terminal.isInteractive) {
     await converse(participant, terminal, run);
     return 0;
   }
   await connecting;
   for await (const line of terminal.lines()) {
-    if (isQuit(line)) return failures > 0 ? 1 : 0;
+    if (isQuit(line)) return code();
     if (line.trim() !== "") await run(line);
   }
   if (options.stay) await new Promise<never>(() => {});
-  return failures > 0 ? 1 : 0;
+  return code();
+}
+
+/** The first link with a peer that is to be kept; rejects when it fails, and tries again all the same. */
+async function beginLink(participant: Participant, peer: string): Promise<void> {
+  try {
+    await participant.waitFor(peer);
+    if (!participant.linkWith(peer)) await participant.connect(peer);
+  } finally {
+    void keepLinked(participant, peer);
+  }
+}
+
+/** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
+async function pipeThrough(
+  { participant, uses, terminal }: Running,
+  { peer, target }: PipeSpec,
+): Promise<void> {
+  await participant.waitFor(peer);
+  const link = participant.linkWith(peer) ?? (await participant.connect(peer));
+  const { sending, receiving } = uses.pipe(link, peer, target);
+  // Who only wants what comes is not asked to type.
+  const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
+  const startedAt = performance.now();
+  let received: Pipe | undefined;
+  void receiving.then((pipe) => (received = pipe));
+  const moved = () => {
+    const seconds = (performance.now() - startedAt) / 1000;
+    const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
+    return `sent ${bytes(sent)}, received ${bytes(came)}, ${bytes((sent + came) / seconds)}/s, ${age(seconds * 1000)}`;
+  };
+  const isDrawn = !(isatty(0) && isatty(1));
+  const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
+  try {
+    await runPipe(input, new DescriptorOutput(1), sending, receiving);
+  } catch (error) {
+    throw new UserError(error instanceof Error ? error.message : String(error));
+  } finally {
+    clearInterval(drawing);
+    terminal.status([]);
+  }
+  terminal.story(`${moved()}: confirmed`);
 }
 
 /** A link that ends is made again, until we end it ourselves. What goes wrong meanwhile is told as it happens. */

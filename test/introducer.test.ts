@@ -702,6 +702,41 @@ test("how a participant's NAT maps is told to the room", async () => {
   expect(scene.events).toContainEqual({ event: "mapping", id: bert.id, mapping: "sequential" });
 });
 
+test("a mapped port is told to the room, and that it is closed again; one of another address is refused", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "lobby", false);
+  using bert = await scene.join("bert", "lobby", false);
+  const { id } = bert;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped });
+  using carl = await scene.join("carl");
+  const [peers] = carl.seen.filter((message) => message.type === "peers");
+  expect(peers?.peers.map((peer) => peer.mapped)).toEqual([undefined, mapped]);
+
+  bert.send({ type: "mapped", endpoint: at("127.0.0.2:41000") });
+  expect(await bert.next("refused")).toMatchObject({ code: "bad-field", request: "mapped" });
+  bert.send({ type: "mapped", endpoint: mapped }); // nothing new
+  bert.send({ type: "mapped" });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped: null });
+  expect(scene.introducer.participants.map((one) => one.mapped)).toEqual([undefined, undefined, undefined]);
+  expect(scene.events.filter(({ event }) => event === "mapped")).toEqual([
+    { event: "mapped", id, endpoint: mapped },
+    { event: "mapped", id },
+  ]);
+});
+
+test("random with random, one of them with a mapped port: a direct round", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "random");
+  const { anna, bert } = pair;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  await bert.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true, peer: { mapped } });
+});
+
 test.each(["anna", "bert"] as const)(
   "a failed round is followed by the next, whoever of the two reports: here %s, who asked or was asked",
   async (reporter) => {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import {
+  changedPeer,
   type Endpoint,
   type FailureReason,
   LineDecoder,
@@ -9,6 +10,7 @@ import {
   type ToIntroducer,
   type ToParticipant,
   type ToPeer,
+  type LinkLine,
   addressScope,
   canonicalAddress,
   encode,
@@ -27,6 +29,7 @@ import {
   parseToIntroducer,
   parseToParticipant,
   parseToPeer,
+  parseLinkLine,
   printable,
   punchDeadlineMs,
   refusalCodes,
@@ -135,6 +138,13 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
     [{ type: "mapping", mapping: "sequential" }, `{"type":"mapping","mapping":"sequential"}`],
   ],
+  mapped: [
+    [
+      { type: "mapped", endpoint: at("203.0.113.7:40000") },
+      `{"type":"mapped","endpoint":"203.0.113.7:40000"}`,
+    ],
+    [{ type: "mapped" }, `{"type":"mapped"}`],
+  ],
   measured: [
     [
       { type: "measured", token, prediction: { endpoint: at("203.0.113.7:40000"), step: -256 } },
@@ -179,6 +189,11 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "updated", id: 2, otherPublic: at("[2001:db8::5]:40000"), mapping: "random" },
       `{"type":"updated","id":2,"otherPublic":"[2001:db8::5]:40000","mapping":"random"}`,
     ],
+    [
+      { type: "updated", id: 2, mapped: at("203.0.113.7:41000") },
+      `{"type":"updated","id":2,"mapped":"203.0.113.7:41000"}`,
+    ],
+    [{ type: "updated", id: 2, mapped: null }, `{"type":"updated","id":2,"mapped":null}`],
   ],
   relay: [
     [
@@ -254,21 +269,24 @@ const goldenToParticipant: Golden<ToParticipant> = {
 
 const goldenToPeer: Golden<ToPeer> = {
   nominate: [[{ type: "nominate", token }, `{"type":"nominate","token":"00112233445566778899aabbccddeeff"}`]],
+};
+
+const goldenLinkLine: Golden<LinkLine> = {
   say: [[{ type: "say", id: 1, text: "hello" }, `{"type":"say","id":1,"text":"hello"}`]],
   heard: [[{ type: "heard", id: 1 }, `{"type":"heard","id":1}`]],
   ping: [[{ type: "ping", id: 2 }, `{"type":"ping","id":2}`]],
   pong: [[{ type: "pong", id: 2 }, `{"type":"pong","id":2}`]],
-  bye: [[{ type: "bye", reason: "quit" }, `{"type":"bye","reason":"quit"}`]],
 };
 
 const directions: [
   title: string,
-  golden: Record<string, [ToIntroducer | ToParticipant | ToPeer, string][]>,
+  golden: Record<string, [ToIntroducer | ToParticipant | ToPeer | LinkLine, string][]>,
   parse: (line: string) => unknown,
 ][] = [
   ["participant to introducer", goldenToIntroducer, parseToIntroducer],
   ["introducer to participant", goldenToParticipant, parseToParticipant],
   ["peer to peer", goldenToPeer, parseToPeer],
+  ["on a link", goldenLinkLine, parseLinkLine],
 ];
 
 /** Fields that a message may lack. */
@@ -277,7 +295,8 @@ const optionalFields: Record<string, string[]> = {
   register: ["proof", "direct"],
   registered: ["verify", "relay"],
   connect: ["relay"],
-  updated: ["otherPublic", "mapping", "roundTripMs"],
+  updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
+  mapped: ["endpoint"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
 };
@@ -345,6 +364,9 @@ test("a message of the other direction is refused", () => {
     ["register to a participant", () => parseToParticipant(`{"type":"register"}`)],
     ["nominate to a participant", () => parseToParticipant(`{"type":"nominate"}`)],
     ["connect to a peer", () => parseToPeer(`{"type":"connect","peer":2}`)],
+    ["a text before the nomination", () => parseToPeer(encode({ type: "say", id: 1, text: "hello" }))],
+    ["a nomination on a link", () => parseLinkLine(encode({ type: "nominate", token }))],
+    ["what was the end of a link once", () => parseLinkLine(`{"type":"bye","reason":"quit"}`)],
   ];
   for (const [what, run] of rows) expect([what, refusalOf(run).code]).toEqual([what, "unknown-type"]);
 });
@@ -495,7 +517,7 @@ test.each(badFields)("%s is refused by name", (_what, parse, value, names) => {
 });
 
 test("a number too big for a double is refused", () => {
-  expect(refusalOf(() => parseToPeer(`{"type":"ping","id":1e999}`)).message).toStartWith("id must be ");
+  expect(refusalOf(() => parseLinkLine(`{"type":"ping","id":1e999}`)).message).toStartWith("id must be ");
 });
 
 test("what is just within the limits is accepted", () => {
@@ -524,10 +546,10 @@ test("endpoints in messages become canonical, so that equal ones are ===", () =>
 
 test("the longest text fits a line, even when every character is escaped or three bytes long", () => {
   for (const char of ["\u0000", "\u2028", "\uffff", "€", '"']) {
-    const message: ToPeer = { type: "say", id: Number.MAX_SAFE_INTEGER, text: char.repeat(maxTextLength) };
+    const message: LinkLine = { type: "say", id: Number.MAX_SAFE_INTEGER, text: char.repeat(maxTextLength) };
     const line = encode(message);
     expect(utf8.encode(line).length).toBeLessThanOrEqual(maxLineBytes);
-    expect(parseToPeer(line)).toEqual(message);
+    expect(parseLinkLine(line)).toEqual(message);
   }
 });
 
@@ -580,6 +602,14 @@ test.each<[parse: (line: string) => unknown, base: object, field: string, good: 
   [parseToParticipant, { type: "filtering" }, "filtering", ["dropped", "refused", "let-in"], ["open", 1]],
   [parseToParticipant, { type: "observed" }, "endpoint", [seen], ["255.255.255.255:1", "x", 1, "1.2.3.4:0"]],
   [parseToIntroducer, { type: "mapping" }, "mapping", ["unknown", "random"], ["", "symmetric", 1]],
+  [parseToIntroducer, { type: "mapped" }, "endpoint", [seen], [null, "224.0.0.1:7", "203.0.113.7:0", 1]],
+  [
+    parseToParticipant,
+    { type: "updated", id: 2 },
+    "mapped",
+    [seen, null],
+    ["", "0.0.0.0:1", "203.0.113.7", 0, false],
+  ],
   [
     parseToIntroducer,
     measuredLine,
@@ -619,16 +649,27 @@ test("own and theirs of a punch are predictions like any other", () => {
   }
 });
 
+test("a peer after a change has what was told, and loses a mapped port that is closed", () => {
+  const mapped = at("203.0.113.7:41000");
+  const before: Peer = { ...bob, mapped };
+  expect(changedPeer(bob, { mapped })).toEqual(before);
+  expect(changedPeer(before, { roundTripMs: 7 })).toEqual({ ...before, roundTripMs: 7 });
+  expect(changedPeer(before, { mapping: "random", mapped: null })).toEqual({ ...bob, mapping: "random" });
+});
+
 test("a list of the most peers is accepted", () => {
   const message: ToParticipant = { type: "peers", peers: Array<Peer>(1024).fill(bob), more: true };
   expect(parseToParticipant(encode(message))).toEqual(message);
 });
 
 test("every failure reason and refusal code travels", () => {
-  const own: FailureReason[] = ["refused", "cancelled", "introducer-lost"];
+  const own: FailureReason[] = ["relay-failed", "refused", "cancelled", "introducer-lost"];
   for (const reason of Object.keys(failureReasons) as FailureReason[]) {
-    if (own.includes(reason)) continue; // each side's own business
-    expect(parseToIntroducer(encode({ ...failed, reason }))).toEqual({ ...failed, reason });
+    if (own.includes(reason)) {
+      // Each side's own business.
+      const refusal = refusalOf(() => parseToIntroducer(encode({ ...failed, reason })));
+      expect(refusal.message).toStartWith("reason must be one of");
+    } else expect(parseToIntroducer(encode({ ...failed, reason }))).toEqual({ ...failed, reason });
   }
   for (const code of refusalCodes) {
     const message: ToParticipant = { type: "refused", code, message: "no" };

@@ -111,6 +111,7 @@ const toIntroducer: Samples<ToIntroducer> = {
   unlinked: { type: "unlinked", peer: 7, reason: "peer-silent" },
   failed: { type: "failed", peer: 7, token, reason: "timed-out" },
   mapping: { type: "mapping", mapping: "random" },
+  mapped: { type: "mapped", endpoint: peer.public },
   measured: { type: "measured", token, prediction: { endpoint: peer.public, step: -1 } },
   "connect-back": { type: "connect-back" },
   echo: { type: "echo", text: "Grüße 👋" },
