@@ -30,6 +30,16 @@ import {
   type Bucket,
 } from "./native/budget.ts";
 import { Listener } from "./native/listener.ts";
+import {
+  Metrics,
+  MetricsServer,
+  quantile,
+  renderPrometheus,
+  type HistogramCounts,
+  type Outcome,
+  type OutcomeWay,
+  type Stats,
+} from "./native/metrics.ts";
 import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
@@ -79,6 +89,7 @@ import {
   relayAfterMs,
   relayOfferMs,
   splitEndpoint,
+  parseEndpoint,
   parseToIntroducer,
   type Endpoint,
   type EndpointParts,
@@ -152,6 +163,9 @@ export const defaultLimits = {
 };
 export type Limits = typeof defaultLimits;
 
+/** A participant as JSON at most, and how many there may be of them in a room whatever an operator wants. */
+const mostPeerBytes = 1024;
+const mostInRoom = 10_000;
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read, and for how long at once. */
@@ -165,8 +179,10 @@ const leastRoomShare = 16;
 const sharedProcessorMs = 50;
 const processorWindowMs = 250;
 /** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
-const acceptMs = 0.1;
+const acceptMs = 0.05;
 const flushMs = 0.006;
+/** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
+const mostChargedMs = 2;
 /** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
 const targetWindowMs = 60_000;
 const hadNone = 0.5;
@@ -248,7 +264,8 @@ export type IntroducerEvent =
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
   | { event: "warning"; message: string }
-  | { event: "participants"; participants: Participant[] };
+  | { event: "participants"; participants: Participant[] }
+  | { event: "stats"; stats: Stats };
 
 export interface IntroducerOptions {
   /** Default: all addresses of this host, IPv6 and IPv4. */
@@ -264,12 +281,17 @@ export interface IntroducerOptions {
   /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
   relayRate?: number;
   relayTotal?: number;
+  /** Where Prometheus may ask; by default nowhere. */
+  metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
 
 /** A port that was asked for can't answer mapping probes. `message` says which and why. */
 class ProbePortError extends Error {}
+
+/** The metrics can't be shown where they should be. `message` says where and why. */
+class MetricsPortError extends Error {}
 
 type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
@@ -380,6 +402,10 @@ interface Introduction {
   isWelcome: boolean;
   /** Whether it has been given back to the budgets. */
   isFree: boolean;
+  /** How many have said that they are linked by relay, and when both had. */
+  relayLinks: number;
+  relayLinkedAt: number | undefined;
+  readonly startedAt: number;
   readonly deadlineAt: number;
   readonly expiresAt: number;
 }
@@ -663,6 +689,44 @@ function total(participants: Participant[]): string {
   return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
 }
 
+/** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
+function counted(parts: { count: number; what: string }[]): string {
+  const all = parts.reduce((sum, part) => sum + part.count, 0);
+  const sorted = parts.toSorted((a, b) => b.count - a.count);
+  return all === 0 ? "0" : `${all} (${sorted.map((part) => `${part.count} ${part.what}`).join(", ")})`;
+}
+
+/** `half within 100 ms, 99 % within 500 ms`. */
+function spread(counts: HistogramCounts): string {
+  const within = (part: number) => {
+    const bound = quantile(counts, part);
+    return bound === Infinity ? `beyond ${counts.boundsMs.at(-1)} ms` : `within ${bound} ms`;
+  };
+  return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
+}
+
+/** What has been going on since the start, a line each. */
+export function renderStats(stats: Stats): string {
+  const { introductions, refusals, residentBytes } = stats;
+  const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
+  const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
+  const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
+  const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
+  const rows = [
+    ["up", age(stats.uptimeMs)],
+    ["now", `${now}, ${held}`],
+    ["joins", String(stats.joins)],
+    ["introductions", counted(ofWays)],
+    ["time to link", spread(stats.linkMs)],
+    ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    ["refusals", counted(ofCodes)],
+    ["turned away", count(stats.turnedAway, "connection")],
+    ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
+    ["timers late", spread(stats.eventLoopDelayMs)],
+  ] as const;
+  return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
+}
+
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
 function describe(event: IntroducerEvent): string {
   switch (event.event) {
@@ -698,6 +762,8 @@ function describe(event: IntroducerEvent): string {
       return `an error while serving ${event.address}: ${event.message}`;
     case "participants":
       return `${event.participants.length} participants`;
+    case "stats":
+      return `${event.stats.participants} participants`;
   }
 }
 
@@ -716,6 +782,8 @@ interface Exchange {
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
+  /** An introduction has ended. */
+  count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }
 
 /**
@@ -758,7 +826,7 @@ class Introductions {
       return;
     }
     this.#charge(pair, asker, target, now);
-    if (introduction) this.#end(introduction);
+    if (introduction) this.#end(introduction, "superseded");
     pair.introduction = this.#introduction(pair, asker, target, now);
     if (wantsRelay) this.#wantRelay(pair.introduction, now);
     this.#plan(pair.introduction);
@@ -794,9 +862,10 @@ class Introductions {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
+    if (side && ++introduction.relayLinks === sides.length) introduction.relayLinkedAt = performance.now();
     if (!side || phase.is !== "relayed") return;
     side.report = "linked";
-    if (sides.every(({ report }) => report === "linked")) this.#end(introduction);
+    if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
 
   #linkedDirectly(member: Member, token: string): void {
@@ -810,7 +879,7 @@ class Introductions {
       introduction.isWelcome = true;
       this.#refund(introduction);
     }
-    if (other.report === "linked") this.#end(introduction);
+    if (other.report === "linked") this.#end(introduction, "linked");
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
@@ -848,7 +917,7 @@ class Introductions {
       this.#pairs.delete(pair);
       const { introduction } = pair;
       if (!introduction) continue;
-      this.#end(introduction);
+      this.#end(introduction, "peer-left");
       const side = introduction.sides.find((one) => one.member !== member)!;
       if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
@@ -880,7 +949,7 @@ class Introductions {
   /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
   #expire(introduction: Introduction): void {
     const { phase, sides, relayToken: token } = introduction;
-    this.#end(introduction);
+    this.#end(introduction, "timed-out");
     if (phase.is !== "relayed") return;
     const reason = "timed-out";
     for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
@@ -1007,6 +1076,9 @@ class Introductions {
       relayToken: "",
       isWelcome: false,
       isFree: false,
+      relayLinks: 0,
+      relayLinkedAt: undefined,
+      startedAt: now,
       deadlineAt: now + mostMs,
       expiresAt: now + mostMs + maxStartInMs + reportGraceMs,
     };
@@ -1039,8 +1111,8 @@ class Introductions {
   /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
   #refuseIntroduction(introduction: Introduction): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
+    this.#end(introduction, reason);
     this.#exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
@@ -1065,7 +1137,7 @@ class Introductions {
 
   #refuseBirthday(introduction: Introduction, seconds: number): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
+    this.#end(introduction, "refused");
     const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
     this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
@@ -1188,19 +1260,36 @@ class Introductions {
     if (other.report === undefined) {
       this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
     }
-    this.#end(introduction);
+    this.#end(introduction, reason);
     this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });
   }
 
-  #end(introduction: Introduction): void {
+  #end(introduction: Introduction, outcome: Outcome): void {
     const { pair, token, relayToken, isCounted } = introduction;
     const now = performance.now();
+    this.#count(introduction, outcome, now);
     this.#byToken.delete(token);
     this.#byToken.delete(relayToken);
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     pair.endedAt = now;
     if (isCounted) this.#settleBirthday(introduction, now);
+  }
+
+  /** What failed directly, but is relayed, has linked. */
+  #count(
+    { plan, round, phase, startedAt, relayLinkedAt }: Introduction,
+    outcome: Outcome,
+    now: number,
+  ): void {
+    const isDirect = outcome === "linked" && phase.is !== "relayed";
+    if (relayLinkedAt !== undefined && !isDirect)
+      return this.#exchange.count("linked", "relay", relayLinkedAt - startedAt);
+    this.#exchange.count(
+      outcome,
+      phase.is === "relayed" ? "relay" : (plan[round] ?? "none"),
+      now - startedAt,
+    );
   }
 
   /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
@@ -1224,6 +1313,10 @@ export class Introducer {
   readonly #probes: Shares;
   readonly #probeSockets = new Set<Socket<string | undefined>>();
   readonly #timer: Timer;
+  readonly #tickMs: number;
+  #tickedAt = performance.now();
+  readonly #metrics = new Metrics();
+  readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
   readonly #shares: Shares;
   readonly #processor: Usage;
@@ -1275,13 +1368,16 @@ export class Introducer {
       offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#relays?.offer(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
       tell: this.#onEvent,
+      count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
     });
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
     if (relay) this.#relays = this.#makeRelays({ rate, total });
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
-    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
+    this.#tickMs = Math.min(tickMs, shortest / 4);
+    this.#timer = setInterval(() => this.#tick(), this.#tickMs);
+    this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
@@ -1292,6 +1388,34 @@ export class Introducer {
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       tell: this.#onEvent,
+    });
+  }
+
+  /** Throws a {@link MetricsPortError}, and then has closed what was open. */
+  #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
+    try {
+      return new MetricsServer(hostname, port, () => renderPrometheus(this.stats, version));
+    } catch (error) {
+      const { code = String(error) } = error as { code?: string };
+      void this.stop();
+      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${code}`, { cause: error });
+    }
+  }
+
+  /** Where the metrics are shown, if they are. */
+  get metricsPort(): number | undefined {
+    return this.#metricsServer?.port;
+  }
+
+  get stats(): Stats {
+    const { links: relays, bytes: relayedBytes } = this.#relays?.totals ?? { links: 0, bytes: 0 };
+    return this.#metrics.read({
+      participants: this.#members.size,
+      rooms: this.#rooms.size,
+      connections: this.#connections.size,
+      waiting: this.#paused.size,
+      relays,
+      relayedBytes,
     });
   }
 
@@ -1375,6 +1499,7 @@ export class Introducer {
     this.#introductions.stop();
     this.#relays?.stop();
     for (const { socket } of this.#connections) socket.terminate();
+    await this.#metricsServer?.stop();
   }
 
   #listen(host: string | undefined, port: number): Listener<Session | undefined> {
@@ -1445,6 +1570,7 @@ export class Introducer {
             const observed = observedEndpoint(socket);
             const own = observed && this.#takeProbe(splitEndpoint(observed).address);
             if (own === undefined) {
+              this.#metrics.turnedAway();
               socket.terminate();
               return listener.turnedAway();
             }
@@ -1504,6 +1630,7 @@ export class Introducer {
     // Even a refused connection costs something until it is closed, so a flood gets no answer.
     const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
     if (isFlood || !this.#accepts(own)) {
+      this.#metrics.turnedAway();
       socket.terminate();
       return this.#listener.turnedAway();
     }
@@ -1532,7 +1659,7 @@ export class Introducer {
     work();
     const now = performance.now();
     const laterMs = (this.#outgoing.length - writes) * flushMs;
-    this.#processor.spend(session.subscriber, now - from + laterMs, now);
+    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -1645,6 +1772,7 @@ export class Introducer {
     if (session.closing) return;
     const { code, message, fatal } = refusal;
     this.#send(session, { type: "refused", code, message, ...of });
+    this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
@@ -1744,6 +1872,8 @@ export class Introducer {
     this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
+    this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
+    this.#tickedAt = now;
   }
 
   #tickSession(session: Session, now: number): void {
@@ -1845,6 +1975,7 @@ export class Introducer {
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
     this.#members.set(own.id, member);
+    this.#metrics.joined();
     this.#onEvent({ event: "joined", ...own, room });
     if (ignored.length > 0)
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
@@ -1853,13 +1984,13 @@ export class Introducer {
   #checkRoom({ subscriber: own }: Session, others: Set<Member>): void {
     const { roomSize, roomShare, loopbackShares } = this.limits;
     if (others.size >= roomSize)
-      throw new Refusal("limit", `the room is full: it holds ${roomSize} participants`);
+      throw new Refusal("limit", `the room is full: it holds ${count(roomSize, "participant")}`);
     const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
     const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
     if (others.size < share) return;
-    let count = 0;
-    for (const other of others) if (other.subscriber === own) count += 1;
-    if (count >= share)
+    let present = 0;
+    for (const other of others) if (other.subscriber === own) present += 1;
+    if (present >= share)
       throw new Refusal("limit", `${share} participants of one address in a room are enough`);
   }
 
@@ -1951,6 +2082,8 @@ export class Introducer {
   #change(member: Member, change: PeerChange): void {
     member.peer = changedPeer(member.peer, change);
     member.json = "";
+    const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
+    this.#processor.spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
@@ -2018,6 +2151,7 @@ export class Introducer {
 
 const commands = [
   { key: "s", word: "list", operands: "", what: "who is here" },
+  { key: "g", word: "stats", operands: "", what: "what has been going on" },
   { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
   { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
   { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
@@ -2029,19 +2163,25 @@ const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`
 /** What an introducer tells even with --quiet. */
 const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
 
+const logFormats = ["text", "json"] as const;
+type LogFormat = (typeof logFormats)[number];
+
 /** The operator's side: events as log lines or JSON, and the commands. */
 class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
+  readonly #log: LogFormat;
   #failures = 0;
 
-  constructor(terminal: Terminal, isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
     this.#terminal = terminal;
     this.#isJson = isJson;
+    this.#log = log;
   }
 
   event(event: IntroducerEvent): void {
     if (this.#isJson) return this.#json(event);
+    if (this.#log === "json") return this.#terminal.story(timed(event), problems.has(event.event));
     const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
     this.#terminal.story(`${time} ${printable(describe(event))}`, problems.has(event.event));
   }
@@ -2088,6 +2228,7 @@ class Prompt {
       const { command, words, text } = readCommand(commands, line);
       if (command === "quit") return true;
       if (command === "list") this.#list(introducer);
+      if (command === "stats") this.#stats(introducer);
       if (command === "help") this.#terminal.result(commandHelp);
       if (command === "broadcast")
         this.#terminal.story(`told ${count(introducer.broadcast(text), "participant")}`);
@@ -2107,6 +2248,11 @@ class Prompt {
     this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
   }
 
+  #stats({ stats }: Introducer): void {
+    if (this.#isJson) return this.#json({ event: "stats", stats });
+    this.#terminal.result(renderStats(stats));
+  }
+
   #tell(introducer: Introducer, word: string, text: string): void {
     const whom = findByIdOrName(introducer.participants, word);
     if (typeof whom === "string") throw new CommandError(whom);
@@ -2115,14 +2261,47 @@ class Prompt {
   }
 
   #json(event: object): void {
-    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
+    this.#terminal.result(timed(event));
   }
+}
+
+/** One JSON line, with the time in milliseconds since the epoch. */
+function timed(event: object): string {
+  return jsonLine({ ...event, at: performance.timeOrigin + performance.now() });
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
 /** How many ports after a taken one are tried for a free one to propose. */
 const proposedPorts = 100;
+
+/** Those that nobody need change, a line each. */
+function renderLimits(): string {
+  const limits = defaultLimits;
+  const rows = [
+    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection`],
+    [
+      "bytes waiting",
+      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all`,
+    ],
+    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle`],
+    ["registering", `within ${limits.registerDeadlineMs / 1000} s`],
+    [
+      "introductions",
+      `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
+    ],
+    ["", `to one peer; ${limits.introductionsPerTarget} of one peer by all`],
+    [
+      "probes",
+      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${limits.measureMs / 1000} s`,
+    ],
+    [
+      "relays",
+      `${limits.relaysPerMember} of one participant, ${limits.relaysPerAddress} of one address, ${limits.relays} in all`,
+    ],
+  ];
+  return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
+}
 
 const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
 
@@ -2140,13 +2319,25 @@ Options:
   --relay-rate N     bytes a second of one relayed link, each way
                      (default: 1M; K, M, G: times 1024 and so on)
   --relay-total N    bytes a second of all relayed links (default: 16M)
+  --max-connections N  connections in all (default: ${defaultLimits.sessions})
+  --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
+                     has ${siteShares} times that
+  --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
+                     them from one address
+  --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
+                     address: 127.0.0.1)
   -q, --quiet        results, errors and warnings only
+  --log text|json    how events are told on standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
   --version          which version this is
 
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
+
+Further limits; whoever goes beyond one is told so, or made to wait:
+${renderLimits()}
+Of what there is once for all, nobody gets more than a quarter of what is left.
 
 Results go to standard output, all else to standard error. Without a terminal
 the end of the input ends nothing; after \`quit\` the exit code is 1 if a
@@ -2210,7 +2401,7 @@ function freePortAfter(taken: number, hostname: string): number | undefined {
 function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
   const command = startedAs("introducer");
-  if (error instanceof ProbePortError) return message;
+  if (error instanceof ProbePortError || error instanceof MetricsPortError) return message;
   if (code === "EADDRINUSE") {
     const free = freePortAfter(port, host ?? "::");
     return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;
@@ -2223,6 +2414,7 @@ function listenProblem(error: unknown, host: string | undefined, port: number): 
 }
 
 interface Arguments extends IntroducerOptions {
+  log: LogFormat;
   json: boolean;
   quiet: boolean;
 }
@@ -2234,6 +2426,11 @@ const options = {
   "no-relay": { type: "boolean" },
   "relay-rate": { type: "string" },
   "relay-total": { type: "string" },
+  "max-connections": { type: "string" },
+  "max-per-address": { type: "string" },
+  "max-room": { type: "string" },
+  metrics: { type: "string" },
+  log: { type: "string" },
   quiet: { type: "boolean", short: "q" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -2250,12 +2447,16 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
   const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
+  const { metrics, log = "text" } = values;
   return {
     ...(port !== undefined && { port }),
     ...(host !== undefined && { host }),
     ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
     ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
     ...readRelay(values),
+    ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
+    limits: readLimits(values),
+    log: readLogFormat(log),
     json,
     quiet,
   };
@@ -2268,6 +2469,48 @@ function readAlternate(text: string): string {
   if (!ownAddresses().some((own) => own.address === address))
     throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
   return address;
+}
+
+function readLogFormat(text: string): LogFormat {
+  const format = logFormats.find((one) => one === text);
+  if (format === undefined) throw new UsageError(`--log takes ${logFormats.join(" or ")}, not ${text}`);
+  return format;
+}
+
+/** `9100`, `0.0.0.0:9100`: where nobody says so, nobody else shall read it. */
+function readMetrics(text: string): { hostname: string; port: number } {
+  const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
+  if (endpoint === undefined)
+    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:9100, not ${text}`);
+  const { address: hostname, port } = splitEndpoint(endpoint);
+  return { hostname, port };
+}
+
+function readCount(option: string, text: string, most: number): number {
+  const number = /^\d{1,9}$/.test(text) ? Number(text) : 0;
+  if (number < 1 || number > most)
+    throw new UsageError(`${option} takes a number from 1 to ${most}, not ${text}`);
+  return number;
+}
+
+function readLimits(values: {
+  "max-connections"?: string;
+  "max-per-address"?: string;
+  "max-room"?: string;
+}): Partial<Limits> {
+  const { "max-connections": all, "max-per-address": each, "max-room": room } = values;
+  const size = room === undefined ? undefined : readCount("--max-room", room, mostInRoom);
+  return {
+    ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
+    ...(each !== undefined && { sessionsPerAddress: readCount("--max-per-address", each, 1_000_000) }),
+    ...(size !== undefined && roomLimits(size)),
+  };
+}
+
+/** A quarter of a room for one address, and as much unsent as its snapshot may take. */
+export function roomLimits(size: number): Partial<Limits> {
+  const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
+  return { roomSize: size, roomShare: Math.ceil(size / 4), unsentBytes };
 }
 
 function readRelay(values: { "no-relay"?: boolean; "relay-rate"?: string; "relay-total"?: string }) {
@@ -2303,8 +2546,8 @@ function readProbePorts(text: string): number[] {
 
 /** Runs until a signal or the operator ends it; returns the exit code. */
 async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
-  const { port, host, json } = options;
-  const prompt = new Prompt(terminal, json);
+  const { port, host, json, log } = options;
+  const prompt = new Prompt(terminal, json, log);
   let introducer: Introducer;
   try {
     introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
@@ -2312,7 +2555,7 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
     terminal.error(listenProblem(error, host, port));
     return 1;
   }
-  if (!json) terminal.story(invitation(introducer));
+  if (!json && log === "text") terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
   process.once("SIGINT", () => signal.resolve(["the introducer was interrupted", 0]));
   process.once("SIGTERM", () => signal.resolve(["the introducer was terminated", 0]));

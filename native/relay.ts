@@ -105,6 +105,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   /** Ends with something held that may go on with the next slice; who was served last is served last again. */
   readonly #waiting = new Set<RelayEnd<Connection>>();
   #timer: Timer | undefined;
+  #bytes = 0;
 
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
@@ -116,6 +117,12 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   stop(): void {
     clearInterval(this.#timer);
+  }
+
+  /** Relayed links now, and the bytes of all there have been. */
+  get totals(): { links: number; bytes: number } {
+    const links = [...this.#relays.values()].filter(({ isPaired }) => isPaired).length;
+    return { links, bytes: this.#bytes };
   }
 
   /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
@@ -245,6 +252,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     bucket.tokens -= written;
     this.#total.tokens -= written;
     relay.bytes += written;
+    this.#bytes += written;
     if (written > 0) relay.untilMs = now + relaySilenceMs;
     end.held = end.held.subarray(written);
     end.isBlocked = written < part.length;

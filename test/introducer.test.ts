@@ -969,6 +969,30 @@ test("introductions that link cost nothing", async () => {
   expect<unknown>(await anna.next("refused")).toMatchObject(waits);
 });
 
+test("what has been going on is counted: introductions by outcome and way, refusals by code, joins", async () => {
+  await using scene = introduce({ introductionsPerPair: 2 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using carl = await scene.join("carl", "elsewhere");
+  await linkOnce(anna, bert);
+  await failOnce(anna, bert);
+  anna.send({ type: "connect", peer: carl.id });
+  await anna.next("refused");
+  bert.send({ type: "connect", peer: anna.id });
+  await anna.next("punch", ({ role }) => role === "controlled");
+  bert.end();
+  await anna.next("left");
+  const { stats } = scene.introducer;
+  expect(stats).toMatchObject({ participants: 2, rooms: 2, joins: 3, relays: 0 });
+  expect(stats.introductions).toEqual([
+    { outcome: "linked", way: "direct", count: 1 },
+    { outcome: "refused-by-peer", way: "direct", count: 1 },
+    { outcome: "peer-left", way: "direct", count: 1 },
+  ]);
+  expect(stats.linkMs.counts.at(-1)).toBe(1);
+  expect(stats.refusals).toEqual([{ code: "unknown-peer", count: 1 }]);
+});
+
 test("a stranger that claims random ports and fails at once gets no second round while the first runs", async () => {
   await using scene = introduce();
   using pair = await pairOf(scene, "random", "endpoint-independent");
@@ -1833,6 +1857,7 @@ describe.skipIf(!isLinux)("relayed bytes", () => {
     relayed.anna.send({ ...linkedBy(relayed.token), route: "relay", peer: relayed.bert.id });
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "relay", relayedBytes: 5 }]);
+    expect(scene.introducer.stats).toMatchObject({ relays: 1, relayedBytes: 5 });
     const report = { ...linkedBy("0".repeat(32)), peer: relayed.bert.id }; // it has moved
     relayed.anna.send(report);
     await relayed.anna.settled();
@@ -2460,8 +2485,63 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   expect(await child.exited).toBe(0);
 });
 
+test("--metrics shows numbers to Prometheus, on loopback unless told otherwise", async () => {
+  const [port, metrics] = [freePort(), freePort()];
+  await using child = run([String(port), "--json", "--metrics", String(metrics)]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  const page = await (await fetch(`http://127.0.0.1:${metrics}/metrics`)).text();
+  expect(page).toContain("\nintroducer_participants 1\n");
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+test("metrics on a port that is taken: exit code 1, and which", async () => {
+  await using scene = introduce();
+  const taken = String(scene.introducer.port);
+  const result = await ended([String(freePort()), "--host", "127.0.0.1", "--metrics", taken]);
+  expect(result).toMatchObject({ code: 1, stdout: "" });
+  expect(result.stderr).toContain(`can't show metrics on 127.0.0.1 port ${taken}: EADDRINUSE\n`);
+});
+
+test("--log json: each event a line of JSON on standard error, and nothing else there", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--log", "json"], "pipe");
+  const events = jsonLines(child.stderr);
+  expect((await events.next()).value).toMatchObject({ event: "listening", port, at: expect.any(Number) });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  expect((await events.next()).value).toMatchObject({ event: "joined", name: "anna" });
+  child.stdin?.write("stats\nquit\n");
+  expect(await child.exited).toBe(0);
+  expect(await new Response(child.stdout).text()).toMatch(
+    /^up +\d+s\nnow +1 participant in 1 room, 1 connection/,
+  );
+});
+
+test("--max-connections, --max-per-address and --max-room are the introducer's limits", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--max-room", "1"]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  expect((await bert.next("refused")).message).toBe("the room is full: it holds 1 participant");
+});
+
 for (const args of [
   ["--nonsense"],
+  ["--log", "xml"],
+  ["--metrics", "here"],
+  ["--metrics", "127.0.0.1"],
+  ["--metrics", "70000"],
+  ["--max-connections", "0"],
+  ["--max-per-address", "many"],
+  ["--max-room", "1000000"],
   ["0"],
   ["65536"],
   ["seven"],

@@ -10,6 +10,9 @@ import { adoptable } from "../../native/socket.ts";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
 
 const settleMs = 1500;
+/** How long as many introductions are made as can be, and how many of them, or of joins, are under way at once. */
+export const introductionsMs = 4000;
+export const underWay = 200;
 /** A kernel's clock tick, in which /proc tells processor time (USER_HZ). */
 const clockTickMs = 10;
 
@@ -30,9 +33,12 @@ export class Server implements AsyncDisposable {
     this.probePort = probePort;
   }
 
-  static async start(...args: string[]): Promise<Server> {
-    const fixture = `${import.meta.dir}/introducer-fixture.ts`;
-    const command = [process.execPath, fixture, ...args];
+  static start(...args: string[]): Promise<Server> {
+    return Server.run([process.execPath, `${import.meta.dir}/introducer-fixture.ts`, ...args]);
+  }
+
+  /** A program that prints its port, and collects its garbage on SIGUSR2. */
+  static async run(command: string[]): Promise<Server> {
     const child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
     const { value } = await child.stdout.getReader().read();
     return new Server(child, new TextDecoder().decode(value).split(" ").map(Number));
@@ -200,6 +206,22 @@ export class Client {
     this.#socket!.write(`{"type":"linked","peer":${this.partner!.id},"token":"${token}",${ends}}\n`);
     this.punched?.();
   }
+}
+
+/** Runs that many at once of what `next` begins, until it begins nothing; returns how long each took. */
+export async function closedLoop(next: () => Promise<void> | undefined): Promise<number[]> {
+  const timesMs: number[] = [];
+  const worker = async () => {
+    for (;;) {
+      const from = performance.now();
+      const begun = next();
+      if (!begun) return;
+      await begun;
+      timesMs.push(performance.now() - from);
+    }
+  };
+  await Promise.all(Array.from({ length: underWay }, worker));
+  return timesMs;
 }
 
 /** Begins so many a second, however long they take; each counts from when it was due. */

@@ -34,7 +34,7 @@ async function inNamespace(args: string[]): Promise<number | undefined> {
   const mark = "BENCH_FLOOD_NAMESPACE";
   if (process.env[mark]) return undefined;
   const script = `ip link set lo up && ip -6 route add local 2001:db8::/48 dev lo &&
-    echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind && exec "$@"`;
+    echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind && echo 64 >/proc/sys/net/core/somaxconn && exec "$@"`;
   const unshare = ["unshare", "-Urn", "sh", "-c", script, "sh"];
   const isPossible = (await Bun.$`${unshare} true`.nothrow().quiet()).exitCode === 0;
   if (!isPossible) return undefined;

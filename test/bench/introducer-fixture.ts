@@ -3,7 +3,7 @@
  * `Bun.listen` that answers the same lines with as many lines of the same length, one write each, and knows nothing of
  * rooms, peers or JSON; and the ends of relayed links.
  */
-import { Introducer } from "../../introducer.ts";
+import { Introducer, roomLimits } from "../../introducer.ts";
 import { encode } from "../../protocol.ts";
 
 const [kind = "introducer", ...args] = process.argv.slice(2);
@@ -15,6 +15,9 @@ function introducer(): number {
     port: 0,
     probePorts: [],
     limits: {
+      ...roomLimits(4000),
+      sessions: unlimited,
+      registerDeadlineMs: 600_000,
       messageBurst: unlimited,
       messagesPerSecond: unlimited,
       introductionsPerMinute: unlimited,

@@ -3,48 +3,44 @@
  * participant, each against a bare `Bun.listen` that moves as many lines of the same length. The load comes from this
  * process, by sockets that parse nothing they need not; the server is another one. Two cores are enough, and needed.
  */
-import { Client, openLoop, Pairs, percentile, Server } from "./crowd.ts";
+import { descriptorLimit } from "../../native/socket.ts";
+import {
+  Client,
+  closedLoop,
+  introductionsMs,
+  openLoop,
+  Pairs,
+  percentile,
+  Server,
+  underWay,
+} from "./crowd.ts";
+import { measurePeerJs } from "./peerjs.ts";
 import { table } from "./run.ts";
 
+/** Of this process and of the server: each connection takes one in both. */
+const descriptors = Math.min(descriptorLimit() - 1000, 60_000);
 const scenarios = [
-  { name: "rooms of 10", roomSize: 10, rooms: 200, goal: 15_000 },
-  { name: "rooms of 250", roomSize: 250, rooms: 4, goal: 10_000 },
+  { name: "rooms of 10", roomSize: 10, rooms: Math.floor(descriptors / 10), goal: 20_000, peerJs: true },
+  { name: "rooms of 250", roomSize: 250, rooms: 4, goal: 10_000, peerJs: false },
+  { name: "room of 2000", roomSize: 2000, rooms: 1, goal: 10_000, peerJs: false },
 ];
 type Scenario = (typeof scenarios)[number];
-const goals = { p99Ms: 50, kib: 5, relayed: 2 };
+const goals = { p99Ms: 50, kib: 4, relayed: 2, peerJs: 10 };
+/** Participants at one address of loopback: the kernel has 28,000 ports for each. */
+const perAddress = 5000;
 /** Relayed links that send all they may, and the introductions a second beside them. */
 const relays = 50;
 const besideRelays = 3000;
 /** A room in which everybody is being introduced to everybody: 16,110 introductions. */
 const crowdSize = 180;
 const echoes = 300;
-const introductionsMs = 4000;
 const idleMs = 6000;
-/** Introductions and joins under way at once, where as many are made as can be. */
-const underWay = 200;
 const settleMs = 1500;
-
-// --- the load --------------------------------------------------------------------------------------------
-
-/** Runs that many at once of what `next` begins, until it begins nothing; returns how long each took. */
-async function closedLoop(next: () => Promise<void> | undefined): Promise<number[]> {
-  const timesMs: number[] = [];
-  const worker = async () => {
-    for (;;) {
-      const from = performance.now();
-      const begun = next();
-      if (!begun) return;
-      await begun;
-      timesMs.push(performance.now() - from);
-    }
-  };
-  await Promise.all(Array.from({ length: underWay }, worker));
-  return timesMs;
-}
 
 // --- one server, one scenario ----------------------------------------------------------------------------
 
-interface Result {
+/** What one server did. */
+export interface Result {
   joins: number;
   joinP99Ms: number;
   kib: number;
@@ -62,7 +58,8 @@ async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Res
     { length: count },
     (_, index) => new Client(index, `room ${Math.floor(index / roomSize)}`),
   );
-  for (const client of clients) await client.open(server.port);
+  for (const [index, client] of clients.entries())
+    await client.open(server.port, `127.0.1.${1 + Math.floor(index / perAddress)}`);
   const join = async (some: Client[]) => {
     const queue = [...some];
     const from = performance.now();
@@ -219,28 +216,32 @@ async function besideManyIntroductions(): Promise<void> {
 // --- the table -------------------------------------------------------------------------------------------
 
 async function compare(scenario: Scenario): Promise<void> {
+  const { roomSize, rooms, name, goal } = scenario;
   const ours = await measure("introducer", scenario);
   const bare = await measure("bare", scenario);
-  const row = (what: string, of: (result: Result) => number, unit: string, goal = "", digits = 0) => [
+  const peerJs = scenario.peerJs ? await measurePeerJs(roomSize * rooms) : undefined;
+  const others = [bare, ...(typeof peerJs === "object" ? [peerJs] : [])];
+  const row = (what: string, of: (result: Result) => number, unit: string, wanted = "", digits = 0) => [
     what,
-    `${of(ours).toFixed(digits)}${unit}`,
-    `${of(bare).toFixed(digits)}${unit}`,
-    goal,
+    ...[ours, ...others].map((result) => `${of(result).toFixed(digits)}${unit}`),
+    wanted,
   ];
   console.log(
     table([
-      [`${scenario.rooms} ${scenario.name}`, "introducer", "bare", "goal"],
+      [`${rooms} ${name}`, "introducer", "bare", "PeerJS", "goal"].filter(
+        (_, n) => n < 3 || n === 4 || others[1],
+      ),
       row("joins a second", ({ joins }) => joins, ""),
       row("- 99th percentile", ({ joinP99Ms }) => joinP99Ms, " ms", "", 1),
-      row("memory of a participant", ({ kib }) => kib, " KiB", `≤ ${goals.kib} KiB`, 1),
+      row("memory of a participant", ({ kib }) => kib, " KiB", `≤ bare + ${goals.kib} KiB`, 1),
       row("processor while idle", ({ idlePercent }) => idlePercent, " %", "", 2),
-      row("introductions a second", (one) => one.introductions, "", `≥ ${scenario.goal}`),
+      row("introductions a second", (one) => one.introductions, "", `≥ ${goal}`),
       row("- 99th percentile", ({ p99Ms }) => p99Ms, " ms", "", 1),
       row("- at half that rate", ({ halfP99Ms }) => halfP99Ms, " ms", `≤ ${goals.p99Ms} ms`, 1),
       row("- processor for one", (one) => one.busyMicroseconds, " µs"),
     ]),
   );
-  console.log("");
+  console.log(typeof peerJs === "string" ? `without PeerJS: ${peerJs}\n` : "");
 }
 
 export async function bench(): Promise<void> {
@@ -249,5 +250,7 @@ export async function bench(): Promise<void> {
   await besideManyIntroductions();
   console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, and at half of that rate
 they are begun by the clock, and count from when they were due. Of the participants the second half is counted,
-when the first has warmed the server up. Load and server share the cores of this machine.`);
+when the first has warmed the server up. Load and server share the cores of this machine. PeerJS knows no rooms: a join
+is told to nobody, and for an introduction an OFFER is sent and answered, two lines read and two written (goal: to do
+${goals.peerJs} × its joins and introductions).`);
 }
