@@ -16,7 +16,7 @@ import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "
 import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
-import { parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
 import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import type { Link } from "./native/link/link.ts";
@@ -752,10 +752,10 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream({ id, name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { name, fingerprint, purpose });
+    if (take) take(stream, { id, name, fingerprint, purpose });
     else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
@@ -1554,6 +1554,8 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
       `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
     );
   }
+  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
+  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   if (values.send && values.connect?.length !== 1)
@@ -1565,7 +1567,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     connect: values.connect ?? [],
     forward: values.forward ?? [],
     allow: values.allow ?? [],
-    pipe: values.pipe === undefined ? undefined : readPipe(values.pipe),
+    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
     send: values.send ?? [],
     accept: values.accept,
     keepMinutes: readKeep(values.keep),
@@ -1578,11 +1580,11 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   };
 }
 
-function readPipe(text: string): PipeSpec {
+function read<T>(option: string, text: string, parse: (text: string) => T): T {
   try {
-    return parsePipe(text);
+    return parse(text);
   } catch (error) {
-    if (error instanceof SpecError) throw new UsageError(`--pipe ${error.message}`);
+    if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
     throw error;
   }
 }
@@ -1709,6 +1711,7 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     link: (peer) => participant.whenLinked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
+    pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
     onEvent,
   });
   for (const use of ["forward", "pipe", "files"])
@@ -1782,12 +1785,12 @@ async function pipeThrough(
 ): Promise<void> {
   await participant.waitFor(peer);
   const link = participant.linkWith(peer) ?? (await participant.connect(peer));
-  const { sending, receiving } = uses.pipe(link, peer, target);
+  const { sending, incoming } = uses.pipe(link, target);
   // Who only wants what comes is not asked to type.
   const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
   const startedAt = performance.now();
-  let received: Pipe | undefined;
-  void receiving.then((pipe) => (received = pipe));
+  let received: Pipe | undefined = incoming ? undefined : sending;
+  void incoming?.then((pipe) => (received = pipe));
   const moved = () => {
     const seconds = (performance.now() - startedAt) / 1000;
     const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
@@ -1796,7 +1799,7 @@ async function pipeThrough(
   const isDrawn = !(isatty(0) && isatty(1));
   const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
   try {
-    await runPipe(input, new DescriptorOutput(1), sending, receiving);
+    await runPipe(input, new DescriptorOutput(1), sending, incoming);
   } catch (error) {
     throw new UserError(error instanceof Error ? error.message : String(error));
   } finally {
