@@ -11,15 +11,22 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
-import type { Purpose } from "./native/link/link.ts";
-import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import type { Link, Purpose } from "./native/link/link.ts";
+import {
+  distrust,
+  newRoomWords,
+  openRoom,
+  prove,
+  roomOf,
+  secretRoom,
+  type Room,
+} from "./native/link/room.ts";
 import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
 import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
 import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
-import type { Link } from "./native/link/link.ts";
 import {
   RemotePeer,
   ToldError,
@@ -89,6 +96,8 @@ import {
   type ToParticipant,
   type Way,
 } from "./protocol.ts";
+
+export { UserError, type From, type Link, type Stream };
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
@@ -165,13 +174,18 @@ export interface Self {
 }
 
 export interface ParticipantOptions {
+  /** Name or address of the introducer. */
   host: string;
-  port: number;
+  /** Its port (7000). */
+  port?: number;
+  /** What others call us: one word. */
   name: string;
-  /** Made while we connect, where that takes time. */
-  room: Room | Promise<Room>;
-  identity: Identity;
-  onEvent: (event: ParticipantEvent) => void;
+  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
+  room: string | Room | Promise<Room>;
+  /** The one kept in the user's state folder, unless given. */
+  identity?: Identity;
+  /** All that happens, for whoever wants to tell it. */
+  onEvent?: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */
   verbose?: boolean;
   /** Never let the introducer relay our links. */
@@ -247,10 +261,25 @@ interface JoinAttempt {
 
 // --- the participant -------------------------------------------------------------------------------------
 
-/** One participant in one room. Every event goes to `onEvent`; every method rejects with a {@link UserError}. */
+/**
+ * One participant in one room. Importing and making it does nothing to the program: it prints nothing, takes no signal,
+ * and lets the program end once it has quit. Every event goes to `onEvent`; every method rejects with a
+ * {@link UserError}.
+ *
+ *   const alice = new Participant({ host: "introducer.example", name: "alice", room: "our secret words" });
+ *   alice.onStream("my-game/1", (stream, { name }) => …);
+ *   await alice.join();
+ *   await alice.waitFor("bob");
+ *   const link = await alice.connect("bob");
+ *   const stream = link.open("my-game/1");
+ *   await alice.quit();
+ */
 export class Participant {
   readonly options: ParticipantOptions;
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  readonly #identity: Identity;
+  /** Being made while we connect. */
+  readonly #roomToBe: Room | Promise<Room>;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -274,7 +303,10 @@ export class Participant {
 
   constructor(options: ParticipantOptions) {
     this.options = options;
-    this.#credentials = new Credentials(options.identity);
+    const warn = (message: string) => this.#emit({ event: "warning", message });
+    this.#identity = options.identity ?? identityOrOneForNow(warn);
+    this.#credentials = new Credentials(this.#identity);
+    this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
     this.#surroundings = {
       ground: () => this.#registration,
       emit: (event) => this.#emit(event),
@@ -308,7 +340,7 @@ export class Participant {
     if (!registration) return undefined;
     const { id, public: observed, private: hosts, behaviour } = registration;
     const { name } = this.options;
-    const { fingerprint } = this.options.identity;
+    const { fingerprint } = this.#identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
     return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
@@ -346,7 +378,10 @@ export class Participant {
     if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
   }
 
-  /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
+  /**
+   * Punches towards a peer that is in the room ({@link waitFor}), or joins the punch that is under way; resolves to the
+   * link, also when the peer has asked for it.
+   */
   async connect(word: string, isVerbose = false): Promise<Link> {
     if (this.#hasQuit) throw new UserError("this participant has quit");
     return this.#find(word).connect(isVerbose);
@@ -358,8 +393,10 @@ export class Participant {
   }
 
   /**
-   * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
-   * with who the peer is; others are refused.
+   * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
+   * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
+   * Web streams. Its user ends his half by `end()`; `for await` over a Duplex destroys it at the end, with what was not
+   * sent: `stream.iterator({ destroyOnReturn: false })` does not.
    */
   onStream(use: string, take: (stream: Stream, from: From) => void): void {
     this.#takers.set(use, take);
@@ -507,7 +544,7 @@ export class Participant {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const attempt: JoinAttempt = { resolve, reject };
     this.#state = { is: "joining", attempt };
-    const { host, port } = this.options;
+    const { host, port = defaultPort } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
       () => this.#emit({ event: "waiting", for: "introducer", text }),
@@ -522,12 +559,12 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port, name, identity, direct } = this.options;
+    const { host, port = defaultPort, name, direct } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
       const opening = ControlChannel.open(host, port, otherStartedAs("introducer"));
-      [room, control] = await Promise.all([this.options.room, opening]);
+      [room, control] = await Promise.all([this.#roomToBe, opening]);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       return this.#joinFailed(attempt, error);
@@ -540,7 +577,7 @@ export class Participant {
     this.#room = room;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
-    const { fingerprint } = identity;
+    const { fingerprint } = this.#identity;
     const { instance } = this.#surroundings;
     control.send({
       type: "register",
@@ -807,7 +844,7 @@ export class Participant {
       void verify(registration.port.port, endpoint, token);
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
+    this.#rehearsed ??= rehearse(this.#credentials, this.#identity.fingerprint);
     await this.#rehearsed;
     rehearseCandidates(registration);
     const behaviour = await measuring;
@@ -863,7 +900,7 @@ export class Participant {
   }
 
   #emit(event: ParticipantEvent): void {
-    this.options.onEvent(event);
+    this.options.onEvent?.(event);
   }
 }
 
@@ -1601,8 +1638,7 @@ function readKeep(text: string | undefined): number {
 function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
   // Who only measures disturbs nobody.
   if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
-  if (room === undefined) return openRoom(defaultRoom);
-  if (room !== "new") return secretRoom(room);
+  if (room !== "new") return roomOf(room ?? defaultRoom);
   const words = newRoomWords();
   const invitation = `${startedAs("participant")} ${introducer} --room ${words}`;
   terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);

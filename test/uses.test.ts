@@ -1,8 +1,7 @@
 /** Forwards and pipes between real programs on loopback, with real clients and targets. */
 import { describe, expect, test } from "bun:test";
 import type { Socket } from "node:net";
-import { join } from "node:path";
-import { Driven, met, outcome, spawn, startIntroducer, states } from "./driven-fixture.ts";
+import { Driven, homeOf, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
 import type { ForwardRow } from "../native/link/uses.ts";
 import { randomBytes, randomFrom } from "./link/memory-fixture.ts";
 import { until } from "./native-fixture.ts";
@@ -276,7 +275,7 @@ describe("in the open lobby", () => {
 /** A program with standard streams of its own, and what became of it. */
 function piping(port: number, name: string, to: string, ...options: string[]) {
   const args = [`127.0.0.1:${port}`, "--name", name, ...room, "--pipe", to, ...options];
-  const child = spawn(args, { XDG_STATE_HOME: join(states, name) });
+  const child = spawn(args, { XDG_STATE_HOME: homeOf(name) });
   const ended = async () => {
     const [stdout, stderr] = await Promise.all([child.stdout.bytes(), child.stderr.text()]);
     return { code: await child.exited, stdout, stderr };
@@ -336,7 +335,7 @@ describe("a pipe", () => {
       const shell = `{ ${[...command, ...room.map((word) => `'${word}'`)].join(" ")} -q --pipe alice; echo "exit $?" >&2; } | head -c 10`;
       await using bob = Bun.spawn(["sh", "-c", shell], {
         cwd: root,
-        env: { PATH: process.env.PATH, XDG_STATE_HOME: join(states, "bob") },
+        env: { PATH: process.env.PATH, XDG_STATE_HOME: homeOf("bob") },
         stdio: ["pipe", "pipe", "pipe"],
       });
       // More than the pipe and every buffer on the way holds.
