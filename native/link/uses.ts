@@ -8,6 +8,7 @@ import { collectFiles } from "./collect.ts";
 import { type Offer, type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
 import type { Link, Purpose } from "./link.ts";
+import { ToldError } from "./peer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
 import { receiveFiles, type Decision } from "./receive.ts";
 import { sendFiles } from "./send.ts";
@@ -316,7 +317,7 @@ export class Uses {
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       this.#options.onEvent({ event: "transfer-failed", ...about, reason });
-      throw new UserError(reason, { cause: error });
+      throw new ToldError(reason, { cause: error });
     } finally {
       this.#transfers.delete(id);
     }
