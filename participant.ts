@@ -11,15 +11,22 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
-import type { Purpose } from "./native/link/link.ts";
-import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import type { Link, Purpose } from "./native/link/link.ts";
+import {
+  distrust,
+  newRoomWords,
+  openRoom,
+  prove,
+  roomOf,
+  secretRoom,
+  type Room,
+} from "./native/link/room.ts";
 import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
-import { parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
 import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
-import type { Link } from "./native/link/link.ts";
 import {
   RemotePeer,
   ToldError,
@@ -90,6 +97,8 @@ import {
   type ToParticipant,
   type Way,
 } from "./protocol.ts";
+
+export { UserError, type From, type Link, type Stream };
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
@@ -183,13 +192,18 @@ export interface Self {
 }
 
 export interface ParticipantOptions {
+  /** Name or address of the introducer. */
   host: string;
-  port: number;
+  /** Its port (7000). */
+  port?: number;
+  /** What others call us: one word. */
   name: string;
-  /** Made while we connect, where that takes time. */
-  room: Room | Promise<Room>;
-  identity: Identity;
-  onEvent: (event: ParticipantEvent) => void;
+  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
+  room: string | Room | Promise<Room>;
+  /** The one kept in the user's state folder, unless given. */
+  identity?: Identity;
+  /** All that happens, for whoever wants to tell it. */
+  onEvent?: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */
   verbose?: boolean;
   /** Never let the introducer relay our links. */
@@ -281,10 +295,25 @@ interface JoinAttempt {
 
 // --- the participant -------------------------------------------------------------------------------------
 
-/** One participant in one room. Every event goes to `onEvent`; every method rejects with a {@link UserError}. */
+/**
+ * One participant in one room. Importing and making it does nothing to the program: it prints nothing, takes no signal,
+ * and lets the program end once it has quit. Every event goes to `onEvent`; every method rejects with a
+ * {@link UserError}.
+ *
+ *   const alice = new Participant({ host: "introducer.example", name: "alice", room: "our secret words" });
+ *   alice.onStream("my-game/1", (stream, { name }) => …);
+ *   await alice.join();
+ *   await alice.waitFor("bob");
+ *   const link = await alice.connect("bob");
+ *   const stream = link.open("my-game/1");
+ *   await alice.quit();
+ */
 export class Participant {
   readonly options: ParticipantOptions;
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  readonly #identity: Identity;
+  /** Being made while we connect. */
+  readonly #roomToBe: Room | Promise<Room>;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -310,7 +339,10 @@ export class Participant {
 
   constructor(options: ParticipantOptions) {
     this.options = options;
-    this.#credentials = new Credentials(options.identity);
+    const warn = (message: string) => this.#emit({ event: "warning", message });
+    this.#identity = options.identity ?? identityOrOneForNow(warn);
+    this.#credentials = new Credentials(this.#identity);
+    this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
     this.#surroundings = {
       ground: () => this.#registration,
       emit: (event) => this.#emit(event),
@@ -347,7 +379,7 @@ export class Participant {
     if (!registration) return undefined;
     const { id, public: observed, private: hosts, mapped, behaviour } = registration;
     const { name } = this.options;
-    const { fingerprint } = this.options.identity;
+    const { fingerprint } = this.#identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
     const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
@@ -387,7 +419,10 @@ export class Participant {
     await this.#unmapped;
   }
 
-  /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
+  /**
+   * Punches towards a peer that is in the room ({@link waitFor}), or joins the punch that is under way; resolves to the
+   * link, also when the peer has asked for it.
+   */
   async connect(word: string, isVerbose = false): Promise<Link> {
     if (this.#hasQuit) throw new UserError("this participant has quit");
     return this.#find(word).connect(isVerbose);
@@ -399,8 +434,10 @@ export class Participant {
   }
 
   /**
-   * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
-   * with who the peer is; others are refused.
+   * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
+   * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
+   * Web streams. Its user ends his half by `end()`; `for await` over a Duplex destroys it at the end, with what was not
+   * sent: `stream.iterator({ destroyOnReturn: false })` does not.
    */
   onStream(use: string, take: (stream: Stream, from: From) => void): void {
     this.#takers.set(use, take);
@@ -552,7 +589,7 @@ export class Participant {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const attempt: JoinAttempt = { resolve, reject };
     this.#state = { is: "joining", attempt };
-    const { host, port } = this.options;
+    const { host, port = defaultPort } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
       () => this.#emit({ event: "waiting", for: "introducer", text }),
@@ -567,12 +604,12 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port, name, identity, direct } = this.options;
+    const { host, port = defaultPort, name, direct } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
       const opening = ControlChannel.open(host, port, otherStartedAs("introducer"));
-      [room, control] = await Promise.all([this.options.room, opening]);
+      [room, control] = await Promise.all([this.#roomToBe, opening]);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       return this.#joinFailed(attempt, error);
@@ -585,7 +622,7 @@ export class Participant {
     this.#room = room;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
-    const { fingerprint } = identity;
+    const { fingerprint } = this.#identity;
     const { instance } = this.#surroundings;
     control.send({
       type: "register",
@@ -808,10 +845,10 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream({ id, name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { name, fingerprint, purpose });
+    if (take) take(stream, { id, name, fingerprint, purpose });
     else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
@@ -870,7 +907,7 @@ export class Participant {
       void verify(registration.port.port, endpoint, token);
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
+    this.#rehearsed ??= rehearse(this.#credentials, this.#identity.fingerprint);
     await this.#rehearsed;
     rehearseCandidates(registration);
     const behaviour = await measuring;
@@ -944,7 +981,7 @@ export class Participant {
   }
 
   #emit(event: ParticipantEvent): void {
-    this.options.onEvent(event);
+    this.options.onEvent?.(event);
   }
 }
 
@@ -1111,7 +1148,7 @@ function total(rows: PeerRow[]): string {
 
 /** `512 B`, `1.5 kB`, `2.0 MB`. */
 function bytes(count: number): string {
-  if (count < 1000) return `${count} B`;
+  if (count < 1000) return `${Math.round(count)} B`;
   const [value, unit] =
     count < 1e6 ? [count / 1e3, "kB"] : count < 1e9 ? [count / 1e6, "MB"] : [count / 1e9, "GB"];
   return `${value.toFixed(1)} ${unit}`;
@@ -1683,6 +1720,8 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
       `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
     );
   }
+  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
+  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   if (values.send && values.connect?.length !== 1)
@@ -1694,7 +1733,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     connect: values.connect ?? [],
     forward: values.forward ?? [],
     allow: values.allow ?? [],
-    pipe: values.pipe === undefined ? undefined : readPipe(values.pipe),
+    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
     send: values.send ?? [],
     accept: values.accept,
     keepMinutes: readKeep(values.keep),
@@ -1708,11 +1747,11 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   };
 }
 
-function readPipe(text: string): PipeSpec {
+function read<T>(option: string, text: string, parse: (text: string) => T): T {
   try {
-    return parsePipe(text);
+    return parse(text);
   } catch (error) {
-    if (error instanceof SpecError) throw new UsageError(`--pipe ${error.message}`);
+    if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
     throw error;
   }
 }
@@ -1729,8 +1768,7 @@ function readKeep(text: string | undefined): number {
 function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
   // Who only measures disturbs nobody.
   if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
-  if (room === undefined) return openRoom(defaultRoom);
-  if (room !== "new") return secretRoom(room);
+  if (room !== "new") return roomOf(room ?? defaultRoom);
   const words = newRoomWords();
   const invitation = `${startedAs("participant")} ${introducer} --room ${words}`;
   terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);
@@ -1839,6 +1877,7 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     link: (peer) => participant.whenLinked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
+    pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
     onEvent,
   });
   for (const use of ["forward", "pipe", "files"])
@@ -1912,12 +1951,12 @@ async function pipeThrough(
 ): Promise<void> {
   await participant.waitFor(peer);
   const link = participant.linkWith(peer) ?? (await participant.connect(peer));
-  const { sending, receiving } = uses.pipe(link, peer, target);
+  const { sending, incoming } = uses.pipe(link, target);
   // Who only wants what comes is not asked to type.
   const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
   const startedAt = performance.now();
-  let received: Pipe | undefined;
-  void receiving.then((pipe) => (received = pipe));
+  let received: Pipe | undefined = incoming ? undefined : sending;
+  void incoming?.then((pipe) => (received = pipe));
   const moved = () => {
     const seconds = (performance.now() - startedAt) / 1000;
     const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
@@ -1926,7 +1965,7 @@ async function pipeThrough(
   const isDrawn = !(isatty(0) && isatty(1));
   const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
   try {
-    await runPipe(input, new DescriptorOutput(1), sending, receiving);
+    await runPipe(input, new DescriptorOutput(1), sending, incoming);
   } catch (error) {
     throw new UserError(error instanceof Error ? error.message : String(error));
   } finally {

@@ -282,6 +282,7 @@ export class Channel implements Carrier {
    * must have been acknowledged first.
    */
   #closeOnceAcknowledged(): void {
+    if (this.#isClosed) return; // destroyed on this side, it is told of its end all the same
     const giveUpAt = performance.now() + acknowledgeTimeoutMs;
     this.#closing ??= setInterval(() => {
       const isDone = this.#isClosed || (this.#tls.writableLength === 0 && isAcknowledged(this.#fd));
