@@ -6,8 +6,8 @@
  * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
- * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together,
- * {@link Relays} the bytes between two connections.
+ * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together, and
+ * native/relay.ts the bytes between two connections.
  * Imported by whoever runs an introducer inside a program of his own, never by a participant.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
@@ -15,7 +15,22 @@
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
-import type { Socket, TCPSocketListener } from "bun";
+import type { Socket } from "bun";
+import {
+  fairShare,
+  fill,
+  isLoopback,
+  Shares,
+  siteShares,
+  subscriber,
+  take,
+  Usage,
+  waitRefusal,
+  waitSeconds,
+  type Bucket,
+} from "./native/budget.ts";
+import { Listener } from "./native/listener.ts";
+import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
   completions,
@@ -40,6 +55,7 @@ import {
   addressScope,
   age,
   canonicalAddress,
+  changedPeer,
   controlSilenceMs,
   defaultPort,
   encode,
@@ -93,13 +109,16 @@ export const defaultLimits = {
   roomSize: 256,
   /** How many of them may come from one address, so that nobody fills a room alone. */
   roomShare: 64,
+  /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
+  processorMs: 2,
   /** How many times the share of an address loopback has, where only this host's own programs come from. */
   loopbackShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
-  /** Bytes read of sessions that have to wait, all together: each of them may be one read of Bun's, 512 KiB. */
+  /** Bytes read of lines that have to wait or are not whole, all together and of one address: one read of Bun's is up to 512 KiB. */
   heldBytes: 64 * 1024 * 1024,
+  heldBytesPerAddress: 8 * 1024 * 1024,
   /** Introductions one session may ask for. */
   introductionsPerMinute: 120,
   /** Of them those with one peer, and those that one peer gets from all, if that peer has not linked by them. */
@@ -135,8 +154,22 @@ export type Limits = typeof defaultLimits;
 
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
-/** How often those that have sent too many lines get the next of them read. */
-const resumeMs = 100;
+/** How often those that have sent too many lines get the next of them read, and for how long at once. */
+const resumeMs = 20;
+const resumeSliceMs = 2;
+/** Connections of one address, beyond those that it may have, that are told why they are closed. */
+const refusedAtOnce = 8;
+/** A room has place for so many of one address, however full it is. */
+const leastRoomShare = 16;
+/** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
+const sharedProcessorMs = 50;
+const processorWindowMs = 250;
+/** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
+const acceptMs = 0.1;
+const flushMs = 0.006;
+/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+const targetWindowMs = 60_000;
+const hadNone = 0.5;
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
@@ -180,16 +213,6 @@ const interfacesMs = 10_000;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
-/** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
-const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
-const relaySliceMs = 20;
-const relayTurnMs = 5;
-/** What may be made up for after a pause, lest a timer that comes late costs throughput. */
-const relayBurstMs = 100;
-/** A relayed link that says nothing for so long is over: participants ping each other far more often. */
-const relaySilenceMs = 3 * 60_000;
-
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
@@ -220,6 +243,7 @@ export type IntroducerEvent =
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
@@ -251,12 +275,6 @@ type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 /** A message that shows a peer, without that peer. */
 type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
-
-/** So many at once, then so many a second. */
-interface Bucket {
-  tokens: number;
-  at: number;
-}
 
 /** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
 interface Link {
@@ -294,13 +312,15 @@ class Session {
   hasMeasured = false;
   takesRelay = true;
   /** When it is no control connection but one end of a relayed link. */
-  relayed: RelayEnd | undefined = undefined;
+  relayed: RelayEnd<Session> | undefined = undefined;
   isConnectedBack = false;
   /** What `verify` has to repeat. */
   verifyToken: string | undefined = undefined;
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
+  /** Of its held bytes and of a line that is not whole. */
+  heldBytes = 0;
   hasEnded = false;
   /** Written at the end of the tick. */
   outgoing = "";
@@ -371,6 +391,14 @@ interface Asked {
   birthdayFailedAt: number;
 }
 
+/** What one member got from all others. */
+interface Unasked {
+  introductions: Bucket;
+  /** Of them, those by each address. */
+  perAddress: Usage;
+  failedBirthdays: Bucket;
+}
+
 /** Two members who have been introduced, for as long as both are here. */
 interface Pair {
   readonly members: readonly [Member, Member];
@@ -383,57 +411,7 @@ interface Pair {
   readonly asked: Map<number, Asked>;
 }
 
-/** One connection of a relayed link. */
-interface RelayEnd {
-  readonly session: Session;
-  readonly relay: Relay;
-  other: RelayEnd | undefined;
-  /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
-  held: Uint8Array;
-  readonly bucket: Bucket;
-  /** Whether it will send no more, and whether the other has been told so. */
-  hasEnded: boolean;
-  isFinished: boolean;
-  isGone: boolean;
-  isPaused: boolean;
-  /** Whether the other takes no more now. */
-  isBlocked: boolean;
-}
-
-/** A relayed link, from the offer on. */
-interface Relay {
-  readonly token: string;
-  readonly members: readonly [Member, Member];
-  readonly ends: RelayEnd[];
-  isPaired: boolean;
-  bytes: number;
-  /** Until when both must have come; then, until when something must have been relayed. */
-  untilMs: number;
-}
-
 // --- pure functions --------------------------------------------------------------------------------------
-
-function fill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
-  bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
-  bucket.at = now;
-}
-
-function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
-  fill(bucket, burst, perSecond, now);
-  if (bucket.tokens < 1) return false;
-  bucket.tokens -= 1;
-  return true;
-}
-
-/** Seconds until such a bucket gives one again: 0 when it does now. */
-function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
-  fill(bucket, perMinute, perMinute / 60, now);
-  return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
-}
-
-function waitRefusal(why: string, seconds: number): Refusal {
-  return new Refusal("limit", `${why}: wait ${seconds} s`);
-}
 
 /** 122 random bits, as cheap as one of them must be when thousands a second are made. */
 function newToken(): string {
@@ -470,15 +448,6 @@ function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undef
     clearTimeout(timer);
     socket.destroy();
   });
-}
-
-/** The part of an address that one subscriber holds: of IPv6 a whole /64. */
-function subscriber(address: string): string {
-  if (!address.includes(":")) return address;
-  const [head = "", tail = ""] = address.split("::");
-  const [front, back] = [head.split(":").filter(Boolean), tail.split(":").filter(Boolean)];
-  const zeros = Array<string>(8 - front.length - back.length).fill("0");
-  return [...front, ...zeros, ...back].slice(0, 4).join(":");
 }
 
 /** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
@@ -594,41 +563,9 @@ function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: numb
   return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
 }
 
-const nothing = new Uint8Array(0);
-
-/** The same for a pair of peers when they have come back with other ids. */
-function relayKey(a: Member, b: Member): string {
-  return `${[a.peer.instance, b.peer.instance].sort().join(" ")} ${a.room}`;
-}
-
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
 function roomName(room: string): string {
   return /^[0-9a-f]{64}$/.test(room) ? `${room.slice(0, 8)}…` : room;
-}
-
-/** How many of something each subscriber has, and all together. */
-class Shares {
-  total = 0;
-  readonly #counts = new Map<string, number>();
-
-  of(key: string): number {
-    return this.#counts.get(key) ?? 0;
-  }
-
-  /** Returns how many it has now. */
-  add(key: string): number {
-    const count = this.of(key) + 1;
-    this.#counts.set(key, count);
-    this.total += 1;
-    return count;
-  }
-
-  remove(key: string): void {
-    const count = this.of(key);
-    if (count > 1) this.#counts.set(key, count - 1);
-    else this.#counts.delete(key);
-    this.total -= 1;
-  }
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -741,6 +678,8 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
     case "mapping":
       return `#${event.id} has ${event.mapping} mapping`;
+    case "mapped":
+      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
@@ -790,7 +729,7 @@ class Introductions {
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
-  readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+  readonly #unasked = new Map<number, Unasked>();
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
@@ -992,15 +931,19 @@ class Introductions {
   #charge(pair: Pair, asker: Member, target: Member, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
-    const { introductions: ofAll } = this.#unaskedOf(target, now);
+    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0) {
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     }
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
-    if (ofAllSeconds > 0) throw waitRefusal("that peer gets too many introductions", ofAllSeconds);
+    // Whoever has used it up must not keep others from that peer.
+    if (ofAllSeconds > 0 && perAddress.of(asker.subscriber, now) >= hadNone)
+      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
-    ofAll.tokens -= 1;
+    ofAll.tokens = Math.max(0, ofAll.tokens - 1);
+    perAddress.tick(now);
+    perAddress.spend(asker.subscriber, 1, now);
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
@@ -1011,7 +954,9 @@ class Introductions {
     const [asker, target] = sides;
     const now = performance.now();
     this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
-    this.#unaskedOf(target.member, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target.member, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.member.subscriber, -1, now);
   }
 
   #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
@@ -1027,12 +972,13 @@ class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Member, now: number) {
+  #unaskedOf({ peer }: Member, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
-    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
-    const fresh = {
+    const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
+    const fresh: Unasked = {
       introductions: { tokens: introductionsPerTarget, at: now },
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, loopbackShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
@@ -1266,255 +1212,31 @@ class Introductions {
   }
 }
 
-// --- the relay -------------------------------------------------------------------------------------------
-
-/** What the relays need of the sessions. */
-interface Sessions {
-  readonly limits: Limits;
-  refuse(session: Session, refusal: Refusal): void;
-  /** Ends a session after what has been written. */
-  close(session: Session, reason: string): void;
-  tell(event: IntroducerEvent): void;
-}
-
-/**
- * Copies bytes between the two connections of a relayed link, at no more than a rate each way and a rate for all of
- * them, and holds no more of them than one read each way: who is not read from is made to wait by TCP.
- */
-class Relays {
-  readonly rates: RelayRates;
-  readonly #sessions: Sessions;
-  readonly #relays = new Map<string, Relay>();
-  readonly #perAddress = new Shares();
-  readonly #perMember = new Map<number, number>();
-  readonly #total: Bucket;
-  /** Ends with something held that may go on with the next slice; who was served last is served last again. */
-  readonly #waiting = new Set<RelayEnd>();
-  #timer: Timer | undefined;
-
-  constructor(rates: RelayRates, sessions: Sessions) {
-    this.rates = rates;
-    this.#sessions = sessions;
-    this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
-  }
-
-  stop(): void {
-    clearInterval(this.#timer);
-  }
-
-  /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
-  bytes(): Map<string, number> {
-    const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
-    return new Map(paired.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
-  }
-
-  /** A token by which both can come here, once; undefined where they may have no more. */
-  offer(a: Member, b: Member): string | undefined {
-    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
-    const isLoopback = ({ observed }: Member) => addressScope(splitEndpoint(observed).address) === "loopback";
-    const isOver = (member: Member) =>
-      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
-      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
-    if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
-    const token = newToken();
-    const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
-    this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
-    for (const { peer, subscriber: own } of [a, b]) {
-      this.#perAddress.add(own);
-      this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
-    }
-    return token;
-  }
-
-  /** Takes a connection that has said `relay`; throws a {@link Refusal}. */
-  join(session: Session, token: string): void {
-    const relay = this.#relays.get(token);
-    if (!relay || relay.isPaired)
-      throw new Refusal("bad-field", "token must be of a relay that is still open");
-    const now = performance.now();
-    const bucket = { tokens: (this.rates.rate * relaySliceMs) / 1000, at: now };
-    const end: RelayEnd = {
-      session,
-      relay,
-      other: undefined,
-      held: nothing,
-      bucket,
-      hasEnded: false,
-      isFinished: false,
-      isGone: false,
-      isPaused: false,
-      isBlocked: false,
-    };
-    session.relayed = end;
-    relay.ends.push(end);
-    if (relay.ends.length === 2) this.#pair(relay, now);
-  }
-
-  #pair(relay: Relay, now: number): void {
-    const [a, b] = relay.ends as [RelayEnd, RelayEnd];
-    [a.other, b.other] = [b, a];
-    relay.isPaired = true;
-    relay.untilMs = now + relaySilenceMs;
-    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
-    this.#sessions.tell({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
-    this.#pump(a, b, now);
-    this.#pump(b, a, now);
-  }
-
-  /** Something has come from one end. */
-  data(end: RelayEnd, chunk: Uint8Array): void {
-    if (end.other?.isGone) return;
-    end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
-    if (end.other) this.#pump(end, end.other, performance.now());
-    if (end.held.length === 0 || end.isPaused) return;
-    end.session.socket.pause();
-    end.isPaused = true;
-  }
-
-  /** One end takes more again. */
-  drained(end: RelayEnd): void {
-    if (!end.other) return;
-    end.other.isBlocked = false;
-    this.#pump(end.other, end, performance.now());
-  }
-
-  /** One end will send no more. */
-  ended(end: RelayEnd): void {
-    end.hasEnded = true;
-    if (end.other) return this.#pump(end, end.other, performance.now());
-    this.#withdraw(end);
-    this.#sessions.close(end.session, "it did not wait for the other side of the relay");
-  }
-
-  /** It came first and has not waited: it may come again. */
-  #withdraw({ relay, session }: RelayEnd): void {
-    relay.ends.splice(0);
-    session.relayed = undefined;
-  }
-
-  /** One end is gone: the other gets what that has sent. */
-  closed(end: RelayEnd): void {
-    const { relay, other } = end;
-    end.hasEnded = end.isGone = true;
-    if (!other) return this.#withdraw(end);
-    this.#waiting.delete(other);
-    if (other.isGone) return this.#forget(relay);
-    other.held = nothing;
-    this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
-    this.#pump(end, other, performance.now());
-  }
-
-  tick(now: number): void {
-    for (const relay of this.#relays.values()) {
-      if (now < relay.untilMs) continue;
-      if (!relay.isPaired) this.#forget(relay);
-      for (const { session } of relay.ends) {
-        if (relay.isPaired) session.socket.terminate();
-        else this.#expired(session);
-      }
-    }
-  }
-
-  #expired(session: Session): void {
-    session.relayed = undefined;
-    this.#sessions.refuse(session, new Refusal("limit", "the other side did not come", true));
-  }
-
-  /** Writes of what one end has sent as much as the rates and the other end allow. */
-  #pump(end: RelayEnd, other: RelayEnd, now: number): void {
-    if (other.isGone || end.isBlocked) return;
-    const { relay, bucket } = end;
-    const { rate, total } = this.rates;
-    const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
-    const part = end.held.subarray(0, Math.floor(allowed));
-    const written = part.length > 0 ? Math.max(0, other.session.socket.write(part)) : 0;
-    bucket.tokens -= written;
-    this.#total.tokens -= written;
-    relay.bytes += written;
-    if (written > 0) relay.untilMs = now + relaySilenceMs;
-    end.held = end.held.subarray(written);
-    end.isBlocked = written < part.length;
-    this.#waiting.delete(end);
-    if (end.held.length === 0) this.#emptied(end, other);
-    else if (!end.isBlocked) this.#wait(end);
-  }
-
-  /** All that one end has sent so far has been written to the other. */
-  #emptied(end: RelayEnd, other: RelayEnd): void {
-    end.held = nothing; // and not a view of what was read
-    if (!end.hasEnded) return this.#resume(end);
-    if (end.isGone) return this.#sessions.close(other.session, "the other side of the relay is gone");
-    if (!end.isFinished) other.session.socket.shutdown();
-    end.isFinished = true;
-  }
-
-  #resume(end: RelayEnd): void {
-    if (end.isPaused) end.session.socket.resume();
-    end.isPaused = false;
-  }
-
-  #wait(end: RelayEnd): void {
-    this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
-  }
-
-  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
-  #turn(): void {
-    const now = performance.now();
-    const { rate, total } = this.rates;
-    const slice = (rate * relaySliceMs) / 1000;
-    for (const end of [...this.#waiting]) {
-      if (this.#fill(this.#total, total, now) < 1) return;
-      const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
-      if (isDue) this.#pump(end, end.other!, now);
-    }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
-  }
-
-  #fill(bucket: Bucket, rate: number, now: number): number {
-    fill(bucket, (rate * relayBurstMs) / 1000, rate, now);
-    return bucket.tokens;
-  }
-
-  #forget(relay: Relay): void {
-    const { token, members, isPaired, bytes } = relay;
-    if (!this.#relays.delete(token)) return;
-    for (const { peer, subscriber: own } of members) {
-      this.#perAddress.remove(own);
-      const count = (this.#perMember.get(peer.id) ?? 0) - 1;
-      if (count > 0) this.#perMember.set(peer.id, count);
-      else this.#perMember.delete(peer.id);
-    }
-    if (isPaired)
-      this.#sessions.tell({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
-  }
-}
-
 // --- the introducer --------------------------------------------------------------------------------------
 
 /** A rendezvous server. `start` listens; `stop` tells the participants and ends. */
 export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
-  readonly #listener: TCPSocketListener<Session | undefined>;
-  readonly #probeListeners: TCPSocketListener<string | undefined>[];
+  readonly #listener: Listener<Session | undefined>;
+  readonly #probeListeners: Listener<string | undefined>[];
   readonly #alternate: string | undefined;
-  readonly #probes = new Shares();
+  readonly #probes: Shares;
+  readonly #probeSockets = new Set<Socket<string | undefined>>();
   readonly #timer: Timer;
   readonly #connections = new Set<Session>();
-  readonly #perSubscriber = new Shares();
+  readonly #shares: Shares;
+  readonly #processor: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions: Introductions;
-  readonly #relays: Relays | undefined;
+  readonly #relays: Relays<Session> | undefined;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
   readonly #paused = new Set<Session>();
-  #heldBytes = 0;
+  readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
@@ -1531,6 +1253,17 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
+    const { sessions, probes, heldBytes, processorMs, loopbackShares } = this.limits;
+    const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
+    this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
+    this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
+    this.#processor = new Usage(
+      sharedProcessorMs,
+      (processorMs * processorWindowMs) / 1000,
+      processorWindowMs,
+      loopbackShares,
+    );
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#probeListeners = this.#listenForProbes(options);
@@ -1552,9 +1285,10 @@ export class Introducer {
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
-  #makeRelays(rates: RelayRates): Relays {
+  #makeRelays(rates: RelayRates): Relays<Session> {
     return new Relays(rates, {
       limits: this.limits,
+      newToken,
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       tell: this.#onEvent,
@@ -1622,7 +1356,8 @@ export class Introducer {
 
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
-    for (const listener of this.#probeListeners) listener.stop(true);
+    for (const listener of this.#probeListeners) listener.stop();
+    for (const probe of this.#probeSockets) probe.terminate();
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
@@ -1639,25 +1374,28 @@ export class Introducer {
     clearInterval(this.#timer);
     this.#introductions.stop();
     this.#relays?.stop();
-    this.#listener.stop(true);
+    for (const { socket } of this.#connections) socket.terminate();
   }
 
-  #listen(host: string | undefined, port: number): TCPSocketListener<Session | undefined> {
+  #listen(host: string | undefined, port: number): Listener<Session | undefined> {
     const listen = (hostname: string) =>
-      Bun.listen<Session | undefined>({
-        hostname,
-        port,
-        allowHalfOpen: true,
-        socket: {
-          open: (socket) => this.#open(socket),
-          data: ({ data }, chunk) => data && this.#data(data, chunk),
-          drain: ({ data }) => data && this.#drain(data),
-          end: ({ data }) => data && this.#ended(data),
-          error: ({ data }, error) => data && this.#mishap(data, error),
-          close: ({ data }, error) =>
-            data && this.#closed(data, error?.message ?? "it closed the connection"),
+      new Listener<Session | undefined>(
+        {
+          hostname,
+          port,
+          allowHalfOpen: true,
+          socket: {
+            open: (socket) => this.#open(socket),
+            data: ({ data }, chunk) => data && this.#data(data, chunk),
+            drain: ({ data }) => data && this.#drain(data),
+            end: ({ data }) => data && this.#ended(data),
+            error: ({ data }, error) => data && this.#mishap(data, error),
+            close: ({ data }, error) =>
+              data && this.#closed(data, error?.message ?? "it closed the connection"),
+          },
         },
-      });
+        (message) => this.#onEvent({ event: "warning", message }),
+      );
     if (host !== undefined) return listen(host);
     try {
       return listen("::");
@@ -1675,11 +1413,11 @@ export class Introducer {
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): TCPSocketListener<string | undefined>[] {
+  }: IntroducerOptions): Listener<string | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: TCPSocketListener<string | undefined>[] = [];
+    const listeners: Listener<string | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -1687,7 +1425,7 @@ export class Introducer {
         const { code = String(error) } = error as { code?: string };
         const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
         if (probePorts) {
-          for (const listener of [...listeners, this.#listener]) listener.stop(true);
+          for (const listener of [...listeners, this.#listener]) listener.stop();
           throw new ProbePortError(message, { cause: error });
         }
         this.#onEvent({ event: "warning", message });
@@ -1696,28 +1434,46 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): TCPSocketListener<string | undefined> {
-    const { probes, probesPerAddress, measureMs } = this.limits;
-    return Bun.listen<string | undefined>({
-      hostname,
-      port,
-      socket: {
-        open: (socket) => {
-          const observed = observedEndpoint(socket);
-          if (!observed) return void socket.terminate();
-          const { address } = splitEndpoint(observed);
-          socket.data = subscriber(address);
-          const isTooMany = this.#probes.add(socket.data) > this.#shareOf(address, probesPerAddress);
-          if (isTooMany || this.#probes.total > probes) return void socket.terminate();
-          socket.setNoDelay(true);
-          socket.timeout(Math.ceil(measureMs / 1000));
-          socket.write(encode({ type: "observed", endpoint: observed }));
+  #listenForProbe(hostname: string, port: number): Listener<string | undefined> {
+    const { measureMs } = this.limits;
+    const listener: Listener<string | undefined> = new Listener<string | undefined>(
+      {
+        hostname,
+        port,
+        socket: {
+          open: (socket) => {
+            const observed = observedEndpoint(socket);
+            const own = observed && this.#takeProbe(splitEndpoint(observed).address);
+            if (own === undefined) {
+              socket.terminate();
+              return listener.turnedAway();
+            }
+            socket.data = own;
+            this.#probeSockets.add(socket);
+            socket.setNoDelay(true);
+            socket.timeout(Math.ceil(measureMs / 1000));
+            socket.write(encode({ type: "observed", endpoint: observed! }));
+          },
+          data: () => {},
+          timeout: (socket) => socket.terminate(),
+          close: (socket) => {
+            if (socket.data === undefined) return;
+            this.#probeSockets.delete(socket);
+            this.#probes.remove(socket.data);
+          },
         },
-        data: () => {},
-        timeout: (socket) => socket.terminate(),
-        close: ({ data }) => void (data !== undefined && this.#probes.remove(data)),
       },
-    });
+      (message) => this.#onEvent({ event: "warning", message }),
+    );
+    return listener;
+  }
+
+  /** Whose share a probe from that address is of; undefined when there is none left. */
+  #takeProbe(address: string): string | undefined {
+    const own = subscriber(address);
+    if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
+    this.#probes.add(own);
+    return own;
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
@@ -1742,23 +1498,41 @@ export class Introducer {
   #open(socket: Connection): void {
     const observed = observedEndpoint(socket);
     if (!observed) return void socket.terminate();
+    const { sessions, sessionsPerAddress } = this.limits;
+    const own = subscriber(splitEndpoint(observed).address);
+    const most = this.#shares.most(own);
+    // Even a refused connection costs something until it is closed, so a flood gets no answer.
+    const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
+    if (isFlood || !this.#accepts(own)) {
+      socket.terminate();
+      return this.#listener.turnedAway();
+    }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
-    const count = this.#perSubscriber.add(session.subscriber);
-    const { sessions, sessionsPerAddress } = this.limits;
-    const most = this.#shareOf(splitEndpoint(observed).address, sessionsPerAddress);
-    // Even a refused connection costs something until it is closed, so a flood gets no answer.
-    if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
-    else if (count > most)
-      this.#refuse(session, new Refusal("limit", `${most} connections an address are enough`));
-    else if (this.#connections.size > sessions)
-      this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    this.#shares.add(own);
+    const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
+    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}`;
+    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  #shareOf(address: string, share: number): number {
-    return addressScope(address) === "loopback" ? share * this.limits.loopbackShares : share;
+  /** Whether an address may have another connection accepted, as far as processor time goes. */
+  #accepts(own: string): boolean {
+    const now = performance.now();
+    this.#processor.spend(own, acceptMs, now);
+    return !this.#processor.isOver(own, now);
+  }
+
+  /** What a session makes us do is of its address's share of the processor. */
+  #charge(session: Session, work: () => void): void {
+    const from = performance.now();
+    const writes = this.#outgoing.length;
+    work();
+    const now = performance.now();
+    const laterMs = (this.#outgoing.length - writes) * flushMs;
+    this.#processor.spend(session.subscriber, now - from + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -1767,7 +1541,8 @@ export class Introducer {
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else this.#read(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else this.#charge(session, () => this.#read(session, chunk));
   }
 
   /** Reads line by line, as many as it may say now, and holds the rest. */
@@ -1794,27 +1569,43 @@ export class Introducer {
       this.#refuse(session, error);
     }
     session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
+    this.#countHeld(session);
   }
 
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
-    this.#heldBytes += bytes.length - (session.held?.length ?? 0);
     if (session.held === undefined) session.socket.pause();
     session.held = bytes;
     this.#paused.add(session);
     this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
-    if (this.#heldBytes > this.limits.heldBytes) {
-      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
-    }
+    this.#countHeld(session);
   }
 
+  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  #countHeld(session: Session): void {
+    const bytes = (session.held?.length ?? 0) + (session.decoder?.pendingBytes ?? 0);
+    const more = bytes - session.heldBytes;
+    if (more === 0) return;
+    session.heldBytes = bytes;
+    if (more < 0) return this.#held.remove(session.subscriber, -more);
+    this.#held.add(session.subscriber, more);
+    if (this.#held.isUsedUp() || this.#held.isOver(session.subscriber))
+      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+  }
+
+  /** Lets those go on that may again, by turns, for no longer than others can wait. */
   #resume(): void {
-    const now = performance.now();
+    const from = performance.now();
+    const { messageBurst, messagesPerSecond } = this.limits;
     for (const session of [...this.#paused]) {
-      const bytes = session.held!;
+      const now = performance.now();
       session.heardAt = now; // what it says may be waiting
+      if (now - from >= resumeSliceMs) break;
+      fill(session.lines, messageBurst, messagesPerSecond, now);
+      if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) continue;
+      const bytes = session.held!;
       this.#unhold(session);
-      this.#read(session, bytes);
+      this.#charge(session, () => this.#read(session, bytes));
       if (session.hasEnded) this.#ended(session);
     }
     if (this.#paused.size > 0) return;
@@ -1824,9 +1615,9 @@ export class Introducer {
 
   #unhold(session: Session): void {
     if (!this.#paused.delete(session)) return;
-    this.#heldBytes -= session.held?.length ?? 0;
     session.held = undefined;
     session.socket.resume();
+    this.#countHeld(session);
   }
 
   #ended(session: Session): void {
@@ -1914,6 +1705,7 @@ export class Introducer {
     session.closing = true;
     session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
@@ -1935,10 +1727,12 @@ export class Introducer {
     if (!this.#connections.delete(session)) return;
     session.closing = true;
     session.outgoing = "";
+    session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     if (session.relayed) this.#relays?.closed(session.relayed);
-    this.#perSubscriber.remove(session.subscriber);
-    this.#leave(session, reason);
+    this.#shares.remove(session.subscriber);
+    this.#charge(session, () => this.#leave(session, reason));
     if (this.#connections.size === 0) this.#allGone?.();
   }
 
@@ -1947,6 +1741,7 @@ export class Introducer {
   #tick(): void {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
+    this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
   }
@@ -1994,7 +1789,6 @@ export class Introducer {
     const member = session as Member;
     switch (message.type) {
       case "connect":
-        this.#countIntroduction(member);
         return this.#connect(member, message);
       case "linked":
         return this.#linked(member, message);
@@ -2004,6 +1798,8 @@ export class Introducer {
         return this.#introductions.failed(member, message);
       case "mapping":
         return this.#mapped(member, message.mapping);
+      case "mapped":
+        return this.#portMapped(member, message.endpoint);
       case "measured":
         return this.#introductions.measured(member, message);
       case "connect-back":
@@ -2054,10 +1850,12 @@ export class Introducer {
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own, observed }: Session, others: Set<Member>): void {
-    const { roomSize, roomShare } = this.limits;
-    if (others.size >= roomSize) throw new Refusal("limit", "the room is full");
-    const share = this.#shareOf(splitEndpoint(observed).address, roomShare);
+  #checkRoom({ subscriber: own }: Session, others: Set<Member>): void {
+    const { roomSize, roomShare, loopbackShares } = this.limits;
+    if (others.size >= roomSize)
+      throw new Refusal("limit", `the room is full: it holds ${roomSize} participants`);
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
+    const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
     if (others.size < share) return;
     let count = 0;
     for (const other of others) if (other.subscriber === own) count += 1;
@@ -2140,8 +1938,18 @@ export class Introducer {
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
+  /** Nobody is sent to an address that is not the participant's own. */
+  #portMapped(member: Member, endpoint: Endpoint | undefined): void {
+    const { address } = splitEndpoint(member.observed);
+    if (endpoint !== undefined && splitEndpoint(endpoint).address !== address)
+      throw new Refusal("bad-field", `endpoint must be at ${address}, where you are seen`);
+    if (member.peer.mapped === endpoint) return;
+    this.#change(member, { mapped: endpoint ?? null });
+    this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+  }
+
   #change(member: Member, change: PeerChange): void {
-    Object.assign(member.peer, change);
+    member.peer = changedPeer(member.peer, change);
     member.json = "";
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });

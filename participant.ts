@@ -36,6 +36,7 @@ import {
   testHairpinning,
   type MappingBehaviour,
 } from "./native/punch/mapping.ts";
+import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
   CommandError,
@@ -124,9 +125,19 @@ export type ParticipantEvent =
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
-  | { event: "updated"; peer: number; name: string; public: Endpoint; mapping: Mapping; roundTripMs?: number }
+  | {
+      event: "updated";
+      peer: number;
+      name: string;
+      public: Endpoint;
+      mapped?: Endpoint;
+      mapping: Mapping;
+      roundTripMs?: number;
+    }
   | { event: "left"; peer: number; name: string }
   | { event: "mapping"; mapping: Mapping; step: number }
+  /** Whether our router opens a port for us. */
+  | { event: "port-mapping"; state: PortMappingState }
   | ({ event: "nat" } & NatReport)
   | { event: "echo"; text: string; rttMs: number }
   | { event: "notice"; text: string }
@@ -151,6 +162,8 @@ export interface NatReport extends MappingBehaviour {
   hairpinning: boolean;
   /** Whether the host has a global IPv6 address. */
   ipv6: boolean;
+  /** What came of asking the router for a port; undefined where it is not asked. */
+  portMapping?: PortMappingState;
   /** With which kinds of peer a direct link is expected, and by which way first. */
   expected: { peer: string; way: Way | "none" }[];
 }
@@ -162,6 +175,7 @@ export interface Self {
   room: string;
   public: Endpoint;
   private: Endpoint[];
+  mapped?: Endpoint;
   fingerprint: string;
   mapping: Mapping;
 }
@@ -178,6 +192,8 @@ export interface ParticipantOptions {
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
+  /** Whether the router is asked for a port; by default it is, where one is before us. */
+  portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
   keepMinutes?: number;
 }
@@ -198,6 +214,7 @@ class Registration implements Ground {
   readonly control: ControlChannel;
   readonly credentials: Credentials;
   behaviour: MappingBehaviour | undefined = undefined;
+  portMapping: PortMapping | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
@@ -215,6 +232,18 @@ class Registration implements Ground {
     this.alternates = message.alternates;
     this.verify = message.verify;
     this.port = this.portFor(control.port);
+  }
+
+  get mapped(): Endpoint | undefined {
+    const state = this.portMapping?.state;
+    return state?.is === "mapped" ? state.candidate : undefined;
+  }
+
+  /** Whether a router before us could open a port at the address that others see us at. */
+  get canBeMapped(): boolean {
+    return (
+      splitEndpoint(this.public).family === 4 && scopeOf(this.public) === "global" && !isUntranslated(this)
+    );
   }
 
   portFor(localPort: number): PunchPort {
@@ -264,6 +293,8 @@ export class Participant {
   #state: ControlState = { is: "away" };
   /** Our public address in the latest registration. */
   #lastAddress: string | undefined;
+  /** Settled when what earlier registrations had mapped is deleted. */
+  #unmapped: Promise<unknown> = Promise.resolve();
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
@@ -286,7 +317,10 @@ export class Participant {
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
-      changed: () => this.#arrived(),
+      changed: (peer) => {
+        this.#forgetIfGone(peer);
+        this.#arrived();
+      },
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
@@ -308,12 +342,13 @@ export class Participant {
   get self(): Self | undefined {
     const registration = this.#registration;
     if (!registration) return undefined;
-    const { id, public: observed, private: hosts, behaviour } = registration;
+    const { id, public: observed, private: hosts, mapped, behaviour } = registration;
     const { name } = this.options;
     const { fingerprint } = this.options.identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
-    return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
+    const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
+    return { ...own, fingerprint, mapping };
   }
 
   /** How many links are up. */
@@ -346,6 +381,7 @@ export class Participant {
     this.#hasQuit = true;
     await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
     if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
+    await this.#unmapped;
   }
 
   /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
@@ -432,17 +468,21 @@ export class Participant {
     }
     await registration.classified;
     const behaviour = await registration.measure([...probes, ...alternates]);
-    const own = { mapping: behaviour.mapping, private: registration.private, public: observed };
     const filtering = await port.listenDuring(() => this.#connectBack(registration));
-    const isTranslated = !isUntranslated(own);
+    const isTranslated = !isUntranslated(registration);
+    const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
+    await registration.portMapping?.answered;
+    const { private: hosts, mapped, portMapping } = registration;
+    const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
     return {
       ...behaviour,
       observed,
       scope: scopeOf(observed),
       isTranslated,
       ...(filtering && { filtering }),
-      hairpinning: isTranslated && (await testHairpinning(port.port, observed, probes[0])),
-      ipv6: own.private.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      hairpinning,
+      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      ...(portMapping && { portMapping: portMapping.state }),
       expected: expectations(own, filtering),
     };
   }
@@ -588,7 +628,11 @@ export class Participant {
     if (before.is === "joining") {
       before.attempt.control?.close(reason);
       before.attempt.reject(error);
-    } else if (before.is === "registered") before.registration.control.close(reason);
+    } else if (before.is === "registered") {
+      const { control, portMapping } = before.registration;
+      control.close(reason);
+      this.#unmapped = Promise.all([this.#unmapped, portMapping?.close()]);
+    }
     for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
     this.#filtering?.(undefined);
     for (const peer of this.#peers.values()) peer.introducerLost(reason);
@@ -689,6 +733,7 @@ export class Participant {
     this.#state = { is: "registered", registration };
     this.#hasBeenRegistered = true;
     registration.classified = this.#classify(registration, firstRemeasureMs);
+    this.#mapPort(registration);
     this.#watchAddresses(registration);
     this.#onceLasting(registration);
     attempt.resolve();
@@ -719,8 +764,8 @@ export class Participant {
     const peer = this.#byId(id);
     if (!peer) return;
     peer.change(change);
-    const { name, public: observed, mapping, roundTripMs } = peer.row;
-    const measured = roundTripMs === undefined ? {} : { roundTripMs };
+    const { name, public: observed, mapped, mapping, roundTripMs } = peer.row;
+    const measured = { ...(mapped && { mapped }), ...(roundTripMs !== undefined && { roundTripMs }) };
     this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
@@ -771,7 +816,12 @@ export class Participant {
     if (!peer) return;
     this.#emit({ event: "left", peer: id, name: peer.name });
     peer.left();
-    if (!peer.isIdle) return;
+    this.#forgetIfGone(peer);
+  }
+
+  /** While we are registered, who is not listed is gone; a link with it may last. */
+  #forgetIfGone(peer: RemotePeer): void {
+    if (this.#state.is !== "registered" || peer.isPresent || !peer.isIdle) return;
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
@@ -826,6 +876,24 @@ export class Participant {
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
+  }
+
+  /** Asks the router for a port, in the background; links that could not be direct may become so. */
+  #mapPort(registration: Registration): void {
+    if (this.options.portMapping === false || !registration.canBeMapped) return;
+    let told: Endpoint | undefined;
+    registration.portMapping = new PortMapping({
+      internalPort: registration.port.port,
+      observed: registration.public,
+      onChange: (state) => {
+        this.#emit({ event: "port-mapping", state });
+        const { mapped } = registration;
+        if (mapped === told) return;
+        told = mapped;
+        registration.send({ type: "mapped", ...(mapped && { endpoint: mapped }) });
+        if (mapped) for (const peer of this.#peers.values()) peer.groundChanged(false);
+      },
+    });
   }
 
   async #measureAnew(): Promise<void> {
@@ -888,7 +956,7 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
     ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
     ["random ports", { mapping: "random", private: [], public: elsewhere }],
   ];
-  const isOpen = isUntranslated(own) && filtering === "let-in";
+  const isOpen = (isUntranslated(own) && filtering === "let-in") || own.mapped !== undefined;
   const firstWay = (peer: Situation) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
   return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
 }
@@ -1001,6 +1069,7 @@ function renderDetail(row: PeerRow, c: Colors): string {
     ["distrust", row.distrust],
     ["fingerprint", row.fingerprint],
     ["mapping", `${row.mapping}${toIntroducer}`],
+    ["mapped port", row.mapped],
     ["private", row.private.join(", ") || "none"],
     ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
     ["bytes", row.route === undefined ? undefined : traffic(row)],
@@ -1051,6 +1120,8 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       return tellPeers(event.peers);
     case "mapping":
       return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
+    case "port-mapping":
+      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
     case "nat": // shown as a result
     case "updated":
       return undefined;
@@ -1234,6 +1305,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["unsolicited SYN", filtering ? filteringWords[filtering] : "the introducer did not say"],
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
+    ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],
   ] as const;
   const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
   const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
@@ -1245,12 +1317,35 @@ export function renderNat(report: NatReport, c: Colors): string {
   ].join("\n");
 }
 
+/** What came of asking the router (RFC 6887, RFC 6886, UPnP IGD). */
+function portMappingWords(state: PortMappingState | undefined): string {
+  switch (state?.is) {
+    case "mapped": {
+      const { protocol, candidate, lifetimeS } = state;
+      const lasts = lifetimeS === 0 ? "until it is deleted" : `for ${lifetimeS} s`;
+      return `${candidate} is open ${lasts}, by ${protocolNames[protocol]}`;
+    }
+    case "double-nat": {
+      const { protocol, externalAddress } = state;
+      const address = printable(externalAddress) || "no address";
+      return `double NAT: the router's own address (${address}, by ${protocolNames[protocol]}) is not the one that others see`;
+    }
+    case "unavailable":
+      return `none: ${printable(state.reason)}`;
+    case "asking":
+    case "closed":
+    case undefined:
+      return "the router was not asked";
+  }
+}
+
 /** What `whoami` answers. */
 function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
   return [
     `${c.bold(printable(self.name))} (${self.id}) in ${roomWords(self.room)}`,
     `  private      ${self.private.join(", ") || "none"}`,
     `  public       ${self.public}`,
+    ...(self.mapped ? [`  mapped port  ${self.mapped}`] : []),
     `  mapping      ${self.mapping}`,
     `  fingerprint  ${self.fingerprint}`,
   ].join("\n");
@@ -1265,7 +1360,7 @@ function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): stri
   return "address-and-port-dependent: another external port for every destination";
 }
 
-function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): string {
+function plainSentence({ mapping, isTranslated, filtering, scope, portMapping }: NatReport): string {
   if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
   if (!isTranslated && scope === "private")
     return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
@@ -1276,6 +1371,8 @@ function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): 
       ? "You are on the open Internet: everyone can link with you."
       : "You have a public address behind a firewall: a direct link is possible with every kind of peer.";
   }
+  if (portMapping?.is === "mapped" && mapping !== "endpoint-independent")
+    return "You are behind a NAT that opens a port when asked: a direct link is possible with every kind of peer.";
   const sentences: Record<Mapping, string> = {
     unknown: "You are behind a NAT that could not be measured.",
     "endpoint-independent":
@@ -1496,6 +1593,7 @@ Options:
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
+  --no-portmap    don't ask the router to open a port
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends (so do --forward, --allow and
                   --accept)
@@ -1527,6 +1625,7 @@ interface Arguments {
   accept: string | undefined;
   keepMinutes: number;
   direct: boolean;
+  portMapping: boolean;
   nat: boolean;
   stay: boolean;
   verbose: boolean;
@@ -1545,6 +1644,7 @@ const options = {
   accept: { type: "string" },
   keep: { type: "string" },
   direct: { type: "boolean" },
+  "no-portmap": { type: "boolean" },
   nat: { type: "boolean" },
   stay: { type: "boolean" },
   verbose: { type: "boolean", short: "v" },
@@ -1588,6 +1688,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     accept: values.accept,
     keepMinutes: readKeep(values.keep),
     direct: values.direct ?? false,
+    portMapping: !values["no-portmap"],
     nat: values.nat ?? false,
     stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
     verbose: values.verbose ?? false,
@@ -1716,10 +1817,10 @@ async function main(terminal: Terminal): Promise<number> {
 function prepare(terminal: Terminal, options: Arguments, introducer: string): Running {
   const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
   const onEvent = (event: ParticipantEvent) => prompt.event(event);
-  const { name, keepMinutes, direct, verbose } = options;
+  const { name, keepMinutes, direct, portMapping, verbose } = options;
   const participant = new Participant({
     ...readHostPort(introducer),
-    ...{ name, keepMinutes, direct, verbose, onEvent },
+    ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
     room: chooseRoom(options, introducer, terminal),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });

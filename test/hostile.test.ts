@@ -443,3 +443,23 @@ test("the lobby says that it is open to everyone; the words of a private room ar
   expect(await bob.stderr).toContain("in a private room");
   expect(await bob.stderr).not.toContain(words);
 });
+
+test("a peer that came back as another program often leaves no row behind", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await alice.registered;
+  for (let round = 0; round < 3; round++) {
+    await using bob = new Driven(house.port, "bob", "--connect", "alice");
+    await alice.next("linked");
+    bob.signal("SIGKILL");
+    await alice.next("left");
+  }
+  await using bob = new Driven(house.port, "bob");
+  await bob.registered;
+  await alice.next("unlinked", ({ reason }) => reason === "peer-restarted");
+  alice.type("list");
+  const isList = ({ peers }: { peers: unknown[] }) => peers.length > 0;
+  expect((await alice.next("peers", isList)).peers.map(({ name, state }) => [name, state])).toEqual([
+    ["bob", "known"],
+  ]);
+});

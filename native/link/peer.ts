@@ -4,6 +4,7 @@
  * where that can be. It knows neither the prompt nor any other peer. For participant.ts.
  */
 import {
+  changedPeer,
   failureReasons,
   isVerified,
   maxTextLength,
@@ -78,6 +79,8 @@ export interface PeerRow {
   lastSeenAt: number;
   private: Endpoint[];
   public: Endpoint;
+  /** The port that its router has opened. */
+  mapped?: Endpoint;
   mapping: Mapping;
   /** To the introducer. */
   roundTripMs?: number;
@@ -139,6 +142,8 @@ export class RemotePeer {
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
   #lastEndedAt: number | undefined;
+  /** The session of a link that the user ended: the peer may not have heard of it. */
+  #endedByUs: string | undefined;
   readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
   readonly #tokens = new WeakMap<Channel, string>();
@@ -187,11 +192,13 @@ export class RemotePeer {
   }
 
   get row(): PeerRow {
-    const { id, name, fingerprint, private: hosts, public: observed, mapping, roundTripMs } = this.#peer;
+    const { id, name, fingerprint, private: hosts, public: observed, mapped } = this.#peer;
+    const { mapping, roundTripMs } = this.#peer;
     const { state, distrust } = this;
     return {
       ...{ id, name, state, fingerprint, private: hosts, public: observed, mapping },
       ...{ present: this.#isPresent, lastSeenAt: this.#lastSeenAt },
+      ...(mapped && { mapped }),
       ...(roundTripMs !== undefined && { roundTripMs }),
       ...(distrust !== undefined && { distrust }),
       ...(state === "failed" && { reason: this.#failure! }),
@@ -215,7 +222,7 @@ export class RemotePeer {
   }
 
   change(change: PeerChange): void {
-    this.#peer = { ...this.#peer, ...change };
+    this.#peer = changedPeer(this.#peer, change);
     this.#lastSeenAt = Date.now();
     // A round trip says nothing about how to get there.
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
@@ -420,7 +427,10 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(
+          offer,
+          this.#endedByUs === offer.hello.sessionId ? resumedStatus.over : resumedStatus.unknown,
+        );
         return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
@@ -469,6 +479,7 @@ export class RemotePeer {
   }
 
   #unlinked(reason: UnlinkReason, detail: string): void {
+    this.#endedByUs = reason === "disconnected" ? this.#link?.session.id : undefined;
     this.#link = undefined;
     this.#lastEndedAt = performance.now();
     this.#seeker.rest();
