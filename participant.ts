@@ -1894,6 +1894,7 @@ async function live(running: Running): Promise<number> {
       await work();
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
+      if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
       failures++;
       if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }

@@ -42,9 +42,6 @@ export const registerDeadlineMs = 10_000;
 export const introducerPingMs = 25_000;
 /** Silence after which a control channel counts as dead, on either side. */
 export const controlSilenceMs = 60_000;
-/** Keepalive period on a link, and the silence after which the peer counts as dead: within 45 s of its death. */
-export const linkKeepaliveMs = 15_000;
-export const linkSilenceMs = 44_000;
 /** How long an offer of a relay holds, and how long its first side waits for the other. */
 export const relayOfferMs = 10_000;
 /** Without a direct link by then, a relay is offered beside the rounds of the punch. */
@@ -93,7 +90,6 @@ export const unlinkReasons = {
   "peer-disconnected": "the peer disconnected",
   "peer-quit": "the peer quit",
   replaced: "a newer link has taken its place",
-  "peer-silent": "nothing was heard from the peer any more",
   "connection-lost": "the connection broke",
   "protocol-error": "the peer sent what is not in the protocol",
   "peer-restarted": "the peer's program was started anew",

@@ -1594,7 +1594,7 @@ test("a link is told to be over by the id that its peer had when it left", async
     await anna.settled();
   }
   await anna.next("left");
-  anna.send({ type: "unlinked", peer: 2, reason: "peer-silent" });
+  anna.send({ type: "unlinked", peer: 2, reason: "connection-lost" });
   expect(await scene.happened("unlinked")).toMatchObject({ id: 1, peer: 2 });
   using bert = await scene.join("bert");
   expect(bert.id).toBe(3);
