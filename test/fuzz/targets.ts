@@ -3,6 +3,7 @@
  * throw, and asserts what holds of what was accepted: to be written and read again unchanged, however it is cut, within
  * its bounds.
  */
+import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
 import {
   decodeCount,
@@ -19,6 +20,7 @@ import {
   encodeReset,
   frame,
   FrameDecoder,
+  maxDataBytes,
   maxPurposeBytes,
   ProtocolError,
 } from "../../native/link/frame.ts";
@@ -59,7 +61,9 @@ export class Broken extends Error {}
 
 function expectSame(what: string, a: unknown, b: unknown): void {
   const [left, right] = [JSON.stringify(a), JSON.stringify(b)];
-  if (left !== right) throw new Broken(`${what}: ${left} became ${right}`);
+  if (left === right) return;
+  const short = (json = "nothing") => (json.length > 300 ? `${json.slice(0, 300)}… (${json.length})` : json);
+  throw new Broken(`${what}: ${short(left)} became ${short(right)}`);
 }
 
 const bytesOf = (text: string) => new TextEncoder().encode(text);
@@ -175,7 +179,9 @@ function messages<Union extends ToIntroducer | ToParticipant | ToPeer | LinkLine
     samples: Object.values<Union>(samples).map((sample) => bytesOf(encode(sample).trimEnd())),
     read(input) {
       const message = parse(text.decode(input));
-      expectSame("a message read again", message, parse(encode(message).trimEnd()));
+      const line = encode(message);
+      expectSame("a message read again", message, parse(line.trimEnd()));
+      if (/\\ud[89a-f]/.test(line)) throw new Broken("half a character was accepted");
     },
     mayThrow: isRefusal,
   };
@@ -230,7 +236,11 @@ const hello = { status: 1, epoch: 2, sessionId: token, processed: 3 };
 
 function readFrame(type: number, payload: Buffer): unknown {
   if (payload.length > maxPurposeBytes) throw new Broken(`a payload of ${payload.length} bytes was held`);
-  if (type === frame.open) return decodePurpose(payload);
+  if (type === frame.open) {
+    const purpose = decodePurpose(payload);
+    if (!isUtf8(payload)) throw new Broken("a purpose that is no text was accepted");
+    return purpose;
+  }
   if (type === frame.credit) return decodeCredit(payload);
   if (type === frame.reset) return decodeReset(payload);
   if (type === frame.resume || type === frame.resumed) return decodeHello(payload);
@@ -251,6 +261,9 @@ const frames: Target = {
     Buffer.concat([encodeHello(frame.resume, hello), encodeCount(frame.start, 0), encodeOpen(2, {})]),
     encodeHello(frame.resumed, hello),
     encodeCount(frame.rewind, 3),
+    // Longer than they may be: nothing of them may be held.
+    encodeFrame(frame.open, Buffer.alloc(maxPurposeBytes + 1, "{"), 1),
+    encodeFrame(frame.data, Buffer.alloc(maxDataBytes + 1), 1),
   ],
   read(input) {
     const read = (chunks: Buffer[]) => {
@@ -258,6 +271,7 @@ const frames: Target = {
       let seenNow: string[] = [];
       const decoder = new FrameDecoder({
         onPiece(stream, piece, position, isLast) {
+          if (position + piece.length > maxDataBytes) throw new Broken("a data frame beyond its bound");
           if (position !== pieces.reduce((sum, { length }) => sum + length, 0))
             throw new Broken(`a piece at ${position}`);
           pieces.push(Buffer.from(piece));
