@@ -1520,13 +1520,15 @@ class Prompt {
       case "forward":
         return void keepLinked(participant, uses.forward(peer));
       case "unforward":
-        return uses.unforward(peer);
+        uses.unforward(peer);
+        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
       case "forwards":
         return this.#forwards(uses.forwards);
       case "allow":
-        return void uses.allow(peer);
+        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
       case "disallow":
-        return uses.disallow(peer);
+        uses.disallow(peer);
+        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
       case "allowed":
         return this.#allowed(uses.allowed);
       case "send":
