@@ -36,6 +36,7 @@ import {
   type Command,
   type Terminal,
 } from "./native/terminal.ts";
+import { KeptNames } from "./native/rooms.ts";
 import {
   addressScope,
   age,
@@ -53,6 +54,7 @@ import {
   maxProbePorts,
   maxReportedLinks,
   mayOffer,
+  numberedName,
   planRounds,
   printable,
   protocolVersion,
@@ -110,6 +112,8 @@ export const defaultLimits = {
   /** After one that failed, none with the same peer for so long; and a target gets so many of them in that time. */
   failedBirthdayPauseMs: 60_000,
   failedBirthdaysPerTarget: 10,
+  /** Names kept of those who have left, in all rooms together. */
+  keptNames: 20_000,
   /** Lines of one session that break the protocol, before it is closed. */
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
@@ -190,6 +194,12 @@ const relayBurstMs = 100;
 /** A relayed link that says nothing for so long is over: participants ping each other far more often. */
 const relaySilenceMs = 3 * 60_000;
 
+/** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
+const nameKeptMs = 30_000;
+/** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
+const countedNames = 16;
+const mostNameNumber = 1_000_000;
+
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
@@ -246,6 +256,15 @@ export interface IntroducerOptions {
 
 /** A port that was asked for can't answer mapping probes. `message` says which and why. */
 class ProbePortError extends Error {}
+
+/** Its name is somebody else's here; the one in `free` is nobody's. */
+class NameTaken extends Refusal {
+  readonly free: string;
+  constructor(name: string, free: string) {
+    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
+    this.free = free;
+  }
+}
 
 type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
@@ -1509,6 +1528,7 @@ export class Introducer {
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions: Introductions;
   readonly #relays: Relays | undefined;
+  readonly #keptNames: KeptNames;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
@@ -1534,6 +1554,7 @@ export class Introducer {
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#probeListeners = this.#listenForProbes(options);
+    this.#keptNames = new KeptNames(this.limits.keptNames, nameKeptMs);
     this.#introductions = new Introductions({
       limits: this.limits,
       canMeasure: this.#probeListeners.length > 0,
@@ -1853,12 +1874,14 @@ export class Introducer {
   #refuse(session: Session, refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
     if (session.closing) return;
     const { code, message, fatal } = refusal;
-    this.#send(session, { type: "refused", code, message, ...of });
+    const mayTryAgain = refusal instanceof NameTaken;
+    const name = mayTryAgain ? { name: refusal.free } : {};
+    this.#send(session, { type: "refused", code, message, ...of, ...name });
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
-    if (fatal || !session.peer || session.badLines >= this.limits.badLines)
-      this.#close(session, `refused: ${message}`);
+    const isOver = fatal || (!session.peer && !mayTryAgain);
+    if (isOver || session.badLines >= this.limits.badLines) this.#close(session, `refused: ${message}`);
   }
 
   #send(session: Session, message: ToParticipant): void {
@@ -2033,11 +2056,11 @@ export class Introducer {
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
     for (const old of others) {
-      const { peer } = old;
-      const isSame = peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
+      const isSame = old.peer.instance === instance && old.peer.fingerprint === fingerprint;
       if (isSame) this.#close(old, "it registered anew");
     }
     this.#checkRoom(session, others);
+    this.#checkName(message, others);
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     session.peer = { ...shown, mapping: "unknown", since: Date.now() };
@@ -2063,6 +2086,18 @@ export class Introducer {
     for (const other of others) if (other.subscriber === own) count += 1;
     if (count >= share)
       throw new Refusal("limit", `${share} participants of one address in a room are enough`);
+  }
+
+  /** A name is one participant's at a time, and its certificate's for a while after. */
+  #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Set<Member>): void {
+    const isFree = (one: string) =>
+      this.#keptNames.mayTake(room, one, fingerprint) &&
+      !others.values().some(({ peer }) => peer.name === one);
+    if (isFree(name)) return;
+    let number = 2;
+    while (!isFree(numberedName(name, number)))
+      number = number < countedNames ? number + 1 : Math.floor(Math.random() * mostNameNumber);
+    throw new NameTaken(name, numberedName(name, number));
   }
 
   /** Answers `register`. */
@@ -2195,7 +2230,8 @@ export class Introducer {
   /** Takes a session out of its room, once, however many ways it ends. */
   #leave(session: Session, reason: string): void {
     if (!session.peer || !this.#members.delete(session.peer.id)) return;
-    const { id, name } = session.peer;
+    const { id, name, fingerprint } = session.peer;
+    this.#keptNames.keep(session.room, name, fingerprint);
     if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);

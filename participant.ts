@@ -60,6 +60,7 @@ import {
   defaultRoom,
   failureReasons,
   formatEndpoint,
+  isNumberedName,
   isUntranslated,
   jsonLine,
   nameProblem,
@@ -105,6 +106,8 @@ const maxRemeasureMs = 120_000;
 const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
+/** Names of ours in one try to register that others may have before us. */
+const maxNamesTried = 8;
 /** A wait that lasts longer is announced. */
 const announceAfterMs = 1_000;
 
@@ -235,6 +238,7 @@ interface JoinAttempt {
   resolve: () => void;
   reject: (error: UserError) => void;
   control?: ControlChannel;
+  namesTried: number;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -243,6 +247,8 @@ interface JoinAttempt {
 export class Participant {
   readonly options: ParticipantOptions;
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  /** Another than in the options where that is taken; peers know us by it, so we come back with it. */
+  #name: string;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -264,6 +270,7 @@ export class Participant {
 
   constructor(options: ParticipantOptions) {
     this.options = options;
+    this.#name = options.name;
     this.#credentials = new Credentials(options.identity);
     this.#surroundings = {
       ground: () => this.#registration,
@@ -297,7 +304,7 @@ export class Participant {
     const registration = this.#registration;
     if (!registration) return undefined;
     const { id, public: observed, private: hosts, behaviour } = registration;
-    const { name } = this.options;
+    const name = this.#name;
     const { fingerprint } = this.options.identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
@@ -480,7 +487,7 @@ export class Participant {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const attempt: JoinAttempt = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject, namesTried: 1 };
     this.#state = { is: "joining", attempt };
     const { host, port } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
@@ -497,7 +504,7 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port, name, identity, direct } = this.options;
+    const { host, port } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
@@ -513,6 +520,12 @@ export class Participant {
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
     this.#room = room;
+    this.#introduceOurselves(control, room);
+  }
+
+  #introduceOurselves(control: ControlChannel, room: Room): void {
+    const { identity, direct } = this.options;
+    const name = this.#name;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
     const { fingerprint } = identity;
@@ -700,7 +713,7 @@ export class Participant {
    */
   #remember(peer: Peer): RemotePeer | undefined {
     const doubt = distrust(this.#room!, peer);
-    const key = JSON.stringify([peer.instance, peer.fingerprint, peer.name, doubt]);
+    const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers)
@@ -745,14 +758,27 @@ export class Participant {
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+  #refused({ request, message, code, peer, name }: ToParticipant & { type: "refused" }): void {
     const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining" && code === "name-taken" && name !== undefined)
+      return this.#renamed(this.#state.attempt, name, text);
     if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
     if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     if (request === "connect-back") return this.#filtering?.(undefined);
     if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
+  }
+
+  /** The name that we wanted is somebody else's: ours is another, and we register by it at once. */
+  #renamed(attempt: JoinAttempt, name: string, refusal: string): void {
+    const isBearable = isNumberedName(name, this.options.name) || isNumberedName(name, this.#name);
+    if (!isBearable || ++attempt.namesTried > maxNamesTried)
+      return this.#joinFailed(attempt, new UserError(refusal));
+    const message = `${this.#name} is somebody else in this room: others call you ${name} there`;
+    this.#emit({ event: "warning", message });
+    this.#name = name;
+    this.#introduceOurselves(attempt.control!, this.#room!);
   }
 
   // --- what we find out about ourselves ------------------------------------------------------------------
@@ -829,8 +855,7 @@ export class Participant {
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
     const own = String(this.#registration?.id);
-    if (word === own || word === this.options.name)
-      throw new UserError("that is yourself; `list` shows the others");
+    if (word === own || word === this.#name) throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 

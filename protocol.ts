@@ -112,6 +112,7 @@ export const refusalCodes = [
   "unknown-peer",
   "self",
   "limit",
+  "name-taken",
 ] as const;
 export type RefusalCode = (typeof refusalCodes)[number];
 
@@ -469,8 +470,11 @@ export type ToParticipant =
   | { type: "echo"; text: string }
   /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
   | { type: "ping"; id: number }
-  /** Answers a line that was refused: its type where it had one, and whom it named. */
-  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number }
+  /**
+   * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
+   * {@link numberedName} that is free: register again with it, on the same connection.
+   */
+  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number; name?: string }
   /** Sent before the introducer closes the connection. */
   | { type: "bye"; reason: string };
 
@@ -589,6 +593,19 @@ const name: Check<string> = (value, field) => {
   if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
   return word;
 };
+
+/** What a participant is called where its name is taken: `alice-2`, cut where it would be too long. */
+export function numberedName(name: string, number: number): string {
+  const suffix = `-${number}`;
+  const kept = name.slice(0, maxNameLength - suffix.length).replace(/\p{Cs}$/u, ""); // no half of a pair
+  return kept + suffix;
+}
+
+/** Whether it is a {@link numberedName} of `wanted`: no introducer may name us otherwise. */
+export function isNumberedName(name: string, wanted: string): boolean {
+  const number = /-([1-9]\d{0,5})$/.exec(name)?.[1];
+  return number !== undefined && name === numberedName(wanted, Number(number));
+}
 
 /** A room is a capability: any words, but nothing a terminal would obey. */
 export function roomProblem(room: string): string | undefined {
@@ -734,6 +751,7 @@ const toParticipant: Table<ToParticipant> = {
     message: shortText,
     request: optional(shortText),
     peer: optional(id),
+    name: optional(name),
   } as Table<ToParticipant>["refused"],
   bye: { reason: shortText },
 };

@@ -34,7 +34,7 @@ export async function outcome(args: string[], environment: Record<string, string
 
 /** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
 export class Driven implements AsyncDisposable {
-  readonly name: string;
+  name: string;
   readonly events: ParticipantEvent[] = [];
   readonly stderr: Promise<string>;
   /** The first time. */

@@ -333,3 +333,26 @@ test("a name of the program's own words is refused", async () => {
     expect(await child.stderr.text()).toContain("must not be one of the program's own words");
   }
 });
+
+test("an introducer that would have us called by somebody else's name is not obeyed", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type === "register")
+      say({ type: "refused", code: "name-taken", message: "taken", request: "register", name: "bob-2" });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect((await alice.next("error")).message).toContain("the introducer refused `register`: taken");
+  expect(await alice.exited()).toBe(1);
+  expect(house.heard.map(({ type }) => type)).toEqual(["register"]);
+});
+
+test("an introducer that finds every name taken is left after some of them", async () => {
+  let number = 1;
+  using house = new Scripted((message, say) => {
+    if (message.type !== "register") return;
+    const name = `alice-${++number}`;
+    say({ type: "refused", code: "name-taken", message: "taken", request: "register", name });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect(await alice.exited()).toBe(1);
+  expect(house.heard.length).toBe(8);
+});

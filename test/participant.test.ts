@@ -9,16 +9,7 @@ import type { Introducer } from "../introducer.ts";
 import type { PeerRow } from "../native/link/peer.ts";
 import { readHostPort, renderList, tell, type ParticipantEvent } from "../participant.ts";
 import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
-import {
-  Driven,
-  link,
-  met,
-  outcome,
-  program,
-  startIntroducer,
-  states,
-  type EventOf,
-} from "./driven-fixture.ts";
+import { Driven, link, met, outcome, program, startIntroducer, states } from "./driven-fixture.ts";
 
 const at = (text: string) => text as Endpoint;
 const plain = pc.createColors(false);
@@ -412,10 +403,6 @@ test("a PEER that can't be meant is a clear error", async () => {
   const { id } = await alice.registered;
   await using bob = new Driven(house.port, "bob");
   await met(alice, bob);
-  await using twin = new Driven(house.port, "twin");
-  await using other = new Driven(house.port, "twin");
-  const isTwin = (event: EventOf<"joined">) => event.name === "twin";
-  await Promise.all([alice.next("joined", isTwin), alice.next("joined", isTwin)]);
   await link(alice, bob);
   const complaint = async (line: string) => {
     alice.type(line);
@@ -423,11 +410,9 @@ test("a PEER that can't be meant is a clear error", async () => {
   };
   expect(await complaint("connect nobody")).toBe("nobody here is called nobody; `list` shows who is");
   expect(await complaint("connect nobody 99")).toContain("nobody here is called 99");
-  expect(await complaint("connect twin")).toContain("twin is ambiguous: use one of the ids");
   expect(await complaint("connect alice")).toContain("that is yourself");
   expect(await complaint(`connect ${id}`)).toContain("that is yourself");
   expect(await complaint("connect bob")).toBe("already linked with bob");
-  expect(await complaint("say twin hi")).toContain("ambiguous");
   expect(await complaint("ping")).toContain("`ping` needs a PEER");
   expect(await complaint("say bob")).toContain("`say` needs a TEXT");
   expect(await complaint(`say bob ${"x".repeat(8193)}`)).toContain("at most 8192 characters");
@@ -435,7 +420,42 @@ test("a PEER that can't be meant is a clear error", async () => {
   expect(await complaint("join")).toContain("already registered");
   alice.endInput();
   expect(await alice.exited()).toBe(1); // some commands failed
-  await Promise.all([twin.registered, other.registered]);
+});
+
+test("a second one of a name is told so, is called otherwise, and is believed and linked by that", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--room", "some words");
+  await using first = new Driven(house.port, "twin", "--room", "some words");
+  await met(alice, first);
+  await using second = new Driven(house.port, "twin", "--room", "some words");
+  const { name } = await second.registered;
+  expect(name).toBe("twin-2");
+  expect((await second.next("warning")).message).toBe(
+    "twin is somebody else in this room: others call you twin-2 there",
+  );
+  await alice.next("joined", (event) => event.name === "twin-2");
+  alice.type("connect twin-2", "connect twin");
+  const linked = [await alice.next("linked"), await alice.next("linked")].map((event) => event.name);
+  expect(linked).toEqual(["twin-2", "twin"]);
+  second.type("whoami");
+  second.type("say twin-2 hi");
+  expect((await second.next("error")).message).toContain("that is yourself");
+});
+
+test("whoever was called otherwise comes back by that name, even when the one it wanted has become free", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using first = new Driven(house.port, "twin");
+  await met(alice, first);
+  await using second = new Driven(house.port, "twin");
+  await second.registered;
+  await link(alice, Object.assign(second, { name: "twin-2" }));
+  first.endInput();
+  await first.exited();
+  second.type("leave", "join");
+  expect((await second.next("registered")).name).toBe("twin-2");
+  alice.type("say twin-2 still you");
+  expect(await second.next("said")).toMatchObject({ text: "still you" });
 });
 
 test("--connect waits for its peer, and the commands wait for the link", async () => {
