@@ -200,6 +200,12 @@ const nameKeptMs = 30_000;
 const countedNames = 16;
 const mostNameNumber = 1_000_000;
 
+/** How long introductions and relayed links under way may take once the introducer is told to end. */
+const drainMs = punchDeadlineMs;
+/** When participants shall come back then: each after another pause, lest they do as one. */
+const leastRetryInMs = 500;
+const mostRetryInMs = 3000;
+
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
@@ -234,6 +240,7 @@ export type IntroducerEvent =
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
   | { event: "warning"; message: string }
+  | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
   | { event: "participants"; participants: Participant[] };
 
 export interface IntroducerOptions {
@@ -766,6 +773,11 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
     case "warning":
       return event.message;
+    case "draining": {
+      const { participants, punching, relays, reason } = event;
+      const waiting = `waiting for ${punching} that are punching and ${count(relays, "relay")}`;
+      return `${reason}: ${count(participants, "participant")} told to come back, ${waiting}`;
+    }
     case "linked":
       return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
     case "unlinked":
@@ -1321,6 +1333,16 @@ class Relays {
     clearInterval(this.#timer);
   }
 
+  /** Offered or under way. */
+  get size(): number {
+    return this.#relays.size;
+  }
+
+  /** Whether any is offered, and still to be taken. */
+  get isAwaited(): boolean {
+    return this.#relays.values().some(({ isPaired }) => !isPaired);
+  }
+
   /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
   bytes(): Map<string, number> {
     const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
@@ -1540,6 +1562,8 @@ export class Introducer {
   #connectBacks = 0;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
   #lastId = 0;
+  #draining: { reason: string; untilMs: number; done: () => void } | undefined;
+  #drained: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
 
@@ -1632,6 +1656,52 @@ export class Introducer {
     return member !== undefined;
   }
 
+  /**
+   * Ends in order: registers nobody any more, tells everyone to come back after a pause, each when no introduction of
+   * his is under way, and stops when those and the relayed links are over, or after {@link drainMs}.
+   */
+  drain(reason = "the introducer is restarted"): Promise<void> {
+    return (this.#drained ??= this.#endInOrder(reason));
+  }
+
+  async #endInOrder(reason: string): Promise<void> {
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const now = performance.now();
+    this.#draining = { reason, untilMs: now + drainMs, done };
+    const participants = this.#members.size;
+    const punching = participants - this.#idleMembers().length;
+    this.#onEvent({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
+    this.#dismiss(now);
+    await promise;
+    await this.stop(reason);
+  }
+
+  #idleMembers(): Member[] {
+    return [...this.#members.values()].filter(
+      ({ peer }) => this.#introductions.punching(peer.id).length === 0,
+    );
+  }
+
+  /** While it drains: sends away whoever waits for nothing here. */
+  #dismiss(now: number): void {
+    if (!this.#draining) return;
+    const { reason, untilMs, done } = this.#draining;
+    const isLate = now >= untilMs;
+    const leaving = isLate ? [...this.#members.values()] : this.#idleMembers();
+    for (const member of leaving) this.#dismissOne(member, reason);
+    for (const member of leaving) this.#close(member, reason);
+    const isPunching = this.#members.size > 0 || this.#relays?.isAwaited;
+    // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
+    if (!isPunching) this.#listener.stop();
+    if (isLate || (!isPunching && (this.#relays?.size ?? 0) === 0)) done();
+  }
+
+  #dismissOne(session: Session, reason: string): void {
+    const retryInMs = Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
+    this.#send(session, { type: "bye", reason, retryInMs });
+    session.closing = true; // so that nobody is told of everyone else's leaving
+  }
+
   /** Tells everyone, and resolves when all connections are closed. */
   stop(reason = "the introducer was stopped"): Promise<void> {
     return (this.#stopped ??= this.#stop(reason));
@@ -1658,6 +1728,7 @@ export class Introducer {
     if (this.#connections.size > 0) await gone;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
     clearInterval(this.#timer);
+    this.#draining?.done();
     this.#introductions.stop();
     this.#relays?.stop();
     this.#listener.stop(true);
@@ -1972,6 +2043,7 @@ export class Introducer {
     for (const session of this.#connections) this.#tickSession(session, now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
+    this.#dismiss(now);
   }
 
   #tickSession(session: Session, now: number): void {
@@ -2039,6 +2111,7 @@ export class Introducer {
   }
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
+    if (this.#draining) throw new Refusal("limit", "the introducer is ending: ask when you have come back");
     this.#countIntroduction(member);
     this.#introductions.ask(member, this.#neighbour(member, peer), relay !== false);
   }
@@ -2051,6 +2124,11 @@ export class Introducer {
 
   #register(session: Session, message: MessageOf<"register">): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
+    if (this.#draining) {
+      const { reason } = this.#draining;
+      this.#dismissOne(session, reason);
+      return this.#close(session, reason);
+    }
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
@@ -2380,6 +2458,10 @@ Results go to standard output, all else to standard error. Without a terminal
 the end of the input ends nothing; after \`quit\` the exit code is 1 if a
 command failed.
 
+SIGTERM ends it in order: participants are told to come back, and introductions
+and relayed links under way may take ${drainMs / 1000} s more. SIGINT, or a second SIGTERM,
+ends it at once.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 
 function parsePort(text: string): number | undefined {
@@ -2542,8 +2624,14 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
   }
   if (!json) terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
-  process.once("SIGINT", () => signal.resolve(["the introducer was interrupted", 0]));
-  process.once("SIGTERM", () => signal.resolve(["the introducer was terminated", 0]));
+  const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
+    process.once(name, () => signal.resolve(["the introducer was interrupted", 0]));
+  endsAtOnce("SIGINT");
+  process.once("SIGTERM", () => {
+    endsAtOnce("SIGTERM");
+    const reason = "the introducer was terminated";
+    void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
+  });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
   const obeyed = prompt.obey(introducer).then((code) => ["the operator ended the introducer", code] as const);
   const [reason, code] = await Promise.race([signal.promise, obeyed]);

@@ -94,9 +94,14 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
+/**
+ * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
+ * not return as one. So all are back within 10 s of its return.
+ */
 const firstRejoinMs = 500;
-const maxRejoinMs = 30_000;
+const maxRejoinMs = 8_000;
+/** The same for a link that is to be kept up. */
+const maxReconnectMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
@@ -261,6 +266,8 @@ export class Participant {
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
+  /** What the introducer asked for as it said bye. */
+  #retryInMs: number | undefined;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
@@ -489,6 +496,7 @@ export class Participant {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const attempt: JoinAttempt = { resolve, reject, namesTried: 1 };
     this.#state = { is: "joining", attempt };
+    this.#retryInMs = undefined;
     const { host, port } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
@@ -583,7 +591,8 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    const retryInMs = this.#retryInMs ?? Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    this.#retryInMs = undefined;
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
@@ -604,6 +613,7 @@ export class Participant {
       case "refused":
         return this.#refused(message);
       case "bye":
+        this.#retryInMs = message.retryInMs;
         return control.close(message.reason);
       case "ping":
         return control.send({ type: "pong", id: message.id });
@@ -1596,8 +1606,8 @@ async function keepLinked(participant: Participant, word: string): Promise<void>
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
     }
-    const hasLasted = performance.now() - startedAt >= maxRejoinMs;
-    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxRejoinMs, pauseMs * 2);
+    const hasLasted = performance.now() - startedAt >= maxReconnectMs;
+    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxReconnectMs, pauseMs * 2);
     await Bun.sleep(pauseMs * (0.5 + Math.random()));
   }
 }

@@ -51,6 +51,8 @@ export const relayOfferMs = 10_000;
 export const relayAfterMs = 1000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
+/** No introducer keeps a participant away for longer. */
+export const maxRetryInMs = 60_000;
 export const defaultRoom = "lobby";
 /** Further ports of the introducer that mapping probes go to. */
 export const maxProbePorts = 4;
@@ -475,8 +477,8 @@ export type ToParticipant =
    * {@link numberedName} that is free: register again with it, on the same connection.
    */
   | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number; name?: string }
-  /** Sent before the introducer closes the connection. */
-  | { type: "bye"; reason: string };
+  /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
+  | { type: "bye"; reason: string; retryInMs?: number };
 
 /** Why a side ends a link on purpose: what it says to the other as it ends it. */
 export const byeReasons = ["disconnected", "quit", "replaced"] as const;
@@ -753,7 +755,7 @@ const toParticipant: Table<ToParticipant> = {
     peer: optional(id),
     name: optional(name),
   } as Table<ToParticipant>["refused"],
-  bye: { reason: shortText },
+  bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) } as Table<ToParticipant>["bye"],
 };
 
 const toPeer: Table<ToPeer> = { nominate: { token } };

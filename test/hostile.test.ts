@@ -356,3 +356,15 @@ test("an introducer that finds every name taken is left after some of them", asy
   expect(await alice.exited()).toBe(1);
   expect(house.heard.length).toBe(8);
 });
+
+test("an introducer that says when to come back is come back to then", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type !== "register") return;
+    say(...welcome());
+    say({ type: "bye", reason: "restarting", retryInMs: 1234 });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect(await alice.next("introducer")).toMatchObject({ reason: "restarting", retryInMs: 1234 });
+  await alice.next("registered");
+  await alice.next("registered");
+});

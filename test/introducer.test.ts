@@ -498,6 +498,67 @@ test("stop tells everyone, once", async () => {
   expect(anna.seen.at(-1)).toEqual({ type: "bye", reason: "so long" });
 });
 
+/** Whether a connection is accepted there. */
+async function isListening(port: number): Promise<boolean> {
+  try {
+    (await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } })).terminate();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test("drain sends the idle away at once, each with its own pause, and ends when nothing is under way", async () => {
+  await using scene = introduce();
+  const all = await Promise.all(Array.from({ length: 20 }, (_, n) => scene.join(`n${n}`)));
+  const drained = scene.introducer.drain("so long");
+  const byes = await Promise.all(all.map((client) => client.next("bye")));
+  expect(byes.every(({ reason }) => reason === "so long")).toBe(true);
+  const pauses = byes.map(({ retryInMs }) => retryInMs!);
+  expect(Math.min(...pauses)).toBeGreaterThanOrEqual(500);
+  expect(Math.max(...pauses)).toBeLessThanOrEqual(3000);
+  expect(new Set(pauses).size).toBeGreaterThan(10);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+  expect(all.flatMap((client) => client.types()).filter((type) => type === "left")).toEqual([]);
+  await drained;
+  expect(scene.events.filter(({ event }) => event === "draining")).toMatchObject([
+    { participants: 20, punching: 0, relays: 0 },
+  ]);
+});
+
+test("drain lets an introduction end, registers nobody meanwhile, and refuses another introduction", async () => {
+  await using scene = introduce({ pingMs: 40 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using idle = await scene.join("idle");
+  anna.send({ type: "connect", peer: bert.id });
+  const [{ token }] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const drained = scene.introducer.drain();
+  await idle.next("bye");
+  using late = new Client(scene.introducer.port);
+  late.send(registration("late"));
+  expect((await late.next("bye")).retryInMs).toBeNumber();
+  anna.send({ type: "connect", peer: idle.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect" });
+  for (const [one, other] of [[anna, bert] as const, [bert, anna] as const])
+    one.send({ ...linkedBy(token), peer: other.id });
+  await Promise.all([anna.next("bye"), bert.next("bye"), drained]);
+  expect(scene.events.filter(({ event }) => event === "linked")).toHaveLength(2);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+});
+
+test("stop while it drains ends it at once", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await bert.next("punch");
+  const drained = scene.introducer.drain();
+  await scene.introducer.stop("at once");
+  await drained;
+  expect(bert.seen.at(-1)).toEqual({ type: "bye", reason: "at once" });
+});
+
 test("tell and broadcast arrive as notices", async () => {
   await using scene = introduce();
   using anna = await scene.join("anna");
@@ -2142,7 +2203,7 @@ async function* jsonLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<In
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   test(`the program serves with standard input at its end, and ${signal} ends it with bye and 0`, async () => {
     const port = freePort();
-    await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
+    await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
     const events = jsonLines(child.stdout);
     expect((await events.next()).value).toMatchObject({ event: "listening", host: "127.0.0.1", port });
     using anna = new Client(port);
@@ -2154,6 +2215,27 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     expect(await child.exited).toBe(0);
   });
 }
+
+test("the program ends in order at SIGTERM, at once at the second, and with 0 either way", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
+  const events = jsonLines(child.stdout);
+  await events.next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  anna.send({ type: "connect", peer: (await bert.next("registered")).id });
+  await anna.next("punch");
+  child.kill("SIGTERM");
+  const next = async () => (await events.next()).value as IntroducerEvent;
+  while ((await next()).event !== "draining"); // and no break out of a loop over them, which would close the pipe
+  expect(child.exitCode).toBeNull();
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+  await Promise.all([anna.next("bye"), bert.next("bye")]);
+});
 
 test.each([
   [["--relay-rate", "64K", "--relay-total", "2m"], { rate: 65_536, total: 2 * 1024 * 1024 }],

@@ -735,3 +735,54 @@ test("a room is out of sight of another", async () => {
   expect((await alice.next("error")).message).toContain("nobody here is called bob");
   expect(bob.count("joined")).toBe(0);
 });
+
+test("an introducer killed and started again: links live, all come back, and everyone's id is told right", async () => {
+  const port = freePort();
+  const start = () => {
+    const file = join(import.meta.dir, "..", "introducer.ts");
+    const args = [String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
+    return Bun.spawn([process.execPath, file, ...args], { stdin: "pipe", stdout: "pipe" });
+  };
+  const first = start();
+  await first.stdout.getReader().read();
+  await using alice = new Driven(port, "alice");
+  await using bob = new Driven(port, "bob");
+  await using carol = new Driven(port, "carol");
+  const people = [carol, alice, bob];
+  await met(...people);
+  await link(alice, bob);
+  const before = await Promise.all(people.map(async (one) => (await one.registered).id));
+  first.kill("SIGKILL");
+  await Promise.all(people.map((one) => one.next("introducer")));
+  await using second = start();
+  const again = people.map((one) =>
+    one.next("registered", (event) => event !== one.events.find(isRegistered)),
+  );
+  const after = Object.fromEntries((await Promise.all(again)).map(({ name, id }) => [name, id]));
+  expect(before.toSorted()).toEqual(Object.values(after).toSorted()); // so an old one is mostly another's now
+  for (const one of people) {
+    const others = people.filter((other) => other !== one).map(({ name }) => [name, after[name]]);
+    let told: unknown[] = [];
+    while (!Bun.deepEquals(told, others.toSorted())) {
+      one.type("list");
+      const { peers } = await one.next("peers");
+      told = peers
+        .filter(({ present }) => present)
+        .map(({ name, id }) => [name, id])
+        .toSorted();
+    }
+  }
+  alice.type("say bob still here");
+  expect(await bob.next("said")).toMatchObject({ text: "still here" });
+  expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
+  expect(second.exitCode).toBeNull();
+}, 15_000);
+
+const isRegistered = ({ event }: ParticipantEvent) => event === "registered";
+
+/** A port that is free now. */
+function freePort(): number {
+  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  listener.stop(true);
+  return listener.port;
+}

@@ -255,7 +255,13 @@ const goldenToParticipant: Golden<ToParticipant> = {
       `{"type":"refused","code":"name-taken","message":"taken","name":"bob-2"}`,
     ],
   ],
-  bye: [[{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`]],
+  bye: [
+    [{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`],
+    [
+      { type: "bye", reason: "shutting down", retryInMs: 1500 },
+      `{"type":"bye","reason":"shutting down","retryInMs":1500}`,
+    ],
+  ],
 };
 
 const goldenToPeer: Golden<ToPeer> = {
@@ -280,6 +286,7 @@ const directions: [
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
   refused: ["request", "peer", "name"],
+  bye: ["retryInMs"],
   register: ["proof", "direct"],
   registered: ["verify", "relay"],
   connect: ["relay"],
