@@ -6,13 +6,18 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
 import { hostname, userInfo } from "node:os";
+import { isatty } from "node:tty";
 import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
 import type { Purpose } from "./native/link/link.ts";
 import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
+import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
+import { parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import type { Link } from "./native/link/link.ts";
 import {
@@ -113,6 +118,8 @@ const maxUseLength = 256;
 export const defaultKeepMinutes = 10;
 /** Names of ours in one try to register that others may have before us. */
 const maxNamesTried = 8;
+/** How often what is under way is drawn. */
+const statusPeriodMs = 500;
 /** A wait that lasts longer is announced. */
 const announceAfterMs = 1_000;
 
@@ -121,6 +128,7 @@ const announceAfterMs = 1_000;
 /** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
 export type ParticipantEvent =
   | PeerEvent
+  | UseEvent
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
@@ -259,10 +267,12 @@ export class Participant {
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
-  readonly #takers = new Map<string, (stream: Stream, from: { name: string; purpose: Purpose }) => void>();
+  readonly #takers = new Map<string, (stream: Stream, from: From) => void>();
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
+  /** Our public address in the latest registration. */
+  #lastAddress: string | undefined;
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
@@ -288,7 +298,7 @@ export class Participant {
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
-      unlinked: () => this.#arrived(),
+      changed: () => this.#arrived(),
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
@@ -363,10 +373,25 @@ export class Participant {
 
   /**
    * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
-   * with the peer's name; others are refused.
+   * with who the peer is; others are refused.
    */
-  onStream(use: string, take: (stream: Stream, from: { name: string; purpose: Purpose }) => void): void {
+  onStream(use: string, take: (stream: Stream, from: From) => void): void {
     this.#takers.set(use, take);
+  }
+
+  /** Whether only those can be in the room who know its words. */
+  get isPrivate(): boolean {
+    return this.#room?.key !== undefined;
+  }
+
+  /** Resolves to the link with that peer as soon as there is one; asks for none. */
+  async whenLinked(word: string): Promise<Link> {
+    for (;;) {
+      const link = this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+      if (link) return link;
+      if (this.#hasQuit) throw new UserError("this participant has quit");
+      await this.#arrival.promise;
+    }
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
@@ -675,7 +700,10 @@ export class Participant {
     if (more) return;
     for (const peer of this.#snapshot.splice(0)) this.#remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
-    for (const peer of this.#peers.values()) peer.groundChanged();
+    const { address } = splitEndpoint(registration.public);
+    const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
+    this.#lastAddress = address;
+    for (const peer of this.#peers.values()) peer.groundChanged(hasMoved);
     this.#emit({ event: "peers", peers: this.rows });
     if (this.#state.is !== "joining") return;
     const { attempt } = this.#state;
@@ -747,10 +775,10 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ name }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream({ name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { name, purpose });
+    if (take) take(stream, { name, fingerprint, purpose });
     else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
@@ -828,7 +856,7 @@ export class Participant {
     const isChanged =
       registration.behaviour !== undefined && registration.behaviour.mapping !== behaviour.mapping;
     registration.behaviour = behaviour;
-    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged();
+    if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged(false);
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
@@ -1085,6 +1113,25 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
       return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
     }
+    case "forwarding":
+      return `forwarding ${event.listen} → ${c.bold(printable(event.name))} → ${event.target}`;
+    case "forward-refused": {
+      const whose =
+        event.by === "us"
+          ? `${c.bold(printable(event.name))} may not reach`
+          : `${c.bold(printable(event.name))} does not let us reach`;
+      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
+    }
+    case "offered": {
+      const many = event.files === 1 ? "" : ` (${event.files} files)`;
+      return `${c.bold(printable(event.name))} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
+    }
+    case "transferring":
+      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${c.bold(printable(event.name))}`;
+    case "transferred":
+      return tellTransferred(event, c);
+    case "transfer-failed":
+      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
     case "waiting":
       return `${printable(event.text)} …`;
     case "said":
@@ -1116,6 +1163,43 @@ const natMayTell: ReadonlySet<FailureReason> = new Set([
   "both-mappings-random",
   "timed-out",
 ] as const);
+
+function tellTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
+  const { direction, what, files, failed, failures, elapsedMs } = event;
+  const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
+  const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
+  if (failed === 0) return done;
+  const lines = failures.slice(0, 10).map(({ path, reason }) => `  ${printable(path)}: ${printable(reason)}`);
+  return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
+}
+
+/** A transfer as a line that is drawn again and again. */
+function transferLine({ direction, name, what, progress, startedAt }: Transfer, now: number): string {
+  const { bytes: total, bytesDone, bytesMoved } = progress;
+  const rate = bytesMoved / Math.max(0.001, (now - startedAt) / 1000);
+  const leftS = rate > 0 ? Math.ceil((total - bytesDone) / rate) : undefined;
+  const left = leftS === undefined ? "" : `, ${age(leftS * 1000)} left`;
+  const share = total === 0 ? 100 : Math.floor((bytesDone / total) * 100);
+  const whose = direction === "sending" ? `to ${name}` : `from ${name}`;
+  return `${printable(what)} ${printable(whose)}: ${share} % of ${bytes(total)}, ${bytes(rate)}/s${left}`;
+}
+
+function renderForwards(rows: ForwardRow[], width: number): string {
+  if (rows.length === 0) return "nothing is forwarded; `forward PORT:PEER:PORT` does it";
+  const columns = ["listen", "peer", "target", "open", "total", "in", "out"].map((head) => ({ head }));
+  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
+    [
+      listen,
+      `→ ${printable(peer)}`,
+      `→ ${target}`,
+      String(open),
+      String(total),
+      bytes(bytesIn),
+      bytes(bytesOut),
+    ].map((text) => [text]),
+  );
+  return renderTable(columns, cells, width);
+}
 
 /** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
 function roomWords(room: string): string {
@@ -1229,6 +1313,15 @@ const commands = [
   { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
   { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
   { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
+  { key: "", word: "forward", operands: "SPEC", what: "[BIND:]PORT:PEER:[HOST:]PORT, as ssh -L" },
+  { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
+  { key: "", word: "forwards", operands: "", what: "what is forwarded" },
+  { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
+  { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
+  { key: "", word: "allowed", operands: "", what: "what peers may reach" },
+  { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
+  { key: "", word: "accept", operands: "OFFER", what: "take what a peer offers, into this folder" },
+  { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
   { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
   { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
   { key: "", word: "join", operands: "", what: "come back to the introducer" },
@@ -1250,6 +1343,8 @@ const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as 
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
 /** What is told even with --quiet, on standard error. */
 const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
+  "forward-refused",
+  "transfer-failed",
   "failed",
   "error",
   "warning",
@@ -1260,16 +1355,19 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
 class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
+  /** Whether standard output belongs to a pipe: then results are part of the story. */
+  readonly #isPipe: boolean;
 
-  constructor(terminal: Terminal, isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
     this.#terminal = terminal;
     this.#isJson = isJson;
+    this.#isPipe = isPipe;
   }
 
   event(event: ParticipantEvent): void {
     if (this.#isJson) this.#json(event);
     if (event.event === "error") return this.#terminal.error(event.message);
-    const isResult = !this.#isJson && results.has(event.event);
+    const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
     const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
     if (text === undefined) return;
     if (isResult) this.#terminal.result(text);
@@ -1277,7 +1375,7 @@ class Prompt {
   }
 
   /** Obeys one line; rejects with what is wrong with it. */
-  async run(line: string, participant: Participant): Promise<void> {
+  async run(line: string, participant: Participant, uses: Uses): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, line);
     const [peer = ""] = words;
     switch (command) {
@@ -1291,6 +1389,25 @@ class Prompt {
         return void (await participant.ping(peer));
       case "disconnect":
         return participant.disconnect(peer);
+      case "forward":
+        return void keepLinked(participant, uses.forward(peer));
+      case "unforward":
+        return uses.unforward(peer);
+      case "forwards":
+        return this.#forwards(uses.forwards);
+      case "allow":
+        return void uses.allow(peer);
+      case "disallow":
+        return uses.disallow(peer);
+      case "allowed":
+        return this.#allowed(uses.allowed);
+      case "send":
+        participant.linkWith(peer); // or it would wait for one who is not there
+        return failIfAny(await uses.send(peer, words.slice(1)));
+      case "accept":
+        return uses.accept(peer, ".");
+      case "refuse":
+        return uses.refuse(peer);
       case "echo":
         return participant.echo(text);
       case "leave":
@@ -1319,6 +1436,18 @@ class Prompt {
     if (isVerbose && rows.length > 0) this.#terminal.result(renderDetails(rows, colors));
   }
 
+  #forwards(rows: ForwardRow[]): void {
+    if (this.#isJson) return this.#json({ event: "forwards", forwards: rows });
+    this.#terminal.result(renderForwards(rows, this.#terminal.width));
+  }
+
+  #allowed(rules: readonly string[]): void {
+    if (this.#isJson) return this.#json({ event: "allowed", allowed: rules });
+    this.#terminal.result(
+      rules.length > 0 ? rules.join("\n") : "nothing: peers can reach nothing through you",
+    );
+  }
+
   #whoami({ self }: Participant): void {
     if (!self) throw new UserError("not registered with the introducer; `join` first");
     if (this.#isJson) return this.#json({ event: "whoami", ...self });
@@ -1329,6 +1458,11 @@ class Prompt {
   #json(event: object): void {
     this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
+}
+
+/** Files that did not arrive, each of which has been told, make a failure of the whole. */
+function failIfAny({ failed }: { failed: number }): void {
+  if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
 }
 
 /** All at once. */
@@ -1368,11 +1502,20 @@ Options:
                   introducer never learns (also from ROOM in the environment);
                   new: makes such words (default: ${defaultRoom}, open to everyone)
   --connect PEER  keep a link to PEER, from when it is there
+  -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
+                  listen on PORT here, and connect from PEER to HOST:PORT
+                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L
+  --allow [HOST:]PORT  what peers may reach through you (* for any)
+  --pipe PEER     join standard input and output to PEER's --pipe, or with
+                  PEER:[HOST:]PORT to what PEER allows there, as ssh -W
+  --send PATH     with --connect PEER: send it, and end
+  --accept DIR    take the files that peers send, into DIR
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
   --nat           say what kind of NAT you are behind, and end
-  --stay          go on when standard input ends
+  --stay          go on when standard input ends (so do --forward, --allow and
+                  --accept)
   -v, --verbose   show every attempt of a punch
   -q, --quiet     results and errors only
   --json          events as JSON lines on standard output
@@ -1394,6 +1537,11 @@ interface Arguments {
   /** Undefined for the lobby. */
   room: string | undefined;
   connect: string[];
+  forward: string[];
+  allow: string[];
+  pipe: PipeSpec | undefined;
+  send: string[];
+  accept: string | undefined;
   keepMinutes: number;
   direct: boolean;
   nat: boolean;
@@ -1407,6 +1555,11 @@ const options = {
   name: { type: "string" },
   room: { type: "string" },
   connect: { type: "string", multiple: true },
+  forward: { type: "string", short: "L", multiple: true },
+  allow: { type: "string", multiple: true },
+  pipe: { type: "string" },
+  send: { type: "string", multiple: true },
+  accept: { type: "string" },
   keep: { type: "string" },
   direct: { type: "boolean" },
   nat: { type: "boolean" },
@@ -1429,19 +1582,44 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   const room = values.room ?? (process.env.ROOM || undefined);
   const badRoom = room === undefined ? undefined : roomProblem(room);
   if (badRoom) throw new UsageError(`--room ${badRoom}`);
+  const isOpen = room === undefined || room === defaultRoom;
+  const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
+  if (opens && isOpen) {
+    throw new UsageError(
+      `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
+    );
+  }
+  if (values.pipe !== undefined && values.json)
+    throw new UsageError("--pipe has standard output for itself: leave --json out");
+  if (values.send && values.connect?.length !== 1)
+    throw new UsageError("--send needs one --connect PEER to send to");
   return {
     introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
     name,
     room: room === defaultRoom ? undefined : room,
     connect: values.connect ?? [],
+    forward: values.forward ?? [],
+    allow: values.allow ?? [],
+    pipe: values.pipe === undefined ? undefined : readPipe(values.pipe),
+    send: values.send ?? [],
+    accept: values.accept,
     keepMinutes: readKeep(values.keep),
     direct: values.direct ?? false,
     nat: values.nat ?? false,
-    stay: values.stay ?? false,
+    stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
     verbose: values.verbose ?? false,
     quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
+}
+
+function readPipe(text: string): PipeSpec {
+  try {
+    return parsePipe(text);
+  } catch (error) {
+    if (error instanceof SpecError) throw new UsageError(`--pipe ${error.message}`);
+    throw error;
+  }
 }
 
 function readKeep(text: string | undefined): number {
@@ -1516,6 +1694,15 @@ async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
   });
 }
 
+/** A program that runs: what its parts share. */
+interface Running {
+  participant: Participant;
+  uses: Uses;
+  prompt: Prompt;
+  terminal: Terminal;
+  options: Arguments;
+}
+
 async function main(terminal: Terminal): Promise<number> {
   const options = readArguments(process.argv.slice(2));
   if (options === "help" || options === "version") {
@@ -1526,34 +1713,47 @@ async function main(terminal: Terminal): Promise<number> {
   terminal.isQuiet = options.quiet;
   const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return 0;
-  const prompt = new Prompt(terminal, options.json);
-  const participant = new Participant({
-    ...readHostPort(introducer),
-    name: options.name,
-    room: chooseRoom(options, introducer, terminal),
-    keepMinutes: options.keepMinutes,
-    direct: options.direct,
-    identity: identityOrOneForNow((message) => prompt.event({ event: "warning", message })),
-    verbose: options.verbose,
-    onEvent: (event) => prompt.event(event),
-  });
+  const running = prepare(terminal, options, introducer);
+  const { participant, uses } = running;
   const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
     process.once(signal, () => stopped.resolve(0));
   void terminal.broken.then(() => stopped.resolve(1));
-  const code = await Promise.race([live(participant, prompt, terminal, options), stopped.promise]);
+  const status = () => terminal.status(uses.transfers.map((one) => transferLine(one, performance.now())));
+  const drawing = setInterval(status, statusPeriodMs);
+  const code = await Promise.race([live(running), stopped.promise]);
+  clearInterval(drawing);
+  terminal.status([]);
   terminal.close();
+  uses.close();
   await participant.quit();
   return code;
 }
 
+function prepare(terminal: Terminal, options: Arguments, introducer: string): Running {
+  const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
+  const onEvent = (event: ParticipantEvent) => prompt.event(event);
+  const { name, keepMinutes, direct, verbose } = options;
+  const participant = new Participant({
+    ...readHostPort(introducer),
+    ...{ name, keepMinutes, direct, verbose, onEvent },
+    room: chooseRoom(options, introducer, terminal),
+    identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
+  });
+  const uses = new Uses({
+    link: (peer) => participant.whenLinked(peer),
+    isPrivate: () => participant.isPrivate,
+    canAsk: terminal.isInteractive || options.stay,
+    onEvent,
+  });
+  for (const use of ["forward", "pipe", "files"])
+    participant.onStream(use, (stream, from) => uses.take(stream, from));
+  return { participant, uses, prompt, terminal, options };
+}
+
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
-async function live(
-  participant: Participant,
-  prompt: Prompt,
-  terminal: Terminal,
-  options: Arguments,
-): Promise<number> {
+async function live(running: Running): Promise<number> {
+  const { participant, prompt, terminal, options, uses } = running;
   let failures = 0;
   const attempt = async (work: () => Promise<void>) => {
     try {
@@ -1564,34 +1764,81 @@ async function live(
       if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }
   };
+  const code = () => (failures > 0 ? 1 : 0);
+  const forwarded = options.forward.map((spec) => uses.forward(spec)); // whoever connects now waits for the link
   await attempt(() => participant.join());
   if (failures > 0) return 1;
+  for (const rule of options.allow) uses.allow(rule);
+  if (options.accept !== undefined) uses.acceptInto(options.accept);
+  for (const peer of new Set(forwarded)) void keepLinked(participant, peer);
   if (options.nat) {
     await attempt(async () => prompt.nat(await participant.nat()));
-    return failures > 0 ? 1 : 0;
+    return code();
   }
-  const connectTo = async (peer: string) => {
-    await participant.waitFor(peer);
-    await participant.connect(peer);
-  };
-  const connecting = Promise.all(
-    options.connect.map(async (peer) => {
-      await attempt(() => connectTo(peer));
-      void keepLinked(participant, peer);
-    }),
-  );
-  const run = (line: string) => attempt(() => prompt.run(line, participant));
+  if (options.pipe) {
+    await attempt(() => pipeThrough(running, options.pipe!));
+    return code();
+  }
+  const connecting = Promise.all(options.connect.map((peer) => attempt(() => beginLink(participant, peer))));
+  if (options.send.length > 0) {
+    await connecting;
+    if (failures === 0)
+      await attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
+    if (!options.stay || failures > 0) return code();
+  }
+  const run = (line: string) => attempt(() => prompt.run(line, participant, uses));
   if (terminal.isInteractive) {
     await converse(participant, terminal, run);
     return 0;
   }
   await connecting;
   for await (const line of terminal.lines()) {
-    if (isQuit(line)) return failures > 0 ? 1 : 0;
+    if (isQuit(line)) return code();
     if (line.trim() !== "") await run(line);
   }
   if (options.stay) await new Promise<never>(() => {});
-  return failures > 0 ? 1 : 0;
+  return code();
+}
+
+/** The first link with a peer that is to be kept; rejects when it fails, and tries again all the same. */
+async function beginLink(participant: Participant, peer: string): Promise<void> {
+  try {
+    await participant.waitFor(peer);
+    if (!participant.linkWith(peer)) await participant.connect(peer);
+  } finally {
+    void keepLinked(participant, peer);
+  }
+}
+
+/** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
+async function pipeThrough(
+  { participant, uses, terminal }: Running,
+  { peer, target }: PipeSpec,
+): Promise<void> {
+  await participant.waitFor(peer);
+  const link = participant.linkWith(peer) ?? (await participant.connect(peer));
+  const { sending, receiving } = uses.pipe(link, peer, target);
+  // Who only wants what comes is not asked to type.
+  const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
+  const startedAt = performance.now();
+  let received: Pipe | undefined;
+  void receiving.then((pipe) => (received = pipe));
+  const moved = () => {
+    const seconds = (performance.now() - startedAt) / 1000;
+    const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
+    return `sent ${bytes(sent)}, received ${bytes(came)}, ${bytes((sent + came) / seconds)}/s, ${age(seconds * 1000)}`;
+  };
+  const isDrawn = !(isatty(0) && isatty(1));
+  const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
+  try {
+    await runPipe(input, new DescriptorOutput(1), sending, receiving);
+  } catch (error) {
+    throw new UserError(error instanceof Error ? error.message : String(error));
+  } finally {
+    clearInterval(drawing);
+    terminal.status([]);
+  }
+  terminal.story(`${moved()}: confirmed`);
 }
 
 /** A link that ends is made again, until we end it ourselves. What goes wrong meanwhile is told as it happens. */

@@ -20,7 +20,7 @@ import {
   type ToParticipant,
 } from "../protocol.ts";
 import { SystemError } from "./libc.ts";
-import { adoptable, connectFrom, connectShared } from "./socket.ts";
+import { adoptable, connectFrom, connectShared, inWords } from "./socket.ts";
 
 /** How long one address of the introducer may take to accept. */
 const connectTimeoutMs = 8_000;
@@ -92,8 +92,8 @@ export class ControlChannel {
         data: (_, chunk) => this.#read(chunk),
         drain: () => this.#write(new Uint8Array(0)),
         end: () => this.close("it closed the connection"),
-        close: (_, error) => this.close(error?.message ?? "it closed the connection"),
-        error: (_, error) => this.close(error.message),
+        close: (_, error) => this.close(error ? inWords(error) : "it closed the connection"),
+        error: (_, error) => this.close(inWords(error)),
       },
     });
   }

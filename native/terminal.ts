@@ -348,31 +348,26 @@ const writeErrors: Record<string, string> = {
 export class Terminal {
   // Asked of the descriptor: to make `process.stdin` takes longer than all the rest of this.
   readonly isInteractive = isatty(0) && isatty(2);
-  readonly resultColors = colorsFor(process.stdout);
   readonly storyColors = colorsFor(process.stderr);
   /** Resolves when standard output can't be written any more. */
   readonly broken: Promise<void>;
   isBroken = false;
   /** Whether the story is kept to oneself. */
   isQuiet = false;
-  readonly #out: Output;
+  /** Made when it is first written to: with `--pipe` standard output is somebody else's. */
+  #out: Output | undefined;
   readonly #err: Output;
+  /** Lines below what is told, and above the prompt: what is under way. */
+  #status: string[] = [];
+  #statusRows = 0;
+  readonly #broken = Promise.withResolvers<void>();
   #reader: readline.Interface | undefined;
   #resumedAt = -Infinity;
   /** The last one is asked first: a question comes before the commands. */
   readonly #lineReaders: LineReader[] = [];
 
   constructor() {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.broken = promise;
-    const onError = ({ code, message }: NodeJS.ErrnoException) => {
-      this.isBroken = true;
-      this.error(`cannot write to standard output: ${writeErrors[code ?? ""] ?? message} (${code})`);
-      resolve();
-    };
-    this.#out = new Output(process.stdout, onError, (lines) =>
-      this.error(`nobody read standard output: ${count(lines, "line")} dropped`),
-    );
+    this.broken = this.#broken.promise;
     this.#err = new Output(
       process.stderr,
       () => {},
@@ -380,14 +375,37 @@ export class Terminal {
     );
   }
 
+  get resultColors(): Colors {
+    return colorsFor({ isTTY: isatty(1) });
+  }
+
+  #results(): Output {
+    const onError = ({ code, message }: NodeJS.ErrnoException) => {
+      this.isBroken = true;
+      this.error(`cannot write to standard output: ${writeErrors[code ?? ""] ?? message} (${code})`);
+      this.#broken.resolve();
+    };
+    return (this.#out ??= new Output(process.stdout, onError, (lines) =>
+      this.error(`nobody read standard output: ${count(lines, "line")} dropped`),
+    ));
+  }
+
   /** How wide a table on standard output may be: a pipe is as wide as it takes. */
   get width(): number {
-    return process.stdout.isTTY ? process.stdout.columns || 80 : Infinity;
+    return isatty(1) ? process.stdout.columns || 80 : Infinity;
   }
 
   /** Prints what was asked for. */
   result(text: string): void {
-    this.#print(this.#out, text);
+    this.#print(this.#results(), text);
+  }
+
+  /** Draws lines that stay last, above the prompt, and replaces those of before; on a terminal only. */
+  status(lines: string[]): void {
+    if (!isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
+    this.#erasePrompt();
+    this.#status = lines;
+    this.#redraw();
   }
 
   /** Prints what happens meanwhile; of that, only a problem is worth telling who wants it quiet. */
@@ -470,7 +488,7 @@ export class Terminal {
   /** The last thing a program does. Whoever does not read holds it up for a second. */
   async end(): Promise<void> {
     this.close();
-    await this.#out.end(endWaitMs);
+    await this.#out?.end(endWaitMs);
     await this.#err.end(this.isBroken ? 0 : endWaitMs);
   }
 
@@ -502,7 +520,7 @@ export class Terminal {
     if (prompt === undefined || !this.#reader) return;
     this.#erasePrompt();
     this.#reader.setPrompt(prompt);
-    this.#reader.prompt(true);
+    this.#redraw();
   }
 
   /** Ctrl-C: first for the line that is being typed. */
@@ -543,15 +561,23 @@ export class Terminal {
   #print(output: Output, text: string): void {
     this.#erasePrompt();
     output.write(`${text}\n`);
+    this.#redraw();
+  }
+
+  #redraw(): void {
+    const width = (process.stderr.columns || 80) - 1;
+    for (const line of this.#status) process.stderr.write(`${shorten(line, width)}\n`);
+    this.#statusRows = this.#status.length;
     this.#reader?.prompt(true);
   }
 
   #erasePrompt(): void {
-    if (!this.#reader) return;
-    process.stderr.moveCursor(0, -this.#reader.getCursorPos().rows);
+    if (!this.#reader && this.#statusRows === 0) return;
+    process.stderr.moveCursor(0, -(this.#reader?.getCursorPos().rows ?? 0) - this.#statusRows);
     process.stderr.cursorTo(0);
     process.stderr.clearScreenDown();
-    this.#forgetRows();
+    this.#statusRows = 0;
+    if (this.#reader) this.#forgetRows();
   }
 
   /**

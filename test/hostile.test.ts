@@ -4,12 +4,13 @@
  */
 import { expect, test } from "bun:test";
 import { makeIdentity } from "../native/link/identity.ts";
-import { openRoom } from "../native/link/room.ts";
+import { distrust, openRoom, prove, secretRoom } from "../native/link/room.ts";
 import { Participant, type ParticipantEvent } from "../participant.ts";
 import {
   encode,
   LineDecoder,
   parseToIntroducer,
+  publicInstance,
   type Endpoint,
   type Peer,
   type ToIntroducer,
@@ -367,4 +368,113 @@ test("an introducer that says when to come back is come back to then", async () 
   expect(await alice.next("introducer")).toMatchObject({ reason: "restarting", retryInMs: 1234 });
   await alice.next("registered");
   await alice.next("registered");
+});
+
+// --- a private room, and an introducer that would like to be in it ------------------------------------------
+
+const words = "k7xq-m2vp-9dfa-w4tz";
+const [room, elsewhere] = await Promise.all([secretRoom(words), secretRoom("another")]);
+const honest: Peer = { ...bob, proof: prove(room.key!, bob) };
+const lies: Record<string, Peer> = {
+  "no proof": bob,
+  "a proof of another room": { ...bob, proof: prove(elsewhere.key!, bob) },
+  "its own fingerprint under a member's name": { ...honest, fingerprint: "ee".repeat(32) },
+  "a member's proof under another name": { ...honest, name: "carol" },
+  "a member's proof for another program": { ...honest, instance: "cd".repeat(8) },
+  "a made-up proof": { ...bob, proof: "0".repeat(64) },
+};
+
+test.each(Object.entries(lies))("%s: shown as untrusted, never dialled, never let in", async (_, liar) => {
+  const order = (role: "controlling" | "controlled"): ToParticipant => ({
+    ...(round(first, role) as ToParticipant & { type: "punch" }),
+    peer: { ...liar, public: at("203.0.113.9:4000") },
+  });
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome(liar), order("controlled"));
+    if (message.type === "connect") say(order("controlling"));
+  });
+  await using alice = new Driven(house.port, "alice", "--room", words, "--verbose");
+  await alice.registered;
+  expect(await house.hears("failed", ({ token }) => token === first)).toMatchObject({
+    reason: "refused-by-peer",
+  });
+  alice.type(`connect ${liar.id}`, "list");
+  const { message } = await alice.next("error");
+  expect(message).toStartWith(`${liar.name} is not trusted: `);
+  expect(message).toContain("proof that it knows the room's words");
+  const { peers } = await alice.next("peers", (event) => event.peers.length > 0);
+  expect(peers.map(({ state }) => state)).toEqual(["untrusted"]);
+  expect(alice.count("attempt")).toBe(0);
+  expect(house.heard.some(({ type }) => type === "connect")).toBe(false);
+});
+
+test("a member with the right proof is known beside one that lies about the same name", async () => {
+  using house = new Scripted((message, say) => {
+    const liar = lies["its own fingerprint under a member's name"]!;
+    if (message.type === "register") say(...welcome(honest, { ...liar, id: 3 }));
+  });
+  await using alice = new Driven(house.port, "alice", "--room", words);
+  await alice.registered;
+  alice.type("list");
+  const { peers } = await alice.next("peers", (event) => event.peers.length > 0);
+  expect(peers.map(({ id, state }) => [id, state])).toEqual([
+    [2, "known"],
+    [3, "untrusted"],
+  ]);
+});
+
+test("the introducer never sees the words, and ours is the proof that others can check", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome());
+  });
+  await using alice = new Driven(house.port, "alice", "--room", words);
+  const { room: shown } = await alice.registered;
+  expect(shown).toBe(words); // to ourselves only
+  const { proof, fingerprint, name, instance, room: id } = await house.hears("register");
+  expect(id).toBe(room.id);
+  expect(JSON.stringify(house.heard)).not.toContain(words);
+  const asSeen = { fingerprint, name, instance: publicInstance(instance), proof };
+  expect(distrust(room, asSeen)).toBeUndefined();
+  expect(distrust(elsewhere, asSeen)).toContain("wrong");
+});
+
+test("those who know the words link; who knows others is not seen", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--room", words);
+  await using bob = new Driven(house.port, "bob", "--room", words);
+  await using eve = new Driven(house.port, "eve", "--room", "guess");
+  await met(alice, bob);
+  await eve.registered;
+  await link(alice, bob);
+  alice.type("say bob between us");
+  expect(await bob.next("said")).toMatchObject({ text: "between us" });
+  eve.type("connect bob");
+  expect((await eve.next("error")).message).toContain("nobody here is called bob");
+});
+
+test("--room new makes words, and says what to tell others", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--room", "new");
+  const { room: made } = await alice.registered;
+  expect(made).toMatch(/^(\w{4}-){3}\w{4}$/);
+  await using bob = new Driven(house.port, "bob", "--room", made);
+  await met(alice, bob);
+  await link(alice, bob);
+  alice.type("quit");
+  await alice.exited();
+  expect(await alice.stderr).toContain(`bun run participant 127.0.0.1:${house.port} --room ${made}`);
+});
+
+test("the lobby says that it is open to everyone; the words of a private room are not printed", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using bob = new Driven(house.port, "bob", "--room", words);
+  for (const one of [alice, bob]) {
+    await one.registered;
+    one.type("quit");
+    await one.exited();
+  }
+  expect(await alice.stderr).toContain("in room lobby, which is open to everyone");
+  expect(await bob.stderr).toContain("in a private room");
+  expect(await bob.stderr).not.toContain(words);
 });

@@ -9,6 +9,7 @@ import {
   type ToIntroducer,
   type ToParticipant,
   type ToPeer,
+  type LinkLine,
   addressScope,
   canonicalAddress,
   encode,
@@ -29,6 +30,7 @@ import {
   parseToIntroducer,
   parseToParticipant,
   parseToPeer,
+  parseLinkLine,
   printable,
   punchDeadlineMs,
   refusalCodes,
@@ -266,21 +268,24 @@ const goldenToParticipant: Golden<ToParticipant> = {
 
 const goldenToPeer: Golden<ToPeer> = {
   nominate: [[{ type: "nominate", token }, `{"type":"nominate","token":"00112233445566778899aabbccddeeff"}`]],
+};
+
+const goldenLinkLine: Golden<LinkLine> = {
   say: [[{ type: "say", id: 1, text: "hello" }, `{"type":"say","id":1,"text":"hello"}`]],
   heard: [[{ type: "heard", id: 1 }, `{"type":"heard","id":1}`]],
   ping: [[{ type: "ping", id: 2 }, `{"type":"ping","id":2}`]],
   pong: [[{ type: "pong", id: 2 }, `{"type":"pong","id":2}`]],
-  bye: [[{ type: "bye", reason: "quit" }, `{"type":"bye","reason":"quit"}`]],
 };
 
 const directions: [
   title: string,
-  golden: Record<string, [ToIntroducer | ToParticipant | ToPeer, string][]>,
+  golden: Record<string, [ToIntroducer | ToParticipant | ToPeer | LinkLine, string][]>,
   parse: (line: string) => unknown,
 ][] = [
   ["participant to introducer", goldenToIntroducer, parseToIntroducer],
   ["introducer to participant", goldenToParticipant, parseToParticipant],
   ["peer to peer", goldenToPeer, parseToPeer],
+  ["on a link", goldenLinkLine, parseLinkLine],
 ];
 
 /** Fields that a message may lack. */
@@ -358,6 +363,9 @@ test("a message of the other direction is refused", () => {
     ["register to a participant", () => parseToParticipant(`{"type":"register"}`)],
     ["nominate to a participant", () => parseToParticipant(`{"type":"nominate"}`)],
     ["connect to a peer", () => parseToPeer(`{"type":"connect","peer":2}`)],
+    ["a text before the nomination", () => parseToPeer(encode({ type: "say", id: 1, text: "hello" }))],
+    ["a nomination on a link", () => parseLinkLine(encode({ type: "nominate", token }))],
+    ["what was the end of a link once", () => parseLinkLine(`{"type":"bye","reason":"quit"}`)],
   ];
   for (const [what, run] of rows) expect([what, refusalOf(run).code]).toEqual([what, "unknown-type"]);
 });
@@ -508,7 +516,7 @@ test.each(badFields)("%s is refused by name", (_what, parse, value, names) => {
 });
 
 test("a number too big for a double is refused", () => {
-  expect(refusalOf(() => parseToPeer(`{"type":"ping","id":1e999}`)).message).toStartWith("id must be ");
+  expect(refusalOf(() => parseLinkLine(`{"type":"ping","id":1e999}`)).message).toStartWith("id must be ");
 });
 
 test("what is just within the limits is accepted", () => {
@@ -537,10 +545,10 @@ test("endpoints in messages become canonical, so that equal ones are ===", () =>
 
 test("the longest text fits a line, even when every character is escaped or three bytes long", () => {
   for (const char of ["\u0000", "\u2028", "\uffff", "€", '"']) {
-    const message: ToPeer = { type: "say", id: Number.MAX_SAFE_INTEGER, text: char.repeat(maxTextLength) };
+    const message: LinkLine = { type: "say", id: Number.MAX_SAFE_INTEGER, text: char.repeat(maxTextLength) };
     const line = encode(message);
     expect(utf8.encode(line).length).toBeLessThanOrEqual(maxLineBytes);
-    expect(parseToPeer(line)).toEqual(message);
+    expect(parseLinkLine(line)).toEqual(message);
   }
 });
 
@@ -638,10 +646,13 @@ test("a list of the most peers is accepted", () => {
 });
 
 test("every failure reason and refusal code travels", () => {
-  const own: FailureReason[] = ["refused", "cancelled", "introducer-lost"];
+  const own: FailureReason[] = ["relay-failed", "refused", "cancelled", "introducer-lost"];
   for (const reason of Object.keys(failureReasons) as FailureReason[]) {
-    if (own.includes(reason)) continue; // each side's own business
-    expect(parseToIntroducer(encode({ ...failed, reason }))).toEqual({ ...failed, reason });
+    if (own.includes(reason)) {
+      // Each side's own business.
+      const refusal = refusalOf(() => parseToIntroducer(encode({ ...failed, reason })));
+      expect(refusal.message).toStartWith("reason must be one of");
+    } else expect(parseToIntroducer(encode({ ...failed, reason }))).toEqual({ ...failed, reason });
   }
   for (const code of refusalCodes) {
     const message: ToParticipant = { type: "refused", code, message: "no" };

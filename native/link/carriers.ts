@@ -24,6 +24,8 @@ import {
   encodeHello,
   frame,
   FrameDecoder,
+  headerBytes,
+  helloBytes,
   isSequenced,
   ProtocolError,
   resumedStatus,
@@ -159,6 +161,7 @@ export class Carriers {
   /** A carrier on which the peer has spoken. */
   accept({ carrier, hello, rest }: Offer): void {
     const attachment = this.#adopt(carrier, "refused");
+    this.bytesIn += rest.reduce((sum, { length }) => sum + length, headerBytes + helloBytes);
     this.#guard(() => this.#consider(attachment, hello));
     attachment.rest.push(...rest);
     this.#readRest(attachment);

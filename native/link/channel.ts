@@ -8,7 +8,7 @@ import type * as net from "node:net";
 import type * as tls from "node:tls";
 import { encode, parseToPeer, Refusal, type Endpoint, type Role, type Route } from "../../protocol.ts";
 import { isAcknowledged, limitUnsent, tuneForCarrier } from "../libc.ts";
-import type { Socket } from "../socket.ts";
+import { closedThere, inWords, type Socket } from "../socket.ts";
 import type { Carrier } from "./carrier.ts";
 import type { Identity } from "./identity.ts";
 
@@ -59,23 +59,6 @@ export type Side =
   | { role: "controlling"; offers: readonly string[] }
   | { role: "controlled"; expects: (purpose: string) => boolean };
 
-const closedThere = "the connection was closed at the peer's end";
-const networkErrors: Readonly<Record<string, string>> = {
-  ECONNRESET: "the connection was reset",
-  EPIPE: closedThere,
-  ETIMEDOUT: "the network delivered nothing any more",
-  EHOSTUNREACH: "the peer's host can no longer be reached",
-  ENETUNREACH: "the peer's network can no longer be reached",
-};
-
-/** An error of a socket or of TLS in plain words. */
-function inWords(error: Error): string {
-  const code = "code" in error && typeof error.code === "string" ? error.code : "";
-  const complaint = /^error:[^:]*:SSL routines:[^:]*:(\w+)/.exec(error.message)?.[1];
-  if (complaint) return `TLS refused: ${complaint.toLowerCase().replaceAll("_", " ")}`;
-  return networkErrors[code] ?? error.message;
-}
-
 /** A connected descriptor that Node reads and writes, and that closes by RST. */
 export interface Connection {
   readonly raw: net.Socket;
@@ -90,7 +73,9 @@ export function adopt(socket: Socket): Connection {
   socket.closeAbortively().noDelay();
   const { local, remote } = socket;
   const fd = socket.release();
-  return { raw: netModule().connect({ fd } as unknown as net.NetConnectOpts), fd, local, remote };
+  // Otherwise the peer's FIN would close our half at once, with all that is not sent yet.
+  const options = { fd, allowHalfOpen: true } as unknown as net.NetConnectOpts;
+  return { raw: netModule().connect(options), fd, local, remote };
 }
 
 /** TLS on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */

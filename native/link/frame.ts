@@ -32,7 +32,7 @@ export const maxDataBytes = 64 * 1024;
 export const maxPurposeBytes = 4096;
 export const maxReasonBytes = 256;
 export const sessionIdBytes = 16;
-const helloBytes = 14 + sessionIdBytes;
+export const helloBytes = 14 + sessionIdBytes;
 /** Far from what an epoch can reach by moving, and one more still fits in its u32. */
 const maxEpoch = 0x7fff_ffff;
 

@@ -82,6 +82,7 @@ export class Link {
   #lines: Stream | undefined;
   /** What was said before the stream of lines had come. */
   #unsent: LinkLine[] = [];
+  #unsentAnswers = 0;
   #nextId = 1;
   #brokenSince: number | undefined;
   #looksDeadSince = -Infinity;
@@ -133,6 +134,12 @@ export class Link {
     return !this.session.isEnded && !this.#closing;
   }
 
+  /** There is reason to think that its channel is dead, though nothing has shown it yet. */
+  suspect(): void {
+    this.#looksDeadSince = performance.now();
+    this.session.ping();
+  }
+
   /** Another channel that this side has nominated. */
   attach(channel: Channel): void {
     this.session.attach(channel);
@@ -145,11 +152,11 @@ export class Link {
 
   /**
    * Opens a stream for `use`, a Duplex to its user; the peer's program is told that, and what else is in `more` (at most
-   * 4096 bytes of JSON). Throws a {@link LinkError} when the link has ended.
+   * 4096 bytes of JSON). A purpose says both. Throws a {@link LinkError} when the link has ended.
    */
-  open(use: string, more: Purpose = {}): Stream {
+  open(use: string | object, more: Purpose = {}): Stream {
     try {
-      return this.session.open({ ...more, use });
+      return this.session.open(typeof use === "string" ? { ...more, use } : use);
     } catch (error) {
       throw new LinkError(error instanceof Error ? error.message : String(error));
     }
@@ -195,7 +202,7 @@ export class Link {
 
   #ask(message: (id: number) => LinkLine): Promise<number> {
     const { promise, resolve, reject } = Promise.withResolvers<number>();
-    if (!this.isOpen) reject(new LinkError("the link has ended"));
+    if (!this.isOpen || this.session.isEnding) reject(new LinkError("the link has ended"));
     else if (this.#waiting.size >= maxWaiting)
       reject(new LinkError(`${maxWaiting} texts already wait for the peer's answer`));
     else {
@@ -207,6 +214,8 @@ export class Link {
   }
 
   #send(line: LinkLine): void {
+    // It could not be sent, and would break the stream on which the peer's last words may still come.
+    if (this.session.isEnding) return;
     if (this.#lines) this.#lines.write(encode(line));
     else this.#unsent.push(line);
   }
@@ -222,6 +231,7 @@ export class Link {
     this.#lines = stream;
     for (const line of this.#unsent.splice(0)) this.#send(line);
     stream.on("error", () => {}); // the link's end says it
+    for (const event of ["end", "close"]) stream.once(event, () => this.#linesOver());
     stream.on("data", (chunk: Buffer) => {
       try {
         for (const line of decoder.push(chunk)) this.#receive(parseLinkLine(line));
@@ -230,6 +240,12 @@ export class Link {
         this.abandon("protocol-error", error.message);
       }
     });
+  }
+
+  /** Nothing would be answered any more, and no text would come. */
+  #linesOver(): void {
+    if (!this.session.isEnding)
+      this.abandon("protocol-error", "its stream of lines is over, and the link is not");
   }
 
   #receive(line: LinkLine): void {
@@ -246,13 +262,19 @@ export class Link {
     }
   }
 
-  /** Who asks and does not read the answers is not answered for ever. */
+  /**
+   * Who asks more at once than we would, and takes no answers, is not read. Only answers count: if our own texts did, two
+   * sides with much to say would wait for each other for ever.
+   */
   #answer(line: LinkLine): void {
     const lines = this.#lines!;
-    this.#send(line);
-    if (!lines.writableNeedDrain || lines.isPaused()) return;
-    lines.pause();
-    lines.once("drain", () => lines.resume());
+    if (this.session.isEnding) return;
+    this.#unsentAnswers++;
+    lines.write(encode(line), () => {
+      this.#unsentAnswers--;
+      if (lines.isPaused()) lines.resume();
+    });
+    if (this.#unsentAnswers > maxWaiting) lines.pause();
   }
 
   #answered(id: number): void {
@@ -280,7 +302,8 @@ export class Link {
   }
 
   #lost(reason: string): void {
-    if (this.#keepMs === 0 || this.#closing) return this.abandon("connection-lost", reason);
+    if (this.#closing) return this.session.abandon(this.#closing.reason);
+    if (this.#keepMs === 0) return this.abandon("connection-lost", reason);
     this.#brokenSince = performance.now();
     const minutes = this.#keepMs / 60_000;
     this.#keepTimer = setTimeout(

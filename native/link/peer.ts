@@ -5,8 +5,10 @@
  */
 import {
   failureReasons,
+  isVerified,
   maxTextLength,
   printable,
+  splitEndpoint,
   UserError,
   type Endpoint,
   type FailureReason,
@@ -126,8 +128,8 @@ export interface PeerSurroundings {
   measureAnew(): Promise<void>;
   /** A link has lost its channel. */
   returning(peer: RemotePeer): void;
-  /** A link has ended, or none came about. */
-  unlinked(peer: RemotePeer): void;
+  /** There is a link now, or no longer, or none came about. */
+  changed(peer: RemotePeer): void;
   /** Admits an introduction that we did not ask for; undefined when it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
@@ -211,9 +213,11 @@ export class RemotePeer {
     // A session that has not timed out yet may be listed beside the one that replaced it.
     if (this.#isPresent && peer.id < this.#peer.id) return;
     const isNews = !this.#isPresent || peer.id !== this.#peer.id;
+    const hasMoved = !isVerified(peer, splitEndpoint(this.#peer.public).address);
     this.#peer = peer;
     this.#isPresent = true;
     this.#lastSeenAt = Date.now();
+    if (hasMoved) this.#suspect();
     if (isNews) this.#seekAnew();
   }
 
@@ -224,8 +228,9 @@ export class RemotePeer {
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
   }
 
-  /** We are registered anew, or our own mapping has changed. */
-  groundChanged(): void {
+  /** We are registered anew, at another address perhaps, or our own mapping has changed. */
+  groundChanged(hasMoved: boolean): void {
+    if (hasMoved) this.#suspect();
     this.#seekAnew();
   }
 
@@ -262,7 +267,9 @@ export class RemotePeer {
   }
 
   relay(message: ToParticipant & { type: "relay" }): void {
-    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    const isUnwanted = this.#surroundings.ground()?.takesRelay === false;
+    const isStale = !this.#introduction && message.role === "controlling";
+    if (isUnwanted || isStale) return this.#decline(message.token);
     this.#introductionOf(message)?.relay(message);
   }
 
@@ -373,7 +380,9 @@ export class RemotePeer {
   /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
   async disconnect(): Promise<void> {
     if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
-    await this.#linkFor("disconnect").close("disconnected");
+    const link = this.#linkFor("disconnect");
+    this.#introduction?.cancel("cancelled", "disconnect"); // another way for it, which would make a new link
+    await link.close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
@@ -394,12 +403,19 @@ export class RemotePeer {
   #nominated(channel: Channel, nominated: Nominated): void {
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") {
-      channel.onClose = () => {}; // the introduction is over, and the peer will ask again
-      const forgotten = setTimeout(() => channel.destroy(), offerTimeoutMs);
+      const forgotten = setTimeout(() => {
+        channel.destroy();
+        unoffered("the peer did not say which link it is for");
+      }, offerTimeoutMs);
+      const unoffered = (detail: string) => {
+        clearTimeout(forgotten);
+        this.#unoffered(detail);
+      };
+      channel.onClose = unoffered;
       return readOffer(
         channel,
         (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
-        () => clearTimeout(forgotten),
+        unoffered,
       );
     }
     if (this.#link) this.#link.attach(channel);
@@ -411,7 +427,8 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        return refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(offer, resumedStatus.unknown);
+        return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
         this.#link?.abandon("replaced", "");
@@ -432,13 +449,13 @@ export class RemotePeer {
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
-    if (!link.isOpen) return; // its peer had only a refusal to say
     this.#link = link;
     this.#failure = undefined;
     const { route, local, remote } = channel;
     this.#emit({ event: "linked", route, local, remote, elapsedMs });
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
+    this.#surroundings.changed(this);
     this.#seekDirect();
   }
 
@@ -463,7 +480,7 @@ export class RemotePeer {
     this.#seeker.rest();
     this.#emit({ event: "unlinked", reason, detail });
     this.#tell({ type: "unlinked", peer: this.id, reason });
-    this.#surroundings.unlinked(this);
+    this.#surroundings.changed(this);
   }
 
   // --- another channel -----------------------------------------------------------------------------------
@@ -477,6 +494,13 @@ export class RemotePeer {
     if (this.#link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
   }
 
+  /** One of us is at another address now: what went by the old one hardly lives. */
+  #suspect(): void {
+    if (!this.#link || this.#link.route === "relay") return;
+    this.#link.suspect();
+    this.#seeker.want("soon", this.#isFirst);
+  }
+
   /** Something has changed that may make a way. */
   #seekAnew(): void {
     if (this.#link && (this.#link.isReturning || this.#link.route === "relay")) {
@@ -486,10 +510,13 @@ export class RemotePeer {
 
   #seek(): void {
     const link = this.#link;
-    if (!link || this.#introduction || !this.#isPresent) return;
+    if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
-    if (link.route !== "relay") return this.#seeker.rest();
+    if (link.route !== "relay" || this.#seeker.wanted === "soon") {
+      this.#seeker.rest(); // it lives after all
+      return this.#seekDirect();
+    }
     void this.#surroundings.measureAnew().then(() => {
       const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
       if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
@@ -499,14 +526,22 @@ export class RemotePeer {
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
     this.#introduction = undefined;
     if (this.#link || !failure) return this.#seeker.again();
-    const { reason, detail } = failure;
+    this.#failed(failure.reason, failure.detail);
+  }
+
+  /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
+  #unoffered(detail: string): void {
+    if (!this.#link && !this.#introduction) this.#failed("timed-out", detail);
+  }
+
+  #failed(reason: FailureReason, detail: string): void {
     this.#failure = reason;
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
       `no link with ${printable(this.name)}: ${failureReasons[reason]} (${reason})`,
     );
     for (const { reject } of this.#waiting.splice(0)) reject(error);
-    this.#surroundings.unlinked(this);
+    this.#surroundings.changed(this);
   }
 
   #tell(message: Parameters<Ground["send"]>[0]): void {
@@ -528,6 +563,10 @@ class Seeker {
 
   constructor(seek: () => void) {
     this.#seek = seek;
+  }
+
+  get wanted(): keyof typeof pauses | undefined {
+    return this.#wanted;
   }
 
   /** Said again, it goes on as it was. */

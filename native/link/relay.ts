@@ -80,13 +80,13 @@ export class RelayAttempt {
       answer = Buffer.concat([answer, chunk]);
       const lf = answer.indexOf(10);
       if (lf < 0 && answer.length <= maxAnswerBytes) return;
-      raw.off("data", onData).off("close", onClose).off("error", onClose);
+      raw.off("data", onData).off("end", onClose).off("close", onClose).off("error", onClose);
       // The peer may have spoken already; the handshake hangs unless TLS finds its bytes in a socket that is paused.
       raw.pause();
       if (lf + 1 < answer.length) raw.unshift(answer.subarray(lf + 1));
       this.#answered(answer.toString("utf8", 0, lf));
     };
-    raw.on("data", onData).once("close", onClose).once("error", onClose);
+    raw.on("data", onData).once("end", onClose).once("close", onClose).once("error", onClose);
     raw.write(encode({ type: "relay", token: this.#options.token }));
   }
 

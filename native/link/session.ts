@@ -119,6 +119,10 @@ export class Session implements KnownSession {
   get isEnded(): boolean {
     return this.#isEnded;
   }
+  /** Whether one side has said that it ends: what is written from now on is not sent any more. */
+  get isEnding(): boolean {
+    return this.#finishing !== undefined || this.#isEnded;
+  }
   /** Whether the peer is known to have the session. */
   get isConfirmed(): boolean {
     return this.#carriers.isConfirmed;

@@ -180,7 +180,7 @@ export abstract class Router extends Machine {
 export class Firewall extends Router {}
 
 export class Nat extends Router {
-  readonly mapping: Mapping;
+  mapping: Mapping;
   readonly hairpinning: boolean;
 
   constructor(lab: Lab, name: string, options: NatOptions, lan: Lan) {
@@ -199,6 +199,13 @@ export class Nat extends Router {
     const lines = ["rule add pref 10 lookup local", "rule del pref 0"];
     for (const iif of ["lan", "lo"]) lines.push(`rule add pref 5 iif ${iif} lookup 100`);
     return `ip -n ${this.name} -batch - <<END\n${lines.join("\n")}\nEND\n${this.#hairpin()}\n${super.setUp()}`;
+  }
+
+  /** Behaves differently from now on, as after an update or in another mode; the mappings are gone. */
+  async changeMapping(mapping: Mapping): Promise<void> {
+    this.mapping = mapping;
+    await this.lab.script(`ip netns exec ${this.name} nft flush ruleset\n${super.setUp()}`);
+    await this.flush();
   }
 
   /** Takes another WAN address, as with a new PPPoE or DHCP lease; the mappings are gone with the old one. */

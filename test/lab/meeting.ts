@@ -1,7 +1,7 @@
 /** What two participants and an introducer go through in a test: being gathered, linking by a route, talking. */
 import { expect } from "bun:test";
 import { splitEndpoint, type Endpoint, type FailureReason, type Route } from "../../protocol.ts";
-import type { Host, Lab } from "./lab.ts";
+import type { Host, Lab, Nat } from "./lab.ts";
 import type { IntroducerProgram, ParticipantProgram, People, Place } from "./people.ts";
 import { owdMs, type Hosts } from "./sides.ts";
 
@@ -29,15 +29,30 @@ export async function gather(
   people: People,
   { alice: a, bob: b }: Hosts,
   introducer?: IntroducerProgram,
+  options: string[] = [],
 ): Promise<Meeting> {
   introducer ??= await people.introducer(await lab.host("introducer", { owdMs }));
   const [alice, bob] = await Promise.all([
-    people.participant("alice", a, introducer, ["-v"]),
-    people.participant("bob", b, introducer, ["-v"]),
+    people.participant("alice", a, introducer, ["-v", ...options]),
+    people.participant("bob", b, introducer, ["-v", ...options]),
   ]);
   await know(alice, bob);
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
   return { introducer, alice, bob };
+}
+
+/** Drops what comes from or goes to that address, at this NAT. */
+export async function cutOff(nat: Nat, other: string): Promise<void> {
+  const address = other.replace(/:\d+$/, "");
+  await nat.run([
+    "nft",
+    `
+add table ip cut
+add chain ip cut passing { type filter hook prerouting priority raw; }
+add rule ip cut passing ip saddr ${address} drop
+add rule ip cut passing ip daddr ${address} drop
+`,
+  ]);
 }
 
 export async function know(...everyone: ParticipantProgram[]): Promise<void> {

@@ -168,26 +168,6 @@ labTest.each(["alice", "bob"] as const)(
 
 // --- no route --------------------------------------------------------------------------------------------
 
-const hopeless: [where: string, layout: Layout][] = [
-  ["random ↔ random", apart(random)],
-  ["random ↔ sequential", apart(random, sequential)],
-  ["sequential ↔ random", apart(sequential, random)],
-];
-
-labTest.each(hopeless)("%s: both-mappings-random at once, and not one SYN", async (_, layout) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
-  alice.type("connect bob");
-  await expectFailure(alice, "both-mappings-random", 1000);
-  for (const one of [alice, bob]) {
-    one.type("echo"); // whatever the introducer had said before has arrived with the answer
-    await one.next("echo");
-    expect([...one.all("attempt"), ...one.all("punching")]).toEqual([]);
-  }
-  expect(introducer.all("punch")).toEqual([]);
-});
-
 const unreachable: [where: string, layout: Layout, reason: FailureReason][] = [
   ["one carrier without hairpinning", oneCarrier({ hairpinning: false }), "no-candidate-answered"],
 ];
@@ -195,7 +175,7 @@ const unreachable: [where: string, layout: Layout, reason: FailureReason][] = [
 labTest.each(unreachable)("%s: the diagnosis", async (_, layout, reason) => {
   await using lab = await Lab.create();
   await using people = new People();
-  const { alice, bob } = await gather(lab, people, await layout(lab));
+  const { alice, bob } = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
   bob.type("connect alice");
   await Promise.all([alice, bob].map((one) => expectFailure(one, reason, 12_000)));
 });

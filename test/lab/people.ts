@@ -226,8 +226,9 @@ export class People implements AsyncDisposable {
     { endpoint }: { endpoint: Endpoint },
     options: string[] = [],
     onEvent?: (event: ParticipantEvent) => void,
+    file = "participant.ts",
   ): Promise<ParticipantProgram> {
-    const command = ["participant.ts", endpoint, "--name", name, "--json", ...options];
+    const command = [file, endpoint, "--name", name, "--json", ...options];
     const program = new ParticipantProgram(name, this.#start(place, name, command));
     if (onEvent) program.onEvent = onEvent;
     await program.next("registered");

@@ -4,8 +4,9 @@
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
-import { Lab, labTest, type Host, type Nat } from "./lab.ts";
+import { Lab, labTest, type Host } from "./lab.ts";
 import {
+  cutOff,
   disconnect,
   expectFailure,
   expectRoute,
@@ -63,19 +64,6 @@ add table ip everything
 add chain ip everything arriving { type nat hook prerouting priority dstnat; }
 add rule ip everything arriving meta l4proto tcp redirect to :7
 `;
-
-/** Drops what comes from or goes to `other`, at this NAT. */
-async function cutOff(nat: Nat, other: string): Promise<void> {
-  await nat.run([
-    "nft",
-    `
-add table ip cut
-add chain ip cut passing { type filter hook prerouting priority raw; }
-add rule ip cut passing ip saddr ${other} drop
-add rule ip cut passing ip daddr ${other} drop
-`,
-  ]);
-}
 
 /** One plain connect, from any port. */
 async function connect(from: Host, to: Endpoint): Promise<Attempt> {
@@ -215,7 +203,7 @@ async function gatherCutOff(lab: Lab, people: People): Promise<Meeting> {
   await cutOff(natB, natA.address);
   const alice = await lab.host("alice", { behind: natA });
   const bob = await lab.host("bob", { behind: natB });
-  return gather(lab, people, { alice, bob });
+  return gather(lab, people, { alice, bob }, undefined, ["--direct"]);
 }
 
 labTest("the peer is gone while punching: peer-left", async () => {

@@ -3,21 +3,17 @@
  * hello and answers whatever it is asked. The identity comes as JSON on stdin.
  */
 import type { Identity } from "../../native/link/identity.ts";
-import { Channel, Credentials } from "../../native/link/channel.ts";
-import { Link } from "../../native/link/link.ts";
+import { adopt, Channel, Credentials } from "../../native/link/channel.ts";
 import { connectShared } from "../../native/socket.ts";
 import { parseEndpoint } from "../../protocol.ts";
+import { beginLink, client, token } from "./story-fixture.ts";
 
 const identity: Identity = await Bun.stdin.json();
 const { socket } = await connectShared(parseEndpoint(process.argv[2]!)!, 5_000);
-const channel = new Channel(
-  socket,
-  "public",
-  { role: "controlling", offers: ["a link"] },
-  new Credentials(identity),
-);
+const channel = new Channel(adopt(socket), "public", client, new Credentials(identity));
 await channel.secured;
-const link = new Link(channel);
-link.onClose = (reason) => console.log(reason);
+channel.nominate(token);
+const { link } = beginLink(channel);
+void link.ended.then((reason) => console.log(reason));
 await link.say("hello");
 console.log("heard");

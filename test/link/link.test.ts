@@ -1,65 +1,43 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import * as tls from "node:tls";
-import { makeIdentity, type Identity } from "../../native/link/identity.ts";
-import { Channel, Credentials, LinkError, type ChannelEnd, type Side } from "../../native/link/channel.ts";
-import { Link } from "../../native/link/link.ts";
-import { connectShared, type Socket } from "../../native/socket.ts";
+import { judgeOffer, refuseOffer } from "../../native/link/carrier.ts";
+import { adopt, Channel, LinkError } from "../../native/link/channel.ts";
 import {
-  encode,
-  maxLineBytes,
-  maxTextLength,
-  splitEndpoint,
-  type Role,
-  type ToPeer,
-  type UnlinkReason,
-} from "../../protocol.ts";
+  decodeReset,
+  encodeCount,
+  encodeCredit,
+  encodeFinish,
+  encodeFrame,
+  encodeHello,
+  encodeOpen,
+  encodeReset,
+  frame,
+  FrameDecoder,
+  isSequenced,
+  resumedStatus,
+  resumeStatus,
+} from "../../native/link/frame.ts";
+import { firstCreditBytes, StreamError } from "../../native/link/stream.ts";
+import { encode, maxLineBytes, maxTextLength, splitEndpoint, type LinkLine } from "../../protocol.ts";
 import { listening, noSocketLeft, until } from "../native-fixture.ts";
-
-const aliceIdentity = makeIdentity();
-const bobIdentity = makeIdentity();
-const alices = new Credentials(aliceIdentity);
-const bobs = new Credentials(bobIdentity);
-
-const purpose = "a link";
-const client: Side = { role: "controlling", offers: [purpose] };
-const server: Side = { role: "controlled", expects: (asked) => asked === purpose };
-const sideOf = (role: Role): Side => (role === "controlling" ? client : server);
-
-async function accepted(listener: Socket): Promise<Socket> {
-  let socket: Socket | undefined;
-  await until("a connection is accepted", () => (socket = listener.accept()) !== undefined);
-  return socket!;
-}
-
-/** Two channels on one connection: Alice is the controlling side, the TLS client. */
-async function channels(): Promise<[Channel, Channel]> {
-  using listener = listening();
-  const { socket } = await connectShared(listener.endpoint, 5_000);
-  const alice = new Channel(socket, "public", client, alices);
-  const bob = new Channel(await accepted(listener.socket), "listen", server, bobs);
-  return [alice, bob];
-}
-
-/** What a link told its owner. */
-interface Story {
-  link: Link;
-  said: string[];
-  ends: { reason: UnlinkReason; detail?: string }[];
-}
-
-function listenTo(link: Link): Story {
-  const story: Story = { link, said: [], ends: [] };
-  link.onSaid = (text) => story.said.push(text);
-  link.onClose = (reason, detail) => story.ends.push({ reason, ...(detail !== undefined && { detail }) });
-  return story;
-}
-
-async function links(...timers: number[]): Promise<[Story, Story]> {
-  const [a, b] = await channels();
-  await Promise.all([a.secured, b.secured]);
-  return [listenTo(new Link(a, ...timers)), listenTo(new Link(b, ...timers))];
-}
+import {
+  accepted,
+  aliceIdentity,
+  anotherChannel,
+  beginLink,
+  bobIdentity,
+  closeBoth,
+  credentialsOf,
+  linkOn,
+  links,
+  offerOn,
+  purpose,
+  server,
+  token,
+  type Story,
+  Wire,
+} from "./story-fixture.ts";
 
 async function rejection(promise: Promise<unknown>): Promise<string> {
   try {
@@ -71,253 +49,106 @@ async function rejection(promise: Promise<unknown>): Promise<string> {
   throw new Error("it did not fail");
 }
 
-/** A TLS client that keeps to no protocol, and the link of whoever accepted it. */
-class Rogue implements Disposable {
-  readonly socket: tls.TLSSocket;
-  /** Bytes that came. */
-  received = "";
-  constructor(port: number, { key, certificate }: Identity) {
-    this.socket = tls.connect({
-      host: "127.0.0.1",
-      port,
-      key,
-      cert: certificate,
-      rejectUnauthorized: false,
-      ALPNProtocols: [purpose],
-    });
-    this.socket.on("data", (chunk: Buffer) => (this.received += chunk.toString()));
-    this.socket.on("error", () => {});
-  }
-  [Symbol.dispose](): void {
-    this.socket.destroy();
-  }
-}
-
-async function againstRogue(...timers: number[]): Promise<[Rogue, Story]> {
-  using listener = listening();
-  const rogue = new Rogue(splitEndpoint(listener.endpoint).port, aliceIdentity);
-  const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-  await channel.secured;
-  return [rogue, listenTo(new Link(channel, ...timers))];
-}
-
-// --- channel -----------------------------------------------------------------------------------------------
-
-describe("a channel", () => {
-  test("tells each side the other's certificate and endpoint", async () => {
-    await using _ = noSocketLeft();
-    const [alice, bob] = await channels();
-    expect(await Promise.all([alice.secured, bob.secured])).toEqual([
-      bobIdentity.fingerprint,
-      aliceIdentity.fingerprint,
-    ]);
-    expect([alice.local, alice.remote]).toEqual([bob.remote, bob.local]);
-    alice[Symbol.dispose]();
-    bob[Symbol.dispose]();
-  });
-
-  test.each(["controlling", "controlled"] as const)(
-    "as %s side ends when disposed of during the handshake, without an unhandled rejection",
-    async (role) => {
-      await using _ = noSocketLeft();
-      using listener = listening();
-      const { socket } = await connectShared(listener.endpoint, 5_000);
-      using silent = await accepted(listener.socket);
-      const channel = new Channel(socket, "public", sideOf(role), alices);
-      const ends: string[] = [];
-      channel.onClose = ({ is }) => ends.push(is);
-      channel[Symbol.dispose]();
-      channel[Symbol.dispose]();
-      expect([channel.isOpen, ends, silent.isOpen]).toEqual([false, ["closed"], true]);
-      expect(await rejection(channel.secured)).toBe("closed during the TLS handshake");
-      channel.send({ type: "ping", id: 1 });
-      expect(channel.bytesOut).toBe(0);
-    },
-  );
-
-  const plaintext: Record<string, string> = {
-    "plain HTTP": "GET / HTTP/1.0\r\n\r\n",
-    "our lines without TLS": encode({ type: "nominate", token: "0".repeat(32) }),
-    zeros: "\0".repeat(100_000),
-  };
-  test.each(
-    Object.entries(plaintext).flatMap(([what, bytes]) =>
-      (["controlling", "controlled"] as const).map((role) => [what, role, bytes] as const),
-    ),
-  )("that meets %s as %s side ends with a reason", async (_what, role, bytes) => {
-    await using _ = noSocketLeft();
-    using server = Bun.listen({
-      hostname: "127.0.0.1",
-      port: 0,
-      socket: { open: (stranger) => void stranger.write(bytes), data() {}, error() {} },
-    });
-    const { socket } = await connectShared(`127.0.0.1:${server.port}` as Channel["remote"], 5_000);
-    const channel = new Channel(socket, "public", sideOf(role), alices);
-    const ended = Promise.withResolvers<ChannelEnd>();
-    channel.onClose = ended.resolve;
-    expect(await rejection(channel.secured)).not.toBe("");
-    await ended.promise;
-    expect(channel.isOpen).toBe(false);
-  });
-
-  test("without a certificate is not secured", async () => {
-    await using _ = noSocketLeft();
-    using listener = listening();
-    const client = tls.connect({
-      host: "127.0.0.1",
-      port: splitEndpoint(listener.endpoint).port,
-      rejectUnauthorized: false,
-    });
-    client.on("error", () => {});
-    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-    expect(await rejection(channel.secured)).toBe("no certificate was shown");
-    channel[Symbol.dispose]();
-    client.destroy();
-  });
-
-  /** A channel as server, and what a client with that offer makes of it. */
-  async function offered(ALPNProtocols: string[] | undefined) {
-    using listener = listening();
-    const { key, certificate: cert } = aliceIdentity;
-    const { port } = splitEndpoint(listener.endpoint);
-    const options = { host: "127.0.0.1", port, key, cert, rejectUnauthorized: false };
-    const client = tls.connect({ ...options, ...(ALPNProtocols && { ALPNProtocols }) });
-    const told = { isSecured: false };
-    client.on("secureConnect", () => (told.isSecured = true)).on("error", () => {});
-    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-    return { client, channel, told };
-  }
-
-  test.each([
-    [[purpose], "accepted", true],
-    [["another", purpose], "accepted", true],
-    [["another"], "TLS refused: no application protocol", false],
-    [undefined, "the other side did not say what it came for", undefined],
-  ] as const)("for %j: %s, and the client knows (%p)", async (offers, expected, isSecured) => {
-    await using _ = noSocketLeft();
-    const { client, channel, told } = await offered(offers && [...offers]);
-    const outcome = await channel.secured.then(
-      () => "accepted",
-      (error: Error) => error.message,
-    );
-    expect(outcome).toContain(expected);
-    expect([channel.isOpen, channel.purpose]).toEqual(
-      expected === "accepted" ? [true, purpose] : [false, undefined],
-    );
-    if (isSecured !== undefined) await until("the client knows", () => told.isSecured || client.destroyed);
-    if (isSecured !== undefined) expect(told.isSecured).toBe(isSecured);
-    channel[Symbol.dispose]();
-    client.destroy();
-  });
-
-  test("as client takes no server that does not answer its offer", async () => {
-    await using _ = noSocketLeft();
-    const { key, certificate: cert } = bobIdentity;
-    using stranger = Bun.listen({
-      hostname: "127.0.0.1",
-      port: 0,
-      tls: { key, cert },
-      socket: { data() {}, error() {} },
-    });
-    const { socket } = await connectShared(`127.0.0.1:${stranger.port}` as Channel["remote"], 5_000);
-    const channel = new Channel(socket, "public", client, alices);
-    expect(await rejection(channel.secured)).toBe("the other side did not say what it came for");
-    expect(channel.isOpen).toBe(false);
-    stranger.stop(true);
-  });
-
-  test("refuses a peer that can only do TLS 1.2", async () => {
-    await using _ = noSocketLeft();
-    using listener = listening();
-    const { key, certificate } = aliceIdentity;
-    const client = tls.connect({
-      host: "127.0.0.1",
-      port: splitEndpoint(listener.endpoint).port,
-      key,
-      cert: certificate,
-      maxVersion: "TLSv1.2",
-      rejectUnauthorized: false,
-    });
-    client.on("error", () => {});
-    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-    expect(await rejection(channel.secured)).not.toBe("");
-    channel[Symbol.dispose]();
-    client.destroy();
-  });
-
-  test("on a socket that was reset leaves the descriptor to its owner", async () => {
-    await using _ = noSocketLeft();
-    using listener = listening();
-    const { socket } = await connectShared(listener.endpoint, 5_000);
-    using owned = await accepted(listener.socket);
-    socket.closeAbortively().close();
-    await until("the reset arrives", () => owned.error() === "ECONNRESET");
-    expect(() => new Channel(owned, "listen", server, bobs)).toThrow("getpeername: ENOTCONN");
-    expect(owned.isOpen).toBe(true);
-  });
-});
+const hasEnded = (story: Story) => () => story.ends.length > 0;
 
 // --- saying ------------------------------------------------------------------------------------------------
 
 describe("a link", () => {
   test("carries what is said both ways, in order, and says that it was heard", async () => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
+    const { alice, bob } = await links();
     const texts = Array.from({ length: 200 }, (_, index) => `${index} äöü 🦊 \n"\\`);
     const answers = await Promise.all(
       texts.flatMap((text) => [alice.link.say(text), bob.link.say(text.toUpperCase())]),
     );
-    expect(bob.said).toEqual(texts);
-    expect(alice.said).toEqual(texts.map((text) => text.toUpperCase()));
+    expect(bob.texts).toEqual(texts);
+    expect(alice.texts).toEqual(texts.map((text) => text.toUpperCase()));
     expect(answers.every((elapsedMs) => elapsedMs > 0)).toBe(true);
-    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
+    await closeBoth(alice, bob);
   });
 
   test("measures the round trip, and counts its bytes alike on both sides", async () => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
-    const elapsedMs = await alice.link.ping();
-    expect(alice.link.rttMs).toBe(elapsedMs);
-    expect(elapsedMs).toBeGreaterThan(0);
-    await until("the other side's first ping was answered", () => bob.link.rttMs !== undefined);
-    await until("all bytes are in", () => alice.link.bytesOut === bob.link.bytesIn);
-    expect(bob.link.bytesOut).toBe(alice.link.bytesIn);
-    await alice.link.close("disconnected");
+    const { alice, bob } = await links();
+    expect(await alice.link.ping()).toBeGreaterThan(0);
+    const [a, b] = [alice.link.session, bob.link.session];
+    await until("both have measured", () => a.roundTripMs !== undefined && b.roundTripMs !== undefined);
+    await until("all bytes are in", () => a.bytesOut === b.bytesIn && b.bytesOut === a.bytesIn);
+    expect(a.roundTripMs).toBeGreaterThan(0);
+    await closeBoth(alice, bob);
   });
 
   test("carries the longest text", async () => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
+    const { alice, bob } = await links();
     const longest = "\u0001".repeat(maxTextLength); // six bytes a character once it is JSON
     await alice.link.say(longest);
-    expect(bob.said).toEqual([longest]);
-    await bob.link.close("disconnected");
+    expect(bob.texts).toEqual([longest]);
+    await closeBoth(alice, bob);
   });
 
-  test("survives that the nomination is said again", async () => {
+  test("does not come to a standstill when both sides say more than the stream takes at once", async () => {
     await using _ = noSocketLeft();
-    const [a, b] = await channels();
-    await Promise.all([a.secured, b.secured]);
-    const bob = listenTo(new Link(b));
-    a.send({ type: "nominate", token: "0".repeat(32) });
-    const alice = listenTo(new Link(a));
-    await alice.link.say("still here");
-    expect(bob.said).toEqual(["still here"]);
-    await alice.link.close("disconnected");
+    const { alice, bob } = await links();
+    const texts = Array.from({ length: 500 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
+    await Promise.all(texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]));
+    expect([alice.texts, bob.texts]).toEqual([texts, texts]);
+    await closeBoth(alice, bob);
+  });
+
+  test("lets so many texts wait for their answer, and no more", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob } = await links();
+    const waiting = Array.from({ length: 1024 }, (_, n) => alice.link.say(`${n}`));
+    expect(await rejection(alice.link.say("one more"))).toBe("1024 texts already wait for the peer's answer");
+    await Promise.all(waiting);
+    await alice.link.say("there is room again");
+    expect(bob.texts.length).toBe(1025);
+    await closeBoth(alice, bob);
+  });
+
+  test("carries streams, and refuses those that nobody takes with the reason", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob } = await links();
+    bob.takesStreams = true;
+    const stream = alice.link.open("a test", { path: ["ä", 1] });
+    stream.end("hello");
+    await until("bob has it", () => bob.streams.length > 0);
+    expect(bob.streams[0]!.purpose).toEqual({ use: "a test", path: ["ä", 1] });
+    let text = "";
+    for await (const chunk of bob.streams[0]!.stream) text += chunk;
+    expect(text).toBe("hello");
+    bob.takesStreams = false;
+    const unwanted = alice.link.open("nothing");
+    const errors: unknown[] = [];
+    unwanted.on("error", (error) => errors.push(error));
+    await until("it is refused", () => errors.length > 0);
+    expect(errors[0]).toBeInstanceOf(StreamError);
+    expect(errors[0]).toMatchObject({
+      code: 1,
+      message: "the peer cut the stream off: nobody takes streams here",
+    });
+    await closeBoth(alice, bob);
+    expect(() => alice.link.open("a test")).toThrow(LinkError);
   });
 });
 
 // --- the orderly end ---------------------------------------------------------------------------------------
 
 describe("close", () => {
-  test("ends both sides, telling who and why, once", async () => {
+  test.each([
+    ["disconnected", "peer-disconnected"],
+    ["quit", "peer-quit"],
+    ["replaced", "replaced"],
+  ] as const)("as %s ends both sides, telling who and why (%s), once", async (reason, peers) => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
-    await Promise.all([alice.link.close("quit"), alice.link.close("disconnected")]);
-    await until("bob has heard", () => bob.ends.length > 0);
-    expect(alice.ends).toEqual([{ reason: "quit" }]);
-    expect(bob.ends).toEqual([{ reason: "peer-quit" }]);
-    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
+    const { alice, bob } = await links();
+    await Promise.all([alice.link.close(reason), alice.link.close("disconnected")]);
+    await until("bob has heard", hasEnded(bob));
+    expect(alice.ends).toEqual([{ reason, detail: "" }]);
+    expect(bob.ends).toEqual([{ reason: peers, detail: "" }]);
+    expect(await Promise.all([alice.link.ended, bob.link.ended])).toEqual([reason, peers]);
+    await closeBoth(alice, bob);
     expect([alice.ends.length, bob.ends.length, alice.link.isOpen, bob.link.isOpen]).toEqual([
       1,
       1,
@@ -331,150 +162,577 @@ describe("close", () => {
   // A megabyte does not fit into the socket at once, so closing too early would lose some of it.
   test("comes after everything said before", async () => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
+    const { alice, bob } = await links();
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
     const heard = Promise.allSettled(texts.map((text) => alice.link.say(text)));
     await alice.link.close("disconnected");
     expect((await heard).every(({ status }) => status === "fulfilled")).toBe(true);
-    expect(bob.said).toEqual(texts);
-    await until("bob has heard the end", () => bob.ends.length > 0);
-    expect(bob.ends).toEqual([{ reason: "peer-disconnected" }]);
+    expect(bob.texts).toEqual(texts);
+    await until("bob has heard the end", hasEnded(bob));
+    expect(bob.ends).toEqual([{ reason: "peer-disconnected", detail: "" }]);
   });
 
   test.each([1, 2, 3, 4, 5])("from both sides at once loses nothing either said (%d)", async () => {
     await using _ = noSocketLeft();
-    const [alice, bob] = await links();
+    const { alice, bob } = await links();
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
     const heard = texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
     const settled = Promise.allSettled(heard);
-    await Promise.all([alice.link.close("disconnected"), bob.link.close("disconnected")]);
-    expect([bob.said.length, alice.said.length]).toEqual([150, 150]);
-    expect([alice.ends, bob.ends]).toEqual([[{ reason: "disconnected" }], [{ reason: "disconnected" }]]);
+    await closeBoth(alice, bob);
+    expect([bob.texts.length, alice.texts.length]).toEqual([150, 150]);
+    const ours: Story["ends"] = [{ reason: "disconnected", detail: "" }];
+    expect([alice.ends, bob.ends]).toEqual([ours, ours]);
     await settled;
   });
+});
 
-  test("that crosses the peer's is answered, and waits for the peer's FIN", async () => {
+// --- channels come and go ----------------------------------------------------------------------------------
+
+const minute = 60_000;
+
+/** Random bytes on a stream of the link, until told to end; both hashes, once it is over. */
+function transfer(from: Story, to: Story) {
+  to.takesStreams = true;
+  const [written, read] = [new Bun.CryptoHasher("sha256"), new Bun.CryptoHasher("sha256")];
+  const course = { bytes: 0, isOver: false };
+  const stream = from.link.open("a test");
+  const block = crypto.getRandomValues(new Uint8Array(60_000));
+  const more = (): void => {
+    while (!course.isOver) {
+      written.update(block);
+      if (!stream.write(block)) return void stream.once("drain", more);
+    }
+    stream.end();
+  };
+  more();
+  const hashes = (async () => {
+    await until("the stream is there", () => to.streams.length > 0);
+    for await (const chunk of to.streams[0]!.stream) {
+      read.update(chunk as Buffer);
+      course.bytes += (chunk as Buffer).length;
+    }
+    return [written.digest("hex"), read.digest("hex")];
+  })();
+  return { course, hashes };
+}
+
+describe("a link goes on", () => {
+  test.each(["alice", "bob"] as const)(
+    "over a second channel that %s brings, before the first is closed: without a gap, under a running transfer",
+    async (by) => {
+      await using _ = noSocketLeft();
+      const linked = await links(minute);
+      const { alice, bob, first } = linked;
+      const before = alice.link.local;
+      const { course, hashes } = transfer(alice, bob);
+      await until("it runs", () => course.bytes > 1 << 20);
+      const second = await anotherChannel(linked, by);
+      await until("both have moved", () => alice.events.length > 0 && bob.events.length > 0);
+      expect([alice.events, bob.events]).toEqual([["moved without a gap"], ["moved without a gap"]]);
+      const moved = course.bytes;
+      await until("it still runs", () => course.bytes > moved + (1 << 20));
+      course.isOver = true;
+      const [written, read] = await hashes;
+      expect(read).toBe(written!);
+      await until("the first is closed", () => !first.alice.isOpen && !first.bob.isOpen);
+      expect([alice.link.local, alice.link.remote, alice.link.local === before]).toEqual([
+        second.alice.local,
+        second.alice.remote,
+        false,
+      ]);
+      expect(alice.link.route).toBe(second.alice.route);
+      expect(alice.link.session.carriersSoFar).toBe(2);
+      await closeBoth(alice, bob);
+    },
+  );
+
+  test.each(["alice", "bob"] as const)(
+    "after a break, on a channel that %s brings: what was said meanwhile arrives, once and in order",
+    async (by) => {
+      await using _ = noSocketLeft();
+      const linked = await links(minute);
+      const { alice, bob, first } = linked;
+      await alice.link.say("before");
+      first.cut();
+      await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+      const heard = [..."abcdef"].flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
+      expect([alice.link.isOpen, alice.ends, alice.texts]).toEqual([true, [], []]);
+      await anotherChannel(linked, by);
+      await Promise.all(heard);
+      expect([alice.texts, bob.texts]).toEqual([[..."abcdef"], ["before", ..."abcdef"]]);
+      const events = ["broken: the connection was reset", "moved after a gap"];
+      expect([alice.events, bob.events]).toEqual([events, events]);
+      expect([alice.link.isReturning, bob.link.isReturning]).toEqual([false, false]);
+      await closeBoth(alice, bob);
+    },
+  );
+
+  test("after many breaks, also in the middle of coming back, and no byte is lost or comes twice", async () => {
     await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    using _rogue = rogue;
-    const closing = bob.link.close("disconnected");
-    rogue.socket.write(encode({ type: "bye", reason: "quit" }));
-    await until("bob answers", () => rogue.received.endsWith(encode({ type: "bye", reason: "answer" })));
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    const { course, hashes } = transfer(alice, bob);
+    let wire = first;
+    for (let round = 0; round < 20; round++) {
+      const bytes = course.bytes;
+      await until("it runs", () => course.bytes > bytes);
+      wire.cut();
+      if (round % 3 === 0) {
+        // One that breaks before it is known to be there.
+        const inVain = await Wire.between("alice");
+        const { alice: ours, bob: theirs } = inVain.nominate();
+        const offer = offerOn(theirs);
+        alice.link.attach(ours);
+        if (round % 2 === 0) bob.link.accept(await offer);
+        inVain.cut();
+        await offer.catch(() => {});
+      }
+      wire = await anotherChannel(linked, round % 2 === 0 ? "alice" : "bob");
+    }
+    course.isOver = true;
+    const [written, read] = await hashes;
+    expect(read).toBe(written!);
+    expect([alice.ends, bob.ends]).toEqual([[], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("when its channel has fallen silent: another is sought beside it, and what comes late changes nothing", async () => {
+    await using _ = noSocketLeft();
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    await alice.link.say("before");
+    first.silence();
+    const heard = alice.link.say("into the void");
+    await until("it looks dead", () => alice.link.looksDead);
+    expect([alice.events[0], alice.link.isReturning, bob.texts]).toEqual(["looks dead", false, ["before"]]);
+    await anotherChannel(linked);
+    await heard;
+    expect(alice.events.at(-1)).toBe("moved after a gap");
+    expect([alice.link.looksDead, bob.texts]).toEqual([false, ["before", "into the void"]]);
+    first.resume();
+    await bob.link.say("still here");
+    expect([alice.texts, bob.texts.length, alice.ends, bob.ends]).toEqual([["still here"], 2, [], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("when its channel only seemed dead", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(minute);
+    await alice.link.say("before");
+    first.silence();
+    const heard = alice.link.say("after");
+    await until("it looks dead", () => alice.link.looksDead);
+    first.resume();
+    await heard;
+    expect([bob.texts, alice.ends, bob.ends]).toEqual([["before", "after"], [], []]);
+    await closeBoth(alice, bob);
+  });
+});
+
+describe("a link without a channel", () => {
+  const detail = "the connection was reset";
+
+  test("ends at once where it is not kept, and what was not answered is told", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(0);
+    first.silence();
+    const unanswered = rejection(alice.link.say("are you there?"));
+    first.cut();
+    expect(await unanswered).toBe(`the link ended before the peer answered: ${detail}`);
+    await until("bob's ends, too", hasEnded(bob));
+    const lost: Story["ends"] = [{ reason: "connection-lost", detail }];
+    expect([alice.ends, bob.ends, alice.events, bob.events]).toEqual([lost, lost, [], []]);
+  });
+
+  test("ends when it does not come back in time", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(150);
+    const stream = alice.link.open("a test");
+    const errors: Error[] = [];
+    stream.on("error", (error) => errors.push(error));
+    first.cut();
+    await until("both have ended", () => alice.ends.length + bob.ends.length === 2);
+    const lost: Story["ends"] = [
+      { reason: "connection-lost", detail: "it did not come back within 0.0025 min" },
+    ];
+    expect([alice.ends, bob.ends]).toEqual([lost, lost]);
+    expect(alice.events).toEqual([`broken: ${detail}`]);
+    await until("its streams have failed", () => errors.length > 0);
+    expect(errors[0]!.message).toContain("the link has ended");
+  });
+
+  test("that came back in time is kept for as long as its channel lives", async () => {
+    await using _ = noSocketLeft();
+    const keepMs = 200;
+    const linked = await links(keepMs);
+    const { alice, bob, first } = linked;
+    first.cut();
+    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+    await anotherChannel(linked);
+    const backAt = performance.now();
+    await until("it could have been given up", () => performance.now() > backAt + 2 * keepMs);
+    expect(await alice.link.ping()).toBeGreaterThan(0);
+    expect([alice.ends, bob.ends]).toEqual([[], []]);
+    await closeBoth(alice, bob);
+  });
+
+  test("is closed at once, and the peer that comes back is told that it is over", async () => {
+    await using _ = noSocketLeft();
+    const linked = await links(minute);
+    const { alice, bob, first } = linked;
+    first.cut();
+    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+    const unheard = rejection(alice.link.say("too late"));
+    await alice.link.close("disconnected");
+    expect(alice.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+    expect(await unheard).toStartWith("the link ended before the peer answered");
+    await anotherChannel(linked, "bob");
+    await until("bob knows", hasEnded(bob));
+    expect(bob.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+  });
+
+  test("ends when the peer's program knows nothing of it any more", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(minute);
+    await alice.link.say("before"); // so that it is known to be no new link
+    const stream = alice.link.open("a test");
+    const errors: Error[] = [];
+    stream.on("error", (error) => errors.push(error));
+    first.cut();
+    await until("alice knows", () => alice.link.isReturning);
+    const { alice: ours, bob: theirs } = (await Wire.between("alice")).nominate();
+    const offer = offerOn(theirs);
+    alice.link.attach(ours);
+    const offered = await offer;
+    expect(judgeOffer(offered, undefined, aliceIdentity.fingerprint)).toBe("refuse");
+    refuseOffer(offered, resumedStatus.unknown);
+    await until("alice's link has ended", hasEnded(alice));
+    expect(alice.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+    await until("its streams have failed", () => errors.length > 0);
+    bob.link.abandon("peer-restarted", "");
+  });
+});
+
+test("a channel for another link is refused, and harms neither", async () => {
+  await using _ = noSocketLeft();
+  const { alice, bob } = await links(minute);
+  const wire = await Wire.between("alice");
+  const { alice: ours, bob: theirs } = wire.nominate();
+  const offer = offerOn(theirs);
+  const other = beginLink(ours, { keepMs: minute });
+  bob.link.accept(await offer);
+  await until("the other link has ended", hasEnded(other));
+  expect(other.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+  await until("its channel is closed", () => !ours.isOpen && !theirs.isOpen);
+  await alice.link.say("still here");
+  expect([bob.texts, bob.events]).toEqual([["still here"], []]);
+  await closeBoth(alice, bob);
+});
+
+test("a channel that is brought to a link which has ended is closed", async () => {
+  await using _ = noSocketLeft();
+  const { alice, bob } = await links(minute);
+  await closeBoth(alice, bob);
+  const wire = await Wire.between("alice");
+  alice.link.attach(wire.nominate().alice);
+  await until("it is closed", () => !wire.alice.isOpen && !wire.bob.isOpen);
+});
+
+// --- who means ill ------------------------------------------------------------------------------------------
+
+const lines = 1;
+const ourLines = (messages: LinkLine[]) => Buffer.from(messages.map(encode).join(""));
+
+/** The controlling side by hand: TLS and frames, and no rule kept but those that a test wants kept. */
+class Rogue implements Disposable {
+  readonly socket: tls.TLSSocket;
+  readonly frames: { type: number; stream: number; payload: Buffer }[] = [];
+  /** What came on the stream of lines, and what may be sent on it. */
+  text = "";
+  credit = firstCreditBytes;
+  isClosed = false;
+  /** Whether it acknowledges what comes. */
+  acknowledges = true;
+  #processed = 0;
+
+  constructor(port: number) {
+    const { key, certificate: cert } = aliceIdentity;
+    const options = { host: "127.0.0.1", port, key, cert, rejectUnauthorized: false };
+    this.socket = tls.connect({ ...options, ALPNProtocols: [purpose] });
+    const decoder = new FrameDecoder({
+      onPiece: (_stream, piece, _at, isLast) => {
+        this.text += piece.toString();
+        if (isLast) this.#processed++;
+      },
+      onFrame: (type, stream, payload) => this.#onFrame(type, stream, Buffer.from(payload)),
+    });
+    this.socket.on("data", (chunk: Buffer) => {
+      const before = this.#processed;
+      decoder.push(chunk);
+      if (this.acknowledges && this.#processed > before) this.send(encodeCount(frame.ack, this.#processed));
+    });
+    this.socket.on("error", () => {}).on("close", () => (this.isClosed = true));
+  }
+
+  #onFrame(type: number, stream: number, payload: Buffer): void {
+    this.frames.push({ type, stream, payload });
+    if (isSequenced(type)) this.#processed++;
+    if (type === frame.credit && stream === lines) this.credit += payload.readUInt32BE(0);
+  }
+
+  send(...frames: Buffer[]): void {
+    this.socket.write(Buffer.concat(frames));
+  }
+
+  /** The nomination, and a new session with its stream of lines, in one flight. */
+  begin(...more: Buffer[]): void {
+    const [status, epoch, sessionId, processed] = [resumeStatus.begin, 1, "5e".repeat(16), 0];
+    this.send(
+      Buffer.from(encode({ type: "nominate", token })),
+      encodeHello(frame.resume, { status, epoch, sessionId, processed }),
+      encodeCount(frame.start, 0),
+      encodeOpen(lines, { use: "lines" }),
+      ...more,
+    );
+  }
+
+  say(...messages: LinkLine[]): void {
+    this.send(encodeFrame(frame.data, ourLines(messages), lines));
+  }
+
+  has(type: number): boolean {
+    return this.frames.some((one) => one.type === type);
+  }
+
+  [Symbol.dispose](): void {
+    this.socket.destroy();
+  }
+}
+
+async function againstRogue(...more: Buffer[]): Promise<{ rogue: Rogue; bob: Story } & Disposable> {
+  using listener = listening();
+  const rogue = new Rogue(splitEndpoint(listener.endpoint).port);
+  const side = new Channel(
+    adopt(await accepted(listener.socket)),
+    "listen",
+    server,
+    credentialsOf(bobIdentity),
+  );
+  const fingerprint = await side.secured;
+  const bob = linkOn(side, { keepMs: 0, fingerprint });
+  rogue.begin(...more);
+  return { rogue, bob: await bob, [Symbol.dispose]: () => rogue[Symbol.dispose]() };
+}
+
+describe("a peer that", () => {
+  test("keeps to the protocol is served", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const asked: LinkLine[] = [
+      { type: "heard", id: 999 }, // answers to what was never asked
+      { type: "pong", id: 999 },
+      { type: "say", id: 7, text: "fine" },
+      { type: "ping", id: 7 },
+    ];
+    rogue.say(...asked);
+    const answers: LinkLine[] = [
+      { type: "heard", id: 7 },
+      { type: "pong", id: 7 },
+    ];
+    await until("it is answered", () => rogue.text === answers.map(encode).join(""));
+    expect([bob.texts, bob.ends]).toEqual([["fine"], []]);
+    const unanswered = rejection(bob.link.say("are you there?"));
+    await until("the rogue has it", () => rogue.text.includes("are you there?"));
     rogue.socket.end();
+    expect(await unanswered).toBe(
+      "the link ended before the peer answered: the connection was closed at the peer's end",
+    );
+    expect(bob.ends).toEqual([
+      { reason: "connection-lost", detail: "the connection was closed at the peer's end" },
+    ]);
+  });
+
+  const text = (bytes: string | Uint8Array) => encodeFrame(frame.data, Buffer.from(bytes as string), lines);
+  const breaches: Record<string, [Buffer, string]> = {
+    "a frame of unknown type": [encodeFrame(7, Buffer.alloc(4)), "a frame of unknown type 7"],
+    "a frame that is too long": [
+      encodeFrame(frame.ping, Buffer.alloc(9)),
+      "a frame of type 129 with 9 bytes",
+    ],
+    "bytes for a stream that is not there": [encodeFrame(frame.data, Buffer.alloc(1), 3), "stream 3"],
+    "a stream with our number": [encodeOpen(2, { use: "lines" }), "a new stream with the number 2"],
+    "its second first frame": [
+      encodeHello(frame.resume, { status: 1, epoch: 2, sessionId: "5e".repeat(16), processed: 0 }),
+      "in use",
+    ],
+    "an acknowledgement of what was never sent": [encodeCount(frame.ack, 1_000), "never sent"],
+    "no JSON": [text("hello\n"), "a line must be one JSON object"],
+    "no object": [text("[1]\n"), "a line must be one JSON object"],
+    "an unknown message": [text('{"type":"open-door"}\n'), "type must be one of"],
+    "a message of the other protocol": [text('{"type":"echo","text":"x"}\n'), "type must be one of"],
+    "a nomination on the link": [text(encode({ type: "nominate", token })), "type must be one of"],
+    "a missing field": [text('{"type":"say","id":1}\n'), "text must be text of at most"],
+    "a text that is too long": [
+      text(`{"type":"say","id":1,"text":"${"x".repeat(maxTextLength + 1)}"}\n`),
+      "text must be text of at most",
+    ],
+    "no UTF-8": [text(new Uint8Array([0x22, 0xff, 0xfe, 0x0a])), "a line must be UTF-8"],
+    "a line without end": [text("x".repeat(maxLineBytes)), `a line must have at most ${maxLineBytes} bytes`],
+  };
+  describe.each(Object.entries(breaches))("sends %s", (_what, [bytes, complaint]) => {
+    test.each(["later", "in one flight with the nomination"] as const)(
+      "%s: the link ends, with the reason",
+      async (when) => {
+        await using _ = noSocketLeft();
+        const say = (what: string) => text(encode({ type: "say", id: 1, text: what }));
+        const sent = [say("before"), bytes, say("after")];
+        using scene = await againstRogue(...(when === "later" ? [] : sent));
+        const { rogue, bob } = scene;
+        if (when === "later") rogue.send(...sent);
+        await until("bob's link ends", hasEnded(bob));
+        expect(bob.ends).toEqual([{ reason: "protocol-error", detail: expect.stringContaining(complaint) }]);
+        expect(bob.texts).not.toContain("after"); // nothing more is read
+        await until("it is closed", () => rogue.isClosed);
+        if (when === "later") expect(bob.texts).toEqual(["before"]);
+      },
+    );
+  });
+
+  test.each([
+    ["ends", encodeFrame(frame.end, Buffer.alloc(0), lines)],
+    ["resets", encodeReset(lines, 0, "enough")],
+  ])("%s its lines, on which alone it could answer: the link ends, with the reason", async (_how, bytes) => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const unanswered = rejection(bob.link.say("are you there?"));
+    rogue.send(text(encode({ type: "say", id: 1, text: "before" })), bytes);
+    expect(await unanswered).toEndWith("its stream of lines is over, and the link is not");
+    expect([bob.texts, bob.ends]).toEqual([
+      ["before"],
+      [{ reason: "protocol-error", detail: "its stream of lines is over, and the link is not" }],
+    ]);
+  });
+
+  test("opens a second stream of lines: it is refused with the reason, and the first goes on", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.send(encodeOpen(3, { use: "lines" }), encodeOpen(5, {}));
+    await until(
+      "both are refused",
+      () => rogue.frames.filter(({ type }) => type === frame.reset).length === 2,
+    );
+    const resets = rogue.frames.filter(({ type }) => type === frame.reset);
+    expect(resets.map(({ stream, payload }) => [stream, decodeReset(payload)])).toEqual([
+      [3, { code: 1, reason: "there is a stream of lines already" }],
+      [5, { code: 1, reason: "nobody takes streams here" }],
+    ]);
+    rogue.say({ type: "say", id: 1, text: "still here" });
+    await until("bob hears the first", () => bob.texts.length > 0);
+    expect(bob.ends).toEqual([]);
+  });
+
+  test("asks without end and takes no answers is not read any more, until it takes them", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    const pings = ourLines(Array.from({ length: 1_000 }, (_, id) => ({ type: "ping", id })));
+    let sent = 0;
+    const flood = () => {
+      for (; rogue.credit >= pings.length; rogue.credit -= pings.length, sent += 1_000)
+        rogue.send(encodeFrame(frame.data, pings, lines));
+    };
+    let [credit, quietSince] = [0, performance.now()];
+    const isStuck = () => {
+      flood();
+      if (rogue.credit !== credit) [credit, quietSince] = [rogue.credit, performance.now()];
+      return performance.now() - quietSince > 300;
+    };
+    await until("it gets no more credit", isStuck);
+    // As many as its credit for our answers allows, as many as may wait, and what it was allowed to send.
+    expect(sent * 21).toBeLessThan(4 * firstCreditBytes);
+    expect(bob.link.session.outstandingBytes).toBeLessThan(2 * firstCreditBytes);
+    expect([bob.ends, rogue.text.length <= firstCreditBytes]).toEqual([[], true]);
+    const stuck = sent;
+    rogue.send(encodeCredit(lines, 1 << 30));
+    await until("it is served again", () => (flood(), sent >= 200_000));
+    expect(sent).toBeGreaterThan(stuck);
+    await until("all are answered", () => rogue.text.length >= (sent / 1_000) * pings.length);
+    expect(bob.ends).toEqual([]);
+  });
+
+  test("sends a million pings of its channel and reads nothing costs nothing", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    await until("the link is begun", () => rogue.has(frame.resumed));
+    const before = bob.link.session.bytesIn;
+    rogue.socket.pause();
+    const pings = Buffer.concat(Array.from({ length: 10_000 }, (_, n) => encodeCount(frame.ping, n)));
+    for (let round = 0; round < 100; round++) rogue.send(pings);
+    const { session } = bob.link;
+    let mostQueued = 0;
+    await until("all have come", () => {
+      mostQueued = Math.max(mostQueued, session.carrier?.queuedBytes ?? 0);
+      return session.bytesIn - before >= 100 * pings.length;
+    });
+    expect([mostQueued < 64 * 1024, session.outstandingBytes, bob.ends]).toEqual([true, 0, []]);
+    rogue.socket.resume();
+    rogue.say({ type: "say", id: 1, text: "still here" });
+    await until("it is heard", () => bob.texts.length > 0);
+  });
+
+  test.each([true, false])(
+    "never answers the end, and acknowledges it: %p: it comes nevertheless",
+    async (acknowledges) => {
+      await using _ = noSocketLeft();
+      using scene = await againstRogue();
+      const { rogue, bob } = scene;
+      rogue.acknowledges = acknowledges;
+      await bob.link.close("disconnected");
+      expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+      await until("the rogue was told", () => rogue.has(frame.finish));
+      const told = rogue.frames.find(({ type }) => type === frame.finish);
+      expect(told!.payload.toString()).toBe("disconnected");
+    },
+    15_000,
+  );
+
+  test("breaks the channel at the end does not change why it ended", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.acknowledges = false;
+    const closing = bob.link.close("disconnected");
+    await until("the rogue was told", () => rogue.has(frame.finish));
+    rogue.socket.destroy();
     await closing;
-    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
+    expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
   });
 
-  test("resolves although the peer never answers", async () => {
+  test("ends it with a reason of its own is quoted", async () => {
     await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    using _rogue = rogue;
-    await bob.link.close("disconnected");
-    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
-    expect(rogue.received).toEndWith(encode({ type: "bye", reason: "disconnected" }));
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.send(encodeFinish("\u001b[2J no more of you"));
+    await until("bob's link ends", hasEnded(bob));
+    expect(bob.ends).toEqual([{ reason: "peer-disconnected", detail: "\u001b[2J no more of you" }]);
   });
 
-  test("resolves although the peer has stopped reading", async () => {
+  test("has stopped reading does not keep the link from being closed", async () => {
     await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    using _rogue = rogue;
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    await until("the link is begun", () => rogue.has(frame.resumed));
     rogue.socket.pause();
     const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
     const settled = Promise.allSettled(unheard);
     await bob.link.close("disconnected");
     expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
-    expect(bob.ends).toEqual([{ reason: "disconnected" }]);
-  });
-});
-
-// --- broken ends -------------------------------------------------------------------------------------------
-
-describe("a link breaks", () => {
-  test("when the connection is closed, and what was not answered is told", async () => {
-    await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    const unanswered = rejection(bob.link.say("are you there?"));
-    await until("the rogue has it", () => rogue.received.includes("are you there?"));
-    rogue.socket.end();
-    expect(await unanswered).toBe(
-      "the link ended before the peer answered: the connection broke: the connection was closed at the peer's end",
-    );
-    expect(bob.ends).toEqual([
-      { reason: "connection-lost", detail: "the connection was closed at the peer's end" },
-    ]);
-    rogue[Symbol.dispose]();
-  });
-
-  test("when the peer neither answers nor speaks for the time of silence", async () => {
-    await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue(20, 120);
-    using _rogue = rogue;
-    const unanswered = rejection(bob.link.say("are you there?"));
-    expect(await unanswered).toEndWith("nothing heard for 0.12 s");
-    expect(bob.ends).toEqual([{ reason: "peer-silent", detail: "nothing heard for 0.12 s" }]);
-    expect(rogue.received.split('"type":"ping"').length - 1).toBeGreaterThanOrEqual(2);
-  });
-
-  test("not while keepalives are answered, however long nobody speaks", async () => {
-    await using _ = noSocketLeft();
-    const [alice, bob] = await links(10, 200);
-    const start = alice.link.bytesIn;
-    const pong = encode({ type: "pong", id: 10 }).length;
-    // Sixty answers at one every 10 ms are three times the silence that would have ended it.
-    await until("many keepalives went by", () => alice.link.bytesIn - start > 60 * 2 * pong);
-    expect([alice.ends, bob.ends]).toEqual([[], []]);
-    await alice.link.close("disconnected");
-  });
-
-  const lines: Record<string, [string | Uint8Array, string]> = {
-    "no JSON": ["hello\n", "a line must be one JSON object"],
-    "no object": ["[1]\n", "a line must be one JSON object"],
-    "an unknown message": ['{"type":"open-door"}\n', "type must be one of"],
-    "a message of the other protocol": ['{"type":"echo","text":"x"}\n', "type must be one of"],
-    "a missing field": ['{"type":"say","id":1}\n', "text must be text of at most"],
-    "a text that is too long": [
-      `{"type":"say","id":1,"text":"${"x".repeat(maxTextLength + 1)}"}\n`,
-      "text must be text of at most",
-    ],
-    "no UTF-8": [new Uint8Array([0x22, 0xff, 0xfe, 0x0a]), "a line must be UTF-8"],
-    "a line without end": ["x".repeat(maxLineBytes), `a line must have at most ${maxLineBytes} bytes`],
-  };
-  test.each(Object.entries(lines))(
-    "when the peer sends %s, with the reason",
-    async (_what, [bytes, complaint]) => {
-      await using _ = noSocketLeft();
-      const [rogue, bob] = await againstRogue();
-      using _rogue = rogue;
-      rogue.socket.write(bytes);
-      await until("bob's link ends", () => bob.ends.length > 0);
-      expect(bob.ends).toEqual([{ reason: "protocol-error", detail: expect.stringContaining(complaint) }]);
-    },
-  );
-
-  test("not by answers to what was never asked", async () => {
-    await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    using _rogue = rogue;
-    const never: ToPeer[] = [
-      { type: "heard", id: 999 },
-      { type: "pong", id: 999 },
-      { type: "say", id: 7, text: "fine" },
-    ];
-    rogue.socket.write(never.map(encode).join(""));
-    await until("bob heard", () => bob.said.length > 0);
-    expect([bob.said, bob.ends]).toEqual([["fine"], []]);
-    await until("the rogue is told", () => rogue.received.includes(encode({ type: "heard", id: 7 })));
-  });
-
-  test("nothing more of a peer is read once it broke the protocol", async () => {
-    await using _ = noSocketLeft();
-    const [rogue, bob] = await againstRogue();
-    using _rogue = rogue;
-    const say = (text: string) => encode({ type: "say", id: 1, text });
-    rogue.socket.write(`${say("before")}nonsense\n${say("after")}`);
-    await until("bob's link ends", () => bob.ends.length > 0);
-    expect(bob.said).toEqual(["before"]);
-  });
+    expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+  }, 15_000);
 });
 
 // --- the peer's process --------------------------------------------------------------------------------------
@@ -487,41 +745,64 @@ function spawnPeer(endpoint: string) {
   });
 }
 
-test("a process whose link was closed ends by itself: no timer, no descriptor holds it", async () => {
-  await using _ = noSocketLeft();
+/** The link with such a process. */
+async function linkWithProcess(keepMs = 0) {
   using listener = listening();
   const child = spawnPeer(listener.endpoint);
-  const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-  await channel.secured;
-  const bob = listenTo(new Link(channel));
-  await until("the peer has spoken", () => bob.said.length > 0);
+  const side = new Channel(
+    adopt(await accepted(listener.socket)),
+    "listen",
+    server,
+    credentialsOf(bobIdentity),
+  );
+  const bob = linkOn(side, { keepMs, fingerprint: aliceIdentity.fingerprint });
+  expect(await side.secured).toBe(aliceIdentity.fingerprint);
+  return { child, bob: await bob };
+}
+
+test("a process whose link was closed ends by itself: no timer, no descriptor holds it", async () => {
+  await using _ = noSocketLeft();
+  const { child, bob } = await linkWithProcess();
+  await until("the peer has spoken", () => bob.texts.length > 0);
   await bob.link.close("quit");
   expect(await new Response(child.stdout).text()).toBe("heard\npeer-quit\n");
   expect(await child.exited).toBe(0);
 });
 
-describe.each([
-  // The kernel resets when bytes were left unread, and says FIN when none were.
-  ["SIGKILL", "connection-lost", /^the connection was (reset|closed at the peer's end)$/],
-  ["SIGSTOP", "peer-silent", /^nothing heard for 0.5 s$/],
-] as const)("a peer whose process gets %s", (signal, reason, detail) => {
-  test("is noticed", async () => {
-    await using _ = noSocketLeft();
-    using listener = listening();
-    const child = spawnPeer(listener.endpoint);
-    const channel = new Channel(await accepted(listener.socket), "listen", server, bobs);
-    expect(await channel.secured).toBe(aliceIdentity.fingerprint);
-    const bob = listenTo(new Link(channel, 50, 500));
-    try {
-      await until("the peer has spoken", () => bob.said.length > 0);
-      await bob.link.say("welcome");
-      child.kill(signal);
-      const unanswered = rejection(bob.link.say("are you there?"));
-      expect(await unanswered).toStartWith("the link ended before the peer answered");
-      expect(bob.ends).toEqual([{ reason, detail: expect.stringMatching(detail) }]);
-    } finally {
-      child.kill("SIGKILL");
-      await child.exited;
-    }
-  });
+test("a peer whose process is killed: the connection is lost, and what was said is told as unanswered", async () => {
+  await using _ = noSocketLeft();
+  const { child, bob } = await linkWithProcess();
+  try {
+    await until("the peer has spoken", () => bob.texts.length > 0);
+    await bob.link.say("welcome");
+    child.kill("SIGKILL");
+    const unanswered = rejection(bob.link.say("are you there?"));
+    expect(await unanswered).toStartWith("the link ended before the peer answered");
+    // The kernel resets when bytes were left unread, and says FIN when none were.
+    const detail = expect.stringMatching(/^the connection was (reset|closed at the peer's end)$/);
+    expect(bob.ends).toEqual([{ reason: "connection-lost", detail }]);
+  } finally {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
+});
+
+test("a peer whose process is stopped looks dead, and when it goes on the link does, too", async () => {
+  await using _ = noSocketLeft();
+  const { child, bob } = await linkWithProcess(minute);
+  try {
+    await until("the peer has spoken", () => bob.texts.length > 0);
+    await bob.link.say("welcome");
+    child.kill("SIGSTOP");
+    const heard = bob.link.say("are you there?");
+    await until("it looks dead", () => bob.events.length > 0);
+    expect([bob.events, bob.link.looksDead, bob.link.isReturning]).toEqual([["looks dead"], true, false]);
+    child.kill("SIGCONT");
+    await heard;
+    await bob.link.close("quit");
+    expect(await child.exited).toBe(0);
+  } finally {
+    child.kill("SIGKILL");
+    await child.exited;
+  }
 });

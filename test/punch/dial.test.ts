@@ -1,6 +1,5 @@
 /** A punch that begins before the word of the introducer, and each kind of candidate. */
 import { describe, expect, test } from "bun:test";
-import { Link } from "../../native/link/link.ts";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
@@ -15,6 +14,7 @@ import {
   expectLinked,
   expectSameConnection,
   failureOf,
+  linkedOn,
   linkOf,
   newToken,
   opposite,
@@ -41,7 +41,7 @@ describe("a head start", () => {
       startInMs: 0,
       deadlineMs: 8_000,
       isReachable: true,
-      onLinked: (channel) => ended({ is: "linked", link: new Link(channel) }),
+      onLinked: (channel) => ended(linkedOn(channel)),
       onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),
       onAttempt: (attempt) => attempts.push(attempt),
       ...options,
@@ -121,7 +121,7 @@ describe("a head start", () => {
       );
       ofAlice.punch.introduce({ role, token }, 8_000);
       const atCarol = await ofCarol.outcome;
-      if (atCarol.is === "linked") await until("carol's link ends", () => !atCarol.link.isOpen);
+      if (atCarol.is === "linked") await until("carol's link ends", () => !atCarol.channel.isOpen);
       expect(ofAlice.outcomes).toEqual([]);
       const ofBob = start(bob, alice, opposite(role), token);
       const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;

@@ -1,26 +1,32 @@
 /** What the tests of a punch share: participants as a punch sees them, and what became of their punches. */
 import { expect } from "bun:test";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
-import { Credentials } from "../../native/link/channel.ts";
-import { Link } from "../../native/link/link.ts";
+import type { Channel } from "../../native/link/channel.ts";
+import type { Link } from "../../native/link/link.ts";
 import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
+import { aliceIdentity, bobIdentity, credentialsOf, linkOn, stories } from "../link/story-fixture.ts";
 import { loopback } from "../native-fixture.ts";
 
 export const isLinux = process.platform === "linux";
-export const aliceIdentity = makeIdentity();
-export const bobIdentity = makeIdentity();
+export { aliceIdentity, bobIdentity, credentialsOf };
 export const carolIdentity = makeIdentity();
-const credentials = new Map<Identity, Credentials>();
 
-export function credentialsOf(identity: Identity): Credentials {
-  const known = credentials.get(identity) ?? new Credentials(identity);
-  credentials.set(identity, known);
-  return known;
+export type Outcome = Linked | { is: "failed"; reason: FailureReason; detail: string };
+/** `link` never comes where the other side does not begin one. */
+export interface Linked {
+  is: "linked";
+  channel: Channel;
+  link: Promise<Link>;
 }
 
-export type Outcome = { is: "linked"; link: Link } | { is: "failed"; reason: FailureReason; detail: string };
+/** A punch ends with a nominated channel, on which both sides begin a link. */
+export function linkedOn(channel: Channel): Linked {
+  const link = linkOn(channel).then((story) => story.link);
+  link.catch(() => {}); // told to whoever asks for it
+  return { is: "linked", channel, link };
+}
 
 /** A participant as punch.ts sees one: a port that a control connection holds, and an identity. */
 export class Host implements Disposable {
@@ -74,7 +80,7 @@ export function start(
     startInMs: 0,
     deadlineMs: 8_000,
     isReachable: true,
-    onLinked: (channel) => ended({ is: "linked", link: new Link(channel) }),
+    onLinked: (channel) => ended(linkedOn(channel)),
     onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),
     onAttempt: (attempt) => attempts.push(attempt),
     ...changes,
@@ -97,12 +103,9 @@ export async function failureOf(started: Started): Promise<{ reason: FailureReas
 /** Both links are the two ends of one connection, and it works in both directions. */
 export async function expectSameConnection(one: Link, other: Link): Promise<void> {
   expect([one.local, one.remote]).toEqual([other.remote, other.local]);
-  const heard: string[] = [];
-  one.onSaid = (text) => heard.push(`one heard ${text}`);
-  other.onSaid = (text) => heard.push(`other heard ${text}`);
   await one.say("hello");
   await other.say("welcome");
-  expect(heard).toEqual(["other heard hello", "one heard welcome"]);
+  expect([one, other].map((link) => stories.get(link)!.texts)).toEqual([["welcome"], ["hello"]]);
 }
 
 export async function closeBoth(...links: Link[]): Promise<void> {

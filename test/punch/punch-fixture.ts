@@ -2,10 +2,11 @@
 import { closeSync, openSync } from "node:fs";
 import { makeIdentity } from "../../native/link/identity.ts";
 import { Credentials } from "../../native/link/channel.ts";
-import { Link } from "../../native/link/link.ts";
+import type { Link } from "../../native/link/link.ts";
 import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import type { Role } from "../../protocol.ts";
+import { linkOn } from "../link/story-fixture.ts";
 import { loopback, openSockets, until } from "../native-fixture.ts";
 
 const identity = makeIdentity();
@@ -59,7 +60,7 @@ const link = (host: typeof alice, peer: typeof alice, role: Role) =>
   new Promise<Link>((resolve, reject) =>
     host.punchPort.punch({
       ...options(peer, role),
-      onLinked: (channel) => resolve(new Link(channel)),
+      onLinked: (channel) => void linkOn(channel).then(({ link }) => resolve(link), reject),
       onFailed: (why, detail) => reject(new Error(`${why}: ${detail}`)),
     }),
   );

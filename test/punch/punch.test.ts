@@ -396,7 +396,7 @@ describe("it fails", () => {
       const { reason, detail } = await failureOf(ofAlice);
       expect([reason, detail.includes(bob.endpoint)]).toEqual(["authentication-failed", true]);
       const atBob = await ofBob.outcome;
-      if (atBob.is === "linked") await until("bob's link ends", () => !atBob.link.isOpen);
+      if (atBob.is === "linked") await until("bob's link ends", () => !atBob.channel.isOpen);
       expect([ofAlice.outcomes.length, ofBob.outcomes.length]).toEqual([1, 1]);
     },
   );
@@ -408,7 +408,7 @@ describe("it fails", () => {
     const ofAlice = start(alice, bob, "controlling", newToken(), { deadlineMs: 300 });
     const ofBob = start(bob, alice, "controlled", newToken(), { deadlineMs: 300 });
     const atAlice = await ofAlice.outcome;
-    if (atAlice.is === "linked") await until("alice's link ends", () => !atAlice.link.isOpen);
+    if (atAlice.is === "linked") await until("alice's link ends", () => !atAlice.channel.isOpen);
     expect((await ofBob.outcome).is).toBe("failed");
   });
 });

@@ -1,6 +1,6 @@
 /** What strangers, a peer that lies, and another program of the same user can do to a punch. */
 import { describe, expect, test } from "bun:test";
-import { Channel } from "../../native/link/channel.ts";
+import { adopt, Channel } from "../../native/link/channel.ts";
 import { purposeOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Allowance } from "../../native/punch/allowance.ts";
 import { roundCandidates } from "../../native/punch/candidates.ts";
@@ -388,7 +388,7 @@ describe("strangers at our listener", () => {
     const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 300 });
     const { socket } = await connectShared(alice.endpoint, 5_000);
     const client = { role: "controlling", offers: [purposeOf(token)] } as const;
-    const mute = new Channel(socket, "public", client, credentialsOf(bobIdentity));
+    const mute = new Channel(adopt(socket), "public", client, credentialsOf(bobIdentity));
     expect(await mute.secured).toBe(aliceIdentity.fingerprint);
     expect((await failureOf(ofAlice)).reason).toBe("timed-out");
     await until("alice has closed it", () => !mute.isOpen);
@@ -406,7 +406,7 @@ describe("strangers at our listener", () => {
       const ofAlice = start(alice, bob, role, token, { candidates: [] });
       const ofCarol = start(carol, alice, other, token, { deadlineMs: 400 });
       const atCarol = await ofCarol.outcome;
-      if (atCarol.is === "linked") await until("carol's link ends", () => !atCarol.link.isOpen);
+      if (atCarol.is === "linked") await until("carol's link ends", () => !atCarol.channel.isOpen);
       expect(ofAlice.outcomes).toEqual([]);
       const ofBob = start(bob, alice, other, token);
       const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;

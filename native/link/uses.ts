@@ -1,0 +1,339 @@
+/**
+ * What the links of a participant are used for: forwards, pipes and files, asked for by the user or by peers. Owns the
+ * forwards, the list of what peers may reach, and the transfers; sees to it that nothing is opened to others in a room
+ * that anyone may enter. It knows no registration and never prints. For participant.ts.
+ */
+import { printable, UserError } from "../../protocol.ts";
+import { collectFiles } from "./collect.ts";
+import { type Offer, type TransferOutcome, TransferProgress } from "./files.ts";
+import { Forward } from "./forward.ts";
+import type { Link, Purpose } from "./link.ts";
+import { Pipe, pipePurpose } from "./pipe.ts";
+import { receiveFiles, type Decision } from "./receive.ts";
+import { sendFiles } from "./send.ts";
+import { serveForward, servePipe } from "./serve.ts";
+import { resetCodes, type Stream } from "./stream.ts";
+import {
+  AllowList,
+  formatHostPort,
+  formatTarget,
+  parseForward,
+  parseListen,
+  SpecError,
+  type Target,
+} from "./target.ts";
+
+/** Offers that wait for the user's word at once. */
+const maxOffers = 64;
+const openRoom = "in the open lobby anyone could use it; a private room is a condition: --room WORDS";
+
+/** Of forwards, pipes and files; `name` is the peer's. */
+export type UseEvent =
+  | { event: "forwarding"; listen: string; name: string; target: string }
+  /** `by`: whether we or the peer refused it. */
+  | { event: "forward-refused"; name: string; target: string; reason: string; by: "us" | "peer" }
+  | { event: "offered"; offer: number; name: string; what: string; files: number; bytes: number }
+  | {
+      event: "transferring";
+      transfer: number;
+      direction: Direction;
+      name: string;
+      what: string;
+      bytes: number;
+    }
+  | ({ event: "transferred"; transfer: number; direction: Direction; name: string; what: string } & Outcome)
+  | {
+      event: "transfer-failed";
+      transfer: number;
+      direction: Direction;
+      name: string;
+      what: string;
+      reason: string;
+    };
+export type Direction = "sending" | "receiving";
+type Outcome = TransferOutcome & { bytes: number; elapsedMs: number };
+
+/** A peer, as a stream of its comes with. */
+export interface From {
+  name: string;
+  fingerprint: string;
+  purpose: Purpose;
+}
+
+/** A forward as the table shows it. */
+export interface ForwardRow {
+  listen: string;
+  peer: string;
+  target: string;
+  open: number;
+  total: number;
+  bytesIn: number;
+  bytesOut: number;
+}
+
+/** A transfer under way. */
+export interface Transfer {
+  id: number;
+  direction: Direction;
+  name: string;
+  what: string;
+  progress: TransferProgress;
+  startedAt: number;
+}
+
+export interface UsesOptions {
+  /** The link with that peer, as soon as there is one. */
+  link: (peer: string) => Promise<Link>;
+  /** Whether the room is one that only those can enter who know its words. */
+  isPrivate: () => boolean;
+  /** Whether somebody is there who can say whether to take an offer. */
+  canAsk: boolean;
+  onEvent: (event: UseEvent) => void;
+}
+
+interface Asked {
+  decide: (decision: Decision) => void;
+  name: string;
+}
+
+export class Uses {
+  readonly #options: UsesOptions;
+  readonly #allow = new AllowList();
+  readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
+  readonly #offers = new Map<number, Asked>();
+  readonly #transfers = new Map<number, Transfer>();
+  readonly #pipes = new Map<string, PromiseWithResolvers<Pipe>>();
+  #lastId = 0;
+  #acceptInto: string | undefined;
+
+  constructor(options: UsesOptions) {
+    this.#options = options;
+  }
+
+  get transfers(): Transfer[] {
+    return [...this.#transfers.values()];
+  }
+
+  /** A stream that a peer has opened for one of our uses. */
+  take(stream: Stream, from: From): void {
+    switch (from.purpose["use"]) {
+      case "forward":
+        return void this.#serve(stream, from, serveForward);
+      case "pipe":
+        return "host" in from.purpose
+          ? void this.#serve(stream, from, servePipe)
+          : this.#takePipe(stream, from);
+      case "files":
+        return void this.#receive(stream, from);
+    }
+  }
+
+  // --- forwards ------------------------------------------------------------------------------------------
+
+  /** Listens at once, as `[BIND:]PORT:PEER:[HOST:]PORT` says; returns the peer. */
+  forward(text: string): string {
+    const { listen, peer, target } = specified(() => parseForward(text));
+    const name = formatTarget(target);
+    let forward: Forward;
+    try {
+      forward = new Forward({
+        listen,
+        target,
+        link: () => this.#options.link(peer),
+        onRefused: (reason) =>
+          this.#options.onEvent({ event: "forward-refused", name: peer, target: name, reason, by: "peer" }),
+      });
+    } catch (error) {
+      throw new UserError(error instanceof Error ? error.message : String(error));
+    }
+    const at = formatHostPort(forward.listen.bind, forward.listen.port);
+    this.#forwards.set(at, { forward, peer });
+    this.#options.onEvent({ event: "forwarding", listen: at, name: peer, target: name });
+    return peer;
+  }
+
+  unforward(text: string): void {
+    const { bind, port } = specified(() => parseListen(text));
+    const at = formatHostPort(bind, port);
+    const found = this.#forwards.get(at);
+    if (!found) throw new UserError(`nothing is forwarded from ${at}; \`forwards\` shows what is`);
+    found.forward.close();
+    this.#forwards.delete(at);
+  }
+
+  get forwards(): ForwardRow[] {
+    return [...this.#forwards].map(([listen, { forward, peer }]) => {
+      const { open, total, bytesIn, bytesOut, target } = forward;
+      return { listen, peer, target: formatTarget(target), open, total, bytesIn, bytesOut };
+    });
+  }
+
+  /** Lets peers reach `[HOST:]PORT`; returns how it was understood. */
+  allow(text: string): string {
+    this.#mustBePrivate("allow");
+    return specified(() => this.#allow.add(text));
+  }
+
+  disallow(text: string): void {
+    if (!specified(() => this.#allow.remove(text)))
+      throw new UserError(`${printable(text)} is not allowed anyway; \`allowed\` shows what is`);
+  }
+
+  get allowed(): readonly string[] {
+    return this.#allow.rules;
+  }
+
+  async #serve(
+    stream: Stream,
+    { name, purpose }: From,
+    serve: typeof serveForward | typeof servePipe,
+  ): Promise<void> {
+    const { target, refused } = await serve(stream, purpose, { allow: this.#allow });
+    if (refused !== undefined)
+      this.#options.onEvent({ event: "forward-refused", name, target, reason: refused, by: "us" });
+  }
+
+  #mustBePrivate(what: string): void {
+    if (!this.#options.isPrivate()) throw new UserError(`\`${what}\` is refused: ${openRoom}`);
+  }
+
+  // --- pipes ---------------------------------------------------------------------------------------------
+
+  /** Our end of a pipe to the peer's own, or to what it allows. */
+  pipe(link: Link, peer: string, target: Target | undefined): { sending: Pipe; receiving: Promise<Pipe> } {
+    const sending = new Pipe(link.open(pipePurpose(target)));
+    return { sending, receiving: target ? Promise.resolve(sending) : this.#pipeOf(peer).promise };
+  }
+
+  #pipeOf(peer: string): PromiseWithResolvers<Pipe> {
+    const known = this.#pipes.get(peer) ?? Promise.withResolvers<Pipe>();
+    this.#pipes.set(peer, known);
+    return known;
+  }
+
+  #takePipe(stream: Stream, { name }: From): void {
+    // One that comes before we have asked for it waits; a second one has nobody to go to.
+    const { promise, resolve } = this.#pipeOf(name);
+    const pipe = new Pipe(stream);
+    resolve(pipe);
+    void promise.then((first) => first !== pipe && pipe.reset("there is a pipe already", resetCodes.refused));
+  }
+
+  // --- files ---------------------------------------------------------------------------------------------
+
+  /** From now on files are put there, without asking. */
+  acceptInto(directory: string): void {
+    this.#mustBePrivate("accept");
+    this.#acceptInto = directory;
+  }
+
+  accept(offer: string, directory: string): void {
+    this.#mustBePrivate("accept");
+    this.#asked(offer).decide({ directory });
+  }
+
+  refuse(offer: string): void {
+    this.#asked(offer).decide({ refuse: "it was refused" });
+  }
+
+  /** Resolves when every file is there and compared, or it is known why not; that is told by an event. */
+  async send(peer: string, paths: readonly string[]): Promise<TransferOutcome> {
+    const collection = await collectFiles(paths).catch((error: Error) => {
+      throw new UserError(error.message);
+    });
+    const { path, reason } = collection.skipped[0] ?? {};
+    if (collection.files.length === 0)
+      throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
+    const link = await this.#options.link(peer);
+    const progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes });
+    const sent = await this.#transfer("sending", peer, collection.name, progress, () =>
+      sendFiles(link, collection, progress),
+    );
+    const { skipped } = collection;
+    return { ...sent, failed: sent.failed + skipped.length, failures: [...sent.failures, ...skipped] };
+  }
+
+  #asked(text: string): Asked {
+    const found = this.#offers.get(Number(text));
+    if (!found) throw new UserError(`there is no offer ${printable(text)}`);
+    return found;
+  }
+
+  async #receive(stream: Stream, { name, fingerprint, purpose }: From): Promise<void> {
+    let progress = new TransferProgress({ files: 0, bytes: 0 });
+    let isAccepted = false;
+    const decide = (offer: Offer, signal: AbortSignal) => this.#decide(offer, name, signal);
+    const what = typeof purpose["name"] === "string" ? purpose["name"] : "?";
+    const { promise: began, resolve: begin } = Promise.withResolvers<void>();
+    const receiving = receiveFiles(stream, purpose, {
+      peer: fingerprint,
+      decide,
+      onProgress: (told) => {
+        progress = told;
+        isAccepted = true;
+        begin();
+      },
+    });
+    await Promise.race([began, receiving.catch(() => {})]);
+    if (!isAccepted) return;
+    await this.#transfer("receiving", name, what, progress, () => receiving).catch(() => {}); // it was told
+  }
+
+  #decide(offer: Offer, name: string, signal: AbortSignal): Promise<Decision> | Decision {
+    if (!this.#options.isPrivate()) return { refuse: "it takes no files in the open lobby" };
+    if (this.#acceptInto !== undefined) return { directory: this.#acceptInto };
+    if (!this.#options.canAsk) return { refuse: "nobody is there to accept it (--accept DIR)" };
+    if (this.#offers.size >= maxOffers) return { refuse: "too many offers wait already" };
+    const id = ++this.#lastId;
+    const { promise, resolve } = Promise.withResolvers<Decision>();
+    this.#offers.set(id, { decide: resolve, name });
+    const { name: what, files, bytes } = offer;
+    this.#options.onEvent({ event: "offered", offer: id, name, what, files, bytes });
+    signal.addEventListener("abort", () => resolve({ refuse: "it was taken back" }));
+    return promise.finally(() => this.#offers.delete(id));
+  }
+
+  async #transfer(
+    direction: Direction,
+    name: string,
+    what: string,
+    progress: TransferProgress,
+    work: () => Promise<TransferOutcome>,
+  ): Promise<TransferOutcome> {
+    const id = ++this.#lastId;
+    const startedAt = performance.now();
+    const about = { transfer: id, direction, name, what };
+    this.#transfers.set(id, { id, direction, name, what, progress, startedAt });
+    this.#options.onEvent({ event: "transferring", ...about, bytes: progress.bytes });
+    try {
+      const { files, failed, failures } = await work();
+      const elapsedMs = performance.now() - startedAt;
+      const moved = { files, failed, failures, bytes: progress.bytesDone, elapsedMs };
+      this.#options.onEvent({ event: "transferred", ...about, ...moved });
+      return { files, failed, failures };
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      this.#options.onEvent({ event: "transfer-failed", ...about, reason });
+      throw new UserError(reason, { cause: error });
+    } finally {
+      this.#transfers.delete(id);
+    }
+  }
+
+  /** Listens no more; what goes over links ends with them. */
+  close(): void {
+    for (const { forward } of this.#forwards.values()) forward.close();
+    this.#forwards.clear();
+    for (const { decide } of this.#offers.values()) decide({ refuse: "the program has ended" });
+  }
+}
+
+/** A {@link SpecError} is the user's. */
+function specified<T>(read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof SpecError) throw new UserError(error.message);
+    throw error;
+  }
+}

@@ -1,0 +1,411 @@
+/** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
+import { describe, expect, test } from "bun:test";
+import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import { Forward } from "../../native/link/forward.ts";
+import { serveForward, type Served, type ServeOptions } from "../../native/link/serve.ts";
+import { AllowList } from "../../native/link/target.ts";
+import { noSocketLeft, until } from "../native-fixture.ts";
+import { Linked } from "./linked-fixture.ts";
+import { randomBytes, randomFrom } from "./memory-fixture.ts";
+
+const sha256 = (bytes: Uint8Array) => Bun.SHA256.hash(bytes, "hex");
+
+/** A target that does `serve` with each connection. */
+async function target(
+  serve: (socket: Socket) => void,
+): Promise<AsyncDisposable & { port: number; open: Set<Socket> }> {
+  const open = new Set<Socket>();
+  const server: Server = createServer({ allowHalfOpen: true }, (socket) => {
+    open.add(socket);
+    socket.on("error", () => {});
+    socket.on("close", () => open.delete(socket));
+    serve(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    open,
+    port: (server.address() as AddressInfo).port,
+    async [Symbol.asyncDispose]() {
+      for (const socket of open) socket.destroy();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
+
+interface Forwarded extends Disposable {
+  link: Linked;
+  forward: Forward;
+  served: Served[];
+  refused: string[];
+}
+
+/** alice listens, bob serves. */
+function forwarding(
+  port: number,
+  {
+    rules = ["*"],
+    host = "localhost",
+    ...options
+  }: Partial<ServeOptions> & { rules?: string[]; host?: string } = {},
+): Forwarded {
+  const link = new Linked();
+  const allow = new AllowList();
+  for (const rule of rules) allow.add(rule);
+  const served: Served[] = [];
+  const refused: string[] = [];
+  link.onStream = async (stream, purpose) =>
+    served.push(await serveForward(stream, purpose, { allow, ...options }));
+  const forward = new Forward({
+    listen: { bind: "127.0.0.1", port: 0 },
+    target: { host, port },
+    link: async () => link.alice,
+    onRefused: (reason) => refused.push(reason),
+  });
+  return {
+    ...{ link, forward, served, refused },
+    [Symbol.dispose]() {
+      forward.close();
+      link[Symbol.dispose]();
+    },
+  };
+}
+
+/** All that comes until the other side ends, and how it ended. */
+function readAll(socket: Socket): Promise<{ bytes: Buffer; error?: string }> {
+  const chunks: Buffer[] = [];
+  return new Promise((resolve) => {
+    let error: string | undefined;
+    socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+    socket.on("error", (problem: NodeJS.ErrnoException) => (error = problem.code));
+    const over = () => resolve({ bytes: Buffer.concat(chunks), ...(error && { error }) });
+    socket.on("end", over);
+    socket.on("close", over);
+  });
+}
+
+const client = (port: number): Socket => connect({ host: "127.0.0.1", port, allowHalfOpen: true });
+
+describe("bytes", () => {
+  test("arrive both ways, and a half-close leaves the other half open", async () => {
+    await using _ = noSocketLeft();
+    const answer = randomBytes(randomFrom(2), 3_000_000);
+    const heard: string[] = [];
+    await using server = await target((socket) => {
+      void readAll(socket).then(({ bytes }) => {
+        heard.push(sha256(bytes));
+        socket.end(answer);
+      });
+    });
+    using forwarded = forwarding(server.port);
+    const question = randomBytes(randomFrom(1), 2_000_000);
+    const socket = client(forwarded.forward.listen.port);
+    socket.end(question);
+    const { bytes, error } = await readAll(socket);
+    expect({ error, heard, answer: sha256(bytes) }).toEqual({
+      error: undefined,
+      heard: [sha256(question)],
+      answer: sha256(answer),
+    });
+    const { forward } = forwarded;
+    await until("the connection is over", () => forward.open === 0);
+    expect([forward.total, forward.bytesOut, forward.bytesIn]).toEqual([1, question.length, answer.length]);
+    await until(
+      "no stream is left",
+      () => forwarded.link.alice.streamCount + forwarded.link.bob.streamCount === 0,
+    );
+  });
+
+  test("the target may be the first to end its half", async () => {
+    await using _ = noSocketLeft();
+    let heard: Buffer = Buffer.alloc(0);
+    await using server = await target((socket) => {
+      socket.end("farewell");
+      void readAll(socket).then(({ bytes }) => (heard = bytes));
+    });
+    using forwarded = forwarding(server.port);
+    const socket = client(forwarded.forward.listen.port);
+    expect((await readAll(socket)).bytes.toString()).toBe("farewell");
+    const late = randomBytes(randomFrom(3), 1_000_000);
+    socket.end(late);
+    await until("the target has heard all", () => heard.length > 0);
+    expect(sha256(heard)).toBe(sha256(late));
+    await until("it is over", () => forwarded.forward.open === 0);
+  });
+
+  test("none is lost while carriers break", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.pipe(socket));
+    using forwarded = forwarding(server.port);
+    const echoes = Promise.all(
+      Array.from({ length: 8 }, async (_, index) => {
+        const bytes = randomBytes(randomFrom(index), 1_500_000 + index);
+        const socket = client(forwarded.forward.listen.port);
+        socket.end(bytes);
+        expect(sha256((await readAll(socket)).bytes)).toBe(sha256(bytes));
+      }),
+    );
+    expect(await forwarded.link.shaken(echoes)).toBeGreaterThan(3);
+    await echoes;
+    await until("all is over", () => forwarded.forward.open === 0);
+  }, 15_000);
+
+  test("a client that does not read stops only itself", async () => {
+    await using _ = noSocketLeft();
+    const written: number[] = [];
+    await using server = await target((socket) => {
+      socket.write(Buffer.alloc(64 * 1024 * 1024), () => written.push(1));
+      socket.on("data", (chunk) => socket.write(chunk));
+    });
+    using forwarded = forwarding(server.port);
+    const stalled = client(forwarded.forward.listen.port);
+    stalled.pause();
+    await until("the target has been connected to", () => server.open.size === 1);
+    const other = client(forwarded.forward.listen.port);
+    let received = 0;
+    other.on("data", (chunk) => (received += chunk.length));
+    await until("the other has all of its 64 MiB", () => received === 64 * 1024 * 1024);
+    expect([written.length, forwarded.forward.open]).toEqual([1, 2]);
+    stalled.resetAndDestroy();
+    other.resetAndDestroy();
+    await until("both are over", () => forwarded.forward.open === 0 && server.open.size === 0);
+  });
+});
+
+test("a target that does not read stops its client", async () => {
+  await using _ = noSocketLeft();
+  await using server = await target((socket) => void socket.pause());
+  using forwarded = forwarding(server.port);
+  const { forward } = forwarded;
+  const socket = client(forward.listen.port);
+  socket.write(Buffer.alloc(256 * 1024 * 1024));
+  let [before, quiet] = [0, 0];
+  await until("no more is taken", () => {
+    quiet = forward.bytesOut === before && before > 0 ? quiet + 1 : 0;
+    before = forward.bytesOut;
+    return quiet > 50;
+  });
+  expect(forward.bytesOut).toBeLessThan(32 * 1024 * 1024);
+  socket.resetAndDestroy();
+  await until("it is over", () => forward.open === 0);
+});
+
+describe("resets", () => {
+  test("a client's reaches the target", async () => {
+    await using _ = noSocketLeft();
+    const errors: string[] = [];
+    await using server = await target((socket) => {
+      socket.on("error", (error: NodeJS.ErrnoException) => errors.push(error.code ?? ""));
+      socket.resume();
+    });
+    using forwarded = forwarding(server.port);
+    const socket = client(forwarded.forward.listen.port);
+    socket.write("x");
+    await until("the target has been connected to", () => server.open.size === 1);
+    socket.resetAndDestroy();
+    await until("the target is reset", () => server.open.size === 0);
+    expect(errors).toEqual(["ECONNRESET"]);
+  });
+
+  test("a target's reaches the client, and is no refusal", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.on("data", () => socket.resetAndDestroy()));
+    using forwarded = forwarding(server.port);
+    const socket = client(forwarded.forward.listen.port);
+    socket.write("x");
+    expect((await readAll(socket)).error).toBe("ECONNRESET");
+    expect(forwarded.refused).toEqual([]);
+  });
+
+  test("the end of the link resets both", async () => {
+    await using _ = noSocketLeft();
+    const errors: string[] = [];
+    await using server = await target((socket) => {
+      socket.on("error", (error: NodeJS.ErrnoException) => errors.push(error.code ?? ""));
+      socket.resume();
+    });
+    using forwarded = forwarding(server.port);
+    const socket = client(forwarded.forward.listen.port);
+    await until("the target has been connected to", () => server.open.size === 1);
+    forwarded.link.alice.abandon("gone");
+    expect((await readAll(socket)).error).toBe("ECONNRESET");
+    forwarded.link.bob.abandon("gone");
+    await until("the target is reset", () => server.open.size === 0);
+    expect(errors).toEqual(["ECONNRESET"]);
+  });
+});
+
+describe("refusals", () => {
+  /** What the client got, and what both sides were told. */
+  async function refusal(forwarded: Forwarded): Promise<[error: string | undefined, reasons: string[]]> {
+    const { error } = await readAll(client(forwarded.forward.listen.port));
+    await until("both sides know", () => forwarded.refused.length === 1 && forwarded.served.length === 1);
+    expect(forwarded.refused[0]).toContain(forwarded.served[0]!.refused!);
+    return [error, forwarded.served.map(({ refused }) => refused!)];
+  }
+
+  test("what is not allowed is neither looked up nor dialled", async () => {
+    await using _ = noSocketLeft();
+    let connections = 0;
+    await using server = await target(() => connections++);
+    const lookedUp: string[] = [];
+    const resolve = async (name: string) => (lookedUp.push(name), ["127.0.0.1"]);
+    using forwarded = forwarding(server.port, { rules: ["other.example:*"], host: "sly.example", resolve });
+    expect(await refusal(forwarded)).toEqual(["ECONNRESET", [`sly.example:${server.port} is not allowed`]]);
+    expect([connections, lookedUp]).toEqual([0, []]);
+  });
+
+  test("a name that leads elsewhere than allowed", async () => {
+    await using _ = noSocketLeft();
+    const resolve = async () => ["127.0.0.1"];
+    using forwarded = forwarding(80, { rules: ["10.0.0.0/8:80"], host: "sly.example", resolve });
+    expect(await refusal(forwarded)).toEqual(["ECONNRESET", ["sly.example:80 at 127.0.0.1 is not allowed"]]);
+  });
+
+  test("a name is looked up once, and what was checked is dialled", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.end("right"));
+    // A name server that first says what is allowed, then what is not.
+    const answers = [["127.0.0.1"], ["127.0.0.9"]];
+    const resolve = async () => answers.shift()!;
+    using forwarded = forwarding(server.port, { rules: ["127.0.0.1:*"], host: "sly.example", resolve });
+    const socket = client(forwarded.forward.listen.port);
+    expect((await readAll(socket)).bytes.toString()).toBe("right");
+    expect(answers).toEqual([["127.0.0.9"]]);
+    socket.end();
+    await until("it is over", () => forwarded.forward.open === 0);
+  });
+
+  test("nobody listens there", async () => {
+    await using _ = noSocketLeft();
+    let port: number;
+    {
+      await using gone = await target(() => {});
+      port = gone.port;
+    }
+    using forwarded = forwarding(port);
+    expect(await refusal(forwarded)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: ECONNREFUSED`]]);
+  });
+
+  test("only at the second of its addresses", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.end("right"));
+    const resolve = async () => ["127.0.0.9", "127.0.0.1"];
+    using forwarded = forwarding(server.port, { rules: ["two.example:*"], host: "two.example", resolve });
+    const socket = client(forwarded.forward.listen.port);
+    expect((await readAll(socket)).bytes.toString()).toBe("right");
+    socket.end();
+    await until("it is over", () => forwarded.forward.open === 0);
+  });
+
+  test("no such name", async () => {
+    await using _ = noSocketLeft();
+    const resolve = () => Promise.reject(Object.assign(new Error("no"), { code: "ENOTFOUND" }));
+    using forwarded = forwarding(80, { rules: ["*:*"], host: "nowhere.example", resolve });
+    const reason = "nowhere.example can't be resolved (ENOTFOUND)";
+    expect(await refusal(forwarded)).toEqual(["ECONNRESET", [reason]]);
+  });
+
+  test.each([{}, { host: "localhost" }, { host: "../x", port: 1 }, { host: "localhost", port: "22" }])(
+    "a purpose made by hand: %j",
+    async (purpose) => {
+      using link = new Linked();
+      const served: Served[] = [];
+      const allow = new AllowList();
+      allow.add("*:*");
+      link.onStream = async (stream, wanted) => served.push(await serveForward(stream, wanted, { allow }));
+      const errors: string[] = [];
+      link.alice.open({ use: "forward", ...purpose }).on("error", (error) => errors.push(error.message));
+      await until("it is refused", () => errors.length === 1);
+      expect(served[0]!.refused).toContain("must be");
+      expect(errors[0]).toContain(served[0]!.refused!);
+    },
+  );
+});
+
+describe("waiting for the link", () => {
+  test("a connection waits, with all that it said", async () => {
+    await using _ = noSocketLeft();
+    await using server = await target((socket) => void socket.pipe(socket));
+    using link = new Linked();
+    const allow = new AllowList();
+    allow.add("*");
+    link.onStream = (stream, purpose) => void serveForward(stream, purpose, { allow });
+    const { promise, resolve } = Promise.withResolvers<Linked>();
+    const options = {
+      listen: { bind: "127.0.0.1", port: 0 },
+      target: { host: "localhost", port: server.port },
+    };
+    const forward = new Forward({ ...options, link: async () => (await promise).alice });
+    const said = randomBytes(randomFrom(9), 700_000);
+    const socket = client(forward.listen.port);
+    socket.end(said);
+    await until("it is there", () => forward.open === 1);
+    resolve(link);
+    expect(sha256((await readAll(socket)).bytes)).toBe(sha256(said));
+    await until("it is over", () => forward.open === 0);
+    forward.close();
+  });
+
+  test("whoever leaves meanwhile is forgotten", async () => {
+    await using _ = noSocketLeft();
+    using link = new Linked();
+    let opened = 0;
+    link.onStream = () => opened++;
+    const { promise, resolve } = Promise.withResolvers<Linked>();
+    const options = { listen: { bind: "127.0.0.1", port: 0 }, target: { host: "localhost", port: 80 } };
+    const forward = new Forward({ ...options, link: async () => (await promise).alice });
+    const socket = client(forward.listen.port);
+    await until("it is there", () => forward.open === 1);
+    socket.resetAndDestroy();
+    await until("it is gone", () => forward.open === 0);
+    resolve(link);
+    const later = client(forward.listen.port);
+    await until("one stream is opened, for the one that stayed", () => opened === 1);
+    later.resetAndDestroy();
+    forward.close();
+    expect([opened, forward.total]).toEqual([1, 2]);
+  });
+
+  test("not for ever", async () => {
+    await using _ = noSocketLeft();
+    const refused: string[] = [];
+    const forward = new Forward({
+      listen: { bind: "127.0.0.1", port: 0 },
+      target: { host: "localhost", port: 80 },
+      link: () => new Promise(() => {}),
+      onRefused: (reason) => refused.push(reason),
+      patienceMs: 20,
+    });
+    expect((await readAll(client(forward.listen.port))).error).toBe("ECONNRESET");
+    expect([forward.open, refused]).toEqual([0, ["there was no link for 0.02 s"]]);
+    forward.close();
+  });
+
+  test("a port that is taken is said at once", async () => {
+    await using server = await target(() => {});
+    const listen = { bind: "127.0.0.1", port: server.port };
+    const link = () => Promise.reject(new Error("none"));
+    expect(() => new Forward({ listen, target: { host: "localhost", port: 80 }, link })).toThrow(
+      "EADDRINUSE",
+    );
+  });
+});
+
+test("a thousand connections at once", async () => {
+  await using _ = noSocketLeft();
+  await using server = await target((socket) => void socket.pipe(socket));
+  using forwarded = forwarding(server.port);
+  const sockets = Array.from({ length: 1000 }, () => client(forwarded.forward.listen.port));
+  for (const [index, socket] of sockets.entries()) socket.write(`number ${index}`);
+  const heard = await Promise.all(
+    sockets.map(
+      (socket) => new Promise<string>((resolve) => socket.once("data", (one) => resolve(one.toString()))),
+    ),
+  );
+  expect(heard).toEqual(sockets.map((_, index) => `number ${index}`));
+  expect(forwarded.forward.open).toBe(1000);
+  for (const socket of sockets) socket.end();
+  await Promise.all(sockets.map(readAll));
+  await until("all are over", () => forwarded.forward.open === 0);
+  expect(forwarded.forward.total).toBe(1000);
+}, 10_000);
