@@ -6,8 +6,8 @@
  * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
- * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together,
- * {@link Relays} the bytes between two connections.
+ * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together, and
+ * native/relay.ts the bytes between two connections.
  * Imported by whoever runs an introducer inside a program of his own, never by a participant.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
@@ -16,6 +16,8 @@ import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
 import type { Socket, TCPSocketListener } from "bun";
+import { Shares, subscriber, take, waitRefusal, waitSeconds, type Bucket } from "./native/budget.ts";
+import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
   completions,
@@ -184,16 +186,6 @@ const interfacesMs = 10_000;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
-/** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
-const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
-const relaySliceMs = 20;
-const relayTurnMs = 5;
-/** What may be made up for after a pause, lest a timer that comes late costs throughput. */
-const relayBurstMs = 100;
-/** A relayed link that says nothing for so long is over: participants ping each other far more often. */
-const relaySilenceMs = 3 * 60_000;
-
 /** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
 const nameKeptMs = 30_000;
 /** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
@@ -278,12 +270,6 @@ type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 /** A message that shows a peer, without that peer. */
 type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
 
-/** So many at once, then so many a second. */
-interface Bucket {
-  tokens: number;
-  at: number;
-}
-
 /** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
 interface Link {
   route: Route;
@@ -320,7 +306,7 @@ class Session {
   hasMeasured = false;
   takesRelay = true;
   /** When it is no control connection but one end of a relayed link. */
-  relayed: RelayEnd | undefined = undefined;
+  relayed: RelayEnd<Session> | undefined = undefined;
   isConnectedBack = false;
   /** What `verify` has to repeat. */
   verifyToken: string | undefined = undefined;
@@ -409,57 +395,7 @@ interface Pair {
   readonly asked: Map<number, Asked>;
 }
 
-/** One connection of a relayed link. */
-interface RelayEnd {
-  readonly session: Session;
-  readonly relay: Relay;
-  other: RelayEnd | undefined;
-  /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
-  held: Uint8Array;
-  readonly bucket: Bucket;
-  /** Whether it will send no more, and whether the other has been told so. */
-  hasEnded: boolean;
-  isFinished: boolean;
-  isGone: boolean;
-  isPaused: boolean;
-  /** Whether the other takes no more now. */
-  isBlocked: boolean;
-}
-
-/** A relayed link, from the offer on. */
-interface Relay {
-  readonly token: string;
-  readonly members: readonly [Member, Member];
-  readonly ends: RelayEnd[];
-  isPaired: boolean;
-  bytes: number;
-  /** Until when both must have come; then, until when something must have been relayed. */
-  untilMs: number;
-}
-
 // --- pure functions --------------------------------------------------------------------------------------
-
-function fill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
-  bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
-  bucket.at = now;
-}
-
-function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
-  fill(bucket, burst, perSecond, now);
-  if (bucket.tokens < 1) return false;
-  bucket.tokens -= 1;
-  return true;
-}
-
-/** Seconds until such a bucket gives one again: 0 when it does now. */
-function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
-  fill(bucket, perMinute, perMinute / 60, now);
-  return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
-}
-
-function waitRefusal(why: string, seconds: number): Refusal {
-  return new Refusal("limit", `${why}: wait ${seconds} s`);
-}
 
 /** 122 random bits, as cheap as one of them must be when thousands a second are made. */
 function newToken(): string {
@@ -496,15 +432,6 @@ function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undef
     clearTimeout(timer);
     socket.destroy();
   });
-}
-
-/** The part of an address that one subscriber holds: of IPv6 a whole /64. */
-function subscriber(address: string): string {
-  if (!address.includes(":")) return address;
-  const [head = "", tail = ""] = address.split("::");
-  const [front, back] = [head.split(":").filter(Boolean), tail.split(":").filter(Boolean)];
-  const zeros = Array<string>(8 - front.length - back.length).fill("0");
-  return [...front, ...zeros, ...back].slice(0, 4).join(":");
 }
 
 /** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
@@ -620,41 +547,9 @@ function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: numb
   return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
 }
 
-const nothing = new Uint8Array(0);
-
-/** The same for a pair of peers when they have come back with other ids. */
-function relayKey(a: Member, b: Member): string {
-  return `${[a.peer.instance, b.peer.instance].sort().join(" ")} ${a.room}`;
-}
-
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
 function roomName(room: string): string {
   return /^[0-9a-f]{64}$/.test(room) ? `${room.slice(0, 8)}…` : room;
-}
-
-/** How many of something each subscriber has, and all together. */
-class Shares {
-  total = 0;
-  readonly #counts = new Map<string, number>();
-
-  of(key: string): number {
-    return this.#counts.get(key) ?? 0;
-  }
-
-  /** Returns how many it has now. */
-  add(key: string): number {
-    const count = this.of(key) + 1;
-    this.#counts.set(key, count);
-    this.total += 1;
-    return count;
-  }
-
-  remove(key: string): void {
-    const count = this.of(key);
-    if (count > 1) this.#counts.set(key, count - 1);
-    else this.#counts.delete(key);
-    this.total -= 1;
-  }
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -1297,242 +1192,6 @@ class Introductions {
   }
 }
 
-// --- the relay -------------------------------------------------------------------------------------------
-
-/** What the relays need of the sessions. */
-interface Sessions {
-  readonly limits: Limits;
-  refuse(session: Session, refusal: Refusal): void;
-  /** Ends a session after what has been written. */
-  close(session: Session, reason: string): void;
-  tell(event: IntroducerEvent): void;
-}
-
-/**
- * Copies bytes between the two connections of a relayed link, at no more than a rate each way and a rate for all of
- * them, and holds no more of them than one read each way: who is not read from is made to wait by TCP.
- */
-class Relays {
-  readonly rates: RelayRates;
-  readonly #sessions: Sessions;
-  readonly #relays = new Map<string, Relay>();
-  readonly #perAddress = new Shares();
-  readonly #perMember = new Map<number, number>();
-  readonly #total: Bucket;
-  /** Ends with something held that may go on with the next slice; who was served last is served last again. */
-  readonly #waiting = new Set<RelayEnd>();
-  #timer: Timer | undefined;
-
-  constructor(rates: RelayRates, sessions: Sessions) {
-    this.rates = rates;
-    this.#sessions = sessions;
-    this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
-  }
-
-  stop(): void {
-    clearInterval(this.#timer);
-  }
-
-  /** Offered or under way. */
-  get size(): number {
-    return this.#relays.size;
-  }
-
-  /** Whether any is offered, and still to be taken. */
-  get isAwaited(): boolean {
-    return this.#relays.values().some(({ isPaired }) => !isPaired);
-  }
-
-  /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
-  bytes(): Map<string, number> {
-    const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
-    return new Map(paired.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
-  }
-
-  /** A token by which both can come here, once; undefined where they may have no more. */
-  offer(a: Member, b: Member): string | undefined {
-    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
-    const isLoopback = ({ observed }: Member) => addressScope(splitEndpoint(observed).address) === "loopback";
-    const isOver = (member: Member) =>
-      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
-      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
-    if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
-    const token = newToken();
-    const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
-    this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
-    for (const { peer, subscriber: own } of [a, b]) {
-      this.#perAddress.add(own);
-      this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
-    }
-    return token;
-  }
-
-  /** Takes a connection that has said `relay`; throws a {@link Refusal}. */
-  join(session: Session, token: string): void {
-    const relay = this.#relays.get(token);
-    if (!relay || relay.isPaired)
-      throw new Refusal("bad-field", "token must be of a relay that is still open");
-    const now = performance.now();
-    const bucket = { tokens: (this.rates.rate * relaySliceMs) / 1000, at: now };
-    const end: RelayEnd = {
-      session,
-      relay,
-      other: undefined,
-      held: nothing,
-      bucket,
-      hasEnded: false,
-      isFinished: false,
-      isGone: false,
-      isPaused: false,
-      isBlocked: false,
-    };
-    session.relayed = end;
-    relay.ends.push(end);
-    if (relay.ends.length === 2) this.#pair(relay, now);
-  }
-
-  #pair(relay: Relay, now: number): void {
-    const [a, b] = relay.ends as [RelayEnd, RelayEnd];
-    [a.other, b.other] = [b, a];
-    relay.isPaired = true;
-    relay.untilMs = now + relaySilenceMs;
-    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
-    this.#sessions.tell({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
-    this.#pump(a, b, now);
-    this.#pump(b, a, now);
-  }
-
-  /** Something has come from one end. */
-  data(end: RelayEnd, chunk: Uint8Array): void {
-    if (end.other?.isGone) return;
-    end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
-    if (end.other) this.#pump(end, end.other, performance.now());
-    if (end.held.length === 0 || end.isPaused) return;
-    end.session.socket.pause();
-    end.isPaused = true;
-  }
-
-  /** One end takes more again. */
-  drained(end: RelayEnd): void {
-    if (!end.other) return;
-    end.other.isBlocked = false;
-    this.#pump(end.other, end, performance.now());
-  }
-
-  /** One end will send no more. */
-  ended(end: RelayEnd): void {
-    end.hasEnded = true;
-    if (end.other) return this.#pump(end, end.other, performance.now());
-    this.#withdraw(end);
-    this.#sessions.close(end.session, "it did not wait for the other side of the relay");
-  }
-
-  /** It came first and has not waited: it may come again. */
-  #withdraw({ relay, session }: RelayEnd): void {
-    relay.ends.splice(0);
-    session.relayed = undefined;
-  }
-
-  /** One end is gone: the other gets what that has sent. */
-  closed(end: RelayEnd): void {
-    const { relay, other } = end;
-    end.hasEnded = end.isGone = true;
-    if (!other) return this.#withdraw(end);
-    this.#waiting.delete(other);
-    if (other.isGone) return this.#forget(relay);
-    other.held = nothing;
-    this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
-    this.#pump(end, other, performance.now());
-  }
-
-  tick(now: number): void {
-    for (const relay of this.#relays.values()) {
-      if (now < relay.untilMs) continue;
-      if (!relay.isPaired) this.#forget(relay);
-      for (const { session } of relay.ends) {
-        if (relay.isPaired) session.socket.terminate();
-        else this.#expired(session);
-      }
-    }
-  }
-
-  #expired(session: Session): void {
-    session.relayed = undefined;
-    this.#sessions.refuse(session, new Refusal("limit", "the other side did not come", true));
-  }
-
-  /** Writes of what one end has sent as much as the rates and the other end allow. */
-  #pump(end: RelayEnd, other: RelayEnd, now: number): void {
-    if (other.isGone || end.isBlocked) return;
-    const { relay, bucket } = end;
-    const { rate, total } = this.rates;
-    const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
-    const part = end.held.subarray(0, Math.floor(allowed));
-    const written = part.length > 0 ? Math.max(0, other.session.socket.write(part)) : 0;
-    bucket.tokens -= written;
-    this.#total.tokens -= written;
-    relay.bytes += written;
-    if (written > 0) relay.untilMs = now + relaySilenceMs;
-    end.held = end.held.subarray(written);
-    end.isBlocked = written < part.length;
-    this.#waiting.delete(end);
-    if (end.held.length === 0) this.#emptied(end, other);
-    else if (!end.isBlocked) this.#wait(end);
-  }
-
-  /** All that one end has sent so far has been written to the other. */
-  #emptied(end: RelayEnd, other: RelayEnd): void {
-    end.held = nothing; // and not a view of what was read
-    if (!end.hasEnded) return this.#resume(end);
-    if (end.isGone) return this.#sessions.close(other.session, "the other side of the relay is gone");
-    if (!end.isFinished) other.session.socket.shutdown();
-    end.isFinished = true;
-  }
-
-  #resume(end: RelayEnd): void {
-    if (end.isPaused) end.session.socket.resume();
-    end.isPaused = false;
-  }
-
-  #wait(end: RelayEnd): void {
-    this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
-  }
-
-  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
-  #turn(): void {
-    const now = performance.now();
-    const { rate, total } = this.rates;
-    const slice = (rate * relaySliceMs) / 1000;
-    for (const end of [...this.#waiting]) {
-      if (this.#fill(this.#total, total, now) < 1) return;
-      const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
-      if (isDue) this.#pump(end, end.other!, now);
-    }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
-  }
-
-  #fill(bucket: Bucket, rate: number, now: number): number {
-    fill(bucket, (rate * relayBurstMs) / 1000, rate, now);
-    return bucket.tokens;
-  }
-
-  #forget(relay: Relay): void {
-    const { token, members, isPaired, bytes } = relay;
-    if (!this.#relays.delete(token)) return;
-    for (const { peer, subscriber: own } of members) {
-      this.#perAddress.remove(own);
-      const count = (this.#perMember.get(peer.id) ?? 0) - 1;
-      if (count > 0) this.#perMember.set(peer.id, count);
-      else this.#perMember.delete(peer.id);
-    }
-    if (isPaired)
-      this.#sessions.tell({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
-  }
-}
-
 // --- the introducer --------------------------------------------------------------------------------------
 
 /** A rendezvous server. `start` listens; `stop` tells the participants and ends. */
@@ -1549,7 +1208,7 @@ export class Introducer {
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   readonly #introductions: Introductions;
-  readonly #relays: Relays | undefined;
+  readonly #relays: Relays<Session> | undefined;
   readonly #keptNames: KeptNames;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
@@ -1597,9 +1256,10 @@ export class Introducer {
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
-  #makeRelays(rates: RelayRates): Relays {
+  #makeRelays(rates: RelayRates): Relays<Session> {
     return new Relays(rates, {
       limits: this.limits,
+      newToken,
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       tell: this.#onEvent,
