@@ -458,8 +458,11 @@ export type ToParticipant =
       own?: Prediction;
       theirs?: Prediction;
     }
-  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
-  | { type: "relay"; peer: Peer; role: Role; token: string }
+  /**
+   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
+   * `endpoint` where that is another introducer than theirs.
+   */
+  | { type: "relay"; peer: Peer; role: Role; token: string; endpoint?: Endpoint }
   /** Answers `relay` on its connection: what follows is the other side's. */
   | { type: "relaying" }
   /** Answers `connect-back`. */
@@ -741,7 +744,12 @@ const toParticipant: Table<ToParticipant> = {
     own: optional(prediction),
     theirs: optional(prediction),
   } as Table<ToParticipant>["punch"],
-  relay: { peer, role: oneOf<Role>(["controlling", "controlled"]), token },
+  relay: {
+    peer,
+    role: oneOf<Role>(["controlling", "controlled"]),
+    token,
+    endpoint: optional(endpoint),
+  } as Table<ToParticipant>["relay"],
   relaying: {},
   filtering: { filtering: oneOf(filterings) },
   failed: { peer: id, token, reason },

@@ -478,3 +478,17 @@ test("the lobby says that it is open to everyone; the words of a private room ar
   expect(await bob.stderr).toContain("in a private room");
   expect(await bob.stderr).not.toContain(words);
 });
+
+test("a relay at another introducer is gone to there", async () => {
+  using other = new Scripted(() => {});
+  const endpoint = at(`127.0.0.1:${other.port}`);
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome(bob));
+    if (message.type === "connect")
+      say({ type: "relay", peer: bob, role: "controlling", token: first, endpoint });
+  });
+  await using alice = new Driven(house.port, "alice");
+  await alice.registered;
+  alice.type("connect bob");
+  expect((await other.hears("relay")).token).toBe(first);
+});

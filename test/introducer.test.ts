@@ -2366,6 +2366,10 @@ for (const args of [
   ["--relay-rate", "100"],
   ["--relay-total", "-1M"],
   ["--no-relay", "--relay-rate", "1M"],
+  ["--redis", "localhost"],
+  ["--redis", "http://localhost"],
+  ["--redis", "redis://localhost", "--advertise", "example.org"],
+  ["--advertise", "203.0.113.7"],
 ]) {
   test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {
     const result = await ended(args);
