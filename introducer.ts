@@ -15,8 +15,31 @@
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
-import type { Socket, TCPSocketListener } from "bun";
-import { Shares, subscriber, take, waitRefusal, waitSeconds, type Bucket } from "./native/budget.ts";
+import type { Socket } from "bun";
+import {
+  fairShare,
+  fill,
+  isLoopback,
+  Shares,
+  siteShares,
+  subscriber,
+  take,
+  Usage,
+  waitRefusal,
+  waitSeconds,
+  type Bucket,
+} from "./native/budget.ts";
+import { Listener } from "./native/listener.ts";
+import {
+  Metrics,
+  MetricsServer,
+  quantile,
+  renderPrometheus,
+  type HistogramCounts,
+  type Outcome,
+  type OutcomeWay,
+  type Stats,
+} from "./native/metrics.ts";
 import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
@@ -44,6 +67,7 @@ import {
   addressScope,
   age,
   canonicalAddress,
+  changedPeer,
   controlSilenceMs,
   defaultPort,
   encode,
@@ -69,6 +93,7 @@ import {
   relayOfferMs,
   scopeOf,
   splitEndpoint,
+  parseEndpoint,
   parseToIntroducer,
   type Endpoint,
   type EndpointParts,
@@ -99,13 +124,16 @@ export const defaultLimits = {
   roomSize: 256,
   /** How many of them may come from one address, so that nobody fills a room alone. */
   roomShare: 64,
+  /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
+  processorMs: 2,
   /** How many times the share of an address loopback has, where only this host's own programs come from. */
   loopbackShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
-  /** Bytes read of sessions that have to wait, all together: each of them may be one read of Bun's, 512 KiB. */
+  /** Bytes read of lines that have to wait or are not whole, all together and of one address: one read of Bun's is up to 512 KiB. */
   heldBytes: 64 * 1024 * 1024,
+  heldBytesPerAddress: 8 * 1024 * 1024,
   /** Introductions one session may ask for. */
   introductionsPerMinute: 120,
   /** Of them those with one peer, and those that one peer gets from all, if that peer has not linked by them. */
@@ -141,10 +169,29 @@ export const defaultLimits = {
 };
 export type Limits = typeof defaultLimits;
 
+/** A participant as JSON at most, and how many there may be of them in a room whatever an operator wants. */
+const mostPeerBytes = 1024;
+const mostInRoom = 10_000;
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
-/** How often those that have sent too many lines get the next of them read. */
-const resumeMs = 100;
+/** How often those that have sent too many lines get the next of them read, and for how long at once. */
+const resumeMs = 20;
+const resumeSliceMs = 2;
+/** Connections of one address, beyond those that it may have, that are told why they are closed. */
+const refusedAtOnce = 8;
+/** A room has place for so many of one address, however full it is. */
+const leastRoomShare = 16;
+/** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
+const sharedProcessorMs = 50;
+const processorWindowMs = 250;
+/** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
+const acceptMs = 0.05;
+const flushMs = 0.006;
+/** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
+const mostChargedMs = 2;
+/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+const targetWindowMs = 60_000;
+const hadNone = 0.5;
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
@@ -230,6 +277,7 @@ export type IntroducerEvent =
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
@@ -237,7 +285,8 @@ export type IntroducerEvent =
   /** Rooms are shared with other introducers, from now on. */
   | { event: "shared"; message: string }
   | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
-  | { event: "participants"; participants: Participant[] };
+  | { event: "participants"; participants: Participant[] }
+  | { event: "stats"; stats: Stats };
 
 export interface IntroducerOptions {
   /** Default: all addresses of this host, IPv6 and IPv4. */
@@ -257,6 +306,8 @@ export interface IntroducerOptions {
   redis?: string;
   /** The address at which participants of other introducers reach our relay; by default the likeliest of this host's. */
   advertise?: string;
+  /** Where Prometheus may ask; by default nowhere. */
+  metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
@@ -272,6 +323,9 @@ class NameTaken extends Refusal {
     this.free = free;
   }
 }
+
+/** The metrics can't be shown where they should be. `message` says where and why. */
+class MetricsPortError extends Error {}
 
 type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
@@ -323,6 +377,8 @@ class Session {
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
+  /** Of its held bytes and of a line that is not whole. */
+  heldBytes = 0;
   hasEnded = false;
   /** Written at the end of the tick. */
   outgoing = "";
@@ -385,6 +441,10 @@ interface Introduction {
   isWelcome: boolean;
   /** Whether it has been given back to the budgets. */
   isFree: boolean;
+  /** How many have said that they are linked by relay, and when both had. */
+  relayLinks: number;
+  relayLinkedAt: number | undefined;
+  readonly startedAt: number;
   readonly deadlineAt: number;
   readonly expiresAt: number;
 }
@@ -407,6 +467,14 @@ interface Foreign {
   /** Whether our side has said what became of it, and whether it has been given back to the budgets. */
   isReported: boolean;
   isFree: boolean;
+}
+
+/** What one member got from all others. */
+interface Unasked {
+  introductions: Bucket;
+  /** Of them, those by each address. */
+  perAddress: Usage;
+  failedBirthdays: Bucket;
 }
 
 /** Two who have been introduced, for as long as both are there. */
@@ -697,6 +765,44 @@ function total(participants: Participant[]): string {
   return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
 }
 
+/** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
+function counted(parts: { count: number; what: string }[]): string {
+  const all = parts.reduce((sum, part) => sum + part.count, 0);
+  const sorted = parts.toSorted((a, b) => b.count - a.count);
+  return all === 0 ? "0" : `${all} (${sorted.map((part) => `${part.count} ${part.what}`).join(", ")})`;
+}
+
+/** `half within 100 ms, 99 % within 500 ms`. */
+function spread(counts: HistogramCounts): string {
+  const within = (part: number) => {
+    const bound = quantile(counts, part);
+    return bound === Infinity ? `beyond ${counts.boundsMs.at(-1)} ms` : `within ${bound} ms`;
+  };
+  return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
+}
+
+/** What has been going on since the start, a line each. */
+export function renderStats(stats: Stats): string {
+  const { introductions, refusals, residentBytes } = stats;
+  const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
+  const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
+  const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
+  const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
+  const rows = [
+    ["up", age(stats.uptimeMs)],
+    ["now", `${now}, ${held}`],
+    ["joins", String(stats.joins)],
+    ["introductions", counted(ofWays)],
+    ["time to link", spread(stats.linkMs)],
+    ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    ["refusals", counted(ofCodes)],
+    ["turned away", count(stats.turnedAway, "connection")],
+    ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
+    ["timers late", spread(stats.eventLoopDelayMs)],
+  ] as const;
+  return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
+}
+
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
 function describe(event: IntroducerEvent): string {
   switch (event.event) {
@@ -712,6 +818,8 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
     case "mapping":
       return `#${event.id} has ${event.mapping} mapping`;
+    case "mapped":
+      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
@@ -736,6 +844,8 @@ function describe(event: IntroducerEvent): string {
       return `an error while serving ${event.address}: ${event.message}`;
     case "participants":
       return `${event.participants.length} participants`;
+    case "stats":
+      return `${event.stats.participants} participants`;
   }
 }
 
@@ -756,6 +866,8 @@ interface Exchange {
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
+  /** An introduction has ended. */
+  count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }
 
 /**
@@ -769,7 +881,7 @@ class Introductions {
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
-  readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+  readonly #unasked = new Map<number, Unasked>();
   /** Those of other introducers for which one of our side shall measure, by that token. */
   readonly #foreign = new Map<string, Pair>();
   #lastNumber = 0;
@@ -804,7 +916,7 @@ class Introductions {
       return;
     }
     this.#charge(pair, asker, target, now);
-    if (introduction) this.#end(introduction);
+    if (introduction) this.#end(introduction, "superseded");
     pair.introduction = this.#introduction(pair, asker, target, now);
     if (wantsRelay) this.#wantRelay(pair.introduction, now);
     this.#plan(pair.introduction);
@@ -821,7 +933,7 @@ class Introductions {
     if (pair.foreign?.number !== number) {
       if (message.type === "failed" || this.#isRival(pair, guest, now)) return;
       if (!this.#admit(pair, guest, member, now)) return this.#decline(member, guest, message);
-      if (pair.introduction) this.#end(pair.introduction);
+      if (pair.introduction) this.#end(pair.introduction, "superseded");
       this.#forgetForeign(pair);
       pair.foreign = foreign(number, now + Math.min(lastsMs, introductionMs(this.#exchange.limits)));
     }
@@ -925,9 +1037,10 @@ class Introductions {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
+    if (side && ++introduction.relayLinks === sides.length) introduction.relayLinkedAt = performance.now();
     if (!side || phase.is !== "relayed") return;
     side.report = "linked";
-    if (sides.every(({ report }) => report === "linked")) this.#end(introduction);
+    if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
 
   #linkedDirectly(member: Party, token: string): void {
@@ -941,7 +1054,7 @@ class Introductions {
       introduction.isWelcome = true;
       this.#refund(introduction);
     }
-    if (other.report === "linked") this.#end(introduction);
+    if (other.report === "linked") this.#end(introduction, "linked");
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
@@ -982,14 +1095,13 @@ class Introductions {
       this.#forgetForeign(pair);
       const { introduction } = pair;
       if (!introduction) continue;
+      this.#end(introduction, "peer-left");
       const side = introduction.sides.find((one) => one.member !== member)!;
+      if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
       const token = introduction.token || introduction.relayToken || newToken();
-      const failure = { type: "failed", peer: id, token, reason: "peer-left" } as const;
-      if (side.report === undefined) this.#say(introduction, side.member, member, failure);
-      this.#end(introduction);
-      if (side.report === undefined)
-        this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
+      this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
+      this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
     }
     this.#of.delete(id);
     this.#unasked.delete(id);
@@ -1016,13 +1128,14 @@ class Introductions {
   #expire(introduction: Introduction): void {
     const { phase, sides, relayToken: token } = introduction;
     const reason = "timed-out";
+    this.#end(introduction, reason);
+    if (phase.is !== "relayed") return;
     for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
       const [id, peer] = [one.member.peer.id, other.member.peer.id];
-      if (one.report !== undefined || phase.is !== "relayed") continue;
+      if (one.report !== undefined) continue;
       this.#say(introduction, one.member, other.member, { type: "failed", peer, token, reason });
       this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
     }
-    this.#end(introduction);
   }
 
   /** To one side, by way of its introducer where that is another. */
@@ -1081,15 +1194,19 @@ class Introductions {
   #charge(pair: Pair, asker: Party, target: Party, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
-    const { introductions: ofAll } = this.#unaskedOf(target, now);
+    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0) {
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     }
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
-    if (ofAllSeconds > 0) throw waitRefusal("that peer gets too many introductions", ofAllSeconds);
+    // Whoever has used it up must not keep others from that peer.
+    if (ofAllSeconds > 0 && perAddress.of(asker.subscriber, now) >= hadNone)
+      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
-    ofAll.tokens -= 1;
+    ofAll.tokens = Math.max(0, ofAll.tokens - 1);
+    perAddress.tick(now);
+    perAddress.spend(asker.subscriber, 1, now);
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
@@ -1103,7 +1220,9 @@ class Introductions {
   #refundBoth(pair: Pair, asker: Party, target: Party): void {
     const now = performance.now();
     this.#askedOf(pair, asker, now).introductions.tokens += 1;
-    this.#unaskedOf(target, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.subscriber, -1, now);
   }
 
   #askedOf({ asked }: Pair, { peer }: Party, now: number): Asked {
@@ -1119,12 +1238,13 @@ class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Party, now: number) {
+  #unaskedOf({ peer }: Party, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
-    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
-    const fresh = {
+    const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
+    const fresh: Unasked = {
       introductions: { tokens: introductionsPerTarget, at: now },
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, loopbackShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
@@ -1154,6 +1274,9 @@ class Introductions {
       relayToken: "",
       isWelcome: false,
       isFree: false,
+      relayLinks: 0,
+      relayLinkedAt: undefined,
+      startedAt: now,
       deadlineAt: now + mostMs,
       expiresAt: now + introductionMs(this.#exchange.limits),
     };
@@ -1186,8 +1309,8 @@ class Introductions {
   /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
   #refuseIntroduction(introduction: Introduction): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
+    this.#end(introduction, reason);
     this.#say(introduction, asker, target, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
@@ -1212,7 +1335,7 @@ class Introductions {
 
   #refuseBirthday(introduction: Introduction, seconds: number): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
+    this.#end(introduction, "refused");
     const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
     if (!isGuest(asker)) this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
@@ -1336,19 +1459,36 @@ class Introductions {
     if (other.report === undefined) {
       this.#say(introduction, other.member, side.member, { type: "failed", peer: id, token, reason });
     }
-    this.#end(introduction);
+    this.#end(introduction, reason);
     this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });
   }
 
-  #end(introduction: Introduction): void {
+  #end(introduction: Introduction, outcome: Outcome): void {
     const { pair, token, relayToken, isCounted } = introduction;
     const now = performance.now();
+    this.#count(introduction, outcome, now);
     this.#byToken.delete(token);
     this.#byToken.delete(relayToken);
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     pair.endedAt = now;
     if (isCounted) this.#settleBirthday(introduction, now);
+  }
+
+  /** What failed directly, but is relayed, has linked. */
+  #count(
+    { plan, round, phase, startedAt, relayLinkedAt }: Introduction,
+    outcome: Outcome,
+    now: number,
+  ): void {
+    const isDirect = outcome === "linked" && phase.is !== "relayed";
+    if (relayLinkedAt !== undefined && !isDirect)
+      return this.#exchange.count("linked", "relay", relayLinkedAt - startedAt);
+    this.#exchange.count(
+      outcome,
+      phase.is === "relayed" ? "relay" : (plan[round] ?? "none"),
+      now - startedAt,
+    );
   }
 
   /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
@@ -1366,13 +1506,19 @@ class Introductions {
 export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
-  readonly #listener: TCPSocketListener<Session | undefined>;
-  readonly #probeListeners: TCPSocketListener<string | undefined>[];
+  readonly #listener: Listener<Session | undefined>;
+  readonly #probeListeners: Listener<string | undefined>[];
   readonly #alternate: string | undefined;
-  readonly #probes = new Shares();
+  readonly #probes: Shares;
+  readonly #probeSockets = new Set<Socket<string | undefined>>();
   readonly #timer: Timer;
+  readonly #tickMs: number;
+  #tickedAt = performance.now();
+  readonly #metrics = new Metrics();
+  readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
-  readonly #perSubscriber = new Shares();
+  readonly #shares: Shares;
+  readonly #processor: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   /** Who else is in them, at other introducers. */
@@ -1386,7 +1532,7 @@ export class Introducer {
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
   readonly #paused = new Set<Session>();
-  #heldBytes = 0;
+  readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
@@ -1404,6 +1550,17 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
+    const { sessions, probes, heldBytes, processorMs, loopbackShares } = this.limits;
+    const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
+    this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
+    this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
+    this.#processor = new Usage(
+      sharedProcessorMs,
+      (processorMs * processorWindowMs) / 1000,
+      processorWindowMs,
+      loopbackShares,
+    );
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#advertised = options.advertise;
@@ -1418,6 +1575,7 @@ export class Introducer {
       offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
       tell: this.#onEvent,
+      count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
     });
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
@@ -1425,7 +1583,9 @@ export class Introducer {
     this.#elsewhere = options.redis === undefined ? new LocalRooms() : this.#share(options.redis);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
-    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
+    this.#tickMs = Math.min(tickMs, shortest / 4);
+    this.#timer = setInterval(() => this.#tick(), this.#tickMs);
+    this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
@@ -1449,6 +1609,34 @@ export class Introducer {
       received: (letter) => this.#receive(letter),
       undelivered: (guest) => this.#introductions.left(guest, "its introducer can't be reached"),
       sharing: (isShared, message) => this.#onEvent({ event: isShared ? "shared" : "warning", message }),
+    });
+  }
+
+  /** Throws a {@link MetricsPortError}, and then has closed what was open. */
+  #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
+    try {
+      return new MetricsServer(hostname, port, () => renderPrometheus(this.stats, version));
+    } catch (error) {
+      const { code = String(error) } = error as { code?: string };
+      void this.stop();
+      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${code}`, { cause: error });
+    }
+  }
+
+  /** Where the metrics are shown, if they are. */
+  get metricsPort(): number | undefined {
+    return this.#metricsServer?.port;
+  }
+
+  get stats(): Stats {
+    const { links: relays, bytes: relayedBytes } = this.#relays?.totals ?? { links: 0, bytes: 0 };
+    return this.#metrics.read({
+      participants: this.#members.size,
+      rooms: this.#rooms.size,
+      connections: this.#connections.size,
+      waiting: this.#paused.size,
+      relays,
+      relayedBytes,
     });
   }
 
@@ -1571,7 +1759,8 @@ export class Introducer {
 
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
-    for (const listener of this.#probeListeners) listener.stop(true);
+    for (const listener of this.#probeListeners) listener.stop();
+    for (const probe of this.#probeSockets) probe.terminate();
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
@@ -1591,25 +1780,29 @@ export class Introducer {
     this.#draining?.done();
     this.#introductions.stop();
     this.#relays?.stop();
-    this.#listener.stop(true);
+    for (const { socket } of this.#connections) socket.terminate();
+    await this.#metricsServer?.stop();
   }
 
-  #listen(host: string | undefined, port: number): TCPSocketListener<Session | undefined> {
+  #listen(host: string | undefined, port: number): Listener<Session | undefined> {
     const listen = (hostname: string) =>
-      Bun.listen<Session | undefined>({
-        hostname,
-        port,
-        allowHalfOpen: true,
-        socket: {
-          open: (socket) => this.#open(socket),
-          data: ({ data }, chunk) => data && this.#data(data, chunk),
-          drain: ({ data }) => data && this.#drain(data),
-          end: ({ data }) => data && this.#ended(data),
-          error: ({ data }, error) => data && this.#mishap(data, error),
-          close: ({ data }, error) =>
-            data && this.#closed(data, error?.message ?? "it closed the connection"),
+      new Listener<Session | undefined>(
+        {
+          hostname,
+          port,
+          allowHalfOpen: true,
+          socket: {
+            open: (socket) => this.#open(socket),
+            data: ({ data }, chunk) => data && this.#data(data, chunk),
+            drain: ({ data }) => data && this.#drain(data),
+            end: ({ data }) => data && this.#ended(data),
+            error: ({ data }, error) => data && this.#mishap(data, error),
+            close: ({ data }, error) =>
+              data && this.#closed(data, error?.message ?? "it closed the connection"),
+          },
         },
-      });
+        (message) => this.#onEvent({ event: "warning", message }),
+      );
     if (host !== undefined) return listen(host);
     try {
       return listen("::");
@@ -1627,11 +1820,11 @@ export class Introducer {
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): TCPSocketListener<string | undefined>[] {
+  }: IntroducerOptions): Listener<string | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: TCPSocketListener<string | undefined>[] = [];
+    const listeners: Listener<string | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -1639,7 +1832,7 @@ export class Introducer {
         const { code = String(error) } = error as { code?: string };
         const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
         if (probePorts) {
-          for (const listener of [...listeners, this.#listener]) listener.stop(true);
+          for (const listener of [...listeners, this.#listener]) listener.stop();
           throw new ProbePortError(message, { cause: error });
         }
         this.#onEvent({ event: "warning", message });
@@ -1648,28 +1841,47 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): TCPSocketListener<string | undefined> {
-    const { probes, probesPerAddress, measureMs } = this.limits;
-    return Bun.listen<string | undefined>({
-      hostname,
-      port,
-      socket: {
-        open: (socket) => {
-          const observed = observedEndpoint(socket);
-          if (!observed) return void socket.terminate();
-          const { address } = splitEndpoint(observed);
-          socket.data = subscriber(address);
-          const isTooMany = this.#probes.add(socket.data) > this.#shareOf(address, probesPerAddress);
-          if (isTooMany || this.#probes.total > probes) return void socket.terminate();
-          socket.setNoDelay(true);
-          socket.timeout(Math.ceil(measureMs / 1000));
-          socket.write(encode({ type: "observed", endpoint: observed }));
+  #listenForProbe(hostname: string, port: number): Listener<string | undefined> {
+    const { measureMs } = this.limits;
+    const listener: Listener<string | undefined> = new Listener<string | undefined>(
+      {
+        hostname,
+        port,
+        socket: {
+          open: (socket) => {
+            const observed = observedEndpoint(socket);
+            const own = observed && this.#takeProbe(splitEndpoint(observed).address);
+            if (own === undefined) {
+              this.#metrics.turnedAway();
+              socket.terminate();
+              return listener.turnedAway();
+            }
+            socket.data = own;
+            this.#probeSockets.add(socket);
+            socket.setNoDelay(true);
+            socket.timeout(Math.ceil(measureMs / 1000));
+            socket.write(encode({ type: "observed", endpoint: observed! }));
+          },
+          data: () => {},
+          timeout: (socket) => socket.terminate(),
+          close: (socket) => {
+            if (socket.data === undefined) return;
+            this.#probeSockets.delete(socket);
+            this.#probes.remove(socket.data);
+          },
         },
-        data: () => {},
-        timeout: (socket) => socket.terminate(),
-        close: ({ data }) => void (data !== undefined && this.#probes.remove(data)),
       },
-    });
+      (message) => this.#onEvent({ event: "warning", message }),
+    );
+    return listener;
+  }
+
+  /** Whose share a probe from that address is of; undefined when there is none left. */
+  #takeProbe(address: string): string | undefined {
+    const own = subscriber(address);
+    if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
+    this.#probes.add(own);
+    return own;
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
@@ -1694,23 +1906,42 @@ export class Introducer {
   #open(socket: Connection): void {
     const observed = observedEndpoint(socket);
     if (!observed) return void socket.terminate();
+    const { sessions, sessionsPerAddress } = this.limits;
+    const own = subscriber(splitEndpoint(observed).address);
+    const most = this.#shares.most(own);
+    // Even a refused connection costs something until it is closed, so a flood gets no answer.
+    const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
+    if (isFlood || !this.#accepts(own)) {
+      this.#metrics.turnedAway();
+      socket.terminate();
+      return this.#listener.turnedAway();
+    }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
-    const count = this.#perSubscriber.add(session.subscriber);
-    const { sessions, sessionsPerAddress } = this.limits;
-    const most = this.#shareOf(splitEndpoint(observed).address, sessionsPerAddress);
-    // Even a refused connection costs something until it is closed, so a flood gets no answer.
-    if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
-    else if (count > most)
-      this.#refuse(session, new Refusal("limit", `${most} connections an address are enough`));
-    else if (this.#connections.size > sessions)
-      this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    this.#shares.add(own);
+    const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
+    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}`;
+    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  #shareOf(address: string, share: number): number {
-    return addressScope(address) === "loopback" ? share * this.limits.loopbackShares : share;
+  /** Whether an address may have another connection accepted, as far as processor time goes. */
+  #accepts(own: string): boolean {
+    const now = performance.now();
+    this.#processor.spend(own, acceptMs, now);
+    return !this.#processor.isOver(own, now);
+  }
+
+  /** What a session makes us do is of its address's share of the processor. */
+  #charge(session: Session, work: () => void): void {
+    const from = performance.now();
+    const writes = this.#outgoing.length;
+    work();
+    const now = performance.now();
+    const laterMs = (this.#outgoing.length - writes) * flushMs;
+    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -1719,7 +1950,8 @@ export class Introducer {
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else this.#read(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else this.#charge(session, () => this.#read(session, chunk));
   }
 
   /** Reads line by line, as many as it may say now, and holds the rest. */
@@ -1746,27 +1978,43 @@ export class Introducer {
       this.#refuse(session, error);
     }
     session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
+    this.#countHeld(session);
   }
 
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
-    this.#heldBytes += bytes.length - (session.held?.length ?? 0);
     if (session.held === undefined) session.socket.pause();
     session.held = bytes;
     this.#paused.add(session);
     this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
-    if (this.#heldBytes > this.limits.heldBytes) {
-      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
-    }
+    this.#countHeld(session);
   }
 
+  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  #countHeld(session: Session): void {
+    const bytes = (session.held?.length ?? 0) + (session.decoder?.pendingBytes ?? 0);
+    const more = bytes - session.heldBytes;
+    if (more === 0) return;
+    session.heldBytes = bytes;
+    if (more < 0) return this.#held.remove(session.subscriber, -more);
+    this.#held.add(session.subscriber, more);
+    if (this.#held.isUsedUp() || this.#held.isOver(session.subscriber))
+      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+  }
+
+  /** Lets those go on that may again, by turns, for no longer than others can wait. */
   #resume(): void {
-    const now = performance.now();
+    const from = performance.now();
+    const { messageBurst, messagesPerSecond } = this.limits;
     for (const session of [...this.#paused]) {
-      const bytes = session.held!;
+      const now = performance.now();
       session.heardAt = now; // what it says may be waiting
+      if (now - from >= resumeSliceMs) break;
+      fill(session.lines, messageBurst, messagesPerSecond, now);
+      if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) continue;
+      const bytes = session.held!;
       this.#unhold(session);
-      this.#read(session, bytes);
+      this.#charge(session, () => this.#read(session, bytes));
       if (session.hasEnded) this.#ended(session);
     }
     if (this.#paused.size > 0) return;
@@ -1776,9 +2024,9 @@ export class Introducer {
 
   #unhold(session: Session): void {
     if (!this.#paused.delete(session)) return;
-    this.#heldBytes -= session.held?.length ?? 0;
     session.held = undefined;
     session.socket.resume();
+    this.#countHeld(session);
   }
 
   #ended(session: Session): void {
@@ -1808,6 +2056,7 @@ export class Introducer {
     const mayTryAgain = refusal instanceof NameTaken;
     const name = mayTryAgain ? { name: refusal.free } : {};
     this.#send(session, { type: "refused", code, message, ...of, ...name });
+    this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
@@ -1868,6 +2117,7 @@ export class Introducer {
     session.closing = true;
     session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
@@ -1889,10 +2139,12 @@ export class Introducer {
     if (!this.#connections.delete(session)) return;
     session.closing = true;
     session.outgoing = "";
+    session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     if (session.relayed) this.#relays?.closed(session.relayed);
-    this.#perSubscriber.remove(session.subscriber);
-    this.#leave(session, reason);
+    this.#shares.remove(session.subscriber);
+    this.#charge(session, () => this.#leave(session, reason));
     if (this.#connections.size === 0) this.#allGone?.();
   }
 
@@ -1901,9 +2153,12 @@ export class Introducer {
   #tick(): void {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
+    this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
     this.#dismiss(now);
+    this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
+    this.#tickedAt = now;
   }
 
   #tickSession(session: Session, now: number): void {
@@ -1950,7 +2205,6 @@ export class Introducer {
     const member = session as Member;
     switch (message.type) {
       case "connect":
-        this.#countIntroduction(member);
         return this.#connect(member, message);
       case "linked":
         return this.#linked(member, message);
@@ -1960,6 +2214,8 @@ export class Introducer {
         return this.#introductions.failed(member, message);
       case "mapping":
         return this.#mapped(member, message.mapping);
+      case "mapped":
+        return this.#portMapped(member, message.endpoint);
       case "measured":
         return this.#introductions.measured(member, message);
       case "connect-back":
@@ -2037,19 +2293,22 @@ export class Introducer {
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
     this.#members.set(own.id, member);
+    this.#metrics.joined();
     this.#onEvent({ event: "joined", ...own, room });
     if (ignored.length > 0)
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own, observed }: Session, others: Party[]): void {
-    const { roomSize, roomShare } = this.limits;
-    if (others.length >= roomSize) throw new Refusal("limit", "the room is full");
-    const share = this.#shareOf(splitEndpoint(observed).address, roomShare);
+  #checkRoom({ subscriber: own }: Session, others: Party[]): void {
+    const { roomSize, roomShare, loopbackShares } = this.limits;
+    if (others.length >= roomSize)
+      throw new Refusal("limit", `the room is full: it holds ${count(roomSize, "participant")}`);
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
+    const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
     if (others.length < share) return;
-    let count = 0;
-    for (const other of others) if (other.subscriber === own) count += 1;
-    if (count >= share)
+    let present = 0;
+    for (const other of others) if (other.subscriber === own) present += 1;
+    if (present >= share)
       throw new Refusal("limit", `${share} participants of one address in a room are enough`);
   }
 
@@ -2145,9 +2404,21 @@ export class Introducer {
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
+  /** Nobody is sent to an address that is not the participant's own. */
+  #portMapped(member: Member, endpoint: Endpoint | undefined): void {
+    const { address } = splitEndpoint(member.observed);
+    if (endpoint !== undefined && splitEndpoint(endpoint).address !== address)
+      throw new Refusal("bad-field", `endpoint must be at ${address}, where you are seen`);
+    if (member.peer.mapped === endpoint) return;
+    this.#change(member, { mapped: endpoint ?? null });
+    this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+  }
+
   #change(member: Member, change: PeerChange): void {
-    Object.assign(member.peer, change);
+    member.peer = changedPeer(member.peer, change);
     member.json = "";
+    const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
+    this.#processor.spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
@@ -2273,6 +2544,7 @@ export class Introducer {
 
 const commands = [
   { key: "s", word: "list", operands: "", what: "who is here" },
+  { key: "g", word: "stats", operands: "", what: "what has been going on" },
   { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
   { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
   { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
@@ -2284,19 +2556,25 @@ const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`
 /** What an introducer tells even with --quiet. */
 const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
 
+const logFormats = ["text", "json"] as const;
+type LogFormat = (typeof logFormats)[number];
+
 /** The operator's side: events as log lines or JSON, and the commands. */
 class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
+  readonly #log: LogFormat;
   #failures = 0;
 
-  constructor(terminal: Terminal, isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
     this.#terminal = terminal;
     this.#isJson = isJson;
+    this.#log = log;
   }
 
   event(event: IntroducerEvent): void {
     if (this.#isJson) return this.#json(event);
+    if (this.#log === "json") return this.#terminal.story(timed(event), problems.has(event.event));
     const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
     this.#terminal.story(`${time} ${printable(describe(event))}`, problems.has(event.event));
   }
@@ -2343,6 +2621,7 @@ class Prompt {
       const { command, words, text } = readCommand(commands, line);
       if (command === "quit") return true;
       if (command === "list") this.#list(introducer);
+      if (command === "stats") this.#stats(introducer);
       if (command === "help") this.#terminal.result(commandHelp);
       if (command === "broadcast")
         this.#terminal.story(`told ${count(introducer.broadcast(text), "participant")}`);
@@ -2362,6 +2641,11 @@ class Prompt {
     this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
   }
 
+  #stats({ stats }: Introducer): void {
+    if (this.#isJson) return this.#json({ event: "stats", stats });
+    this.#terminal.result(renderStats(stats));
+  }
+
   #tell(introducer: Introducer, word: string, text: string): void {
     const whom = findByIdOrName(introducer.participants, word);
     if (typeof whom === "string") throw new CommandError(whom);
@@ -2370,14 +2654,47 @@ class Prompt {
   }
 
   #json(event: object): void {
-    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
+    this.#terminal.result(timed(event));
   }
+}
+
+/** One JSON line, with the time in milliseconds since the epoch. */
+function timed(event: object): string {
+  return jsonLine({ ...event, at: performance.timeOrigin + performance.now() });
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
 /** How many ports after a taken one are tried for a free one to propose. */
 const proposedPorts = 100;
+
+/** Those that nobody need change, a line each. */
+function renderLimits(): string {
+  const limits = defaultLimits;
+  const rows = [
+    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection`],
+    [
+      "bytes waiting",
+      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all`,
+    ],
+    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle`],
+    ["registering", `within ${limits.registerDeadlineMs / 1000} s`],
+    [
+      "introductions",
+      `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
+    ],
+    ["", `to one peer; ${limits.introductionsPerTarget} of one peer by all`],
+    [
+      "probes",
+      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${limits.measureMs / 1000} s`,
+    ],
+    [
+      "relays",
+      `${limits.relaysPerMember} of one participant, ${limits.relaysPerAddress} of one address, ${limits.relays} in all`,
+    ],
+  ];
+  return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
+}
 
 const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
 
@@ -2399,13 +2716,25 @@ Options:
                      REDIS_URL; redis://HOST or rediss://HOST for TLS)
   --advertise ADDR   where participants of those reach this one's relay
                      (default: the likeliest of this host's addresses)
+  --max-connections N  connections in all (default: ${defaultLimits.sessions})
+  --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
+                     has ${siteShares} times that
+  --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
+                     them from one address
+  --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
+                     address: 127.0.0.1)
   -q, --quiet        results, errors and warnings only
+  --log text|json    how events are told on standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
   --version          which version this is
 
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
+
+Further limits; whoever goes beyond one is told so, or made to wait:
+${renderLimits()}
+Of what there is once for all, nobody gets more than a quarter of what is left.
 
 Results go to standard output, all else to standard error. Without a terminal
 the end of the input ends nothing; after \`quit\` the exit code is 1 if a
@@ -2473,7 +2802,7 @@ function freePortAfter(taken: number, hostname: string): number | undefined {
 function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
   const command = startedAs("introducer");
-  if (error instanceof ProbePortError) return message;
+  if (error instanceof ProbePortError || error instanceof MetricsPortError) return message;
   if (code === "EADDRINUSE") {
     const free = freePortAfter(port, host ?? "::");
     return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;
@@ -2486,6 +2815,7 @@ function listenProblem(error: unknown, host: string | undefined, port: number): 
 }
 
 interface Arguments extends IntroducerOptions {
+  log: LogFormat;
   json: boolean;
   quiet: boolean;
 }
@@ -2499,6 +2829,11 @@ const options = {
   "relay-total": { type: "string" },
   redis: { type: "string" },
   advertise: { type: "string" },
+  "max-connections": { type: "string" },
+  "max-per-address": { type: "string" },
+  "max-room": { type: "string" },
+  metrics: { type: "string" },
+  log: { type: "string" },
   quiet: { type: "boolean", short: "q" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -2515,6 +2850,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
   const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
+  const { metrics, log = "text" } = values;
   return {
     ...(port !== undefined && { port }),
     ...(host !== undefined && { host }),
@@ -2522,6 +2858,9 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
     ...readRelay(values),
     ...readSharing(values),
+    ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
+    limits: readLimits(values),
+    log: readLogFormat(log),
     json,
     quiet,
   };
@@ -2550,6 +2889,48 @@ function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: 
 interface SharingValues {
   redis?: string;
   advertise?: string;
+}
+
+function readLogFormat(text: string): LogFormat {
+  const format = logFormats.find((one) => one === text);
+  if (format === undefined) throw new UsageError(`--log takes ${logFormats.join(" or ")}, not ${text}`);
+  return format;
+}
+
+/** `9100`, `0.0.0.0:9100`: where nobody says so, nobody else shall read it. */
+function readMetrics(text: string): { hostname: string; port: number } {
+  const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
+  if (endpoint === undefined)
+    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:9100, not ${text}`);
+  const { address: hostname, port } = splitEndpoint(endpoint);
+  return { hostname, port };
+}
+
+function readCount(option: string, text: string, most: number): number {
+  const number = /^\d{1,9}$/.test(text) ? Number(text) : 0;
+  if (number < 1 || number > most)
+    throw new UsageError(`${option} takes a number from 1 to ${most}, not ${text}`);
+  return number;
+}
+
+function readLimits(values: {
+  "max-connections"?: string;
+  "max-per-address"?: string;
+  "max-room"?: string;
+}): Partial<Limits> {
+  const { "max-connections": all, "max-per-address": each, "max-room": room } = values;
+  const size = room === undefined ? undefined : readCount("--max-room", room, mostInRoom);
+  return {
+    ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
+    ...(each !== undefined && { sessionsPerAddress: readCount("--max-per-address", each, 1_000_000) }),
+    ...(size !== undefined && roomLimits(size)),
+  };
+}
+
+/** A quarter of a room for one address, and as much unsent as its snapshot may take. */
+export function roomLimits(size: number): Partial<Limits> {
+  const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
+  return { roomSize: size, roomShare: Math.ceil(size / 4), unsentBytes };
 }
 
 function readRelay(values: { "no-relay"?: boolean; "relay-rate"?: string; "relay-total"?: string }) {
@@ -2585,8 +2966,8 @@ function readProbePorts(text: string): number[] {
 
 /** Runs until a signal or the operator ends it; returns the exit code. */
 async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
-  const { port, host, json } = options;
-  const prompt = new Prompt(terminal, json);
+  const { port, host, json, log } = options;
+  const prompt = new Prompt(terminal, json, log);
   let introducer: Introducer;
   try {
     introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
@@ -2594,7 +2975,7 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
     terminal.error(listenProblem(error, host, port));
     return 1;
   }
-  if (!json) terminal.story(invitation(introducer));
+  if (!json && log === "text") terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
   const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
     process.once(name, () => signal.resolve(["the introducer was interrupted", 0]));

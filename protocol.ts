@@ -228,11 +228,12 @@ export interface Situation {
   mapping: Mapping;
   private: readonly Endpoint[];
   public: Endpoint;
+  mapped?: Endpoint;
 }
 
 /**
  * How one round is punched. All dial the host candidates; besides:
- * `direct`: both dial the endpoint that the introducer saw.
+ * `direct`: both dial the endpoint that the introducer saw, and the one that the other's router has opened.
  * `predicted`: a side with sequential ports measures where its NAT stands, and the other dials what comes next.
  * `birthday`: the side with random ports opens many, and the other guesses as many.
  * `fresh`: both dial a port that each has measured just now, for a NAT may hold the old ones locked (a link that
@@ -242,7 +243,7 @@ export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
 export type Way = (typeof ways)[number];
 
 /** Whether its external port is another one for every destination. */
-export function isDependent({ mapping }: Situation): boolean {
+export function isDependent({ mapping }: Pick<Situation, "mapping">): boolean {
   return mapping === "sequential" || mapping === "random";
 }
 
@@ -260,13 +261,15 @@ export function planRounds(a: Situation, b: Situation): Way[] {
     const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";
     return canMeasure ? ["direct", "fresh", "fresh"] : ["direct"];
   }
+  const isMapped = a.mapped !== undefined || b.mapped !== undefined;
   if (dependent.length === 2) {
     if (!isRandom) return rounds("predicted", 2 * roundsPerWay);
-    return canMeetWithoutNat(a, b) ? ["direct"] : [];
+    return canMeetWithoutNat(a, b) || isMapped ? ["direct"] : [];
   }
   if (!isRandom) return [...rounds("predicted"), ...rounds("birthday")];
-  // A host without NAT may well accept the first SYN, wherever it comes from.
-  return isUntranslated(a) || isUntranslated(b) ? ["direct", ...rounds("birthday")] : rounds("birthday");
+  // A host without NAT, or with an open port, may well accept the first SYN, wherever it comes from.
+  const mayBeLetIn = isMapped || isUntranslated(a) || isUntranslated(b);
+  return mayBeLetIn ? ["direct", ...rounds("birthday")] : rounds("birthday");
 }
 
 /** Behind one NAT the private addresses may reach, and IPv6 is not translated. */
@@ -317,6 +320,8 @@ export interface Peer {
   public: Endpoint;
   /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
   otherPublic?: Endpoint;
+  /** At the address that the introducer saw, the port that its router has opened for it. */
+  mapped?: Endpoint;
   /** How its NAT maps, as far as it has measured. */
   mapping: Mapping;
   /** Its round trip to the introducer, once measured. */
@@ -330,8 +335,18 @@ export function publicInstance(instance: string): string {
   return new Bun.CryptoHasher("sha256").update(instance).digest("hex").slice(0, instance.length);
 }
 
-/** What can change of a peer while it is registered. */
-export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">>;
+/** What can change of a peer while it is registered. `mapped` is null when there is none any more. */
+export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">> & {
+  mapped?: Endpoint | null;
+};
+
+/** The peer after a change. */
+export function changedPeer(
+  { mapped: before, ...peer }: Peer,
+  { mapped = before, ...change }: PeerChange,
+): Peer {
+  return { ...peer, ...change, ...(mapped && { mapped }) };
+}
 
 /** Whether the introducer has seen the participant at that address: only there may many SYNs be sent. */
 export function isVerified({ public: observed, otherPublic }: Peer, address: string): boolean {
@@ -354,7 +369,7 @@ export interface RelayRates {
 /** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
 export type Role = "controlling" | "controlled";
 /** How a connection came about: accepted by our listener, by our connect() to that kind of candidate, or by relay. */
-export const routes = ["listen", "private", "public", "predicted", "birthday", "relay"] as const;
+export const routes = ["listen", "private", "public", "mapped", "predicted", "birthday", "relay"] as const;
 export type Route = (typeof routes)[number];
 
 /** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
@@ -405,6 +420,8 @@ export type ToIntroducer =
   | { type: "failed"; peer: number; token: string; reason: FailureReason }
   /** Sent when a participant knows how its NAT maps. */
   | { type: "mapping"; mapping: Mapping }
+  /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
+  | { type: "mapped"; endpoint?: Endpoint }
   /** Answers `measure`; without `prediction` when measuring failed. */
   | { type: "measured"; token: string; prediction?: Prediction }
   /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
@@ -553,6 +570,10 @@ function listOf<T>(item: Check<T>, maxItems: number): Check<T[]> {
   };
 }
 
+function nullable<T>(check: Check<T>): Check<T | null> {
+  return (value, field) => (value === null ? null : check(value, field));
+}
+
 function optional<T>(check: Check<T>): Check<T | undefined> {
   return (value, field) => (value === undefined ? undefined : check(value, field));
 }
@@ -675,6 +696,7 @@ const peer = fieldsOf<Peer>({
   private: endpoints,
   public: endpoint,
   otherPublic: optional(endpoint),
+  mapped: optional(endpoint),
   mapping,
   roundTripMs: optional(count),
   since: count,
@@ -703,6 +725,7 @@ const toIntroducer: Table<ToIntroducer> = {
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
   failed: { peer: id, token, reason },
   mapping: { mapping },
+  mapped: { endpoint: optional(endpoint) } as Table<ToIntroducer>["mapped"],
   measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
   "connect-back": {},
   echo: { text: message },
@@ -727,6 +750,7 @@ const toParticipant: Table<ToParticipant> = {
   updated: {
     id,
     otherPublic: optional(endpoint),
+    mapped: optional(nullable(endpoint)),
     mapping: optional(mapping),
     roundTripMs: optional(count),
   } as Table<ToParticipant>["updated"],

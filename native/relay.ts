@@ -6,15 +6,7 @@
  * introducer.ts alone imports it. No FFI.
  */
 import type { Socket } from "bun";
-import {
-  addressScope,
-  encode,
-  Refusal,
-  splitEndpoint,
-  type Endpoint,
-  type Peer,
-  type RelayRates,
-} from "../protocol.ts";
+import { encode, Refusal, type Peer, type RelayRates } from "../protocol.ts";
 import { fill, Shares, type Bucket } from "./budget.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
@@ -40,7 +32,6 @@ export interface RelayLimits {
 export interface RelayMember {
   readonly peer: Pick<Peer, "id" | "instance">;
   readonly room: string;
-  readonly observed: Endpoint;
   /** Who shares its shares. */
   readonly subscriber: string;
 }
@@ -108,16 +99,19 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   readonly rates: RelayRates;
   readonly #sessions: Sessions<Connection>;
   readonly #relays = new Map<string, Relay<Connection>>();
-  readonly #perAddress = new Shares();
+  readonly #shares: Shares;
   readonly #perMember = new Map<number, number>();
   readonly #total: Bucket;
   /** Ends with something held that may go on with the next slice; who was served last is served last again. */
   readonly #waiting = new Set<RelayEnd<Connection>>();
   #timer: Timer | undefined;
+  #bytes = 0;
 
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
     this.#sessions = sessions;
+    const { relays, relaysPerAddress, loopbackShares } = sessions.limits;
+    this.#shares = new Shares(2 * relays, relaysPerAddress, loopbackShares); // each relay is of two addresses
     this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
   }
 
@@ -135,6 +129,12 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     return this.#relays.values().some(({ isPaired }) => !isPaired);
   }
 
+  /** Relayed links now, and the bytes of all there have been. */
+  get totals(): { links: number; bytes: number } {
+    const links = [...this.#relays.values()].filter(({ isPaired }) => isPaired).length;
+    return { links, bytes: this.#bytes };
+  }
+
   /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
   bytes(): Map<string, number> {
     const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
@@ -143,18 +143,15 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** A token by which both can come here, once; undefined where they may have no more. */
   offer(a: RelayMember, b: RelayMember): string | undefined {
-    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
-    const isLoopback = ({ observed }: RelayMember) =>
-      addressScope(splitEndpoint(observed).address) === "loopback";
-    const isOver = (member: RelayMember) =>
-      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
-      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
+    const { relays, relaysPerMember } = this.#sessions.limits;
+    const isOver = ({ peer, subscriber }: RelayMember) =>
+      (this.#perMember.get(peer.id) ?? 0) >= relaysPerMember || this.#shares.isOver(subscriber, 1);
     if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
     const token = this.#sessions.newToken();
     const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
     this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
     for (const { peer, subscriber: own } of [a, b]) {
-      this.#perAddress.add(own);
+      this.#shares.add(own);
       this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
     }
     return token;
@@ -265,6 +262,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     bucket.tokens -= written;
     this.#total.tokens -= written;
     relay.bytes += written;
+    this.#bytes += written;
     if (written > 0) relay.untilMs = now + relaySilenceMs;
     end.held = end.held.subarray(written);
     end.isBlocked = written < part.length;
@@ -316,7 +314,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     const { token, members, isPaired, bytes } = relay;
     if (!this.#relays.delete(token)) return;
     for (const { peer, subscriber: own } of members) {
-      this.#perAddress.remove(own);
+      this.#shares.remove(own);
       const count = (this.#perMember.get(peer.id) ?? 0) - 1;
       if (count > 0) this.#perMember.set(peer.id, count);
       else this.#perMember.delete(peer.id);

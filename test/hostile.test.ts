@@ -492,3 +492,23 @@ test("a relay at another introducer is gone to there", async () => {
   alice.type("connect bob");
   expect((await other.hears("relay")).token).toBe(first);
 });
+
+test("a peer that came back as another program often leaves no row behind", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await alice.registered;
+  for (let round = 0; round < 3; round++) {
+    await using bob = new Driven(house.port, "bob", "--connect", "alice");
+    await alice.next("linked");
+    bob.signal("SIGKILL");
+    await alice.next("left");
+  }
+  await using bob = new Driven(house.port, "bob");
+  await bob.registered;
+  await alice.next("unlinked", ({ reason }) => reason === "peer-restarted");
+  alice.type("list");
+  const isList = ({ peers }: { peers: unknown[] }) => peers.length > 0;
+  expect((await alice.next("peers", isList)).peers.map(({ name, state }) => [name, state])).toEqual([
+    ["bob", "known"],
+  ]);
+});

@@ -55,8 +55,8 @@ function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = { 
     wake();
     return promise.finally(() => waiting.delete(wake));
   };
-  const join = async (name: string, room?: string, answersPings = true) => {
-    const client = new Client(introducer.port);
+  const join = async (name: string, room?: string, answersPings = true, address?: string) => {
+    const client = new Client(introducer.port, address);
     client.answersPings = answersPings;
     client.send(registration(name, room));
     const { id } = await client.next("registered");
@@ -395,7 +395,10 @@ test("more introductions than a person asks for are refused, but the connection 
   await using scene = introduce({ introductionsPerMinute: 3 });
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
-  for (let n = 0; n < 4; n++) anna.send({ type: "connect", peer: bert.id });
+  for (let n = 0; n < 3; n++) anna.send({ type: "connect", peer: bert.id });
+  await anna.settled();
+  expect(anna.types()).not.toContain("refused");
+  anna.send({ type: "connect", peer: bert.id });
   expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect", peer: bert.id });
   await anna.settled();
 });
@@ -459,6 +462,57 @@ test("one address may hold only so many connections", async () => {
   await anna.next("left");
   third[Symbol.dispose]();
 });
+
+test("a refusal says how much is enough, and what an IPv6 site may have", async () => {
+  await using scene = introduce({ sessionsPerAddress: 2, loopbackShares: 1 });
+  using _anna = await scene.join("anna");
+  using _bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  const { message } = await third.next("refused");
+  expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough");
+});
+
+test.skipIf(!isLinux)("who takes all connections it gets leaves some for others", async () => {
+  await using scene = introduce({ sessions: 40, loopbackShares: 1 });
+  const { port } = scene.introducer;
+  const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
+  const { message } = await Promise.race(crowd.map((one) => one.next("refused")));
+  expect(message).toEndWith("while the introducer is this full");
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  await anna.settled();
+  for (const one of crowd) one[Symbol.dispose]();
+});
+
+test.skipIf(!isLinux)("who opens connection after connection does not keep others waiting", async () => {
+  await using scene = introduce({ loopbackShares: 1 });
+  const { port } = scene.introducer;
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  const flood = Array.from({ length: 600 }, () => new Client(port, "127.0.0.2"));
+  await anna.settled();
+  const ends = flood.map(({ ended }) => ended.promise);
+  await Promise.race(ends);
+  using bert = await scene.join("bert", "lobby", true, "127.0.0.4");
+  await bert.settled();
+  for (const one of flood) one[Symbol.dispose]();
+});
+
+test.skipIf(!isLinux)(
+  "lines that never end, from one address, are bounded, and others' are read",
+  async () => {
+    await using scene = introduce({ heldBytesPerAddress: 100_000, loopbackShares: 1 });
+    const halfLine = new Uint8Array(30_000).fill(120);
+    const crowd = Array.from({ length: 6 }, () => new Client(scene.introducer.port, "127.0.0.2"));
+    for (const one of crowd) one.raw(halfLine);
+    const ended = await Promise.race(crowd.map((one) => one.ended.promise.then(() => one)));
+    expect(ended.seen).toMatchObject([{ type: "refused", code: "limit" }]);
+    using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+    const text = "x".repeat(8000);
+    anna.raw(encode({ type: "echo", text }).slice(0, 7000));
+    anna.raw(encode({ type: "echo", text }).slice(7000));
+    expect(await anna.next("echo")).toEqual({ type: "echo", text });
+    for (const one of crowd) one[Symbol.dispose]();
+  },
+);
 
 test("one address has its share of a room, and leaves room for others", async () => {
   await using scene = introduce({ roomSize: 3, roomShare: 2, loopbackShares: 1 });
@@ -610,6 +664,41 @@ test("how a participant's NAT maps is told to the room", async () => {
   const [peers] = carl.seen.filter((message) => message.type === "peers");
   expect(peers?.peers.map(({ mapping }) => mapping)).toEqual(["unknown", "sequential"]);
   expect(scene.events).toContainEqual({ event: "mapping", id: bert.id, mapping: "sequential" });
+});
+
+test("a mapped port is told to the room, and that it is closed again; one of another address is refused", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "lobby", false);
+  using bert = await scene.join("bert", "lobby", false);
+  const { id } = bert;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped });
+  using carl = await scene.join("carl");
+  const [peers] = carl.seen.filter((message) => message.type === "peers");
+  expect(peers?.peers.map((peer) => peer.mapped)).toEqual([undefined, mapped]);
+
+  bert.send({ type: "mapped", endpoint: at("127.0.0.2:41000") });
+  expect(await bert.next("refused")).toMatchObject({ code: "bad-field", request: "mapped" });
+  bert.send({ type: "mapped", endpoint: mapped }); // nothing new
+  bert.send({ type: "mapped" });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped: null });
+  expect(scene.introducer.participants.map((one) => one.mapped)).toEqual([undefined, undefined, undefined]);
+  expect(scene.events.filter(({ event }) => event === "mapped")).toEqual([
+    { event: "mapped", id, endpoint: mapped },
+    { event: "mapped", id },
+  ]);
+});
+
+test("random with random, one of them with a mapped port: a direct round", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "random");
+  const { anna, bert } = pair;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  await bert.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true, peer: { mapped } });
 });
 
 test.each(["anna", "bert"] as const)(
@@ -821,6 +910,19 @@ test("many strangers together can't have one participant punch all the time", as
   await failOnce(victim, carl);
 });
 
+test.skipIf(!isLinux)("nor can they keep others from meeting him", async () => {
+  await using scene = introduce({ introductionsPerTarget: 2, introductionsPerPair: 100 });
+  using victim = await scene.join("victim");
+  using mallory = await scene.join("mallory", "lobby", true, "127.0.0.2");
+  for (let n = 0; n < 2; n++) await failOnce(mallory, victim);
+  mallory.send({ type: "connect", peer: victim.id });
+  expect<unknown>(await mallory.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  await failOnce(anna, victim);
+  anna.send({ type: "connect", peer: victim.id }); // its first was free, this one waits as all others do
+  expect<unknown>(await anna.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+});
+
 test("introductions that link cost nothing", async () => {
   await using scene = introduce({ introductionsPerPair: 1, introductionsPerTarget: 1 });
   using anna = await scene.join("anna");
@@ -829,6 +931,30 @@ test("introductions that link cost nothing", async () => {
   await failOnce(anna, bert);
   anna.send({ type: "connect", peer: bert.id });
   expect<unknown>(await anna.next("refused")).toMatchObject(waits);
+});
+
+test("what has been going on is counted: introductions by outcome and way, refusals by code, joins", async () => {
+  await using scene = introduce({ introductionsPerPair: 2 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using carl = await scene.join("carl", "elsewhere");
+  await linkOnce(anna, bert);
+  await failOnce(anna, bert);
+  anna.send({ type: "connect", peer: carl.id });
+  await anna.next("refused");
+  bert.send({ type: "connect", peer: anna.id });
+  await anna.next("punch", ({ role }) => role === "controlled");
+  bert.end();
+  await anna.next("left");
+  const { stats } = scene.introducer;
+  expect(stats).toMatchObject({ participants: 2, rooms: 2, joins: 3, relays: 0 });
+  expect(stats.introductions).toEqual([
+    { outcome: "linked", way: "direct", count: 1 },
+    { outcome: "refused-by-peer", way: "direct", count: 1 },
+    { outcome: "peer-left", way: "direct", count: 1 },
+  ]);
+  expect(stats.linkMs.counts.at(-1)).toBe(1);
+  expect(stats.refusals).toEqual([{ code: "unknown-peer", count: 1 }]);
 });
 
 test("a stranger that claims random ports and fails at once gets no second round while the first runs", async () => {
@@ -1695,6 +1821,7 @@ describe.skipIf(!isLinux)("relayed bytes", () => {
     relayed.anna.send({ ...linkedBy(relayed.token), route: "relay", peer: relayed.bert.id });
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "relay", relayedBytes: 5 }]);
+    expect(scene.introducer.stats).toMatchObject({ relays: 1, relayedBytes: 5 });
     const report = { ...linkedBy("0".repeat(32)), peer: relayed.bert.id }; // it has moved
     relayed.anna.send(report);
     await relayed.anna.settled();
@@ -2343,8 +2470,63 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   expect(await child.exited).toBe(0);
 });
 
+test("--metrics shows numbers to Prometheus, on loopback unless told otherwise", async () => {
+  const [port, metrics] = [freePort(), freePort()];
+  await using child = run([String(port), "--json", "--metrics", String(metrics)]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  const page = await (await fetch(`http://127.0.0.1:${metrics}/metrics`)).text();
+  expect(page).toContain("\nintroducer_participants 1\n");
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+test("metrics on a port that is taken: exit code 1, and which", async () => {
+  await using scene = introduce();
+  const taken = String(scene.introducer.port);
+  const result = await ended([String(freePort()), "--host", "127.0.0.1", "--metrics", taken]);
+  expect(result).toMatchObject({ code: 1, stdout: "" });
+  expect(result.stderr).toContain(`can't show metrics on 127.0.0.1 port ${taken}: EADDRINUSE\n`);
+});
+
+test("--log json: each event a line of JSON on standard error, and nothing else there", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--log", "json"], "pipe");
+  const events = jsonLines(child.stderr);
+  expect((await events.next()).value).toMatchObject({ event: "listening", port, at: expect.any(Number) });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  expect((await events.next()).value).toMatchObject({ event: "joined", name: "anna" });
+  child.stdin?.write("stats\nquit\n");
+  expect(await child.exited).toBe(0);
+  expect(await new Response(child.stdout).text()).toMatch(
+    /^up +\d+s\nnow +1 participant in 1 room, 1 connection/,
+  );
+});
+
+test("--max-connections, --max-per-address and --max-room are the introducer's limits", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--max-room", "1"]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  expect((await bert.next("refused")).message).toBe("the room is full: it holds 1 participant");
+});
+
 for (const args of [
   ["--nonsense"],
+  ["--log", "xml"],
+  ["--metrics", "here"],
+  ["--metrics", "127.0.0.1"],
+  ["--metrics", "70000"],
+  ["--max-connections", "0"],
+  ["--max-per-address", "many"],
+  ["--max-room", "1000000"],
   ["0"],
   ["65536"],
   ["seven"],

@@ -7,7 +7,15 @@ import { join } from "node:path";
 import pc from "picocolors";
 import type { Introducer } from "../introducer.ts";
 import type { PeerRow } from "../native/link/peer.ts";
-import { readHostPort, renderList, tell, type ParticipantEvent } from "../participant.ts";
+import {
+  readHostPort,
+  renderDetails,
+  renderList,
+  renderNat,
+  tell,
+  type NatReport,
+  type ParticipantEvent,
+} from "../participant.ts";
 import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
 import { Driven, link, met, outcome, program, startIntroducer, states } from "./driven-fixture.ts";
 
@@ -115,6 +123,48 @@ test("a name is whole wherever it fits, and in a pipe nothing is missing", () =>
 test("an empty list says what to do; colours only when asked for", () => {
   expect(renderList([], 80, plain)).toContain("--room");
   expect(renderList([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
+});
+
+test("`list -v` adds what the table has no room for", () => {
+  const shown = renderDetails(
+    [
+      { ...linked, carriers: 3, roundTripMs: 21 },
+      { ...known, state: "untrusted", distrust: "its proof is wrong" },
+    ],
+    plain,
+  );
+  for (const text of ["3 so far", "21 ms from the introducer", linked.fingerprint, "in 1.5 kB out 2.0 MB"])
+    expect(shown).toContain(text);
+  expect(shown).toContain("distrust     its proof is wrong");
+});
+
+test("what is relayed, coming back or untrusted is told apart in the list", () => {
+  const rows: PeerRow[] = [
+    { ...linked, route: "relay" },
+    { ...linked, id: 3, state: "returning", route: "public" },
+    { ...known, id: 4, state: "untrusted", distrust: "no proof" },
+  ];
+  const shown = renderList(rows, 80, pc.createColors(true));
+  expect(shown).toContain("\x1b[33mrelay 12.3 ms 1m");
+  expect(shown).toContain("\x1b[33m◌ coming back");
+  expect(shown).toContain("\x1b[31m✗ untrusted");
+});
+
+const report: NatReport = {
+  ...{ mapping: "endpoint-independent", step: 0, isPreserved: true, dependsOn: "unknown" },
+  ...{ observed: at("192.168.1.5:4000"), scope: "private", isTranslated: false },
+  ...{ filtering: "let-in", hairpinning: false, ipv6: false, expected: [{ peer: "no NAT", way: "direct" }] },
+};
+test.each<[string, Partial<NatReport>, string, boolean]>([
+  ["a LAN", {}, "The introducer is in your own network", false],
+  ["this host", { scope: "loopback" }, "The introducer is on this host", false],
+  ["the Internet", { scope: "global" }, "You are on the open Internet", true],
+  ["the Internet, unmeasured", { scope: "global", filtering: undefined! }, "was not measured", true],
+  ["a carrier's network", { scope: "private", isTranslated: true }, "You are behind a friendly NAT", true],
+])("`nat` towards %s claims no more than it knows", (_, changes, sentence, hasTable) => {
+  const shown = renderNat({ ...report, ...changes }, plain);
+  expect(shown.split("\n")[0]).toContain(sentence);
+  expect(shown.includes("peer's NAT")).toBe(hasTable);
 });
 
 test("escape sequences from the network stay harmless", () => {

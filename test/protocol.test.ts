@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import {
+  changedPeer,
   type Endpoint,
   type FailureReason,
   LineDecoder,
@@ -139,6 +140,13 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
     [{ type: "mapping", mapping: "sequential" }, `{"type":"mapping","mapping":"sequential"}`],
   ],
+  mapped: [
+    [
+      { type: "mapped", endpoint: at("203.0.113.7:40000") },
+      `{"type":"mapped","endpoint":"203.0.113.7:40000"}`,
+    ],
+    [{ type: "mapped" }, `{"type":"mapped"}`],
+  ],
   measured: [
     [
       { type: "measured", token, prediction: { endpoint: at("203.0.113.7:40000"), step: -256 } },
@@ -183,6 +191,11 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "updated", id: 2, otherPublic: at("[2001:db8::5]:40000"), mapping: "random" },
       `{"type":"updated","id":2,"otherPublic":"[2001:db8::5]:40000","mapping":"random"}`,
     ],
+    [
+      { type: "updated", id: 2, mapped: at("203.0.113.7:41000") },
+      `{"type":"updated","id":2,"mapped":"203.0.113.7:41000"}`,
+    ],
+    [{ type: "updated", id: 2, mapped: null }, `{"type":"updated","id":2,"mapped":null}`],
   ],
   relay: [
     [
@@ -295,7 +308,8 @@ const optionalFields: Record<string, string[]> = {
   register: ["proof", "direct"],
   registered: ["verify", "relay"],
   connect: ["relay"],
-  updated: ["otherPublic", "mapping", "roundTripMs"],
+  updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
+  mapped: ["endpoint"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
 };
@@ -601,6 +615,14 @@ test.each<[parse: (line: string) => unknown, base: object, field: string, good: 
   [parseToParticipant, { type: "filtering" }, "filtering", ["dropped", "refused", "let-in"], ["open", 1]],
   [parseToParticipant, { type: "observed" }, "endpoint", [seen], ["255.255.255.255:1", "x", 1, "1.2.3.4:0"]],
   [parseToIntroducer, { type: "mapping" }, "mapping", ["unknown", "random"], ["", "symmetric", 1]],
+  [parseToIntroducer, { type: "mapped" }, "endpoint", [seen], [null, "224.0.0.1:7", "203.0.113.7:0", 1]],
+  [
+    parseToParticipant,
+    { type: "updated", id: 2 },
+    "mapped",
+    [seen, null],
+    ["", "0.0.0.0:1", "203.0.113.7", 0, false],
+  ],
   [
     parseToIntroducer,
     measuredLine,
@@ -638,6 +660,14 @@ test("own and theirs of a punch are predictions like any other", () => {
     const bad = JSON.stringify({ ...punchLine, [field]: { endpoint: seen, step: 5000 } });
     expect(refusalOf(() => parseToParticipant(bad)).message).toStartWith(`${field}.step must be `);
   }
+});
+
+test("a peer after a change has what was told, and loses a mapped port that is closed", () => {
+  const mapped = at("203.0.113.7:41000");
+  const before: Peer = { ...bob, mapped };
+  expect(changedPeer(bob, { mapped })).toEqual(before);
+  expect(changedPeer(before, { roundTripMs: 7 })).toEqual({ ...before, roundTripMs: 7 });
+  expect(changedPeer(before, { mapping: "random", mapped: null })).toEqual({ ...bob, mapping: "random" });
 });
 
 test("a list of the most peers is accepted", () => {

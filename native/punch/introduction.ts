@@ -7,6 +7,7 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
 import {
+  isDependent,
   isUntranslated,
   punchDeadlineMs,
   roundsPerWay,
@@ -20,6 +21,7 @@ import {
   type Role,
   type ToIntroducer,
   type ToParticipant,
+  type Way,
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
 import type { Channel, Credentials } from "../link/channel.ts";
@@ -56,6 +58,8 @@ export interface Ground {
   readonly port: PunchPort;
   readonly public: Endpoint;
   readonly private: readonly Endpoint[];
+  /** At our public address, the port that our router has opened for the shared one. */
+  readonly mapped: Endpoint | undefined;
   /** Where mapping probes go. */
   readonly probes: readonly Endpoint[];
   readonly behaviour: MappingBehaviour | undefined;
@@ -289,7 +293,7 @@ export class Introduction {
       candidates: candidatesOf(order, this.#peer, ground, this.#allowance),
       startInMs,
       deadlineMs,
-      isReachable: isReachable(ground, this.#peer),
+      isReachable: isReachable(ground, this.#peer, order.way),
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -346,10 +350,16 @@ export function isAsFar(endpoint: Endpoint, introducer: Endpoint): boolean {
   return distance.indexOf(scopeOf(endpoint)) >= distance.indexOf(scopeOf(introducer));
 }
 
-/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
-function isReachable(own: Pick<Ground, "public" | "private">, peer: Peer): boolean {
+/**
+ * Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. Or else our router
+ * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch.ts, #stopListening), because one
+ * of our mappings is another for every destination and nobody guesses.
+ */
+function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
-  return isUntranslated(own) || address(own.public) === address(peer.public);
+  if (isUntranslated(own) || address(own.public) === address(peer.public)) return true;
+  const mappings = [own.behaviour?.mapping ?? "unknown", peer.mapping];
+  return own.mapped !== undefined && way === "direct" && mappings.some((mapping) => isDependent({ mapping }));
 }
 
 function candidatesOf(

@@ -185,6 +185,29 @@ labTest(
   40_000,
 );
 
+labTest(
+  "a link that is ended while it is broken: the peer hears of it when it comes back",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const nat = hosts.alice.behind as Nat;
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const meeting = await gather(lab, people, hosts, introducer, ["--direct"]);
+    const { alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await cutOff(nat, bob.public);
+    bob.type("say alice hello?");
+    await bob.next("broken", () => true, backMs);
+    alice.type("disconnect bob");
+    await alice.next("unlinked", ({ reason }) => reason === "disconnected", backMs);
+    await nat.run(["nft", "delete table ip cut"]);
+    expect(await bob.next("unlinked", () => true, backMs)).toMatchObject({ reason: "peer-disconnected" });
+    expect(alice.all("linked").length).toBe(1);
+  },
+  60_000,
+);
+
 labTest("a peer whose program was started anew has no link: that is told at once", async () => {
   await using lab = await Lab.create();
   await using people = new People();

@@ -45,6 +45,7 @@ class Program implements Disposable, PeerSurroundings {
     return {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
+      mapped: undefined,
       portFor: (port) => new PunchPort(port, credentials),
       send: (message) => {
         this.sent.push(message);
@@ -58,8 +59,8 @@ class Program implements Disposable, PeerSurroundings {
   stream(_peer: RemotePeer, stream: Stream): void {
     this.streams.push(stream);
   }
-  returning(): void {}
   changed(): void {}
+  returning(): void {}
   measureAnew(): Promise<void> {
     return Promise.resolve();
   }

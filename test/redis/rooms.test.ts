@@ -214,14 +214,14 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
           mine.set(one.peer.id, one);
           rooms.put(one);
         }
-        if (change % 500 === 250) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
+        if (change % 1_500 === 700) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
         if (change % 50 === 0) await Bun.sleep(1);
       }
       const expected = (at: number) =>
         own.flatMap((mine, other) => (other === at ? [] : [...mine.keys()])).sort();
       const isRight = () =>
         all.every(({ guests }, at) => Bun.deepEquals([...guests.keys()].sort(), expected(at)));
-      await until("all see the same", isRight, patienceMs);
+      await until("all see the same", isRight, 1.5 * patienceMs);
       expect(all.map(({ mistakes, displaced }) => [mistakes, displaced])).toEqual(all.map(() => [[], []]));
       const stored = await Promise.all(names.map((room) => redis.command("HLEN", `punch:{${room}}:who`)));
       expect(stored.reduce<number>((sum, count) => sum + Number(count), 0)).toBe(
