@@ -73,6 +73,7 @@ import {
   defaultRoom,
   failureReasons,
   formatEndpoint,
+  isNumberedName,
   isUntranslated,
   jsonLine,
   nameProblem,
@@ -108,9 +109,14 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
+/**
+ * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
+ * not return as one. So all are back within 10 s of its return.
+ */
 const firstRejoinMs = 500;
-const maxRejoinMs = 30_000;
+const maxRejoinMs = 8_000;
+/** The same for a link that is to be kept up. */
+const maxReconnectMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
 /** The same when it was the network that ended it. */
@@ -122,6 +128,8 @@ const maxRemeasureMs = 120_000;
 const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
+/** Names of ours in one try to register that others may have before us. */
+const maxNamesTried = 8;
 /** How often what is under way is drawn. */
 const statusPeriodMs = 500;
 /** A wait that lasts longer is announced. */
@@ -291,6 +299,7 @@ interface JoinAttempt {
   resolve: () => void;
   reject: (error: UserError) => void;
   control?: ControlChannel;
+  namesTried: number;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -314,6 +323,8 @@ export class Participant {
   readonly #identity: Identity;
   /** Being made while we connect. */
   readonly #roomToBe: Room | Promise<Room>;
+  /** Another than in the options where that is taken; peers know us by it, so we come back with it. */
+  #name: string;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -330,6 +341,8 @@ export class Participant {
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
+  /** What the introducer asked for as it said bye. */
+  #retryInMs: number | undefined;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
@@ -340,6 +353,7 @@ export class Participant {
   constructor(options: ParticipantOptions) {
     this.options = options;
     const warn = (message: string) => this.#emit({ event: "warning", message });
+    this.#name = options.name;
     this.#identity = options.identity ?? identityOrOneForNow(warn);
     this.#credentials = new Credentials(this.#identity);
     this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
@@ -378,7 +392,7 @@ export class Participant {
     const registration = this.#registration;
     if (!registration) return undefined;
     const { id, public: observed, private: hosts, mapped, behaviour } = registration;
-    const { name } = this.options;
+    const name = this.#name;
     const { fingerprint } = this.#identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
@@ -587,8 +601,9 @@ export class Participant {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const attempt: JoinAttempt = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject, namesTried: 1 };
     this.#state = { is: "joining", attempt };
+    this.#retryInMs = undefined;
     const { host, port = defaultPort } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
@@ -604,7 +619,7 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port = defaultPort, name, direct } = this.options;
+    const { host, port = defaultPort } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
@@ -620,6 +635,12 @@ export class Participant {
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
     this.#room = room;
+    this.#introduceOurselves(control, room);
+  }
+
+  #introduceOurselves(control: ControlChannel, room: Room): void {
+    const { direct } = this.options;
+    const name = this.#name;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
     const { fingerprint } = this.#identity;
@@ -682,7 +703,8 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    const retryInMs = this.#retryInMs ?? Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    this.#retryInMs = undefined;
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
@@ -703,6 +725,7 @@ export class Participant {
       case "refused":
         return this.#refused(message);
       case "bye":
+        this.#retryInMs = message.retryInMs;
         return control.close(message.reason);
       case "ping":
         return control.send({ type: "pong", id: message.id });
@@ -821,7 +844,7 @@ export class Participant {
    */
   #remember(peer: Peer): RemotePeer | undefined {
     const doubt = distrust(this.#room!, peer);
-    const key = JSON.stringify([peer.instance, peer.fingerprint, peer.name, doubt]);
+    const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers)
@@ -871,14 +894,27 @@ export class Participant {
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+  #refused({ request, message, code, peer, name }: ToParticipant & { type: "refused" }): void {
     const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining" && code === "name-taken" && name !== undefined)
+      return this.#renamed(this.#state.attempt, name, text);
     if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
     if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     if (request === "connect-back") return this.#filtering?.(undefined);
     if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
+  }
+
+  /** The name that we wanted is somebody else's: ours is another, and we register by it at once. */
+  #renamed(attempt: JoinAttempt, name: string, refusal: string): void {
+    const isBearable = isNumberedName(name, this.options.name) || isNumberedName(name, this.#name);
+    if (!isBearable || ++attempt.namesTried > maxNamesTried)
+      return this.#joinFailed(attempt, new UserError(refusal));
+    const message = `${this.#name} is somebody else in this room: others call you ${name} there`;
+    this.#emit({ event: "warning", message });
+    this.#name = name;
+    this.#introduceOurselves(attempt.control!, this.#room!);
   }
 
   // --- what we find out about ourselves ------------------------------------------------------------------
@@ -975,8 +1011,7 @@ export class Participant {
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
     const own = String(this.#registration?.id);
-    if (word === own || word === this.options.name)
-      throw new UserError("that is yourself; `list` shows the others");
+    if (word === own || word === this.#name) throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
@@ -1990,8 +2025,8 @@ async function keepLinked(participant: Participant, word: string): Promise<void>
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
     }
-    const hasLasted = performance.now() - startedAt >= maxRejoinMs;
-    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxRejoinMs, pauseMs * 2);
+    const hasLasted = performance.now() - startedAt >= maxReconnectMs;
+    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxReconnectMs, pauseMs * 2);
     await Bun.sleep(pauseMs * (0.5 + Math.random()));
   }
 }
