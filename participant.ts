@@ -1765,7 +1765,9 @@ async function live(running: Running): Promise<number> {
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
       failures++;
-      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
+      // What we have ended ourselves need not be told.
+      if (!(error instanceof ToldError || participant.hasQuit))
+        prompt.event({ event: "error", message: error.message });
     }
   };
   const code = () => (failures > 0 ? 1 : 0);
