@@ -4,12 +4,13 @@
  */
 import { expect, type test } from "bun:test";
 import { createHash, randomFillSync } from "node:crypto";
-import { createReadStream, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createReadStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../native-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { Lab, labTest, type Nat } from "./lab.ts";
+import { noNginx, Nginx } from "./nginx.ts";
 import { People, root, type ParticipantProgram } from "./people.ts";
 import { apart, owdMs, type Hosts } from "./sides.ts";
 import { noSshd, Sshd } from "./sshd.ts";
@@ -26,9 +27,7 @@ function needing(obstacle: string | undefined): typeof test {
   return labTest.skip as typeof test;
 }
 const sshTest = needing(noSshd);
-const nginxTest = needing(
-  ["nginx", "wrk"].every((one) => Bun.which(one)) ? undefined : "nginx or wrk is not installed",
-);
+const nginxTest = needing(noNginx);
 
 sshTest(
   "ssh and scp of 256 MiB by a forward; a session in a terminal outlives its NAT's reboot and new address",
@@ -106,9 +105,10 @@ nginxTest(
     await using lab = await Lab.create();
     await using people = new People();
     const hosts = await apart()(lab);
-    const [port, listen] = [freePort(), freePort()];
-    using site = nginx(hosts, listen);
-    const { alice } = await gather(lab, people, hosts, listen, ["-L", `${port}:bob:${listen}`]);
+    const port = freePort();
+    await using nginx = await Nginx.start(hosts.bob);
+    const { alice } = await gather(lab, people, hosts, nginx.port, ["-L", `${port}:bob:${nginx.port}`]);
+    await alice.next("linked");
     const load = (seconds: number) =>
       hosts.alice.run([
         "wrk",
@@ -119,7 +119,6 @@ nginxTest(
         "10s",
         `http://127.0.0.1:${port}/`,
       ]);
-    await site.serves(port);
     const loaded = load(4);
     await (hosts.alice.behind as Nat).changeAddress(freeAddress);
     const moved = alice.next("moved", () => true, 15_000);
@@ -174,29 +173,4 @@ async function expectCopied(hosts: Hosts, sshd: Sshd, scp: string[], name: strin
   } finally {
     rmSync(folder, { recursive: true });
   }
-}
-
-/** One page, on bob's localhost. */
-function nginx({ alice, bob }: Hosts, port: number) {
-  const folder = mkdtempSync(join(tmpdir(), "nginx-"));
-  const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-  const lines = paths.map((one) => `${one}_temp_path ${folder}/${one};`).join(" ");
-  writeFileSync(join(folder, "index.html"), "x".repeat(1000));
-  writeFileSync(
-    join(folder, "conf"),
-    `user root; daemon off; master_process off; pid ${folder}/pid; error_log stderr; events { worker_connections 2048; }
-     http { access_log off; ${lines} server { listen 127.0.0.1:${port}; root ${folder}; } }`,
-  );
-  const program = bob.spawn(["nginx", "-e", "stderr", "-c", join(folder, "conf")], { stderr: "inherit" });
-  const serves = async (at: number): Promise<void> => {
-    const code = `for (;;) { const got = await fetch("http://127.0.0.1:${at}/").then((r) => r.text(), () => ""); if (got.length === 1000) break; }`;
-    await alice.run([process.execPath, "-e", code]);
-  };
-  return {
-    serves,
-    [Symbol.dispose]() {
-      program.kill();
-      rmSync(folder, { recursive: true, force: true });
-    },
-  };
 }
