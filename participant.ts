@@ -1933,7 +1933,9 @@ async function live(running: Running): Promise<number> {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
       if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
       failures++;
-      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
+      // What we have ended ourselves need not be told.
+      if (!(error instanceof ToldError || participant.hasQuit))
+        prompt.event({ event: "error", message: error.message });
     }
   };
   const code = () => (failures > 0 ? 1 : 0);
