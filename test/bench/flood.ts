@@ -1,13 +1,11 @@
 /**
  * What an honest participant notices of a flood: how long an introduction takes during each kind of it, from one
  * address, from 64, and from the 65,536 subscribers of an IPv6 /48, against how long it takes without. The introducer
- * has its ordinary limits, in a process of its own; who floods is another one, which yields to the rest of this machine,
- * for elsewhere it would have processors of its own (run it as root: then the rest yields to what is measured, too).
+ * has its ordinary limits, in a process of its own; who floods is another one, which yields to the rest of this machine.
  *
  * It runs in a network namespace of its own, where a whole /48 is this host's.
  */
 import { readFileSync } from "node:fs";
-import { setPriority } from "node:os";
 import { Client, openLoop, Pairs, percentile, Server } from "./crowd.ts";
 import { table } from "./run.ts";
 
@@ -25,22 +23,32 @@ const quietMs = 4000;
 const floodMs = 6000;
 /** How long a flood goes on before it counts. */
 const warmUpMs = 1500;
+/** How who floods is started: elsewhere it would have processors of its own. */
+const yielding = ["chrt", "--other", "0", "nice", "-n", "19"];
 /** An introduction that takes longer has failed. */
 const giveUpMs = 3000;
 const goal = 2;
 
-/** Runs this bench again where it may have addresses; undefined where that can't be. */
-async function inNamespace(args: string[]): Promise<number | undefined> {
+const isPossible = async (...command: string[]) =>
+  (await Bun.$`${[...command, "true"]}`.nothrow().quiet()).exitCode === 0;
+
+/**
+ * Runs this bench again where it may have addresses and, as root, where what else goes on in this machine is not taken for
+ * the flood; returns whether it could.
+ */
+async function inNamespace(args: string[]): Promise<boolean> {
   const mark = "BENCH_FLOOD_NAMESPACE";
-  if (process.env[mark]) return undefined;
+  if (process.env[mark]) return false;
   const script = `ip link set lo up && ip -6 route add local 2001:db8::/48 dev lo &&
     echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind && echo 64 >/proc/sys/net/core/somaxconn && exec "$@"`;
   const unshare = ["unshare", "-Urn", "sh", "-c", script, "sh"];
-  const isPossible = (await Bun.$`${unshare} true`.nothrow().quiet()).exitCode === 0;
-  if (!isPossible) return undefined;
-  const command = [...unshare, process.execPath, `${import.meta.dir}/run.ts`, "flood", ...args];
-  return Bun.spawn(command, { env: { ...process.env, [mark]: "1" }, stdio: ["ignore", "inherit", "inherit"] })
-    .exited;
+  if (!(await isPossible(...unshare))) return false;
+  const first = ["chrt", "--fifo", "1"];
+  const prefix = (await isPossible(...first)) ? [...first, ...unshare] : unshare;
+  const command = [...prefix, process.execPath, `${import.meta.dir}/run.ts`, "flood", ...args];
+  const env = { ...process.env, [mark]: "1" };
+  await Bun.spawn(command, { env, stdio: ["ignore", "inherit", "inherit"] }).exited;
+  return true;
 }
 
 class Flood implements AsyncDisposable {
@@ -49,7 +57,7 @@ class Flood implements AsyncDisposable {
   constructor(kind: string, { first, count }: Source, server: Server, victim: number) {
     const fixture = `${import.meta.dir}/flood-fixture.ts`;
     const where = [server.port, server.probePort, victim].map(String);
-    const command = ["nice", "-n", "39", process.execPath, fixture, kind, ...where, first, String(count)];
+    const command = [...yielding, process.execPath, fixture, kind, ...where, first, String(count)];
     this.#process = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
   }
 
@@ -131,20 +139,9 @@ async function during(kind: string, source: Source): Promise<string[]> {
   ];
 }
 
-/** What else goes on in this machine shall not be taken for the flood; the introducer inherits it. */
-function preferUs(): void {
-  try {
-    setPriority(-15);
-  } catch {
-    // only root may, and not within the namespace
-  }
-}
-
 /** `bun run bench flood [KIND ...]` */
 export async function bench(args: string[]): Promise<void> {
-  preferUs();
-  const code = await inNamespace(args);
-  if (code !== undefined) return;
+  if (await inNamespace(args)) return;
   const hasSite = readFileSync("/proc/net/ipv6_route", "utf8").includes("20010db80000");
   const wanted = args.length > 0 ? kinds.filter((kind) => args.includes(kind.replace(" ", "-"))) : kinds;
   const head = ["flood of", "from", "tries a second", "introducer", "median", "during", "99th", "during", ""];
