@@ -42,9 +42,7 @@ export class Connection {
     stream.on("drain", () => this.#socket?.resume());
     stream.on("end", () => this.#streamEnded());
     stream.on("error", (error) => this.#streamFailed(error));
-    stream.on("close", () =>
-      this.#streamFailed(new StreamError(resetCodes.cancelled, "the stream was cut off")),
-    );
+    stream.on("close", () => this.#streamFailed());
     for (const chunk of this.#early.splice(0)) this.#toStream(chunk);
     if (this.#hasSocketEnded) stream.end();
     else if (!stream.writableNeedDrain) this.#socket?.resume();
@@ -126,8 +124,9 @@ export class Connection {
   }
 
   /** Once both halves have ended, what is left to do is the socket's alone. */
-  #streamFailed(error: Error): void {
-    if (!this.#hasSocketEnded || !this.#hasStreamEnded) this.#fail(error);
+  #streamFailed(error?: Error): void {
+    if (this.#hasSocketEnded && this.#hasStreamEnded) return;
+    this.#fail(error ?? new StreamError(resetCodes.cancelled, "the stream was cut off"));
   }
 
   #fail(error: Error): void {

@@ -126,7 +126,7 @@ async function dialOne(
     giveUp(`no answer within ${Math.ceil(patienceMs / 1000)} s`);
   }, patienceMs);
   const open = (socket: Bun.Socket<Connection>) => {
-    if (isGivenUp || isSelfConnected(socket)) {
+    if (isGivenUp || (socket.localPort === port && isSelfConnected(socket))) {
       socket.data = new Connection();
       socket.terminate();
     } else connection.socketOpened(socket);
