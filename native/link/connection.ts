@@ -21,6 +21,8 @@ export class Connection {
   bytesOut = 0;
   /** Called once, when socket and stream are over; the error says why if it was before their time. */
   onOver: (error?: Error) => void = () => {};
+  /** Whether it is over without an error only if the other end, too, has seen both halves end. */
+  awaitsClose = false;
   #socket: Socket<Connection> | undefined;
   #stream: Joinable | undefined;
   /** What the socket has brought before there was a stream. The kernel's buffer is its bound: the socket is paused. */
@@ -75,7 +77,7 @@ export class Connection {
     this.#unsent = undefined;
     this.#send(unsent);
     if (this.#unsent) return;
-    if (this.#hasStreamEnded) this.#socket?.shutdown();
+    if (this.#hasStreamEnded) this.#finishSocket();
     else this.#stream?.resume();
   }
 
@@ -111,9 +113,15 @@ export class Connection {
     if (taken < piece.length) this.#unsent = piece.subarray(taken);
   }
 
+  /** A FIN; and where the other's has come, there is nothing more to wait for. */
+  #finishSocket(): void {
+    if (this.#hasSocketEnded && !this.awaitsClose) this.#socket?.end();
+    else this.#socket?.shutdown();
+  }
+
   #streamEnded(): void {
     this.#hasStreamEnded = true;
-    if (!this.#unsent) this.#socket?.shutdown();
+    if (!this.#unsent) this.#finishSocket();
     this.#overIfBothEnded();
   }
 

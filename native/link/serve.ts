@@ -73,6 +73,7 @@ export async function servePipe(
 ): Promise<Served> {
   const pipe = new Pipe(stream);
   const connection = new Connection();
+  connection.awaitsClose = true;
   connection.onOver = (error) => void (error ?? pipe.confirm());
   return serveForward(pipe, purpose, options, connection);
 }
