@@ -462,10 +462,15 @@ export class Participant {
     return this.#room?.key !== undefined;
   }
 
+  /** The link with whoever has that name or id, while it is open. */
+  openLink(word: string): Link | undefined {
+    return this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+  }
+
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
   async whenLinked(word: string): Promise<Link> {
     for (;;) {
-      const link = this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+      const link = this.openLink(word);
       if (link) return link;
       if (this.#hasQuit) throw new UserError("this participant has quit");
       await this.#arrival.promise;
@@ -1911,7 +1916,7 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const uses = new Uses({
-    link: (peer) => participant.whenLinked(peer),
+    link: (peer) => participant.openLink(peer) ?? participant.whenLinked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
     pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,

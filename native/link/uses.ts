@@ -86,7 +86,7 @@ export interface Transfer {
 
 export interface UsesOptions {
   /** The link with that peer, as soon as there is one. */
-  link: (peer: string) => Promise<Link>;
+  link: (peer: string) => Link | Promise<Link>;
   /** Whether the room is one that only those can enter who know its words. */
   isPrivate: () => boolean;
   /** Whether somebody is there who can say whether to take an offer. */
