@@ -6,8 +6,8 @@
  * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
- * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together,
- * {@link Relays} the bytes between two connections.
+ * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together, and
+ * native/relay.ts the bytes between two connections.
  * Imported by whoever runs an introducer inside a program of his own, never by a participant.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
@@ -15,7 +15,32 @@
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { networkInterfaces } from "node:os";
-import type { Socket, TCPSocketListener } from "bun";
+import type { Socket } from "bun";
+import {
+  fairShare,
+  fill,
+  isLoopback,
+  Shares,
+  siteShares,
+  subscriber,
+  take,
+  Usage,
+  waitRefusal,
+  waitSeconds,
+  type Bucket,
+} from "./native/budget.ts";
+import { Listener } from "./native/listener.ts";
+import {
+  Metrics,
+  MetricsServer,
+  quantile,
+  renderPrometheus,
+  type HistogramCounts,
+  type Outcome,
+  type OutcomeWay,
+  type Stats,
+} from "./native/metrics.ts";
+import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
   completions,
@@ -36,10 +61,13 @@ import {
   type Command,
   type Terminal,
 } from "./native/terminal.ts";
+import { RedisRooms } from "./native/redis/rooms.ts";
+import { KeptNames, LocalRooms, type Guest, type Letter, type Rooms } from "./native/rooms.ts";
 import {
   addressScope,
   age,
   canonicalAddress,
+  changedPeer,
   controlSilenceMs,
   defaultPort,
   encode,
@@ -53,6 +81,7 @@ import {
   maxProbePorts,
   maxReportedLinks,
   mayOffer,
+  numberedName,
   planRounds,
   printable,
   protocolVersion,
@@ -62,7 +91,9 @@ import {
   registerDeadlineMs,
   relayAfterMs,
   relayOfferMs,
+  scopeOf,
   splitEndpoint,
+  parseEndpoint,
   parseToIntroducer,
   type Endpoint,
   type EndpointParts,
@@ -93,13 +124,16 @@ export const defaultLimits = {
   roomSize: 256,
   /** How many of them may come from one address, so that nobody fills a room alone. */
   roomShare: 64,
+  /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
+  processorMs: 2,
   /** How many times the share of an address loopback has, where only this host's own programs come from. */
   loopbackShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
-  /** Bytes read of sessions that have to wait, all together: each of them may be one read of Bun's, 512 KiB. */
+  /** Bytes read of lines that have to wait or are not whole, all together and of one address: one read of Bun's is up to 512 KiB. */
   heldBytes: 64 * 1024 * 1024,
+  heldBytesPerAddress: 8 * 1024 * 1024,
   /** Introductions one session may ask for. */
   introductionsPerMinute: 120,
   /** Of them those with one peer, and those that one peer gets from all, if that peer has not linked by them. */
@@ -110,6 +144,8 @@ export const defaultLimits = {
   /** After one that failed, none with the same peer for so long; and a target gets so many of them in that time. */
   failedBirthdayPauseMs: 60_000,
   failedBirthdaysPerTarget: 10,
+  /** Names kept of those who have left, in all rooms together. */
+  keptNames: 20_000,
   /** Lines of one session that break the protocol, before it is closed. */
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
@@ -133,10 +169,29 @@ export const defaultLimits = {
 };
 export type Limits = typeof defaultLimits;
 
+/** A participant as JSON at most, and how many there may be of them in a room whatever an operator wants. */
+const mostPeerBytes = 1024;
+const mostInRoom = 10_000;
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
-/** How often those that have sent too many lines get the next of them read. */
-const resumeMs = 100;
+/** How often those that have sent too many lines get the next of them read, and for how long at once. */
+const resumeMs = 20;
+const resumeSliceMs = 2;
+/** Connections of one address, beyond those that it may have, that are told why they are closed. */
+const refusedAtOnce = 8;
+/** A room has place for so many of one address, however full it is. */
+const leastRoomShare = 16;
+/** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
+const sharedProcessorMs = 50;
+const processorWindowMs = 250;
+/** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
+const acceptMs = 0.05;
+const flushMs = 0.006;
+/** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
+const mostChargedMs = 2;
+/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+const targetWindowMs = 60_000;
+const hadNone = 0.5;
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
@@ -180,15 +235,17 @@ const interfacesMs = 10_000;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
-/** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
-const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
-const relaySliceMs = 20;
-const relayTurnMs = 5;
-/** What may be made up for after a pause, lest a timer that comes late costs throughput. */
-const relayBurstMs = 100;
-/** A relayed link that says nothing for so long is over: participants ping each other far more often. */
-const relaySilenceMs = 3 * 60_000;
+/** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
+const nameKeptMs = 30_000;
+/** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
+const countedNames = 16;
+const mostNameNumber = 1_000_000;
+
+/** How long introductions and relayed links under way may take once the introducer is told to end. */
+const drainMs = punchDeadlineMs;
+/** When participants shall come back then: each after another pause, lest they do as one. */
+const leastRetryInMs = 500;
+const mostRetryInMs = 3000;
 
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
@@ -220,11 +277,16 @@ export type IntroducerEvent =
   | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
   | { event: "warning"; message: string }
-  | { event: "participants"; participants: Participant[] };
+  /** Rooms are shared with other introducers, from now on. */
+  | { event: "shared"; message: string }
+  | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
+  | { event: "participants"; participants: Participant[] }
+  | { event: "stats"; stats: Stats };
 
 export interface IntroducerOptions {
   /** Default: all addresses of this host, IPv6 and IPv4. */
@@ -240,6 +302,12 @@ export interface IntroducerOptions {
   /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
   relayRate?: number;
   relayTotal?: number;
+  /** URL of a Redis through which introducers share their rooms: redis: or rediss: (TLS). */
+  redis?: string;
+  /** The address at which participants of other introducers reach our relay; by default the likeliest of this host's. */
+  advertise?: string;
+  /** Where Prometheus may ask; by default nowhere. */
+  metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
@@ -247,16 +315,22 @@ export interface IntroducerOptions {
 /** A port that was asked for can't answer mapping probes. `message` says which and why. */
 class ProbePortError extends Error {}
 
+/** Its name is somebody else's here; the one in `free` is nobody's. */
+class NameTaken extends Refusal {
+  readonly free: string;
+  constructor(name: string, free: string) {
+    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
+    this.free = free;
+  }
+}
+
+/** The metrics can't be shown where they should be. `message` says where and why. */
+class MetricsPortError extends Error {}
+
 type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 /** A message that shows a peer, without that peer. */
 type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
-
-/** So many at once, then so many a second. */
-interface Bucket {
-  tokens: number;
-  at: number;
-}
 
 /** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
 interface Link {
@@ -278,6 +352,8 @@ class Session {
   /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
   json = "";
   room = "";
+  /** Whether it waits to be registered, until it is known who is in its room elsewhere. */
+  isEntering = false;
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
@@ -294,13 +370,15 @@ class Session {
   hasMeasured = false;
   takesRelay = true;
   /** When it is no control connection but one end of a relayed link. */
-  relayed: RelayEnd | undefined = undefined;
+  relayed: RelayEnd<Session> | undefined = undefined;
   isConnectedBack = false;
   /** What `verify` has to repeat. */
   verifyToken: string | undefined = undefined;
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
+  /** Of its held bytes and of a line that is not whole. */
+  heldBytes = 0;
   hasEnded = false;
   /** Written at the end of the tick. */
   outgoing = "";
@@ -319,10 +397,12 @@ class Session {
 
 /** A session that has registered. */
 type Member = Session & { peer: Peer };
+/** Somebody in a room, here or at another introducer. */
+type Party = Member | Guest;
 
 /** One of the two in an introduction. */
 interface Side {
-  readonly member: Member;
+  readonly member: Party;
   /** What it said of the round under way; undefined while that is still to come. */
   report: "linked" | "failed" | undefined;
   isMeasuring: boolean;
@@ -340,6 +420,7 @@ type Phase =
 /** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
   readonly pair: Pair;
+  readonly number: number;
   /** The asker first: it is the controlling side. */
   readonly sides: readonly [Side, Side];
   phase: Phase;
@@ -360,6 +441,10 @@ interface Introduction {
   isWelcome: boolean;
   /** Whether it has been given back to the budgets. */
   isFree: boolean;
+  /** How many have said that they are linked by relay, and when both had. */
+  relayLinks: number;
+  relayLinkedAt: number | undefined;
+  readonly startedAt: number;
   readonly deadlineAt: number;
   readonly expiresAt: number;
 }
@@ -371,10 +456,32 @@ interface Asked {
   birthdayFailedAt: number;
 }
 
-/** Two members who have been introduced, for as long as both are here. */
+/** An introduction that a guest asked for, and that its introducer runs: what we know of it. */
+interface Foreign {
+  readonly number: number;
+  readonly expiresAt: number;
+  hasPunched: boolean;
+  isLast: boolean;
+  relayToken: string;
+  measureToken: string;
+  /** Whether our side has said what became of it, and whether it has been given back to the budgets. */
+  isReported: boolean;
+  isFree: boolean;
+}
+
+/** What one member got from all others. */
+interface Unasked {
+  introductions: Bucket;
+  /** Of them, those by each address. */
+  perAddress: Usage;
+  failedBirthdays: Bucket;
+}
+
+/** Two who have been introduced, for as long as both are there. */
 interface Pair {
-  readonly members: readonly [Member, Member];
+  readonly members: readonly [Party, Party];
   introduction: Introduction | undefined;
+  foreign: Foreign | undefined;
   /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
   workingWay: Way | undefined;
   /** When the last introduction ended. */
@@ -383,57 +490,7 @@ interface Pair {
   readonly asked: Map<number, Asked>;
 }
 
-/** One connection of a relayed link. */
-interface RelayEnd {
-  readonly session: Session;
-  readonly relay: Relay;
-  other: RelayEnd | undefined;
-  /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
-  held: Uint8Array;
-  readonly bucket: Bucket;
-  /** Whether it will send no more, and whether the other has been told so. */
-  hasEnded: boolean;
-  isFinished: boolean;
-  isGone: boolean;
-  isPaused: boolean;
-  /** Whether the other takes no more now. */
-  isBlocked: boolean;
-}
-
-/** A relayed link, from the offer on. */
-interface Relay {
-  readonly token: string;
-  readonly members: readonly [Member, Member];
-  readonly ends: RelayEnd[];
-  isPaired: boolean;
-  bytes: number;
-  /** Until when both must have come; then, until when something must have been relayed. */
-  untilMs: number;
-}
-
 // --- pure functions --------------------------------------------------------------------------------------
-
-function fill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
-  bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
-  bucket.at = now;
-}
-
-function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
-  fill(bucket, burst, perSecond, now);
-  if (bucket.tokens < 1) return false;
-  bucket.tokens -= 1;
-  return true;
-}
-
-/** Seconds until such a bucket gives one again: 0 when it does now. */
-function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
-  fill(bucket, perMinute, perMinute / 60, now);
-  return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
-}
-
-function waitRefusal(why: string, seconds: number): Refusal {
-  return new Refusal("limit", `${why}: wait ${seconds} s`);
-}
 
 /** 122 random bits, as cheap as one of them must be when thousands a second are made. */
 function newToken(): string {
@@ -472,15 +529,6 @@ function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undef
   });
 }
 
-/** The part of an address that one subscriber holds: of IPv6 a whole /64. */
-function subscriber(address: string): string {
-  if (!address.includes(":")) return address;
-  const [head = "", tail = ""] = address.split("::");
-  const [front, back] = [head.split(":").filter(Boolean), tail.split(":").filter(Boolean)];
-  const zeros = Array<string>(8 - front.length - back.length).fill("0");
-  return [...front, ...zeros, ...back].slice(0, 4).join(":");
-}
-
 /** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
 function observedEndpoint(socket: Socket<unknown>): Endpoint | undefined {
   const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
@@ -498,14 +546,21 @@ function ownAddresses(): { family: 4 | 6; address: string }[] {
   }
 }
 
-/** One of this host's addresses, of the other family, that a participant seen at `observed` may well reach. */
-function otherAddress(own: ReturnType<typeof ownAddresses>, observed: Endpoint): string | undefined {
-  const { family, address } = splitEndpoint(observed);
-  const scope = addressScope(address);
+/** One of these addresses, of that family, that a participant seen at `observed` may well reach. */
+function reachable(
+  own: ReturnType<typeof ownAddresses>,
+  observed: Endpoint,
+  family: 4 | 6,
+): string | undefined {
+  const scope = scopeOf(observed);
   const scopes = scope === "private" ? ["private", "global"] : [scope];
-  const others = own.filter((one) => one.family !== family);
-  const ranked = scopes.flatMap((wanted) => others.filter((one) => addressScope(one.address) === wanted));
+  const fitting = own.filter((one) => one.family === family);
+  const ranked = scopes.flatMap((wanted) => fitting.filter((one) => addressScope(one.address) === wanted));
   return ranked[0]?.address;
+}
+
+function isGuest(party: Party): party is Guest {
+  return "introducer" in party;
 }
 
 /** Type, version and peer of a line that may be anything. */
@@ -545,17 +600,17 @@ function sortCandidates(candidates: Endpoint[], observed: Endpoint): [Endpoint[]
   return [allowed, ignored];
 }
 
-function jsonOf(member: Member): string {
+function jsonOf(member: Party): string {
   return (member.json ||= JSON.stringify(member.peer));
 }
 
 /** The line of a message that shows a peer. */
-function lineAbout(member: Member, message: About): string {
+function lineAbout(member: Party, message: About): string {
   return `${JSON.stringify(message).slice(0, -1)},"peer":${jsonOf(member)}}\n`;
 }
 
 /** A room's snapshot in lines of at most {@link maxLineBytes}. */
-function snapshot(others: Iterable<Member>): string {
+function snapshot(others: Iterable<Party>): string {
   const parts: string[][] = [[]];
   let bytes = 0;
   for (const other of others) {
@@ -594,41 +649,25 @@ function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: numb
   return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
 }
 
-const nothing = new Uint8Array(0);
+/** How long an introduction may take in all, with what is said of it at the end. */
+function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
+  return mostMs + maxStartInMs + reportGraceMs;
+}
 
-/** The same for a pair of peers when they have come back with other ids. */
-function relayKey(a: Member, b: Member): string {
-  return `${[a.peer.instance, b.peer.instance].sort().join(" ")} ${a.room}`;
+function foreign(number: number, expiresAt: number): Foreign {
+  const tokens = { relayToken: "", measureToken: "" };
+  const so = { hasPunched: false, isLast: false, isReported: false, isFree: false };
+  return { number, expiresAt, ...tokens, ...so };
+}
+
+/** Whether an introduction is under way that the other side's introducer runs. */
+function isOrdered({ foreign: known }: Pair, now: number): boolean {
+  return known !== undefined && !known.isReported && now < known.expiresAt;
 }
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
 function roomName(room: string): string {
   return /^[0-9a-f]{64}$/.test(room) ? `${room.slice(0, 8)}…` : room;
-}
-
-/** How many of something each subscriber has, and all together. */
-class Shares {
-  total = 0;
-  readonly #counts = new Map<string, number>();
-
-  of(key: string): number {
-    return this.#counts.get(key) ?? 0;
-  }
-
-  /** Returns how many it has now. */
-  add(key: string): number {
-    const count = this.of(key) + 1;
-    this.#counts.set(key, count);
-    this.total += 1;
-    return count;
-  }
-
-  remove(key: string): void {
-    const count = this.of(key);
-    if (count > 1) this.#counts.set(key, count - 1);
-    else this.#counts.delete(key);
-    this.total -= 1;
-  }
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -726,6 +765,44 @@ function total(participants: Participant[]): string {
   return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
 }
 
+/** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
+function counted(parts: { count: number; what: string }[]): string {
+  const all = parts.reduce((sum, part) => sum + part.count, 0);
+  const sorted = parts.toSorted((a, b) => b.count - a.count);
+  return all === 0 ? "0" : `${all} (${sorted.map((part) => `${part.count} ${part.what}`).join(", ")})`;
+}
+
+/** `half within 100 ms, 99 % within 500 ms`. */
+function spread(counts: HistogramCounts): string {
+  const within = (part: number) => {
+    const bound = quantile(counts, part);
+    return bound === Infinity ? `beyond ${counts.boundsMs.at(-1)} ms` : `within ${bound} ms`;
+  };
+  return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
+}
+
+/** What has been going on since the start, a line each. */
+export function renderStats(stats: Stats): string {
+  const { introductions, refusals, residentBytes } = stats;
+  const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
+  const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
+  const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
+  const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
+  const rows = [
+    ["up", age(stats.uptimeMs)],
+    ["now", `${now}, ${held}`],
+    ["joins", String(stats.joins)],
+    ["introductions", counted(ofWays)],
+    ["time to link", spread(stats.linkMs)],
+    ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    ["refusals", counted(ofCodes)],
+    ["turned away", count(stats.turnedAway, "connection")],
+    ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
+    ["timers late", spread(stats.eventLoopDelayMs)],
+  ] as const;
+  return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
+}
+
 /** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
 function describe(event: IntroducerEvent): string {
   switch (event.event) {
@@ -741,12 +818,20 @@ function describe(event: IntroducerEvent): string {
       return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
     case "mapping":
       return `#${event.id} has ${event.mapping} mapping`;
+    case "mapped":
+      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
     case "relaying":
       return `#${event.a} and #${event.b} are relayed`;
     case "relayed":
       return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
     case "warning":
+    case "shared":
       return event.message;
+    case "draining": {
+      const { participants, punching, relays, reason } = event;
+      const waiting = `waiting for ${punching} that are punching and ${count(relays, "relay")}`;
+      return `${reason}: ${count(participants, "participant")} told to come back, ${waiting}`;
+    }
     case "linked":
       return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
     case "unlinked":
@@ -759,6 +844,8 @@ function describe(event: IntroducerEvent): string {
       return `an error while serving ${event.address}: ${event.message}`;
     case "participants":
       return `${event.participants.length} participants`;
+    case "stats":
+      return `${event.stats.participants} participants`;
   }
 }
 
@@ -771,12 +858,16 @@ interface Exchange {
   readonly canMeasure: boolean;
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
-  show(member: Member, about: Member, message: About): void;
-  /** The token of a relay between the two, where there can be one. */
-  offerRelay(a: Member, b: Member): string | undefined;
+  show(member: Member, about: Party, message: About): void;
+  /** Tells a guest's introducer. */
+  post(guest: Guest, letter: Letter): void;
+  /** The token of a relay between the two, where there can be one, and where a guest comes to it. */
+  offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
+  /** An introduction has ended. */
+  count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }
 
 /**
@@ -790,7 +881,10 @@ class Introductions {
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
-  readonly #unasked = new Map<number, { introductions: Bucket; failedBirthdays: Bucket }>();
+  readonly #unasked = new Map<number, Unasked>();
+  /** Those of other introducers for which one of our side shall measure, by that token. */
+  readonly #foreign = new Map<string, Pair>();
+  #lastNumber = 0;
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
@@ -802,7 +896,9 @@ class Introductions {
   /** The ids that a member is being introduced to. */
   punching(id: number): number[] {
     const pairs = [...(this.#of.get(id) ?? [])];
-    return pairs.filter(([, { introduction }]) => introduction !== undefined).map(([peer]) => peer);
+    const now = performance.now();
+    const isUnderWay = (pair: Pair) => pair.introduction !== undefined || isOrdered(pair, now);
+    return pairs.filter(([, pair]) => isUnderWay(pair)).map(([peer]) => peer);
   }
 
   stop(): void {
@@ -810,29 +906,113 @@ class Introductions {
   }
 
   /** Throws a {@link Refusal} when there have been too many. */
-  ask(asker: Member, target: Member, wantsRelay: boolean): void {
+  ask(asker: Member, target: Party, wantsRelay: boolean): void {
     const now = performance.now();
     const pair = this.#pair(asker, target);
+    if (isOrdered(pair, now)) return; // it answers this one, too
     const { introduction } = pair;
     if (introduction && this.#isAnswer(introduction, asker, now)) {
       if (wantsRelay) this.#wantRelay(introduction, now);
       return;
     }
     this.#charge(pair, asker, target, now);
-    if (introduction) this.#end(introduction);
+    if (introduction) this.#end(introduction, "superseded");
     pair.introduction = this.#introduction(pair, asker, target, now);
     if (wantsRelay) this.#wantRelay(pair.introduction, now);
     this.#plan(pair.introduction);
   }
 
+  /**
+   * What a guest's introducer has to say to one of ours, of an introduction that it runs. Where both have asked at once,
+   * at either introducer, that of the lower id goes on: both introducers come to the same.
+   */
+  ordered(member: Member, guest: Guest, order: Letter & { is: "order" }): void {
+    const { introduction: number, lastsMs, message } = order;
+    const now = performance.now();
+    const pair = this.#pair(member, guest);
+    if (pair.foreign?.number !== number) {
+      if (message.type === "failed" || this.#isRival(pair, guest, now)) return;
+      if (!this.#admit(pair, guest, member, now)) return this.#decline(member, guest, message);
+      if (pair.introduction) this.#end(pair.introduction, "superseded");
+      this.#forgetForeign(pair);
+      pair.foreign = foreign(number, now + Math.min(lastsMs, introductionMs(this.#exchange.limits)));
+    }
+    this.#note(pair, pair.foreign!, message);
+    this.#exchange.send(member, message);
+  }
+
+  #isRival({ introduction }: Pair, guest: Guest, now: number): boolean {
+    if (!introduction || !this.#isAnswer(introduction, guest, now)) return false;
+    return introduction.sides[0].member.peer.id < guest.peer.id;
+  }
+
+  /** The same budgets as for those who ask here. */
+  #admit(pair: Pair, guest: Guest, member: Member, now: number): boolean {
+    try {
+      this.#charge(pair, guest, member, now);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      return false;
+    }
+  }
+
+  #decline(member: Member, guest: Guest, message: ToParticipant): void {
+    if (!("token" in message)) return;
+    const { token } = message;
+    this.#report(member, guest, { type: "failed", peer: guest.peer.id, token, reason: "refused-by-peer" });
+  }
+
+  /** What will be needed to understand what our side says of it. */
+  #note(pair: Pair, known: Foreign, message: ToParticipant): void {
+    pair.endedAt = known.expiresAt;
+    if (message.type === "relay") known.relayToken = message.token;
+    if (message.type === "punch") {
+      [known.hasPunched, known.isLast] = [true, message.last];
+    } else if (message.type === "measure") {
+      this.#foreign.delete(known.measureToken);
+      known.measureToken = message.token;
+      this.#foreign.set(message.token, pair);
+    } else if (message.type === "failed") this.#forgetForeign(pair);
+  }
+
+  #forgetForeign(pair: Pair): void {
+    if (pair.foreign) this.#foreign.delete(pair.foreign.measureToken);
+    pair.foreign = undefined;
+  }
+
+  /** What one of ours says of an introduction that a guest's introducer runs is for that introducer; returns whether it is. */
+  #passOn(member: Member, message: MessageOf<"linked" | "failed">): boolean {
+    const pair = this.#of.get(member.peer.id)?.get(message.peer);
+    const guest = pair?.members.find((one) => one !== member);
+    if (!pair?.foreign || !guest || !isGuest(guest)) return false;
+    const known = pair.foreign;
+    const isRelay = message.token === known.relayToken;
+    if (message.type === "linked") {
+      if (!isRelay || !known.hasPunched) known.isReported = true;
+      if (!known.isFree) this.#refundBoth(pair, guest, member);
+      known.isFree = true;
+    } else if (!isRelay && (known.isLast || !retriable.has(message.reason))) known.isReported = true;
+    this.#report(member, guest, message);
+    return true;
+  }
+
+  #report(member: Member, guest: Guest, message: ToIntroducer): void {
+    this.#exchange.post(guest, { is: "report", from: member.peer.id, to: guest.peer.id, message });
+  }
+
   /** A member has said how its NAT maps. */
-  mapped(member: Member): void {
+  mapped(member: Party): void {
     for (const { introduction } of this.#of.get(member.peer.id)?.values() ?? []) {
       if (introduction?.phase.is === "planning") this.#plan(introduction);
     }
   }
 
-  measured(member: Member, { token, prediction }: MessageOf<"measured">): void {
+  measured(member: Party, message: MessageOf<"measured">): void {
+    const { token, prediction } = message;
+    const ordered = this.#foreign.get(token)?.members;
+    const guest = ordered?.includes(member) ? ordered.find((one) => one !== member) : undefined;
+    if (guest && isGuest(guest) && !isGuest(member)) return this.#report(member, guest, message);
     const introduction = this.#byToken.get(token);
     const side = introduction?.sides.find((one) => one.member === member);
     if (!introduction || !side?.isMeasuring) return; // late: the round has begun without it
@@ -844,23 +1024,26 @@ class Introductions {
     if (!introduction.sides.some(({ isMeasuring }) => isMeasuring)) this.#punch(introduction);
   }
 
-  linked(member: Member, token: string): void {
+  linked(member: Party, message: MessageOf<"linked">): void {
+    const { token } = message;
     const introduction = this.#byToken.get(token);
+    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#linkedByRelay(introduction, member);
     else this.#linkedDirectly(member, token);
   }
 
   /** Direct rounds go on meanwhile: it ends none of them. */
-  #linkedByRelay(introduction: Introduction, member: Member): void {
+  #linkedByRelay(introduction: Introduction, member: Party): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
+    if (side && ++introduction.relayLinks === sides.length) introduction.relayLinkedAt = performance.now();
     if (!side || phase.is !== "relayed") return;
     side.report = "linked";
-    if (sides.every(({ report }) => report === "linked")) this.#end(introduction);
+    if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
 
-  #linkedDirectly(member: Member, token: string): void {
+  #linkedDirectly(member: Party, token: string): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other } = found;
@@ -871,17 +1054,19 @@ class Introductions {
       introduction.isWelcome = true;
       this.#refund(introduction);
     }
-    if (other.report === "linked") this.#end(introduction);
+    if (other.report === "linked") this.#end(introduction, "linked");
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
-  failed(member: Member, { token, reason }: MessageOf<"failed">): void {
+  failed(member: Party, message: MessageOf<"failed">): void {
+    const { token, reason } = message;
     const introduction = this.#byToken.get(token);
+    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#failedByRelay(introduction, member, reason);
     else this.#failedDirectly(member, token, reason);
   }
 
-  #failedByRelay(introduction: Introduction, member: Member, reason: FailureReason): void {
+  #failedByRelay(introduction: Introduction, member: Party, reason: FailureReason): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (!side || side.report !== undefined || phase.is !== "relayed") return;
@@ -889,7 +1074,7 @@ class Introductions {
     this.#fail(introduction, side, side === sides[0] ? sides[1] : sides[0], reason);
   }
 
-  #failedDirectly(member: Member, token: string, reason: FailureReason): void {
+  #failedDirectly(member: Party, token: string, reason: FailureReason): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other, phase } = found;
@@ -901,20 +1086,21 @@ class Introductions {
     this.#nextRound(introduction);
   }
 
-  /** A member is gone. */
-  left(member: Member, detail: string): void {
+  /** A member or a guest is gone. */
+  left(member: Party, detail: string): void {
     const { id } = member.peer;
     for (const [otherId, pair] of this.#of.get(id) ?? []) {
       this.#of.get(otherId)?.delete(id);
       this.#pairs.delete(pair);
+      this.#forgetForeign(pair);
       const { introduction } = pair;
       if (!introduction) continue;
-      this.#end(introduction);
+      this.#end(introduction, "peer-left");
       const side = introduction.sides.find((one) => one.member !== member)!;
       if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
       const token = introduction.token || introduction.relayToken || newToken();
-      this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
+      this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
       this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
     }
     this.#of.delete(id);
@@ -941,23 +1127,39 @@ class Introductions {
   /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
   #expire(introduction: Introduction): void {
     const { phase, sides, relayToken: token } = introduction;
-    this.#end(introduction);
-    if (phase.is !== "relayed") return;
     const reason = "timed-out";
+    this.#end(introduction, reason);
+    if (phase.is !== "relayed") return;
     for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
       const [id, peer] = [one.member.peer.id, other.member.peer.id];
       if (one.report !== undefined) continue;
-      this.#exchange.send(one.member, { type: "failed", peer, token, reason });
+      this.#say(introduction, one.member, other.member, { type: "failed", peer, token, reason });
       this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
     }
   }
 
-  #pair(a: Member, b: Member): Pair {
+  /** To one side, by way of its introducer where that is another. */
+  #say(introduction: Introduction, to: Party, from: Party, message: ToParticipant): void {
+    if (!isGuest(to)) return this.#exchange.send(to, message);
+    const { number, expiresAt } = introduction;
+    const lastsMs = Math.max(0, expiresAt - performance.now());
+    const ends = { from: from.peer.id, to: to.peer.id };
+    this.#exchange.post(to, { is: "order", ...ends, introduction: number, lastsMs, message });
+  }
+
+  /** The same with a message that shows the other side. */
+  #show(introduction: Introduction, to: Party, about: Party, message: About): void {
+    if (!isGuest(to)) return this.#exchange.show(to, about, message);
+    this.#say(introduction, to, about, { ...message, peer: about.peer } as ToParticipant);
+  }
+
+  #pair(a: Party, b: Party): Pair {
     const known = this.#of.get(a.peer.id)?.get(b.peer.id);
     if (known) return known;
     const pair: Pair = {
       members: [a, b],
       introduction: undefined,
+      foreign: undefined,
       workingWay: undefined,
       endedAt: -Infinity,
       asked: new Map(),
@@ -984,23 +1186,27 @@ class Introductions {
    * Whether an introduction answers a `connect` that comes later: both may have asked at once. Once a side has reported
    * that it is linked, it knows how that ended, and means another.
    */
-  #isAnswer({ sides, expiresAt }: Introduction, asker: Member, now: number): boolean {
+  #isAnswer({ sides, expiresAt }: Introduction, asker: Party, now: number): boolean {
     return sides.find(({ member }) => member === asker)!.report !== "linked" && now < expiresAt;
   }
 
   /** Budgets of what the target has not asked for. */
-  #charge(pair: Pair, asker: Member, target: Member, now: number): void {
+  #charge(pair: Pair, asker: Party, target: Party, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
-    const { introductions: ofAll } = this.#unaskedOf(target, now);
+    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0) {
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     }
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
-    if (ofAllSeconds > 0) throw waitRefusal("that peer gets too many introductions", ofAllSeconds);
+    // Whoever has used it up must not keep others from that peer.
+    if (ofAllSeconds > 0 && perAddress.of(asker.subscriber, now) >= hadNone)
+      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
-    ofAll.tokens -= 1;
+    ofAll.tokens = Math.max(0, ofAll.tokens - 1);
+    perAddress.tick(now);
+    perAddress.spend(asker.subscriber, 1, now);
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
@@ -1008,13 +1214,18 @@ class Introductions {
     if (introduction.isFree) return;
     introduction.isFree = true;
     const { pair, sides } = introduction;
-    const [asker, target] = sides;
-    const now = performance.now();
-    this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
-    this.#unaskedOf(target.member, now).introductions.tokens += 1;
+    this.#refundBoth(pair, sides[0].member, sides[1].member);
   }
 
-  #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
+  #refundBoth(pair: Pair, asker: Party, target: Party): void {
+    const now = performance.now();
+    this.#askedOf(pair, asker, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.subscriber, -1, now);
+  }
+
+  #askedOf({ asked }: Pair, { peer }: Party, now: number): Asked {
     const known = asked.get(peer.id);
     if (known) return known;
     const { introductionsPerPair, birthdaysPerPair } = this.#exchange.limits;
@@ -1027,21 +1238,22 @@ class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Member, now: number) {
+  #unaskedOf({ peer }: Party, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
-    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
-    const fresh = {
+    const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
+    const fresh: Unasked = {
       introductions: { tokens: introductionsPerTarget, at: now },
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, loopbackShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
     return fresh;
   }
 
-  #introduction(pair: Pair, asker: Member, target: Member, now: number): Introduction {
+  #introduction(pair: Pair, asker: Member, target: Party, now: number): Introduction {
     const { punchDeadlineMs: mostMs, measureMs } = this.#exchange.limits;
-    const side = (member: Member): Side => ({
+    const side = (member: Party): Side => ({
       member,
       report: undefined,
       isMeasuring: false,
@@ -1049,6 +1261,7 @@ class Introductions {
     });
     return {
       pair,
+      number: ++this.#lastNumber,
       sides: [side(asker), side(target)],
       phase: { is: "planning", untilMs: now + measureMs },
       token: "",
@@ -1061,8 +1274,11 @@ class Introductions {
       relayToken: "",
       isWelcome: false,
       isFree: false,
+      relayLinks: 0,
+      relayLinkedAt: undefined,
+      startedAt: now,
       deadlineAt: now + mostMs,
-      expiresAt: now + mostMs + maxStartInMs + reportGraceMs,
+      expiresAt: now + introductionMs(this.#exchange.limits),
     };
   }
 
@@ -1093,15 +1309,15 @@ class Introductions {
   /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
   #refuseIntroduction(introduction: Introduction): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
-    this.#exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
+    this.#end(introduction, reason);
+    this.#say(introduction, asker, target, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
   }
 
   /** Seconds until a birthday may begin; 0 when it may now, and then it is counted. */
-  #birthdayPause(pair: Pair, asker: Member, target: Member): number {
+  #birthdayPause(pair: Pair, asker: Party, target: Party): number {
     const now = performance.now();
     const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#exchange.limits;
     const { birthdays, birthdayFailedAt } = this.#askedOf(pair, asker, now);
@@ -1119,9 +1335,9 @@ class Introductions {
 
   #refuseBirthday(introduction: Introduction, seconds: number): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
-    this.#end(introduction);
+    this.#end(introduction, "refused");
     const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
-    this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
+    if (!isGuest(asker)) this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
 
   #wantRelay(introduction: Introduction, now: number): void {
@@ -1158,12 +1374,13 @@ class Introductions {
     introduction.relay = "offered";
     this.#relayAt.delete(introduction);
     const [{ member: a }, { member: b }] = introduction.sides;
-    const token = this.#exchange.offerRelay(a, b);
-    if (token === undefined) return false;
+    const offer = this.#exchange.offerRelay(a, b);
+    if (offer === undefined) return false;
+    const { token } = offer;
     introduction.relayToken = token;
     this.#byToken.set(token, introduction);
-    this.#exchange.show(a, b, { type: "relay", role: "controlling", token });
-    this.#exchange.show(b, a, { type: "relay", role: "controlled", token });
+    this.#show(introduction, a, b, { type: "relay", role: "controlling", token });
+    this.#show(introduction, b, a, { type: "relay", role: "controlled", ...offer });
     return true;
   }
 
@@ -1191,7 +1408,7 @@ class Introductions {
     const { token } = introduction;
     for (const { member } of measuring) {
       const other = member === sides[0].member ? sides[1] : sides[0];
-      this.#exchange.show(member, other.member, { type: "measure", token, way });
+      this.#show(introduction, member, other.member, { type: "measure", token, way });
     }
   }
 
@@ -1211,7 +1428,7 @@ class Introductions {
       const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
       const own = to.prediction;
       const measured = { ...(own && { own }), ...(theirs && { theirs }) };
-      this.#exchange.show(to.member, member, { type: "punch", role, token, ...schedule, ...measured });
+      this.#show(introduction, to.member, member, { type: "punch", role, token, ...schedule, ...measured });
     };
     punch(a, b, "controlling", delays[0]);
     punch(b, a, "controlled", delays[1]);
@@ -1226,7 +1443,7 @@ class Introductions {
   }
 
   /** What a report with that token is about: a round that has been announced, and not been reported on by that member. */
-  #reported(member: Member, token: string) {
+  #reported(member: Party, token: string) {
     const introduction = this.#byToken.get(token);
     if (introduction?.token !== token || introduction.phase.is !== "punching") return undefined;
     const { sides, phase } = introduction;
@@ -1240,21 +1457,38 @@ class Introductions {
     const token = introduction.token || introduction.relayToken;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) {
-      this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
+      this.#say(introduction, other.member, side.member, { type: "failed", peer: id, token, reason });
     }
-    this.#end(introduction);
+    this.#end(introduction, reason);
     this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });
   }
 
-  #end(introduction: Introduction): void {
+  #end(introduction: Introduction, outcome: Outcome): void {
     const { pair, token, relayToken, isCounted } = introduction;
     const now = performance.now();
+    this.#count(introduction, outcome, now);
     this.#byToken.delete(token);
     this.#byToken.delete(relayToken);
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     pair.endedAt = now;
     if (isCounted) this.#settleBirthday(introduction, now);
+  }
+
+  /** What failed directly, but is relayed, has linked. */
+  #count(
+    { plan, round, phase, startedAt, relayLinkedAt }: Introduction,
+    outcome: Outcome,
+    now: number,
+  ): void {
+    const isDirect = outcome === "linked" && phase.is !== "relayed";
+    if (relayLinkedAt !== undefined && !isDirect)
+      return this.#exchange.count("linked", "relay", relayLinkedAt - startedAt);
+    this.#exchange.count(
+      outcome,
+      phase.is === "relayed" ? "relay" : (plan[round] ?? "none"),
+      now - startedAt,
+    );
   }
 
   /** Gives back what was taken beforehand, lest many begin at once: one that was not needed, or has linked, is free. */
@@ -1266,260 +1500,45 @@ class Introductions {
   }
 }
 
-// --- the relay -------------------------------------------------------------------------------------------
-
-/** What the relays need of the sessions. */
-interface Sessions {
-  readonly limits: Limits;
-  refuse(session: Session, refusal: Refusal): void;
-  /** Ends a session after what has been written. */
-  close(session: Session, reason: string): void;
-  tell(event: IntroducerEvent): void;
-}
-
-/**
- * Copies bytes between the two connections of a relayed link, at no more than a rate each way and a rate for all of
- * them, and holds no more of them than one read each way: who is not read from is made to wait by TCP.
- */
-class Relays {
-  readonly rates: RelayRates;
-  readonly #sessions: Sessions;
-  readonly #relays = new Map<string, Relay>();
-  readonly #perAddress = new Shares();
-  readonly #perMember = new Map<number, number>();
-  readonly #total: Bucket;
-  /** Ends with something held that may go on with the next slice; who was served last is served last again. */
-  readonly #waiting = new Set<RelayEnd>();
-  #timer: Timer | undefined;
-
-  constructor(rates: RelayRates, sessions: Sessions) {
-    this.rates = rates;
-    this.#sessions = sessions;
-    this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
-  }
-
-  stop(): void {
-    clearInterval(this.#timer);
-  }
-
-  /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
-  bytes(): Map<string, number> {
-    const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
-    return new Map(paired.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
-  }
-
-  /** A token by which both can come here, once; undefined where they may have no more. */
-  offer(a: Member, b: Member): string | undefined {
-    const { relays, relaysPerAddress, relaysPerMember, loopbackShares } = this.#sessions.limits;
-    const isLoopback = ({ observed }: Member) => addressScope(splitEndpoint(observed).address) === "loopback";
-    const isOver = (member: Member) =>
-      (this.#perMember.get(member.peer.id) ?? 0) >= relaysPerMember ||
-      this.#perAddress.of(member.subscriber) >= relaysPerAddress * (isLoopback(member) ? loopbackShares : 1);
-    if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
-    const token = newToken();
-    const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
-    this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
-    for (const { peer, subscriber: own } of [a, b]) {
-      this.#perAddress.add(own);
-      this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
-    }
-    return token;
-  }
-
-  /** Takes a connection that has said `relay`; throws a {@link Refusal}. */
-  join(session: Session, token: string): void {
-    const relay = this.#relays.get(token);
-    if (!relay || relay.isPaired)
-      throw new Refusal("bad-field", "token must be of a relay that is still open");
-    const now = performance.now();
-    const bucket = { tokens: (this.rates.rate * relaySliceMs) / 1000, at: now };
-    const end: RelayEnd = {
-      session,
-      relay,
-      other: undefined,
-      held: nothing,
-      bucket,
-      hasEnded: false,
-      isFinished: false,
-      isGone: false,
-      isPaused: false,
-      isBlocked: false,
-    };
-    session.relayed = end;
-    relay.ends.push(end);
-    if (relay.ends.length === 2) this.#pair(relay, now);
-  }
-
-  #pair(relay: Relay, now: number): void {
-    const [a, b] = relay.ends as [RelayEnd, RelayEnd];
-    [a.other, b.other] = [b, a];
-    relay.isPaired = true;
-    relay.untilMs = now + relaySilenceMs;
-    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
-    this.#sessions.tell({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
-    this.#pump(a, b, now);
-    this.#pump(b, a, now);
-  }
-
-  /** Something has come from one end. */
-  data(end: RelayEnd, chunk: Uint8Array): void {
-    if (end.other?.isGone) return;
-    end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
-    if (end.other) this.#pump(end, end.other, performance.now());
-    if (end.held.length === 0 || end.isPaused) return;
-    end.session.socket.pause();
-    end.isPaused = true;
-  }
-
-  /** One end takes more again. */
-  drained(end: RelayEnd): void {
-    if (!end.other) return;
-    end.other.isBlocked = false;
-    this.#pump(end.other, end, performance.now());
-  }
-
-  /** One end will send no more. */
-  ended(end: RelayEnd): void {
-    end.hasEnded = true;
-    if (end.other) return this.#pump(end, end.other, performance.now());
-    this.#withdraw(end);
-    this.#sessions.close(end.session, "it did not wait for the other side of the relay");
-  }
-
-  /** It came first and has not waited: it may come again. */
-  #withdraw({ relay, session }: RelayEnd): void {
-    relay.ends.splice(0);
-    session.relayed = undefined;
-  }
-
-  /** One end is gone: the other gets what that has sent. */
-  closed(end: RelayEnd): void {
-    const { relay, other } = end;
-    end.hasEnded = end.isGone = true;
-    if (!other) return this.#withdraw(end);
-    this.#waiting.delete(other);
-    if (other.isGone) return this.#forget(relay);
-    other.held = nothing;
-    this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
-    this.#pump(end, other, performance.now());
-  }
-
-  tick(now: number): void {
-    for (const relay of this.#relays.values()) {
-      if (now < relay.untilMs) continue;
-      if (!relay.isPaired) this.#forget(relay);
-      for (const { session } of relay.ends) {
-        if (relay.isPaired) session.socket.terminate();
-        else this.#expired(session);
-      }
-    }
-  }
-
-  #expired(session: Session): void {
-    session.relayed = undefined;
-    this.#sessions.refuse(session, new Refusal("limit", "the other side did not come", true));
-  }
-
-  /** Writes of what one end has sent as much as the rates and the other end allow. */
-  #pump(end: RelayEnd, other: RelayEnd, now: number): void {
-    if (other.isGone || end.isBlocked) return;
-    const { relay, bucket } = end;
-    const { rate, total } = this.rates;
-    const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
-    const part = end.held.subarray(0, Math.floor(allowed));
-    const written = part.length > 0 ? Math.max(0, other.session.socket.write(part)) : 0;
-    bucket.tokens -= written;
-    this.#total.tokens -= written;
-    relay.bytes += written;
-    if (written > 0) relay.untilMs = now + relaySilenceMs;
-    end.held = end.held.subarray(written);
-    end.isBlocked = written < part.length;
-    this.#waiting.delete(end);
-    if (end.held.length === 0) this.#emptied(end, other);
-    else if (!end.isBlocked) this.#wait(end);
-  }
-
-  /** All that one end has sent so far has been written to the other. */
-  #emptied(end: RelayEnd, other: RelayEnd): void {
-    end.held = nothing; // and not a view of what was read
-    if (!end.hasEnded) return this.#resume(end);
-    if (end.isGone) return this.#sessions.close(other.session, "the other side of the relay is gone");
-    if (!end.isFinished) other.session.socket.shutdown();
-    end.isFinished = true;
-  }
-
-  #resume(end: RelayEnd): void {
-    if (end.isPaused) end.session.socket.resume();
-    end.isPaused = false;
-  }
-
-  #wait(end: RelayEnd): void {
-    this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
-  }
-
-  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
-  #turn(): void {
-    const now = performance.now();
-    const { rate, total } = this.rates;
-    const slice = (rate * relaySliceMs) / 1000;
-    for (const end of [...this.#waiting]) {
-      if (this.#fill(this.#total, total, now) < 1) return;
-      const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
-      if (isDue) this.#pump(end, end.other!, now);
-    }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
-  }
-
-  #fill(bucket: Bucket, rate: number, now: number): number {
-    fill(bucket, (rate * relayBurstMs) / 1000, rate, now);
-    return bucket.tokens;
-  }
-
-  #forget(relay: Relay): void {
-    const { token, members, isPaired, bytes } = relay;
-    if (!this.#relays.delete(token)) return;
-    for (const { peer, subscriber: own } of members) {
-      this.#perAddress.remove(own);
-      const count = (this.#perMember.get(peer.id) ?? 0) - 1;
-      if (count > 0) this.#perMember.set(peer.id, count);
-      else this.#perMember.delete(peer.id);
-    }
-    if (isPaired)
-      this.#sessions.tell({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
-  }
-}
-
 // --- the introducer --------------------------------------------------------------------------------------
 
 /** A rendezvous server. `start` listens; `stop` tells the participants and ends. */
 export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
-  readonly #listener: TCPSocketListener<Session | undefined>;
-  readonly #probeListeners: TCPSocketListener<string | undefined>[];
+  readonly #listener: Listener<Session | undefined>;
+  readonly #probeListeners: Listener<string | undefined>[];
   readonly #alternate: string | undefined;
-  readonly #probes = new Shares();
+  readonly #probes: Shares;
+  readonly #probeSockets = new Set<Socket<string | undefined>>();
   readonly #timer: Timer;
+  readonly #tickMs: number;
+  #tickedAt = performance.now();
+  readonly #metrics = new Metrics();
+  readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
-  readonly #perSubscriber = new Shares();
+  readonly #shares: Shares;
+  readonly #processor: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
+  /** Who else is in them, at other introducers. */
+  readonly #elsewhere: Rooms;
+  readonly #advertised: string | undefined;
   readonly #introductions: Introductions;
-  readonly #relays: Relays | undefined;
+  readonly #relays: Relays<Session> | undefined;
+  readonly #keptNames: KeptNames;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
   readonly #paused = new Set<Session>();
-  #heldBytes = 0;
+  readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
-  #lastId = 0;
+  #draining: { reason: string; untilMs: number; done: () => void } | undefined;
+  #drained: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
 
@@ -1531,33 +1550,93 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
+    const { sessions, probes, heldBytes, processorMs, loopbackShares } = this.limits;
+    const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
+    this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
+    this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
+    this.#processor = new Usage(
+      sharedProcessorMs,
+      (processorMs * processorWindowMs) / 1000,
+      processorWindowMs,
+      loopbackShares,
+    );
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
+    this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
+    this.#keptNames = new KeptNames(this.limits.keptNames, nameKeptMs);
     this.#introductions = new Introductions({
       limits: this.limits,
       canMeasure: this.#probeListeners.length > 0,
       send: (member, message) => this.#send(member, message),
       show: (member, about, message) => this.#write(member, lineAbout(about, message)),
-      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#relays?.offer(a, b) : undefined),
+      post: (guest, letter) => this.#elsewhere.send(guest, letter),
+      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
       tell: this.#onEvent,
+      count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
     });
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
     if (relay) this.#relays = this.#makeRelays({ rate, total });
+    this.#elsewhere = options.redis === undefined ? new LocalRooms() : this.#share(options.redis);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
-    this.#timer = setInterval(() => this.#tick(), Math.min(tickMs, shortest / 4));
+    this.#tickMs = Math.min(tickMs, shortest / 4);
+    this.#timer = setInterval(() => this.#tick(), this.#tickMs);
+    this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
   }
 
-  #makeRelays(rates: RelayRates): Relays {
+  #makeRelays(rates: RelayRates): Relays<Session> {
     return new Relays(rates, {
       limits: this.limits,
+      newToken,
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       tell: this.#onEvent,
+    });
+  }
+
+  #share(redis: string): Rooms {
+    return new RedisRooms(redis, {
+      joined: (guest) =>
+        this.#tellRoom(this.#rooms.get(guest.room) ?? [], lineAbout(guest, { type: "joined" })),
+      changed: (guest, change) => this.#guestChanged(guest, change),
+      left: (guest, reason) => this.#guestLeft(guest, reason),
+      displaced: (id, reason) => this.#displace(id, reason),
+      received: (letter) => this.#receive(letter),
+      undelivered: (guest) => this.#introductions.left(guest, "its introducer can't be reached"),
+      sharing: (isShared, message) => this.#onEvent({ event: isShared ? "shared" : "warning", message }),
+    });
+  }
+
+  /** Throws a {@link MetricsPortError}, and then has closed what was open. */
+  #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
+    try {
+      return new MetricsServer(hostname, port, () => renderPrometheus(this.stats, version));
+    } catch (error) {
+      const { code = String(error) } = error as { code?: string };
+      void this.stop();
+      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${code}`, { cause: error });
+    }
+  }
+
+  /** Where the metrics are shown, if they are. */
+  get metricsPort(): number | undefined {
+    return this.#metricsServer?.port;
+  }
+
+  get stats(): Stats {
+    const { links: relays, bytes: relayedBytes } = this.#relays?.totals ?? { links: 0, bytes: 0 };
+    return this.#metrics.read({
+      participants: this.#members.size,
+      rooms: this.#rooms.size,
+      connections: this.#connections.size,
+      waiting: this.#paused.size,
+      relays,
+      relayedBytes,
     });
   }
 
@@ -1577,13 +1656,15 @@ export class Introducer {
   /** Everyone who has registered, by id. */
   get participants(): Participant[] {
     const ids = new Map<string, number>();
-    for (const { room, peer } of this.#members.values()) ids.set(`${peer.instance} ${room}`, peer.id);
+    for (const name of this.#rooms.keys())
+      for (const { peer } of this.#everyone(name)) ids.set(`${peer.instance} ${name}`, peer.id);
     const relayed = this.#relays?.bytes();
     return [...this.#members.values()].map((member) => {
       const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
         const id = this.#idOf(member.room, instance, told) ?? ids.get(`${instance} ${member.room}`);
-        if (id === undefined) return [];
-        const bytes = route === "relay" ? relayed?.get(relayKey(member, this.#members.get(id)!)) : undefined;
+        const other = id === undefined ? undefined : this.#inRoom(member.room, id);
+        if (id === undefined || !other) return [];
+        const bytes = route === "relay" ? relayed?.get(relayKey(member, other)) : undefined;
         return [{ id, route, ...(bytes !== undefined && { relayedBytes: bytes }) }];
       });
       const { peer, room } = member;
@@ -1594,8 +1675,18 @@ export class Introducer {
 
   /** That id, if it is still that instance's. */
   #idOf(room: string, instance: string, id = 0): number | undefined {
+    return this.#inRoom(room, id)?.peer.instance === instance ? id : undefined;
+  }
+
+  #inRoom(room: string, id: number): Party | undefined {
     const member = this.#members.get(id);
-    return member?.room === room && member.peer.instance === instance ? id : undefined;
+    return member?.room === room ? member : this.#elsewhere.guests(room).get(id);
+  }
+
+  /** In a room, at whichever introducer. */
+  *#everyone(room: string): Generator<Party, void> {
+    yield* this.#rooms.get(room) ?? [];
+    yield* this.#elsewhere.guests(room).values();
   }
 
   /** Says something to everyone; returns to how many. */
@@ -1611,6 +1702,52 @@ export class Introducer {
     return member !== undefined;
   }
 
+  /**
+   * Ends in order: registers nobody any more, tells everyone to come back after a pause, each when no introduction of
+   * his is under way, and stops when those and the relayed links are over, or after {@link drainMs}.
+   */
+  drain(reason = "the introducer is restarted"): Promise<void> {
+    return (this.#drained ??= this.#endInOrder(reason));
+  }
+
+  async #endInOrder(reason: string): Promise<void> {
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const now = performance.now();
+    this.#draining = { reason, untilMs: now + drainMs, done };
+    const participants = this.#members.size;
+    const punching = participants - this.#idleMembers().length;
+    this.#onEvent({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
+    this.#dismiss(now);
+    await promise;
+    await this.stop(reason);
+  }
+
+  #idleMembers(): Member[] {
+    return [...this.#members.values()].filter(
+      ({ peer }) => this.#introductions.punching(peer.id).length === 0,
+    );
+  }
+
+  /** While it drains: sends away whoever waits for nothing here. */
+  #dismiss(now: number): void {
+    if (!this.#draining) return;
+    const { reason, untilMs, done } = this.#draining;
+    const isLate = now >= untilMs;
+    const leaving = isLate ? [...this.#members.values()] : this.#idleMembers();
+    for (const member of leaving) this.#dismissOne(member, reason);
+    for (const member of leaving) this.#close(member, reason);
+    const isPunching = this.#members.size > 0 || this.#relays?.isAwaited;
+    // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
+    if (!isPunching) this.#listener.stop();
+    if (isLate || (!isPunching && (this.#relays?.size ?? 0) === 0)) done();
+  }
+
+  #dismissOne(session: Session, reason: string): void {
+    const retryInMs = Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
+    this.#send(session, { type: "bye", reason, retryInMs });
+    session.closing = true; // so that nobody is told of everyone else's leaving
+  }
+
   /** Tells everyone, and resolves when all connections are closed. */
   stop(reason = "the introducer was stopped"): Promise<void> {
     return (this.#stopped ??= this.#stop(reason));
@@ -1622,7 +1759,8 @@ export class Introducer {
 
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
-    for (const listener of this.#probeListeners) listener.stop(true);
+    for (const listener of this.#probeListeners) listener.stop();
+    for (const probe of this.#probeSockets) probe.terminate();
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
@@ -1634,30 +1772,37 @@ export class Introducer {
       else this.#close(session, reason);
     }
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
+    const left = this.#elsewhere.close();
     if (this.#connections.size > 0) await gone;
+    await left;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
     clearInterval(this.#timer);
+    this.#draining?.done();
     this.#introductions.stop();
     this.#relays?.stop();
-    this.#listener.stop(true);
+    for (const { socket } of this.#connections) socket.terminate();
+    await this.#metricsServer?.stop();
   }
 
-  #listen(host: string | undefined, port: number): TCPSocketListener<Session | undefined> {
+  #listen(host: string | undefined, port: number): Listener<Session | undefined> {
     const listen = (hostname: string) =>
-      Bun.listen<Session | undefined>({
-        hostname,
-        port,
-        allowHalfOpen: true,
-        socket: {
-          open: (socket) => this.#open(socket),
-          data: ({ data }, chunk) => data && this.#data(data, chunk),
-          drain: ({ data }) => data && this.#drain(data),
-          end: ({ data }) => data && this.#ended(data),
-          error: ({ data }, error) => data && this.#mishap(data, error),
-          close: ({ data }, error) =>
-            data && this.#closed(data, error?.message ?? "it closed the connection"),
+      new Listener<Session | undefined>(
+        {
+          hostname,
+          port,
+          allowHalfOpen: true,
+          socket: {
+            open: (socket) => this.#open(socket),
+            data: ({ data }, chunk) => data && this.#data(data, chunk),
+            drain: ({ data }) => data && this.#drain(data),
+            end: ({ data }) => data && this.#ended(data),
+            error: ({ data }, error) => data && this.#mishap(data, error),
+            close: ({ data }, error) =>
+              data && this.#closed(data, error?.message ?? "it closed the connection"),
+          },
         },
-      });
+        (message) => this.#onEvent({ event: "warning", message }),
+      );
     if (host !== undefined) return listen(host);
     try {
       return listen("::");
@@ -1675,11 +1820,11 @@ export class Introducer {
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): TCPSocketListener<string | undefined>[] {
+  }: IntroducerOptions): Listener<string | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: TCPSocketListener<string | undefined>[] = [];
+    const listeners: Listener<string | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -1687,7 +1832,7 @@ export class Introducer {
         const { code = String(error) } = error as { code?: string };
         const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
         if (probePorts) {
-          for (const listener of [...listeners, this.#listener]) listener.stop(true);
+          for (const listener of [...listeners, this.#listener]) listener.stop();
           throw new ProbePortError(message, { cause: error });
         }
         this.#onEvent({ event: "warning", message });
@@ -1696,28 +1841,47 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): TCPSocketListener<string | undefined> {
-    const { probes, probesPerAddress, measureMs } = this.limits;
-    return Bun.listen<string | undefined>({
-      hostname,
-      port,
-      socket: {
-        open: (socket) => {
-          const observed = observedEndpoint(socket);
-          if (!observed) return void socket.terminate();
-          const { address } = splitEndpoint(observed);
-          socket.data = subscriber(address);
-          const isTooMany = this.#probes.add(socket.data) > this.#shareOf(address, probesPerAddress);
-          if (isTooMany || this.#probes.total > probes) return void socket.terminate();
-          socket.setNoDelay(true);
-          socket.timeout(Math.ceil(measureMs / 1000));
-          socket.write(encode({ type: "observed", endpoint: observed }));
+  #listenForProbe(hostname: string, port: number): Listener<string | undefined> {
+    const { measureMs } = this.limits;
+    const listener: Listener<string | undefined> = new Listener<string | undefined>(
+      {
+        hostname,
+        port,
+        socket: {
+          open: (socket) => {
+            const observed = observedEndpoint(socket);
+            const own = observed && this.#takeProbe(splitEndpoint(observed).address);
+            if (own === undefined) {
+              this.#metrics.turnedAway();
+              socket.terminate();
+              return listener.turnedAway();
+            }
+            socket.data = own;
+            this.#probeSockets.add(socket);
+            socket.setNoDelay(true);
+            socket.timeout(Math.ceil(measureMs / 1000));
+            socket.write(encode({ type: "observed", endpoint: observed! }));
+          },
+          data: () => {},
+          timeout: (socket) => socket.terminate(),
+          close: (socket) => {
+            if (socket.data === undefined) return;
+            this.#probeSockets.delete(socket);
+            this.#probes.remove(socket.data);
+          },
         },
-        data: () => {},
-        timeout: (socket) => socket.terminate(),
-        close: ({ data }) => void (data !== undefined && this.#probes.remove(data)),
       },
-    });
+      (message) => this.#onEvent({ event: "warning", message }),
+    );
+    return listener;
+  }
+
+  /** Whose share a probe from that address is of; undefined when there is none left. */
+  #takeProbe(address: string): string | undefined {
+    const own = subscriber(address);
+    if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
+    this.#probes.add(own);
+    return own;
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
@@ -1742,23 +1906,42 @@ export class Introducer {
   #open(socket: Connection): void {
     const observed = observedEndpoint(socket);
     if (!observed) return void socket.terminate();
+    const { sessions, sessionsPerAddress } = this.limits;
+    const own = subscriber(splitEndpoint(observed).address);
+    const most = this.#shares.most(own);
+    // Even a refused connection costs something until it is closed, so a flood gets no answer.
+    const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
+    if (isFlood || !this.#accepts(own)) {
+      this.#metrics.turnedAway();
+      socket.terminate();
+      return this.#listener.turnedAway();
+    }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
-    const count = this.#perSubscriber.add(session.subscriber);
-    const { sessions, sessionsPerAddress } = this.limits;
-    const most = this.#shareOf(splitEndpoint(observed).address, sessionsPerAddress);
-    // Even a refused connection costs something until it is closed, so a flood gets no answer.
-    if (count > 2 * most || this.#connections.size > 1.1 * sessions) socket.terminate();
-    else if (count > most)
-      this.#refuse(session, new Refusal("limit", `${most} connections an address are enough`));
-    else if (this.#connections.size > sessions)
-      this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    this.#shares.add(own);
+    const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
+    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}`;
+    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  #shareOf(address: string, share: number): number {
-    return addressScope(address) === "loopback" ? share * this.limits.loopbackShares : share;
+  /** Whether an address may have another connection accepted, as far as processor time goes. */
+  #accepts(own: string): boolean {
+    const now = performance.now();
+    this.#processor.spend(own, acceptMs, now);
+    return !this.#processor.isOver(own, now);
+  }
+
+  /** What a session makes us do is of its address's share of the processor. */
+  #charge(session: Session, work: () => void): void {
+    const from = performance.now();
+    const writes = this.#outgoing.length;
+    work();
+    const now = performance.now();
+    const laterMs = (this.#outgoing.length - writes) * flushMs;
+    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -1767,7 +1950,8 @@ export class Introducer {
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else this.#read(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else this.#charge(session, () => this.#read(session, chunk));
   }
 
   /** Reads line by line, as many as it may say now, and holds the rest. */
@@ -1794,27 +1978,43 @@ export class Introducer {
       this.#refuse(session, error);
     }
     session.decoder = decoder.pendingBytes > 0 && !session.closing ? decoder : undefined;
+    this.#countHeld(session);
   }
 
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
-    this.#heldBytes += bytes.length - (session.held?.length ?? 0);
     if (session.held === undefined) session.socket.pause();
     session.held = bytes;
     this.#paused.add(session);
     this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
-    if (this.#heldBytes > this.limits.heldBytes) {
-      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
-    }
+    this.#countHeld(session);
   }
 
+  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  #countHeld(session: Session): void {
+    const bytes = (session.held?.length ?? 0) + (session.decoder?.pendingBytes ?? 0);
+    const more = bytes - session.heldBytes;
+    if (more === 0) return;
+    session.heldBytes = bytes;
+    if (more < 0) return this.#held.remove(session.subscriber, -more);
+    this.#held.add(session.subscriber, more);
+    if (this.#held.isUsedUp() || this.#held.isOver(session.subscriber))
+      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+  }
+
+  /** Lets those go on that may again, by turns, for no longer than others can wait. */
   #resume(): void {
-    const now = performance.now();
+    const from = performance.now();
+    const { messageBurst, messagesPerSecond } = this.limits;
     for (const session of [...this.#paused]) {
-      const bytes = session.held!;
+      const now = performance.now();
       session.heardAt = now; // what it says may be waiting
+      if (now - from >= resumeSliceMs) break;
+      fill(session.lines, messageBurst, messagesPerSecond, now);
+      if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) continue;
+      const bytes = session.held!;
       this.#unhold(session);
-      this.#read(session, bytes);
+      this.#charge(session, () => this.#read(session, bytes));
       if (session.hasEnded) this.#ended(session);
     }
     if (this.#paused.size > 0) return;
@@ -1824,9 +2024,9 @@ export class Introducer {
 
   #unhold(session: Session): void {
     if (!this.#paused.delete(session)) return;
-    this.#heldBytes -= session.held?.length ?? 0;
     session.held = undefined;
     session.socket.resume();
+    this.#countHeld(session);
   }
 
   #ended(session: Session): void {
@@ -1853,12 +2053,15 @@ export class Introducer {
   #refuse(session: Session, refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
     if (session.closing) return;
     const { code, message, fatal } = refusal;
-    this.#send(session, { type: "refused", code, message, ...of });
+    const mayTryAgain = refusal instanceof NameTaken;
+    const name = mayTryAgain ? { name: refusal.free } : {};
+    this.#send(session, { type: "refused", code, message, ...of, ...name });
+    this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
-    if (fatal || !session.peer || session.badLines >= this.limits.badLines)
-      this.#close(session, `refused: ${message}`);
+    const isOver = fatal || (!session.peer && !mayTryAgain);
+    if (isOver || session.badLines >= this.limits.badLines) this.#close(session, `refused: ${message}`);
   }
 
   #send(session: Session, message: ToParticipant): void {
@@ -1914,6 +2117,7 @@ export class Introducer {
     session.closing = true;
     session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
@@ -1935,10 +2139,12 @@ export class Introducer {
     if (!this.#connections.delete(session)) return;
     session.closing = true;
     session.outgoing = "";
+    session.decoder = undefined;
     this.#unhold(session);
+    this.#countHeld(session);
     if (session.relayed) this.#relays?.closed(session.relayed);
-    this.#perSubscriber.remove(session.subscriber);
-    this.#leave(session, reason);
+    this.#shares.remove(session.subscriber);
+    this.#charge(session, () => this.#leave(session, reason));
     if (this.#connections.size === 0) this.#allGone?.();
   }
 
@@ -1947,8 +2153,12 @@ export class Introducer {
   #tick(): void {
     const now = performance.now();
     for (const session of this.#connections) this.#tickSession(session, now);
+    this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
+    this.#dismiss(now);
+    this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
+    this.#tickedAt = now;
   }
 
   #tickSession(session: Session, now: number): void {
@@ -1987,14 +2197,14 @@ export class Introducer {
   // messages
 
   #handle(session: Session, message: ToIntroducer): void {
-    if (message.type === "register") return this.#register(session, message);
+    if (session.isEntering) throw new Refusal("not-registered", "wait for `registered`", true);
+    if (message.type === "register") return this.#enter(session, message);
     if (message.type === "verify") return this.#verify(session, message.token);
     if (message.type === "relay") return this.#relay(session, message.token);
     if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
     const member = session as Member;
     switch (message.type) {
       case "connect":
-        this.#countIntroduction(member);
         return this.#connect(member, message);
       case "linked":
         return this.#linked(member, message);
@@ -2004,6 +2214,8 @@ export class Introducer {
         return this.#introductions.failed(member, message);
       case "mapping":
         return this.#mapped(member, message.mapping);
+      case "mapped":
+        return this.#portMapped(member, message.endpoint);
       case "measured":
         return this.#introductions.measured(member, message);
       case "connect-back":
@@ -2016,8 +2228,12 @@ export class Introducer {
   }
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
+    if (this.#draining) throw new Refusal("limit", "the introducer is ending: ask when you have come back");
     this.#countIntroduction(member);
-    this.#introductions.ask(member, this.#neighbour(member, peer), relay !== false);
+    const target = this.#neighbour(member, peer);
+    if (isGuest(target) && !this.#elsewhere.isShared)
+      throw new Refusal("unknown-peer", `${peer} is at another introducer, which can't be reached now`);
+    this.#introductions.ask(member, target, relay !== false);
   }
 
   #relay(session: Session, token: string): void {
@@ -2026,47 +2242,89 @@ export class Introducer {
     this.#relays.join(session, token);
   }
 
+  /** Registers it once it is known who is in its room elsewhere. */
+  #enter(session: Session, message: MessageOf<"register">): void {
+    const opening = session.peer ? undefined : this.#elsewhere.open(message.room);
+    if (!opening) return this.#register(session, message);
+    session.isEntering = true;
+    void opening.then(() => {
+      session.isEntering = false;
+      if (session.closing) return;
+      try {
+        this.#register(session, message);
+      } catch (error) {
+        if (!(error instanceof Refusal)) throw error;
+        this.#refuse(session, error, { request: "register" });
+      }
+    });
+  }
+
   #register(session: Session, message: MessageOf<"register">): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
+    if (this.#draining) {
+      const { reason } = this.#draining;
+      this.#dismissOne(session, reason);
+      return this.#close(session, reason);
+    }
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
     for (const old of others) {
-      const { peer } = old;
-      const isSame = peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
+      const isSame = old.peer.instance === instance && old.peer.fingerprint === fingerprint;
       if (isSame) this.#close(old, "it registered anew");
     }
-    this.#checkRoom(session, others);
-    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    const guests = this.#elsewhere.guests(room).values();
+    const replaced = guests.find(
+      ({ peer }) => peer.instance === instance && peer.fingerprint === fingerprint,
+    );
+    const all = [...this.#everyone(room)].filter((one) => one !== replaced);
+    this.#checkRoom(session, all);
+    this.#checkName(message, all);
+    const own = { id: this.#elsewhere.nextId(), name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     session.peer = { ...shown, mapping: "unknown", since: Date.now() };
     session.room = room;
     session.takesRelay = !message.direct;
     const member = session as Member;
     this.#keepLinks(member, message.links);
-    this.#welcome(member, others);
+    this.#elsewhere.put(member, replaced);
+    this.#welcome(member, all);
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
     this.#members.set(own.id, member);
+    this.#metrics.joined();
     this.#onEvent({ event: "joined", ...own, room });
     if (ignored.length > 0)
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own, observed }: Session, others: Set<Member>): void {
-    const { roomSize, roomShare } = this.limits;
-    if (others.size >= roomSize) throw new Refusal("limit", "the room is full");
-    const share = this.#shareOf(splitEndpoint(observed).address, roomShare);
-    if (others.size < share) return;
-    let count = 0;
-    for (const other of others) if (other.subscriber === own) count += 1;
-    if (count >= share)
+  #checkRoom({ subscriber: own }: Session, others: Party[]): void {
+    const { roomSize, roomShare, loopbackShares } = this.limits;
+    if (others.length >= roomSize)
+      throw new Refusal("limit", `the room is full: it holds ${count(roomSize, "participant")}`);
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
+    const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
+    if (others.length < share) return;
+    let present = 0;
+    for (const other of others) if (other.subscriber === own) present += 1;
+    if (present >= share)
       throw new Refusal("limit", `${share} participants of one address in a room are enough`);
   }
 
+  /** A name is one participant's at a time, and its certificate's for a while after. */
+  #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Party[]): void {
+    const isFree = (one: string) =>
+      this.#keptNames.mayTake(room, one, fingerprint) && !others.some(({ peer }) => peer.name === one);
+    if (isFree(name)) return;
+    let number = 2;
+    while (!isFree(numberedName(name, number)))
+      number = number < countedNames ? number + 1 : Math.floor(Math.random() * mostNameNumber);
+    throw new NameTaken(name, numberedName(name, number));
+  }
+
   /** Answers `register`. */
-  #welcome(member: Member, others: Set<Member>): void {
+  #welcome(member: Member, others: Party[]): void {
     const { room, peer } = member;
     const { id, name, private: candidates, public: observed } = peer;
     const { probePorts } = this;
@@ -2085,14 +2343,19 @@ export class Introducer {
   /** Where a participant can show how it is seen in the other address family, if we are there at all. */
   #verification(member: Member): { endpoint: Endpoint; token: string } | undefined {
     if (this.host !== "::") return undefined;
-    const now = performance.now();
-    if (now >= this.#own.untilMs) this.#own = { addresses: ownAddresses(), untilMs: now + interfacesMs };
-    const address = otherAddress(this.#own.addresses, member.observed);
+    const { family } = splitEndpoint(member.observed);
+    const address = reachable(this.#ownAddresses(), member.observed, family === 4 ? 6 : 4);
     if (address === undefined) return undefined;
     const token = newToken();
     member.verifyToken = token;
     this.#verifying.set(token, member);
     return { endpoint: formatEndpoint(address, this.port), token };
+  }
+
+  #ownAddresses(): ReturnType<typeof ownAddresses> {
+    const now = performance.now();
+    if (now >= this.#own.untilMs) this.#own = { addresses: ownAddresses(), untilMs: now + interfacesMs };
+    return this.#own.addresses;
   }
 
   #verify(session: Session, token: string): void {
@@ -2117,10 +2380,10 @@ export class Introducer {
   }
 
   /** The other participant of the same room: nobody learns whether an id exists elsewhere. */
-  #neighbour(member: Member, id: number): Member {
+  #neighbour(member: Member, id: number): Party {
     if (id === member.peer.id) throw new Refusal("self", "that is you");
-    const other = this.#members.get(id);
-    if (other?.room !== member.room) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
+    const other = this.#inRoom(member.room, id);
+    if (!other) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
     return other;
   }
 
@@ -2136,13 +2399,26 @@ export class Introducer {
   #mapped(member: Member, mapping: Mapping): void {
     member.hasMeasured = true;
     if (member.peer.mapping !== mapping) this.#change(member, { mapping });
+    this.#elsewhere.put(member);
     this.#introductions.mapped(member);
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
+  /** Nobody is sent to an address that is not the participant's own. */
+  #portMapped(member: Member, endpoint: Endpoint | undefined): void {
+    const { address } = splitEndpoint(member.observed);
+    if (endpoint !== undefined && splitEndpoint(endpoint).address !== address)
+      throw new Refusal("bad-field", `endpoint must be at ${address}, where you are seen`);
+    if (member.peer.mapped === endpoint) return;
+    this.#change(member, { mapped: endpoint ?? null });
+    this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+  }
+
   #change(member: Member, change: PeerChange): void {
-    Object.assign(member.peer, change);
+    member.peer = changedPeer(member.peer, change);
     member.json = "";
+    const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
+    this.#processor.spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
@@ -2150,13 +2426,68 @@ export class Introducer {
   #tellChanges(): void {
     this.#changeTimer = undefined;
     const perRoom = new Map<string, string>();
-    for (const [{ peer, room }, change] of this.#changed) {
+    for (const [member, change] of this.#changed) {
+      const { peer, room } = member;
       if (!this.#members.has(peer.id)) continue;
+      this.#elsewhere.put(member);
       const line = encode({ type: "updated", id: peer.id, ...change });
       perRoom.set(room, (perRoom.get(room) ?? "") + line);
     }
     this.#changed.clear();
     for (const [room, lines] of perRoom) this.#tellRoom(this.#rooms.get(room) ?? [], lines);
+  }
+
+  // those who are at other introducers
+
+  #guestChanged(guest: Guest, change: PeerChange): void {
+    const line = encode({ type: "updated", id: guest.peer.id, ...change });
+    if (Object.keys(change).length > 0) this.#tellRoom(this.#rooms.get(guest.room) ?? [], line);
+    if (guest.hasMeasured) this.#introductions.mapped(guest);
+  }
+
+  #guestLeft(guest: Guest, reason: string): void {
+    const { id, name, fingerprint } = guest.peer;
+    this.#keptNames.keep(guest.room, name, fingerprint);
+    this.#introductions.left(guest, reason);
+    this.#tellRoom(this.#rooms.get(guest.room) ?? [], encode({ type: "left", id }));
+  }
+
+  /** It comes back, and finds what is free. */
+  #displace(id: number, reason: string): void {
+    const member = this.#members.get(id);
+    if (!member) return;
+    this.#dismissOne(member, reason);
+    this.#close(member, reason);
+  }
+
+  /** What another introducer says, of its participant and one of ours. */
+  #receive(letter: Letter): void {
+    const member = this.#members.get(letter.to);
+    const guest = member && this.#elsewhere.guests(member.room).get(letter.from);
+    if (!member || !guest) return; // one of them has left
+    if (letter.is === "order") return this.#introductions.ordered(member, guest, letter);
+    const { message } = letter;
+    if (message.type === "linked") this.#introductions.linked(guest, message);
+    if (message.type === "failed") this.#introductions.failed(guest, message);
+    if (message.type === "measured") this.#introductions.measured(guest, message);
+  }
+
+  /** A guest has to be told where we are. */
+  #offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined {
+    const address = isGuest(b) ? this.#addressFor(b.peer.public) : undefined;
+    if (isGuest(b) && address === undefined) return undefined;
+    const token = this.#relays?.offer(a, b);
+    if (token === undefined) return undefined;
+    return { token, ...(address !== undefined && { endpoint: formatEndpoint(address, this.port) }) };
+  }
+
+  #addressFor(observed: Endpoint): string | undefined {
+    const { family } = splitEndpoint(observed);
+    const listening = canonicalAddress(this.host);
+    const isAny = listening === undefined || listening.address === "::" || listening.address === "0.0.0.0";
+    const advertised = canonicalAddress(this.#advertised ?? "");
+    if (advertised?.family === family) return advertised.address;
+    return reachable(isAny ? this.#ownAddresses() : [listening], observed, family);
   }
 
   // links: what participants say of them
@@ -2166,28 +2497,29 @@ export class Introducer {
     member.links = new Map(links.map(({ peer, route }) => [peer, { route, id: undefined }]));
   }
 
-  #linked(member: Member, { peer, token, route, local, remote }: MessageOf<"linked">): void {
+  #linked(member: Member, message: MessageOf<"linked">): void {
+    const { peer, route, local, remote } = message;
     const { instance } = this.#neighbour(member, peer).peer;
     const links = (member.links ??= new Map<string, Link>());
     if (links.size >= maxReportedLinks && !links.has(instance)) this.#forgetLinks(member, links);
     links.set(instance, { route, id: peer });
-    this.#introductions.linked(member, token);
+    this.#introductions.linked(member, message);
     this.#onEvent({ event: "linked", id: member.peer.id, peer, route, local, remote });
   }
 
   /** Those with who is not here: more than a room's worth of them has piled up. */
   #forgetLinks(member: Member, links: Map<string, Link>): void {
-    const room = [...(this.#rooms.get(member.room) ?? [])];
+    const room = [...this.#everyone(member.room)];
     const present = new Set(room.map(({ peer }) => peer.instance));
     for (const instance of links.keys()) if (!present.has(instance)) links.delete(instance);
   }
 
   #unlinked(member: Member, { peer, reason }: MessageOf<"unlinked">): void {
     const { links, room } = member;
-    const other = this.#members.get(peer);
+    const other = this.#inRoom(room, peer);
     // Of a peer that is gone it knows the id that it had.
     const absent = [...(links ?? [])].find(([, { id }]) => id === peer)?.[0];
-    const instance = other?.room === room ? other.peer.instance : absent;
+    const instance = other?.peer.instance ?? absent;
     if (instance === undefined || !links?.delete(instance)) return;
     this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
   }
@@ -2195,12 +2527,14 @@ export class Introducer {
   /** Takes a session out of its room, once, however many ways it ends. */
   #leave(session: Session, reason: string): void {
     if (!session.peer || !this.#members.delete(session.peer.id)) return;
-    const { id, name } = session.peer;
+    const { id, name, fingerprint } = session.peer;
+    this.#keptNames.keep(session.room, name, fingerprint);
     if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);
     if (room?.size === 0) this.#rooms.delete(session.room);
     this.#introductions.left(session as Member, reason);
+    this.#elsewhere.remove(session as Member);
     this.#tellRoom(room ?? [], encode({ type: "left", id }));
     this.#onEvent({ event: "left", id, name, reason });
   }
@@ -2210,6 +2544,7 @@ export class Introducer {
 
 const commands = [
   { key: "s", word: "list", operands: "", what: "who is here" },
+  { key: "g", word: "stats", operands: "", what: "what has been going on" },
   { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
   { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
   { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
@@ -2221,19 +2556,25 @@ const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`
 /** What an introducer tells even with --quiet. */
 const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
 
+const logFormats = ["text", "json"] as const;
+type LogFormat = (typeof logFormats)[number];
+
 /** The operator's side: events as log lines or JSON, and the commands. */
 class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
+  readonly #log: LogFormat;
   #failures = 0;
 
-  constructor(terminal: Terminal, isJson: boolean) {
+  constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
     this.#terminal = terminal;
     this.#isJson = isJson;
+    this.#log = log;
   }
 
   event(event: IntroducerEvent): void {
     if (this.#isJson) return this.#json(event);
+    if (this.#log === "json") return this.#terminal.story(timed(event), problems.has(event.event));
     const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
     this.#terminal.story(`${time} ${printable(describe(event))}`, problems.has(event.event));
   }
@@ -2280,6 +2621,7 @@ class Prompt {
       const { command, words, text } = readCommand(commands, line);
       if (command === "quit") return true;
       if (command === "list") this.#list(introducer);
+      if (command === "stats") this.#stats(introducer);
       if (command === "help") this.#terminal.result(commandHelp);
       if (command === "broadcast")
         this.#terminal.story(`told ${count(introducer.broadcast(text), "participant")}`);
@@ -2299,6 +2641,11 @@ class Prompt {
     this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
   }
 
+  #stats({ stats }: Introducer): void {
+    if (this.#isJson) return this.#json({ event: "stats", stats });
+    this.#terminal.result(renderStats(stats));
+  }
+
   #tell(introducer: Introducer, word: string, text: string): void {
     const whom = findByIdOrName(introducer.participants, word);
     if (typeof whom === "string") throw new CommandError(whom);
@@ -2307,14 +2654,47 @@ class Prompt {
   }
 
   #json(event: object): void {
-    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
+    this.#terminal.result(timed(event));
   }
+}
+
+/** One JSON line, with the time in milliseconds since the epoch. */
+function timed(event: object): string {
+  return jsonLine({ ...event, at: performance.timeOrigin + performance.now() });
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
 /** How many ports after a taken one are tried for a free one to propose. */
 const proposedPorts = 100;
+
+/** Those that nobody need change, a line each. */
+function renderLimits(): string {
+  const limits = defaultLimits;
+  const rows = [
+    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection`],
+    [
+      "bytes waiting",
+      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all`,
+    ],
+    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle`],
+    ["registering", `within ${limits.registerDeadlineMs / 1000} s`],
+    [
+      "introductions",
+      `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
+    ],
+    ["", `to one peer; ${limits.introductionsPerTarget} of one peer by all`],
+    [
+      "probes",
+      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${limits.measureMs / 1000} s`,
+    ],
+    [
+      "relays",
+      `${limits.relaysPerMember} of one participant, ${limits.relaysPerAddress} of one address, ${limits.relays} in all`,
+    ],
+  ];
+  return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
+}
 
 const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
 
@@ -2332,7 +2712,19 @@ Options:
   --relay-rate N     bytes a second of one relayed link, each way
                      (default: 1M; K, M, G: times 1024 and so on)
   --relay-total N    bytes a second of all relayed links (default: 16M)
+  --redis URL        share rooms with all introducers of that Redis (also from
+                     REDIS_URL; redis://HOST or rediss://HOST for TLS)
+  --advertise ADDR   where participants of those reach this one's relay
+                     (default: the likeliest of this host's addresses)
+  --max-connections N  connections in all (default: ${defaultLimits.sessions})
+  --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
+                     has ${siteShares} times that
+  --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
+                     them from one address
+  --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
+                     address: 127.0.0.1)
   -q, --quiet        results, errors and warnings only
+  --log text|json    how events are told on standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
   --version          which version this is
@@ -2340,9 +2732,17 @@ Options:
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
+Further limits; whoever goes beyond one is told so, or made to wait:
+${renderLimits()}
+Of what there is once for all, nobody gets more than a quarter of what is left.
+
 Results go to standard output, all else to standard error. Without a terminal
 the end of the input ends nothing; after \`quit\` the exit code is 1 if a
 command failed.
+
+SIGTERM ends it in order: participants are told to come back, and introductions
+and relayed links under way may take ${drainMs / 1000} s more. SIGINT, or a second SIGTERM,
+ends it at once.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 
@@ -2402,7 +2802,7 @@ function freePortAfter(taken: number, hostname: string): number | undefined {
 function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
   const command = startedAs("introducer");
-  if (error instanceof ProbePortError) return message;
+  if (error instanceof ProbePortError || error instanceof MetricsPortError) return message;
   if (code === "EADDRINUSE") {
     const free = freePortAfter(port, host ?? "::");
     return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;
@@ -2415,6 +2815,7 @@ function listenProblem(error: unknown, host: string | undefined, port: number): 
 }
 
 interface Arguments extends IntroducerOptions {
+  log: LogFormat;
   json: boolean;
   quiet: boolean;
 }
@@ -2426,6 +2827,13 @@ const options = {
   "no-relay": { type: "boolean" },
   "relay-rate": { type: "string" },
   "relay-total": { type: "string" },
+  redis: { type: "string" },
+  advertise: { type: "string" },
+  "max-connections": { type: "string" },
+  "max-per-address": { type: "string" },
+  "max-room": { type: "string" },
+  metrics: { type: "string" },
+  log: { type: "string" },
   quiet: { type: "boolean", short: "q" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -2442,12 +2850,17 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
   const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
+  const { metrics, log = "text" } = values;
   return {
     ...(port !== undefined && { port }),
     ...(host !== undefined && { host }),
     ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
     ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
     ...readRelay(values),
+    ...readSharing(values),
+    ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
+    limits: readLimits(values),
+    log: readLogFormat(log),
     json,
     quiet,
   };
@@ -2460,6 +2873,64 @@ function readAlternate(text: string): string {
   if (!ownAddresses().some((own) => own.address === address))
     throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
   return address;
+}
+
+function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: SharingValues) {
+  const protocol = redis === undefined ? undefined : URL.parse(redis)?.protocol;
+  if (redis !== undefined && protocol !== "redis:" && protocol !== "rediss:")
+    throw new UsageError("--redis (or REDIS_URL) takes a URL such as redis://HOST or rediss://HOST");
+  if (advertise !== undefined && !canonicalAddress(advertise))
+    throw new UsageError(`--advertise must be an IP address, not ${advertise}`);
+  if (advertise !== undefined && redis === undefined)
+    throw new UsageError("--advertise is for introducers that share their rooms (--redis)");
+  return { ...(redis !== undefined && { redis }), ...(advertise !== undefined && { advertise }) };
+}
+
+interface SharingValues {
+  redis?: string;
+  advertise?: string;
+}
+
+function readLogFormat(text: string): LogFormat {
+  const format = logFormats.find((one) => one === text);
+  if (format === undefined) throw new UsageError(`--log takes ${logFormats.join(" or ")}, not ${text}`);
+  return format;
+}
+
+/** `9100`, `0.0.0.0:9100`: where nobody says so, nobody else shall read it. */
+function readMetrics(text: string): { hostname: string; port: number } {
+  const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
+  if (endpoint === undefined)
+    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:9100, not ${text}`);
+  const { address: hostname, port } = splitEndpoint(endpoint);
+  return { hostname, port };
+}
+
+function readCount(option: string, text: string, most: number): number {
+  const number = /^\d{1,9}$/.test(text) ? Number(text) : 0;
+  if (number < 1 || number > most)
+    throw new UsageError(`${option} takes a number from 1 to ${most}, not ${text}`);
+  return number;
+}
+
+function readLimits(values: {
+  "max-connections"?: string;
+  "max-per-address"?: string;
+  "max-room"?: string;
+}): Partial<Limits> {
+  const { "max-connections": all, "max-per-address": each, "max-room": room } = values;
+  const size = room === undefined ? undefined : readCount("--max-room", room, mostInRoom);
+  return {
+    ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
+    ...(each !== undefined && { sessionsPerAddress: readCount("--max-per-address", each, 1_000_000) }),
+    ...(size !== undefined && roomLimits(size)),
+  };
+}
+
+/** A quarter of a room for one address, and as much unsent as its snapshot may take. */
+export function roomLimits(size: number): Partial<Limits> {
+  const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
+  return { roomSize: size, roomShare: Math.ceil(size / 4), unsentBytes };
 }
 
 function readRelay(values: { "no-relay"?: boolean; "relay-rate"?: string; "relay-total"?: string }) {
@@ -2495,8 +2966,8 @@ function readProbePorts(text: string): number[] {
 
 /** Runs until a signal or the operator ends it; returns the exit code. */
 async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
-  const { port, host, json } = options;
-  const prompt = new Prompt(terminal, json);
+  const { port, host, json, log } = options;
+  const prompt = new Prompt(terminal, json, log);
   let introducer: Introducer;
   try {
     introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
@@ -2504,10 +2975,16 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
     terminal.error(listenProblem(error, host, port));
     return 1;
   }
-  if (!json) terminal.story(invitation(introducer));
+  if (!json && log === "text") terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
-  process.once("SIGINT", () => signal.resolve(["the introducer was interrupted", 0]));
-  process.once("SIGTERM", () => signal.resolve(["the introducer was terminated", 0]));
+  const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
+    process.once(name, () => signal.resolve(["the introducer was interrupted", 0]));
+  endsAtOnce("SIGINT");
+  process.once("SIGTERM", () => {
+    endsAtOnce("SIGTERM");
+    const reason = "the introducer was terminated";
+    void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
+  });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
   const obeyed = prompt.obey(introducer).then((code) => ["the operator ended the introducer", code] as const);
   const [reason, code] = await Promise.race([signal.promise, obeyed]);

@@ -43,6 +43,7 @@ import {
   testHairpinning,
   type MappingBehaviour,
 } from "./native/punch/mapping.ts";
+import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
 import {
   CommandError,
@@ -72,6 +73,7 @@ import {
   defaultRoom,
   failureReasons,
   formatEndpoint,
+  isNumberedName,
   isUntranslated,
   jsonLine,
   nameProblem,
@@ -107,11 +109,18 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
+/**
+ * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
+ * not return as one. So all are back within 10 s of its return.
+ */
 const firstRejoinMs = 500;
-const maxRejoinMs = 30_000;
+const maxRejoinMs = 8_000;
+/** The same for a link that is to be kept up. */
+const maxReconnectMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
+/** The same when it was the network that ended it. */
+const briefMs = 1_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
@@ -119,6 +128,8 @@ const maxRemeasureMs = 120_000;
 const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
+/** Names of ours in one try to register that others may have before us. */
+const maxNamesTried = 8;
 /** How often what is under way is drawn. */
 const statusPeriodMs = 500;
 /** A wait that lasts longer is announced. */
@@ -133,9 +144,19 @@ export type ParticipantEvent =
   | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
-  | { event: "updated"; peer: number; name: string; public: Endpoint; mapping: Mapping; roundTripMs?: number }
+  | {
+      event: "updated";
+      peer: number;
+      name: string;
+      public: Endpoint;
+      mapped?: Endpoint;
+      mapping: Mapping;
+      roundTripMs?: number;
+    }
   | { event: "left"; peer: number; name: string }
   | { event: "mapping"; mapping: Mapping; step: number }
+  /** Whether our router opens a port for us. */
+  | { event: "port-mapping"; state: PortMappingState }
   | ({ event: "nat" } & NatReport)
   | { event: "echo"; text: string; rttMs: number }
   | { event: "notice"; text: string }
@@ -145,6 +166,8 @@ export type ParticipantEvent =
   /** Something that we can do without, but should not have to. */
   | { event: "warning"; message: string }
   | { event: "error"; message: string };
+
+type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
@@ -158,6 +181,8 @@ export interface NatReport extends MappingBehaviour {
   hairpinning: boolean;
   /** Whether the host has a global IPv6 address. */
   ipv6: boolean;
+  /** What came of asking the router for a port; undefined where it is not asked. */
+  portMapping?: PortMappingState;
   /** With which kinds of peer a direct link is expected, and by which way first. */
   expected: { peer: string; way: Way | "none" }[];
 }
@@ -169,6 +194,7 @@ export interface Self {
   room: string;
   public: Endpoint;
   private: Endpoint[];
+  mapped?: Endpoint;
   fingerprint: string;
   mapping: Mapping;
 }
@@ -190,6 +216,8 @@ export interface ParticipantOptions {
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
+  /** Whether the router is asked for a port; by default it is, where one is before us. */
+  portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
   keepMinutes?: number;
 }
@@ -209,7 +237,9 @@ class Registration implements Ground {
   readonly port: PunchPort;
   readonly control: ControlChannel;
   readonly credentials: Credentials;
+  readonly since = performance.now();
   behaviour: MappingBehaviour | undefined = undefined;
+  portMapping: PortMapping | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
@@ -227,6 +257,18 @@ class Registration implements Ground {
     this.alternates = message.alternates;
     this.verify = message.verify;
     this.port = this.portFor(control.port);
+  }
+
+  get mapped(): Endpoint | undefined {
+    const state = this.portMapping?.state;
+    return state?.is === "mapped" ? state.candidate : undefined;
+  }
+
+  /** Whether a router before us could open a port at the address that others see us at. */
+  get canBeMapped(): boolean {
+    return (
+      splitEndpoint(this.public).family === 4 && scopeOf(this.public) === "global" && !isUntranslated(this)
+    );
   }
 
   portFor(localPort: number): PunchPort {
@@ -257,6 +299,7 @@ interface JoinAttempt {
   resolve: () => void;
   reject: (error: UserError) => void;
   control?: ControlChannel;
+  namesTried: number;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -280,6 +323,8 @@ export class Participant {
   readonly #identity: Identity;
   /** Being made while we connect. */
   readonly #roomToBe: Room | Promise<Room>;
+  /** Another than in the options where that is taken; peers know us by it, so we come back with it. */
+  #name: string;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -291,9 +336,13 @@ export class Participant {
   #state: ControlState = { is: "away" };
   /** Our public address in the latest registration. */
   #lastAddress: string | undefined;
+  /** Settled when what earlier registrations had mapped is deleted. */
+  #unmapped: Promise<unknown> = Promise.resolve();
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
+  /** What the introducer asked for as it said bye. */
+  #retryInMs: number | undefined;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
@@ -304,6 +353,7 @@ export class Participant {
   constructor(options: ParticipantOptions) {
     this.options = options;
     const warn = (message: string) => this.#emit({ event: "warning", message });
+    this.#name = options.name;
     this.#identity = options.identity ?? identityOrOneForNow(warn);
     this.#credentials = new Credentials(this.#identity);
     this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
@@ -316,7 +366,10 @@ export class Participant {
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
-      changed: () => this.#arrived(),
+      changed: (peer) => {
+        this.#forgetIfGone(peer);
+        this.#arrived();
+      },
       admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
     };
   }
@@ -338,12 +391,13 @@ export class Participant {
   get self(): Self | undefined {
     const registration = this.#registration;
     if (!registration) return undefined;
-    const { id, public: observed, private: hosts, behaviour } = registration;
-    const { name } = this.options;
+    const { id, public: observed, private: hosts, mapped, behaviour } = registration;
+    const name = this.#name;
     const { fingerprint } = this.#identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
-    return { id, name, room, public: observed, private: [...hosts], fingerprint, mapping };
+    const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
+    return { ...own, fingerprint, mapping };
   }
 
   /** How many links are up. */
@@ -376,6 +430,7 @@ export class Participant {
     this.#hasQuit = true;
     await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
     if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
+    await this.#unmapped;
   }
 
   /**
@@ -472,17 +527,21 @@ export class Participant {
     }
     await registration.classified;
     const behaviour = await registration.measure([...probes, ...alternates]);
-    const own = { mapping: behaviour.mapping, private: registration.private, public: observed };
     const filtering = await port.listenDuring(() => this.#connectBack(registration));
-    const isTranslated = !isUntranslated(own);
+    const isTranslated = !isUntranslated(registration);
+    const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
+    await registration.portMapping?.answered;
+    const { private: hosts, mapped, portMapping } = registration;
+    const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
     return {
       ...behaviour,
       observed,
       scope: scopeOf(observed),
       isTranslated,
       ...(filtering && { filtering }),
-      hairpinning: isTranslated && (await testHairpinning(port.port, observed, probes[0])),
-      ipv6: own.private.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      hairpinning,
+      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      ...(portMapping && { portMapping: portMapping.state }),
       expected: expectations(own, filtering),
     };
   }
@@ -547,8 +606,9 @@ export class Participant {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const attempt: JoinAttempt = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject, namesTried: 1 };
     this.#state = { is: "joining", attempt };
+    this.#retryInMs = undefined;
     const { host, port = defaultPort } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
@@ -564,7 +624,7 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port = defaultPort, name, direct } = this.options;
+    const { host, port = defaultPort } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
@@ -580,6 +640,12 @@ export class Participant {
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
     this.#room = room;
+    this.#introduceOurselves(control, room);
+  }
+
+  #introduceOurselves(control: ControlChannel, room: Room): void {
+    const { direct } = this.options;
+    const name = this.#name;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
     const { fingerprint } = this.#identity;
@@ -611,6 +677,7 @@ export class Participant {
     if (this.#state.is === "joining" && this.#state.attempt.control === control) {
       this.#joinFailed(this.#state.attempt, new UserError(`the introducer did not register us: ${reason}`));
     } else if (this.#state.is === "registered" && this.#state.registration.control === control) {
+      if (control.isBroken) this.#networkChanged(this.#state.registration);
       this.#part("come back", reason);
     }
   }
@@ -628,7 +695,11 @@ export class Participant {
     if (before.is === "joining") {
       before.attempt.control?.close(reason);
       before.attempt.reject(error);
-    } else if (before.is === "registered") before.registration.control.close(reason);
+    } else if (before.is === "registered") {
+      const { control, portMapping } = before.registration;
+      control.close(reason);
+      this.#unmapped = Promise.all([this.#unmapped, portMapping?.close()]);
+    }
     for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
     this.#filtering?.(undefined);
     for (const peer of this.#peers.values()) peer.introducerLost(reason);
@@ -637,7 +708,8 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    const retryInMs = this.#retryInMs ?? Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    this.#retryInMs = undefined;
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
@@ -658,6 +730,7 @@ export class Participant {
       case "refused":
         return this.#refused(message);
       case "bye":
+        this.#retryInMs = message.retryInMs;
         return control.close(message.reason);
       case "ping":
         return control.send({ type: "pong", id: message.id });
@@ -729,10 +802,16 @@ export class Participant {
     this.#state = { is: "registered", registration };
     this.#hasBeenRegistered = true;
     registration.classified = this.#classify(registration, firstRemeasureMs);
+    this.#mapPort(registration);
     this.#watchAddresses(registration);
     this.#onceLasting(registration);
     attempt.resolve();
     this.#arrived();
+  }
+
+  /** That is nothing that the introducer wants us to wait for. */
+  #networkChanged({ since }: Registration): void {
+    if (performance.now() - since >= briefMs) this.#rejoinMs = firstRejoinMs;
   }
 
   #onceLasting(registration: Registration): void {
@@ -759,8 +838,8 @@ export class Participant {
     const peer = this.#byId(id);
     if (!peer) return;
     peer.change(change);
-    const { name, public: observed, mapping, roundTripMs } = peer.row;
-    const measured = roundTripMs === undefined ? {} : { roundTripMs };
+    const { name, public: observed, mapped, mapping, roundTripMs } = peer.row;
+    const measured = { ...(mapped && { mapped }), ...(roundTripMs !== undefined && { roundTripMs }) };
     this.#emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
   }
 
@@ -770,7 +849,7 @@ export class Participant {
    */
   #remember(peer: Peer): RemotePeer | undefined {
     const doubt = distrust(this.#room!, peer);
-    const key = JSON.stringify([peer.instance, peer.fingerprint, peer.name, doubt]);
+    const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers)
@@ -811,18 +890,36 @@ export class Participant {
     if (!peer) return;
     this.#emit({ event: "left", peer: id, name: peer.name });
     peer.left();
-    if (!peer.isIdle) return;
+    this.#forgetIfGone(peer);
+  }
+
+  /** While we are registered, who is not listed is gone; a link with it may last. */
+  #forgetIfGone(peer: RemotePeer): void {
+    if (this.#state.is !== "registered" || peer.isPresent || !peer.isIdle) return;
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+  #refused({ request, message, code, peer, name }: ToParticipant & { type: "refused" }): void {
     const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining" && code === "name-taken" && name !== undefined)
+      return this.#renamed(this.#state.attempt, name, text);
     if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
     if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     if (request === "connect-back") return this.#filtering?.(undefined);
     if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
+  }
+
+  /** The name that we wanted is somebody else's: ours is another, and we register by it at once. */
+  #renamed(attempt: JoinAttempt, name: string, refusal: string): void {
+    const isBearable = isNumberedName(name, this.options.name) || isNumberedName(name, this.#name);
+    if (!isBearable || ++attempt.namesTried > maxNamesTried)
+      return this.#joinFailed(attempt, new UserError(refusal));
+    const message = `${this.#name} is somebody else in this room: others call you ${name} there`;
+    this.#emit({ event: "warning", message });
+    this.#name = name;
+    this.#introduceOurselves(attempt.control!, this.#room!);
   }
 
   // --- what we find out about ourselves ------------------------------------------------------------------
@@ -835,7 +932,9 @@ export class Participant {
       const isCurrent = this.#registration === registration;
       if (isCurrent && usable() === before) return;
       clearInterval(timer);
-      if (isCurrent) this.#part("come back", "this host's addresses changed");
+      if (!isCurrent) return;
+      this.#networkChanged(registration);
+      this.#part("come back", "this host's addresses changed");
     }, addressWatchMs);
     timer.unref();
   }
@@ -866,6 +965,24 @@ export class Participant {
     const { mapping, step } = behaviour;
     registration.send({ type: "mapping", mapping });
     this.#emit({ event: "mapping", mapping, step });
+  }
+
+  /** Asks the router for a port, in the background; links that could not be direct may become so. */
+  #mapPort(registration: Registration): void {
+    if (this.options.portMapping === false || !registration.canBeMapped) return;
+    let told: Endpoint | undefined;
+    registration.portMapping = new PortMapping({
+      internalPort: registration.port.port,
+      observed: registration.public,
+      onChange: (state) => {
+        this.#emit({ event: "port-mapping", state });
+        const { mapped } = registration;
+        if (mapped === told) return;
+        told = mapped;
+        registration.send({ type: "mapped", ...(mapped && { endpoint: mapped }) });
+        if (mapped) for (const peer of this.#peers.values()) peer.groundChanged(false);
+      },
+    });
   }
 
   async #measureAnew(): Promise<void> {
@@ -899,8 +1016,7 @@ export class Participant {
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
     const own = String(this.#registration?.id);
-    if (word === own || word === this.options.name)
-      throw new UserError("that is yourself; `list` shows the others");
+    if (word === own || word === this.#name) throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
@@ -928,7 +1044,7 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
     ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
     ["random ports", { mapping: "random", private: [], public: elsewhere }],
   ];
-  const isOpen = isUntranslated(own) && filtering === "let-in";
+  const isOpen = (isUntranslated(own) && filtering === "let-in") || own.mapped !== undefined;
   const firstWay = (peer: Situation) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
   return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
 }
@@ -1041,6 +1157,7 @@ function renderDetail(row: PeerRow, c: Colors): string {
     ["distrust", row.distrust],
     ["fingerprint", row.fingerprint],
     ["mapping", `${row.mapping}${toIntroducer}`],
+    ["mapped port", row.mapped],
     ["private", row.private.join(", ") || "none"],
     ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
     ["bytes", row.route === undefined ? undefined : traffic(row)],
@@ -1081,10 +1198,6 @@ const ms = (value: number) => `${value.toFixed(1)} ms`;
 
 /** What an event says to a person; undefined for what only programs want. */
 export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  const who =
-    "name" in event && "peer" in event
-      ? `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`
-      : "";
   switch (event.event) {
     case "registered":
       return (
@@ -1093,15 +1206,48 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       );
     case "peers":
       return tellPeers(event.peers);
+    case "mapping":
+      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
+    case "port-mapping":
+      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
+    case "nat": // shown as a result
+    case "updated":
+      return undefined;
+    case "waiting":
+      return `${printable(event.text)} …`;
+    case "echo":
+      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
+    case "notice":
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
+    case "introducer": {
+      const next =
+        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
+      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+    }
+    case "warning":
+      return `${c.yellow("warning")}: ${printable(event.message)}`;
+    case "error":
+      return `${c.red("error")}: ${printable(event.message)}`;
+    case "forwarding":
+    case "forward-refused":
+    case "offered":
+    case "transferring":
+    case "transferred":
+    case "transfer-failed":
+      return tellUse(event, c);
+    default:
+      return tellPeer(event, c);
+  }
+}
+
+/** What happens to a peer, or between us. */
+function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
+  const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
+  switch (event.event) {
     case "joined":
       return `${who} joined from ${event.public}`;
     case "left":
       return `${who} left`;
-    case "mapping":
-      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
-    case "nat": // shown as a result
-    case "updated":
-      return undefined;
     case "punching":
       return `${c.yellow("punching")} towards ${who}, ${event.role}, ${event.way}, round ${event.round}`;
     case "attempt":
@@ -1120,46 +1266,35 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
       return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
     }
-    case "forwarding":
-      return `forwarding ${event.listen} → ${c.bold(printable(event.name))} → ${event.target}`;
-    case "forward-refused": {
-      const whose =
-        event.by === "us"
-          ? `${c.bold(printable(event.name))} may not reach`
-          : `${c.bold(printable(event.name))} does not let us reach`;
-      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
-    }
-    case "offered": {
-      const many = event.files === 1 ? "" : ` (${event.files} files)`;
-      return `${c.bold(printable(event.name))} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
-    }
-    case "transferring":
-      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${c.bold(printable(event.name))}`;
-    case "transferred":
-      return tellTransferred(event, c);
-    case "transfer-failed":
-      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
-    case "waiting":
-      return `${printable(event.text)} …`;
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
       return `${who} has it after ${ms(event.rttMs)}`;
     case "pong":
       return `${who} answered after ${ms(event.rttMs)}`;
-    case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
-    case "notice":
-      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
-    case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
-      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+  }
+}
+
+/** What a link is used for. */
+function tellUse(event: UseEvent, c: Colors): string {
+  const name = c.bold(printable(event.name));
+  switch (event.event) {
+    case "forwarding":
+      return `forwarding ${event.listen} → ${name} → ${event.target}`;
+    case "forward-refused": {
+      const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
+      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
     }
-    case "warning":
-      return `${c.yellow("warning")}: ${printable(event.message)}`;
-    case "error":
-      return `${c.red("error")}: ${printable(event.message)}`;
+    case "offered": {
+      const many = event.files === 1 ? "" : ` (${event.files} files)`;
+      return `${name} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
+    }
+    case "transferring":
+      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${name}`;
+    case "transferred":
+      return tellTransferred(event, c);
+    case "transfer-failed":
+      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
   }
 }
 
@@ -1258,6 +1393,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ["unsolicited SYN", filtering ? filteringWords[filtering] : "the introducer did not say"],
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
+    ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],
   ] as const;
   const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
   const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
@@ -1269,12 +1405,35 @@ export function renderNat(report: NatReport, c: Colors): string {
   ].join("\n");
 }
 
+/** What came of asking the router (RFC 6887, RFC 6886, UPnP IGD). */
+function portMappingWords(state: PortMappingState | undefined): string {
+  switch (state?.is) {
+    case "mapped": {
+      const { protocol, candidate, lifetimeS } = state;
+      const lasts = lifetimeS === 0 ? "until it is deleted" : `for ${lifetimeS} s`;
+      return `${candidate} is open ${lasts}, by ${protocolNames[protocol]}`;
+    }
+    case "double-nat": {
+      const { protocol, externalAddress } = state;
+      const address = printable(externalAddress) || "no address";
+      return `double NAT: the router's own address (${address}, by ${protocolNames[protocol]}) is not the one that others see`;
+    }
+    case "unavailable":
+      return `none: ${printable(state.reason)}`;
+    case "asking":
+    case "closed":
+    case undefined:
+      return "the router was not asked";
+  }
+}
+
 /** What `whoami` answers. */
 function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
   return [
     `${c.bold(printable(self.name))} (${self.id}) in ${roomWords(self.room)}`,
     `  private      ${self.private.join(", ") || "none"}`,
     `  public       ${self.public}`,
+    ...(self.mapped ? [`  mapped port  ${self.mapped}`] : []),
     `  mapping      ${self.mapping}`,
     `  fingerprint  ${self.fingerprint}`,
   ].join("\n");
@@ -1289,7 +1448,7 @@ function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): stri
   return "address-and-port-dependent: another external port for every destination";
 }
 
-function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): string {
+function plainSentence({ mapping, isTranslated, filtering, scope, portMapping }: NatReport): string {
   if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
   if (!isTranslated && scope === "private")
     return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
@@ -1300,6 +1459,8 @@ function plainSentence({ mapping, isTranslated, filtering, scope }: NatReport): 
       ? "You are on the open Internet: everyone can link with you."
       : "You have a public address behind a firewall: a direct link is possible with every kind of peer.";
   }
+  if (portMapping?.is === "mapped" && mapping !== "endpoint-independent")
+    return "You are behind a NAT that opens a port when asked: a direct link is possible with every kind of peer.";
   const sentences: Record<Mapping, string> = {
     unknown: "You are behind a NAT that could not be measured.",
     "endpoint-independent":
@@ -1399,13 +1560,15 @@ class Prompt {
       case "forward":
         return void keepLinked(participant, uses.forward(peer));
       case "unforward":
-        return uses.unforward(peer);
+        uses.unforward(peer);
+        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
       case "forwards":
         return this.#forwards(uses.forwards);
       case "allow":
-        return void uses.allow(peer);
+        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
       case "disallow":
-        return uses.disallow(peer);
+        uses.disallow(peer);
+        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
       case "allowed":
         return this.#allowed(uses.allowed);
       case "send":
@@ -1520,6 +1683,7 @@ Options:
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
+  --no-portmap    don't ask the router to open a port
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends (so do --forward, --allow and
                   --accept)
@@ -1551,6 +1715,7 @@ interface Arguments {
   accept: string | undefined;
   keepMinutes: number;
   direct: boolean;
+  portMapping: boolean;
   nat: boolean;
   stay: boolean;
   verbose: boolean;
@@ -1569,6 +1734,7 @@ const options = {
   accept: { type: "string" },
   keep: { type: "string" },
   direct: { type: "boolean" },
+  "no-portmap": { type: "boolean" },
   nat: { type: "boolean" },
   stay: { type: "boolean" },
   verbose: { type: "boolean", short: "v" },
@@ -1614,6 +1780,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     accept: values.accept,
     keepMinutes: readKeep(values.keep),
     direct: values.direct ?? false,
+    portMapping: !values["no-portmap"],
     nat: values.nat ?? false,
     stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
     verbose: values.verbose ?? false,
@@ -1741,10 +1908,10 @@ async function main(terminal: Terminal): Promise<number> {
 function prepare(terminal: Terminal, options: Arguments, introducer: string): Running {
   const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
   const onEvent = (event: ParticipantEvent) => prompt.event(event);
-  const { name, keepMinutes, direct, verbose } = options;
+  const { name, keepMinutes, direct, portMapping, verbose } = options;
   const participant = new Participant({
     ...readHostPort(introducer),
-    ...{ name, keepMinutes, direct, verbose, onEvent },
+    ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
     room: chooseRoom(options, introducer, terminal),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
@@ -1769,6 +1936,7 @@ async function live(running: Running): Promise<number> {
       await work();
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
+      if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
       failures++;
       // What we have ended ourselves need not be told.
       if (!(error instanceof ToldError || participant.hasQuit))
@@ -1864,8 +2032,8 @@ async function keepLinked(participant: Participant, word: string): Promise<void>
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
     }
-    const hasLasted = performance.now() - startedAt >= maxRejoinMs;
-    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxRejoinMs, pauseMs * 2);
+    const hasLasted = performance.now() - startedAt >= maxReconnectMs;
+    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxReconnectMs, pauseMs * 2);
     await Bun.sleep(pauseMs * (0.5 + Math.random()));
   }
 }

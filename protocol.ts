@@ -42,15 +42,14 @@ export const registerDeadlineMs = 10_000;
 export const introducerPingMs = 25_000;
 /** Silence after which a control channel counts as dead, on either side. */
 export const controlSilenceMs = 60_000;
-/** Keepalive period on a link, and the silence after which the peer counts as dead: within 45 s of its death. */
-export const linkKeepaliveMs = 15_000;
-export const linkSilenceMs = 44_000;
 /** How long an offer of a relay holds, and how long its first side waits for the other. */
 export const relayOfferMs = 10_000;
 /** Without a direct link by then, a relay is offered beside the rounds of the punch. */
 export const relayAfterMs = 1000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
+/** No introducer keeps a participant away for longer. */
+export const maxRetryInMs = 60_000;
 export const defaultRoom = "lobby";
 /** Further ports of the introducer that mapping probes go to. */
 export const maxProbePorts = 4;
@@ -93,7 +92,6 @@ export const unlinkReasons = {
   "peer-disconnected": "the peer disconnected",
   "peer-quit": "the peer quit",
   replaced: "a newer link has taken its place",
-  "peer-silent": "nothing was heard from the peer any more",
   "connection-lost": "the connection broke",
   "protocol-error": "the peer sent what is not in the protocol",
   "peer-restarted": "the peer's program was started anew",
@@ -112,6 +110,7 @@ export const refusalCodes = [
   "unknown-peer",
   "self",
   "limit",
+  "name-taken",
 ] as const;
 export type RefusalCode = (typeof refusalCodes)[number];
 
@@ -225,11 +224,12 @@ export interface Situation {
   mapping: Mapping;
   private: readonly Endpoint[];
   public: Endpoint;
+  mapped?: Endpoint;
 }
 
 /**
  * How one round is punched. All dial the host candidates; besides:
- * `direct`: both dial the endpoint that the introducer saw.
+ * `direct`: both dial the endpoint that the introducer saw, and the one that the other's router has opened.
  * `predicted`: a side with sequential ports measures where its NAT stands, and the other dials what comes next.
  * `birthday`: the side with random ports opens many, and the other guesses as many.
  * `fresh`: both dial a port that each has measured just now, for a NAT may hold the old ones locked (a link that
@@ -239,7 +239,7 @@ export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
 export type Way = (typeof ways)[number];
 
 /** Whether its external port is another one for every destination. */
-export function isDependent({ mapping }: Situation): boolean {
+export function isDependent({ mapping }: Pick<Situation, "mapping">): boolean {
   return mapping === "sequential" || mapping === "random";
 }
 
@@ -257,13 +257,15 @@ export function planRounds(a: Situation, b: Situation): Way[] {
     const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";
     return canMeasure ? ["direct", "fresh", "fresh"] : ["direct"];
   }
+  const isMapped = a.mapped !== undefined || b.mapped !== undefined;
   if (dependent.length === 2) {
     if (!isRandom) return rounds("predicted", 2 * roundsPerWay);
-    return canMeetWithoutNat(a, b) ? ["direct"] : [];
+    return canMeetWithoutNat(a, b) || isMapped ? ["direct"] : [];
   }
   if (!isRandom) return [...rounds("predicted"), ...rounds("birthday")];
-  // A host without NAT may well accept the first SYN, wherever it comes from.
-  return isUntranslated(a) || isUntranslated(b) ? ["direct", ...rounds("birthday")] : rounds("birthday");
+  // A host without NAT, or with an open port, may well accept the first SYN, wherever it comes from.
+  const mayBeLetIn = isMapped || isUntranslated(a) || isUntranslated(b);
+  return mayBeLetIn ? ["direct", ...rounds("birthday")] : rounds("birthday");
 }
 
 /** Behind one NAT the private addresses may reach, and IPv6 is not translated. */
@@ -314,6 +316,8 @@ export interface Peer {
   public: Endpoint;
   /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
   otherPublic?: Endpoint;
+  /** At the address that the introducer saw, the port that its router has opened for it. */
+  mapped?: Endpoint;
   /** How its NAT maps, as far as it has measured. */
   mapping: Mapping;
   /** Its round trip to the introducer, once measured. */
@@ -327,8 +331,18 @@ export function publicInstance(instance: string): string {
   return new Bun.CryptoHasher("sha256").update(instance).digest("hex").slice(0, instance.length);
 }
 
-/** What can change of a peer while it is registered. */
-export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">>;
+/** What can change of a peer while it is registered. `mapped` is null when there is none any more. */
+export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">> & {
+  mapped?: Endpoint | null;
+};
+
+/** The peer after a change. */
+export function changedPeer(
+  { mapped: before, ...peer }: Peer,
+  { mapped = before, ...change }: PeerChange,
+): Peer {
+  return { ...peer, ...change, ...(mapped && { mapped }) };
+}
 
 /** Whether the introducer has seen the participant at that address: only there may many SYNs be sent. */
 export function isVerified({ public: observed, otherPublic }: Peer, address: string): boolean {
@@ -351,7 +365,7 @@ export interface RelayRates {
 /** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
 export type Role = "controlling" | "controlled";
 /** How a connection came about: accepted by our listener, by our connect() to that kind of candidate, or by relay. */
-export const routes = ["listen", "private", "public", "predicted", "birthday", "relay"] as const;
+export const routes = ["listen", "private", "public", "mapped", "predicted", "birthday", "relay"] as const;
 export type Route = (typeof routes)[number];
 
 /** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
@@ -402,6 +416,8 @@ export type ToIntroducer =
   | { type: "failed"; peer: number; token: string; reason: FailureReason }
   /** Sent when a participant knows how its NAT maps. */
   | { type: "mapping"; mapping: Mapping }
+  /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
+  | { type: "mapped"; endpoint?: Endpoint }
   /** Answers `measure`; without `prediction` when measuring failed. */
   | { type: "measured"; token: string; prediction?: Prediction }
   /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
@@ -455,8 +471,11 @@ export type ToParticipant =
       own?: Prediction;
       theirs?: Prediction;
     }
-  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
-  | { type: "relay"; peer: Peer; role: Role; token: string }
+  /**
+   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
+   * `endpoint` where that is another introducer than theirs.
+   */
+  | { type: "relay"; peer: Peer; role: Role; token: string; endpoint?: Endpoint }
   /** Answers `relay` on its connection: what follows is the other side's. */
   | { type: "relaying" }
   /** Answers `connect-back`. */
@@ -469,10 +488,13 @@ export type ToParticipant =
   | { type: "echo"; text: string }
   /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
   | { type: "ping"; id: number }
-  /** Answers a line that was refused: its type where it had one, and whom it named. */
-  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number }
-  /** Sent before the introducer closes the connection. */
-  | { type: "bye"; reason: string };
+  /**
+   * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
+   * {@link numberedName} that is free: register again with it, on the same connection.
+   */
+  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number; name?: string }
+  /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
+  | { type: "bye"; reason: string; retryInMs?: number };
 
 /** Why a side ends a link on purpose: what it says to the other as it ends it. */
 export const byeReasons = ["disconnected", "quit", "replaced"] as const;
@@ -544,6 +566,10 @@ function listOf<T>(item: Check<T>, maxItems: number): Check<T[]> {
   };
 }
 
+function nullable<T>(check: Check<T>): Check<T | null> {
+  return (value, field) => (value === null ? null : check(value, field));
+}
+
 function optional<T>(check: Check<T>): Check<T | undefined> {
   return (value, field) => (value === undefined ? undefined : check(value, field));
 }
@@ -589,6 +615,19 @@ const name: Check<string> = (value, field) => {
   if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
   return word;
 };
+
+/** What a participant is called where its name is taken: `alice-2`, cut where it would be too long. */
+export function numberedName(name: string, number: number): string {
+  const suffix = `-${number}`;
+  const kept = name.slice(0, maxNameLength - suffix.length).replace(/\p{Cs}$/u, ""); // no half of a pair
+  return kept + suffix;
+}
+
+/** Whether it is a {@link numberedName} of `wanted`: no introducer may name us otherwise. */
+export function isNumberedName(name: string, wanted: string): boolean {
+  const number = /-([1-9]\d{0,5})$/.exec(name)?.[1];
+  return number !== undefined && name === numberedName(wanted, Number(number));
+}
 
 /** A room is a capability: any words, but nothing a terminal would obey. */
 export function roomProblem(room: string): string | undefined {
@@ -653,6 +692,7 @@ const peer = fieldsOf<Peer>({
   private: endpoints,
   public: endpoint,
   otherPublic: optional(endpoint),
+  mapped: optional(endpoint),
   mapping,
   roundTripMs: optional(count),
   since: count,
@@ -681,6 +721,7 @@ const toIntroducer: Table<ToIntroducer> = {
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
   failed: { peer: id, token, reason },
   mapping: { mapping },
+  mapped: { endpoint: optional(endpoint) } as Table<ToIntroducer>["mapped"],
   measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
   "connect-back": {},
   echo: { text: message },
@@ -705,6 +746,7 @@ const toParticipant: Table<ToParticipant> = {
   updated: {
     id,
     otherPublic: optional(endpoint),
+    mapped: optional(nullable(endpoint)),
     mapping: optional(mapping),
     roundTripMs: optional(count),
   } as Table<ToParticipant>["updated"],
@@ -722,7 +764,12 @@ const toParticipant: Table<ToParticipant> = {
     own: optional(prediction),
     theirs: optional(prediction),
   } as Table<ToParticipant>["punch"],
-  relay: { peer, role: oneOf<Role>(["controlling", "controlled"]), token },
+  relay: {
+    peer,
+    role: oneOf<Role>(["controlling", "controlled"]),
+    token,
+    endpoint: optional(endpoint),
+  } as Table<ToParticipant>["relay"],
   relaying: {},
   filtering: { filtering: oneOf(filterings) },
   failed: { peer: id, token, reason },
@@ -734,8 +781,9 @@ const toParticipant: Table<ToParticipant> = {
     message: shortText,
     request: optional(shortText),
     peer: optional(id),
+    name: optional(name),
   } as Table<ToParticipant>["refused"],
-  bye: { reason: shortText },
+  bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) } as Table<ToParticipant>["bye"],
 };
 
 const toPeer: Table<ToPeer> = { nominate: { token } };

@@ -163,6 +163,23 @@ function portOf(sockaddr: Uint8Array): number {
   return (sockaddr[2]! << 8) | sockaddr[3]!;
 }
 
+export const closedThere = "the connection was closed at the peer's end";
+const networkErrors: Readonly<Record<string, string>> = {
+  ECONNRESET: "the connection was reset",
+  EPIPE: closedThere,
+  ETIMEDOUT: "the network delivered nothing any more",
+  EHOSTUNREACH: "the host can no longer be reached",
+  ENETUNREACH: "the network there can no longer be reached",
+};
+
+/** An error of a socket or of TLS in plain words. */
+export function inWords(error: Error): string {
+  const code = "code" in error && typeof error.code === "string" ? error.code : "";
+  const complaint = /^error:[^:]*:SSL routines:[^:]*:(\w+)/.exec(error.message)?.[1];
+  if (complaint) return `TLS refused: ${complaint.toLowerCase().replaceAll("_", " ")}`;
+  return networkErrors[code] ?? error.message;
+}
+
 let pollEntries = new Int32Array(64);
 
 /** Asks the kernel once, without waiting, which sockets can be read (accept) or written (connect has ended). */

@@ -415,7 +415,7 @@ export class Terminal {
 
   /** Draws lines that stay last, above the prompt, and replaces those of before; on a terminal only. */
   status(lines: string[]): void {
-    if (!isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
+    if (this.isQuiet || !isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
     this.#erasePrompt();
     this.#status = lines;
     this.#redraw();

@@ -43,7 +43,7 @@ export function homeOf(name: string): string {
 
 /** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
 export class Driven implements AsyncDisposable {
-  readonly name: string;
+  name: string;
   readonly events: ParticipantEvent[] = [];
   readonly stderr: Promise<string>;
   /** The first time. */

@@ -14,10 +14,10 @@ import {
   type Limits,
 } from "../introducer.ts";
 import { Socket } from "../native/socket.ts";
+import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
 import {
   encode,
-  formatEndpoint,
   LineDecoder,
   maxLineBytes,
   maxReportedLinks,
@@ -25,7 +25,6 @@ import {
   protocolVersion,
   relayAfterMs,
   splitEndpoint,
-  type Endpoint,
   type Mapping,
   type Prediction,
   type RefusalCode,
@@ -33,103 +32,7 @@ import {
   type ToParticipant,
 } from "../protocol.ts";
 
-type MessageOf<T extends ToParticipant["type"]> = Extract<ToParticipant, { type: T }>;
-const at = (text: string) => text as Endpoint;
-const fingerprint = "ab".repeat(32);
-/** The beginning of a SHA-256: an instance of that name and, of an instance, what others see of it. */
-const hash = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest("hex").slice(0, 16);
 const isLinux = process.platform === "linux";
-
-function registration(name: string, room = "lobby"): Extract<ToIntroducer, { type: "register" }> {
-  const own = [at("192.168.1.5:40000")];
-  const instance = hash(name);
-  const rest = { fingerprint, private: own, links: [] };
-  return { type: "register", version: protocolVersion, name, room, instance, ...rest };
-}
-
-/** What a side says that has linked; without the peer, whom both sides name differently. */
-const linkedBy = (token: string) =>
-  ({ type: "linked", token, route: "public", local: at("10.0.0.1:1"), remote: at("10.0.0.2:2") }) as const;
-
-/** A participant made of nothing but a socket: it says exactly what a test wants said. */
-class Client implements Disposable {
-  readonly seen: ToParticipant[] = [];
-  readonly ended = Promise.withResolvers<void>();
-  readonly #socket: net.Socket;
-  readonly #decoder = new LineDecoder();
-  #waiting: { wants: (message: ToParticipant) => boolean; resolve: (message: ToParticipant) => void }[] = [];
-  #taken = new Set<ToParticipant>();
-  answersPings = true;
-
-  constructor(port: number, localAddress = "127.0.0.1") {
-    const host = localAddress.includes(":") ? "::1" : "127.0.0.1";
-    this.#socket = net.connect({ port, host, localAddress, noDelay: true });
-    this.#socket.on("data", (chunk) => {
-      for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));
-    });
-    this.#socket.on("error", () => {});
-    this.#socket.on("close", () => this.ended.resolve());
-    this.#socket.on("end", () => this.ended.resolve());
-  }
-
-  /** Its own, once it has heard something. */
-  get endpoint(): Endpoint {
-    return formatEndpoint(this.#socket.localAddress!, this.#socket.localPort!);
-  }
-
-  #receive(message: ToParticipant): void {
-    this.seen.push(message);
-    if (message.type === "ping" && this.answersPings) this.send({ type: "pong", id: message.id });
-    const index = this.#waiting.findIndex(({ wants }) => wants(message));
-    if (index === -1) return;
-    this.#taken.add(message);
-    this.#waiting.splice(index, 1)[0]!.resolve(message);
-  }
-
-  /** The next message of that type that no one has waited for yet. */
-  next<T extends ToParticipant["type"]>(type: T, wants = (_: MessageOf<T>) => true): Promise<MessageOf<T>> {
-    const fits = (message: ToParticipant) => message.type === type && wants(message as MessageOf<T>);
-    const early = this.seen.find((message) => !this.#taken.has(message) && fits(message));
-    if (early) {
-      this.#taken.add(early);
-      return Promise.resolve(early as MessageOf<T>);
-    }
-    const { promise, resolve } = Promise.withResolvers<ToParticipant>();
-    this.#waiting.push({ wants: fits, resolve });
-    return promise as Promise<MessageOf<T>>;
-  }
-
-  send(message: ToIntroducer): void {
-    this.raw(encode(message));
-  }
-
-  raw(bytes: string | Uint8Array): void {
-    this.#socket.write(typeof bytes === "string" ? Buffer.from(bytes) : bytes);
-  }
-
-  end(): void {
-    this.#socket.end();
-  }
-
-  pause(): void {
-    this.#socket.pause();
-  }
-
-  /** Everything the introducer had to say to this client before this call has been read when it resolves. */
-  async settled(): Promise<void> {
-    const text = crypto.randomUUID();
-    this.send({ type: "echo", text });
-    await this.next("echo", (echo) => echo.text === text);
-  }
-
-  types(): string[] {
-    return this.seen.map(({ type }) => type).filter((type) => type !== "ping");
-  }
-
-  [Symbol.dispose](): void {
-    this.#socket.destroy();
-  }
-}
 
 /** An introducer on a free port, and all it told its operator. */
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = { relay: false }) {
@@ -152,8 +55,8 @@ function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = { 
     wake();
     return promise.finally(() => waiting.delete(wake));
   };
-  const join = async (name: string, room?: string, answersPings = true) => {
-    const client = new Client(introducer.port);
+  const join = async (name: string, room?: string, answersPings = true, address?: string) => {
+    const client = new Client(introducer.port, address);
     client.answersPings = answersPings;
     client.send(registration(name, room));
     const { id } = await client.next("registered");
@@ -492,7 +395,10 @@ test("more introductions than a person asks for are refused, but the connection 
   await using scene = introduce({ introductionsPerMinute: 3 });
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
-  for (let n = 0; n < 4; n++) anna.send({ type: "connect", peer: bert.id });
+  for (let n = 0; n < 3; n++) anna.send({ type: "connect", peer: bert.id });
+  await anna.settled();
+  expect(anna.types()).not.toContain("refused");
+  anna.send({ type: "connect", peer: bert.id });
   expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect", peer: bert.id });
   await anna.settled();
 });
@@ -557,6 +463,57 @@ test("one address may hold only so many connections", async () => {
   third[Symbol.dispose]();
 });
 
+test("a refusal says how much is enough, and what an IPv6 site may have", async () => {
+  await using scene = introduce({ sessionsPerAddress: 2, loopbackShares: 1 });
+  using _anna = await scene.join("anna");
+  using _bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  const { message } = await third.next("refused");
+  expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough");
+});
+
+test.skipIf(!isLinux)("who takes all connections it gets leaves some for others", async () => {
+  await using scene = introduce({ sessions: 40, loopbackShares: 1 });
+  const { port } = scene.introducer;
+  const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
+  const { message } = await Promise.race(crowd.map((one) => one.next("refused")));
+  expect(message).toEndWith("while the introducer is this full");
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  await anna.settled();
+  for (const one of crowd) one[Symbol.dispose]();
+});
+
+test.skipIf(!isLinux)("who opens connection after connection does not keep others waiting", async () => {
+  await using scene = introduce({ loopbackShares: 1 });
+  const { port } = scene.introducer;
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  const flood = Array.from({ length: 600 }, () => new Client(port, "127.0.0.2"));
+  await anna.settled();
+  const ends = flood.map(({ ended }) => ended.promise);
+  await Promise.race(ends);
+  using bert = await scene.join("bert", "lobby", true, "127.0.0.4");
+  await bert.settled();
+  for (const one of flood) one[Symbol.dispose]();
+});
+
+test.skipIf(!isLinux)(
+  "lines that never end, from one address, are bounded, and others' are read",
+  async () => {
+    await using scene = introduce({ heldBytesPerAddress: 100_000, loopbackShares: 1 });
+    const halfLine = new Uint8Array(30_000).fill(120);
+    const crowd = Array.from({ length: 6 }, () => new Client(scene.introducer.port, "127.0.0.2"));
+    for (const one of crowd) one.raw(halfLine);
+    const ended = await Promise.race(crowd.map((one) => one.ended.promise.then(() => one)));
+    expect(ended.seen).toMatchObject([{ type: "refused", code: "limit" }]);
+    using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+    const text = "x".repeat(8000);
+    anna.raw(encode({ type: "echo", text }).slice(0, 7000));
+    anna.raw(encode({ type: "echo", text }).slice(7000));
+    expect(await anna.next("echo")).toEqual({ type: "echo", text });
+    for (const one of crowd) one[Symbol.dispose]();
+  },
+);
+
 test("one address has its share of a room, and leaves room for others", async () => {
   await using scene = introduce({ roomSize: 3, roomShare: 2, loopbackShares: 1 });
   using anna = await scene.join("anna");
@@ -593,6 +550,67 @@ test("stop tells everyone, once", async () => {
   await Promise.all([anna.ended.promise, bert.ended.promise]);
   expect([anna.types().slice(-1), bert.types()]).toEqual([["bye"], ["registered", "peers", "bye"]]);
   expect(anna.seen.at(-1)).toEqual({ type: "bye", reason: "so long" });
+});
+
+/** Whether a connection is accepted there. */
+async function isListening(port: number): Promise<boolean> {
+  try {
+    (await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } })).terminate();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test("drain sends the idle away at once, each with its own pause, and ends when nothing is under way", async () => {
+  await using scene = introduce();
+  const all = await Promise.all(Array.from({ length: 20 }, (_, n) => scene.join(`n${n}`)));
+  const drained = scene.introducer.drain("so long");
+  const byes = await Promise.all(all.map((client) => client.next("bye")));
+  expect(byes.every(({ reason }) => reason === "so long")).toBe(true);
+  const pauses = byes.map(({ retryInMs }) => retryInMs!);
+  expect(Math.min(...pauses)).toBeGreaterThanOrEqual(500);
+  expect(Math.max(...pauses)).toBeLessThanOrEqual(3000);
+  expect(new Set(pauses).size).toBeGreaterThan(10);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+  expect(all.flatMap((client) => client.types()).filter((type) => type === "left")).toEqual([]);
+  await drained;
+  expect(scene.events.filter(({ event }) => event === "draining")).toMatchObject([
+    { participants: 20, punching: 0, relays: 0 },
+  ]);
+});
+
+test("drain lets an introduction end, registers nobody meanwhile, and refuses another introduction", async () => {
+  await using scene = introduce({ pingMs: 40 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using idle = await scene.join("idle");
+  anna.send({ type: "connect", peer: bert.id });
+  const [{ token }] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const drained = scene.introducer.drain();
+  await idle.next("bye");
+  using late = new Client(scene.introducer.port);
+  late.send(registration("late"));
+  expect((await late.next("bye")).retryInMs).toBeNumber();
+  anna.send({ type: "connect", peer: idle.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect" });
+  for (const [one, other] of [[anna, bert] as const, [bert, anna] as const])
+    one.send({ ...linkedBy(token), peer: other.id });
+  await Promise.all([anna.next("bye"), bert.next("bye"), drained]);
+  expect(scene.events.filter(({ event }) => event === "linked")).toHaveLength(2);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+});
+
+test("stop while it drains ends it at once", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await bert.next("punch");
+  const drained = scene.introducer.drain();
+  await scene.introducer.stop("at once");
+  await drained;
+  expect(bert.seen.at(-1)).toEqual({ type: "bye", reason: "at once" });
 });
 
 test("tell and broadcast arrive as notices", async () => {
@@ -646,6 +664,41 @@ test("how a participant's NAT maps is told to the room", async () => {
   const [peers] = carl.seen.filter((message) => message.type === "peers");
   expect(peers?.peers.map(({ mapping }) => mapping)).toEqual(["unknown", "sequential"]);
   expect(scene.events).toContainEqual({ event: "mapping", id: bert.id, mapping: "sequential" });
+});
+
+test("a mapped port is told to the room, and that it is closed again; one of another address is refused", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "lobby", false);
+  using bert = await scene.join("bert", "lobby", false);
+  const { id } = bert;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped });
+  using carl = await scene.join("carl");
+  const [peers] = carl.seen.filter((message) => message.type === "peers");
+  expect(peers?.peers.map((peer) => peer.mapped)).toEqual([undefined, mapped]);
+
+  bert.send({ type: "mapped", endpoint: at("127.0.0.2:41000") });
+  expect(await bert.next("refused")).toMatchObject({ code: "bad-field", request: "mapped" });
+  bert.send({ type: "mapped", endpoint: mapped }); // nothing new
+  bert.send({ type: "mapped" });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id, mapped: null });
+  expect(scene.introducer.participants.map((one) => one.mapped)).toEqual([undefined, undefined, undefined]);
+  expect(scene.events.filter(({ event }) => event === "mapped")).toEqual([
+    { event: "mapped", id, endpoint: mapped },
+    { event: "mapped", id },
+  ]);
+});
+
+test("random with random, one of them with a mapped port: a direct round", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "random", "random");
+  const { anna, bert } = pair;
+  const mapped = at("127.0.0.1:41000");
+  bert.send({ type: "mapped", endpoint: mapped });
+  await bert.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true, peer: { mapped } });
 });
 
 test.each(["anna", "bert"] as const)(
@@ -857,6 +910,19 @@ test("many strangers together can't have one participant punch all the time", as
   await failOnce(victim, carl);
 });
 
+test.skipIf(!isLinux)("nor can they keep others from meeting him", async () => {
+  await using scene = introduce({ introductionsPerTarget: 2, introductionsPerPair: 100 });
+  using victim = await scene.join("victim");
+  using mallory = await scene.join("mallory", "lobby", true, "127.0.0.2");
+  for (let n = 0; n < 2; n++) await failOnce(mallory, victim);
+  mallory.send({ type: "connect", peer: victim.id });
+  expect<unknown>(await mallory.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  await failOnce(anna, victim);
+  anna.send({ type: "connect", peer: victim.id }); // its first was free, this one waits as all others do
+  expect<unknown>(await anna.next("refused")).toMatchObject({ ...waits, peer: victim.id });
+});
+
 test("introductions that link cost nothing", async () => {
   await using scene = introduce({ introductionsPerPair: 1, introductionsPerTarget: 1 });
   using anna = await scene.join("anna");
@@ -865,6 +931,30 @@ test("introductions that link cost nothing", async () => {
   await failOnce(anna, bert);
   anna.send({ type: "connect", peer: bert.id });
   expect<unknown>(await anna.next("refused")).toMatchObject(waits);
+});
+
+test("what has been going on is counted: introductions by outcome and way, refusals by code, joins", async () => {
+  await using scene = introduce({ introductionsPerPair: 2 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using carl = await scene.join("carl", "elsewhere");
+  await linkOnce(anna, bert);
+  await failOnce(anna, bert);
+  anna.send({ type: "connect", peer: carl.id });
+  await anna.next("refused");
+  bert.send({ type: "connect", peer: anna.id });
+  await anna.next("punch", ({ role }) => role === "controlled");
+  bert.end();
+  await anna.next("left");
+  const { stats } = scene.introducer;
+  expect(stats).toMatchObject({ participants: 2, rooms: 2, joins: 3, relays: 0 });
+  expect(stats.introductions).toEqual([
+    { outcome: "linked", way: "direct", count: 1 },
+    { outcome: "refused-by-peer", way: "direct", count: 1 },
+    { outcome: "peer-left", way: "direct", count: 1 },
+  ]);
+  expect(stats.linkMs.counts.at(-1)).toBe(1);
+  expect(stats.refusals).toEqual([{ code: "unknown-peer", count: 1 }]);
 });
 
 test("a stranger that claims random ports and fails at once gets no second round while the first runs", async () => {
@@ -1468,7 +1558,7 @@ test("a link is told to be over by the id that its peer had when it left", async
     await anna.settled();
   }
   await anna.next("left");
-  anna.send({ type: "unlinked", peer: 2, reason: "peer-silent" });
+  anna.send({ type: "unlinked", peer: 2, reason: "connection-lost" });
   expect(await scene.happened("unlinked")).toMatchObject({ id: 1, peer: 2 });
   using bert = await scene.join("bert");
   expect(bert.id).toBe(3);
@@ -1731,6 +1821,7 @@ describe.skipIf(!isLinux)("relayed bytes", () => {
     relayed.anna.send({ ...linkedBy(relayed.token), route: "relay", peer: relayed.bert.id });
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "relay", relayedBytes: 5 }]);
+    expect(scene.introducer.stats).toMatchObject({ relays: 1, relayedBytes: 5 });
     const report = { ...linkedBy("0".repeat(32)), peer: relayed.bert.id }; // it has moved
     relayed.anna.send(report);
     await relayed.anna.settled();
@@ -2239,7 +2330,7 @@ async function* jsonLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<In
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   test(`the program serves with standard input at its end, and ${signal} ends it with bye and 0`, async () => {
     const port = freePort();
-    await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
+    await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
     const events = jsonLines(child.stdout);
     expect((await events.next()).value).toMatchObject({ event: "listening", host: "127.0.0.1", port });
     using anna = new Client(port);
@@ -2251,6 +2342,27 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     expect(await child.exited).toBe(0);
   });
 }
+
+test("the program ends in order at SIGTERM, at once at the second, and with 0 either way", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
+  const events = jsonLines(child.stdout);
+  await events.next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  anna.send({ type: "connect", peer: (await bert.next("registered")).id });
+  await anna.next("punch");
+  child.kill("SIGTERM");
+  const next = async () => (await events.next()).value as IntroducerEvent;
+  while ((await next()).event !== "draining"); // and no break out of a loop over them, which would close the pipe
+  expect(child.exitCode).toBeNull();
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+  await Promise.all([anna.next("bye"), bert.next("bye")]);
+});
 
 test.each([
   [["--relay-rate", "64K", "--relay-total", "2m"], { rate: 65_536, total: 2 * 1024 * 1024 }],
@@ -2271,7 +2383,7 @@ test("the program takes commands from a pipe, and its end doesn't end it", async
   await events.next();
   using anna = new Client(port);
   anna.send(registration("anna"));
-  await events.next();
+  while ((await events.next()).value?.event !== "joined"); // a probe port may have been taken: a warning
   child.stdin?.write("S\nD hello there\ntell 1 and you\n");
   await child.stdin?.end();
   expect((await events.next()).value).toMatchObject({
@@ -2358,8 +2470,63 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   expect(await child.exited).toBe(0);
 });
 
+test("--metrics shows numbers to Prometheus, on loopback unless told otherwise", async () => {
+  const [port, metrics] = [freePort(), freePort()];
+  await using child = run([String(port), "--json", "--metrics", String(metrics)]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  const page = await (await fetch(`http://127.0.0.1:${metrics}/metrics`)).text();
+  expect(page).toContain("\nintroducer_participants 1\n");
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+});
+
+test("metrics on a port that is taken: exit code 1, and which", async () => {
+  await using scene = introduce();
+  const taken = String(scene.introducer.port);
+  const result = await ended([String(freePort()), "--host", "127.0.0.1", "--metrics", taken]);
+  expect(result).toMatchObject({ code: 1, stdout: "" });
+  expect(result.stderr).toContain(`can't show metrics on 127.0.0.1 port ${taken}: EADDRINUSE\n`);
+});
+
+test("--log json: each event a line of JSON on standard error, and nothing else there", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--log", "json"], "pipe");
+  const events = jsonLines(child.stderr);
+  expect((await events.next()).value).toMatchObject({ event: "listening", port, at: expect.any(Number) });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  expect((await events.next()).value).toMatchObject({ event: "joined", name: "anna" });
+  child.stdin?.write("stats\nquit\n");
+  expect(await child.exited).toBe(0);
+  expect(await new Response(child.stdout).text()).toMatch(
+    /^up +\d+s\nnow +1 participant in 1 room, 1 connection/,
+  );
+});
+
+test("--max-connections, --max-per-address and --max-room are the introducer's limits", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--max-room", "1"]);
+  await jsonLines(child.stdout).next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  expect((await bert.next("refused")).message).toBe("the room is full: it holds 1 participant");
+});
+
 for (const args of [
   ["--nonsense"],
+  ["--log", "xml"],
+  ["--metrics", "here"],
+  ["--metrics", "127.0.0.1"],
+  ["--metrics", "70000"],
+  ["--max-connections", "0"],
+  ["--max-per-address", "many"],
+  ["--max-room", "1000000"],
   ["0"],
   ["65536"],
   ["seven"],
@@ -2381,6 +2548,10 @@ for (const args of [
   ["--relay-rate", "100"],
   ["--relay-total", "-1M"],
   ["--no-relay", "--relay-rate", "1M"],
+  ["--redis", "localhost"],
+  ["--redis", "http://localhost"],
+  ["--redis", "redis://localhost", "--advertise", "example.org"],
+  ["--advertise", "203.0.113.7"],
 ]) {
   test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {
     const result = await ended(args);

@@ -150,3 +150,10 @@ test("what goes wrong is a UserError that says so", async () => {
   }
   expect(() => new Participant({ host: "127.0.0.1", name: "alice", room: "" })).toThrow("a room must have");
 });
+
+test("the example of the README is the one that is run here", async () => {
+  const example = await Bun.file(join(root, "test/example.ts")).text();
+  const [, body = ""] = example.split("*/\n");
+  const readme = await Bun.file(join(root, "README.md")).text();
+  expect(readme).toContain(body.trim().replace('"../participant.ts"', '"./participant.ts"'));
+});

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import {
+  changedPeer,
   type Endpoint,
   type FailureReason,
   LineDecoder,
@@ -24,6 +25,8 @@ import {
   maxTextLength,
   mayOffer,
   nameProblem,
+  isNumberedName,
+  numberedName,
   parseEndpoint,
   parseToIntroducer,
   parseToParticipant,
@@ -137,6 +140,13 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
     [{ type: "mapping", mapping: "sequential" }, `{"type":"mapping","mapping":"sequential"}`],
   ],
+  mapped: [
+    [
+      { type: "mapped", endpoint: at("203.0.113.7:40000") },
+      `{"type":"mapped","endpoint":"203.0.113.7:40000"}`,
+    ],
+    [{ type: "mapped" }, `{"type":"mapped"}`],
+  ],
   measured: [
     [
       { type: "measured", token, prediction: { endpoint: at("203.0.113.7:40000"), step: -256 } },
@@ -181,6 +191,11 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "updated", id: 2, otherPublic: at("[2001:db8::5]:40000"), mapping: "random" },
       `{"type":"updated","id":2,"otherPublic":"[2001:db8::5]:40000","mapping":"random"}`,
     ],
+    [
+      { type: "updated", id: 2, mapped: at("203.0.113.7:41000") },
+      `{"type":"updated","id":2,"mapped":"203.0.113.7:41000"}`,
+    ],
+    [{ type: "updated", id: 2, mapped: null }, `{"type":"updated","id":2,"mapped":null}`],
   ],
   relay: [
     [
@@ -250,8 +265,18 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "refused", code: "bad-line", message: "a line must be one JSON object" },
       `{"type":"refused","code":"bad-line","message":"a line must be one JSON object"}`,
     ],
+    [
+      { type: "refused", code: "name-taken", message: "taken", name: "bob-2" },
+      `{"type":"refused","code":"name-taken","message":"taken","name":"bob-2"}`,
+    ],
   ],
-  bye: [[{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`]],
+  bye: [
+    [{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`],
+    [
+      { type: "bye", reason: "shutting down", retryInMs: 1500 },
+      `{"type":"bye","reason":"shutting down","retryInMs":1500}`,
+    ],
+  ],
 };
 
 const goldenToPeer: Golden<ToPeer> = {
@@ -278,11 +303,13 @@ const directions: [
 
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
-  refused: ["request", "peer"],
+  refused: ["request", "peer", "name"],
+  bye: ["retryInMs"],
   register: ["proof", "direct"],
   registered: ["verify", "relay"],
   connect: ["relay"],
-  updated: ["otherPublic", "mapping", "roundTripMs"],
+  updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
+  mapped: ["endpoint"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
 };
@@ -588,6 +615,14 @@ test.each<[parse: (line: string) => unknown, base: object, field: string, good: 
   [parseToParticipant, { type: "filtering" }, "filtering", ["dropped", "refused", "let-in"], ["open", 1]],
   [parseToParticipant, { type: "observed" }, "endpoint", [seen], ["255.255.255.255:1", "x", 1, "1.2.3.4:0"]],
   [parseToIntroducer, { type: "mapping" }, "mapping", ["unknown", "random"], ["", "symmetric", 1]],
+  [parseToIntroducer, { type: "mapped" }, "endpoint", [seen], [null, "224.0.0.1:7", "203.0.113.7:0", 1]],
+  [
+    parseToParticipant,
+    { type: "updated", id: 2 },
+    "mapped",
+    [seen, null],
+    ["", "0.0.0.0:1", "203.0.113.7", 0, false],
+  ],
   [
     parseToIntroducer,
     measuredLine,
@@ -625,6 +660,14 @@ test("own and theirs of a punch are predictions like any other", () => {
     const bad = JSON.stringify({ ...punchLine, [field]: { endpoint: seen, step: 5000 } });
     expect(refusalOf(() => parseToParticipant(bad)).message).toStartWith(`${field}.step must be `);
   }
+});
+
+test("a peer after a change has what was told, and loses a mapped port that is closed", () => {
+  const mapped = at("203.0.113.7:41000");
+  const before: Peer = { ...bob, mapped };
+  expect(changedPeer(bob, { mapped })).toEqual(before);
+  expect(changedPeer(before, { roundTripMs: 7 })).toEqual({ ...before, roundTripMs: 7 });
+  expect(changedPeer(before, { mapping: "random", mapped: null })).toEqual({ ...bob, mapping: "random" });
 });
 
 test("a list of the most peers is accepted", () => {
@@ -674,6 +717,31 @@ test.each([
 ] satisfies [string, string, string | undefined][])("name: %s", (_what, name, problem) => {
   if (problem === undefined) expect(nameProblem(name)).toBeUndefined();
   else expect(nameProblem(name)).toContain(problem);
+});
+
+test("a numbered name is the name and a number, cut where it would be too long, and never in mid-character", () => {
+  const long = "x".repeat(maxNameLength);
+  const emoji = "🦊".repeat(maxNameLength / 2);
+  expect([numberedName("bob", 2), numberedName("bob-2", 2)]).toEqual(["bob-2", "bob-2-2"]);
+  expect(numberedName(long, 17)).toBe(`${"x".repeat(maxNameLength - 3)}-17`);
+  expect(numberedName(emoji, 17)).toBe(`${"🦊".repeat(maxNameLength / 2 - 2)}-17`);
+  for (const name of ["bob", "bob-2", long, emoji]) {
+    expect(nameProblem(numberedName(name, 17))).toBeUndefined();
+    expect(isNumberedName(numberedName(name, 17), name)).toBe(true);
+  }
+});
+
+test.each([
+  ["bob", "bob"],
+  ["bob-", "bob"],
+  ["bob-0", "bob"],
+  ["bob-02", "bob"],
+  ["bob-2-3", "bob"],
+  ["bo-2", "bob"],
+  ["eve-2", "bob"],
+  ["bob-9999999", "bob"],
+])("%s is no numbered name of %s", (name, wanted) => {
+  expect(isNumberedName(name, wanted)).toBe(false);
 });
 
 // --- framing ---------------------------------------------------------------------------------------------

@@ -229,6 +229,8 @@ export class Carriers {
         return this.#outranked(attachment, hello.epoch);
       case resumedStatus.unknown:
         return this.#owner.onBroken("peer-restarted", "peer");
+      case resumedStatus.over:
+        return this.#owner.onBroken("disconnected", "peer");
       default:
         throw new ProtocolError(`a refusal to resume (${hello.status})`);
     }

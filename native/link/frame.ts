@@ -72,8 +72,11 @@ const payloadBytes: Readonly<Record<number, readonly [least: number, most: numbe
 
 /** What `resume` says: whether the session may be begun where it is not known. */
 export const resumeStatus = { known: 0, begin: 1 } as const;
-/** What `resumed` says. `old`: a carrier of that or a later epoch is in use or sought; the hello names the latest. */
-export const resumedStatus = { accepted: 0, unknown: 1, old: 2, version: 3, impossible: 4 } as const;
+/**
+ * What `resumed` says. `old`: a carrier of that or a later epoch is in use or sought; the hello names the latest.
+ * `unknown`: nobody here has that session. `over`: its user ended it while there was no way to say so.
+ */
+export const resumedStatus = { accepted: 0, unknown: 1, old: 2, version: 3, impossible: 4, over: 5 } as const;
 
 /** Bytes from the peer that no participant of this version sends; the text is for the user. */
 export class ProtocolError extends Error {}

@@ -122,12 +122,12 @@ export function identityOrOneForNow(warn: (message: string) => void, folder?: st
 export function loadIdentity(folder: string = stateFolder()): Identity {
   const file = join(folder, fileName);
   const kept = readKept(file);
-  if (kept !== undefined) return parseKept(file, kept);
+  if (kept !== undefined) return parseIdentity(file, kept);
   create(folder, file);
   // Read back, never taken from memory: another program may have been first.
   const made = readKept(file);
   if (made === undefined) throw new IdentityError(`${file} vanished as it was made; remove what is there`);
-  return parseKept(file, made);
+  return parseIdentity(file, made);
 }
 
 function errnoOf(error: unknown): string {
@@ -163,7 +163,8 @@ function refuseReadableByOthers(file: string, mode: number): void {
   );
 }
 
-function parseKept(file: string, kept: string): Identity {
+/** Reads what such a file holds; throws an {@link IdentityError} that names `file`. */
+export function parseIdentity(file: string, kept: string): Identity {
   const key = keyBlock.exec(kept)?.[0];
   const block = certificateBlock.exec(kept)?.[0];
   if (!key || !block) throw damaged(file, `has no ${key ? "certificate" : "private key"} in it`);

@@ -4,6 +4,7 @@
  * where that can be. It knows neither the prompt nor any other peer. For participant.ts.
  */
 import {
+  changedPeer,
   failureReasons,
   isVerified,
   maxTextLength,
@@ -28,20 +29,13 @@ import { judgeOffer, readOffer, refuseOffer, type Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
 import { resumedStatus } from "./frame.ts";
 import { Link, type LinkOptions, type LinkOwner, type Purpose } from "./link.ts";
+import { Seeker } from "./seeker.ts";
 import type { Stream } from "./stream.ts";
 
 /** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 const maxPastTokens = 16;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
-/**
- * Pauses between two tries: for a link that has no channel or fears for it, and for one that is relayed. Doubled each
- * time, and jittered by half.
- */
-const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
-/** When the other side of a link without a channel asks, too. */
-const secondAsksAfterMs = 1_500;
-
 /** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
 interface Who {
   peer: number | null;
@@ -85,6 +79,8 @@ export interface PeerRow {
   lastSeenAt: number;
   private: Endpoint[];
   public: Endpoint;
+  /** The port that its router has opened. */
+  mapped?: Endpoint;
   mapping: Mapping;
   /** To the introducer. */
   roundTripMs?: number;
@@ -146,6 +142,8 @@ export class RemotePeer {
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
   #lastEndedAt: number | undefined;
+  /** The session of a link that the user ended: the peer may not have heard of it. */
+  #endedByUs: string | undefined;
   readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
   readonly #tokens = new WeakMap<Channel, string>();
@@ -194,11 +192,13 @@ export class RemotePeer {
   }
 
   get row(): PeerRow {
-    const { id, name, fingerprint, private: hosts, public: observed, mapping, roundTripMs } = this.#peer;
+    const { id, name, fingerprint, private: hosts, public: observed, mapped } = this.#peer;
+    const { mapping, roundTripMs } = this.#peer;
     const { state, distrust } = this;
     return {
       ...{ id, name, state, fingerprint, private: hosts, public: observed, mapping },
       ...{ present: this.#isPresent, lastSeenAt: this.#lastSeenAt },
+      ...(mapped && { mapped }),
       ...(roundTripMs !== undefined && { roundTripMs }),
       ...(distrust !== undefined && { distrust }),
       ...(state === "failed" && { reason: this.#failure! }),
@@ -222,7 +222,7 @@ export class RemotePeer {
   }
 
   change(change: PeerChange): void {
-    this.#peer = { ...this.#peer, ...change };
+    this.#peer = changedPeer(this.#peer, change);
     this.#lastSeenAt = Date.now();
     // A round trip says nothing about how to get there.
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seekAnew();
@@ -267,7 +267,9 @@ export class RemotePeer {
   }
 
   relay(message: ToParticipant & { type: "relay" }): void {
-    if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
+    const isUnwanted = this.#surroundings.ground()?.takesRelay === false;
+    const isStale = !this.#introduction && message.role === "controlling";
+    if (isUnwanted || isStale) return this.#decline(message.token);
     this.#introductionOf(message)?.relay(message);
   }
 
@@ -378,7 +380,9 @@ export class RemotePeer {
   /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
   async disconnect(): Promise<void> {
     if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
-    await this.#linkFor("disconnect").close("disconnected");
+    const link = this.#linkFor("disconnect");
+    this.#introduction?.cancel("cancelled", "disconnect"); // another way for it, which would make a new link
+    await link.close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
@@ -399,12 +403,19 @@ export class RemotePeer {
   #nominated(channel: Channel, nominated: Nominated): void {
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") {
-      channel.onClose = () => {}; // the introduction is over, and the peer will ask again
-      const forgotten = setTimeout(() => channel.destroy(), offerTimeoutMs);
+      const forgotten = setTimeout(() => {
+        channel.destroy();
+        unoffered("the peer did not say which link it is for");
+      }, offerTimeoutMs);
+      const unoffered = (detail: string) => {
+        clearTimeout(forgotten);
+        this.#unoffered(detail);
+      };
+      channel.onClose = unoffered;
       return readOffer(
         channel,
         (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
-        () => clearTimeout(forgotten),
+        unoffered,
       );
     }
     if (this.#link) this.#link.attach(channel);
@@ -416,7 +427,11 @@ export class RemotePeer {
       case "resume":
         return this.#link!.accept(offer);
       case "refuse":
-        return refuseOffer(offer, resumedStatus.unknown);
+        refuseOffer(
+          offer,
+          this.#endedByUs === offer.hello.sessionId ? resumedStatus.over : resumedStatus.unknown,
+        );
+        return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
         // What is held is over at the peer: that is told first.
         this.#link?.abandon("replaced", "");
@@ -437,12 +452,12 @@ export class RemotePeer {
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
-    if (!link.isOpen) return; // its peer had only a refusal to say
     this.#link = link;
     this.#failure = undefined;
     const { route, local, remote } = channel;
-    this.#emit({ event: "linked", route, local, remote, elapsedMs });
+    // First, or what the user does about it could reach the introducer before it.
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
+    this.#emit({ event: "linked", route, local, remote, elapsedMs });
     for (const { resolve } of this.#waiting.splice(0)) resolve(link);
     this.#surroundings.changed(this);
     this.#seekDirect();
@@ -464,6 +479,7 @@ export class RemotePeer {
   }
 
   #unlinked(reason: UnlinkReason, detail: string): void {
+    this.#endedByUs = reason === "disconnected" ? this.#link?.session.id : undefined;
     this.#link = undefined;
     this.#lastEndedAt = performance.now();
     this.#seeker.rest();
@@ -499,10 +515,13 @@ export class RemotePeer {
 
   #seek(): void {
     const link = this.#link;
-    if (!link || this.#introduction || !this.#isPresent) return;
+    if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
-    if (link.route !== "relay") return this.#seeker.rest();
+    if (link.route !== "relay" || this.#seeker.wanted === "soon") {
+      this.#seeker.rest(); // it lives after all
+      return this.#seekDirect();
+    }
     void this.#surroundings.measureAnew().then(() => {
       const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
       if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
@@ -512,7 +531,15 @@ export class RemotePeer {
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
     this.#introduction = undefined;
     if (this.#link || !failure) return this.#seeker.again();
-    const { reason, detail } = failure;
+    this.#failed(failure.reason, failure.detail);
+  }
+
+  /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
+  #unoffered(detail: string): void {
+    if (!this.#link && !this.#introduction) this.#failed("timed-out", detail);
+  }
+
+  #failed(reason: FailureReason, detail: string): void {
     this.#failure = reason;
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
@@ -529,58 +556,6 @@ export class RemotePeer {
   #emit(event: EventOf<PeerEvent>): void {
     const who = { peer: this.#isPresent ? this.id : null, name: this.name };
     this.#surroundings.emit({ ...event, ...who } as PeerEvent);
-  }
-}
-
-/** When another channel is sought, again and again until it is there. */
-class Seeker {
-  readonly #seek: () => void;
-  #wanted: keyof typeof pauses | undefined;
-  #pauseMs = 0;
-  #timer: NodeJS.Timeout | undefined;
-
-  constructor(seek: () => void) {
-    this.#seek = seek;
-  }
-
-  /** Said again, it goes on as it was. */
-  want(what: keyof typeof pauses, isFirst: boolean): void {
-    if (this.#wanted === what) return;
-    this.#wanted = what;
-    this.#pauseMs = pauses[what].firstMs;
-    this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
-  }
-
-  /** The pauses begin anew, with the shortest. */
-  hurry(isFirst: boolean): void {
-    if (!this.#wanted) return;
-    this.#pauseMs = pauses[this.#wanted].firstMs;
-    this.#in(isFirst ? 0 : secondAsksAfterMs);
-  }
-
-  /** It came to nothing. */
-  again(): void {
-    if (!this.#wanted) return;
-    this.#in(this.#jittered());
-    this.#pauseMs = Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs);
-  }
-
-  rest(): void {
-    this.#wanted = undefined;
-    clearTimeout(this.#timer);
-  }
-
-  #jittered(): number {
-    return this.#pauseMs * (0.5 + Math.random());
-  }
-
-  #in(ms: number): void {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.#seek();
-      // Where it could not be sought, because nobody is registered or the peer is away, it can be later.
-      if (this.#wanted) this.#in(this.#jittered());
-    }, ms);
   }
 }
 

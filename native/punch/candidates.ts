@@ -32,7 +32,7 @@ import type { Candidate } from "./dial.ts";
  */
 const paceBatch = 16;
 const paceMs = 2;
-/** Where every connection uses up a port of a sequential NAT, host candidates wait for those that count. */
+/** Where every connection uses up a port of a sequential NAT, other candidates wait for those that count. */
 const hostDelayMs = 30;
 
 export interface Round {
@@ -77,7 +77,7 @@ export function roundCandidates(round: Round): Candidate[] {
     const scope = scopeOf(endpoint);
     return !ours.has(endpoint) && scope !== "unusable" && (scope !== "loopback" || isOverLoopback);
   };
-  const reflexive = byWay(round).filter(({ endpoint }) => isUsable(endpoint));
+  const reflexive = [...byWay(round), ...mapped(round)].filter(({ endpoint }) => isUsable(endpoint));
   // A peer may claim what we must not dial: that takes no part of what it may claim.
   const hosts = hostsOf(peer)
     .filter(isUsable)
@@ -99,6 +99,14 @@ function host({ own, peer, hosts, allowance }: Round, endpoint: Endpoint): Candi
   if (isVerified(peer, splitEndpoint(endpoint).address)) return { endpoint, route: "public", ...delay };
   const tries = allowance.triesAt(endpoint, hosts);
   return tries && { endpoint, route: scopeOf(endpoint) === "global" ? "public" : "private", tries, ...delay };
+}
+
+/** The port that the peer's router has opened; in a `fresh` round the peer listens on another one. */
+function mapped({ way, own, peer }: Round): Candidate[] {
+  const endpoint = peer.mapped;
+  if (endpoint === undefined || endpoint === peer.public || way === "fresh") return [];
+  if (!isVerified(peer, splitEndpoint(endpoint).address)) return [];
+  return [{ endpoint, route: "mapped", ...(own.mapping === "sequential" && { afterMs: hostDelayMs }) }];
 }
 
 /** What is dialled besides the host candidates. */

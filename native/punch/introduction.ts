@@ -7,10 +7,13 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
 import {
+  isDependent,
   isUntranslated,
   punchDeadlineMs,
   roundsPerWay,
+  scopeOf,
   splitEndpoint,
+  type AddressScope,
   type Endpoint,
   type FailureReason,
   type Peer,
@@ -18,6 +21,7 @@ import {
   type Role,
   type ToIntroducer,
   type ToParticipant,
+  type Way,
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
 import type { Channel, Credentials } from "../link/channel.ts";
@@ -54,6 +58,8 @@ export interface Ground {
   readonly port: PunchPort;
   readonly public: Endpoint;
   readonly private: readonly Endpoint[];
+  /** At our public address, the port that our router has opened for the shared one. */
+  readonly mapped: Endpoint | undefined;
   /** Where mapping probes go. */
   readonly probes: readonly Endpoint[];
   readonly behaviour: MappingBehaviour | undefined;
@@ -184,15 +190,16 @@ export class Introduction {
   }
 
   /** Lets itself be relayed. Where that is the introducer's first word, there is no direct way. */
-  relay({ peer, role, token }: RelayMessage): void {
+  relay({ peer, role, token, endpoint }: RelayMessage): void {
     const { ground } = this.#options;
     if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
+    if (endpoint && !isAsFar(endpoint, ground.introducer)) return this.#report("refused-by-peer", token);
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
-      introducer: ground.introducer,
+      introducer: endpoint ?? ground.introducer,
       credentials: ground.credentials,
       fingerprint: peer.fingerprint,
       purpose: purposeOf(token),
@@ -286,7 +293,7 @@ export class Introduction {
       candidates: candidatesOf(order, this.#peer, ground, this.#allowance),
       startInMs,
       deadlineMs,
-      isReachable: isReachable(ground, this.#peer),
+      isReachable: isReachable(ground, this.#peer, order.way),
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -337,10 +344,22 @@ export class Introduction {
   }
 }
 
-/** Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. */
-function isReachable(own: Pick<Ground, "public" | "private">, peer: Peer): boolean {
+/** Whether it is no nearer to us than the introducer that names it: none may send us to what is in our own network only. */
+export function isAsFar(endpoint: Endpoint, introducer: Endpoint): boolean {
+  const distance: AddressScope[] = ["unusable", "loopback", "private", "global"];
+  return distance.indexOf(scopeOf(endpoint)) >= distance.indexOf(scopeOf(introducer));
+}
+
+/**
+ * Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. Or else our router
+ * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch.ts, #stopListening), because one
+ * of our mappings is another for every destination and nobody guesses.
+ */
+function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
-  return isUntranslated(own) || address(own.public) === address(peer.public);
+  if (isUntranslated(own) || address(own.public) === address(peer.public)) return true;
+  const mappings = [own.behaviour?.mapping ?? "unknown", peer.mapping];
+  return own.mapped !== undefined && way === "direct" && mappings.some((mapping) => isDependent({ mapping }));
 }
 
 function candidatesOf(

@@ -1,10 +1,20 @@
 /**
  * Every kind of NAT against every other: whether the real programs link, and how long it takes from the `connect`
- * command until both have the link. `bun run bench matrix [N [PAIR ...]]`: N tries a pair.
+ * command until both have the link. `bun run bench matrix [N [programs | PAIR ...]]`: N tries a pair; `programs`: the
+ * kinds that netfilter can't be, each against those that it can.
  */
-import { Lab, type Host } from "../lab/lab.ts";
+import { Lab, type Host, type ProgramOptions } from "../lab/lab.ts";
 import { now, People, type IntroducerProgram, type ParticipantProgram } from "../lab/people.ts";
-import { behind, behindFirewall, behindTwo, loaded, open, type Side } from "../lab/sides.ts";
+import {
+  behind,
+  behindFirewall,
+  behindProgram,
+  behindTwo,
+  loaded,
+  open,
+  programKinds,
+  type Side,
+} from "../lab/sides.ts";
 import { median } from "./run.ts";
 
 /** One-way delay of each site, so 20 ms between any two. */
@@ -36,6 +46,13 @@ const kinds: Kind[] = [
   { name: "random", side: behind({ owdMs, mapping: "random" }), isDependent: true, isRandom: true },
 ];
 
+const programs = Object.entries<ProgramOptions>(programKinds).map(([name, program]): Kind => {
+  const { mapping = "endpoint-independent", allocation, pooling } = program;
+  const isDependent = mapping !== "endpoint-independent" && allocation !== "overloading";
+  const isCounted = typeof allocation === "object" && "step" in allocation && pooling !== "arbitrary";
+  return { name, side: behindProgram(program, { owdMs }), isDependent, isRandom: isDependent && !isCounted };
+});
+
 interface Cell {
   /** Of those that linked. */
   timesMs: number[];
@@ -46,11 +63,13 @@ interface Cell {
 async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<number | string> {
   const startedAt = now();
   from.type(`connect ${to.name}`);
-  const failed = new AbortController();
-  const linked = Promise.all([from, to].map((one) => one.next("linked", () => true, deadlineMs)));
-  const failure = from.next("failed", () => !failed.signal.aborted, deadlineMs);
+  // Whoever waits on must not take what the next try waits for.
+  const over = new AbortController();
+  const isWanted = () => !over.signal.aborted;
+  const linked = Promise.all([from, to].map((one) => one.next("linked", isWanted, deadlineMs)));
+  const failure = from.next("failed", isWanted, deadlineMs);
   const outcome = await Promise.race([linked, failure]).catch((error: unknown) => String(error));
-  failed.abort();
+  over.abort();
   linked.catch(() => {});
   failure.catch(() => {});
   if (typeof outcome === "string") return "no answer";
@@ -58,6 +77,17 @@ async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<n
   from.type(`disconnect ${to.name}`);
   await Promise.all([from, to].map((one) => one.next("unlinked")));
   return Math.max(...outcome.map(({ at }) => at)) - startedAt;
+}
+
+/** Whether both know how each other's NAT maps; one that has no port left can't measure. */
+async function meet(a: ParticipantProgram, b: ParticipantProgram, isAnew: boolean): Promise<boolean> {
+  try {
+    if (isAnew) await Promise.all([a.comesBack(), b.comesBack()]);
+    await Promise.all([a.knowsMapping(b), b.knowsMapping(a)]);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 async function tryPair(
@@ -68,17 +98,16 @@ async function tryPair(
 ): Promise<Cell> {
   const room = crypto.randomUUID();
   const pair = await Promise.all([
-    people.participant("alice", hosts[0], introducer, ["--room", room]),
-    people.participant("bob", hosts[1], introducer, ["--room", room]),
+    people.participant("alice", hosts[0], introducer, ["--room", room, "--direct"]),
+    people.participant("bob", hosts[1], introducer, ["--room", room, "--direct"]),
   ]);
   const [alice, bob] = pair;
   await Promise.all(pair.map((one) => one.next("mapping")));
   const cell: Cell = { timesMs: [], reasons: [] };
   for (let index = 0; index < tries; index++) {
-    if (index > 0) await Promise.all(pair.map((one) => one.comesBack()));
-    await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
     const [from, to] = index % 2 === 0 ? [alice, bob] : [bob, alice];
-    const outcome = await link(from, to);
+    const isReady = await meet(alice, bob, index > 0);
+    const outcome = isReady ? await link(from, to) : "not measured";
     if (typeof outcome === "number") cell.timesMs.push(outcome);
     else cell.reasons.push(outcome);
   }
@@ -99,56 +128,87 @@ function cellText(cell: Cell | undefined, tries: number): string {
   return count === tries ? time : `${count}/${tries}, ${time}`;
 }
 
-/** Arguments: the tries a pair; then, to try some pairs only, their names such as `sequential/random`. */
-export async function bench([word = "10", ...wanted]: string[]): Promise<void> {
-  const tries = Number(word);
-  if (!Number.isInteger(tries) || tries < 1) throw new RangeError(`not a number of tries: ${word}`);
+/** What is tried: every row with every column, as far as it `isWanted`. */
+interface Plan {
+  rows: Kind[];
+  columns: Kind[];
+  isWanted: (row: Kind, column: Kind) => boolean;
+}
+type Pair = { row: Kind; column: Kind; cell: Cell };
+
+function plan(wanted: string[]): Plan {
+  if (wanted[0] === "programs") return { rows: programs, columns: kinds, isWanted: () => true };
+  if (wanted.length === 0) {
+    return { rows: kinds, columns: kinds, isWanted: (a, b) => kinds.indexOf(b) <= kinds.indexOf(a) };
+  }
+  const isWanted = (a: Kind, b: Kind) => wanted.includes(`${a.name}/${b.name}`);
+  const every = [...kinds, ...programs];
+  return {
+    rows: every.filter((a) => every.some((b) => isWanted(a, b))),
+    columns: every.filter((b) => every.some((a) => isWanted(a, b))),
+    isWanted,
+  };
+}
+
+async function tryAll({ rows, columns, isWanted }: Plan, tries: number): Promise<Pair[]> {
   await using lab = await Lab.create();
   await using people = new People();
   const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-  const hosts: [Host, Host][] = [];
-  for (const [index, { side }] of kinds.entries()) {
-    hosts.push([await side(lab, `a${index}`), await side(lab, `b${index}`)]);
+  const hosts = async (of: Kind[], letter: string) => {
+    const made = new Map<Kind, Host>();
+    for (const [index, kind] of of.entries()) made.set(kind, await kind.side(lab, `${letter}${index}`));
+    return made;
+  };
+  const [rowHosts, columnHosts] = [await hosts(rows, "a"), await hosts(columns, "b")];
+  const pairs: Pair[] = [];
+  for (const row of rows) {
+    for (const column of columns.filter((one) => isWanted(row, one))) {
+      const cell = await tryPair(people, introducer, [rowHosts.get(row)!, columnHosts.get(column)!], tries);
+      pairs.push({ row, column, cell });
+      const times = cell.timesMs.map(Math.round).join(" ");
+      console.error(`${row.name} ↔ ${column.name}: ${cellText(cell, tries)} (${times})`);
+    }
   }
+  return pairs;
+}
 
+function pairText({ row, column, cell: { timesMs, reasons } }: Pair, tries: number): string {
+  const why = Object.entries(Object.groupBy(reasons, (reason) => reason))
+    .map(([reason, all]) => `, ${all!.length} × ${reason}`)
+    .join("");
+  const linked = `${row.name} ↔ ${column.name}: ${timesMs.length} of ${tries} linked${why}`;
+  if (timesMs.length === 0) return linked;
+  return `${linked}, median ${median(timesMs).toFixed(0)} ms, worst ${Math.max(...timesMs).toFixed(0)} ms`;
+}
+
+function tableText({ rows, columns }: Plan, pairs: Pair[], tries: number): string {
+  const line = (...cells: string[]) => `| ${cells.join(" | ")} |`;
+  const cellOf = (row: Kind, column: Kind) =>
+    pairs.find((pair) => pair.row === row && pair.column === column)?.cell;
+  return [
+    line("", ...columns.map(({ name }) => name)),
+    line("---", ...columns.map(() => "---:")),
+    ...rows.map((row) => line(row.name, ...columns.map((column) => cellText(cellOf(row, column), tries)))),
+  ].join("\n");
+}
+
+/**
+ * Arguments: the tries a pair; then `programs`, or, to try some pairs only, their names such as `sequential/random`.
+ */
+export async function bench([word = "10", ...wanted]: string[]): Promise<void> {
+  const tries = Number(word);
+  if (!Number.isInteger(tries) || tries < 1) throw new RangeError(`not a number of tries: ${word}`);
   const startedAt = now();
-  const cells = kinds.map((): Cell[] => []);
-  for (const [row, a] of kinds.entries()) {
-    for (const [column, b] of kinds.entries()) {
-      if (column > row || (wanted.length > 0 && !wanted.includes(`${a.name}/${b.name}`))) continue;
-      const cell = await tryPair(people, introducer, [hosts[row]![0], hosts[column]![1]], tries);
-      cells[row]![column] = cell;
-      console.error(
-        `${a.name} ↔ ${b.name}: ${cellText(cell, tries)} (${cell.timesMs.map(Math.round).join(" ")})`,
-      );
-    }
-  }
-
-  const pairs = kinds.flatMap((a, row) =>
-    kinds.flatMap((b, column) => {
-      const cell = cells[row]![column];
-      return cell ? [{ a, b, cell }] : [];
-    }),
-  );
-  if (wanted.length > 0) {
-    for (const { a, b, cell } of pairs) {
-      const worst = Math.max(...cell.timesMs).toFixed(0);
-      console.log(
-        `${a.name} ↔ ${b.name}: ${cell.timesMs.length} of ${tries} linked, median ${median(cell.timesMs).toFixed(0)} ms, worst ${worst} ms`,
-      );
-    }
+  const planned = plan(wanted);
+  const pairs = await tryAll(planned, tries);
+  if (wanted.length > 0 && wanted[0] !== "programs") {
+    for (const pair of pairs) console.log(pairText(pair, tries));
     return;
   }
-  const possible = pairs.filter(({ a, b }) => isPossible(a, b));
+  const possible = pairs.filter(({ row, column }) => isPossible(row, column));
   const failures = possible.reduce((sum, { cell }) => sum + cell.reasons.length, 0);
   const all = possible.flatMap(({ cell }) => cell.timesMs);
-  console.log(`|  | ${kinds.map(({ name }) => name).join(" | ")} |`);
-  console.log(`| --- | ${kinds.map(() => "---:").join(" | ")} |`);
-  for (const [row, { name }] of kinds.entries()) {
-    console.log(
-      `| ${name} | ${kinds.map((_, column) => cellText(cells[row]![column], tries)).join(" | ")} |`,
-    );
-  }
+  console.log(tableText(planned, pairs, tries));
   console.log(`
 ${tries} tries a pair, either side asking in turn, each after both have left and come back (new endpoints); the
 median from \`connect\` until both have the link, with 20 ms one way between any two. A lone time: all linked.

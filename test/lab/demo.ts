@@ -24,7 +24,13 @@ const width = 80;
 const colors = picocolors.createColors(
   process.stdout.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb",
 );
-const nameColors = { alice: colors.cyan, bob: colors.magenta, introducer: colors.yellow };
+const nameColors = {
+  alice: colors.cyan,
+  bob: colors.magenta,
+  carol: colors.blue,
+  dave: colors.green,
+  introducer: colors.yellow,
+};
 type Name = keyof typeof nameColors;
 
 // --- what is shown ---------------------------------------------------------------------------------------
@@ -135,7 +141,7 @@ async function buildLab(stack: AsyncDisposableStack) {
   ]);
   say(diagram(natA, natB, { alice, bob, introducer }));
   say("\nBoth NATs drop every packet from outside that answers nothing from inside.");
-  return { alice, bob, introducer };
+  return { lab, natA, alice, bob, introducer };
 }
 
 function freePort(): number {
@@ -212,6 +218,10 @@ async function story(stack: AsyncDisposableStack): Promise<void> {
   await words(bob, alice, "loud and clear");
   chapter("The list after");
   await list(alice);
+  if (hosts) {
+    await reboot(hosts.natA, alice, bob);
+    await relayed(hosts.lab, people, introducer);
+  }
   chapter("What the introducer knows");
   type(introducer, "list");
   const { participants } = await introducer.next("participants");
@@ -219,6 +229,44 @@ async function story(stack: AsyncDisposableStack): Promise<void> {
 }
 
 // --- main ------------------------------------------------------------------------------------------------
+
+/** What a link is for: it outlives its connections. */
+async function reboot(natA: Nat, alice: ParticipantProgram, bob: ParticipantProgram): Promise<void> {
+  chapter(
+    "alice's router is restarted, and gets another address",
+    "Every mapping is gone, and with them the connection. What is said meanwhile waits.",
+  );
+  await natA.changeAddress("203.0.113.99");
+  type(alice, "say bob can you still hear me?");
+  await Promise.all([
+    bob.next("said", ({ text }) => text === "can you still hear me?"),
+    ...[alice, bob].map((one) => one.next("moved")),
+  ]);
+  type(bob, "say alice as if nothing had happened");
+  await alice.next("said", ({ text }) => text === "as if nothing had happened");
+}
+
+/** Where nothing can be dug. */
+async function relayed(lab: Lab, people: People, introducer: IntroducerProgram): Promise<void> {
+  chapter(
+    "Two NATs that choose random ports",
+    "Neither can be guessed, so the introducer relays; it sees bytes of TLS between the two.",
+  );
+  const join = async (name: "carol" | "dave") => {
+    const nat = await lab.nat(`nat-${name}`, { owdMs, mapping: "random" });
+    const place = await lab.host(name, { behind: nat });
+    const show = (event: ParticipantEvent) => {
+      const isTold = ["linked", "said", "punching", "mapping"].includes(event.event);
+      if (isTold) showParticipant(name, event);
+    };
+    return people.participant(name, place, introducer, ["--room", "two of us"], show);
+  };
+  const [carol, dave] = await Promise.all([join("carol"), join("dave")]);
+  await Promise.all([carol.sees(dave), carol.next("mapping"), dave.next("mapping")]);
+  type(carol, "connect dave");
+  await Promise.all([carol.next("linked"), dave.next("linked")]);
+  await words(carol, dave, "not direct, but private");
+}
 
 /** Tells the story until it ends or is stopped, then takes everything down. */
 async function tellStory(): Promise<void> {

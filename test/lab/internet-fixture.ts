@@ -6,13 +6,15 @@
  * One-way delay between two sites = the sum of their `owdMs`, plus up to the sum of their `jitterMs` at
  * random. Packets from one site to another never overtake each other, whatever jitter does. Each packet is
  * lost with the probability that either site loses it. A packet to an address of the site it comes from
- * goes back there after {@link mirrorDelayMs}: that is how the lab's NATs do hairpinning.
+ * goes back there after {@link mirrorDelayMs}: that is how the lab's NATs do hairpinning. A site with `upMbits` sends
+ * no faster than that: what comes faster waits in its queue, and what finds the queue full is dropped.
  *
  * Commands come as JSON lines on stdin and are answered in order on stdout; the end of stdin ends it.
  */
-import { CString, dlopen, ptr, read, type Pointer } from "bun:ffi";
+import { ptr, type Pointer } from "bun:ffi";
 import { openSync, writeSync } from "node:fs";
 import { describePacket } from "./packet-text.ts";
+import { libc, openTun, Poll, slotBytes, wakeInTime } from "./tun.ts";
 
 /** One-way delay of a hairpinned packet; not zero, because races at zero delay are artefacts. */
 export const mirrorDelayMs = 0.5;
@@ -24,6 +26,10 @@ export interface WanOptions {
   loss: number;
   /** Largest random extra delay, in milliseconds. */
   jitterMs: number;
+  /** What this site can send, in Mbit/s; 0: there is no limit. */
+  upMbits: number;
+  /** What may wait for that, in bytes. */
+  upQueueBytes: number;
 }
 
 export type InternetCommand =
@@ -40,23 +46,16 @@ interface Site extends WanOptions {
   fd: number;
   /** When the last packet to each other site is due: none may be due earlier. */
   lastDue: Map<Site, number>;
+  /** When all that waits will have been sent. */
+  upFreeAt: number;
 }
 
-/** More than the MTU of a TUN device (1500). */
-const slotBytes = 2048;
 const slotCount = 16_384;
 /** Packets read from one site before the others get their turn. */
 const readBurst = 64;
 
 /** The process is awake, and looks again and again, this long before a packet is due: waking up takes time. */
 const spinNs = 150_000;
-
-const O_RDWR = 2;
-const O_NONBLOCK = 0o4000;
-const TUNSETIFF = 0x400454ca;
-const IFF_TUN_NO_PI = 0x1001;
-const PR_SET_TIMERSLACK = 29;
-const POLLIN = 1;
 
 /** The 4 or 16 bytes of an address as a string with one character a byte: the key of the routing table. */
 export function addressKey(address: string): string {
@@ -118,29 +117,7 @@ class DueHeap {
   }
 }
 
-function openLibc() {
-  return dlopen("libc.so.6", {
-    /** int open(const char *pathname, int flags) */
-    open: { args: ["ptr", "i32"], returns: "i32" },
-    /** int ioctl(int fd, unsigned long request, void *argument) */
-    ioctl: { args: ["i32", "u64", "ptr"], returns: "i32" },
-    /** ssize_t read(int fd, void *buffer, size_t count) */
-    read: { args: ["i32", "ptr", "u64"], returns: "i32" },
-    /** ssize_t write(int fd, const void *buffer, size_t count) */
-    write: { args: ["i32", "ptr", "u64"], returns: "i32" },
-    /** int ppoll(struct pollfd *fds, nfds_t nfds, const struct timespec *timeout, const sigset_t *sigmask) */
-    ppoll: { args: ["ptr", "u64", "ptr", "ptr"], returns: "i32" },
-    /** int prctl(int option, unsigned long value) */
-    prctl: { args: ["i32", "u64"], returns: "i32" },
-    /** char *strerror(int errno) */
-    strerror: { args: ["i32"], returns: "ptr" },
-    /** int *__errno_location(void) */
-    __errno_location: { args: [], returns: "ptr" },
-  } as const).symbols;
-}
-
 class Internet {
-  readonly #libc = openLibc();
   readonly #sites: Site[] = [];
   readonly #byName = new Map<string, Site>();
   readonly #routes = new Map<string, Site>();
@@ -152,46 +129,31 @@ class Internet {
   readonly #targets = new Array<Site | undefined>(slotCount);
   readonly #freeSlots = Array.from({ length: slotCount }, (_, slot) => slot);
 
-  /** struct pollfd[]: stdin, then the sites. */
-  #pollFds = new Int32Array(2);
-  readonly #timeout = new BigInt64Array(2);
+  /** Stdin, then the sites. */
+  #poll = new Poll([0]);
   readonly #line = Buffer.alloc(65_536);
   #commands = "";
   #traceFd = -1;
   #traceStart = 0;
 
   run(): void {
-    this.#libc.prctl(PR_SET_TIMERSLACK, 1); // the default lets every wake-up be 50 µs late
-    this.#watch();
+    wakeInTime();
     for (;;) {
-      this.#wait();
-      const revents = (index: number) => this.#pollFds[2 * index + 1]! >> 16;
-      for (let index = 0; index < this.#sites.length; index++) {
-        if (revents(index + 1) & POLLIN) this.#readFrom(this.#sites[index]!);
+      this.#poll.wait(Math.min(1e9, Math.max(0, this.#heap.nextDue - Bun.nanoseconds() - spinNs)));
+      for (const [index, site] of this.#sites.entries()) {
+        if (this.#poll.isReady(index + 1)) this.#readFrom(site);
       }
       this.#deliverDue();
-      if (revents(0) !== 0 && !this.#readCommands()) return;
+      if (this.#poll.isReady(0) && !this.#readCommands()) return;
     }
-  }
-
-  #wait(): void {
-    const waitNs = Math.min(1e9, Math.max(0, this.#heap.nextDue - Bun.nanoseconds() - spinNs));
-    this.#timeout[0] = BigInt(Math.floor(waitNs / 1e9));
-    this.#timeout[1] = BigInt(Math.floor(waitNs % 1e9));
-    this.#libc.ppoll(this.#pollFds, this.#pollFds.length / 2, this.#timeout, null);
-  }
-
-  #watch(): void {
-    const fds = [0, ...this.#sites.map((site) => site.fd)];
-    this.#pollFds = new Int32Array(fds.flatMap((fd) => [fd, POLLIN]));
   }
 
   #readFrom(source: Site): void {
     for (let burst = 0; burst < readBurst; burst++) {
       const slot = this.#freeSlots.pop();
       if (slot === undefined) return; // the queue of a router is finite too: its device drops
-      const length = this.#libc.read(source.fd, this.#pointer(slot), slotBytes);
-      const due = length > 0 ? this.#accept(source, slot) : undefined;
+      const length = libc.read(source.fd, this.#pointer(slot), slotBytes);
+      const due = length > 0 ? this.#accept(source, slot, length) : undefined;
       if (this.#traceFd >= 0 && length > 0) this.#trace(source, slot, length, due);
       if (due === undefined) this.#freeSlots.push(slot);
       else {
@@ -203,7 +165,7 @@ class Internet {
   }
 
   /** Routes the packet in that slot: when it is due, or undefined to drop it. */
-  #accept(source: Site, slot: number): number | undefined {
+  #accept(source: Site, slot: number, length: number): number | undefined {
     const at = slot * slotBytes;
     const isIpv4 = this.#packets[at]! >> 4 === 4;
     const [from, to] = isIpv4 ? [at + 16, at + 20] : [at + 24, at + 40];
@@ -214,11 +176,22 @@ class Internet {
     if (target === source) return now + mirrorDelayMs * 1e6;
     const kept = (1 - source.loss) * (1 - target.loss);
     if (kept < 1 && Math.random() >= kept) return undefined;
+    const sentAt = this.#send(source, now, length);
+    if (sentAt === undefined) return undefined;
     const jitterMs = Math.random() * (source.jitterMs + target.jitterMs);
-    const due = now + (source.owdMs + target.owdMs + jitterMs) * 1e6;
+    const due = sentAt + (source.owdMs + target.owdMs + jitterMs) * 1e6;
     const inOrder = Math.max(due, source.lastDue.get(target) ?? 0);
     source.lastDue.set(target, inOrder);
     return inOrder;
+  }
+
+  /** When the site's access has taken the packet, or undefined when its queue is full. */
+  #send(source: Site, now: number, length: number): number | undefined {
+    if (source.upMbits === 0) return now;
+    const nsPerByte = 8_000 / source.upMbits;
+    const freeAt = Math.max(now, source.upFreeAt);
+    if ((freeAt - now) / nsPerByte + length > source.upQueueBytes) return undefined;
+    return (source.upFreeAt = freeAt + length * nsPerByte);
   }
 
   #trace(source: Site, slot: number, length: number, due: number | undefined): void {
@@ -233,7 +206,7 @@ class Internet {
   #deliverDue(): void {
     while (this.#heap.nextDue <= Bun.nanoseconds()) {
       const slot = this.#heap.pop();
-      this.#libc.write(this.#targets[slot]!.fd, this.#pointer(slot), this.#lengths[slot]!);
+      libc.write(this.#targets[slot]!.fd, this.#pointer(slot), this.#lengths[slot]!);
       this.#freeSlots.push(slot);
     }
   }
@@ -244,13 +217,13 @@ class Internet {
 
   /** Whether stdin is still open. */
   #readCommands(): boolean {
-    const length = this.#libc.read(0, this.#line, this.#line.length);
+    const length = libc.read(0, this.#line, this.#line.length);
     if (length <= 0) return false;
     const lines = (this.#commands + this.#line.toString("utf8", 0, length)).split("\n");
     this.#commands = lines.pop()!;
     for (const line of lines) {
       const answer = Buffer.from(JSON.stringify(this.#answer(line)) + "\n");
-      this.#libc.write(1, answer, answer.length);
+      libc.write(1, answer, answer.length);
     }
     return true;
   }
@@ -272,18 +245,12 @@ class Internet {
       return;
     }
     if (command.type === "addSite") {
-      const { site, device, owdMs, loss, jitterMs } = command;
-      const added: Site = {
-        name: site,
-        fd: this.#openTun(device),
-        owdMs,
-        loss,
-        jitterMs,
-        lastDue: new Map(),
-      };
-      this.#byName.set(site, added);
+      const { type: _, site: name, device, ...options } = command;
+      const added: Site = { ...options, name, fd: openTun(device), lastDue: new Map(), upFreeAt: 0 };
+      this.#byName.set(name, added);
       this.#sites.push(added);
-      return this.#watch();
+      this.#poll = new Poll([0, ...this.#sites.map(({ fd }) => fd)]);
+      return;
     }
     const site = this.#byName.get(command.site);
     if (!site) throw new Error(`no site ${command.site}`);
@@ -291,23 +258,8 @@ class Internet {
     site.owdMs = command.owdMs ?? site.owdMs;
     site.loss = command.loss ?? site.loss;
     site.jitterMs = command.jitterMs ?? site.jitterMs;
-  }
-
-  #openTun(device: string): number {
-    const fd = this.#libc.open(Buffer.from("/dev/net/tun\0"), O_RDWR | O_NONBLOCK);
-    if (fd < 0) throw new Error(`open /dev/net/tun: ${this.#errorText()}`);
-    const request = Buffer.alloc(40); // struct ifreq
-    request.write(device);
-    request.writeUInt16LE(IFF_TUN_NO_PI, 16);
-    if (this.#libc.ioctl(fd, TUNSETIFF, request) < 0) throw new Error(`TUNSETIFF: ${this.#errorText()}`);
-    return fd;
-  }
-
-  #errorText(): string {
-    const location = this.#libc.__errno_location();
-    if (location === null) return "unknown error";
-    const text = this.#libc.strerror(read.i32(location));
-    return text === null ? "unknown error" : new CString(text).toString();
+    site.upMbits = command.upMbits ?? site.upMbits;
+    site.upQueueBytes = command.upQueueBytes ?? site.upQueueBytes;
   }
 }
 

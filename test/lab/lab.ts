@@ -1,6 +1,6 @@
 /**
- * The lab: a network of real kernel NATs, without root. Hosts, NATs and firewalls are network namespaces;
- * between them lies the Internet of `internet-fixture.ts`, which gives every site its delay.
+ * The lab: a network of real kernel NATs, and of NATs that are programs, without root. Hosts, NATs and firewalls are
+ * network namespaces; between them lies the Internet of `internet-fixture.ts`, which gives every site its delay.
  *
  *   alice ─eth0── lan│nat│wan ═ TUN ═╗                ╔═ TUN ═ wan│nat│lan ──eth0─ bob
  *   carol ─eth0──────┘               ╠═ the Internet ═╣
@@ -12,7 +12,7 @@
  *   const introducer = await lab.host("introducer", { owdMs: 5 });
  *   const server = introducer.spawn([process.execPath, "server.ts"]);
  *
- * Addresses: sites 203.0.113.0/24 and 2001:db8:0:n::1, LANs 192.168.n.0/24 and 2001:db8:1:n::/64 (no NAT66:
+ * Addresses: sites 203.0.113.0/24 and 2001:db8:0:n::1, further ones of a NAT out of 192.0.2.0/24, LANs 192.168.n.0/24 and 2001:db8:1:n::/64 (no NAT66:
  * IPv6 is routed and filtered), LANs of firewalls out of 198.51.100.0/24.
  */
 import { test } from "bun:test";
@@ -27,12 +27,14 @@ import {
   type Machine,
   Nat,
   type NatOptions,
+  ProgramNat,
+  type ProgramOptions,
   type Router,
 } from "./machines.ts";
-import type { Mapping, Unsolicited } from "./ruleset.ts";
+import { deviceQueue, type Mapping, type Unsolicited } from "./ruleset.ts";
 
 export { Firewall, Host, Nat };
-export type { FirewallOptions, HostOptions, Mapping, NatOptions, Unsolicited, WanOptions };
+export type { FirewallOptions, HostOptions, Mapping, NatOptions, ProgramOptions, Unsolicited, WanOptions };
 
 /** Why the lab can't run here, or undefined when it can. */
 export const unavailable: string | undefined = findObstacle();
@@ -46,8 +48,8 @@ export const labTest: typeof test = (
 ) as typeof test;
 
 const maxSites = 250;
-/** Packets a device holds; the default of 500 would lose a burst of SYNs. */
-const deviceQueue = 5000;
+/** What waits for a limited access: a quarter of a megabyte is 40 ms at 50 Mbit/s. */
+const defaultQueueBytes = 256 * 1024;
 
 export class Lab implements AsyncDisposable {
   readonly #namespaces: Namespaces;
@@ -60,6 +62,7 @@ export class Lab implements AsyncDisposable {
   #lanCount = 0;
   #firewallCount = 0;
   #portCount = 0;
+  #furtherCount = 0;
 
   /** `log` gets every line of every set-up script; `trace` is a file that gets a line for every packet. */
   static async create(options: { log?: (line: string) => void; trace?: string } = {}): Promise<Lab> {
@@ -77,11 +80,13 @@ export class Lab implements AsyncDisposable {
     void this.#readAnswers();
   }
 
-  /** A NAT; its IPv6 is routed behind a stateful filter. */
+  /** A NAT, netfilter's or a program; its IPv6 is routed behind a stateful filter. */
   async nat(name: string, options: NatOptions = {}): Promise<Nat> {
     const number = ++this.#lanCount;
     const lan = new Lan(options.lan ?? `192.168.${number}.0/24`, number);
-    const nat = new Nat(this, name, options, lan);
+    const nat = options.program
+      ? new ProgramNat(this, name, options, lan, this.#furtherAddresses(options.program.addressCount))
+      : new Nat(this, name, options, lan);
     await this.#addRouter(nat, options);
     return nat;
   }
@@ -178,6 +183,11 @@ test ! -d /proc/sys/net/bridge || ip netns exec ${name} sh -c 'echo 0 | tee /pro
 ${attach}
 ${router.setUp()}
 ${this.#delegate(router)}`);
+    await router.start();
+  }
+
+  #furtherAddresses(count = 1): string[] {
+    return Array.from({ length: count - 1 }, () => `192.0.2.${++this.#furtherCount}`);
   }
 
   #newNamespace(name: string, settings: string): string {
@@ -215,8 +225,9 @@ ip -n ${name} link set lo up
     if (site > maxSites) throw new Error("too many sites");
     if (wants.ipv4) machine.addresses.ipv4 = options.address ?? `203.0.113.${site}`;
     if (wants.ipv6) machine.addresses.ipv6 = `2001:db8:0:${site.toString(16)}::1`;
-    const { owdMs = 0, loss = 0, jitterMs = 0 } = options;
-    await this.command({ type: "addSite", site: name, device: `site${site}`, owdMs, loss, jitterMs });
+    const { owdMs = 0, loss = 0, jitterMs = 0, upMbits = 0, upQueueBytes = defaultQueueBytes } = options;
+    const wan = { owdMs, loss, jitterMs, upMbits, upQueueBytes };
+    await this.command({ type: "addSite", site: name, device: `site${site}`, ...wan });
     await machine.announce();
     return this.#plugIntoInternet(machine, device, `site${site}`);
   }

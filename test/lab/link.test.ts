@@ -27,8 +27,8 @@ const backMs = 15_000;
 /** An address of the Internet that nobody has. */
 const freeAddress = "203.0.113.220";
 /** How often a transfer is cut, and how much it has to do: `CUTS=50 BYTES=1000000000` for more. */
-const cuts = Number(process.env.CUTS ?? 6);
-const streamedBytes = Number(process.env.BYTES ?? 100_000_000);
+const cuts = Number(process.env.CUTS ?? 4);
+const streamedBytes = Number(process.env.BYTES ?? 40_000_000);
 
 const hopeless: [where: string, layout: Layout][] = [
   ["random ↔ random", apart(random)],
@@ -183,6 +183,29 @@ labTest(
     expect(alice.all("broken")).toEqual([]);
   },
   40_000,
+);
+
+labTest(
+  "a link that is ended while it is broken: the peer hears of it when it comes back",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const nat = hosts.alice.behind as Nat;
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const meeting = await gather(lab, people, hosts, introducer, ["--direct"]);
+    const { alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await cutOff(nat, bob.public);
+    bob.type("say alice hello?");
+    await bob.next("broken", () => true, backMs);
+    alice.type("disconnect bob");
+    await alice.next("unlinked", ({ reason }) => reason === "disconnected", backMs);
+    await nat.run(["nft", "delete table ip cut"]);
+    expect(await bob.next("unlinked", () => true, backMs)).toMatchObject({ reason: "peer-disconnected" });
+    expect(alice.all("linked").length).toBe(1);
+  },
+  60_000,
 );
 
 labTest("a peer whose program was started anew has no link: that is told at once", async () => {

@@ -4,7 +4,8 @@
  */
 import type { WanOptions } from "./internet-fixture.ts";
 import type { Lab } from "./lab.ts";
-import { filterRules, type Mapping, natRules, type Unsolicited } from "./ruleset.ts";
+import type { NatBehaviour } from "./nat-behaviour.ts";
+import { detour, filterRules, type Mapping, natRules, type Unsolicited } from "./ruleset.ts";
 
 /** Where something is attached: in a router's LAN, or else to the Internet with these properties. */
 export interface Attachment extends Partial<WanOptions> {
@@ -19,6 +20,12 @@ export interface NatOptions extends FirewallOptions, Attachment {
   mapping?: Mapping;
   /** Whether a LAN host reaches another one's mapping at the NAT's own public address. */
   hairpinning?: boolean;
+  /** A NAT that is a program, and how it differs from `defaultBehaviour`; the other behaviours here are not its. */
+  program?: ProgramOptions;
+}
+export interface ProgramOptions extends Partial<NatBehaviour> {
+  /** External addresses it has; 1 unless told. */
+  addressCount?: number;
 }
 export interface HostOptions extends Attachment {
   /** A chosen IPv4 address, in the LAN's prefix or public. */
@@ -162,6 +169,9 @@ export abstract class Router extends Machine {
     return `ip netns exec ${this.name} nft -f - <<END\n${this.rules()}\nEND\n`;
   }
 
+  /** Starts what it needs besides the kernel. */
+  async start(): Promise<void> {}
+
   /** What connection tracking remembers, for debugging. */
   conntrack(): Promise<string> {
     return this.run(["sh", "-c", "cat /proc/net/nf_conntrack 2>/dev/null || conntrack -L"]);
@@ -234,5 +244,61 @@ ${super.setUp()}`);
     if (!this.hairpinning) return "";
     const gateway = this.behind ? `via ${this.behind.lan.gateway.ipv4}` : "";
     return `ip -n ${this.name} route replace ${this.address} ${gateway} dev wan table 100`;
+  }
+}
+
+/** A NAT that is a program (`nat.ts`): all IPv4 goes through it. Its IPv6 is routed and filtered like any NAT's. */
+export class ProgramNat extends Nat {
+  readonly #behaviour: Partial<NatBehaviour>;
+  readonly #furtherAddresses: readonly string[];
+  #program: Bun.Subprocess<"pipe", "pipe", "inherit"> | undefined;
+
+  constructor(lab: Lab, name: string, options: NatOptions, lan: Lan, furtherAddresses: readonly string[]) {
+    super(lab, name, options, lan);
+    const { addressCount, ...behaviour } = options.program ?? {};
+    this.#behaviour = behaviour;
+    this.#furtherAddresses = furtherAddresses;
+    if (this.behind && furtherAddresses.length > 0) throw new Error(`${name} can't have several addresses`);
+  }
+
+  override setUp(): string {
+    return `ip -n ${this.name} -batch - <<END\n${detour(this.lan.gateway.ipv4)}\nEND\n${super.setUp()}`;
+  }
+
+  override async start(): Promise<void> {
+    const addresses = [this.address, ...this.#furtherAddresses].join(",");
+    const fixture = `${import.meta.dir}/nat-fixture.ts`;
+    const command = [process.execPath, fixture, addresses, JSON.stringify(this.#behaviour)];
+    this.#program = this.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
+    await this.#hear("ready");
+  }
+
+  override async announce(): Promise<void> {
+    await super.announce();
+    for (const address of this.#furtherAddresses)
+      await this.lab.command({ type: "route", address, site: this.site });
+  }
+
+  override async flush(): Promise<void> {
+    void this.#program?.stdin.write("forget\n");
+    void this.#program?.stdin.flush();
+    await this.#hear("forgotten");
+  }
+
+  override changeAddress(): Promise<void> {
+    return Promise.reject(new Error(`${this.name} is a program, which keeps its address`));
+  }
+
+  protected override rules(): string {
+    return filterRules(this.unsolicited, "meta nfproto ipv4 accept");
+  }
+
+  async #hear(word: string): Promise<void> {
+    if (!this.#program) throw new Error(`${this.name} was never started`);
+    const reader = this.#program.stdout.getReader();
+    const { value } = await reader.read();
+    reader.releaseLock();
+    const said = new TextDecoder().decode(value).trim();
+    if (said !== word) throw new Error(`${this.name}: the program said "${said}", not "${word}"`);
   }
 }

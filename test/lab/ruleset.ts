@@ -1,7 +1,8 @@
 /**
  * What a NAT or a firewall of the lab does, in RFC words, and the nftables rules that make it so. Pure text.
  *
- * Filtering is always address-and-port-dependent (RFC 4787 §5): netfilter knows no other.
+ * Filtering is always address-and-port-dependent (RFC 4787 §5): netfilter knows no other. What else a NAT can be, the
+ * one that is a program is (`nat-behaviour.ts`); here are the rules that lead every IPv4 packet through it.
  */
 
 /**
@@ -26,14 +27,17 @@ const answers: Record<Unsolicited, string> = {
 
 /** Ports a sequential NAT uses before it starts again: netlink takes no much larger rule. */
 const sequentialPorts = 2048;
+/** Packets a device holds; the default of 500 would lose a burst of SYNs. */
+export const deviceQueue = 5000;
 const lowestPort = 1024;
 const highestPort = 65_535;
 
 /**
  * The filter of every box between `lan` and `wan`. From the LAN, the box's own WAN address is as closed as
- * from outside: with hairpinning such packets are routed elsewhere and never come by `incoming`.
+ * from outside: with hairpinning such packets are routed elsewhere and never come by `incoming`. `exempt` is a rule
+ * that goes before all others.
  */
-export function filterRules(unsolicited: Unsolicited): string {
+export function filterRules(unsolicited: Unsolicited, exempt = ""): string {
   return `
 table inet filtering {
   chain unsolicited {
@@ -42,6 +46,7 @@ table inet filtering {
   }
   chain forwarding {
     type filter hook forward priority filter; policy drop;
+    ${exempt}
     ct state invalid oifname "wan" drop
     ct state established,related accept
     iifname "wan" goto unsolicited
@@ -50,6 +55,7 @@ table inet filtering {
   }
   chain incoming {
     type filter hook input priority filter; policy accept;
+    ${exempt}
     iifname "lo" accept
     ct state established,related accept
     meta l4proto icmpv6 accept
@@ -58,6 +64,30 @@ table inet filtering {
   }
 }
 `;
+}
+
+/**
+ * What leads through the program, for `ip -batch`: from the LAN by the device `inside`, from the WAN by `outside`, and
+ * what it writes there goes on as usual. By protocol, because ARP asks the routing too, and must find our addresses.
+ */
+export function detour(gateway: string): string {
+  const through = (pref: number, from: string, table: number) =>
+    ["tcp", "udp", "icmp"].map(
+      (protocol) => `rule add pref ${pref} iif ${from} ipproto ${protocol} lookup ${table}`,
+    );
+  return [
+    "tuntap add dev inside mode tun",
+    "tuntap add dev outside mode tun",
+    `link set inside txqueuelen ${deviceQueue} up`,
+    `link set outside txqueuelen ${deviceQueue} up`,
+    "route add default dev inside table 101",
+    "route add default dev outside table 102",
+    `rule add pref 1 iif lan to ${gateway} lookup local`,
+    ...through(2, "lan", 101),
+    ...through(3, "wan", 102),
+    "rule add pref 10 lookup local",
+    "rule del pref 0",
+  ].join("\n");
 }
 
 /** The source translation of a NAT whose WAN has that address. */

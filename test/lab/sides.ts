@@ -2,7 +2,14 @@
  * Where a participant can be, as values: alone on the Internet, behind a NAT, two, a firewall; and what two of
  * those make. Shared by tests and benches.
  */
-import { Lab, type FirewallOptions, type Host, type HostOptions, type NatOptions } from "./lab.ts";
+import {
+  Lab,
+  type FirewallOptions,
+  type Host,
+  type HostOptions,
+  type NatOptions,
+  type ProgramOptions,
+} from "./lab.ts";
 
 /** One-way delay of each site: 10 ms between any two. */
 export const owdMs = 5;
@@ -24,6 +31,11 @@ export function open(host: HostOptions = {}): Side {
 export function behind(nat: NatOptions, host: HostOptions = {}): Side {
   return async (lab, name) =>
     lab.host(name, { behind: await lab.nat(`${name}-nat`, { owdMs, ...nat }), ...host });
+}
+
+/** Behind a NAT that is a program, with that behaviour. */
+export function behindProgram(program: ProgramOptions, nat: NatOptions = {}): Side {
+  return behind({ ...nat, program });
 }
 
 export function behindFirewall(options: FirewallOptions = {}, families: Families = {}): Side {
@@ -53,7 +65,11 @@ export function loaded(side: Side): Side {
   };
 }
 
-async function said(program: Bun.Subprocess<"ignore", "pipe", "inherit">, word: string): Promise<void> {
+/** Resolves once a fixture has said the word. */
+export async function said(
+  program: Bun.Subprocess<"ignore", "pipe", "inherit">,
+  word: string,
+): Promise<void> {
   const { value } = await program.stdout.getReader().read();
   const text = new TextDecoder().decode(value).trim();
   if (text !== word) throw new Error(`a fixture said "${text}", not "${word}"`);
@@ -86,3 +102,48 @@ export function oneCarrier(carrier: NatOptions, home: NatOptions = {}): Layout {
     return between(side, side)(lab);
   };
 }
+
+const eachDestination = { mapping: "address-and-port-dependent" } as const;
+
+/** What netfilter can't be: kinds of NAT as a program. */
+export const programKinds = {
+  // filtering
+  "filters nothing": { filtering: "endpoint-independent" },
+  "filters by address": { filtering: "address-dependent" },
+  // an external port that is not the internal one, yet the same for every destination
+  "kept, random port": { allocation: "random" },
+  "kept, parity": { allocation: "parity" },
+  "kept, contiguity": { allocation: "contiguity" },
+  "kept, block": { allocation: { block: 512 } },
+  // an external port for each destination address
+  "by address, sequential": { mapping: "address-dependent", allocation: { step: 1 } },
+  "by address, random": { mapping: "address-dependent", allocation: "random" },
+  // an external port for each destination
+  overloaded: { ...eachDestination, allocation: "overloading" },
+  "preserved once": { ...eachDestination, allocation: "preservation" },
+  backwards: { ...eachDestination, allocation: { step: -1 } },
+  "random, parity": { ...eachDestination, allocation: "parity" },
+  // Guessing takes 512 ports a round until they are forgotten: a smaller block would soon be used up.
+  "random, block": { ...eachDestination, allocation: { block: 4096 }, transitoryTimeoutMs: 30_000 },
+  // several external addresses
+  paired: { addressCount: 4 },
+  "in turn": { addressCount: 4, pooling: "arbitrary" },
+  "in turn, sequential": {
+    ...eachDestination,
+    addressCount: 4,
+    pooling: "arbitrary",
+    allocation: { step: 1 },
+  },
+  hairpins: { hairpinning: true },
+  // what it does with SYN and RST, and how long it remembers
+  "late ICMP": { unsolicited: "late-icmp" },
+  "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
+  "not deleted by RST": { resetDeletes: false },
+  "forgets in seconds": { establishedTimeoutMs: 8_000, transitoryTimeoutMs: 2_000 },
+  // what it does to TCP
+  "strips timestamps": { stripped: ["timestamps", "sack"] },
+  "strips window scale": { stripped: ["window-scale"] },
+  "rewrites sequence numbers": { rewritesSequence: true },
+  "clamps segments": { largestSegment: 536 },
+  "HTTP only below 1024": { onlyHttp: { first: 1, last: 1023 } },
+} as const satisfies Record<string, ProgramOptions>;

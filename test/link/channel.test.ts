@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import * as tls from "node:tls";
-import { adopt, Channel, LinkError } from "../../native/link/channel.ts";
+import { adopt, Channel } from "../../native/link/channel.ts";
 import { isAcknowledged } from "../../native/libc.ts";
 import { connectShared, Socket } from "../../native/socket.ts";
 import { encode, splitEndpoint, type Role } from "../../protocol.ts";
@@ -13,6 +13,7 @@ import {
   client,
   credentialsOf,
   purpose,
+  rejection,
   server,
   sideOf,
   token,
@@ -22,16 +23,6 @@ import {
 const alices = credentialsOf(aliceIdentity);
 const bobs = credentialsOf(bobIdentity);
 const roles = ["controlling", "controlled"] as const satisfies Role[];
-
-async function rejection(promise: Promise<unknown>): Promise<string> {
-  try {
-    await promise;
-  } catch (error) {
-    if (error instanceof LinkError) return error.message;
-    throw error;
-  }
-  throw new Error("it did not fail");
-}
 
 /** What a channel told whoever has it. */
 function told(channel: Channel) {

@@ -1,12 +1,12 @@
 /** What the tests of links share: pairs of real channels over loopback, and what a link told its owner. */
 import * as net from "node:net";
 import { readOffer, type Offer } from "../../native/link/carrier.ts";
-import { adopt, Channel, Credentials, type Side } from "../../native/link/channel.ts";
+import { adopt, Channel, Credentials, LinkError, type Side } from "../../native/link/channel.ts";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
 import { Link, type LinkOptions, type LinkOwner, type Purpose } from "../../native/link/link.ts";
 import { resetCodes, type Stream } from "../../native/link/stream.ts";
 import { connectShared, type Socket } from "../../native/socket.ts";
-import { splitEndpoint, type Endpoint, type Role, type UnlinkReason } from "../../protocol.ts";
+import { splitEndpoint, type Role, type UnlinkReason } from "../../protocol.ts";
 import { listening, loopback, until } from "../native-fixture.ts";
 
 export const aliceIdentity = makeIdentity();
@@ -224,8 +224,19 @@ export class Wire {
   }
 }
 
-export const endpointPort = (endpoint: Endpoint): number => splitEndpoint(endpoint).port;
-
 export async function closeBoth(...told: { link: Link }[]): Promise<void> {
   await Promise.all(told.map(({ link }) => link.close("disconnected")));
 }
+
+/** The reason, once it has failed with a LinkError. */
+export async function rejection(promise: Promise<unknown>): Promise<string> {
+  try {
+    await promise;
+  } catch (error) {
+    if (error instanceof LinkError) return error.message;
+    throw error;
+  }
+  throw new Error("it did not fail");
+}
+
+export const hasEnded = (story: Story) => () => story.ends.length > 0;

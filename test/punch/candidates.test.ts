@@ -65,6 +65,8 @@ function round(way: Way, { own, peer, ...changes }: Changes = {}): Round {
   };
 }
 
+const mapped = at("203.0.113.7:50001");
+const mappedAt = (endpoint: Endpoint) => round("direct", { peer: { mapped: endpoint } });
 const observed: Candidate = { endpoint: peerPublic, route: "public" };
 const host: Candidate = { endpoint: peerHost, route: "private", tries: { left: 6 } };
 const sequential = { mapping: "sequential" } as const;
@@ -77,6 +79,37 @@ const birthdays = (candidates: Candidate[]) => candidates.filter(({ route }) => 
 test.each<[what: string, Round, expected: Candidate[]]>([
   ["direct: the endpoint that was seen", round("direct"), [observed, host]],
   ["direct: no prediction is used", round("direct", { ownPrediction, peerPrediction }), [observed, host]],
+  [
+    "direct: the port that the peer's router has opened, too",
+    round("direct", { peer: { mapped } }),
+    [observed, { endpoint: mapped, route: "mapped" }, host],
+  ],
+  [
+    "predicted: the same, after the ports that come next",
+    round("predicted", { own: sequential, ownPrediction, peer: { mapped } }),
+    [
+      { endpoint: peerPublic, route: "predicted", isFresh: true },
+      { endpoint: mapped, route: "mapped", afterMs: 30 },
+      { ...host, afterMs: 30 },
+    ],
+  ],
+  ["a mapped port that is the observed one is dialled once", mappedAt(peerPublic), [observed, host]],
+  ["a mapped port elsewhere is not dialled", mappedAt(at("203.0.113.8:50001")), [observed, host]],
+  [
+    "a mapped port where the peer was seen by its other family is",
+    round("direct", { peer: { public: at("[2001:db8::7]:5"), otherPublic: peerPublic, mapped } }),
+    [
+      { endpoint: at("[2001:db8::7]:5"), route: "public" },
+      { endpoint: mapped, route: "mapped" },
+      { endpoint: peerPublic, route: "public" },
+      host,
+    ],
+  ],
+  [
+    "fresh: no mapped port, for another one is listened on",
+    round("fresh", { peerPrediction, peer: { mapped } }),
+    [{ endpoint: peerPrediction.endpoint, route: "public" }, host],
+  ],
   ["direct, unknown mappings", round("direct", { peer: { mapping: "unknown" } }), [observed, host]],
   [
     "fresh: what the peer has just measured",
@@ -430,6 +463,25 @@ test.each(plans)("%s with %s", (a, b, nat, untranslated, alike) => {
   expect(plan(translated(a, 1), translated(b, 1))).toEqual(alike);
   expect(plan(withIPv6(translated(a, 1)), withIPv6(translated(b, 2)))).toEqual(alike);
   expect(plan(withIPv6(translated(a, 1)), translated(b, 2))).toEqual(nat); // one alone is of no use
+});
+
+test("who has a mapped port can be reached, whatever its mapping", () => {
+  const [one, other] = [sides.translated("random", 1), sides.translated("random", 2)];
+  const plan = (a: Situation, b: Situation) => [planRounds(a, b), planRounds(b, a)];
+  const open = (side: Situation): Situation => ({ ...side, mapped });
+  const both = (ways: Way[]) => [ways, ways];
+  expect(plan(open(one), other)).toEqual(both(["direct"]));
+  expect(plan(open(one), open(other))).toEqual(both(["direct"]));
+  expect(plan(open(one), sides.translated("sequential", 2))).toEqual(both(["direct"]));
+  for (const mapping of ["unknown", "endpoint-independent"] as const) {
+    const kept = sides.translated(mapping, 2);
+    expect(plan(open(one), kept)).toEqual(both(["direct", ...birthday]));
+    expect(plan(one, open(kept))).toEqual(both(["direct", ...birthday]));
+  }
+  // What works without it is left as it is.
+  const kept = sides.translated("endpoint-independent", 1);
+  expect(plan(open(kept), sides.translated("endpoint-independent", 2))).toEqual(both(fresh));
+  expect(plan(open(kept), sides.translated("sequential", 2))).toEqual(both([...predicted, ...birthday]));
 });
 
 test("untranslated is who is seen at an address and port of its own", () => {

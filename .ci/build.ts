@@ -1,0 +1,54 @@
+/**
+ * `bun run build`: both programs as files that need no Bun, for each system they run on, into dist/, with their SHA-256 in
+ * dist/SHA256SUMS (`sha256sum --check` reads it). Bun fetches its own runtime for systems other than this one.
+ */
+import { mkdirSync, rmSync } from "node:fs";
+
+/** On Windows a descriptor can't be handed to Bun's sockets, so a participant can't punch there. */
+export const builds = [
+  { program: "introducer", target: "bun-linux-x64" },
+  { program: "introducer", target: "bun-linux-arm64" },
+  { program: "introducer", target: "bun-linux-x64-musl" },
+  { program: "introducer", target: "bun-darwin-arm64" },
+  { program: "introducer", target: "bun-windows-x64" },
+  { program: "participant", target: "bun-linux-x64" },
+  { program: "participant", target: "bun-linux-arm64" },
+  { program: "participant", target: "bun-linux-x64-musl" },
+  { program: "participant", target: "bun-darwin-arm64" },
+] as const;
+export type Build = (typeof builds)[number];
+
+const root = `${import.meta.dir}/..`;
+
+export function fileName({ program, target }: Build): string {
+  const system = target.replace("bun-", "");
+  return `${program}-${system}${system.startsWith("windows") ? ".exe" : ""}`;
+}
+
+/** Makes one file in that folder; returns its line of SHA256SUMS. Rejects with what the compiler says. */
+export async function build(one: Build, folder: string): Promise<string> {
+  const name = fileName(one);
+  const { program, target } = one;
+  const command = [process.execPath, "build", "--compile", `--target=${target}`];
+  const child = Bun.spawn([...command, `${root}/${program}.ts`, "--outfile", `${folder}/${name}`], {
+    cwd: root,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const problem = await new Response(child.stderr).text();
+  if ((await child.exited) !== 0) throw new Error(`${name}: ${problem}`);
+  const hasher = new Bun.CryptoHasher("sha256");
+  for await (const chunk of Bun.file(`${folder}/${name}`).stream()) hasher.update(chunk);
+  return `${hasher.digest("hex")}  ${name}\n`;
+}
+
+if (import.meta.main) {
+  const folder = `${root}/dist`;
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder);
+  let sums = "";
+  for (const one of builds) {
+    sums += await build(one, folder);
+    console.log(`dist/${fileName(one)}`);
+  }
+  await Bun.write(`${folder}/SHA256SUMS`, sums);
+}

@@ -1,0 +1,155 @@
+/**
+ * The router that our packets to the Internet go to first, and what is asked of it in any protocol: a port of its
+ * external address for one of ours. Owns no descriptor; prints nothing. For portmap.ts and the protocols it asks by,
+ * pcp.ts and upnp.ts.
+ */
+import { readFile } from "node:fs/promises";
+import { canonicalAddress } from "../../protocol.ts";
+
+/** How long the program that knows the routes may take, where the kernel shows no file of them. */
+const routeTimeoutMs = 1_000;
+/** linux/route.h: the route is usable, its next hop is a gateway. */
+const RTF_UP = 1;
+const RTF_GATEWAY = 2;
+
+export interface Gateway {
+  /** IPv4, as the route has it. */
+  address: string;
+  /** Our own on the way to it. */
+  localAddress: string;
+  /** Where it is asked by PCP and NAT-PMP. */
+  mappingPort: number;
+  /** Where its announcements to all hosts arrive. */
+  announcementPort: number;
+  /** Where it hears SSDP. */
+  searchPort: number;
+}
+/** RFC 6887 §19.1, §19.2; UPnP Device Architecture 1.1 §1.3.2. */
+export const gatewayPorts = { mappingPort: 5351, announcementPort: 5350, searchPort: 1900 } as const;
+
+export type MappingProtocol = "pcp" | "nat-pmp" | "upnp";
+
+/** What the router says it has opened. */
+export interface Grant {
+  /** What it calls its external address. */
+  externalAddress: string;
+  externalPort: number;
+  /** 0: until it is deleted. */
+  lifetimeS: number;
+  /** Seconds since the router lost its mappings (RFC 6887 §8.5), where the protocol tells. */
+  epochS?: number;
+}
+
+/** One protocol towards one router, for one of our ports. Every call opens what it needs and closes it. */
+export interface MappingClient {
+  readonly protocol: MappingProtocol;
+  /** Asks for a mapping, or renews the one there is. Rejects with a {@link PortMapError}, at the latest on abort. */
+  map(lifetimeS: number, signal: AbortSignal): Promise<Grant>;
+  /** Deletes what may exist, also when no answer has come to `map`. Rejects like it. */
+  unmap(signal: AbortSignal): Promise<void>;
+}
+
+/** No mapping from that protocol, and why. */
+export class PortMapError extends Error {}
+
+/** The router has no external address that it would open a port of: another protocol would say no other. */
+export class NoAddressError extends PortMapError {
+  constructor() {
+    super("the router has no public address");
+  }
+}
+
+/** Node's and Bun's errors of sockets, in words. */
+export function socketProblem(error: unknown): PortMapError {
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  const words: Record<string, string> = { ECONNREFUSED: "nothing listens there", ABORT_ERR: "no answer" };
+  return new PortMapError(words[code] ?? (code || String(error)), { cause: error });
+}
+
+/** The default gateway of `/proc/net/route`: that of the best default route, if that has one. Pure. */
+export function parseRouteTable(table: string): string | undefined {
+  const routes = table
+    .split("\n")
+    .slice(1)
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, destination, , flags, , , , mask]) => {
+      return destination === "00000000" && mask === "00000000" && (parseInt(flags!, 16) & RTF_UP) !== 0;
+    })
+    .sort((a, b) => Number(a[6]) - Number(b[6]));
+  const [, , gateway, flags] = routes[0] ?? [];
+  // A tunnel's route has none, and then the LAN's router is not on the way.
+  if (gateway === undefined || (parseInt(flags!, 16) & RTF_GATEWAY) === 0) return undefined;
+  // In host byte order, which is little-endian on all our platforms.
+  const bytes = [6, 4, 2, 0].map((at) => parseInt(gateway.slice(at, at + 2), 16));
+  return canonicalAddress(bytes.join("."))?.address;
+}
+
+/** The same of what `route -n get default` prints on macOS. Pure. */
+export function parseRouteAnswer(answer: string): string | undefined {
+  const gateway = /^\s*gateway:\s+(\S+)\s*$/m.exec(answer)?.[1];
+  const address = gateway === undefined ? undefined : canonicalAddress(gateway);
+  return address?.family === 4 ? address.address : undefined;
+}
+
+/** The default gateway for IPv4; undefined where there is none. */
+export async function findGateway(signal: AbortSignal): Promise<Gateway | undefined> {
+  const address =
+    process.platform === "linux"
+      ? parseRouteTable(await readFile("/proc/net/route", "utf8").catch(() => ""))
+      : parseRouteAnswer(await askForRoute(signal));
+  const localAddress = address === undefined ? undefined : await localAddressTowards(address);
+  if (address === undefined || localAddress === undefined) return undefined;
+  return { address, localAddress, ...gatewayPorts };
+}
+
+/** Sends nothing: connecting a UDP socket makes the kernel choose. Undefined when there is no way. */
+async function localAddressTowards(address: string): Promise<string | undefined> {
+  try {
+    const connect = { hostname: address, port: gatewayPorts.mappingPort };
+    const socket = await Bun.udpSocket({ connect });
+    const local = socket.address.address;
+    socket.close();
+    return local;
+  } catch {
+    return undefined;
+  }
+}
+
+async function askForRoute(signal: AbortSignal): Promise<string> {
+  try {
+    const command = ["/sbin/route", "-n", "get", "default"];
+    const program = Bun.spawn(command, { stdout: "pipe", stderr: "ignore", timeout: routeTimeoutMs, signal });
+    return await program.stdout.text();
+  } catch {
+    return ""; // no such program, or stopped
+  }
+}
+
+/** Runs `work` with a signal that aborts after `ms`, when `outer` does, and in any case once `work` has ended. */
+export async function within<T>(
+  ms: number,
+  outer: AbortSignal,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const controller = new AbortController();
+  const abort = () => controller.abort();
+  const timer = setTimeout(abort, ms);
+  outer.addEventListener("abort", abort);
+  if (outer.aborted) abort();
+  try {
+    return await work(controller.signal);
+  } finally {
+    clearTimeout(timer);
+    outer.removeEventListener("abort", abort);
+    abort();
+  }
+}
+
+/** Resolves after `ms`, or at once on abort: look at the signal then. */
+export function pause(ms: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", () => resolve());
+  if (signal.aborted) resolve();
+  return promise.finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,367 @@
+/**
+ * Asking the router by UPnP: SSDP finds its description, the description its WAN connection (IGD 1 and 2), and SOAP
+ * asks that. Codecs, which are pure, and the client. Never talks to, nor believes, anyone but the gateway: an answer to
+ * the search counts from its address, an URL that leads to its address; no redirect is followed, no proxy used, no more
+ * read than 64 KiB, and XML is looked through by regular expressions that are linear in its length, so that nothing in
+ * it is ever expanded or fetched. For portmap.ts. UPnP Device Architecture 1.1, WANIPConnection:1 and :2.
+ */
+import { request } from "node:http";
+import { canonicalAddress, printable } from "../../protocol.ts";
+import {
+  type Gateway,
+  type Grant,
+  type MappingClient,
+  NoAddressError,
+  PortMapError,
+  socketProblem,
+  within,
+} from "./gateway.ts";
+
+/** How often the search is repeated: datagrams get lost, and routers are asked to take up to a second (MX). */
+const searchPeriodMs = 500;
+/** How long one request may take, body included. */
+const requestDeadlineMs = 3_000;
+const maxBodyBytes = 64 * 1024;
+/** A description with more WAN connections than this is none of a router. */
+const maxConnections = 4;
+/** How often another external port, or another way of asking, is tried. */
+const maxTries = 5;
+/** Where another port is drawn from when ours is taken. */
+const drawnPorts = { first: 10_000, last: 60_000 };
+const multicastAddress = "239.255.255.250";
+const searchTargets = [
+  "urn:schemas-upnp-org:device:InternetGatewayDevice:2",
+  "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
+];
+const description = "tcp-hole-punching";
+
+/** WANIPConnection:2 §2.5.16 and UPnP Device Architecture 1.1 §3.2.2: what can be answered by asking differently. */
+const faults = {
+  invalidAction: 401,
+  conflictInMappingEntry: 718,
+  onlyPermanentLeases: 725,
+  conflictWithOther: 729,
+};
+
+export interface WanConnection {
+  serviceType: string;
+  controlUrl: URL;
+}
+type Fields = Record<string, string | number>;
+
+// --- codecs ----------------------------------------------------------------------------------------------
+
+export function encodeSearch(target: string, host: string): string {
+  return `M-SEARCH * HTTP/1.1\r\nHOST: ${host}\r\nMAN: "ssdp:discover"\r\nMX: 1\r\nST: ${target}\r\n\r\n`;
+}
+
+/** The location of a router's description in an answer to the search; undefined when it is none at the gateway. */
+export function parseSearchAnswer(answer: string, gateway: string): URL | undefined {
+  if (!/^HTTP\/1\.[01] 200\b/.test(answer)) return undefined;
+  if (!/^st:[ \t]*urn:schemas-upnp-org:device:InternetGatewayDevice:\d/im.test(answer)) return undefined;
+  const location = /^location:[ \t]*(\S+)/im.exec(answer)?.[1];
+  return location === undefined ? undefined : gatewayUrl(location, gateway);
+}
+
+/** The URL, when it is plain HTTP to the gateway's own address and nothing else. */
+function gatewayUrl(text: string, gateway: string, base?: URL): URL | undefined {
+  const url = URL.parse(text, base?.href);
+  const isGateways = url?.protocol === "http:" && url.hostname === gateway && url.port !== "0";
+  return isGateways && url.username === "" && url.password === "" ? url : undefined;
+}
+
+/** The text of the first element of that name, whatever its prefix; undefined where there is none. */
+export function elementText(xml: string, name: string): string | undefined {
+  const element = new RegExp(`<(?:[\\w-]+:)?${name}(?:\\s[^<>]*)?>([^<]*)</`, "i").exec(xml);
+  return element ? unescape(element[1]!.trim()) : undefined;
+}
+
+const entities: Record<string, string> = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" };
+
+/** The five entities that XML itself defines; a document's own stay as they are written. */
+function unescape(text: string): string {
+  return text.replace(/&(amp|lt|gt|quot|apos);/g, (_, name: string) => entities[name]!);
+}
+
+/**
+ * The WAN connections that a description offers at the gateway, IGD 2 before 1, IP before PPP. What its URLs are
+ * relative to is `URLBase`, or else where it was (UPnP Device Architecture 1.0 §2.1).
+ */
+export function parseDescription(xml: string, location: URL): WanConnection[] {
+  const gateway = location.hostname;
+  const base = gatewayUrl(elementText(xml, "URLBase") || location.href, gateway, location);
+  const connections: WanConnection[] = [];
+  for (const piece of xml.split(/<service>/i).slice(1)) {
+    const [service = ""] = piece.split(/<\/service>/i, 1);
+    const serviceType = elementText(service, "serviceType") ?? "";
+    if (!/^urn:schemas-upnp-org:service:WAN(IP|PPP)Connection:[12]$/.test(serviceType)) continue;
+    const controlUrl = base && gatewayUrl(elementText(service, "controlURL") ?? "", gateway, base);
+    if (controlUrl) connections.push({ serviceType, controlUrl });
+  }
+  const version = ({ serviceType }: WanConnection) => Number(serviceType.at(-1));
+  return connections
+    .sort((a, b) => version(b) - version(a) || a.serviceType.localeCompare(b.serviceType))
+    .slice(0, maxConnections);
+}
+
+/** A SOAP request for that action. */
+export function encodeAction(serviceType: string, action: string, fields: Fields): string {
+  const body = Object.entries(fields)
+    .map(([name, value]) => `<${name}>${Bun.escapeHTML(String(value))}</${name}>`)
+    .join("");
+  return `<?xml version="1.0"?>
+<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:${action} xmlns:u="${serviceType}">${body}</u:${action}></s:Body></s:Envelope>\r\n`;
+}
+
+/** The number of a SOAP fault (UPnP Device Architecture 1.1 §3.2.2); undefined where the answer is none. */
+export function parseFault(xml: string): number | undefined {
+  const code = elementText(xml, "errorCode") ?? "";
+  return /^\d{3}$/.test(code) ? Number(code) : undefined;
+}
+
+function parsePort(text: string | undefined): number | undefined {
+  const port = /^\d{1,5}$/.test(text ?? "") ? Number(text) : 0;
+  return port >= 1 && port <= 65_535 ? port : undefined;
+}
+
+// --- asking ----------------------------------------------------------------------------------------------
+
+/** The action was refused. */
+class Fault extends PortMapError {
+  readonly code: number;
+
+  constructor(action: string, code: number, text: string | undefined) {
+    super(printable(`${action}: ${text ? `${text.slice(0, 100)} ` : ""}(${code})`));
+    this.code = code;
+  }
+}
+
+interface Answer {
+  status: number;
+  body: string;
+}
+
+/** One HTTP exchange on a connection of its own. `fetch` would do, if it could be kept from HTTP_PROXY. */
+async function exchange(
+  url: URL,
+  signal: AbortSignal,
+  { headers = {}, body = "" }: { headers?: Record<string, string>; body?: string } = {},
+): Promise<Answer> {
+  const { promise, resolve, reject } = Promise.withResolvers<Answer>();
+  const method = body === "" ? "GET" : "POST";
+  const length = body === "" ? {} : { "Content-Length": String(Buffer.byteLength(body)) };
+  return within(requestDeadlineMs, signal, (deadline) => {
+    if (deadline.aborted) throw new PortMapError("not asked");
+    const options = {
+      method,
+      agent: false,
+      signal: deadline,
+      headers: { ...headers, ...length, Connection: "close" },
+    };
+    const asking = request(url, options, (response) => {
+      const chunks: Buffer[] = [];
+      let bytes = 0;
+      response.on("data", (chunk: Buffer) => {
+        chunks.push(chunk);
+        bytes += chunk.length;
+        if (bytes <= maxBodyBytes) return;
+        reject(new PortMapError(`it says more than ${maxBodyBytes / 1024} KiB`));
+        asking.destroy();
+      });
+      response.on("end", () =>
+        resolve({ status: response.statusCode ?? 0, body: Buffer.concat(chunks).toString("utf8") }),
+      );
+      response.on("error", (error) => reject(socketProblem(error)));
+      response.on("close", () => reject(new PortMapError("it ended in mid-answer")));
+    });
+    asking.on("error", (error) => reject(socketProblem(error)));
+    asking.end(body);
+    return promise;
+  });
+}
+
+/**
+ * Searches by multicast, and by unicast where that gets lost, until the gateway answers. Rejects on abort with a
+ * {@link PortMapError}.
+ */
+async function findDescription(gateway: Gateway, signal: AbortSignal): Promise<URL> {
+  const { promise, resolve, reject } = Promise.withResolvers<URL>();
+  promise.catch(() => {}); // it may be rejected before anyone waits for it
+  const receive = (bytes: Buffer, from: string) => {
+    const location = from === gateway.address && parseSearchAnswer(bytes.toString("latin1"), gateway.address);
+    if (location) resolve(location);
+  };
+  const socket = await openSearch(gateway.localAddress, receive);
+  const send = () => {
+    for (const address of [multicastAddress, gateway.address]) {
+      for (const target of searchTargets) {
+        try {
+          const host = `${address}:${gateway.searchPort}`;
+          socket.send(encodeSearch(target, host), gateway.searchPort, address);
+        } catch {
+          // The ICMP error of an earlier datagram, wherever that went, or no multicast here.
+        }
+      }
+    }
+  };
+  const timer = setInterval(send, searchPeriodMs);
+  const abort = () => reject(new PortMapError("no answer"));
+  signal.addEventListener("abort", abort);
+  try {
+    if (signal.aborted) abort();
+    else send();
+    return await promise;
+  } finally {
+    clearInterval(timer);
+    signal.removeEventListener("abort", abort);
+    socket.close();
+  }
+}
+
+/** Bound to the local address, so that multicast leaves by the same interface. */
+async function openSearch(
+  local: string,
+  receive: (bytes: Buffer, from: string) => void,
+): Promise<Bun.udp.Socket<"buffer">> {
+  try {
+    const socket = await Bun.udpSocket({
+      hostname: local,
+      socket: {
+        data: (_, bytes, __, from) => receive(bytes, from),
+        error: () => {}, // ICMP errors; without this, Bun prints them
+      },
+    });
+    socket.setMulticastInterface(local);
+    return socket;
+  } catch (error) {
+    throw socketProblem(error);
+  }
+}
+
+export class UpnpClient implements MappingClient {
+  readonly protocol = "upnp";
+  readonly #gateway: Gateway;
+  readonly #internalPort: number;
+  #connection: WanConnection | undefined;
+  /** Whether the last `map` has: then it is searched for anew. */
+  #hasFailed = false;
+  #externalPort: number;
+  /** A mapping of that port may exist. */
+  #mayExist = false;
+
+  constructor(gateway: Gateway, internalPort: number) {
+    this.#gateway = gateway;
+    this.#internalPort = internalPort;
+    this.#externalPort = internalPort;
+  }
+
+  async map(lifetimeS: number, signal: AbortSignal): Promise<Grant> {
+    // After a restart a router may ask to be spoken to at another port.
+    if (!this.#connection || this.#hasFailed) this.#connection = await this.#find(signal);
+    this.#hasFailed = true;
+    const externalAddress = await readExternalAddress(this.#connection, signal);
+    if (externalAddress === "") throw new NoAddressError();
+    const granted = await this.#add(this.#connection, lifetimeS, signal);
+    this.#hasFailed = false;
+    return { externalAddress, ...granted };
+  }
+
+  async unmap(signal: AbortSignal): Promise<void> {
+    if (!this.#connection || !this.#mayExist) return;
+    this.#mayExist = false;
+    const mapping = { NewRemoteHost: "", NewExternalPort: this.#externalPort, NewProtocol: "TCP" };
+    await act(this.#connection, "DeletePortMapping", mapping, signal);
+  }
+
+  async #find(signal: AbortSignal): Promise<WanConnection> {
+    const location = await findDescription(this.#gateway, signal);
+    const { status, body } = await exchange(location, signal);
+    if (status !== 200) throw new PortMapError(`its description: HTTP status ${status}`);
+    const connections = parseDescription(body, location);
+    const last = connections.pop();
+    if (!last) throw new PortMapError("its description has no WAN connection at its own address");
+    for (const connection of connections) {
+      const address = await readExternalAddress(connection, signal).catch(() => "");
+      if (address !== "") return connection;
+    }
+    return last;
+  }
+
+  async #add(
+    connection: WanConnection,
+    lifetimeS: number,
+    signal: AbortSignal,
+  ): Promise<Omit<Grant, "externalAddress">> {
+    let lease = lifetimeS;
+    let isAny = connection.serviceType.endsWith("WANIPConnection:2");
+    for (let triesLeft = maxTries; ; triesLeft--) {
+      try {
+        const externalPort = await this.#addOnce(connection, isAny, lease, signal);
+        return { externalPort, lifetimeS: lease };
+      } catch (error) {
+        if (!(error instanceof Fault) || triesLeft <= 1) throw error;
+        if (error.code === faults.onlyPermanentLeases && lease !== 0) lease = 0;
+        else if (error.code === faults.invalidAction && isAny) isAny = false;
+        else if (error.code === faults.conflictInMappingEntry || error.code === faults.conflictWithOther)
+          this.#externalPort = drawPort();
+        else throw error;
+      }
+    }
+  }
+
+  /** AddAnyPortMapping lets the router choose where our port is taken. */
+  async #addOnce(
+    connection: WanConnection,
+    isAny: boolean,
+    lease: number,
+    signal: AbortSignal,
+  ): Promise<number> {
+    const had = this.#mayExist;
+    this.#mayExist = true;
+    const fields = {
+      NewRemoteHost: "",
+      NewExternalPort: this.#externalPort,
+      NewProtocol: "TCP",
+      NewInternalPort: this.#internalPort,
+      NewInternalClient: this.#gateway.localAddress,
+      NewEnabled: 1,
+      NewPortMappingDescription: description,
+      NewLeaseDuration: lease,
+    };
+    try {
+      const answer = await act(connection, isAny ? "AddAnyPortMapping" : "AddPortMapping", fields, signal);
+      if (isAny) this.#externalPort = parsePort(elementText(answer, "NewReservedPort")) ?? this.#externalPort;
+      return this.#externalPort;
+    } catch (error) {
+      // Refused: a mapping of that port is not ours to delete.
+      if (error instanceof Fault) this.#mayExist = had;
+      throw error;
+    }
+  }
+}
+
+/** The body of the answer; rejects with a {@link Fault} when it is refused. */
+async function act(
+  { serviceType, controlUrl }: WanConnection,
+  action: string,
+  fields: Fields,
+  signal: AbortSignal,
+): Promise<string> {
+  const headers = { "Content-Type": 'text/xml; charset="utf-8"', SOAPAction: `"${serviceType}#${action}"` };
+  const question = { headers, body: encodeAction(serviceType, action, fields) };
+  const { status, body } = await exchange(controlUrl, signal, question);
+  if (status === 200) return body;
+  throw new Fault(action, parseFault(body) ?? status, elementText(body, "errorDescription"));
+}
+
+/** Empty when the router has none, or says what is none. */
+async function readExternalAddress(connection: WanConnection, signal: AbortSignal): Promise<string> {
+  const answer = await act(connection, "GetExternalIPAddress", {}, signal);
+  const address = canonicalAddress(elementText(answer, "NewExternalIPAddress") ?? "");
+  return address?.family === 4 && address.address !== "0.0.0.0" ? address.address : "";
+}
+
+function drawPort(): number {
+  const { first, last } = drawnPorts;
+  return first + Math.floor(Math.random() * (last - first + 1));
+}

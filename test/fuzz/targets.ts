@@ -1,0 +1,448 @@
+/**
+ * What is fuzzed: everything of ours that reads bytes of strangers. Each target takes any bytes, throws what its reader may
+ * throw, and asserts what holds of what was accepted: to be written and read again unchanged, however it is cut, within
+ * its bounds.
+ */
+import { isUtf8 } from "node:buffer";
+import { existsSync } from "node:fs";
+import {
+  decodeCount,
+  decodeCredit,
+  decodeHello,
+  decodePurpose,
+  decodeReset,
+  encodeCount,
+  encodeCredit,
+  encodeFinish,
+  encodeFrame,
+  encodeHello,
+  encodeOpen,
+  encodeReset,
+  frame,
+  FrameDecoder,
+  maxDataBytes,
+  maxPurposeBytes,
+  ProtocolError,
+} from "../../native/link/frame.ts";
+import { IdentityError, makeIdentity, parseIdentity } from "../../native/link/identity.ts";
+import { decodeSockaddr, encodeSockaddr } from "../../native/sockaddr.ts";
+import {
+  encode,
+  jsonLine,
+  LineDecoder,
+  maxLineBytes,
+  parseEndpoint,
+  parseLinkLine,
+  parseToIntroducer,
+  parseToParticipant,
+  parseToPeer,
+  printable,
+  Refusal,
+  splitEndpoint,
+  type Endpoint,
+  type LinkLine,
+  type Peer,
+  type ToIntroducer,
+  type ToParticipant,
+  type ToPeer,
+} from "../../protocol.ts";
+
+export interface Target {
+  readonly name: string;
+  readonly samples: readonly Uint8Array[];
+  /** Reads the input; throws an {@link Broken} for what must never be, or what the reader throws. */
+  read(input: Buffer): void;
+  /** Whether the reader may throw that. */
+  mayThrow(error: unknown): boolean;
+}
+
+/** A property that does not hold. */
+export class Broken extends Error {}
+
+function expectSame(what: string, a: unknown, b: unknown): void {
+  const [left, right] = [JSON.stringify(a), JSON.stringify(b)];
+  if (left === right) return;
+  const short = (json = "nothing") => (json.length > 300 ? `${json.slice(0, 300)}… (${json.length})` : json);
+  throw new Broken(`${what}: ${short(left)} became ${short(right)}`);
+}
+
+const bytesOf = (text: string) => new TextEncoder().encode(text);
+const at = (text: string) => text as Endpoint;
+const isRefusal = (error: unknown) => error instanceof Refusal;
+const never = () => false;
+
+// --- messages --------------------------------------------------------------------------------------------
+
+const token = "00112233445566778899aabbccddeeff";
+const fingerprint = "ab".repeat(32);
+const ends = { local: at("192.168.1.5:40000"), remote: at("[2001:db8::7]:5000") };
+const peer: Peer = {
+  id: 7,
+  name: "zoë",
+  instance: "0011223344556677",
+  fingerprint,
+  proof: fingerprint,
+  private: [at("192.168.1.5:40000"), at("[fd00::5]:40000")],
+  public: at("203.0.113.7:40000"),
+  otherPublic: at("[2001:db8::7]:40000"),
+  mapping: "sequential",
+  roundTripMs: 20,
+  since: 1_700_000_000_000,
+};
+const own = { id: 7, name: "zoë", room: "lobby", public: peer.public, private: peer.private };
+const schedule = { startInMs: 20, way: "predicted", round: 2, last: false, deadlineMs: 900 } as const;
+
+/** One of each kind: a kind without a sample is a type error. */
+type Samples<Union extends { type: string }> = { [M in Union as M["type"]]: M };
+
+const toIntroducer: Samples<ToIntroducer> = {
+  register: {
+    type: "register",
+    version: 2,
+    name: "zoë",
+    room: "lobby",
+    instance: peer.instance,
+    fingerprint,
+    private: peer.private,
+    proof: fingerprint,
+    links: [{ peer: peer.instance, route: "public" }],
+    direct: true,
+  },
+  verify: { type: "verify", token },
+  relay: { type: "relay", token },
+  connect: { type: "connect", peer: 7, relay: false },
+  linked: { type: "linked", peer: 7, token, route: "birthday", ...ends },
+  unlinked: { type: "unlinked", peer: 7, reason: "peer-restarted" },
+  failed: { type: "failed", peer: 7, token, reason: "timed-out" },
+  mapping: { type: "mapping", mapping: "random" },
+  mapped: { type: "mapped", endpoint: peer.public },
+  measured: { type: "measured", token, prediction: { endpoint: peer.public, step: -1 } },
+  "connect-back": { type: "connect-back" },
+  echo: { type: "echo", text: "Grüße 👋" },
+  pong: { type: "pong", id: 3 },
+};
+
+const toParticipant: Samples<ToParticipant> = {
+  registered: {
+    type: "registered",
+    ...own,
+    probePorts: [7001, 7002],
+    alternates: [at("203.0.113.8:7001")],
+    verify: { endpoint: at("[2001:db8::1]:7000"), token },
+    relay: { rate: 1024, total: 4096 },
+  },
+  observed: { type: "observed", endpoint: peer.public },
+  peers: { type: "peers", peers: [peer, peer], more: false },
+  joined: { type: "joined", peer },
+  updated: { type: "updated", id: 7, mapping: "random", roundTripMs: 3 },
+  left: { type: "left", id: 7 },
+  measure: { type: "measure", peer, token, way: "fresh" },
+  punch: {
+    type: "punch",
+    peer,
+    role: "controlling",
+    token,
+    ...schedule,
+    own: { endpoint: peer.public, step: 1 },
+    theirs: { endpoint: peer.public, step: 256 },
+  },
+  relay: { type: "relay", peer, role: "controlled", token },
+  relaying: { type: "relaying" },
+  filtering: { type: "filtering", filtering: "dropped" },
+  failed: { type: "failed", peer: 7, token, reason: "peer-left" },
+  notice: { type: "notice", text: "back at noon" },
+  echo: { type: "echo", text: "hello" },
+  ping: { type: "ping", id: 1 },
+  refused: { type: "refused", code: "limit", message: "wait 3 s", request: "connect", peer: 7 },
+  bye: { type: "bye", reason: "the introducer was stopped" },
+};
+
+const toPeer: Samples<ToPeer> = { nominate: { type: "nominate", token } };
+
+const linkLines: Samples<LinkLine> = {
+  say: { type: "say", id: 1, text: "hello" },
+  heard: { type: "heard", id: 1 },
+  ping: { type: "ping", id: 2 },
+  pong: { type: "pong", id: 2 },
+};
+
+const text = new TextDecoder();
+
+/** What is accepted is written and read again, and is the same. */
+function messages<Union extends ToIntroducer | ToParticipant | ToPeer | LinkLine>(
+  name: string,
+  samples: Samples<Union>,
+  parse: (line: string) => Union,
+): Target {
+  return {
+    name,
+    samples: Object.values<Union>(samples).map((sample) => bytesOf(encode(sample).trimEnd())),
+    read(input) {
+      const message = parse(text.decode(input));
+      const line = encode(message);
+      expectSame("a message read again", message, parse(line.trimEnd()));
+      if (/\\ud[89a-f]/.test(line)) throw new Broken("half a character was accepted");
+    },
+    mayThrow: isRefusal,
+  };
+}
+
+// --- lines and frames ------------------------------------------------------------------------------------
+
+/** What a reader makes of chunks, and why it gave up. */
+function outcome(chunks: Buffer[], push: (chunk: Buffer, seen: string[]) => void): string[] {
+  const seen: string[] = [];
+  try {
+    for (const chunk of chunks) push(chunk, seen);
+  } catch (error) {
+    if (!(error instanceof Refusal) && !(error instanceof ProtocolError)) throw error;
+    seen.push(`then: ${error.message}`);
+  }
+  return seen;
+}
+
+/** In places that the input itself names, so that they are the same the next time. */
+function cut(input: Buffer): Buffer[] {
+  const chunks: Buffer[] = [];
+  for (let from = 0; from < input.length;) {
+    const to = from + 1 + (input[from]! % 11) * (chunks.length < 64 ? 1 : 4096);
+    chunks.push(Buffer.from(input.subarray(from, to)));
+    from = to;
+  }
+  return chunks;
+}
+
+const lines: Target = {
+  name: "line decoder",
+  samples: [
+    bytesOf(Object.values<ToParticipant>(toParticipant).map(encode).join("")),
+    bytesOf(Object.values<ToIntroducer>(toIntroducer).map(encode).join("").replaceAll("\n", "\r\n")),
+    bytesOf("x".repeat(maxLineBytes - 2) + "\n" + "y".repeat(100)),
+  ],
+  read(input) {
+    const read = (chunks: Buffer[]) => {
+      const decoder = new LineDecoder();
+      return outcome(chunks, (chunk, seen) => {
+        for (const line of decoder.push(chunk)) seen.push(line);
+        if (decoder.pendingBytes > maxLineBytes) throw new Broken(`${decoder.pendingBytes} bytes held`);
+      });
+    };
+    expectSame("lines, however they are cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
+const hello = { status: 1, epoch: 2, sessionId: token, processed: 3 };
+
+function readFrame(type: number, payload: Buffer): unknown {
+  if (payload.length > maxPurposeBytes) throw new Broken(`a payload of ${payload.length} bytes was held`);
+  if (type === frame.open) {
+    const purpose = decodePurpose(payload);
+    if (!isUtf8(payload)) throw new Broken("a purpose that is no text was accepted");
+    return purpose;
+  }
+  if (type === frame.credit) return decodeCredit(payload);
+  if (type === frame.reset) return decodeReset(payload);
+  if (type === frame.resume || type === frame.resumed) return decodeHello(payload);
+  if (payload.length === 8) return decodeCount(payload);
+  return payload.toString("hex");
+}
+
+const frames: Target = {
+  name: "frame decoder",
+  samples: [
+    encodeOpen(1, { for: "lines", name: "zoë" }),
+    encodeFrame(frame.data, Buffer.alloc(300, "abc"), 3),
+    encodeCredit(5, 65_536),
+    encodeFrame(frame.end, Buffer.alloc(0), 7),
+    encodeReset(9, 2, "no"),
+    encodeFinish("bye"),
+    Buffer.concat([encodeCount(frame.ack, 2 ** 32 + 1), encodeCount(frame.ping, 5), encodeCredit(1, 1)]),
+    Buffer.concat([encodeHello(frame.resume, hello), encodeCount(frame.start, 0), encodeOpen(2, {})]),
+    encodeHello(frame.resumed, hello),
+    encodeCount(frame.rewind, 3),
+    // Longer than they may be: nothing of them may be held.
+    encodeFrame(frame.open, Buffer.alloc(maxPurposeBytes + 1, "{"), 1),
+    encodeFrame(frame.data, Buffer.alloc(maxDataBytes + 1), 1),
+  ],
+  read(input) {
+    const read = (chunks: Buffer[]) => {
+      const pieces: Buffer[] = [];
+      let seenNow: string[] = [];
+      const decoder = new FrameDecoder({
+        onPiece(stream, piece, position, isLast) {
+          if (position + piece.length > maxDataBytes) throw new Broken("a data frame beyond its bound");
+          if (position !== pieces.reduce((sum, { length }) => sum + length, 0))
+            throw new Broken(`a piece at ${position}`);
+          pieces.push(Buffer.from(piece));
+          if (isLast) seenNow.push(`data ${stream} ${Buffer.concat(pieces.splice(0)).toString("hex")}`);
+        },
+        onFrame: (type, stream, payload) =>
+          void seenNow.push(`${type} ${stream} ${JSON.stringify(readFrame(type, payload))}`),
+      });
+      return outcome(chunks, (chunk, seen) => {
+        seenNow = seen;
+        decoder.push(chunk);
+      });
+    };
+    expectSame("frames, however they are cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
+// --- addresses -------------------------------------------------------------------------------------------
+
+const sockaddrs: Target = {
+  name: "sockaddr",
+  samples: ["203.0.113.7:40000", "[2001:db8::7]:65535", "[::ffff:10.0.0.1]:1", "127.0.0.1:80"].map((one) =>
+    encodeSockaddr(splitEndpoint(parseEndpoint(one)!)),
+  ),
+  read(input) {
+    const padded = Buffer.alloc(128); // what the kernel is given to write to
+    input.copy(padded);
+    const endpoint = decodeSockaddr(padded);
+    expectSame("an endpoint read again", endpoint, decodeSockaddr(encodeSockaddr(splitEndpoint(endpoint))));
+  },
+  mayThrow: (error) => error instanceof RangeError && /not an endpoint|address family/.test(error.message),
+};
+
+const endpoints: Target = {
+  name: "endpoints, text",
+  samples: [
+    "203.0.113.7:40000",
+    "[2001:db8::7]:40000",
+    "[::ffff:1.2.3.4]:5",
+    "[fe80::1]:1",
+    "1.2.3.4:65535",
+  ].map(bytesOf),
+  read(input) {
+    const words = text.decode(input);
+    const endpoint = parseEndpoint(words);
+    if (endpoint !== undefined) expectSame("an endpoint read again", endpoint, parseEndpoint(endpoint));
+    if (/[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/u.test(printable(words)))
+      throw new Broken("what is printable moves the cursor");
+    expectSame("a line of JSON read again", { words }, JSON.parse(jsonLine({ words })));
+  },
+  mayThrow: never,
+};
+
+// --- the identity's file ---------------------------------------------------------------------------------
+
+const identity = makeIdentity();
+const pem = (kind: string, der: string) => `-----BEGIN ${kind}-----\n${der}\n-----END ${kind}-----\n`;
+const derOf = (block: string) => Buffer.from(block.replace(/-----[^-]+-----|\s/g, ""), "base64");
+
+/** The file as text; its certificate and its key as DER, put back into one that is otherwise right. */
+const identityFile: Target = {
+  name: "identity, text",
+  samples: [bytesOf(identity.key + identity.certificate), bytesOf(identity.certificate + identity.key)],
+  read: (input) => void parseIdentity("identity.pem", text.decode(input)),
+  mayThrow: (error) => error instanceof IdentityError,
+};
+const certificates: Target = {
+  name: "identity, DER of certificate",
+  samples: [derOf(identity.certificate)],
+  read: (input) =>
+    void parseIdentity("identity.pem", identity.key + pem("CERTIFICATE", input.toString("base64"))),
+  mayThrow: (error) => error instanceof IdentityError,
+};
+const keys: Target = {
+  name: "identity, DER of key",
+  samples: [derOf(identity.key)],
+  read: (input) =>
+    void parseIdentity("identity.pem", pem("PRIVATE KEY", input.toString("base64")) + identity.certificate),
+  mayThrow: (error) => error instanceof IdentityError,
+};
+
+// --- routers ---------------------------------------------------------------------------------------------
+
+interface Pcp {
+  decodePcp(bytes: Uint8Array): unknown;
+  decodeNatPmp(bytes: Uint8Array): unknown;
+  decodeAnnouncement(bytes: Uint8Array): unknown;
+}
+interface Upnp {
+  parseSearchAnswer(answer: string, gateway: string): URL | undefined;
+  parseDescription(xml: string, location: URL): { controlUrl: URL }[];
+  parseFault(xml: string): number | undefined;
+  elementText(xml: string, name: string): string | undefined;
+}
+
+const hex = (digits: string) => Buffer.from(digits.replaceAll(" ", ""), "hex");
+const gateway = "192.168.1.1";
+
+function pcpTarget({ decodePcp, decodeNatPmp, decodeAnnouncement }: Pcp): Target {
+  return {
+    name: "PCP and NAT-PMP",
+    samples: [
+      hex(
+        `02810000 00001c20 0000012c 000000000000000000000000 00112233445566778899aabb 06000000 9c409c41
+        00000000000000000000ffffcb007107`.replaceAll(/\s/g, ""),
+      ),
+      hex("02810008 00001c20 0000012c 000000000000000000000000 00112233445566778899aabb 06000000 9c40 9c41"),
+      hex("02800000 00000000 0000012c 000000000000000000000000"),
+      hex("0080 0000 0000012c cb007107"),
+      hex("0082 0000 0000012c 9c40 9c41 00001c20"),
+      hex("0082 0003 0000012c"),
+    ],
+    read(input) {
+      decodePcp(input);
+      decodeNatPmp(input);
+      decodeAnnouncement(input);
+    },
+    mayThrow: never,
+  };
+}
+
+function upnpTarget({ parseSearchAnswer, parseDescription, parseFault, elementText }: Upnp): Target {
+  const device = "urn:schemas-upnp-org:device:InternetGatewayDevice:2";
+  const service = "urn:schemas-upnp-org:service:WANIPConnection:2";
+  const onlyGateway = (url: URL | undefined) => {
+    if (url && (url.hostname !== gateway || url.protocol !== "http:")) throw new Broken(`asks ${url}`);
+  };
+  return {
+    name: "UPnP",
+    samples: [
+      `HTTP/1.1 200 OK\r\nST: ${device}\r\nLOCATION: http://${gateway}:5000/rootDesc.xml\r\n\r\n`,
+      `<?xml version="1.0"?><root><URLBase>http://${gateway}:5000/</URLBase><device><serviceList><service>
+<serviceType>${service}</serviceType><controlURL>/ctl/IPConn</controlURL></service></serviceList></device></root>`,
+      `<s:Envelope><s:Body><s:Fault><detail><UPnPError><errorCode>718</errorCode><errorDescription>Conflict
+</errorDescription></UPnPError></detail></s:Fault></s:Body></s:Envelope>`,
+      `<u:GetExternalIPAddressResponse><NewExternalIPAddress>203.0.113.7</NewExternalIPAddress></u:GetExternalIPAddressResponse>`,
+    ].map(bytesOf),
+    read(input) {
+      const words = text.decode(input);
+      onlyGateway(parseSearchAnswer(words, gateway));
+      const connections = parseDescription(words, new URL(`http://${gateway}:5000/rootDesc.xml`));
+      for (const { controlUrl } of connections) onlyGateway(controlUrl);
+      parseFault(words);
+      elementText(words, "NewExternalIPAddress");
+    },
+    mayThrow: never,
+  };
+}
+
+/** Where this version of the program has it. */
+async function load<Module>(path: string): Promise<Module | undefined> {
+  const file = `${import.meta.dir}/../../${path}`;
+  return existsSync(file) ? ((await import(file)) as Module) : undefined;
+}
+
+const pcp = await load<Pcp>("native/punch/pcp.ts");
+const upnp = await load<Upnp>("native/punch/upnp.ts");
+
+export const targets: readonly Target[] = [
+  lines,
+  messages("to the introducer", toIntroducer, parseToIntroducer),
+  messages("to a participant", toParticipant, parseToParticipant),
+  messages("to a peer", toPeer, parseToPeer),
+  messages("lines of a link", linkLines, parseLinkLine),
+  frames,
+  sockaddrs,
+  endpoints,
+  identityFile,
+  certificates,
+  keys,
+  ...(pcp ? [pcpTarget(pcp)] : []),
+  ...(upnp ? [upnpTarget(upnp)] : []),
+];

@@ -1,0 +1,171 @@
+/**
+ * Links by a port that a router opens, between the real programs: where both NATs choose random ports and nothing can be
+ * dug, one router that opens one makes a direct link; one that lies, is late or silent changes nothing for the worse.
+ */
+import { expect, setDefaultTimeout } from "bun:test";
+import type { MappingProtocol } from "../../native/punch/gateway.ts";
+import { Lab, labTest, type Nat } from "./lab.ts";
+import { disconnect, expectRoute, gather, talk, type Meeting } from "./meeting.ts";
+import { People } from "./people.ts";
+import { MiniUpnpd, routerTest } from "./router.ts";
+import { owdMs, said, type Hosts } from "./sides.ts";
+
+setDefaultTimeout(30_000);
+const router = `${import.meta.dir}/pcp-router-fixture.ts`;
+const random = { owdMs, mapping: "random" } as const;
+/** A relay is offered after a second beside a direct round, and at once where there is none. */
+const relayedMs = { beside: 2_500, instead: 1_000 };
+/** All that asking may take, and a little. */
+const askedMs = 7_000;
+const protocols: MappingProtocol[] = ["pcp", "nat-pmp", "upnp"];
+
+async function bothRandom(lab: Lab): Promise<Hosts & { nat: Nat }> {
+  const nat = await lab.nat("natA", random);
+  const alice = await lab.host("alice", { behind: nat });
+  return { nat, alice, bob: await lab.host("bob", { behind: await lab.nat("natB", random) }) };
+}
+
+/** Starts a router that answers PCP so in the NAT's namespace. */
+async function answers(nat: Nat, external: string, delayMs: number, how: "opens" | "lies"): Promise<void> {
+  const command = [process.execPath, router, nat.lan.gateway.ipv4, external, String(delayMs), how];
+  await said(nat.spawn(command, { stdout: "pipe" }), "listening");
+}
+
+/** Resolves once alice's router has opened a port, and bob knows. */
+async function mapped({ alice, bob }: Meeting): Promise<void> {
+  const { state } = await alice.next("port-mapping", ({ state: { is } }) => is === "mapped");
+  if (state.is !== "mapped") throw new Error("unreachable");
+  const isTold = ({ mapped: endpoint }: { mapped?: string }) => endpoint === state.candidate;
+  const isListed = bob.all("peers").some(({ peers }) => peers.some(isTold));
+  if (!isListed && !bob.all("updated").some(isTold)) await bob.next("updated", isTold);
+}
+
+async function relayed({ alice, bob }: Meeting, withinMs: number): Promise<void> {
+  alice.type("connect bob");
+  const both = await bothLinked(alice, bob);
+  expect(both.map(({ route }) => route)).toEqual(["relay", "relay"]);
+  for (const { elapsedMs } of both) expect(elapsedMs).toBeLessThan(withinMs);
+}
+
+function bothLinked(...pair: [Meeting["alice"], Meeting["bob"]]) {
+  return Promise.all(pair.map((one) => one.next("linked")));
+}
+
+routerTest.each(protocols)("random ↔ random by %s only: mapped, either side asking", async (protocol) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
+  const meeting = await gather(lab, people, hosts);
+  const { alice, bob } = meeting;
+  await mapped(meeting);
+  for (const asker of ["alice", "bob"] as const) {
+    const [ofAlice, ofBob] = await expectRoute(meeting, asker, "mapped/listen");
+    expect([ofAlice!.route, ofBob!.route]).toEqual(["listen", "mapped"]);
+    await disconnect(alice, bob);
+  }
+  expect(await real.leases()).toHaveLength(1);
+  await alice.kill("SIGTERM");
+  expect(await real.leases()).toEqual([]);
+});
+
+routerTest("with --no-portmap the router is not asked: by relay at once", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await using real = await MiniUpnpd.start(lab, hosts.nat, protocols);
+  const meeting = await gather(lab, people, hosts, undefined, ["--no-portmap"]);
+  await relayed(meeting, relayedMs.instead);
+  expect(await real.leases()).toEqual([]);
+  expect(meeting.alice.all("port-mapping")).toEqual([]);
+});
+
+routerTest("the port is closed when we leave, and another is opened when we come back", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await using real = await MiniUpnpd.start(lab, hosts.nat, ["pcp"]);
+  const meeting = await gather(lab, people, hosts);
+  const { alice, bob } = meeting;
+  await mapped(meeting);
+  await alice.comesBack();
+  await mapped(meeting);
+  await expectRoute(meeting, "bob", "mapped/listen");
+  const states = alice.all("port-mapping").map(({ state }) => state);
+  expect(new Set(states.map((state) => state.is === "mapped" && state.candidate)).size).toBe(2);
+  await disconnect(bob, alice);
+  expect(await real.leases()).toHaveLength(1);
+});
+
+routerTest("`nat` names protocol, port and lifetime, and every kind of peer can be linked", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await using _real = await MiniUpnpd.start(lab, hosts.nat, ["nat-pmp"]);
+  const { alice } = await gather(lab, people, hosts);
+  alice.type("nat");
+  const { portMapping, expected, mapping } = await alice.next("nat", () => true, askedMs);
+  expect(mapping).toBe("random");
+  expect(portMapping).toMatchObject({ is: "mapped", protocol: "nat-pmp", lifetimeS: 7_200 });
+  expect(portMapping).toMatchObject({ externalAddress: hosts.nat.address });
+  expect(new Set(expected.map(({ way }) => way))).toEqual(new Set(["direct"]));
+});
+
+labTest(
+  "a router whose address is another than others see: double NAT, nothing dialled, relayed at once",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await answers(hosts.nat, "11.9.9.9", 0, "lies");
+    const meeting = await gather(lab, people, hosts);
+    const { alice, bob } = meeting;
+    const { state } = await alice.next("port-mapping");
+    expect(state).toEqual({ is: "double-nat", protocol: "pcp", externalAddress: "11.9.9.9" });
+    await relayed(meeting, relayedMs.instead);
+    expect([...alice.all("attempt"), ...bob.all("attempt")]).toEqual([]);
+    alice.type("nat");
+    const { portMapping, expected } = await alice.next("nat", () => true, askedMs);
+    expect(portMapping).toEqual(state);
+    expect(expected.at(-1)).toEqual({ peer: "random ports", way: "none" });
+  },
+);
+
+labTest("a router that says it has opened a port, and has not: relayed after a second", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await answers(hosts.nat, hosts.nat.address, 0, "lies");
+  const meeting = await gather(lab, people, hosts);
+  await mapped(meeting);
+  await relayed(meeting, relayedMs.beside);
+  await talk(meeting.alice, meeting.bob);
+});
+
+labTest("a router that never answers: relayed at once, and `nat` says so", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  const deaf = 'insert rule inet filtering incoming iifname "lan" meta l4proto udp drop';
+  await hosts.nat.run(["nft", deaf]);
+  const meeting = await gather(lab, people, hosts);
+  await relayed(meeting, relayedMs.instead);
+  meeting.alice.type("nat");
+  const { portMapping } = await meeting.alice.next("nat", () => true, askedMs);
+  expect(portMapping).toMatchObject({ is: "unavailable" });
+});
+
+labTest("a router that answers after 3 s: relayed at once, then direct by the mapped port", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await bothRandom(lab);
+  await answers(hosts.nat, hosts.nat.address, 3_000, "opens");
+  const meeting = await gather(lab, people, hosts);
+  const { alice, bob } = meeting;
+  await relayed(meeting, relayedMs.instead);
+  expect(alice.all("port-mapping")).toEqual([]);
+  await mapped(meeting);
+  const moves = await Promise.all([alice, bob].map((one) => one.next("moved")));
+  expect(moves.map(({ route }) => route)).toEqual(["listen", "mapped"]);
+  await talk(alice, bob);
+});

@@ -1,0 +1,136 @@
+/**
+ * The kinds of NAT that netfilter can't be (`nat.ts`), between the real programs: each links with an ordinary NAT,
+ * is named rightly by `nat`, and lets no stranger in unless that is its nature.
+ */
+import { expect, setDefaultTimeout } from "bun:test";
+import type { NatReport } from "../../participant.ts";
+import { splitEndpoint, type Endpoint } from "../../protocol.ts";
+import { Lab, labTest, type Host } from "./lab.ts";
+import { disconnect, expectRoute, gather, soonMs, type Expected } from "./meeting.ts";
+import { People, type ParticipantProgram } from "./people.ts";
+import type { Attempt } from "./probe-fixture.ts";
+import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
+
+setDefaultTimeout(40_000);
+const probe = `${import.meta.dir}/probe-fixture.ts`;
+/** Three rounds of guessing, of which one fails in 50. */
+const guessedMs = 6_000;
+
+const kept = { mapping: "endpoint-independent", step: 0, isTranslated: true, hairpinning: false } as const;
+const preserved = { ...kept, isPreserved: true, filtering: "dropped" } as const;
+const moved = { ...kept, isPreserved: false, filtering: "dropped" } as const;
+const random = { mapping: "random", isPreserved: false, dependsOn: "port", filtering: "dropped" } as const;
+
+interface Row {
+  report: Partial<NatReport>;
+  /** By which it links with a NAT that keeps ports and drops; `public` unless told. */
+  route?: Expected;
+  /** What a stranger's plain connect meets at the endpoint of the control connection. */
+  plain?: string;
+}
+
+/**
+ * Not here, because they don't link, or not surely: `by address` (the introducer has one address, which always sees
+ * the same port), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale` (Linux
+ * goes on scaling after a simultaneous open, so that the peer sees windows of 63 bytes).
+ */
+const rows: { [kind in keyof typeof programKinds]?: Row } = {
+  // The introducer has one address, so it is not told whether strangers at others are let in. The RST is the host's own.
+  "filters nothing": { report: { ...preserved, filtering: "let-in" }, plain: "ECONNREFUSED" },
+  "filters by address": { report: { ...preserved, filtering: "let-in" } },
+
+  "kept, random port": { report: moved },
+  "kept, parity": { report: moved },
+  "kept, contiguity": { report: moved },
+  "kept, block": { report: moved },
+
+  // Nobody sees a difference to a mapping that keeps the port: what is overloaded is told apart by the far end.
+  overloaded: { report: preserved },
+  "preserved once": { report: random, route: "birthday/listen" },
+  backwards: {
+    report: { mapping: "sequential", step: -1, isPreserved: false, dependsOn: "port", filtering: "dropped" },
+    route: "predicted/listen",
+  },
+  "random, parity": { report: random, route: "birthday/listen" },
+  "random, block": { report: random, route: "birthday/listen" },
+
+  paired: { report: preserved },
+  "in turn": { report: preserved },
+
+  hairpins: { report: { ...preserved, hairpinning: true } },
+
+  "late ICMP": { report: preserved },
+  "RST, not deleted by RST": { report: { ...preserved, filtering: "refused" }, plain: "ECONNREFUSED" },
+  "not deleted by RST": { report: preserved },
+  "forgets in seconds": { report: preserved },
+
+  "strips timestamps": { report: preserved },
+  "rewrites sequence numbers": { report: preserved },
+  "clamps segments": { report: preserved },
+  "HTTP only below 1024": { report: preserved },
+};
+
+type Kind = keyof typeof rows;
+const kinds = Object.keys(rows) as Kind[];
+
+/** One plain connect from any port, as somebody who punches nothing. */
+async function plainConnect(from: Host, to: Endpoint): Promise<string> {
+  const { address, port } = splitEndpoint(to);
+  const out = await from.run([process.execPath, probe, "connect", "200", "0", `${address},${port}`]);
+  return (JSON.parse(out) as Attempt).outcome;
+}
+
+labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", async (kind) => {
+  const { route = "public", plain = "ETIMEDOUT" } = rows[kind]!;
+  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
+  await using lab = await Lab.create();
+  await using people = new People();
+  const layout = between(behindProgram(programKinds[kind]), behind({}));
+  const meeting = await gather(lab, people, await layout(lab));
+  const stranger = await lab.host("stranger", { owdMs });
+  expect(await plainConnect(stranger, meeting.alice.public)).toBe(plain);
+  await expectRoute(meeting, "alice", route, withinMs);
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", route, withinMs);
+});
+
+const itself: Kind[] = [
+  "filters nothing",
+  "kept, random port",
+  "late ICMP",
+  "RST, not deleted by RST",
+  "strips timestamps",
+  "rewrites sequence numbers",
+];
+
+labTest.each(itself)("%s ↔ itself", async (kind) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const side = behindProgram(programKinds[kind]);
+  await expectRoute(await gather(lab, people, await between(side, side)(lab)), "alice", "public/listen");
+});
+
+labTest("one carrier whose NAT is a program and hairpins, either side asking", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const carrier = oneCarrier({ program: { hairpinning: true, allocation: "random" } });
+  const meeting = await gather(lab, people, await carrier(lab));
+  await expectRoute(meeting, "alice", "public/listen");
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", "public/listen");
+});
+
+labTest("--nat says what the program does, for every kind", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const programs: ParticipantProgram[] = [];
+  for (const [index, kind] of kinds.entries()) {
+    const host = await behindProgram(programKinds[kind])(lab, `host${index}`);
+    programs.push(await people.participant(`host${index}`, host, introducer, ["--nat"]));
+  }
+  const said = await Promise.all(programs.map((program) => program.next("nat", () => true, 15_000)));
+  const named = (reports: readonly unknown[]) =>
+    Object.fromEntries(kinds.map((kind, index) => [kind, reports[index]]));
+  expect(named(said)).toEqual(named(kinds.map((kind) => expect.objectContaining(rows[kind]!.report))));
+});
