@@ -1,11 +1,13 @@
 /** Forwards and pipes between real programs on loopback, with real clients and targets. */
 import { describe, expect, test } from "bun:test";
+import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
+import { join } from "node:path";
 import { Driven, homeOf, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
 import type { ForwardRow } from "../native/link/uses.ts";
 import { randomBytes, randomFrom } from "./link/memory-fixture.ts";
 import { until } from "./native-fixture.ts";
-import { root } from "./pty-fixture.ts";
+import { Pty, root } from "./pty-fixture.ts";
 import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
 
 /** A private room: in the lobby nothing may be opened to others. */
@@ -345,6 +347,36 @@ describe("a pipe", () => {
       expect([told.code, told.stderr]).toEqual([1, expect.stringContaining(reason)]);
       expect(await bob.stdout.text()).toBe("x".repeat(10));
       expect(await bob.stderr.text()).toMatch(/gone away \(EPIPE\)[^]*exit 1/);
+    },
+    patienceMs,
+  );
+
+  test(
+    "draws on the terminal's standard error how it goes, and tells it at the end",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = piping(house.port, "bob", "alice", "-q");
+      bob.stdin.end();
+      const fifo = join(homeOf("alice"), "fifo");
+      Bun.spawnSync(["mkfifo", fifo]);
+      const command = [
+        process.execPath,
+        "participant.ts",
+        `127.0.0.1:${house.port}`,
+        "--name",
+        "alice",
+        ...room,
+      ];
+      await using alice = new Pty(
+        ["sh", "-c", '"$@" < "$0" > /dev/null; echo "exit $?"', fifo, ...command, "--pipe", "bob"],
+        { XDG_STATE_HOME: homeOf("alice") },
+      );
+      const input = await open(fifo, "w");
+      await input.writeFile(Buffer.alloc(3_000_000));
+      await alice.shows(/sent 3\.0 MB, received 0 B, \S+ [kM]?B\/s, \d+s\r?\n/);
+      await input.close();
+      expect((await bob.stdout.bytes()).length).toBe(3_000_000);
+      await alice.shows(/sent 3\.0 MB, received 0 B, .*: confirmed\r?\n[^]*exit 0/);
     },
     patienceMs,
   );

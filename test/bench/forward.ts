@@ -31,8 +31,8 @@ type Measure = (contender: Contender) => Promise<number>;
 class Ways implements AsyncDisposable {
   readonly #programs: Bun.Subprocess[] = [];
 
-  start(command: string[]): Bun.Subprocess<"ignore", "pipe", "inherit"> {
-    const program = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+  start(command: string[]): Bun.Subprocess<"ignore", "pipe", "ignore"> {
+    const program = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "ignore" });
     this.#programs.push(program);
     return program;
   }
@@ -224,10 +224,7 @@ async function files(
     await shell(
       `head -c ${bytes} /dev/zero | openssl enc -aes-128-ctr -pass pass:x -nosalt 2>/dev/null > ${folder}/file; sync`,
     );
-    await using bob = await people
-      .participant("erin", thisHost, introducer, [...room, "--accept", folder])
-      .then(ending);
-    void bob;
+    const receiver = await people.participant("erin", thisHost, introducer, [...room, "--accept", folder]);
     const send = ours(people, introducer, "frank", "--connect", "erin", "--send", `${folder}/file`);
     const byUs = await timed(() => shell(send), bytes);
     const options = [...sshd.clientOptions, ...cipher, "-P", `${sshd.port}`, "-q"].join(" ");
@@ -235,14 +232,11 @@ async function files(
       () => shell(`scp ${options} ${folder}/file bob@127.0.0.1:copied && sync ${sshd.folder}/copied`),
       bytes,
     );
+    await receiver.kill("SIGTERM");
     return [`a file of ${gib} GiB, scp and sync`, byUs.toFixed(0), byScp.toFixed(0)];
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
-}
-
-function ending(program: ParticipantProgram): AsyncDisposable {
-  return { [Symbol.asyncDispose]: () => program.kill("SIGTERM") };
 }
 
 /** Megabytes that are resident. */
