@@ -23,8 +23,10 @@ const quietMs = 4000;
 const floodMs = 6000;
 /** How long a flood goes on before it counts. */
 const warmUpMs = 1500;
+/** Set where this bench has run itself again, to whether it goes before all else in this machine. */
+const mark = "BENCH_FLOOD_NAMESPACE";
 /** How who floods is started: elsewhere it would have processors of its own. */
-const yielding = ["chrt", "--other", "0", "nice", "-n", "19"];
+const yielding = process.env[mark] === "first" ? ["chrt", "--other", "0"] : ["nice", "-n", "19"];
 /** An introduction that takes longer has failed. */
 const giveUpMs = 3000;
 const goal = 2;
@@ -37,16 +39,16 @@ const isPossible = async (...command: string[]) =>
  * the flood; returns whether it could.
  */
 async function inNamespace(args: string[]): Promise<boolean> {
-  const mark = "BENCH_FLOOD_NAMESPACE";
   if (process.env[mark]) return false;
   const script = `ip link set lo up && ip -6 route add local 2001:db8::/48 dev lo &&
     echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind && echo 64 >/proc/sys/net/core/somaxconn && exec "$@"`;
   const unshare = ["unshare", "-Urn", "sh", "-c", script, "sh"];
   if (!(await isPossible(...unshare))) return false;
   const first = ["chrt", "--fifo", "1"];
-  const prefix = (await isPossible(...first)) ? [...first, ...unshare] : unshare;
+  const isFirst = await isPossible(...first);
+  const prefix = isFirst ? [...first, ...unshare] : unshare;
   const command = [...prefix, process.execPath, `${import.meta.dir}/run.ts`, "flood", ...args];
-  const env = { ...process.env, [mark]: "1" };
+  const env = { ...process.env, [mark]: isFirst ? "first" : "equal" };
   await Bun.spawn(command, { env, stdio: ["ignore", "inherit", "inherit"] }).exited;
   return true;
 }
