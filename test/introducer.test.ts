@@ -16,6 +16,7 @@ import {
 import { Socket } from "../native/socket.ts";
 import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
+import { freePort } from "./sockets-fixture.ts";
 import {
   encode,
   LineDecoder,
@@ -2015,11 +2016,12 @@ test("no probe ports: none are named, and no second address either", async () =>
 });
 
 test("a probe port that is taken: by default a warning, when asked for an error", async () => {
-  await using taken = introduce();
+  const own = freePort();
+  const probePort = own + 1;
+  await using _taken = introduce({}, { port: probePort });
   const events: IntroducerEvent[] = [];
   const onEvent = (event: IntroducerEvent) => void events.push(event);
-  const probePort = taken.introducer.port;
-  const options = { host: "127.0.0.1", port: probePort - 1, onEvent };
+  const options = { host: "127.0.0.1", port: own, onEvent };
   await using introducer = Introducer.start(options);
   expect(events[0]).toMatchObject({ event: "warning", message: expect.stringContaining(`${probePort}`) });
   expect(introducer.probePorts).not.toContain(probePort);
@@ -2312,12 +2314,6 @@ async function ended(args: string[]) {
   return { code: await child.exited, stdout, stderr };
 }
 
-function freePort(): number {
-  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  listener.stop(true);
-  return listener.port;
-}
-
 async function* textLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<string, void> {
   const decoder = new LineDecoder();
   for await (const chunk of stream) yield* decoder.push(chunk);
@@ -2457,13 +2453,14 @@ test.each([
 });
 
 test("a default probe port that is taken: a warning, and the program goes on", async () => {
-  await using scene = introduce();
-  const taken = scene.introducer.port;
-  await using child = run([String(taken - 1), "--host", "127.0.0.1", "--json"]);
+  const own = freePort();
+  const taken = own + 1;
+  await using _taken = introduce({}, { port: taken });
+  await using child = run([String(own), "--host", "127.0.0.1", "--json"]);
   const events = jsonLines(child.stdout);
   const message = expect.stringContaining(`no mapping probes on port ${taken}: EADDRINUSE`);
   expect((await events.next()).value).toMatchObject({ event: "warning", message });
-  using anna = new Client(taken - 1);
+  using anna = new Client(own);
   anna.send(registration("anna"));
   expect((await anna.next("registered")).probePorts).not.toContain(taken);
   child.kill("SIGTERM");

@@ -18,6 +18,7 @@ import {
 } from "../participant.ts";
 import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
 import { Driven, link, met, outcome, program, startIntroducer, states } from "./driven-fixture.ts";
+import { freePort } from "./sockets-fixture.ts";
 
 const at = (text: string) => text as Endpoint;
 const plain = pc.createColors(false);
@@ -831,8 +832,3 @@ test("an introducer killed and started again: links live, all come back, and eve
 const isRegistered = ({ event }: ParticipantEvent) => event === "registered";
 
 /** A port that is free now. */
-function freePort(): number {
-  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  listener.stop(true);
-  return listener.port;
-}

@@ -23,6 +23,7 @@ import {
 import manifest from "../package.json" with { type: "json" };
 import { maxTextLength } from "../protocol.ts";
 import { Pty, root } from "./pty-fixture.ts";
+import { freePort } from "./sockets-fixture.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "terminal-test-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -201,12 +202,6 @@ function startArguments(program: Program): string[] {
   return program === "participant"
     ? [`127.0.0.1:${house.port}`, "--name", "alice"]
     : [String(freePort()), "--host", "127.0.0.1", "--probe-ports", "none"];
-}
-
-function freePort(): number {
-  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  listener.stop(true);
-  return listener.port;
 }
 
 function start(program: Program, ...args: string[]): Pty {
