@@ -6,7 +6,7 @@ import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../participant.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { Lab, labTest, type Host } from "./lab.ts";
-import { disconnect, expectRoute, gather, soonMs, type Expected } from "./meeting.ts";
+import { disconnect, expectRoute, gatherDirect, soonMs, type Expected } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
@@ -86,7 +86,7 @@ labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", a
   await using lab = await Lab.create();
   await using people = new People();
   const layout = between(behindProgram(programKinds[kind]), behind({}));
-  const meeting = await gather(lab, people, await layout(lab));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
   const stranger = await lab.host("stranger", { owdMs });
   expect(await plainConnect(stranger, meeting.alice.public)).toBe(plain);
   await expectRoute(meeting, "alice", route, withinMs);
@@ -107,14 +107,18 @@ labTest.each(itself)("%s ↔ itself", async (kind) => {
   await using lab = await Lab.create();
   await using people = new People();
   const side = behindProgram(programKinds[kind]);
-  await expectRoute(await gather(lab, people, await between(side, side)(lab)), "alice", "public/listen");
+  await expectRoute(
+    await gatherDirect(lab, people, await between(side, side)(lab)),
+    "alice",
+    "public/listen",
+  );
 });
 
 labTest("one carrier whose NAT is a program and hairpins, either side asking", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const carrier = oneCarrier({ program: { hairpinning: true, allocation: "random" } });
-  const meeting = await gather(lab, people, await carrier(lab));
+  const meeting = await gatherDirect(lab, people, await carrier(lab));
   await expectRoute(meeting, "alice", "public/listen");
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", "public/listen");

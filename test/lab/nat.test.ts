@@ -11,7 +11,7 @@ import {
   disconnect,
   expectFailure,
   expectRoute,
-  gather,
+  gatherDirect,
   linkedBoth,
   overIPv6,
   soonMs,
@@ -118,7 +118,7 @@ const rows: [where: string, layout: Layout, expected: Expected, withinMs?: numbe
 labTest.each(rows)("%s, either side asking", async (_, layout, expected, withinMs = soonMs) => {
   await using lab = await Lab.create();
   await using people = new People();
-  const meeting = await gather(lab, people, await layout(lab));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
   await expectRoute(meeting, "alice", expected, withinMs);
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", expected, withinMs);
@@ -156,7 +156,7 @@ labTest.each(["alice", "bob"] as const)(
   async (asker) => {
     await using lab = await Lab.create();
     await using people = new People();
-    const meeting = await gather(lab, people, await apart(random, {})(lab));
+    const meeting = await gatherDirect(lab, people, await apart(random, {})(lab));
     const both = [meeting.alice, meeting.bob];
     const before = await Promise.all(both.map(descriptors));
     await expectRoute(meeting, asker, "birthday/listen", guessedMs);
@@ -175,7 +175,7 @@ const unreachable: [where: string, layout: Layout, reason: FailureReason][] = [
 labTest.each(unreachable)("%s: the diagnosis", async (_, layout, reason) => {
   await using lab = await Lab.create();
   await using people = new People();
-  const { alice, bob } = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
+  const { alice, bob } = await gatherDirect(lab, people, await layout(lab));
   bob.type("connect alice");
   await Promise.all([alice, bob].map((one) => expectFailure(one, reason, 12_000)));
 });
@@ -202,7 +202,7 @@ labTest.each(rowsOverIPv6)("IPv6 only: %s, either side asking", async (_, layout
   await using lab = await Lab.create();
   await using people = new People();
   const host = await lab.host("introducer", { owdMs, ...onlyIPv6 });
-  const meeting = await gather(lab, people, await layout(lab), await people.introducer(overIPv6(host)));
+  const meeting = await gatherDirect(lab, people, await layout(lab), await people.introducer(overIPv6(host)));
   for (const asker of ["alice", "bob"] as const) {
     for (const { remote } of await expectRoute(meeting, asker, expected)) {
       expect(splitEndpoint(remote).family).toBe(6);
@@ -226,7 +226,7 @@ labTest.each(rowsOfBoth)("IPv4 and IPv6: %s, either side asking", async (_, layo
   await using lab = await Lab.create();
   await using people = new People();
   const host = await lab.host("introducer", { owdMs, ...both });
-  const meeting = await gather(lab, people, await layout(lab), await people.introducer(host));
+  const meeting = await gatherDirect(lab, people, await layout(lab), await people.introducer(host));
   for (const asker of ["alice", "bob"] as const) {
     const families = (await expectRoute(meeting, asker, expected)).map(
       ({ remote }) => splitEndpoint(remote).family,
@@ -242,7 +242,7 @@ labTest("5 % loss and 50 ms jitter: three links, one after the other", async () 
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await apart()(lab);
-  const meeting = await gather(lab, people, hosts);
+  const meeting = await gatherDirect(lab, people, hosts);
   for (const host of Object.values(hosts)) await host.setWan({ loss: 0.05, jitterMs: 50 });
   for (const asker of ["alice", "bob", "alice"] as const) {
     await expectRoute(meeting, asker, "public/listen", 10_000);
@@ -254,7 +254,7 @@ labTest("5 % loss and 50 ms jitter: three links, one after the other", async () 
 async function gatherForgotten(lab: Lab, people: People): Promise<Meeting> {
   const natA = await lab.nat("natA", { owdMs });
   const alice = await lab.host("alice", { behind: natA });
-  const meeting = await gather(lab, people, { alice, bob: await independent(lab, "bob") });
+  const meeting = await gatherDirect(lab, people, { alice, bob: await independent(lab, "bob") });
   await natA.flush();
   return meeting;
 }
@@ -305,7 +305,7 @@ labTest("alice's NAT takes another address: she comes back by it, and bob learns
   await using people = new People();
   const natA = await lab.nat("natA", { owdMs });
   const alice = await lab.host("alice", { behind: natA });
-  const meeting = await gather(lab, people, { alice, bob: await independent(lab, "bob") });
+  const meeting = await gatherDirect(lab, people, { alice, bob: await independent(lab, "bob") });
   await natA.changeAddress(newAddress);
   await expectReturn(meeting, (registered) => splitEndpoint(registered.public).address === newAddress);
 });
@@ -315,7 +315,7 @@ labTest("alice's host takes another address: she comes back by it, and bob learn
   await using people = new People();
   const hosts = await apart()(lab);
   const { alice } = hosts;
-  const meeting = await gather(lab, people, hosts);
+  const meeting = await gatherDirect(lab, people, hosts);
   const next = alice.address.replace(/\d+$/, "99");
   const gateway = alice.behind!.lan.gateway.ipv4;
   await alice.run([
@@ -334,7 +334,7 @@ labTest("a link-local address that comes or goes is no reason to register anew; 
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await apart()(lab);
-  const { introducer, alice, bob } = await gather(lab, people, hosts);
+  const { introducer, alice, bob } = await gatherDirect(lab, people, hosts);
   const [before] = alice.all("registered");
   // What a container's veth does to the host it starts on.
   await hosts.alice.run([

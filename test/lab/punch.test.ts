@@ -10,7 +10,7 @@ import {
   disconnect,
   expectFailure,
   expectRoute,
-  gather,
+  gatherDirect,
   know,
   linkedBoth,
   soonMs,
@@ -90,7 +90,7 @@ const rows: [where: string, layout: Layout, expected: Expected][] = [
 labTest.each(rows)("%s, either side asking", async (_, layout, expected) => {
   await using lab = await Lab.create();
   await using people = new People();
-  const meeting = await gather(lab, people, await layout(lab));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
   await expectRoute(meeting, "alice", expected);
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", expected);
@@ -101,7 +101,7 @@ labTest.each(["nothing", "garbage"] as const)(
   async (says) => {
     await using lab = await Lab.create();
     await using people = new People();
-    const meeting = await gather(lab, people, await stranger(says)(lab));
+    const meeting = await gatherDirect(lab, people, await stranger(says)(lab));
     const { alice, bob } = meeting;
     await expectRoute(meeting, "alice", "public");
     await disconnect(alice, bob);
@@ -121,7 +121,7 @@ labTest.each([
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await apart({ unsolicited })(lab);
-  const { alice, bob } = await gather(lab, people, hosts);
+  const { alice, bob } = await gatherDirect(lab, people, hosts);
   const plain = await Promise.all([connect(hosts.alice, bob.public), connect(hosts.bob, alice.public)]);
   expect(plain.map((attempt) => attempt.outcome)).toEqual([outcome, outcome]);
 });
@@ -157,7 +157,7 @@ labTest("several peers at once, then everyone with everyone at once", async () =
 labTest("both ask at once, 10 times", async () => {
   await using lab = await Lab.create();
   await using people = new People();
-  const { alice, bob } = await gather(lab, people, await apart()(lab));
+  const { alice, bob } = await gatherDirect(lab, people, await apart()(lab));
   for (let round = 0; round < 10; round++) {
     alice.type("connect bob");
     bob.type("connect alice");
@@ -177,7 +177,7 @@ const again = (["drop", "reset", "icmp"] as const).flatMap((unsolicited) =>
 labTest.each(again)("NATs that %s: disconnect, and connect again %s, 10 times", async (unsolicited, when) => {
   await using lab = await Lab.create();
   await using people = new People();
-  const { alice, bob } = await gather(lab, people, await apart({ unsolicited })(lab));
+  const { alice, bob } = await gatherDirect(lab, people, await apart({ unsolicited })(lab));
   alice.type("connect bob");
   await linkedBoth(alice, bob);
   for (let round = 0; round < 10; round++) {
@@ -203,7 +203,7 @@ async function gatherCutOff(lab: Lab, people: People): Promise<Meeting> {
   await cutOff(natB, natA.address);
   const alice = await lab.host("alice", { behind: natA });
   const bob = await lab.host("bob", { behind: natB });
-  return gather(lab, people, { alice, bob }, undefined, ["--direct"]);
+  return gatherDirect(lab, people, { alice, bob });
 }
 
 labTest("the peer is gone while punching: peer-left", async () => {
@@ -236,7 +236,7 @@ labTest("nobody answers: no-candidate-answered, on both sides within the deadlin
 labTest("the introducer is killed: who is linked goes on talking", async () => {
   await using lab = await Lab.create();
   await using people = new People();
-  const meeting = await gather(lab, people, await apart()(lab));
+  const meeting = await gatherDirect(lab, people, await apart()(lab));
   await expectRoute(meeting, "alice", "public");
   const { introducer, alice, bob } = meeting;
   await introducer.kill("SIGKILL");
