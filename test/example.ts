@@ -11,7 +11,8 @@ const me = new Participant({ host, port: Number(port), name, room: "our secret w
 async function play(stream: Stream, other: string) {
   for await (const heard of createInterface({ input: stream })) {
     console.log(`${other} says ${heard}`);
-    if (heard === "21") break;
+    if (heard === "21") stream.end(); // and read on, until the other has ended it, too
+    if (heard === "21") continue;
     const next = Math.min(21, Number(heard) + 1 + Math.floor(Math.random() * 3));
     stream.write(`${next}\n`);
     if (next === 21) console.log("I have won");
