@@ -61,6 +61,8 @@ import {
   type Command,
   type Terminal,
 } from "./native/terminal.ts";
+import { RedisRooms } from "./native/redis/rooms.ts";
+import { KeptNames, LocalRooms, type Guest, type Letter, type Rooms } from "./native/rooms.ts";
 import {
   addressScope,
   age,
@@ -79,6 +81,7 @@ import {
   maxProbePorts,
   maxReportedLinks,
   mayOffer,
+  numberedName,
   planRounds,
   printable,
   protocolVersion,
@@ -88,6 +91,7 @@ import {
   registerDeadlineMs,
   relayAfterMs,
   relayOfferMs,
+  scopeOf,
   splitEndpoint,
   parseEndpoint,
   parseToIntroducer,
@@ -140,6 +144,8 @@ export const defaultLimits = {
   /** After one that failed, none with the same peer for so long; and a target gets so many of them in that time. */
   failedBirthdayPauseMs: 60_000,
   failedBirthdaysPerTarget: 10,
+  /** Names kept of those who have left, in all rooms together. */
+  keptNames: 20_000,
   /** Lines of one session that break the protocol, before it is closed. */
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
@@ -229,6 +235,18 @@ const interfacesMs = 10_000;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
+/** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
+const nameKeptMs = 30_000;
+/** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
+const countedNames = 16;
+const mostNameNumber = 1_000_000;
+
+/** How long introductions and relayed links under way may take once the introducer is told to end. */
+const drainMs = punchDeadlineMs;
+/** When participants shall come back then: each after another pause, lest they do as one. */
+const leastRetryInMs = 500;
+const mostRetryInMs = 3000;
+
 /** What the sender got wrong, as opposed to what the world changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
@@ -264,6 +282,9 @@ export type IntroducerEvent =
   | { event: "relayed"; a: number; b: number; bytes: number }
   | { event: "error"; address: Endpoint; message: string }
   | { event: "warning"; message: string }
+  /** Rooms are shared with other introducers, from now on. */
+  | { event: "shared"; message: string }
+  | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
   | { event: "participants"; participants: Participant[] }
   | { event: "stats"; stats: Stats };
 
@@ -281,6 +302,10 @@ export interface IntroducerOptions {
   /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
   relayRate?: number;
   relayTotal?: number;
+  /** URL of a Redis through which introducers share their rooms: redis: or rediss: (TLS). */
+  redis?: string;
+  /** The address at which participants of other introducers reach our relay; by default the likeliest of this host's. */
+  advertise?: string;
   /** Where Prometheus may ask; by default nowhere. */
   metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;
@@ -289,6 +314,15 @@ export interface IntroducerOptions {
 
 /** A port that was asked for can't answer mapping probes. `message` says which and why. */
 class ProbePortError extends Error {}
+
+/** Its name is somebody else's here; the one in `free` is nobody's. */
+class NameTaken extends Refusal {
+  readonly free: string;
+  constructor(name: string, free: string) {
+    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
+    this.free = free;
+  }
+}
 
 /** The metrics can't be shown where they should be. `message` says where and why. */
 class MetricsPortError extends Error {}
@@ -318,6 +352,8 @@ class Session {
   /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
   json = "";
   room = "";
+  /** Whether it waits to be registered, until it is known who is in its room elsewhere. */
+  isEntering = false;
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
@@ -361,10 +397,12 @@ class Session {
 
 /** A session that has registered. */
 type Member = Session & { peer: Peer };
+/** Somebody in a room, here or at another introducer. */
+type Party = Member | Guest;
 
 /** One of the two in an introduction. */
 interface Side {
-  readonly member: Member;
+  readonly member: Party;
   /** What it said of the round under way; undefined while that is still to come. */
   report: "linked" | "failed" | undefined;
   isMeasuring: boolean;
@@ -382,6 +420,7 @@ type Phase =
 /** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
   readonly pair: Pair;
+  readonly number: number;
   /** The asker first: it is the controlling side. */
   readonly sides: readonly [Side, Side];
   phase: Phase;
@@ -417,6 +456,19 @@ interface Asked {
   birthdayFailedAt: number;
 }
 
+/** An introduction that a guest asked for, and that its introducer runs: what we know of it. */
+interface Foreign {
+  readonly number: number;
+  readonly expiresAt: number;
+  hasPunched: boolean;
+  isLast: boolean;
+  relayToken: string;
+  measureToken: string;
+  /** Whether our side has said what became of it, and whether it has been given back to the budgets. */
+  isReported: boolean;
+  isFree: boolean;
+}
+
 /** What one member got from all others. */
 interface Unasked {
   introductions: Bucket;
@@ -425,10 +477,11 @@ interface Unasked {
   failedBirthdays: Bucket;
 }
 
-/** Two members who have been introduced, for as long as both are here. */
+/** Two who have been introduced, for as long as both are there. */
 interface Pair {
-  readonly members: readonly [Member, Member];
+  readonly members: readonly [Party, Party];
   introduction: Introduction | undefined;
+  foreign: Foreign | undefined;
   /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
   workingWay: Way | undefined;
   /** When the last introduction ended. */
@@ -493,14 +546,21 @@ function ownAddresses(): { family: 4 | 6; address: string }[] {
   }
 }
 
-/** One of this host's addresses, of the other family, that a participant seen at `observed` may well reach. */
-function otherAddress(own: ReturnType<typeof ownAddresses>, observed: Endpoint): string | undefined {
-  const { family, address } = splitEndpoint(observed);
-  const scope = addressScope(address);
+/** One of these addresses, of that family, that a participant seen at `observed` may well reach. */
+function reachable(
+  own: ReturnType<typeof ownAddresses>,
+  observed: Endpoint,
+  family: 4 | 6,
+): string | undefined {
+  const scope = scopeOf(observed);
   const scopes = scope === "private" ? ["private", "global"] : [scope];
-  const others = own.filter((one) => one.family !== family);
-  const ranked = scopes.flatMap((wanted) => others.filter((one) => addressScope(one.address) === wanted));
+  const fitting = own.filter((one) => one.family === family);
+  const ranked = scopes.flatMap((wanted) => fitting.filter((one) => addressScope(one.address) === wanted));
   return ranked[0]?.address;
+}
+
+function isGuest(party: Party): party is Guest {
+  return "introducer" in party;
 }
 
 /** Type, version and peer of a line that may be anything. */
@@ -540,17 +600,17 @@ function sortCandidates(candidates: Endpoint[], observed: Endpoint): [Endpoint[]
   return [allowed, ignored];
 }
 
-function jsonOf(member: Member): string {
+function jsonOf(member: Party): string {
   return (member.json ||= JSON.stringify(member.peer));
 }
 
 /** The line of a message that shows a peer. */
-function lineAbout(member: Member, message: About): string {
+function lineAbout(member: Party, message: About): string {
   return `${JSON.stringify(message).slice(0, -1)},"peer":${jsonOf(member)}}\n`;
 }
 
 /** A room's snapshot in lines of at most {@link maxLineBytes}. */
-function snapshot(others: Iterable<Member>): string {
+function snapshot(others: Iterable<Party>): string {
   const parts: string[][] = [[]];
   let bytes = 0;
   for (const other of others) {
@@ -587,6 +647,22 @@ function roundLength({ plan, round, sides, deadlineAt }: Introduction, now: numb
     : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
   const isLast = round === plan.length - 1 || leftMs - roundMs < shortestRoundMs;
   return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
+}
+
+/** How long an introduction may take in all, with what is said of it at the end. */
+function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
+  return mostMs + maxStartInMs + reportGraceMs;
+}
+
+function foreign(number: number, expiresAt: number): Foreign {
+  const tokens = { relayToken: "", measureToken: "" };
+  const so = { hasPunched: false, isLast: false, isReported: false, isFree: false };
+  return { number, expiresAt, ...tokens, ...so };
+}
+
+/** Whether an introduction is under way that the other side's introducer runs. */
+function isOrdered({ foreign: known }: Pair, now: number): boolean {
+  return known !== undefined && !known.isReported && now < known.expiresAt;
 }
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
@@ -749,7 +825,13 @@ function describe(event: IntroducerEvent): string {
     case "relayed":
       return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
     case "warning":
+    case "shared":
       return event.message;
+    case "draining": {
+      const { participants, punching, relays, reason } = event;
+      const waiting = `waiting for ${punching} that are punching and ${count(relays, "relay")}`;
+      return `${reason}: ${count(participants, "participant")} told to come back, ${waiting}`;
+    }
     case "linked":
       return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
     case "unlinked":
@@ -776,9 +858,11 @@ interface Exchange {
   readonly canMeasure: boolean;
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
-  show(member: Member, about: Member, message: About): void;
-  /** The token of a relay between the two, where there can be one. */
-  offerRelay(a: Member, b: Member): string | undefined;
+  show(member: Member, about: Party, message: About): void;
+  /** Tells a guest's introducer. */
+  post(guest: Guest, letter: Letter): void;
+  /** The token of a relay between the two, where there can be one, and where a guest comes to it. */
+  offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
@@ -798,6 +882,9 @@ class Introductions {
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
   readonly #unasked = new Map<number, Unasked>();
+  /** Those of other introducers for which one of our side shall measure, by that token. */
+  readonly #foreign = new Map<string, Pair>();
+  #lastNumber = 0;
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
@@ -809,7 +896,9 @@ class Introductions {
   /** The ids that a member is being introduced to. */
   punching(id: number): number[] {
     const pairs = [...(this.#of.get(id) ?? [])];
-    return pairs.filter(([, { introduction }]) => introduction !== undefined).map(([peer]) => peer);
+    const now = performance.now();
+    const isUnderWay = (pair: Pair) => pair.introduction !== undefined || isOrdered(pair, now);
+    return pairs.filter(([, pair]) => isUnderWay(pair)).map(([peer]) => peer);
   }
 
   stop(): void {
@@ -817,9 +906,10 @@ class Introductions {
   }
 
   /** Throws a {@link Refusal} when there have been too many. */
-  ask(asker: Member, target: Member, wantsRelay: boolean): void {
+  ask(asker: Member, target: Party, wantsRelay: boolean): void {
     const now = performance.now();
     const pair = this.#pair(asker, target);
+    if (isOrdered(pair, now)) return; // it answers this one, too
     const { introduction } = pair;
     if (introduction && this.#isAnswer(introduction, asker, now)) {
       if (wantsRelay) this.#wantRelay(introduction, now);
@@ -832,14 +922,97 @@ class Introductions {
     this.#plan(pair.introduction);
   }
 
+  /**
+   * What a guest's introducer has to say to one of ours, of an introduction that it runs. Where both have asked at once,
+   * at either introducer, that of the lower id goes on: both introducers come to the same.
+   */
+  ordered(member: Member, guest: Guest, order: Letter & { is: "order" }): void {
+    const { introduction: number, lastsMs, message } = order;
+    const now = performance.now();
+    const pair = this.#pair(member, guest);
+    if (pair.foreign?.number !== number) {
+      if (message.type === "failed" || this.#isRival(pair, guest, now)) return;
+      if (!this.#admit(pair, guest, member, now)) return this.#decline(member, guest, message);
+      if (pair.introduction) this.#end(pair.introduction, "superseded");
+      this.#forgetForeign(pair);
+      pair.foreign = foreign(number, now + Math.min(lastsMs, introductionMs(this.#exchange.limits)));
+    }
+    this.#note(pair, pair.foreign!, message);
+    this.#exchange.send(member, message);
+  }
+
+  #isRival({ introduction }: Pair, guest: Guest, now: number): boolean {
+    if (!introduction || !this.#isAnswer(introduction, guest, now)) return false;
+    return introduction.sides[0].member.peer.id < guest.peer.id;
+  }
+
+  /** The same budgets as for those who ask here. */
+  #admit(pair: Pair, guest: Guest, member: Member, now: number): boolean {
+    try {
+      this.#charge(pair, guest, member, now);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      return false;
+    }
+  }
+
+  #decline(member: Member, guest: Guest, message: ToParticipant): void {
+    if (!("token" in message)) return;
+    const { token } = message;
+    this.#report(member, guest, { type: "failed", peer: guest.peer.id, token, reason: "refused-by-peer" });
+  }
+
+  /** What will be needed to understand what our side says of it. */
+  #note(pair: Pair, known: Foreign, message: ToParticipant): void {
+    pair.endedAt = known.expiresAt;
+    if (message.type === "relay") known.relayToken = message.token;
+    if (message.type === "punch") {
+      [known.hasPunched, known.isLast] = [true, message.last];
+    } else if (message.type === "measure") {
+      this.#foreign.delete(known.measureToken);
+      known.measureToken = message.token;
+      this.#foreign.set(message.token, pair);
+    } else if (message.type === "failed") this.#forgetForeign(pair);
+  }
+
+  #forgetForeign(pair: Pair): void {
+    if (pair.foreign) this.#foreign.delete(pair.foreign.measureToken);
+    pair.foreign = undefined;
+  }
+
+  /** What one of ours says of an introduction that a guest's introducer runs is for that introducer; returns whether it is. */
+  #passOn(member: Member, message: MessageOf<"linked" | "failed">): boolean {
+    const pair = this.#of.get(member.peer.id)?.get(message.peer);
+    const guest = pair?.members.find((one) => one !== member);
+    if (!pair?.foreign || !guest || !isGuest(guest)) return false;
+    const known = pair.foreign;
+    const isRelay = message.token === known.relayToken;
+    if (message.type === "linked") {
+      if (!isRelay || !known.hasPunched) known.isReported = true;
+      if (!known.isFree) this.#refundBoth(pair, guest, member);
+      known.isFree = true;
+    } else if (!isRelay && (known.isLast || !retriable.has(message.reason))) known.isReported = true;
+    this.#report(member, guest, message);
+    return true;
+  }
+
+  #report(member: Member, guest: Guest, message: ToIntroducer): void {
+    this.#exchange.post(guest, { is: "report", from: member.peer.id, to: guest.peer.id, message });
+  }
+
   /** A member has said how its NAT maps. */
-  mapped(member: Member): void {
+  mapped(member: Party): void {
     for (const { introduction } of this.#of.get(member.peer.id)?.values() ?? []) {
       if (introduction?.phase.is === "planning") this.#plan(introduction);
     }
   }
 
-  measured(member: Member, { token, prediction }: MessageOf<"measured">): void {
+  measured(member: Party, message: MessageOf<"measured">): void {
+    const { token, prediction } = message;
+    const ordered = this.#foreign.get(token)?.members;
+    const guest = ordered?.includes(member) ? ordered.find((one) => one !== member) : undefined;
+    if (guest && isGuest(guest) && !isGuest(member)) return this.#report(member, guest, message);
     const introduction = this.#byToken.get(token);
     const side = introduction?.sides.find((one) => one.member === member);
     if (!introduction || !side?.isMeasuring) return; // late: the round has begun without it
@@ -851,14 +1024,16 @@ class Introductions {
     if (!introduction.sides.some(({ isMeasuring }) => isMeasuring)) this.#punch(introduction);
   }
 
-  linked(member: Member, token: string): void {
+  linked(member: Party, message: MessageOf<"linked">): void {
+    const { token } = message;
     const introduction = this.#byToken.get(token);
+    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#linkedByRelay(introduction, member);
     else this.#linkedDirectly(member, token);
   }
 
   /** Direct rounds go on meanwhile: it ends none of them. */
-  #linkedByRelay(introduction: Introduction, member: Member): void {
+  #linkedByRelay(introduction: Introduction, member: Party): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
@@ -868,7 +1043,7 @@ class Introductions {
     if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
 
-  #linkedDirectly(member: Member, token: string): void {
+  #linkedDirectly(member: Party, token: string): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other } = found;
@@ -883,13 +1058,15 @@ class Introductions {
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
-  failed(member: Member, { token, reason }: MessageOf<"failed">): void {
+  failed(member: Party, message: MessageOf<"failed">): void {
+    const { token, reason } = message;
     const introduction = this.#byToken.get(token);
+    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#failedByRelay(introduction, member, reason);
     else this.#failedDirectly(member, token, reason);
   }
 
-  #failedByRelay(introduction: Introduction, member: Member, reason: FailureReason): void {
+  #failedByRelay(introduction: Introduction, member: Party, reason: FailureReason): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (!side || side.report !== undefined || phase.is !== "relayed") return;
@@ -897,7 +1074,7 @@ class Introductions {
     this.#fail(introduction, side, side === sides[0] ? sides[1] : sides[0], reason);
   }
 
-  #failedDirectly(member: Member, token: string, reason: FailureReason): void {
+  #failedDirectly(member: Party, token: string, reason: FailureReason): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other, phase } = found;
@@ -909,12 +1086,13 @@ class Introductions {
     this.#nextRound(introduction);
   }
 
-  /** A member is gone. */
-  left(member: Member, detail: string): void {
+  /** A member or a guest is gone. */
+  left(member: Party, detail: string): void {
     const { id } = member.peer;
     for (const [otherId, pair] of this.#of.get(id) ?? []) {
       this.#of.get(otherId)?.delete(id);
       this.#pairs.delete(pair);
+      this.#forgetForeign(pair);
       const { introduction } = pair;
       if (!introduction) continue;
       this.#end(introduction, "peer-left");
@@ -922,7 +1100,7 @@ class Introductions {
       if (side.report !== undefined) continue;
       // Before the first round there is no token yet, and the other side takes any.
       const token = introduction.token || introduction.relayToken || newToken();
-      this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
+      this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
       this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
     }
     this.#of.delete(id);
@@ -949,23 +1127,39 @@ class Introductions {
   /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
   #expire(introduction: Introduction): void {
     const { phase, sides, relayToken: token } = introduction;
-    this.#end(introduction, "timed-out");
-    if (phase.is !== "relayed") return;
     const reason = "timed-out";
+    this.#end(introduction, reason);
+    if (phase.is !== "relayed") return;
     for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
       const [id, peer] = [one.member.peer.id, other.member.peer.id];
       if (one.report !== undefined) continue;
-      this.#exchange.send(one.member, { type: "failed", peer, token, reason });
+      this.#say(introduction, one.member, other.member, { type: "failed", peer, token, reason });
       this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
     }
   }
 
-  #pair(a: Member, b: Member): Pair {
+  /** To one side, by way of its introducer where that is another. */
+  #say(introduction: Introduction, to: Party, from: Party, message: ToParticipant): void {
+    if (!isGuest(to)) return this.#exchange.send(to, message);
+    const { number, expiresAt } = introduction;
+    const lastsMs = Math.max(0, expiresAt - performance.now());
+    const ends = { from: from.peer.id, to: to.peer.id };
+    this.#exchange.post(to, { is: "order", ...ends, introduction: number, lastsMs, message });
+  }
+
+  /** The same with a message that shows the other side. */
+  #show(introduction: Introduction, to: Party, about: Party, message: About): void {
+    if (!isGuest(to)) return this.#exchange.show(to, about, message);
+    this.#say(introduction, to, about, { ...message, peer: about.peer } as ToParticipant);
+  }
+
+  #pair(a: Party, b: Party): Pair {
     const known = this.#of.get(a.peer.id)?.get(b.peer.id);
     if (known) return known;
     const pair: Pair = {
       members: [a, b],
       introduction: undefined,
+      foreign: undefined,
       workingWay: undefined,
       endedAt: -Infinity,
       asked: new Map(),
@@ -992,12 +1186,12 @@ class Introductions {
    * Whether an introduction answers a `connect` that comes later: both may have asked at once. Once a side has reported
    * that it is linked, it knows how that ended, and means another.
    */
-  #isAnswer({ sides, expiresAt }: Introduction, asker: Member, now: number): boolean {
+  #isAnswer({ sides, expiresAt }: Introduction, asker: Party, now: number): boolean {
     return sides.find(({ member }) => member === asker)!.report !== "linked" && now < expiresAt;
   }
 
   /** Budgets of what the target has not asked for. */
-  #charge(pair: Pair, asker: Member, target: Member, now: number): void {
+  #charge(pair: Pair, asker: Party, target: Party, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
     const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
@@ -1020,15 +1214,18 @@ class Introductions {
     if (introduction.isFree) return;
     introduction.isFree = true;
     const { pair, sides } = introduction;
-    const [asker, target] = sides;
-    const now = performance.now();
-    this.#askedOf(pair, asker.member, now).introductions.tokens += 1;
-    const { introductions, perAddress } = this.#unaskedOf(target.member, now);
-    introductions.tokens += 1;
-    perAddress.spend(asker.member.subscriber, -1, now);
+    this.#refundBoth(pair, sides[0].member, sides[1].member);
   }
 
-  #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
+  #refundBoth(pair: Pair, asker: Party, target: Party): void {
+    const now = performance.now();
+    this.#askedOf(pair, asker, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.subscriber, -1, now);
+  }
+
+  #askedOf({ asked }: Pair, { peer }: Party, now: number): Asked {
     const known = asked.get(peer.id);
     if (known) return known;
     const { introductionsPerPair, birthdaysPerPair } = this.#exchange.limits;
@@ -1041,7 +1238,7 @@ class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Member, now: number): Unasked {
+  #unaskedOf({ peer }: Party, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
     const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
@@ -1054,9 +1251,9 @@ class Introductions {
     return fresh;
   }
 
-  #introduction(pair: Pair, asker: Member, target: Member, now: number): Introduction {
+  #introduction(pair: Pair, asker: Member, target: Party, now: number): Introduction {
     const { punchDeadlineMs: mostMs, measureMs } = this.#exchange.limits;
-    const side = (member: Member): Side => ({
+    const side = (member: Party): Side => ({
       member,
       report: undefined,
       isMeasuring: false,
@@ -1064,6 +1261,7 @@ class Introductions {
     });
     return {
       pair,
+      number: ++this.#lastNumber,
       sides: [side(asker), side(target)],
       phase: { is: "planning", untilMs: now + measureMs },
       token: "",
@@ -1080,7 +1278,7 @@ class Introductions {
       relayLinkedAt: undefined,
       startedAt: now,
       deadlineAt: now + mostMs,
-      expiresAt: now + mostMs + maxStartInMs + reportGraceMs,
+      expiresAt: now + introductionMs(this.#exchange.limits),
     };
   }
 
@@ -1113,13 +1311,13 @@ class Introductions {
     const [{ member: asker }, { member: target }] = introduction.sides;
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
     this.#end(introduction, reason);
-    this.#exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
+    this.#say(introduction, asker, target, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
   }
 
   /** Seconds until a birthday may begin; 0 when it may now, and then it is counted. */
-  #birthdayPause(pair: Pair, asker: Member, target: Member): number {
+  #birthdayPause(pair: Pair, asker: Party, target: Party): number {
     const now = performance.now();
     const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#exchange.limits;
     const { birthdays, birthdayFailedAt } = this.#askedOf(pair, asker, now);
@@ -1139,7 +1337,7 @@ class Introductions {
     const [{ member: asker }, { member: target }] = introduction.sides;
     this.#end(introduction, "refused");
     const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
-    this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
+    if (!isGuest(asker)) this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
 
   #wantRelay(introduction: Introduction, now: number): void {
@@ -1176,12 +1374,13 @@ class Introductions {
     introduction.relay = "offered";
     this.#relayAt.delete(introduction);
     const [{ member: a }, { member: b }] = introduction.sides;
-    const token = this.#exchange.offerRelay(a, b);
-    if (token === undefined) return false;
+    const offer = this.#exchange.offerRelay(a, b);
+    if (offer === undefined) return false;
+    const { token } = offer;
     introduction.relayToken = token;
     this.#byToken.set(token, introduction);
-    this.#exchange.show(a, b, { type: "relay", role: "controlling", token });
-    this.#exchange.show(b, a, { type: "relay", role: "controlled", token });
+    this.#show(introduction, a, b, { type: "relay", role: "controlling", token });
+    this.#show(introduction, b, a, { type: "relay", role: "controlled", ...offer });
     return true;
   }
 
@@ -1209,7 +1408,7 @@ class Introductions {
     const { token } = introduction;
     for (const { member } of measuring) {
       const other = member === sides[0].member ? sides[1] : sides[0];
-      this.#exchange.show(member, other.member, { type: "measure", token, way });
+      this.#show(introduction, member, other.member, { type: "measure", token, way });
     }
   }
 
@@ -1229,7 +1428,7 @@ class Introductions {
       const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
       const own = to.prediction;
       const measured = { ...(own && { own }), ...(theirs && { theirs }) };
-      this.#exchange.show(to.member, member, { type: "punch", role, token, ...schedule, ...measured });
+      this.#show(introduction, to.member, member, { type: "punch", role, token, ...schedule, ...measured });
     };
     punch(a, b, "controlling", delays[0]);
     punch(b, a, "controlled", delays[1]);
@@ -1244,7 +1443,7 @@ class Introductions {
   }
 
   /** What a report with that token is about: a round that has been announced, and not been reported on by that member. */
-  #reported(member: Member, token: string) {
+  #reported(member: Party, token: string) {
     const introduction = this.#byToken.get(token);
     if (introduction?.token !== token || introduction.phase.is !== "punching") return undefined;
     const { sides, phase } = introduction;
@@ -1258,7 +1457,7 @@ class Introductions {
     const token = introduction.token || introduction.relayToken;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) {
-      this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
+      this.#say(introduction, other.member, side.member, { type: "failed", peer: id, token, reason });
     }
     this.#end(introduction, reason);
     this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });
@@ -1322,8 +1521,12 @@ export class Introducer {
   readonly #processor: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
+  /** Who else is in them, at other introducers. */
+  readonly #elsewhere: Rooms;
+  readonly #advertised: string | undefined;
   readonly #introductions: Introductions;
   readonly #relays: Relays<Session> | undefined;
+  readonly #keptNames: KeptNames;
   readonly #verifying = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
@@ -1334,7 +1537,8 @@ export class Introducer {
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
-  #lastId = 0;
+  #draining: { reason: string; untilMs: number; done: () => void } | undefined;
+  #drained: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
 
@@ -1359,13 +1563,16 @@ export class Introducer {
     );
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
+    this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
+    this.#keptNames = new KeptNames(this.limits.keptNames, nameKeptMs);
     this.#introductions = new Introductions({
       limits: this.limits,
       canMeasure: this.#probeListeners.length > 0,
       send: (member, message) => this.#send(member, message),
       show: (member, about, message) => this.#write(member, lineAbout(about, message)),
-      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#relays?.offer(a, b) : undefined),
+      post: (guest, letter) => this.#elsewhere.send(guest, letter),
+      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
       tell: this.#onEvent,
       count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
@@ -1373,6 +1580,7 @@ export class Introducer {
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
     if (relay) this.#relays = this.#makeRelays({ rate, total });
+    this.#elsewhere = options.redis === undefined ? new LocalRooms() : this.#share(options.redis);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
     this.#tickMs = Math.min(tickMs, shortest / 4);
@@ -1388,6 +1596,19 @@ export class Introducer {
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       tell: this.#onEvent,
+    });
+  }
+
+  #share(redis: string): Rooms {
+    return new RedisRooms(redis, {
+      joined: (guest) =>
+        this.#tellRoom(this.#rooms.get(guest.room) ?? [], lineAbout(guest, { type: "joined" })),
+      changed: (guest, change) => this.#guestChanged(guest, change),
+      left: (guest, reason) => this.#guestLeft(guest, reason),
+      displaced: (id, reason) => this.#displace(id, reason),
+      received: (letter) => this.#receive(letter),
+      undelivered: (guest) => this.#introductions.left(guest, "its introducer can't be reached"),
+      sharing: (isShared, message) => this.#onEvent({ event: isShared ? "shared" : "warning", message }),
     });
   }
 
@@ -1435,13 +1656,15 @@ export class Introducer {
   /** Everyone who has registered, by id. */
   get participants(): Participant[] {
     const ids = new Map<string, number>();
-    for (const { room, peer } of this.#members.values()) ids.set(`${peer.instance} ${room}`, peer.id);
+    for (const name of this.#rooms.keys())
+      for (const { peer } of this.#everyone(name)) ids.set(`${peer.instance} ${name}`, peer.id);
     const relayed = this.#relays?.bytes();
     return [...this.#members.values()].map((member) => {
       const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
         const id = this.#idOf(member.room, instance, told) ?? ids.get(`${instance} ${member.room}`);
-        if (id === undefined) return [];
-        const bytes = route === "relay" ? relayed?.get(relayKey(member, this.#members.get(id)!)) : undefined;
+        const other = id === undefined ? undefined : this.#inRoom(member.room, id);
+        if (id === undefined || !other) return [];
+        const bytes = route === "relay" ? relayed?.get(relayKey(member, other)) : undefined;
         return [{ id, route, ...(bytes !== undefined && { relayedBytes: bytes }) }];
       });
       const { peer, room } = member;
@@ -1452,8 +1675,18 @@ export class Introducer {
 
   /** That id, if it is still that instance's. */
   #idOf(room: string, instance: string, id = 0): number | undefined {
+    return this.#inRoom(room, id)?.peer.instance === instance ? id : undefined;
+  }
+
+  #inRoom(room: string, id: number): Party | undefined {
     const member = this.#members.get(id);
-    return member?.room === room && member.peer.instance === instance ? id : undefined;
+    return member?.room === room ? member : this.#elsewhere.guests(room).get(id);
+  }
+
+  /** In a room, at whichever introducer. */
+  *#everyone(room: string): Generator<Party, void> {
+    yield* this.#rooms.get(room) ?? [];
+    yield* this.#elsewhere.guests(room).values();
   }
 
   /** Says something to everyone; returns to how many. */
@@ -1467,6 +1700,52 @@ export class Introducer {
     const member = this.#members.get(id);
     if (member) this.#send(member, { type: "notice", text });
     return member !== undefined;
+  }
+
+  /**
+   * Ends in order: registers nobody any more, tells everyone to come back after a pause, each when no introduction of
+   * his is under way, and stops when those and the relayed links are over, or after {@link drainMs}.
+   */
+  drain(reason = "the introducer is restarted"): Promise<void> {
+    return (this.#drained ??= this.#endInOrder(reason));
+  }
+
+  async #endInOrder(reason: string): Promise<void> {
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const now = performance.now();
+    this.#draining = { reason, untilMs: now + drainMs, done };
+    const participants = this.#members.size;
+    const punching = participants - this.#idleMembers().length;
+    this.#onEvent({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
+    this.#dismiss(now);
+    await promise;
+    await this.stop(reason);
+  }
+
+  #idleMembers(): Member[] {
+    return [...this.#members.values()].filter(
+      ({ peer }) => this.#introductions.punching(peer.id).length === 0,
+    );
+  }
+
+  /** While it drains: sends away whoever waits for nothing here. */
+  #dismiss(now: number): void {
+    if (!this.#draining) return;
+    const { reason, untilMs, done } = this.#draining;
+    const isLate = now >= untilMs;
+    const leaving = isLate ? [...this.#members.values()] : this.#idleMembers();
+    for (const member of leaving) this.#dismissOne(member, reason);
+    for (const member of leaving) this.#close(member, reason);
+    const isPunching = this.#members.size > 0 || this.#relays?.isAwaited;
+    // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
+    if (!isPunching) this.#listener.stop();
+    if (isLate || (!isPunching && (this.#relays?.size ?? 0) === 0)) done();
+  }
+
+  #dismissOne(session: Session, reason: string): void {
+    const retryInMs = Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
+    this.#send(session, { type: "bye", reason, retryInMs });
+    session.closing = true; // so that nobody is told of everyone else's leaving
   }
 
   /** Tells everyone, and resolves when all connections are closed. */
@@ -1493,9 +1772,12 @@ export class Introducer {
       else this.#close(session, reason);
     }
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
+    const left = this.#elsewhere.close();
     if (this.#connections.size > 0) await gone;
+    await left;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
     clearInterval(this.#timer);
+    this.#draining?.done();
     this.#introductions.stop();
     this.#relays?.stop();
     for (const { socket } of this.#connections) socket.terminate();
@@ -1771,13 +2053,15 @@ export class Introducer {
   #refuse(session: Session, refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
     if (session.closing) return;
     const { code, message, fatal } = refusal;
-    this.#send(session, { type: "refused", code, message, ...of });
+    const mayTryAgain = refusal instanceof NameTaken;
+    const name = mayTryAgain ? { name: refusal.free } : {};
+    this.#send(session, { type: "refused", code, message, ...of, ...name });
     this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     if (badLineCodes.has(code)) session.badLines += 1;
-    if (fatal || !session.peer || session.badLines >= this.limits.badLines)
-      this.#close(session, `refused: ${message}`);
+    const isOver = fatal || (!session.peer && !mayTryAgain);
+    if (isOver || session.badLines >= this.limits.badLines) this.#close(session, `refused: ${message}`);
   }
 
   #send(session: Session, message: ToParticipant): void {
@@ -1872,6 +2156,7 @@ export class Introducer {
     this.#processor.tick(now);
     this.#introductions.tick(now);
     this.#relays?.tick(now);
+    this.#dismiss(now);
     this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
     this.#tickedAt = now;
   }
@@ -1912,7 +2197,8 @@ export class Introducer {
   // messages
 
   #handle(session: Session, message: ToIntroducer): void {
-    if (message.type === "register") return this.#register(session, message);
+    if (session.isEntering) throw new Refusal("not-registered", "wait for `registered`", true);
+    if (message.type === "register") return this.#enter(session, message);
     if (message.type === "verify") return this.#verify(session, message.token);
     if (message.type === "relay") return this.#relay(session, message.token);
     if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
@@ -1942,8 +2228,12 @@ export class Introducer {
   }
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
+    if (this.#draining) throw new Refusal("limit", "the introducer is ending: ask when you have come back");
     this.#countIntroduction(member);
-    this.#introductions.ask(member, this.#neighbour(member, peer), relay !== false);
+    const target = this.#neighbour(member, peer);
+    if (isGuest(target) && !this.#elsewhere.isShared)
+      throw new Refusal("unknown-peer", `${peer} is at another introducer, which can't be reached now`);
+    this.#introductions.ask(member, target, relay !== false);
   }
 
   #relay(session: Session, token: string): void {
@@ -1952,26 +2242,54 @@ export class Introducer {
     this.#relays.join(session, token);
   }
 
+  /** Registers it once it is known who is in its room elsewhere. */
+  #enter(session: Session, message: MessageOf<"register">): void {
+    const opening = session.peer ? undefined : this.#elsewhere.open(message.room);
+    if (!opening) return this.#register(session, message);
+    session.isEntering = true;
+    void opening.then(() => {
+      session.isEntering = false;
+      if (session.closing) return;
+      try {
+        this.#register(session, message);
+      } catch (error) {
+        if (!(error instanceof Refusal)) throw error;
+        this.#refuse(session, error, { request: "register" });
+      }
+    });
+  }
+
   #register(session: Session, message: MessageOf<"register">): void {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
+    if (this.#draining) {
+      const { reason } = this.#draining;
+      this.#dismissOne(session, reason);
+      return this.#close(session, reason);
+    }
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     const others = this.#rooms.get(room) ?? new Set<Member>();
     for (const old of others) {
-      const { peer } = old;
-      const isSame = peer.instance === instance && peer.fingerprint === fingerprint && peer.name === name;
+      const isSame = old.peer.instance === instance && old.peer.fingerprint === fingerprint;
       if (isSame) this.#close(old, "it registered anew");
     }
-    this.#checkRoom(session, others);
-    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    const guests = this.#elsewhere.guests(room).values();
+    const replaced = guests.find(
+      ({ peer }) => peer.instance === instance && peer.fingerprint === fingerprint,
+    );
+    const all = [...this.#everyone(room)].filter((one) => one !== replaced);
+    this.#checkRoom(session, all);
+    this.#checkName(message, all);
+    const own = { id: this.#elsewhere.nextId(), name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     session.peer = { ...shown, mapping: "unknown", since: Date.now() };
     session.room = room;
     session.takesRelay = !message.direct;
     const member = session as Member;
     this.#keepLinks(member, message.links);
-    this.#welcome(member, others);
+    this.#elsewhere.put(member, replaced);
+    this.#welcome(member, all);
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
     this.#members.set(own.id, member);
@@ -1981,21 +2299,32 @@ export class Introducer {
       this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own }: Session, others: Set<Member>): void {
+  #checkRoom({ subscriber: own }: Session, others: Party[]): void {
     const { roomSize, roomShare, loopbackShares } = this.limits;
-    if (others.size >= roomSize)
+    if (others.length >= roomSize)
       throw new Refusal("limit", `the room is full: it holds ${count(roomSize, "participant")}`);
-    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
     const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
-    if (others.size < share) return;
+    if (others.length < share) return;
     let present = 0;
     for (const other of others) if (other.subscriber === own) present += 1;
     if (present >= share)
       throw new Refusal("limit", `${share} participants of one address in a room are enough`);
   }
 
+  /** A name is one participant's at a time, and its certificate's for a while after. */
+  #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Party[]): void {
+    const isFree = (one: string) =>
+      this.#keptNames.mayTake(room, one, fingerprint) && !others.some(({ peer }) => peer.name === one);
+    if (isFree(name)) return;
+    let number = 2;
+    while (!isFree(numberedName(name, number)))
+      number = number < countedNames ? number + 1 : Math.floor(Math.random() * mostNameNumber);
+    throw new NameTaken(name, numberedName(name, number));
+  }
+
   /** Answers `register`. */
-  #welcome(member: Member, others: Set<Member>): void {
+  #welcome(member: Member, others: Party[]): void {
     const { room, peer } = member;
     const { id, name, private: candidates, public: observed } = peer;
     const { probePorts } = this;
@@ -2014,14 +2343,19 @@ export class Introducer {
   /** Where a participant can show how it is seen in the other address family, if we are there at all. */
   #verification(member: Member): { endpoint: Endpoint; token: string } | undefined {
     if (this.host !== "::") return undefined;
-    const now = performance.now();
-    if (now >= this.#own.untilMs) this.#own = { addresses: ownAddresses(), untilMs: now + interfacesMs };
-    const address = otherAddress(this.#own.addresses, member.observed);
+    const { family } = splitEndpoint(member.observed);
+    const address = reachable(this.#ownAddresses(), member.observed, family === 4 ? 6 : 4);
     if (address === undefined) return undefined;
     const token = newToken();
     member.verifyToken = token;
     this.#verifying.set(token, member);
     return { endpoint: formatEndpoint(address, this.port), token };
+  }
+
+  #ownAddresses(): ReturnType<typeof ownAddresses> {
+    const now = performance.now();
+    if (now >= this.#own.untilMs) this.#own = { addresses: ownAddresses(), untilMs: now + interfacesMs };
+    return this.#own.addresses;
   }
 
   #verify(session: Session, token: string): void {
@@ -2046,10 +2380,10 @@ export class Introducer {
   }
 
   /** The other participant of the same room: nobody learns whether an id exists elsewhere. */
-  #neighbour(member: Member, id: number): Member {
+  #neighbour(member: Member, id: number): Party {
     if (id === member.peer.id) throw new Refusal("self", "that is you");
-    const other = this.#members.get(id);
-    if (other?.room !== member.room) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
+    const other = this.#inRoom(member.room, id);
+    if (!other) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
     return other;
   }
 
@@ -2065,6 +2399,7 @@ export class Introducer {
   #mapped(member: Member, mapping: Mapping): void {
     member.hasMeasured = true;
     if (member.peer.mapping !== mapping) this.#change(member, { mapping });
+    this.#elsewhere.put(member);
     this.#introductions.mapped(member);
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
@@ -2091,13 +2426,68 @@ export class Introducer {
   #tellChanges(): void {
     this.#changeTimer = undefined;
     const perRoom = new Map<string, string>();
-    for (const [{ peer, room }, change] of this.#changed) {
+    for (const [member, change] of this.#changed) {
+      const { peer, room } = member;
       if (!this.#members.has(peer.id)) continue;
+      this.#elsewhere.put(member);
       const line = encode({ type: "updated", id: peer.id, ...change });
       perRoom.set(room, (perRoom.get(room) ?? "") + line);
     }
     this.#changed.clear();
     for (const [room, lines] of perRoom) this.#tellRoom(this.#rooms.get(room) ?? [], lines);
+  }
+
+  // those who are at other introducers
+
+  #guestChanged(guest: Guest, change: PeerChange): void {
+    const line = encode({ type: "updated", id: guest.peer.id, ...change });
+    if (Object.keys(change).length > 0) this.#tellRoom(this.#rooms.get(guest.room) ?? [], line);
+    if (guest.hasMeasured) this.#introductions.mapped(guest);
+  }
+
+  #guestLeft(guest: Guest, reason: string): void {
+    const { id, name, fingerprint } = guest.peer;
+    this.#keptNames.keep(guest.room, name, fingerprint);
+    this.#introductions.left(guest, reason);
+    this.#tellRoom(this.#rooms.get(guest.room) ?? [], encode({ type: "left", id }));
+  }
+
+  /** It comes back, and finds what is free. */
+  #displace(id: number, reason: string): void {
+    const member = this.#members.get(id);
+    if (!member) return;
+    this.#dismissOne(member, reason);
+    this.#close(member, reason);
+  }
+
+  /** What another introducer says, of its participant and one of ours. */
+  #receive(letter: Letter): void {
+    const member = this.#members.get(letter.to);
+    const guest = member && this.#elsewhere.guests(member.room).get(letter.from);
+    if (!member || !guest) return; // one of them has left
+    if (letter.is === "order") return this.#introductions.ordered(member, guest, letter);
+    const { message } = letter;
+    if (message.type === "linked") this.#introductions.linked(guest, message);
+    if (message.type === "failed") this.#introductions.failed(guest, message);
+    if (message.type === "measured") this.#introductions.measured(guest, message);
+  }
+
+  /** A guest has to be told where we are. */
+  #offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined {
+    const address = isGuest(b) ? this.#addressFor(b.peer.public) : undefined;
+    if (isGuest(b) && address === undefined) return undefined;
+    const token = this.#relays?.offer(a, b);
+    if (token === undefined) return undefined;
+    return { token, ...(address !== undefined && { endpoint: formatEndpoint(address, this.port) }) };
+  }
+
+  #addressFor(observed: Endpoint): string | undefined {
+    const { family } = splitEndpoint(observed);
+    const listening = canonicalAddress(this.host);
+    const isAny = listening === undefined || listening.address === "::" || listening.address === "0.0.0.0";
+    const advertised = canonicalAddress(this.#advertised ?? "");
+    if (advertised?.family === family) return advertised.address;
+    return reachable(isAny ? this.#ownAddresses() : [listening], observed, family);
   }
 
   // links: what participants say of them
@@ -2107,28 +2497,29 @@ export class Introducer {
     member.links = new Map(links.map(({ peer, route }) => [peer, { route, id: undefined }]));
   }
 
-  #linked(member: Member, { peer, token, route, local, remote }: MessageOf<"linked">): void {
+  #linked(member: Member, message: MessageOf<"linked">): void {
+    const { peer, route, local, remote } = message;
     const { instance } = this.#neighbour(member, peer).peer;
     const links = (member.links ??= new Map<string, Link>());
     if (links.size >= maxReportedLinks && !links.has(instance)) this.#forgetLinks(member, links);
     links.set(instance, { route, id: peer });
-    this.#introductions.linked(member, token);
+    this.#introductions.linked(member, message);
     this.#onEvent({ event: "linked", id: member.peer.id, peer, route, local, remote });
   }
 
   /** Those with who is not here: more than a room's worth of them has piled up. */
   #forgetLinks(member: Member, links: Map<string, Link>): void {
-    const room = [...(this.#rooms.get(member.room) ?? [])];
+    const room = [...this.#everyone(member.room)];
     const present = new Set(room.map(({ peer }) => peer.instance));
     for (const instance of links.keys()) if (!present.has(instance)) links.delete(instance);
   }
 
   #unlinked(member: Member, { peer, reason }: MessageOf<"unlinked">): void {
     const { links, room } = member;
-    const other = this.#members.get(peer);
+    const other = this.#inRoom(room, peer);
     // Of a peer that is gone it knows the id that it had.
     const absent = [...(links ?? [])].find(([, { id }]) => id === peer)?.[0];
-    const instance = other?.room === room ? other.peer.instance : absent;
+    const instance = other?.peer.instance ?? absent;
     if (instance === undefined || !links?.delete(instance)) return;
     this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
   }
@@ -2136,12 +2527,14 @@ export class Introducer {
   /** Takes a session out of its room, once, however many ways it ends. */
   #leave(session: Session, reason: string): void {
     if (!session.peer || !this.#members.delete(session.peer.id)) return;
-    const { id, name } = session.peer;
+    const { id, name, fingerprint } = session.peer;
+    this.#keptNames.keep(session.room, name, fingerprint);
     if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);
     if (room?.size === 0) this.#rooms.delete(session.room);
     this.#introductions.left(session as Member, reason);
+    this.#elsewhere.remove(session as Member);
     this.#tellRoom(room ?? [], encode({ type: "left", id }));
     this.#onEvent({ event: "left", id, name, reason });
   }
@@ -2319,6 +2712,10 @@ Options:
   --relay-rate N     bytes a second of one relayed link, each way
                      (default: 1M; K, M, G: times 1024 and so on)
   --relay-total N    bytes a second of all relayed links (default: 16M)
+  --redis URL        share rooms with all introducers of that Redis (also from
+                     REDIS_URL; redis://HOST or rediss://HOST for TLS)
+  --advertise ADDR   where participants of those reach this one's relay
+                     (default: the likeliest of this host's addresses)
   --max-connections N  connections in all (default: ${defaultLimits.sessions})
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
@@ -2342,6 +2739,10 @@ Of what there is once for all, nobody gets more than a quarter of what is left.
 Results go to standard output, all else to standard error. Without a terminal
 the end of the input ends nothing; after \`quit\` the exit code is 1 if a
 command failed.
+
+SIGTERM ends it in order: participants are told to come back, and introductions
+and relayed links under way may take ${drainMs / 1000} s more. SIGINT, or a second SIGTERM,
+ends it at once.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.`;
 
@@ -2426,6 +2827,8 @@ const options = {
   "no-relay": { type: "boolean" },
   "relay-rate": { type: "string" },
   "relay-total": { type: "string" },
+  redis: { type: "string" },
+  advertise: { type: "string" },
   "max-connections": { type: "string" },
   "max-per-address": { type: "string" },
   "max-room": { type: "string" },
@@ -2454,6 +2857,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
     ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
     ...readRelay(values),
+    ...readSharing(values),
     ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
     limits: readLimits(values),
     log: readLogFormat(log),
@@ -2469,6 +2873,22 @@ function readAlternate(text: string): string {
   if (!ownAddresses().some((own) => own.address === address))
     throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
   return address;
+}
+
+function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: SharingValues) {
+  const protocol = redis === undefined ? undefined : URL.parse(redis)?.protocol;
+  if (redis !== undefined && protocol !== "redis:" && protocol !== "rediss:")
+    throw new UsageError("--redis (or REDIS_URL) takes a URL such as redis://HOST or rediss://HOST");
+  if (advertise !== undefined && !canonicalAddress(advertise))
+    throw new UsageError(`--advertise must be an IP address, not ${advertise}`);
+  if (advertise !== undefined && redis === undefined)
+    throw new UsageError("--advertise is for introducers that share their rooms (--redis)");
+  return { ...(redis !== undefined && { redis }), ...(advertise !== undefined && { advertise }) };
+}
+
+interface SharingValues {
+  redis?: string;
+  advertise?: string;
 }
 
 function readLogFormat(text: string): LogFormat {
@@ -2557,8 +2977,14 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
   }
   if (!json && log === "text") terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
-  process.once("SIGINT", () => signal.resolve(["the introducer was interrupted", 0]));
-  process.once("SIGTERM", () => signal.resolve(["the introducer was terminated", 0]));
+  const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
+    process.once(name, () => signal.resolve(["the introducer was interrupted", 0]));
+  endsAtOnce("SIGINT");
+  process.once("SIGTERM", () => {
+    endsAtOnce("SIGTERM");
+    const reason = "the introducer was terminated";
+    void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
+  });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
   const obeyed = prompt.obey(introducer).then((code) => ["the operator ended the introducer", code] as const);
   const [reason, code] = await Promise.race([signal.promise, obeyed]);

@@ -11,15 +11,22 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
-import type { Purpose } from "./native/link/link.ts";
-import { distrust, newRoomWords, openRoom, prove, secretRoom, type Room } from "./native/link/room.ts";
+import type { Link, Purpose } from "./native/link/link.ts";
+import {
+  distrust,
+  newRoomWords,
+  openRoom,
+  prove,
+  roomOf,
+  secretRoom,
+  type Room,
+} from "./native/link/room.ts";
 import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
-import { parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
 import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
-import type { Link } from "./native/link/link.ts";
 import {
   RemotePeer,
   ToldError,
@@ -66,6 +73,7 @@ import {
   defaultRoom,
   failureReasons,
   formatEndpoint,
+  isNumberedName,
   isUntranslated,
   jsonLine,
   nameProblem,
@@ -91,6 +99,8 @@ import {
   type Way,
 } from "./protocol.ts";
 
+export { UserError, type From, type Link, type Stream };
+
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
 /** How often the host's own addresses are looked at. */
@@ -99,11 +109,18 @@ const addressWatchMs = 2_000;
 const answerTimeoutMs = 10_000;
 /** Peers of one room that are kept in mind. */
 const maxPeers = 4096;
-/** The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does not return as one. */
+/**
+ * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
+ * not return as one. So all are back within 10 s of its return.
+ */
 const firstRejoinMs = 500;
-const maxRejoinMs = 30_000;
+const maxRejoinMs = 8_000;
+/** The same for a link that is to be kept up. */
+const maxReconnectMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
+/** The same when it was the network that ended it. */
+const briefMs = 1_000;
 /** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
@@ -111,6 +128,8 @@ const maxRemeasureMs = 120_000;
 const maxUseLength = 256;
 /** How long a link is kept without a connection, unless told otherwise. */
 export const defaultKeepMinutes = 10;
+/** Names of ours in one try to register that others may have before us. */
+const maxNamesTried = 8;
 /** How often what is under way is drawn. */
 const statusPeriodMs = 500;
 /** A wait that lasts longer is announced. */
@@ -181,13 +200,18 @@ export interface Self {
 }
 
 export interface ParticipantOptions {
+  /** Name or address of the introducer. */
   host: string;
-  port: number;
+  /** Its port (7000). */
+  port?: number;
+  /** What others call us: one word. */
   name: string;
-  /** Made while we connect, where that takes time. */
-  room: Room | Promise<Room>;
-  identity: Identity;
-  onEvent: (event: ParticipantEvent) => void;
+  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
+  room: string | Room | Promise<Room>;
+  /** The one kept in the user's state folder, unless given. */
+  identity?: Identity;
+  /** All that happens, for whoever wants to tell it. */
+  onEvent?: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */
   verbose?: boolean;
   /** Never let the introducer relay our links. */
@@ -213,6 +237,7 @@ class Registration implements Ground {
   readonly port: PunchPort;
   readonly control: ControlChannel;
   readonly credentials: Credentials;
+  readonly since = performance.now();
   behaviour: MappingBehaviour | undefined = undefined;
   portMapping: PortMapping | undefined = undefined;
   /** Settled when that is known: two measurements at once would take each other's ports. */
@@ -274,14 +299,32 @@ interface JoinAttempt {
   resolve: () => void;
   reject: (error: UserError) => void;
   control?: ControlChannel;
+  namesTried: number;
 }
 
 // --- the participant -------------------------------------------------------------------------------------
 
-/** One participant in one room. Every event goes to `onEvent`; every method rejects with a {@link UserError}. */
+/**
+ * One participant in one room. Importing and making it does nothing to the program: it prints nothing, takes no signal,
+ * and lets the program end once it has quit. Every event goes to `onEvent`; every method rejects with a
+ * {@link UserError}.
+ *
+ *   const alice = new Participant({ host: "introducer.example", name: "alice", room: "our secret words" });
+ *   alice.onStream("my-game/1", (stream, { name }) => …);
+ *   await alice.join();
+ *   await alice.waitFor("bob");
+ *   const link = await alice.connect("bob");
+ *   const stream = link.open("my-game/1");
+ *   await alice.quit();
+ */
 export class Participant {
   readonly options: ParticipantOptions;
   readonly #instance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  readonly #identity: Identity;
+  /** Being made while we connect. */
+  readonly #roomToBe: Room | Promise<Room>;
+  /** Another than in the options where that is taken; peers know us by it, so we come back with it. */
+  #name: string;
   #room: Room | undefined;
   readonly #credentials: Credentials;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
@@ -298,6 +341,8 @@ export class Participant {
   #hasBeenRegistered = false;
   #hasQuit = false;
   #rejoinMs = firstRejoinMs;
+  /** What the introducer asked for as it said bye. */
+  #retryInMs: number | undefined;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
@@ -307,7 +352,11 @@ export class Participant {
 
   constructor(options: ParticipantOptions) {
     this.options = options;
-    this.#credentials = new Credentials(options.identity);
+    const warn = (message: string) => this.#emit({ event: "warning", message });
+    this.#name = options.name;
+    this.#identity = options.identity ?? identityOrOneForNow(warn);
+    this.#credentials = new Credentials(this.#identity);
+    this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
     this.#surroundings = {
       ground: () => this.#registration,
       emit: (event) => this.#emit(event),
@@ -343,8 +392,8 @@ export class Participant {
     const registration = this.#registration;
     if (!registration) return undefined;
     const { id, public: observed, private: hosts, mapped, behaviour } = registration;
-    const { name } = this.options;
-    const { fingerprint } = this.options.identity;
+    const name = this.#name;
+    const { fingerprint } = this.#identity;
     const room = this.#room!.words;
     const mapping = behaviour?.mapping ?? "unknown";
     const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
@@ -384,7 +433,10 @@ export class Participant {
     await this.#unmapped;
   }
 
-  /** Punches towards a peer, or joins the punch that is under way; resolves to the link. */
+  /**
+   * Punches towards a peer that is in the room ({@link waitFor}), or joins the punch that is under way; resolves to the
+   * link, also when the peer has asked for it.
+   */
   async connect(word: string, isVerbose = false): Promise<Link> {
     if (this.#hasQuit) throw new UserError("this participant has quit");
     return this.#find(word).connect(isVerbose);
@@ -396,8 +448,10 @@ export class Participant {
   }
 
   /**
-   * From now on streams that peers open for `use` (as the first argument of their `link.open`) are given to `take`,
-   * with who the peer is; others are refused.
+   * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
+   * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
+   * Web streams. Its user ends his half by `end()`; `for await` over a Duplex destroys it at the end, with what was not
+   * sent: `stream.iterator({ destroyOnReturn: false })` does not.
    */
   onStream(use: string, take: (stream: Stream, from: From) => void): void {
     this.#takers.set(use, take);
@@ -408,10 +462,15 @@ export class Participant {
     return this.#room?.key !== undefined;
   }
 
+  /** The link with whoever has that name or id, while it is open. */
+  openLink(word: string): Link | undefined {
+    return this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+  }
+
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
   async whenLinked(word: string): Promise<Link> {
     for (;;) {
-      const link = this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+      const link = this.openLink(word);
       if (link) return link;
       if (this.#hasQuit) throw new UserError("this participant has quit");
       await this.#arrival.promise;
@@ -547,9 +606,10 @@ export class Participant {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const attempt: JoinAttempt = { resolve, reject };
+    const attempt: JoinAttempt = { resolve, reject, namesTried: 1 };
     this.#state = { is: "joining", attempt };
-    const { host, port } = this.options;
+    this.#retryInMs = undefined;
+    const { host, port = defaultPort } = this.options;
     const text = `connecting to ${formatHostPort(host, port)}`;
     const announce = setTimeout(
       () => this.#emit({ event: "waiting", for: "introducer", text }),
@@ -564,12 +624,12 @@ export class Participant {
   }
 
   async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
-    const { host, port, name, identity, direct } = this.options;
+    const { host, port = defaultPort } = this.options;
     let control: ControlChannel;
     let room: Room;
     try {
       const opening = ControlChannel.open(host, port, otherStartedAs("introducer"));
-      [room, control] = await Promise.all([this.options.room, opening]);
+      [room, control] = await Promise.all([this.#roomToBe, opening]);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       return this.#joinFailed(attempt, error);
@@ -580,9 +640,15 @@ export class Participant {
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
     this.#room = room;
+    this.#introduceOurselves(control, room);
+  }
+
+  #introduceOurselves(control: ControlChannel, room: Room): void {
+    const { direct } = this.options;
+    const name = this.#name;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
-    const { fingerprint } = identity;
+    const { fingerprint } = this.#identity;
     const { instance } = this.#surroundings;
     control.send({
       type: "register",
@@ -611,6 +677,7 @@ export class Participant {
     if (this.#state.is === "joining" && this.#state.attempt.control === control) {
       this.#joinFailed(this.#state.attempt, new UserError(`the introducer did not register us: ${reason}`));
     } else if (this.#state.is === "registered" && this.#state.registration.control === control) {
+      if (control.isBroken) this.#networkChanged(this.#state.registration);
       this.#part("come back", reason);
     }
   }
@@ -641,7 +708,8 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    const retryInMs = this.#retryInMs ?? Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    this.#retryInMs = undefined;
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
@@ -662,6 +730,7 @@ export class Participant {
       case "refused":
         return this.#refused(message);
       case "bye":
+        this.#retryInMs = message.retryInMs;
         return control.close(message.reason);
       case "ping":
         return control.send({ type: "pong", id: message.id });
@@ -740,6 +809,11 @@ export class Participant {
     this.#arrived();
   }
 
+  /** That is nothing that the introducer wants us to wait for. */
+  #networkChanged({ since }: Registration): void {
+    if (performance.now() - since >= briefMs) this.#rejoinMs = firstRejoinMs;
+  }
+
   #onceLasting(registration: Registration): void {
     const timer = setTimeout(() => {
       if (this.#registration === registration) this.#rejoinMs = firstRejoinMs;
@@ -775,7 +849,7 @@ export class Participant {
    */
   #remember(peer: Peer): RemotePeer | undefined {
     const doubt = distrust(this.#room!, peer);
-    const key = JSON.stringify([peer.instance, peer.fingerprint, peer.name, doubt]);
+    const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers)
@@ -799,10 +873,10 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream({ id, name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { name, fingerprint, purpose });
+    if (take) take(stream, { id, name, fingerprint, purpose });
     else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
   }
 
@@ -825,14 +899,27 @@ export class Participant {
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
   }
 
-  #refused({ request, message, code, peer }: ToParticipant & { type: "refused" }): void {
+  #refused({ request, message, code, peer, name }: ToParticipant & { type: "refused" }): void {
     const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+    if (this.#state.is === "joining" && code === "name-taken" && name !== undefined)
+      return this.#renamed(this.#state.attempt, name, text);
     if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
     if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));
     if (request === "connect-back") return this.#filtering?.(undefined);
     if (request === "connect" && peer !== undefined) return this.#byId(peer)?.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.#emit({ event: "error", message: text });
+  }
+
+  /** The name that we wanted is somebody else's: ours is another, and we register by it at once. */
+  #renamed(attempt: JoinAttempt, name: string, refusal: string): void {
+    const isBearable = isNumberedName(name, this.options.name) || isNumberedName(name, this.#name);
+    if (!isBearable || ++attempt.namesTried > maxNamesTried)
+      return this.#joinFailed(attempt, new UserError(refusal));
+    const message = `${this.#name} is somebody else in this room: others call you ${name} there`;
+    this.#emit({ event: "warning", message });
+    this.#name = name;
+    this.#introduceOurselves(attempt.control!, this.#room!);
   }
 
   // --- what we find out about ourselves ------------------------------------------------------------------
@@ -845,7 +932,9 @@ export class Participant {
       const isCurrent = this.#registration === registration;
       if (isCurrent && usable() === before) return;
       clearInterval(timer);
-      if (isCurrent) this.#part("come back", "this host's addresses changed");
+      if (!isCurrent) return;
+      this.#networkChanged(registration);
+      this.#part("come back", "this host's addresses changed");
     }, addressWatchMs);
     timer.unref();
   }
@@ -859,7 +948,7 @@ export class Participant {
       void verify(registration.port.port, endpoint, token);
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.options.identity.fingerprint);
+    this.#rehearsed ??= rehearse(this.#credentials, this.#identity.fingerprint);
     await this.#rehearsed;
     rehearseCandidates(registration);
     const behaviour = await measuring;
@@ -927,13 +1016,12 @@ export class Participant {
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
     const own = String(this.#registration?.id);
-    if (word === own || word === this.options.name)
-      throw new UserError("that is yourself; `list` shows the others");
+    if (word === own || word === this.#name) throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
   #emit(event: ParticipantEvent): void {
-    this.options.onEvent(event);
+    this.options.onEvent?.(event);
   }
 }
 
@@ -1100,7 +1188,7 @@ function total(rows: PeerRow[]): string {
 
 /** `512 B`, `1.5 kB`, `2.0 MB`. */
 function bytes(count: number): string {
-  if (count < 1000) return `${count} B`;
+  if (count < 1000) return `${Math.round(count)} B`;
   const [value, unit] =
     count < 1e6 ? [count / 1e3, "kB"] : count < 1e9 ? [count / 1e6, "MB"] : [count / 1e9, "GB"];
   return `${value.toFixed(1)} ${unit}`;
@@ -1472,13 +1560,15 @@ class Prompt {
       case "forward":
         return void keepLinked(participant, uses.forward(peer));
       case "unforward":
-        return uses.unforward(peer);
+        uses.unforward(peer);
+        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
       case "forwards":
         return this.#forwards(uses.forwards);
       case "allow":
-        return void uses.allow(peer);
+        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
       case "disallow":
-        return uses.disallow(peer);
+        uses.disallow(peer);
+        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
       case "allowed":
         return this.#allowed(uses.allowed);
       case "send":
@@ -1672,6 +1762,8 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
       `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
     );
   }
+  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
+  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   if (values.send && values.connect?.length !== 1)
@@ -1683,7 +1775,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     connect: values.connect ?? [],
     forward: values.forward ?? [],
     allow: values.allow ?? [],
-    pipe: values.pipe === undefined ? undefined : readPipe(values.pipe),
+    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
     send: values.send ?? [],
     accept: values.accept,
     keepMinutes: readKeep(values.keep),
@@ -1697,11 +1789,11 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
   };
 }
 
-function readPipe(text: string): PipeSpec {
+function read<T>(option: string, text: string, parse: (text: string) => T): T {
   try {
-    return parsePipe(text);
+    return parse(text);
   } catch (error) {
-    if (error instanceof SpecError) throw new UsageError(`--pipe ${error.message}`);
+    if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
     throw error;
   }
 }
@@ -1718,8 +1810,7 @@ function readKeep(text: string | undefined): number {
 function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
   // Who only measures disturbs nobody.
   if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
-  if (room === undefined) return openRoom(defaultRoom);
-  if (room !== "new") return secretRoom(room);
+  if (room !== "new") return roomOf(room ?? defaultRoom);
   const words = newRoomWords();
   const invitation = `${startedAs("participant")} ${introducer} --room ${words}`;
   terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);
@@ -1825,9 +1916,10 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const uses = new Uses({
-    link: (peer) => participant.whenLinked(peer),
+    link: (peer) => participant.openLink(peer) ?? participant.whenLinked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
+    pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
     onEvent,
   });
   for (const use of ["forward", "pipe", "files"])
@@ -1844,8 +1936,11 @@ async function live(running: Running): Promise<number> {
       await work();
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
+      if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
       failures++;
-      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
+      // What we have ended ourselves need not be told.
+      if (!(error instanceof ToldError || participant.hasQuit))
+        prompt.event({ event: "error", message: error.message });
     }
   };
   const code = () => (failures > 0 ? 1 : 0);
@@ -1901,12 +1996,12 @@ async function pipeThrough(
 ): Promise<void> {
   await participant.waitFor(peer);
   const link = participant.linkWith(peer) ?? (await participant.connect(peer));
-  const { sending, receiving } = uses.pipe(link, peer, target);
+  const { sending, incoming } = uses.pipe(link, target);
   // Who only wants what comes is not asked to type.
   const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
   const startedAt = performance.now();
-  let received: Pipe | undefined;
-  void receiving.then((pipe) => (received = pipe));
+  let received: Pipe | undefined = incoming ? undefined : sending;
+  void incoming?.then((pipe) => (received = pipe));
   const moved = () => {
     const seconds = (performance.now() - startedAt) / 1000;
     const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
@@ -1915,7 +2010,7 @@ async function pipeThrough(
   const isDrawn = !(isatty(0) && isatty(1));
   const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
   try {
-    await runPipe(input, new DescriptorOutput(1), sending, receiving);
+    await runPipe(input, new DescriptorOutput(1), sending, incoming);
   } catch (error) {
     throw new UserError(error instanceof Error ? error.message : String(error));
   } finally {
@@ -1937,8 +2032,8 @@ async function keepLinked(participant: Participant, word: string): Promise<void>
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
     }
-    const hasLasted = performance.now() - startedAt >= maxRejoinMs;
-    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxRejoinMs, pauseMs * 2);
+    const hasLasted = performance.now() - startedAt >= maxReconnectMs;
+    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxReconnectMs, pauseMs * 2);
     await Bun.sleep(pauseMs * (0.5 + Math.random()));
   }
 }

@@ -42,15 +42,14 @@ export const registerDeadlineMs = 10_000;
 export const introducerPingMs = 25_000;
 /** Silence after which a control channel counts as dead, on either side. */
 export const controlSilenceMs = 60_000;
-/** Keepalive period on a link, and the silence after which the peer counts as dead: within 45 s of its death. */
-export const linkKeepaliveMs = 15_000;
-export const linkSilenceMs = 44_000;
 /** How long an offer of a relay holds, and how long its first side waits for the other. */
 export const relayOfferMs = 10_000;
 /** Without a direct link by then, a relay is offered beside the rounds of the punch. */
 export const relayAfterMs = 1000;
 /** A punch is given up after this long. */
 export const punchDeadlineMs = 10_000;
+/** No introducer keeps a participant away for longer. */
+export const maxRetryInMs = 60_000;
 export const defaultRoom = "lobby";
 /** Further ports of the introducer that mapping probes go to. */
 export const maxProbePorts = 4;
@@ -93,7 +92,6 @@ export const unlinkReasons = {
   "peer-disconnected": "the peer disconnected",
   "peer-quit": "the peer quit",
   replaced: "a newer link has taken its place",
-  "peer-silent": "nothing was heard from the peer any more",
   "connection-lost": "the connection broke",
   "protocol-error": "the peer sent what is not in the protocol",
   "peer-restarted": "the peer's program was started anew",
@@ -112,6 +110,7 @@ export const refusalCodes = [
   "unknown-peer",
   "self",
   "limit",
+  "name-taken",
 ] as const;
 export type RefusalCode = (typeof refusalCodes)[number];
 
@@ -472,8 +471,11 @@ export type ToParticipant =
       own?: Prediction;
       theirs?: Prediction;
     }
-  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
-  | { type: "relay"; peer: Peer; role: Role; token: string }
+  /**
+   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
+   * `endpoint` where that is another introducer than theirs.
+   */
+  | { type: "relay"; peer: Peer; role: Role; token: string; endpoint?: Endpoint }
   /** Answers `relay` on its connection: what follows is the other side's. */
   | { type: "relaying" }
   /** Answers `connect-back`. */
@@ -486,10 +488,13 @@ export type ToParticipant =
   | { type: "echo"; text: string }
   /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
   | { type: "ping"; id: number }
-  /** Answers a line that was refused: its type where it had one, and whom it named. */
-  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number }
-  /** Sent before the introducer closes the connection. */
-  | { type: "bye"; reason: string };
+  /**
+   * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
+   * {@link numberedName} that is free: register again with it, on the same connection.
+   */
+  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number; name?: string }
+  /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
+  | { type: "bye"; reason: string; retryInMs?: number };
 
 /** Why a side ends a link on purpose: what it says to the other as it ends it. */
 export const byeReasons = ["disconnected", "quit", "replaced"] as const;
@@ -610,6 +615,19 @@ const name: Check<string> = (value, field) => {
   if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
   return word;
 };
+
+/** What a participant is called where its name is taken: `alice-2`, cut where it would be too long. */
+export function numberedName(name: string, number: number): string {
+  const suffix = `-${number}`;
+  const kept = name.slice(0, maxNameLength - suffix.length).replace(/\p{Cs}$/u, ""); // no half of a pair
+  return kept + suffix;
+}
+
+/** Whether it is a {@link numberedName} of `wanted`: no introducer may name us otherwise. */
+export function isNumberedName(name: string, wanted: string): boolean {
+  const number = /-([1-9]\d{0,5})$/.exec(name)?.[1];
+  return number !== undefined && name === numberedName(wanted, Number(number));
+}
 
 /** A room is a capability: any words, but nothing a terminal would obey. */
 export function roomProblem(room: string): string | undefined {
@@ -746,7 +764,12 @@ const toParticipant: Table<ToParticipant> = {
     own: optional(prediction),
     theirs: optional(prediction),
   } as Table<ToParticipant>["punch"],
-  relay: { peer, role: oneOf<Role>(["controlling", "controlled"]), token },
+  relay: {
+    peer,
+    role: oneOf<Role>(["controlling", "controlled"]),
+    token,
+    endpoint: optional(endpoint),
+  } as Table<ToParticipant>["relay"],
   relaying: {},
   filtering: { filtering: oneOf(filterings) },
   failed: { peer: id, token, reason },
@@ -758,8 +781,9 @@ const toParticipant: Table<ToParticipant> = {
     message: shortText,
     request: optional(shortText),
     peer: optional(id),
+    name: optional(name),
   } as Table<ToParticipant>["refused"],
-  bye: { reason: shortText },
+  bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) } as Table<ToParticipant>["bye"],
 };
 
 const toPeer: Table<ToPeer> = { nominate: { token } };

@@ -43,6 +43,8 @@ export class ControlChannel {
   onMessage: (message: ToParticipant) => void = () => {};
   /** Called once, with a reason for people. */
   onClose: (reason: string) => void = () => {};
+  /** Whether the network broke it, and not the introducer. */
+  isBroken = false;
   readonly #decoder = new LineDecoder();
   readonly #silence: NodeJS.Timeout;
   #unsent = new Uint8Array(0);
@@ -53,7 +55,7 @@ export class ControlChannel {
     this.remote = remote;
     this.port = port;
     this.#silence = setTimeout(
-      () => this.close(`nothing heard from it for ${controlSilenceMs / 1000} s`),
+      () => this.#broken(`nothing heard from it for ${controlSilenceMs / 1000} s`),
       controlSilenceMs,
     );
   }
@@ -92,8 +94,8 @@ export class ControlChannel {
         data: (_, chunk) => this.#read(chunk),
         drain: () => this.#write(new Uint8Array(0)),
         end: () => this.close("it closed the connection"),
-        close: (_, error) => this.close(error ? inWords(error) : "it closed the connection"),
-        error: (_, error) => this.close(inWords(error)),
+        close: (_, error) => (error ? this.#broken(inWords(error)) : this.close("it closed the connection")),
+        error: (_, error) => this.#broken(inWords(error)),
       },
     });
   }
@@ -115,6 +117,11 @@ export class ControlChannel {
     clearTimeout(this.#silence);
     this.#socket?.end();
     this.onClose(reason);
+  }
+
+  #broken(reason: string): void {
+    this.isBroken = true;
+    this.close(reason);
   }
 
   #write(bytes: Uint8Array): void {

@@ -27,6 +27,8 @@ export interface Platform {
   /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
   TCP_USER_TIMEOUT: number | undefined;
   SO_SNDBUF: number;
+  SO_ATTACH_FILTER: number | undefined;
+  SO_DETACH_FILTER: number | undefined;
   /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
   unacknowledged: { level: number; name: number; offset: number };
   IPPROTO_IPV6: number;
@@ -61,6 +63,8 @@ export const platforms = {
     TCP_NOTSENT_LOWAT: 25,
     TCP_USER_TIMEOUT: 18,
     SO_SNDBUF: 7,
+    SO_ATTACH_FILTER: 26,
+    SO_DETACH_FILTER: 27,
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
@@ -117,6 +121,8 @@ export const platforms = {
     TCP_NOTSENT_LOWAT: 0x201,
     TCP_USER_TIMEOUT: undefined,
     SO_SNDBUF: 0x1001,
+    SO_ATTACH_FILTER: undefined,
+    SO_DETACH_FILTER: undefined,
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
@@ -331,6 +337,35 @@ export function tuneForCarrier(fd: number): void {
   if (TCP_USER_TIMEOUT !== undefined) setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, userTimeoutMs);
   // The kernel doubles what is asked for, so a path of 100 ms takes twice as much as by its own tuning.
   if ((mayAskForBuffer ??= hasBuffer())) setOption(fd, SOL_SOCKET, SO_SNDBUF, carrierBufferBytes);
+}
+
+/** One instruction of a classic BPF program: struct sock_filter (linux/filter.h), 8 bytes. */
+export type Instruction = readonly [code: number, ifTrue: number, ifFalse: number, value: number];
+
+/**
+ * Lets only what `program` lets through come to a socket, listeners too; none lets all come. False where the kernel has
+ * no such thing.
+ */
+export function attachFilter(fd: number, program: readonly Instruction[]): boolean {
+  const { SOL_SOCKET, SO_ATTACH_FILTER, SO_DETACH_FILTER } = platform;
+  if (SO_ATTACH_FILTER === undefined || SO_DETACH_FILTER === undefined) return false;
+  if (program.length === 0) {
+    setOption(fd, SOL_SOCKET, SO_DETACH_FILTER, 0);
+    return true;
+  }
+  const code = new DataView(new ArrayBuffer(8 * program.length));
+  program.forEach(([operation, ifTrue, ifFalse, value], index) => {
+    code.setUint16(8 * index, operation, true);
+    code.setUint8(8 * index + 2, ifTrue);
+    code.setUint8(8 * index + 3, ifFalse);
+    code.setUint32(8 * index + 4, value, true);
+  });
+  // struct sock_fprog: how many, and where.
+  const head = new DataView(new ArrayBuffer(16));
+  head.setUint16(0, program.length, true);
+  head.setBigUint64(8, BigInt(ptr(code.buffer)), true);
+  unwrap(c().setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, ptr(head.buffer), 16), "setsockopt");
+  return true;
 }
 
 /** So many bytes may wait unsent in the kernel. */

@@ -119,6 +119,16 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     clearInterval(this.#timer);
   }
 
+  /** Offered or under way. */
+  get size(): number {
+    return this.#relays.size;
+  }
+
+  /** Whether any is offered, and still to be taken. */
+  get isAwaited(): boolean {
+    return this.#relays.values().some(({ isPaired }) => !isPaired);
+  }
+
   /** Relayed links now, and the bytes of all there have been. */
   get totals(): { links: number; bytes: number } {
     const links = [...this.#relays.values()].filter(({ isPaired }) => isPaired).length;

@@ -10,6 +10,7 @@ import { decodeSockaddr, encodeSockaddr } from "./sockaddr.ts";
 export class Socket implements Disposable {
   readonly family: 4 | 6;
   #fd: number;
+  #isFiltered = false;
 
   private constructor(fd: number, family: 4 | 6) {
     this.#fd = fd;
@@ -74,6 +75,15 @@ export class Socket implements Disposable {
     libc.listen(this.fd, backlog);
   }
 
+  /**
+   * From now on nothing comes to this listener from these endpoints, of its own family: it is dropped, and not refused.
+   * Where the kernel can't do that, nothing changes.
+   */
+  dropFrom(endpoints: readonly Endpoint[]): void {
+    if (endpoints.length === 0 && !this.#isFiltered) return; // there is no filter to take away: ENOENT
+    this.#isFiltered = libc.attachFilter(this.fd, endpoints.length === 0 ? [] : dropProgram(endpoints));
+  }
+
   accept(): Socket | undefined {
     const fd = libc.accept(this.fd);
     return fd === undefined ? undefined : new Socket(fd, this.family);
@@ -108,6 +118,31 @@ export class Socket implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** Classic BPF (linux/filter.h): what a segment's IP header, and its TCP header at 0, are asked. */
+const bpf = { loadWord: 0x20, loadHalf: 0x28, jumpIfEqual: 0x15, give: 0x06, networkHeader: 0xfff00000 };
+/** Where a source address stands in the header (RFC 791 §3.1, RFC 8200 §3). */
+const sourceOffset = { 4: 12, 6: 8 };
+
+/** Drops segments from those endpoints, and lets all others through. */
+function dropProgram(endpoints: readonly Endpoint[]): libc.Instruction[] {
+  const checks = endpoints.flatMap((endpoint): libc.Instruction[] => {
+    const parts = splitEndpoint(endpoint);
+    const sockaddr = encodeSockaddr(parts);
+    const address = parts.family === 4 ? sockaddr.subarray(4, 8) : sockaddr.subarray(8, 24);
+    const words = new DataView(address.buffer, address.byteOffset, address.byteLength);
+    const at = bpf.networkHeader + sourceOffset[parts.family];
+    const count = address.length / 4;
+    // Two instructions a word, two for the port, one that drops: whoever differs goes on behind them.
+    const size = 2 * count + 3;
+    const compared = Array.from({ length: count }, (_, word): libc.Instruction[] => [
+      [bpf.loadWord, 0, 0, at + 4 * word],
+      [bpf.jumpIfEqual, 0, size - 2 * word - 2, words.getUint32(4 * word)],
+    ]).flat();
+    return [...compared, [bpf.loadHalf, 0, 0, 0], [bpf.jumpIfEqual, 0, 1, parts.port], [bpf.give, 0, 0, 0]];
+  });
+  return [...checks, [bpf.give, 0, 0, 0xffffffff]];
 }
 
 /**

@@ -11,7 +11,7 @@ import { basename } from "node:path";
 import type * as readline from "node:readline";
 import { isatty } from "node:tty";
 import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
-import picocolors from "picocolors";
+import type picocolors from "picocolors";
 import manifest from "../package.json" with { type: "json" };
 import { maxTextLength, printable } from "../protocol.ts";
 
@@ -33,6 +33,19 @@ const noBorders = Object.fromEntries(borderNames.split(" ").map((place) => [plac
 // Loaded when first needed: most who start a program are after neither a prompt nor a table.
 const readlineModule = () => require("node:readline") as typeof readline;
 const tableModule = () => require("cli-table3") as typeof import("cli-table3");
+
+/**
+ * As it loads it looks whether `process.stdout` is a terminal, unless colours are ruled out; and what has looked at
+ * that one keeps a duplicate of descriptor 1 that can't be closed, so that its reader would never see the end of a pipe.
+ */
+function colorsModule(): typeof picocolors {
+  const before = process.env["NO_COLOR"];
+  process.env["NO_COLOR"] = "1";
+  const module = require("picocolors") as typeof picocolors;
+  if (before === undefined) delete process.env["NO_COLOR"];
+  else process.env["NO_COLOR"] = before;
+  return module;
+}
 
 // --- types -----------------------------------------------------------------------------------------------
 
@@ -108,7 +121,7 @@ interface LineReader {
 /** Colours only where a person looks: on a terminal, unless NO_COLOR is set (no-color.org). */
 export function colorsFor(stream: { isTTY?: boolean }): Colors {
   const isWanted = !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
-  return picocolors.createColors(stream.isTTY === true && isWanted);
+  return colorsModule().createColors(stream.isTTY === true && isWanted);
 }
 
 /** Lines of at most `width` columns; what is one character to the eye stays whole. */
@@ -402,7 +415,7 @@ export class Terminal {
 
   /** Draws lines that stay last, above the prompt, and replaces those of before; on a terminal only. */
   status(lines: string[]): void {
-    if (!isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
+    if (this.isQuiet || !isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
     this.#erasePrompt();
     this.#status = lines;
     this.#redraw();

@@ -3,7 +3,7 @@
  * the tests of this folder.
  */
 import { afterAll, expect } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Introducer } from "../introducer.ts";
@@ -11,13 +11,15 @@ import type { ParticipantEvent } from "../participant.ts";
 
 export type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
 export const program = join(import.meta.dir, "..", "participant.ts");
+const root = join(import.meta.dir, "..");
 export const states = mkdtempSync(join(tmpdir(), "participant-test-"));
 afterAll(() => rmSync(states, { recursive: true, force: true }));
 
-export function spawn(args: string[], environment: Record<string, string> = {}) {
+export function spawn(args: string[], environment: Record<string, string> = {}, cwd = root) {
   const env = { PATH: process.env.PATH, XDG_STATE_HOME: states, ...environment };
   return Bun.spawn([process.execPath, program, ...args], {
     env,
+    cwd,
     stdin: "pipe",
     stdout: "pipe",
     stderr: "pipe",
@@ -32,9 +34,16 @@ export async function outcome(args: string[], environment: Record<string, string
   return { code: await child.exited, stdout, stderr };
 }
 
+/** The folder that a participant of that name runs in, and keeps its identity in. */
+export function homeOf(name: string): string {
+  const folder = join(states, name);
+  mkdirSync(folder, { recursive: true });
+  return folder;
+}
+
 /** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
 export class Driven implements AsyncDisposable {
-  readonly name: string;
+  name: string;
   readonly events: ParticipantEvent[] = [];
   readonly stderr: Promise<string>;
   /** The first time. */
@@ -47,9 +56,9 @@ export class Driven implements AsyncDisposable {
 
   constructor(port: number, name: string, ...options: string[]) {
     this.name = name;
-    const state = join(states, name);
+    const home = homeOf(name);
     const args = [`127.0.0.1:${port}`, "--name", name, "--json", ...options];
-    this.#child = spawn(args, { XDG_STATE_HOME: state });
+    this.#child = spawn(args, { XDG_STATE_HOME: home }, home);
     this.stderr = this.#child.stderr.text();
     this.#read = this.#readEvents();
     this.registered = this.next("registered").then(async (event) => (await this.next("peers"), event));

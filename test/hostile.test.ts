@@ -335,6 +335,41 @@ test("a name of the program's own words is refused", async () => {
   }
 });
 
+test("an introducer that would have us called by somebody else's name is not obeyed", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type === "register")
+      say({ type: "refused", code: "name-taken", message: "taken", request: "register", name: "bob-2" });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect((await alice.next("error")).message).toContain("the introducer refused `register`: taken");
+  expect(await alice.exited()).toBe(1);
+  expect(house.heard.map(({ type }) => type)).toEqual(["register"]);
+});
+
+test("an introducer that finds every name taken is left after some of them", async () => {
+  let number = 1;
+  using house = new Scripted((message, say) => {
+    if (message.type !== "register") return;
+    const name = `alice-${++number}`;
+    say({ type: "refused", code: "name-taken", message: "taken", request: "register", name });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect(await alice.exited()).toBe(1);
+  expect(house.heard.length).toBe(8);
+});
+
+test("an introducer that says when to come back is come back to then", async () => {
+  using house = new Scripted((message, say) => {
+    if (message.type !== "register") return;
+    say(...welcome());
+    say({ type: "bye", reason: "restarting", retryInMs: 1234 });
+  });
+  await using alice = new Driven(house.port, "alice");
+  expect(await alice.next("introducer")).toMatchObject({ reason: "restarting", retryInMs: 1234 });
+  await alice.next("registered");
+  await alice.next("registered");
+});
+
 // --- a private room, and an introducer that would like to be in it ------------------------------------------
 
 const words = "k7xq-m2vp-9dfa-w4tz";
@@ -442,6 +477,20 @@ test("the lobby says that it is open to everyone; the words of a private room ar
   expect(await alice.stderr).toContain("in room lobby, which is open to everyone");
   expect(await bob.stderr).toContain("in a private room");
   expect(await bob.stderr).not.toContain(words);
+});
+
+test("a relay at another introducer is gone to there", async () => {
+  using other = new Scripted(() => {});
+  const endpoint = at(`127.0.0.1:${other.port}`);
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome(bob));
+    if (message.type === "connect")
+      say({ type: "relay", peer: bob, role: "controlling", token: first, endpoint });
+  });
+  await using alice = new Driven(house.port, "alice");
+  await alice.registered;
+  alice.type("connect bob");
+  expect((await other.hears("relay")).token).toBe(first);
 });
 
 test("a peer that came back as another program often leaves no row behind", async () => {

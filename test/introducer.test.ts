@@ -14,10 +14,10 @@ import {
   type Limits,
 } from "../introducer.ts";
 import { Socket } from "../native/socket.ts";
+import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
 import {
   encode,
-  formatEndpoint,
   LineDecoder,
   maxLineBytes,
   maxReportedLinks,
@@ -25,7 +25,6 @@ import {
   protocolVersion,
   relayAfterMs,
   splitEndpoint,
-  type Endpoint,
   type Mapping,
   type Prediction,
   type RefusalCode,
@@ -33,103 +32,7 @@ import {
   type ToParticipant,
 } from "../protocol.ts";
 
-type MessageOf<T extends ToParticipant["type"]> = Extract<ToParticipant, { type: T }>;
-const at = (text: string) => text as Endpoint;
-const fingerprint = "ab".repeat(32);
-/** The beginning of a SHA-256: an instance of that name and, of an instance, what others see of it. */
-const hash = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest("hex").slice(0, 16);
 const isLinux = process.platform === "linux";
-
-function registration(name: string, room = "lobby"): Extract<ToIntroducer, { type: "register" }> {
-  const own = [at("192.168.1.5:40000")];
-  const instance = hash(name);
-  const rest = { fingerprint, private: own, links: [] };
-  return { type: "register", version: protocolVersion, name, room, instance, ...rest };
-}
-
-/** What a side says that has linked; without the peer, whom both sides name differently. */
-const linkedBy = (token: string) =>
-  ({ type: "linked", token, route: "public", local: at("10.0.0.1:1"), remote: at("10.0.0.2:2") }) as const;
-
-/** A participant made of nothing but a socket: it says exactly what a test wants said. */
-class Client implements Disposable {
-  readonly seen: ToParticipant[] = [];
-  readonly ended = Promise.withResolvers<void>();
-  readonly #socket: net.Socket;
-  readonly #decoder = new LineDecoder();
-  #waiting: { wants: (message: ToParticipant) => boolean; resolve: (message: ToParticipant) => void }[] = [];
-  #taken = new Set<ToParticipant>();
-  answersPings = true;
-
-  constructor(port: number, localAddress = "127.0.0.1") {
-    const host = localAddress.includes(":") ? "::1" : "127.0.0.1";
-    this.#socket = net.connect({ port, host, localAddress, noDelay: true });
-    this.#socket.on("data", (chunk) => {
-      for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));
-    });
-    this.#socket.on("error", () => {});
-    this.#socket.on("close", () => this.ended.resolve());
-    this.#socket.on("end", () => this.ended.resolve());
-  }
-
-  /** Its own, once it has heard something. */
-  get endpoint(): Endpoint {
-    return formatEndpoint(this.#socket.localAddress!, this.#socket.localPort!);
-  }
-
-  #receive(message: ToParticipant): void {
-    this.seen.push(message);
-    if (message.type === "ping" && this.answersPings) this.send({ type: "pong", id: message.id });
-    const index = this.#waiting.findIndex(({ wants }) => wants(message));
-    if (index === -1) return;
-    this.#taken.add(message);
-    this.#waiting.splice(index, 1)[0]!.resolve(message);
-  }
-
-  /** The next message of that type that no one has waited for yet. */
-  next<T extends ToParticipant["type"]>(type: T, wants = (_: MessageOf<T>) => true): Promise<MessageOf<T>> {
-    const fits = (message: ToParticipant) => message.type === type && wants(message as MessageOf<T>);
-    const early = this.seen.find((message) => !this.#taken.has(message) && fits(message));
-    if (early) {
-      this.#taken.add(early);
-      return Promise.resolve(early as MessageOf<T>);
-    }
-    const { promise, resolve } = Promise.withResolvers<ToParticipant>();
-    this.#waiting.push({ wants: fits, resolve });
-    return promise as Promise<MessageOf<T>>;
-  }
-
-  send(message: ToIntroducer): void {
-    this.raw(encode(message));
-  }
-
-  raw(bytes: string | Uint8Array): void {
-    this.#socket.write(typeof bytes === "string" ? Buffer.from(bytes) : bytes);
-  }
-
-  end(): void {
-    this.#socket.end();
-  }
-
-  pause(): void {
-    this.#socket.pause();
-  }
-
-  /** Everything the introducer had to say to this client before this call has been read when it resolves. */
-  async settled(): Promise<void> {
-    const text = crypto.randomUUID();
-    this.send({ type: "echo", text });
-    await this.next("echo", (echo) => echo.text === text);
-  }
-
-  types(): string[] {
-    return this.seen.map(({ type }) => type).filter((type) => type !== "ping");
-  }
-
-  [Symbol.dispose](): void {
-    this.#socket.destroy();
-  }
-}
 
 /** An introducer on a free port, and all it told its operator. */
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = { relay: false }) {
@@ -647,6 +550,67 @@ test("stop tells everyone, once", async () => {
   await Promise.all([anna.ended.promise, bert.ended.promise]);
   expect([anna.types().slice(-1), bert.types()]).toEqual([["bye"], ["registered", "peers", "bye"]]);
   expect(anna.seen.at(-1)).toEqual({ type: "bye", reason: "so long" });
+});
+
+/** Whether a connection is accepted there. */
+async function isListening(port: number): Promise<boolean> {
+  try {
+    (await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } })).terminate();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test("drain sends the idle away at once, each with its own pause, and ends when nothing is under way", async () => {
+  await using scene = introduce();
+  const all = await Promise.all(Array.from({ length: 20 }, (_, n) => scene.join(`n${n}`)));
+  const drained = scene.introducer.drain("so long");
+  const byes = await Promise.all(all.map((client) => client.next("bye")));
+  expect(byes.every(({ reason }) => reason === "so long")).toBe(true);
+  const pauses = byes.map(({ retryInMs }) => retryInMs!);
+  expect(Math.min(...pauses)).toBeGreaterThanOrEqual(500);
+  expect(Math.max(...pauses)).toBeLessThanOrEqual(3000);
+  expect(new Set(pauses).size).toBeGreaterThan(10);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+  expect(all.flatMap((client) => client.types()).filter((type) => type === "left")).toEqual([]);
+  await drained;
+  expect(scene.events.filter(({ event }) => event === "draining")).toMatchObject([
+    { participants: 20, punching: 0, relays: 0 },
+  ]);
+});
+
+test("drain lets an introduction end, registers nobody meanwhile, and refuses another introduction", async () => {
+  await using scene = introduce({ pingMs: 40 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using idle = await scene.join("idle");
+  anna.send({ type: "connect", peer: bert.id });
+  const [{ token }] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const drained = scene.introducer.drain();
+  await idle.next("bye");
+  using late = new Client(scene.introducer.port);
+  late.send(registration("late"));
+  expect((await late.next("bye")).retryInMs).toBeNumber();
+  anna.send({ type: "connect", peer: idle.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect" });
+  for (const [one, other] of [[anna, bert] as const, [bert, anna] as const])
+    one.send({ ...linkedBy(token), peer: other.id });
+  await Promise.all([anna.next("bye"), bert.next("bye"), drained]);
+  expect(scene.events.filter(({ event }) => event === "linked")).toHaveLength(2);
+  expect(await isListening(scene.introducer.port)).toBe(false);
+});
+
+test("stop while it drains ends it at once", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ type: "connect", peer: bert.id });
+  await bert.next("punch");
+  const drained = scene.introducer.drain();
+  await scene.introducer.stop("at once");
+  await drained;
+  expect(bert.seen.at(-1)).toEqual({ type: "bye", reason: "at once" });
 });
 
 test("tell and broadcast arrive as notices", async () => {
@@ -1594,7 +1558,7 @@ test("a link is told to be over by the id that its peer had when it left", async
     await anna.settled();
   }
   await anna.next("left");
-  anna.send({ type: "unlinked", peer: 2, reason: "peer-silent" });
+  anna.send({ type: "unlinked", peer: 2, reason: "connection-lost" });
   expect(await scene.happened("unlinked")).toMatchObject({ id: 1, peer: 2 });
   using bert = await scene.join("bert");
   expect(bert.id).toBe(3);
@@ -2366,7 +2330,7 @@ async function* jsonLines(stream: ReadableStream<Uint8Array>): AsyncGenerator<In
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   test(`the program serves with standard input at its end, and ${signal} ends it with bye and 0`, async () => {
     const port = freePort();
-    await using child = run([String(port), "--host", "127.0.0.1", "--json"]);
+    await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
     const events = jsonLines(child.stdout);
     expect((await events.next()).value).toMatchObject({ event: "listening", host: "127.0.0.1", port });
     using anna = new Client(port);
@@ -2378,6 +2342,27 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     expect(await child.exited).toBe(0);
   });
 }
+
+test("the program ends in order at SIGTERM, at once at the second, and with 0 either way", async () => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"]);
+  const events = jsonLines(child.stdout);
+  await events.next();
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  using bert = new Client(port);
+  bert.send(registration("bert"));
+  anna.send({ type: "connect", peer: (await bert.next("registered")).id });
+  await anna.next("punch");
+  child.kill("SIGTERM");
+  const next = async () => (await events.next()).value as IntroducerEvent;
+  while ((await next()).event !== "draining"); // and no break out of a loop over them, which would close the pipe
+  expect(child.exitCode).toBeNull();
+  child.kill("SIGTERM");
+  expect(await child.exited).toBe(0);
+  await Promise.all([anna.next("bye"), bert.next("bye")]);
+});
 
 test.each([
   [["--relay-rate", "64K", "--relay-total", "2m"], { rate: 65_536, total: 2 * 1024 * 1024 }],
@@ -2398,7 +2383,7 @@ test("the program takes commands from a pipe, and its end doesn't end it", async
   await events.next();
   using anna = new Client(port);
   anna.send(registration("anna"));
-  await events.next();
+  while ((await events.next()).value?.event !== "joined"); // a probe port may have been taken: a warning
   child.stdin?.write("S\nD hello there\ntell 1 and you\n");
   await child.stdin?.end();
   expect((await events.next()).value).toMatchObject({
@@ -2563,6 +2548,10 @@ for (const args of [
   ["--relay-rate", "100"],
   ["--relay-total", "-1M"],
   ["--no-relay", "--relay-rate", "1M"],
+  ["--redis", "localhost"],
+  ["--redis", "http://localhost"],
+  ["--redis", "redis://localhost", "--advertise", "example.org"],
+  ["--advertise", "203.0.113.7"],
 ]) {
   test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {
     const result = await ended(args);

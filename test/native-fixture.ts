@@ -19,8 +19,8 @@ export function openSockets(): string[] {
 }
 
 /** Resolves once `isTrue`; throws, saying what was awaited, when that takes absurdly long. */
-export async function until(what: string, isTrue: () => boolean): Promise<void> {
-  const giveUpAt = performance.now() + 4_000;
+export async function until(what: string, isTrue: () => boolean, mostMs = 4_000): Promise<void> {
+  const giveUpAt = performance.now() + mostMs;
   while (!isTrue()) {
     if (performance.now() > giveUpAt) throw new Error(`never happened: ${what}`);
     await Bun.sleep(1);

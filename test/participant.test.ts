@@ -17,16 +17,7 @@ import {
   type ParticipantEvent,
 } from "../participant.ts";
 import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
-import {
-  Driven,
-  link,
-  met,
-  outcome,
-  program,
-  startIntroducer,
-  states,
-  type EventOf,
-} from "./driven-fixture.ts";
+import { Driven, link, met, outcome, program, startIntroducer, states } from "./driven-fixture.ts";
 
 const at = (text: string) => text as Endpoint;
 const plain = pc.createColors(false);
@@ -462,10 +453,6 @@ test("a PEER that can't be meant is a clear error", async () => {
   const { id } = await alice.registered;
   await using bob = new Driven(house.port, "bob");
   await met(alice, bob);
-  await using twin = new Driven(house.port, "twin");
-  await using other = new Driven(house.port, "twin");
-  const isTwin = (event: EventOf<"joined">) => event.name === "twin";
-  await Promise.all([alice.next("joined", isTwin), alice.next("joined", isTwin)]);
   await link(alice, bob);
   const complaint = async (line: string) => {
     alice.type(line);
@@ -473,11 +460,9 @@ test("a PEER that can't be meant is a clear error", async () => {
   };
   expect(await complaint("connect nobody")).toBe("nobody here is called nobody; `list` shows who is");
   expect(await complaint("connect nobody 99")).toContain("nobody here is called 99");
-  expect(await complaint("connect twin")).toContain("twin is ambiguous: use one of the ids");
   expect(await complaint("connect alice")).toContain("that is yourself");
   expect(await complaint(`connect ${id}`)).toContain("that is yourself");
   expect(await complaint("connect bob")).toBe("already linked with bob");
-  expect(await complaint("say twin hi")).toContain("ambiguous");
   expect(await complaint("ping")).toContain("`ping` needs a PEER");
   expect(await complaint("say bob")).toContain("`say` needs a TEXT");
   expect(await complaint(`say bob ${"x".repeat(8193)}`)).toContain("at most 8192 characters");
@@ -485,7 +470,42 @@ test("a PEER that can't be meant is a clear error", async () => {
   expect(await complaint("join")).toContain("already registered");
   alice.endInput();
   expect(await alice.exited()).toBe(1); // some commands failed
-  await Promise.all([twin.registered, other.registered]);
+});
+
+test("a second one of a name is told so, is called otherwise, and is believed and linked by that", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice", "--room", "some words");
+  await using first = new Driven(house.port, "twin", "--room", "some words");
+  await met(alice, first);
+  await using second = new Driven(house.port, "twin", "--room", "some words");
+  const { name } = await second.registered;
+  expect(name).toBe("twin-2");
+  expect((await second.next("warning")).message).toBe(
+    "twin is somebody else in this room: others call you twin-2 there",
+  );
+  await alice.next("joined", (event) => event.name === "twin-2");
+  alice.type("connect twin-2", "connect twin");
+  const linked = [await alice.next("linked"), await alice.next("linked")].map((event) => event.name);
+  expect(linked).toEqual(["twin-2", "twin"]);
+  second.type("whoami");
+  second.type("say twin-2 hi");
+  expect((await second.next("error")).message).toContain("that is yourself");
+});
+
+test("whoever was called otherwise comes back by that name, even when the one it wanted has become free", async () => {
+  await using house = startIntroducer();
+  await using alice = new Driven(house.port, "alice");
+  await using first = new Driven(house.port, "twin");
+  await met(alice, first);
+  await using second = new Driven(house.port, "twin");
+  await second.registered;
+  await link(alice, Object.assign(second, { name: "twin-2" }));
+  first.endInput();
+  await first.exited();
+  second.type("leave", "join");
+  expect((await second.next("registered")).name).toBe("twin-2");
+  alice.type("say twin-2 still you");
+  expect(await second.next("said")).toMatchObject({ text: "still you" });
 });
 
 test("--connect waits for its peer, and the commands wait for the link", async () => {
@@ -765,3 +785,54 @@ test("a room is out of sight of another", async () => {
   expect((await alice.next("error")).message).toContain("nobody here is called bob");
   expect(bob.count("joined")).toBe(0);
 });
+
+test("an introducer killed and started again: links live, all come back, and everyone's id is told right", async () => {
+  const port = freePort();
+  const start = () => {
+    const file = join(import.meta.dir, "..", "introducer.ts");
+    const args = [String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
+    return Bun.spawn([process.execPath, file, ...args], { stdin: "pipe", stdout: "pipe" });
+  };
+  const first = start();
+  await first.stdout.getReader().read();
+  await using alice = new Driven(port, "alice");
+  await using bob = new Driven(port, "bob");
+  await using carol = new Driven(port, "carol");
+  const people = [carol, alice, bob];
+  await met(...people);
+  await link(alice, bob);
+  const before = await Promise.all(people.map(async (one) => (await one.registered).id));
+  first.kill("SIGKILL");
+  await Promise.all(people.map((one) => one.next("introducer")));
+  await using second = start();
+  const again = people.map((one) =>
+    one.next("registered", (event) => event !== one.events.find(isRegistered)),
+  );
+  const after = Object.fromEntries((await Promise.all(again)).map(({ name, id }) => [name, id]));
+  expect(before.toSorted()).toEqual(Object.values(after).toSorted()); // so an old one is mostly another's now
+  for (const one of people) {
+    const others = people.filter((other) => other !== one).map(({ name }) => [name, after[name]]);
+    let told: unknown[] = [];
+    while (!Bun.deepEquals(told, others.toSorted())) {
+      one.type("list");
+      const { peers } = await one.next("peers");
+      told = peers
+        .filter(({ present }) => present)
+        .map(({ name, id }) => [name, id])
+        .toSorted();
+    }
+  }
+  alice.type("say bob still here");
+  expect(await bob.next("said")).toMatchObject({ text: "still here" });
+  expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
+  expect(second.exitCode).toBeNull();
+}, 15_000);
+
+const isRegistered = ({ event }: ParticipantEvent) => event === "registered";
+
+/** A port that is free now. */
+function freePort(): number {
+  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  listener.stop(true);
+  return listener.port;
+}

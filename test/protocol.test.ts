@@ -25,6 +25,8 @@ import {
   maxTextLength,
   mayOffer,
   nameProblem,
+  isNumberedName,
+  numberedName,
   parseEndpoint,
   parseToIntroducer,
   parseToParticipant,
@@ -263,8 +265,18 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "refused", code: "bad-line", message: "a line must be one JSON object" },
       `{"type":"refused","code":"bad-line","message":"a line must be one JSON object"}`,
     ],
+    [
+      { type: "refused", code: "name-taken", message: "taken", name: "bob-2" },
+      `{"type":"refused","code":"name-taken","message":"taken","name":"bob-2"}`,
+    ],
   ],
-  bye: [[{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`]],
+  bye: [
+    [{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`],
+    [
+      { type: "bye", reason: "shutting down", retryInMs: 1500 },
+      `{"type":"bye","reason":"shutting down","retryInMs":1500}`,
+    ],
+  ],
 };
 
 const goldenToPeer: Golden<ToPeer> = {
@@ -291,7 +303,8 @@ const directions: [
 
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
-  refused: ["request", "peer"],
+  refused: ["request", "peer", "name"],
+  bye: ["retryInMs"],
   register: ["proof", "direct"],
   registered: ["verify", "relay"],
   connect: ["relay"],
@@ -704,6 +717,31 @@ test.each([
 ] satisfies [string, string, string | undefined][])("name: %s", (_what, name, problem) => {
   if (problem === undefined) expect(nameProblem(name)).toBeUndefined();
   else expect(nameProblem(name)).toContain(problem);
+});
+
+test("a numbered name is the name and a number, cut where it would be too long, and never in mid-character", () => {
+  const long = "x".repeat(maxNameLength);
+  const emoji = "🦊".repeat(maxNameLength / 2);
+  expect([numberedName("bob", 2), numberedName("bob-2", 2)]).toEqual(["bob-2", "bob-2-2"]);
+  expect(numberedName(long, 17)).toBe(`${"x".repeat(maxNameLength - 3)}-17`);
+  expect(numberedName(emoji, 17)).toBe(`${"🦊".repeat(maxNameLength / 2 - 2)}-17`);
+  for (const name of ["bob", "bob-2", long, emoji]) {
+    expect(nameProblem(numberedName(name, 17))).toBeUndefined();
+    expect(isNumberedName(numberedName(name, 17), name)).toBe(true);
+  }
+});
+
+test.each([
+  ["bob", "bob"],
+  ["bob-", "bob"],
+  ["bob-0", "bob"],
+  ["bob-02", "bob"],
+  ["bob-2-3", "bob"],
+  ["bo-2", "bob"],
+  ["eve-2", "bob"],
+  ["bob-9999999", "bob"],
+])("%s is no numbered name of %s", (name, wanted) => {
+  expect(isNumberedName(name, wanted)).toBe(false);
 });
 
 // --- framing ---------------------------------------------------------------------------------------------

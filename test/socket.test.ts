@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import * as libc from "../native/libc.ts";
 import { connectShared, pollSockets, Socket } from "../native/socket.ts";
-import { splitEndpoint, type Endpoint } from "../protocol.ts";
+import { formatEndpoint, splitEndpoint, type Endpoint } from "../protocol.ts";
 import {
   listening,
   loopback,
@@ -263,3 +263,34 @@ test.skipIf(!isLinux)("the count of sockets can see a leak", () => {
   using _socket = Socket.open(4);
   expect(openSockets().length).toBe(before + 1);
 });
+
+test.skipIf(process.platform !== "linux")(
+  "a listener that drops from one endpoint hears all others",
+  async () => {
+    for (const address of ["127.0.0.1", "::1"]) {
+      const family = address === "::1" ? 6 : 4;
+      using listener = Socket.open(family);
+      const port = listener.bind(0);
+      listener.listen(8);
+      const [dropped, other] = [Socket.open(family), Socket.open(family)];
+      using _ = dropped;
+      using __ = other;
+      const barred = formatEndpoint(address, dropped.bind(0));
+      const near = formatEndpoint(address, 1);
+      const ipv4 = formatEndpoint("203.0.113.1", 1);
+      listener.dropFrom(family === 4 ? [ipv4, near, barred] : [near, barred]);
+      other.bind(0);
+      for (const one of [dropped, other]) one.connect(formatEndpoint(address, port));
+      await until("the other is let in", () => pollSockets([{ socket: other, for: "write" }]).length === 1);
+      expect(other.error()).toBeUndefined();
+      expect(pollSockets([{ socket: dropped, for: "write" }])).toEqual([]); // neither let in nor refused
+      listener.dropFrom([]);
+      await until(
+        "it is let in by its next SYN",
+        () => pollSockets([{ socket: dropped, for: "write" }]).length === 1,
+      );
+      expect(dropped.error()).toBeUndefined();
+    }
+  },
+  10_000,
+);

@@ -384,6 +384,20 @@ test("the introducer asks before it sends participants away", async () => {
   await alice.shows("the operator ended the introducer");
 });
 
+test.each([
+  ["what is under way is drawn", false],
+  ["but not over the screen of whoever wants it quiet, such as an ssh that goes by a pipe", true],
+])("%s", async (_, isQuiet) => {
+  const script = `const { Terminal } = await import("./native/terminal.ts");
+    const terminal = new Terminal();
+    terminal.isQuiet = ${isQuiet};
+    terminal.status(["under way"]);
+    terminal.error("and it ends");`;
+  await using pty = new Pty([bun, "-e", script], environment);
+  await pty.shows("and it ends");
+  expect(pty.screen.includes("under way")).toBe(!isQuiet);
+});
+
 test("an empty or wrong answer is asked for again; Ctrl-C and Ctrl-D give up", async () => {
   const participant = [bun, join(root, "participant.ts"), "--name", "alice"];
   await using asked = new Pty(participant, environment);

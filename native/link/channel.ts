@@ -21,12 +21,14 @@ const ackPollMs = 2;
 const maxNominationBytes = 256;
 /**
  * What waits in the kernel delays every small frame behind it: no more than the path takes in {@link unsentMs}, measured
- * over so many bytes or so long.
+ * over so many bytes or so long. On a fast path less would only wake us more often.
  */
-const unsentMs = 10;
-const unsentBytes = { least: 16 * 1024, most: 256 * 1024 };
+const unsentMs = 5;
+const unsentBytes = { least: 16 * 1024, first: 256 * 1024, most: 4 * 1024 * 1024 };
 const maxBatchBytes = 64 * 1024;
 const sample = { bytes: 256 * 1024, ms: 100 };
+/** With a longer pause between two writes, there was nothing to send. */
+const idleMs = 20;
 
 /** A message that did not arrive, or a link that ended; the text is for the user. */
 export class LinkError extends Error {}
@@ -163,6 +165,7 @@ export class Channel implements Carrier {
     if (this.#isClosed) return;
     this.#rate.begin(bytes.length);
     this.#tls.write(bytes, this.#written);
+    this.#rate.isFull = this.#tls.writableLength > 0;
   }
 
   pause(): void {
@@ -260,7 +263,9 @@ export class Channel implements Carrier {
   }
 
   #tune(): void {
-    if (!this.#isClosed) tuneForCarrier(this.#fd);
+    if (this.#isClosed) return;
+    tuneForCarrier(this.#fd);
+    limitUnsent(this.#fd, unsentBytes.first);
   }
 
   /** The callbacks of pending writes come after `destroy`, too, when the descriptor may be somebody else's. */
@@ -282,6 +287,7 @@ export class Channel implements Carrier {
    * must have been acknowledged first.
    */
   #closeOnceAcknowledged(): void {
+    if (this.#isClosed) return; // destroyed on this side, it is told of its end all the same
     const giveUpAt = performance.now() + acknowledgeTimeoutMs;
     this.#closing ??= setInterval(() => {
       const isDone = this.#isClosed || (this.#tls.writableLength === 0 && isAcknowledged(this.#fd));
@@ -301,31 +307,41 @@ export class Channel implements Carrier {
   }
 }
 
-/** How fast the kernel takes what is written, while there is something to write. */
+/**
+ * How fast the connection takes what is written: between two moments at which the kernel, full until then, took the
+ * last byte. What it takes while it has room says nothing.
+ */
 class Rate {
   batchBytes = maxBatchBytes;
-  #busySinceMs: number | undefined;
-  #busyMs = 0;
+  /** Whether the latest write has to wait. */
+  isFull = false;
+  #sinceMs: number | undefined;
+  #lastMs = 0;
   #bytes = 0;
-  #unsentBytes = 0;
+  #unsentBytes = unsentBytes.first;
 
   begin(bytes: number): void {
-    this.#busySinceMs ??= performance.now();
+    if (performance.now() - this.#lastMs > idleMs) this.#sinceMs = undefined;
     this.#bytes += bytes;
   }
 
   /** All was taken. The bytes that may wait unsent in the kernel, where that changes. */
   end(): number | undefined {
-    this.#busyMs += performance.now() - (this.#busySinceMs ?? performance.now());
-    this.#busySinceMs = undefined;
-    if (this.#bytes < sample.bytes && this.#busyMs < sample.ms) return undefined;
-    const bytesPerMs = this.#bytes / Math.max(this.#busyMs, 0.01);
-    this.#bytes = this.#busyMs = 0;
+    const now = (this.#lastMs = performance.now());
+    if (!this.isFull) return undefined;
+    const tookMs = now - (this.#sinceMs ?? now);
+    if (this.#sinceMs !== undefined && this.#bytes < sample.bytes && tookMs < sample.ms) return undefined;
+    const wantedBytes = (unsentMs * this.#bytes) / tookMs;
+    this.#sinceMs = now;
+    this.#bytes = 0;
+    return tookMs > 0 ? this.#limit(wantedBytes) : undefined;
+  }
+
+  #limit(wantedBytes: number): number | undefined {
     const { least, most } = unsentBytes;
-    const wanted = Math.min(most, Math.max(least, 2 ** Math.round(Math.log2(bytesPerMs * unsentMs))));
-    if (wanted === this.#unsentBytes) return undefined;
-    this.#unsentBytes = wanted;
-    this.batchBytes = Math.min(maxBatchBytes, Math.max(least, wanted / 2));
-    return wanted;
+    const limit = Math.min(most, Math.max(least, 2 ** Math.round(Math.log2(wantedBytes))));
+    if (limit === this.#unsentBytes) return undefined;
+    this.batchBytes = Math.min(maxBatchBytes, Math.max(least, limit / 2));
+    return (this.#unsentBytes = limit);
   }
 }

@@ -21,6 +21,8 @@ export class Connection {
   bytesOut = 0;
   /** Called once, when socket and stream are over; the error says why if it was before their time. */
   onOver: (error?: Error) => void = () => {};
+  /** Whether it is over without an error only if the other end, too, has seen both halves end. */
+  awaitsClose = false;
   #socket: Socket<Connection> | undefined;
   #stream: Joinable | undefined;
   /** What the socket has brought before there was a stream. The kernel's buffer is its bound: the socket is paused. */
@@ -42,9 +44,7 @@ export class Connection {
     stream.on("drain", () => this.#socket?.resume());
     stream.on("end", () => this.#streamEnded());
     stream.on("error", (error) => this.#streamFailed(error));
-    stream.on("close", () =>
-      this.#streamFailed(new StreamError(resetCodes.cancelled, "the stream was cut off")),
-    );
+    stream.on("close", () => this.#streamFailed());
     for (const chunk of this.#early.splice(0)) this.#toStream(chunk);
     if (this.#hasSocketEnded) stream.end();
     else if (!stream.writableNeedDrain) this.#socket?.resume();
@@ -77,7 +77,7 @@ export class Connection {
     this.#unsent = undefined;
     this.#send(unsent);
     if (this.#unsent) return;
-    if (this.#hasStreamEnded) this.#socket?.shutdown();
+    if (this.#hasStreamEnded) this.#finishSocket();
     else this.#stream?.resume();
   }
 
@@ -113,9 +113,15 @@ export class Connection {
     if (taken < piece.length) this.#unsent = piece.subarray(taken);
   }
 
+  /** A FIN; and where the other's has come, there is nothing more to wait for. */
+  #finishSocket(): void {
+    if (this.#hasSocketEnded && !this.awaitsClose) this.#socket?.end();
+    else this.#socket?.shutdown();
+  }
+
   #streamEnded(): void {
     this.#hasStreamEnded = true;
-    if (!this.#unsent) this.#socket?.shutdown();
+    if (!this.#unsent) this.#finishSocket();
     this.#overIfBothEnded();
   }
 
@@ -126,8 +132,9 @@ export class Connection {
   }
 
   /** Once both halves have ended, what is left to do is the socket's alone. */
-  #streamFailed(error: Error): void {
-    if (!this.#hasSocketEnded || !this.#hasStreamEnded) this.#fail(error);
+  #streamFailed(error?: Error): void {
+    if (this.#hasSocketEnded && this.#hasStreamEnded) return;
+    this.#fail(error ?? new StreamError(resetCodes.cancelled, "the stream was cut off"));
   }
 
   #fail(error: Error): void {

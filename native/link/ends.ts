@@ -18,27 +18,24 @@ type WriteCallback = (error?: Error | null) => void;
 export type Input = AsyncIterable<Uint8Array> | undefined;
 
 /**
- * Sends `input` over one pipe and what another (or the same) brings to `output`. Resolves when every byte of both is
- * where it belongs, and is known to be; rejects with a {@link StreamError} that says why not, and then both pipes are
- * cut off, the other side being told.
+ * Sends `input` over one pipe and what another brings to `output`; without `incoming`, what the same one brings.
+ * Resolves when every byte of both is where it belongs, and is known to be; rejects with a {@link StreamError} that says
+ * why not, and then both pipes are cut off, the other side being told.
  */
 export async function runPipe(
   input: Input,
   output: Writable,
   sending: Pipe,
-  receiving: Pipe | Promise<Pipe>,
+  incoming?: Promise<Pipe>,
 ): Promise<void> {
-  const received = Promise.resolve(receiving).then(async (pipe) => {
-    if (pipe !== sending) pipe.end();
-    await drainTo(pipe, output);
-  });
-  if (receiving !== sending) sending.on("end", () => sending.confirm()).resume();
+  const received = incoming?.then((pipe) => drainTo(pipe.end(), output)) ?? drainTo(sending, output);
+  if (incoming) sending.on("end", () => sending.confirm()).resume();
   try {
     await Promise.all([feedFrom(input, sending), received]);
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     sending.reset(reason);
-    void Promise.resolve(receiving).then((pipe) => pipe.reset(reason));
+    void incoming?.then((pipe) => pipe.reset(reason));
     throw error;
   }
 }

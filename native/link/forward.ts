@@ -21,8 +21,8 @@ export interface ForwardOptions {
   /** Port 0: the kernel chooses. */
   listen: Listen;
   target: Target;
-  /** The link, as soon as there is one. */
-  link: () => Promise<StreamOpener>;
+  /** The link, as soon as there is one; at once where it is there, so that a connection need not be held up. */
+  link: () => StreamOpener | Promise<StreamOpener>;
   /** A connection did not get through; the reason is the peer's, or that there was no link. */
   onRefused?: (reason: string) => void;
   patienceMs?: number;
@@ -80,17 +80,26 @@ export class Forward {
     const connection = new Connection();
     socket.data = connection;
     connection.onOver = (error) => this.#over(connection, error);
-    connection.socketOpened(socket);
     this.#open.add(connection);
     this.total++;
-    void this.#join(connection);
+    const link = this.#options.link();
+    if (link instanceof Promise) void this.#joinLater(connection, link);
+    else this.#join(connection, link);
+    connection.socketOpened(socket);
   }
 
-  async #join(connection: Connection): Promise<void> {
-    const { link, patienceMs = linkPatienceMs } = this.#options;
+  #join(connection: Connection, link: StreamOpener): void {
     try {
-      const opener = await within(patienceMs, link(), `there was no link for ${patienceMs / 1000} s`);
-      if (!connection.isOver) connection.join(opener.open({ use: "forward", ...this.target }));
+      if (!connection.isOver) connection.join(link.open({ use: "forward", ...this.target }));
+    } catch (error) {
+      connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
+    }
+  }
+
+  async #joinLater(connection: Connection, link: Promise<StreamOpener>): Promise<void> {
+    const { patienceMs = linkPatienceMs } = this.#options;
+    try {
+      this.#join(connection, await within(patienceMs, link, `there was no link for ${patienceMs / 1000} s`));
     } catch (error) {
       connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
     }

@@ -151,8 +151,9 @@ export class Link {
   }
 
   /**
-   * Opens a stream for `use`, a Duplex to its user; the peer's program is told that, and what else is in `more` (at most
-   * 4096 bytes of JSON). A purpose says both. Throws a {@link LinkError} when the link has ended.
+   * Opens a stream for `use`, a Node Duplex; the peer's program is told that, and what else is in `more` (at most 4096
+   * bytes of JSON). A purpose says both. What is written before the peer has taken it waits; who does not take it resets
+   * it, and then it has an `error`. Throws a {@link LinkError} when the link has ended.
    */
   open(use: string | object, more: Purpose = {}): Stream {
     try {

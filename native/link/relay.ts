@@ -22,6 +22,7 @@ const handshakeTimeoutMs = 8_000;
 const maxAnswerBytes = 1024;
 
 export interface RelayOptions {
+  /** Of the relay: ours, or the one that the peer's connection is at. */
   introducer: Endpoint;
   token: string;
   role: Role;

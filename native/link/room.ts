@@ -5,7 +5,8 @@
  *
  * RFC 7914 (scrypt), RFC 2104 (HMAC).
  */
-import type { Peer } from "../../protocol.ts";
+
+import { defaultRoom, roomProblem, UserError, type Peer } from "../../protocol.ts";
 
 /** RFC 7914 §2; memory is 128·N·r = 32 MiB. A guess at somebody's words costs as much as one honest start. */
 const cost = { N: 2 ** 15, r: 8, p: 1, maxmem: 64 * 1024 * 1024 };
@@ -41,6 +42,13 @@ export async function secretRoom(words: string): Promise<Room> {
   );
   const derived = await promise;
   return { words, id: derived.toString("hex", 0, idBytes), key: derived.subarray(idBytes) };
+}
+
+/** The room of those words; throws a {@link UserError} for what can be none. */
+export function roomOf(words: string): Room | Promise<Room> {
+  const problem = roomProblem(words);
+  if (problem) throw new UserError(`a room ${problem}`);
+  return words === defaultRoom ? openRoom(words) : secretRoom(words);
 }
 
 /** New words, of 80 random bits: `k7xq-m2vp-9dfa-w4tz`. */

@@ -73,6 +73,7 @@ export async function servePipe(
 ): Promise<Served> {
   const pipe = new Pipe(stream);
   const connection = new Connection();
+  connection.awaitsClose = true;
   connection.onOver = (error) => void (error ?? pipe.confirm());
   return serveForward(pipe, purpose, options, connection);
 }
@@ -126,7 +127,7 @@ async function dialOne(
     giveUp(`no answer within ${Math.ceil(patienceMs / 1000)} s`);
   }, patienceMs);
   const open = (socket: Bun.Socket<Connection>) => {
-    if (isGivenUp || isSelfConnected(socket)) {
+    if (isGivenUp || (socket.localPort === port && isSelfConnected(socket))) {
       socket.data = new Connection();
       socket.terminate();
     } else connection.socketOpened(socket);

@@ -8,6 +8,7 @@ import { collectFiles } from "./collect.ts";
 import { type Offer, type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
 import type { Link, Purpose } from "./link.ts";
+import { ToldError } from "./peer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
 import { receiveFiles, type Decision } from "./receive.ts";
 import { sendFiles } from "./send.ts";
@@ -55,6 +56,8 @@ type Outcome = TransferOutcome & { bytes: number; elapsedMs: number };
 
 /** A peer, as a stream of its comes with. */
 export interface From {
+  /** In the room, as long as it is there. */
+  id: number;
   name: string;
   fingerprint: string;
   purpose: Purpose;
@@ -83,11 +86,13 @@ export interface Transfer {
 
 export interface UsesOptions {
   /** The link with that peer, as soon as there is one. */
-  link: (peer: string) => Promise<Link>;
+  link: (peer: string) => Link | Promise<Link>;
   /** Whether the room is one that only those can enter who know its words. */
   isPrivate: () => boolean;
   /** Whether somebody is there who can say whether to take an offer. */
   canAsk: boolean;
+  /** Whose pipe is joined to ours: a name or an id. Without it nobody's is. */
+  pipesWith?: string | undefined;
   onEvent: (event: UseEvent) => void;
 }
 
@@ -102,7 +107,8 @@ export class Uses {
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
   readonly #offers = new Map<number, Asked>();
   readonly #transfers = new Map<number, Transfer>();
-  readonly #pipes = new Map<string, PromiseWithResolvers<Pipe>>();
+  /** What the peer opens for our `pipe`. */
+  readonly #incoming = Promise.withResolvers<Pipe>();
   #lastId = 0;
   #acceptInto: string | undefined;
 
@@ -199,22 +205,19 @@ export class Uses {
 
   // --- pipes ---------------------------------------------------------------------------------------------
 
-  /** Our end of a pipe to the peer's own, or to what it allows. */
-  pipe(link: Link, peer: string, target: Target | undefined): { sending: Pipe; receiving: Promise<Pipe> } {
+  /** Our end of a pipe to the peer's own, which opens one, too; or to what the peer allows, both ways on one. */
+  pipe(link: Link, target: Target | undefined): { sending: Pipe; incoming?: Promise<Pipe> } {
     const sending = new Pipe(link.open(pipePurpose(target)));
-    return { sending, receiving: target ? Promise.resolve(sending) : this.#pipeOf(peer).promise };
+    return target ? { sending } : { sending, incoming: this.#incoming.promise };
   }
 
-  #pipeOf(peer: string): PromiseWithResolvers<Pipe> {
-    const known = this.#pipes.get(peer) ?? Promise.withResolvers<Pipe>();
-    this.#pipes.set(peer, known);
-    return known;
-  }
-
-  #takePipe(stream: Stream, { name }: From): void {
-    // One that comes before we have asked for it waits; a second one has nobody to go to.
-    const { promise, resolve } = this.#pipeOf(name);
+  /** One that comes before we have asked for it waits; a second one has nobody to go to. */
+  #takePipe(stream: Stream, { id, name }: From): void {
+    const wanted = this.#options.pipesWith;
+    if (wanted !== name && wanted !== String(id))
+      return stream.reset("it was not started with --pipe and your name", resetCodes.refused);
     const pipe = new Pipe(stream);
+    const { promise, resolve } = this.#incoming;
     resolve(pipe);
     void promise.then((first) => first !== pipe && pipe.reset("there is a pipe already", resetCodes.refused));
   }
@@ -314,7 +317,7 @@ export class Uses {
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       this.#options.onEvent({ event: "transfer-failed", ...about, reason });
-      throw new UserError(reason, { cause: error });
+      throw new ToldError(reason, { cause: error });
     } finally {
       this.#transfers.delete(id);
     }

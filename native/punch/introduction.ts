@@ -11,7 +11,9 @@ import {
   isUntranslated,
   punchDeadlineMs,
   roundsPerWay,
+  scopeOf,
   splitEndpoint,
+  type AddressScope,
   type Endpoint,
   type FailureReason,
   type Peer,
@@ -188,15 +190,16 @@ export class Introduction {
   }
 
   /** Lets itself be relayed. Where that is the introducer's first word, there is no direct way. */
-  relay({ peer, role, token }: RelayMessage): void {
+  relay({ peer, role, token, endpoint }: RelayMessage): void {
     const { ground } = this.#options;
     if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
+    if (endpoint && !isAsFar(endpoint, ground.introducer)) return this.#report("refused-by-peer", token);
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
-      introducer: ground.introducer,
+      introducer: endpoint ?? ground.introducer,
       credentials: ground.credentials,
       fingerprint: peer.fingerprint,
       purpose: purposeOf(token),
@@ -339,6 +342,12 @@ export class Introduction {
     this.#punch = undefined;
     punch?.abort("timed-out", "the introduction is over");
   }
+}
+
+/** Whether it is no nearer to us than the introducer that names it: none may send us to what is in our own network only. */
+export function isAsFar(endpoint: Endpoint, introducer: Endpoint): boolean {
+  const distance: AddressScope[] = ["unusable", "loopback", "private", "global"];
+  return distance.indexOf(scopeOf(endpoint)) >= distance.indexOf(scopeOf(introducer));
 }
 
 /**

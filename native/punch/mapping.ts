@@ -64,8 +64,17 @@ function differences(ports: number[]): number[] {
   return ports.slice(2).map((port, index) => port - ports[index + 1]!);
 }
 
-/** The step of which every difference is a small multiple, for others may have taken ports in between. */
+/**
+ * The step of which every difference is a small multiple, for others may have taken ports in between; but for one, where
+ * the counter has begun anew.
+ */
 function commonStep(differences: number[]): number | undefined {
+  const counted = differences.filter((one) => Math.abs(one) <= largestStep);
+  const hasBegunAnew = counted.length === differences.length - 1 && counted.length > 1;
+  return stepOf(differences) ?? (hasBegunAnew ? stepOf(counted) : undefined);
+}
+
+function stepOf(differences: number[]): number | undefined {
   if (differences.length === 0) return undefined;
   const divisor = (a: number, b: number): number => (b === 0 ? Math.abs(a) : divisor(b, a % b));
   const step = differences.reduce(divisor, 0) * Math.sign(differences[0]!);

@@ -26,6 +26,8 @@ const pollPeriodMs = 1;
 /** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
 const maxAccepted = 32;
+/** Endpoints that the listener is closed to: a few instructions each, run for each SYN. */
+const maxFiltered = 32;
 /** From where we punch at, so many: a room that links all at once. */
 const maxExpected = 256;
 const acceptedDeadlineMs = 5_000;
@@ -218,6 +220,7 @@ export class PunchPort {
     const punch = new Punch(options, (ended) => this.#ended(ended));
     this.#punches.add(punch);
     this.#listen();
+    this.#filter();
     if (this.#timer === undefined) {
       this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
     }
@@ -255,11 +258,26 @@ export class PunchPort {
 
   #ended(punch: Punch): void {
     this.#punches.delete(punch);
-    if (this.#punches.size > 0) return;
+    if (this.#punches.size > 0) return this.#filter();
     clearInterval(this.#timer);
     this.#timer = undefined;
     this.#stopListeningAtAll();
     for (const accepted of this.#accepted) this.#dismiss(accepted);
+  }
+
+  /**
+   * With a NAT before us, a SYN from where we dial is for the socket that dials; while that is being made anew, it must
+   * not meet the listener: see below. Dropped, it is answered by our next SYN, which crosses it.
+   */
+  #filter(): void {
+    const dialled = [...this.#punches].flatMap(({ dials, options }) => (options.isReachable ? [] : dials));
+    const endpoints = dialled
+      .filter(({ candidate, isVerified }) => isVerified && candidate.route === "public")
+      .map(({ candidate }) => candidate.endpoint);
+    for (const listener of this.#listeners) {
+      const ofFamily = endpoints.filter((endpoint) => splitEndpoint(endpoint).family === listener.family);
+      listener.dropFrom(ofFamily.slice(0, maxFiltered));
+    }
   }
 
   /**

@@ -63,11 +63,13 @@ interface Cell {
 async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<number | string> {
   const startedAt = now();
   from.type(`connect ${to.name}`);
-  const failed = new AbortController();
-  const linked = Promise.all([from, to].map((one) => one.next("linked", () => true, deadlineMs)));
-  const failure = from.next("failed", () => !failed.signal.aborted, deadlineMs);
+  // Whoever waits on must not take what the next try waits for.
+  const over = new AbortController();
+  const isWanted = () => !over.signal.aborted;
+  const linked = Promise.all([from, to].map((one) => one.next("linked", isWanted, deadlineMs)));
+  const failure = from.next("failed", isWanted, deadlineMs);
   const outcome = await Promise.race([linked, failure]).catch((error: unknown) => String(error));
-  failed.abort();
+  over.abort();
   linked.catch(() => {});
   failure.catch(() => {});
   if (typeof outcome === "string") return "no answer";
@@ -96,8 +98,8 @@ async function tryPair(
 ): Promise<Cell> {
   const room = crypto.randomUUID();
   const pair = await Promise.all([
-    people.participant("alice", hosts[0], introducer, ["--room", room]),
-    people.participant("bob", hosts[1], introducer, ["--room", room]),
+    people.participant("alice", hosts[0], introducer, ["--room", room, "--direct"]),
+    people.participant("bob", hosts[1], introducer, ["--room", room, "--direct"]),
   ]);
   const [alice, bob] = pair;
   await Promise.all(pair.map((one) => one.next("mapping")));
@@ -170,8 +172,11 @@ async function tryAll({ rows, columns, isWanted }: Plan, tries: number): Promise
   return pairs;
 }
 
-function pairText({ row, column, cell: { timesMs } }: Pair, tries: number): string {
-  const linked = `${row.name} ↔ ${column.name}: ${timesMs.length} of ${tries} linked`;
+function pairText({ row, column, cell: { timesMs, reasons } }: Pair, tries: number): string {
+  const why = Object.entries(Object.groupBy(reasons, (reason) => reason))
+    .map(([reason, all]) => `, ${all!.length} × ${reason}`)
+    .join("");
+  const linked = `${row.name} ↔ ${column.name}: ${timesMs.length} of ${tries} linked${why}`;
   if (timesMs.length === 0) return linked;
   return `${linked}, median ${median(timesMs).toFixed(0)} ms, worst ${Math.max(...timesMs).toFixed(0)} ms`;
 }

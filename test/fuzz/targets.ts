@@ -112,7 +112,7 @@ const toIntroducer: Samples<ToIntroducer> = {
   relay: { type: "relay", token },
   connect: { type: "connect", peer: 7, relay: false },
   linked: { type: "linked", peer: 7, token, route: "birthday", ...ends },
-  unlinked: { type: "unlinked", peer: 7, reason: "peer-silent" },
+  unlinked: { type: "unlinked", peer: 7, reason: "peer-restarted" },
   failed: { type: "failed", peer: 7, token, reason: "timed-out" },
   mapping: { type: "mapping", mapping: "random" },
   mapped: { type: "mapped", endpoint: peer.public },

@@ -6,7 +6,8 @@
  * One-way delay between two sites = the sum of their `owdMs`, plus up to the sum of their `jitterMs` at
  * random. Packets from one site to another never overtake each other, whatever jitter does. Each packet is
  * lost with the probability that either site loses it. A packet to an address of the site it comes from
- * goes back there after {@link mirrorDelayMs}: that is how the lab's NATs do hairpinning.
+ * goes back there after {@link mirrorDelayMs}: that is how the lab's NATs do hairpinning. A site with `upMbits` sends
+ * no faster than that: what comes faster waits in its queue, and what finds the queue full is dropped.
  *
  * Commands come as JSON lines on stdin and are answered in order on stdout; the end of stdin ends it.
  */
@@ -25,6 +26,10 @@ export interface WanOptions {
   loss: number;
   /** Largest random extra delay, in milliseconds. */
   jitterMs: number;
+  /** What this site can send, in Mbit/s; 0: there is no limit. */
+  upMbits: number;
+  /** What may wait for that, in bytes. */
+  upQueueBytes: number;
 }
 
 export type InternetCommand =
@@ -41,6 +46,8 @@ interface Site extends WanOptions {
   fd: number;
   /** When the last packet to each other site is due: none may be due earlier. */
   lastDue: Map<Site, number>;
+  /** When all that waits will have been sent. */
+  upFreeAt: number;
 }
 
 const slotCount = 16_384;
@@ -146,7 +153,7 @@ class Internet {
       const slot = this.#freeSlots.pop();
       if (slot === undefined) return; // the queue of a router is finite too: its device drops
       const length = libc.read(source.fd, this.#pointer(slot), slotBytes);
-      const due = length > 0 ? this.#accept(source, slot) : undefined;
+      const due = length > 0 ? this.#accept(source, slot, length) : undefined;
       if (this.#traceFd >= 0 && length > 0) this.#trace(source, slot, length, due);
       if (due === undefined) this.#freeSlots.push(slot);
       else {
@@ -158,7 +165,7 @@ class Internet {
   }
 
   /** Routes the packet in that slot: when it is due, or undefined to drop it. */
-  #accept(source: Site, slot: number): number | undefined {
+  #accept(source: Site, slot: number, length: number): number | undefined {
     const at = slot * slotBytes;
     const isIpv4 = this.#packets[at]! >> 4 === 4;
     const [from, to] = isIpv4 ? [at + 16, at + 20] : [at + 24, at + 40];
@@ -169,11 +176,22 @@ class Internet {
     if (target === source) return now + mirrorDelayMs * 1e6;
     const kept = (1 - source.loss) * (1 - target.loss);
     if (kept < 1 && Math.random() >= kept) return undefined;
+    const sentAt = this.#send(source, now, length);
+    if (sentAt === undefined) return undefined;
     const jitterMs = Math.random() * (source.jitterMs + target.jitterMs);
-    const due = now + (source.owdMs + target.owdMs + jitterMs) * 1e6;
+    const due = sentAt + (source.owdMs + target.owdMs + jitterMs) * 1e6;
     const inOrder = Math.max(due, source.lastDue.get(target) ?? 0);
     source.lastDue.set(target, inOrder);
     return inOrder;
+  }
+
+  /** When the site's access has taken the packet, or undefined when its queue is full. */
+  #send(source: Site, now: number, length: number): number | undefined {
+    if (source.upMbits === 0) return now;
+    const nsPerByte = 8_000 / source.upMbits;
+    const freeAt = Math.max(now, source.upFreeAt);
+    if ((freeAt - now) / nsPerByte + length > source.upQueueBytes) return undefined;
+    return (source.upFreeAt = freeAt + length * nsPerByte);
   }
 
   #trace(source: Site, slot: number, length: number, due: number | undefined): void {
@@ -227,16 +245,9 @@ class Internet {
       return;
     }
     if (command.type === "addSite") {
-      const { site, device, owdMs, loss, jitterMs } = command;
-      const added: Site = {
-        name: site,
-        fd: openTun(device),
-        owdMs,
-        loss,
-        jitterMs,
-        lastDue: new Map(),
-      };
-      this.#byName.set(site, added);
+      const { type: _, site: name, device, ...options } = command;
+      const added: Site = { ...options, name, fd: openTun(device), lastDue: new Map(), upFreeAt: 0 };
+      this.#byName.set(name, added);
       this.#sites.push(added);
       this.#poll = new Poll([0, ...this.#sites.map(({ fd }) => fd)]);
       return;
@@ -247,6 +258,8 @@ class Internet {
     site.owdMs = command.owdMs ?? site.owdMs;
     site.loss = command.loss ?? site.loss;
     site.jitterMs = command.jitterMs ?? site.jitterMs;
+    site.upMbits = command.upMbits ?? site.upMbits;
+    site.upQueueBytes = command.upQueueBytes ?? site.upQueueBytes;
   }
 }
 

@@ -155,6 +155,22 @@ labTest("loss loses about as much as asked, jitter delays at most as much as ask
 });
 
 labTest(
+  "a limited access takes its time for each packet, and drops what its queue does not hold",
+  async () => {
+    await using lab = await Lab.create();
+    const a = await lab.host("a", { owdMs: 1, upMbits: 0.024 });
+    const b = await lab.host("b", { owdMs: 1 });
+    await serve(b, 7000);
+    const roundTrip = async () => (await connect(a, [[b.address, 7000]], { timeoutMs: 500, port: 0 }))[0];
+    expect((await roundTrip())?.elapsedMs).toBeWithin(24, 100); // a SYN of 60 bytes takes 20 ms, the answer none
+    await a.setWan({ upQueueBytes: 59 });
+    expect((await roundTrip())?.outcome).toBe("ETIMEDOUT");
+    await a.setWan({ upMbits: 0 });
+    expect((await roundTrip())?.elapsedMs).toBeWithin(4, 24);
+  },
+);
+
+labTest(
   "two hosts that know their mappings meet through two NATs, and don't when ports are random",
   async () => {
     await using lab = await Lab.create();

@@ -27,8 +27,8 @@ const backMs = 15_000;
 /** An address of the Internet that nobody has. */
 const freeAddress = "203.0.113.220";
 /** How often a transfer is cut, and how much it has to do: `CUTS=50 BYTES=1000000000` for more. */
-const cuts = Number(process.env.CUTS ?? 6);
-const streamedBytes = Number(process.env.BYTES ?? 100_000_000);
+const cuts = Number(process.env.CUTS ?? 4);
+const streamedBytes = Number(process.env.BYTES ?? 40_000_000);
 
 const hopeless: [where: string, layout: Layout][] = [
   ["random ↔ random", apart(random)],

@@ -12,8 +12,6 @@ import { createHash, randomFillSync } from "node:crypto";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
-import { identityOrOneForNow } from "../../native/link/identity.ts";
-import { openRoom, secretRoom } from "../../native/link/room.ts";
 import { Participant, readHostPort } from "../../participant.ts";
 
 const chunkBytes = 64 * 1024;
@@ -31,8 +29,7 @@ const tell = (event: object) => void process.stdout.write(`${JSON.stringify(even
 const participant = new Participant({
   ...readHostPort(positionals[0]!),
   name: values.name!,
-  room: values.room === undefined ? openRoom("lobby") : secretRoom(values.room),
-  identity: identityOrOneForNow(console.error),
+  room: values.room ?? "lobby",
   verbose: true,
   onEvent: tell,
 });

@@ -1,36 +1,12 @@
 /** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
 import { describe, expect, test } from "bun:test";
-import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { Forward } from "../../native/link/forward.ts";
 import { serveForward, type Served, type ServeOptions } from "../../native/link/serve.ts";
 import { AllowList } from "../../native/link/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
+import { client, readAll, sha256, target } from "../sockets-fixture.ts";
 import { Linked } from "./linked-fixture.ts";
 import { randomBytes, randomFrom } from "./memory-fixture.ts";
-
-const sha256 = (bytes: Uint8Array) => Bun.SHA256.hash(bytes, "hex");
-
-/** A target that does `serve` with each connection. */
-async function target(
-  serve: (socket: Socket) => void,
-): Promise<AsyncDisposable & { port: number; open: Set<Socket> }> {
-  const open = new Set<Socket>();
-  const server: Server = createServer({ allowHalfOpen: true }, (socket) => {
-    open.add(socket);
-    socket.on("error", () => {});
-    socket.on("close", () => open.delete(socket));
-    serve(socket);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  return {
-    open,
-    port: (server.address() as AddressInfo).port,
-    async [Symbol.asyncDispose]() {
-      for (const socket of open) socket.destroy();
-      await new Promise((resolve) => server.close(resolve));
-    },
-  };
-}
 
 interface Forwarded extends Disposable {
   link: Linked;
@@ -69,21 +45,6 @@ function forwarding(
     },
   };
 }
-
-/** All that comes until the other side ends, and how it ended. */
-function readAll(socket: Socket): Promise<{ bytes: Buffer; error?: string }> {
-  const chunks: Buffer[] = [];
-  return new Promise((resolve) => {
-    let error: string | undefined;
-    socket.on("data", (chunk: Buffer) => chunks.push(chunk));
-    socket.on("error", (problem: NodeJS.ErrnoException) => (error = problem.code));
-    const over = () => resolve({ bytes: Buffer.concat(chunks), ...(error && { error }) });
-    socket.on("end", over);
-    socket.on("close", over);
-  });
-}
-
-const client = (port: number): Socket => connect({ host: "127.0.0.1", port, allowHalfOpen: true });
 
 describe("bytes", () => {
   test("arrive both ways, and a half-close leaves the other half open", async () => {

@@ -121,6 +121,16 @@ describe("from standard input to standard output", () => {
     await until("no stream is left", () => link.alice.streamCount + link.bob.streamCount === 0);
   });
 
+  test("a reader that goes away as the last byte is written has confirmed nothing", async () => {
+    using link = new Linked();
+    const toBob = new Sink();
+    toBob.failsAfterBytes = 0; // the callback of its end() has the error before anybody hears of an `error`
+    const { alice, bob } = pipeBoth(link, inChunks(Buffer.from("x")), toBob, undefined, new Sink());
+    const reason = "whoever read the output has gone away (EPIPE)";
+    expect(await bob).toBe(reason);
+    expect(await alice).toBe(`the peer cut the stream off: ${reason}`);
+  });
+
   test("an input that fails ends the other side with the reason", async () => {
     using link = new Linked();
     const broken = (async function* (): AsyncGenerator<Uint8Array> {
@@ -163,7 +173,7 @@ test("a confirmation counts though the stream is over in the same moment", async
     });
   };
   const pipe = new Pipe(link.alice.open(pipePurpose()));
-  expect(await outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe, pipe))).toBe("confirmed");
+  expect(await outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe))).toBe("confirmed");
 });
 
 describe("to a target of the peer", () => {
@@ -176,7 +186,7 @@ describe("to a target of the peer", () => {
     link.onStream = (stream, purpose) => void servePipe(stream, purpose, { allow });
     const target: Target = { host: "localhost", port: (server.address() as AddressInfo).port };
     const pipe = new Pipe(link.alice.open(pipePurpose(target)));
-    const said = await outcome(runPipe(input, output, pipe, pipe));
+    const said = await outcome(runPipe(input, output, pipe));
     link[Symbol.dispose]();
     server.close();
     return said;
@@ -247,7 +257,7 @@ describe("a peer that does not keep to the protocol", () => {
       });
     };
     const pipe = new Pipe(link.alice.open(pipePurpose()));
-    const said = outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe, pipe));
+    const said = outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe));
     expect(await said).toContain("received of 2 bytes is not what comes next");
   });
 
@@ -255,7 +265,7 @@ describe("a peer that does not keep to the protocol", () => {
     using link = new Linked();
     link.onStream = (stream) => void stream.resume().end();
     const pipe = new Pipe(link.alice.open(pipePurpose()));
-    expect(await outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe, pipe))).toBe(
+    expect(await outcome(runPipe(inChunks(Buffer.from("x")), new Sink(), pipe))).toBe(
       "the peer ended before it had confirmed every byte",
     );
   });

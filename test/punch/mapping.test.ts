@@ -78,7 +78,9 @@ describe("a NAT that gives", () => {
       "one port for the probes, another for the older control connection",
     ],
     [[40000, 50000], "random", 0, "another port, seen once only"],
-    [[9, 65534, 65535, 1024, 1025], "random", 0, "the next port, wrapping around as we watch"],
+    [[9, 65534, 65535, 1024, 1025], "sequential", 1, "the next port, beginning anew as we watch"],
+    [[9, 1025, 1024, 65535, 65532], "sequential", -1, "the port below, beginning anew as we watch"],
+    [[9, 65535, 1024, 1025], "random", 0, "ports too few to tell that from chance"],
   ])("%p is %s, step %i: %s", (ports, mapping, step) => {
     expect(classifyMapping(samplesOf(ports), local)).toMatchObject({ mapping, step });
   });

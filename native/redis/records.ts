@@ -1,0 +1,152 @@
+/**
+ * What introducers keep in Redis and publish there: keys, values, letters, and the scripts that change them. Pure: it
+ * connects to nothing. For native/redis/rooms.ts.
+ *
+ *   punch:live:I        says for 8 s that introducer I lives
+ *   punch:ids           the last id that anybody has claimed
+ *   punch:{R}:who       hash: id → `I flags {peer}`, of everybody in room R
+ *   punch:{R}:names     hash: name → id
+ *   punch:{R}:seq       the room's version: begins at Redis's clock in µs, so that none comes again; +1 a change
+ *   channel punch:{R}   `version + id value`, `version - id`; `!` for `-` of one that has come to another introducer
+ *   channel punch:in:I  letters for introducer I
+ *
+ * Every change is one script, which checks, changes, counts and publishes: so all see the same changes in one order.
+ */
+import { parseToIntroducer, parseToParticipant, Refusal, splitEndpoint } from "../../protocol.ts";
+import { subscriber } from "../budget.ts";
+import type { Guest, Letter, Occupant } from "../rooms.ts";
+
+/** How long an introducer counts as alive after its last beat: it may miss two. */
+const liveMs = 8_000;
+/** How long a room is kept after the last beat of anybody who is in it. */
+const roomMs = 60_000;
+
+const begin = `local who,seq,names,channel=KEYS[1],KEYS[2],KEYS[3],KEYS[4]
+local function tell(text)
+  if redis.call('EXISTS',seq)==0 then
+    local now=redis.call('TIME')
+    redis.call('SET',seq,string.format('%.0f',now[1]*1e6+now[2]))
+  end
+  local version=redis.call('INCR',seq)
+  for _,key in ipairs({who,seq,names}) do redis.call('PEXPIRE',key,${roomMs}) end
+  redis.call('PUBLISH',channel,string.format('%.0f',version)..text)
+end
+local function drop(id,name,sign)
+  if redis.call('HDEL',who,id)==0 then return end
+  if redis.call('HGET',names,name)==id then redis.call('HDEL',names,name) end
+  tell(' '..sign..' '..id)
+end
+`;
+
+/** Where no keys are named: those of {@link roomKeys}. */
+export const scripts = {
+  /** id, value, name, our prefix, the id that it replaces. Returns what of it is somebody else's: `id`, `name`, or nothing. */
+  put: `${begin}local id,value,name,own,replaced=ARGV[1],ARGV[2],ARGV[3],ARGV[4],ARGV[5]
+local old=redis.call('HGET',who,id)
+if old==value then return '' end
+if old and old:sub(1,#own)~=own then return 'id' end
+if replaced~='' then drop(replaced,name,'!') end
+local holder=redis.call('HGET',names,name)
+if holder and holder~=id and redis.call('HEXISTS',who,holder)==1 then return 'name' end
+redis.call('HSET',who,id,value)
+redis.call('HSET',names,name,id)
+tell(' + '..id..' '..value)
+return ''`,
+  /** id, name. */
+  remove: `${begin}drop(ARGV[1],ARGV[2],'-')`,
+  /** Further key: that of an introducer's life; its prefix. All of its go, if it is dead at this very moment. */
+  reap: `${begin}if redis.call('EXISTS',KEYS[5])==1 then return end
+local all=redis.call('HGETALL',who)
+for at=1,#all,2 do
+  local id,value=all[at],all[at+1]
+  if value:sub(1,#ARGV[1])==ARGV[1] then drop(id,cjson.decode(value:match('{.*')).name,'-') end
+end`,
+  snapshot: `return {redis.call('GET',KEYS[2]) or '0',redis.call('HGETALL',KEYS[1])}`,
+  /** Keys: of our life, then three of every room. Returns whether we were alive, and the version of every room. */
+  beat: `local told={redis.call('EXISTS',KEYS[1])}
+redis.call('SET',KEYS[1],'1','PX',${liveMs})
+for at=2,#KEYS,3 do
+  for key=at,at+2 do redis.call('PEXPIRE',KEYS[key],${roomMs}) end
+  told[#told+1]=redis.call('GET',KEYS[at+1]) or '0'
+end
+return told`,
+  /** Key: of the ids; how many, and which have been claimed before the count was lost. Returns the last id before ours. */
+  claim: `local last=math.max(tonumber(redis.call('GET',KEYS[1]) or '0'),tonumber(ARGV[2]))
+redis.call('SET',KEYS[1],string.format('%.0f',last+ARGV[1]))
+return last`,
+};
+
+export const idsKey = "punch:ids";
+export const liveKey = (introducer: string) => `punch:live:${introducer}`;
+export const inbox = (introducer: string) => `punch:in:${introducer}`;
+
+const channelHead = "punch:{";
+export const channelOf = (room: string) => `${channelHead}${room}}`;
+/** Of a channel of a room. */
+export const roomOf = (channel: string) => channel.slice(channelHead.length, -1);
+export const storedKeys = (room: string) => ["who", "seq", "names"].map((key) => `${channelOf(room)}:${key}`);
+export const roomKeys = (room: string) => [...storedKeys(room), channelOf(room)];
+
+/** What the values of an introducer begin with. */
+export const prefixOf = (introducer: string) => `${introducer} `;
+
+export function valueOf(introducer: string, { peer, hasMeasured, takesRelay }: Occupant): string {
+  const flags = `${hasMeasured ? "m" : ""}${takesRelay ? "r" : ""}`;
+  return `${prefixOf(introducer)}${flags} ${JSON.stringify(peer)}`;
+}
+
+/** Undefined for what no introducer of this version has put there. */
+export function readValue(room: string, id: string, value: string): Guest | undefined {
+  const [, introducer = "", flags = "", json = ""] = /^(\S+) (m?r?) (.*)$/s.exec(value) ?? [];
+  const message = parsed(() => parseToParticipant(`{"type":"joined","peer":${json}}`));
+  if (message?.type !== "joined" || String(message.peer.id) !== id) return undefined;
+  const { peer } = message;
+  return {
+    ...{ peer, room, introducer, json: "" },
+    hasMeasured: flags.includes("m"),
+    takesRelay: flags.includes("r"),
+    observed: peer.public,
+    subscriber: subscriber(splitEndpoint(peer.public).address),
+    roundTripMs: peer.roundTripMs,
+  };
+}
+
+/** A change of a room. */
+export interface Change {
+  version: number;
+  sign: "+" | "-" | "!";
+  id: string;
+  value: string;
+}
+
+export function readChange(text: string): Change | undefined {
+  const [, version, sign, id = "", value = ""] = /^(\d+) ([-+!]) (\d+) ?(.*)$/s.exec(text) ?? [];
+  return sign === undefined
+    ? undefined
+    : { version: Number(version), sign: sign as Change["sign"], id, value };
+}
+
+/** Undefined for what is none. */
+export function readLetter(text: string): Letter | undefined {
+  const fields = parsed(() => JSON.parse(text) as Record<string, unknown> | null) ?? {};
+  const { is, from, to, introduction, lastsMs, message } = fields;
+  if (typeof from !== "number" || typeof to !== "number") return undefined;
+  const line = JSON.stringify(message) ?? "";
+  if (is === "report") {
+    const report = parsed(() => parseToIntroducer(line));
+    return report && { is, from, to, message: report };
+  }
+  if (is !== "order" || typeof introduction !== "number" || typeof lastsMs !== "number") return undefined;
+  const order = parsed(() => parseToParticipant(line));
+  if (!order) return undefined;
+  return { is, from, to, introduction, lastsMs, message: order };
+}
+
+function parsed<T>(parse: () => T): T | undefined {
+  try {
+    return parse();
+  } catch (error) {
+    if (!(error instanceof Refusal || error instanceof SyntaxError)) throw error;
+    return undefined;
+  }
+}

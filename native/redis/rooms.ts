@@ -1,0 +1,340 @@
+/**
+ * Rooms that several introducers share through one Redis (7.0 or newer, or Valkey; a primary behind one URL, no cluster).
+ * Tells the others of ours, and keeps whom they have in our rooms, in the order in which Redis had it. It waits for Redis
+ * nowhere where a participant would: while that is away, rooms are what is here, and guests stay as they were. For
+ * introducer.ts alone.
+ */
+import type { Peer, PeerChange } from "../../protocol.ts";
+import type { Guest, Letter, Occupant, Rooms, RoomsOwner } from "../rooms.ts";
+import { RedisConnection } from "./connection.ts";
+import {
+  channelOf,
+  idsKey,
+  inbox,
+  liveKey,
+  prefixOf,
+  readChange,
+  readLetter,
+  readValue,
+  roomKeys,
+  roomOf,
+  scripts,
+  storedKeys,
+  valueOf,
+} from "./records.ts";
+
+/** How long guests count as there after Redis has come back: their introducers may be back later than we. */
+const graceMs = 6_000;
+/** How long a participant who is the first in a room waits to see who is there elsewhere. */
+const openMs = 1_000;
+/** How long the end may take. */
+const closeMs = 500;
+/** Ids claimed at a time, and how few left have the next claimed. */
+const idBlock = 1_000;
+const fewIds = 250;
+/** Where ids are drawn from while none can be claimed: nobody claims so many. */
+const unclaimedIds = 2 ** 40;
+/** Rooms looked after by one script: Redis does nothing else meanwhile. */
+const roomsPerScript = 500;
+
+const unknown = -1;
+
+/** One room, as we see it. */
+interface View {
+  readonly own: Map<number, Occupant>;
+  readonly guests: Map<number, Guest>;
+  /** {@link unknown} before the first snapshot; 0 where Redis knows of nobody. */
+  version: number;
+  /** Changes that come while a snapshot is under way. */
+  waiting: string[] | undefined;
+  opening: Promise<void> | undefined;
+}
+
+const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
+
+/** Makes a guest what it is now, and returns what has changed. */
+function update(guest: Guest, now: Guest): PeerChange {
+  const change: PeerChange = {};
+  for (const field of ["otherPublic", "mapping", "roundTripMs"] as const) {
+    if (guest.peer[field] !== now.peer[field]) Object.assign(change, { [field]: now.peer[field] });
+  }
+  Object.assign(guest.peer, now.peer);
+  guest.hasMeasured = now.hasMeasured;
+  guest.roundTripMs = now.roundTripMs;
+  guest.json = "";
+  return change;
+}
+
+function isSameProgram(a: Peer, b: Peer): boolean {
+  return a.instance === b.instance && a.fingerprint === b.fingerprint;
+}
+
+export class RedisRooms implements Rooms {
+  /** Another one for every run, so that nobody's leavings are taken for ours. */
+  readonly #name = crypto.randomUUID().slice(0, 8);
+  readonly #owner: RoomsOwner;
+  readonly #redis: RedisConnection;
+  readonly #views = new Map<string, View>();
+  /** The rooms whose changes come by the connection under way. */
+  #heard = new Set<string>();
+  #graceUntil = 0;
+  /** Ours and unused. */
+  #ids = { next: 1, last: 0 };
+  /** The last that was ever claimed by us. */
+  #lastClaimed = 0;
+  #isClaiming = false;
+
+  /** Throws what `new URL` throws; whether Redis is there is told later. */
+  constructor(url: string, owner: RoomsOwner) {
+    this.#owner = owner;
+    this.#redis = new RedisConnection(url, {
+      channels: () => this.#channels(),
+      received: (text, channel) => this.#received(text, channel),
+      connected: () => this.#connected(),
+      beat: () => this.#beat(false),
+      isThere: (isThere, message) => owner.sharing(isThere, message),
+    });
+  }
+
+  get isShared(): boolean {
+    return this.#redis.isThere;
+  }
+
+  nextId(): number {
+    if (this.#isShort) void this.#redis.attempt(() => this.#claim());
+    if (this.#ids.next > this.#ids.last) {
+      const first = unclaimedIds + Math.floor(Math.random() * 2 ** 32) * idBlock;
+      this.#ids = { next: first, last: first + idBlock - 1 };
+    }
+    return this.#ids.next++;
+  }
+
+  open(room: string): Promise<void> | undefined {
+    const known = this.#views.get(room);
+    if (known) return known.opening;
+    const [own, guests] = [new Map<number, Occupant>(), new Map<number, Guest>()];
+    const view: View = { own, guests, version: unknown, waiting: undefined, opening: undefined };
+    this.#views.set(room, view);
+    const looked = this.#redis.tried.then(() => this.#redis.attempt(() => this.#look(room, view)));
+    view.opening = Promise.race([looked, Bun.sleep(openMs)]).then(() => void (view.opening = undefined));
+    return view.opening;
+  }
+
+  guests(room: string): ReadonlyMap<number, Guest> {
+    return this.#views.get(room)?.guests ?? nobody;
+  }
+
+  put(own: Occupant, replaced?: Guest): void {
+    const view = this.#views.get(own.room);
+    if (!view) return;
+    view.own.set(own.peer.id, own);
+    if (replaced) this.#drop(view, replaced.peer.id, "it registered anew");
+    void this.#redis.attempt(() => this.#put(own, replaced));
+  }
+
+  remove({ room, peer }: Occupant): void {
+    if (!this.#views.get(room)?.own.delete(peer.id)) return;
+    void this.#redis.attempt(() => this.#script("remove", roomKeys(room), [String(peer.id), peer.name]));
+  }
+
+  send(guest: Guest, letter: Letter): void {
+    this.#redis.command("PUBLISH", [inbox(guest.introducer), JSON.stringify(letter)]).then(
+      (receivers) => receivers === 0 && this.#owner.undelivered(guest),
+      () => this.#owner.undelivered(guest),
+    );
+  }
+
+  async close(): Promise<void> {
+    const leaving = this.#redis.attempt(() => this.#redis.command("DEL", [liveKey(this.#name)]));
+    await Promise.race([leaving, Bun.sleep(closeMs)]);
+    this.#redis.close();
+  }
+
+  #script(name: keyof typeof scripts, keys: string[], args: string[] = []): Promise<unknown> {
+    return this.#redis.command("EVAL", [scripts[name], String(keys.length), ...keys, ...args]);
+  }
+
+  // --- the connection ------------------------------------------------------------------------------------
+
+  #channels(): string[] {
+    this.#heard = new Set(this.#views.keys());
+    return [inbox(this.#name), ...this.#heard.values().map(channelOf)];
+  }
+
+  async #connected(): Promise<void> {
+    if (this.#views.size > 0) this.#graceUntil = performance.now() + graceMs;
+    await this.#claim();
+    await this.#beat(true);
+  }
+
+  get #isShort(): boolean {
+    return this.#ids.last - this.#ids.next < fewIds || this.#ids.next >= unclaimedIds;
+  }
+
+  /** Even where none are wanted, others shall not be given ours: Redis may have lost the count. */
+  async #claim(): Promise<void> {
+    if (this.#isClaiming) return;
+    this.#isClaiming = true;
+    try {
+      const wanted = this.#isShort ? idBlock : 0;
+      const last = Number(await this.#script("claim", [idsKey], [String(wanted), String(this.#lastClaimed)]));
+      if (wanted === 0) return;
+      this.#lastClaimed = last + wanted;
+      this.#ids = { next: last + 1, last: last + wanted };
+    } finally {
+      this.#isClaiming = false;
+    }
+  }
+
+  async #beat(isFirst: boolean): Promise<void> {
+    const rooms = [...this.#views.keys()];
+    let isAnew = isFirst;
+    for (let at = 0; at === 0 || at < rooms.length; at += roomsPerScript) {
+      const some = rooms.slice(at, at + roomsPerScript);
+      const keys = [liveKey(this.#name), ...some.flatMap(storedKeys)];
+      const [wasAlive, ...versions] = (await this.#script("beat", keys)) as [number, ...string[]];
+      if (at === 0) isAnew ||= wasAlive === 0;
+      await Promise.all(some.map((room, index) => this.#keepUp(room, Number(versions[index]), isAnew)));
+    }
+    if (performance.now() < this.#graceUntil) return;
+    const isGraceOver = this.#graceUntil > 0;
+    this.#graceUntil = 0;
+    if (isGraceOver) await Promise.all([...this.#views].map(([room, view]) => this.#sync(room, view)));
+    await this.#reap();
+  }
+
+  async #keepUp(room: string, version: number, isAnew: boolean): Promise<void> {
+    const view = this.#views.get(room);
+    if (!view) return;
+    if (view.own.size === 0 && !view.opening) return this.#forget(room);
+    if (!this.#heard.has(room)) return this.#look(room, view);
+    if (isAnew) await Promise.all([...view.own.values()].map((own) => this.#put(own)));
+    if (isAnew || version > view.version) await this.#sync(room, view);
+  }
+
+  async #forget(room: string): Promise<void> {
+    this.#views.delete(room);
+    if (this.#heard.delete(room)) await this.#redis.unsubscribe(channelOf(room));
+  }
+
+  /** Removes those whose introducer is gone: whoever notices first does it for all. */
+  async #reap(): Promise<void> {
+    const guests = [...this.#views.values()].flatMap((view) => [...view.guests.values()]);
+    const owners = [...new Set(guests.map(({ introducer }) => introducer))];
+    if (owners.length === 0) return;
+    const alive = (await this.#redis.command("MGET", owners.map(liveKey))) as (string | null)[];
+    for (const owner of owners.filter((_, index) => alive[index] === null)) {
+      const rooms = new Set(guests.filter(({ introducer }) => introducer === owner).map(({ room }) => room));
+      const reap = (room: string) =>
+        this.#script("reap", [...roomKeys(room), liveKey(owner)], [prefixOf(owner)]);
+      await Promise.all([...rooms].map(reap));
+    }
+  }
+
+  // --- ours ----------------------------------------------------------------------------------------------
+
+  async #put(own: Occupant, replaced?: Guest): Promise<void> {
+    const { room, peer } = own;
+    const [id, before] = [String(peer.id), String(replaced?.peer.id ?? "")];
+    const args = [id, valueOf(this.#name, own), peer.name, prefixOf(this.#name), before];
+    const taken = await this.#script("put", roomKeys(room), args);
+    if (taken === "" || this.#views.get(room)?.own.get(peer.id) !== own) return;
+    if (taken === "id") this.#ids = { next: 1, last: 0 };
+    this.#owner.displaced(peer.id, `its ${String(taken)} is somebody else's in the room`);
+  }
+
+  // --- theirs --------------------------------------------------------------------------------------------
+
+  #received(text: string, channel: string): void {
+    if (channel === inbox(this.#name)) {
+      const letter = readLetter(text);
+      if (letter) this.#owner.received(letter);
+      return;
+    }
+    const room = roomOf(channel);
+    const view = this.#views.get(room);
+    if (view?.waiting) view.waiting.push(text);
+    else if (view) this.#apply(room, view, text);
+  }
+
+  #apply(room: string, view: View, text: string): void {
+    const change = readChange(text);
+    // What came before the first snapshot, or the last one, is in it.
+    if (!change || view.version === unknown || change.version <= view.version) return;
+    if (change.version > view.version + 1) {
+      void this.#redis.attempt(() => this.#sync(room, view)); // one was lost
+      return;
+    }
+    view.version = change.version;
+    if (change.sign === "+") this.#set(room, view, change.id, change.value);
+    else this.#gone(view, Number(change.id), change.sign === "!");
+  }
+
+  #set(room: string, view: View, id: string, value: string): void {
+    const now = value.startsWith(prefixOf(this.#name)) ? undefined : readValue(room, id, value);
+    if (!now) return;
+    const known = view.guests.get(now.peer.id);
+    if (known?.introducer === now.introducer) return this.#owner.changed(known, update(known, now));
+    // Participants tell a program by its instance: of one that has come anew the old id has to go first.
+    for (const { peer } of [...view.guests.values()])
+      if (peer.id === now.peer.id || isSameProgram(peer, now.peer)) this.#drop(view, peer.id, "it came anew");
+    view.guests.set(now.peer.id, now);
+    this.#owner.joined(now);
+  }
+
+  #gone(view: View, id: number, hasMoved: boolean): void {
+    const own = view.own.get(id);
+    if (!own) return this.#drop(view, id, hasMoved ? "it registered anew" : "it left its introducer");
+    if (hasMoved) return this.#owner.displaced(id, "it registered anew at another introducer");
+    void this.#redis.attempt(() => this.#put(own)); // they took us for dead
+  }
+
+  #drop(view: View, id: number, reason: string): void {
+    const guest = view.guests.get(id);
+    if (!guest) return;
+    view.guests.delete(id);
+    this.#owner.left(guest, reason);
+  }
+
+  /** First hear, then look: so nothing is missed between. */
+  async #look(room: string, view: View): Promise<void> {
+    if (!this.#heard.has(room)) {
+      this.#heard.add(room);
+      await this.#redis.subscribe([channelOf(room)]);
+    }
+    await Promise.all([...view.own.values()].map((own) => this.#put(own)));
+    await this.#sync(room, view);
+  }
+
+  /** Makes what we know of a room what Redis has of it. */
+  async #sync(room: string, view: View): Promise<void> {
+    if (view.waiting) return; // it is under way
+    view.waiting = [];
+    try {
+      const [version, flat] = (await this.#script("snapshot", storedKeys(room))) as [string, string[]];
+      const there = new Map(
+        Array.from({ length: flat.length / 2 }, (_, at) => [flat[2 * at]!, flat[2 * at + 1]!]),
+      );
+      view.version = Number(version);
+      await this.#compare(room, view, there);
+    } finally {
+      const waiting = view.waiting;
+      view.waiting = undefined;
+      for (const text of waiting) this.#apply(room, view, text);
+    }
+  }
+
+  async #compare(room: string, view: View, there: Map<string, string>): Promise<void> {
+    const isMissing = (id: number) => !there.has(String(id));
+    if (performance.now() >= this.#graceUntil)
+      for (const id of [...view.guests.keys()].filter(isMissing)) this.#drop(view, id, "it is gone");
+    for (const [id, value] of there) this.#set(room, view, id, value);
+    const ours = [...there].filter(([, value]) => value.startsWith(prefixOf(this.#name)));
+    for (const [id, value] of ours.filter(([id]) => !view.own.has(Number(id)))) {
+      // It left while Redis was away.
+      const name = readValue(room, id, value)?.peer.name ?? "";
+      await this.#script("remove", roomKeys(room), [id, name]);
+    }
+    for (const own of [...view.own.values()].filter(({ peer }) => isMissing(peer.id))) await this.#put(own);
+  }
+}

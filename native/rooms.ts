@@ -1,0 +1,128 @@
+/**
+ * What an introducer knows of rooms beyond who is connected to it: whom other introducers have in them, where some share
+ * their rooms, and whose name was whose lately. {@link LocalRooms} are those of one introducer alone; native/redis/ has
+ * those of several. Pure: no socket, no output. For introducer.ts and native/redis/.
+ */
+import type { Endpoint, Peer, PeerChange, ToIntroducer, ToParticipant } from "../protocol.ts";
+
+/** Somebody in a room, whichever introducer has the connection. */
+export interface Occupant {
+  readonly peer: Peer;
+  readonly room: string;
+  /** Whether its `mapping` has come. */
+  readonly hasMeasured: boolean;
+  readonly takesRelay: boolean;
+}
+
+/** One whose connection another introducer has: the same object as long as it is there. */
+export interface Guest extends Occupant {
+  readonly introducer: string;
+  readonly observed: Endpoint;
+  /** Who shares its shares. */
+  readonly subscriber: string;
+  hasMeasured: boolean;
+  roundTripMs: number | undefined;
+  /** {@link peer} as JSON, made when first needed. */
+  json: string;
+}
+
+/**
+ * What one introducer tells another of an introduction between its participant `from` and the other's `to`, which the
+ * asker's introducer runs and numbers. `order`: say this to yours. `report`: this is what ours said.
+ */
+export type Letter = { from: number; to: number } & (
+  | { is: "order"; introduction: number; lastsMs: number; message: ToParticipant }
+  | { is: "report"; message: ToIntroducer }
+);
+
+/** Whom rooms tell what happens elsewhere. */
+export interface RoomsOwner {
+  joined(guest: Guest): void;
+  changed(guest: Guest, change: PeerChange): void;
+  left(guest: Guest, reason: string): void;
+  /** One of ours can't stay as it is: its name or id is another's, or it has come to another introducer. */
+  displaced(id: number, reason: string): void;
+  received(letter: Letter): void;
+  /** That guest can't be told anything now. */
+  undelivered(guest: Guest): void;
+  /** Whether the rooms are shared now; said when that changes, and once at the start. */
+  sharing(isShared: boolean, message: string): void;
+}
+
+/** The rooms of an introducer, as far as it does not have their participants itself. Nothing here waits or throws. */
+export interface Rooms {
+  /** An id that nobody has, at any introducer that shares the rooms. */
+  nextId(): number;
+  /** What resolves once it is known who is in a room elsewhere, or has taken too long; undefined where nothing is to be waited for. */
+  open(room: string): Promise<void> | undefined;
+  /** By their ids. */
+  guests(room: string): ReadonlyMap<number, Guest>;
+  /** One of ours is there, or has changed; in the place of a guest, if it has come from another introducer. */
+  put(own: Occupant, replaced?: Guest): void;
+  remove(own: Occupant): void;
+  /** Whether letters go anywhere now. */
+  readonly isShared: boolean;
+  send(guest: Guest, letter: Letter): void;
+  /** Resolves once the others know that we are gone, or soon. */
+  close(): Promise<void>;
+}
+
+const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
+
+/** The rooms of one introducer alone: nobody is elsewhere. */
+export class LocalRooms implements Rooms {
+  readonly isShared = false;
+  #lastId = 0;
+
+  nextId(): number {
+    return ++this.#lastId;
+  }
+  open(): undefined {}
+  guests(): ReadonlyMap<number, Guest> {
+    return nobody;
+  }
+  put(): void {}
+  remove(): void {}
+  send(): void {}
+  async close(): Promise<void> {}
+}
+
+/** Names of those who have left, kept for their certificates: whoever comes back keeps its name. */
+export class KeptNames {
+  readonly #mostNames: number;
+  readonly #keptMs: number;
+  /** By room and name; the oldest first. */
+  readonly #kept = new Map<string, { fingerprint: string; untilMs: number }>();
+
+  constructor(mostNames: number, keptMs: number) {
+    this.#mostNames = mostNames;
+    this.#keptMs = keptMs;
+  }
+
+  keep(room: string, name: string, fingerprint: string): void {
+    const key = keyOf(room, name);
+    this.#kept.delete(key);
+    this.#kept.set(key, { fingerprint, untilMs: performance.now() + this.#keptMs });
+    this.#forget();
+  }
+
+  /** Whether nobody else had the name lately. */
+  mayTake(room: string, name: string, fingerprint: string): boolean {
+    this.#forget();
+    const kept = this.#kept.get(keyOf(room, name));
+    return kept === undefined || kept.fingerprint === fingerprint;
+  }
+
+  #forget(): void {
+    const now = performance.now();
+    for (const [key, { untilMs }] of this.#kept) {
+      if (untilMs > now && this.#kept.size <= this.#mostNames) return;
+      this.#kept.delete(key);
+    }
+  }
+}
+
+/** A name has no blank, so that no two pairs have the same key. */
+function keyOf(room: string, name: string): string {
+  return `${name} ${room}`;
+}

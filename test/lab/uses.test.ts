@@ -1,0 +1,176 @@
+/**
+ * What a link is for, with other people's software through two NATs: OpenSSH by a forward and by a pipe, before and
+ * after its NAT is rebooted; nginx under a load.
+ */
+import { expect, type test } from "bun:test";
+import { createHash, randomFillSync } from "node:crypto";
+import { createReadStream, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { until } from "../native-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
+import { Lab, labTest, type Nat } from "./lab.ts";
+import { noNginx, Nginx } from "./nginx.ts";
+import { People, root, type ParticipantProgram } from "./people.ts";
+import { apart, owdMs, type Hosts } from "./sides.ts";
+import { noSshd, Sshd } from "./sshd.ts";
+
+/** Bytes that scp copies: `SCP_BYTES=…` for more. */
+const scpBytes = Number(process.env.SCP_BYTES ?? 256 * 1024 * 1024);
+const room = ["--room", "lab-of-uses"];
+const freeAddress = "203.0.113.220";
+
+/** Where a program is missing, skipped with the reason; not where the lab is required. */
+function needing(obstacle: string | undefined): typeof test {
+  if (obstacle === undefined || process.env.REQUIRE_LAB === "1") return labTest;
+  console.warn(`skipped: ${obstacle}`);
+  return labTest.skip as typeof test;
+}
+const sshTest = needing(noSshd);
+const nginxTest = needing(noNginx);
+
+sshTest(
+  "ssh and scp of 256 MiB by a forward; a session in a terminal outlives its NAT's reboot and new address",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    await using sshd = await Sshd.start(hosts.bob);
+    const port = freePort();
+    const { alice } = await gather(lab, people, hosts, sshd.port, ["-L", `${port}:bob:${sshd.port}`]);
+    const options = [...sshd.clientOptions, "-o", `Port=${port}`];
+
+    const session = hosts.alice.spawn(["ssh", ...options, "-tt", "bob@127.0.0.1"], {
+      stdin: "pipe",
+      stdout: "pipe",
+    });
+    const types = (line: string) => (session.stdin.write(`${line}\n`), session.stdin.flush());
+    let screen = "";
+    const reading = (async () => {
+      for await (const chunk of session.stdout.pipeThrough(new TextDecoderStream())) screen += chunk;
+    })();
+    await types('echo "shell-$$-$((6 * 7))"; tty');
+    await until("the shell answers", () => /shell-\d+-42\s[^]*\/dev\/pts\/\d/.test(screen));
+    const shell = /shell-(\d+)-42/.exec(screen)![1];
+
+    await expectCopied(hosts, sshd, ["scp", ...options], "127.0.0.1");
+
+    const nat = hosts.alice.behind as Nat;
+    await nat.flush();
+    await nat.changeAddress(freeAddress);
+    await types('echo "again-$$-$((7 * 7))"');
+    await alice.next("moved", () => true, 15_000);
+    await until("the shell answers again", () => screen.includes(`again-${shell}-49`));
+    await types("exit 7");
+    expect(await session.exited).toBe(7);
+    await reading;
+    expect(alice.all("unlinked")).toEqual([]);
+  },
+  60_000,
+);
+
+sshTest(
+  "ssh and scp by a pipe, as ProxyCommand",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    await using sshd = await Sshd.start(hosts.bob);
+    const { introducer } = await gather(lab, people, hosts, sshd.port);
+    const command = [process.execPath, join(root, "participant.ts"), introducer.endpoint, "--name", "carol"];
+    const proxy = [...command, ...room, "-q", "--pipe", "bob:%p"].join(" ");
+    const options = [...sshd.clientOptions, "-o", `Port=${sshd.port}`, "-o", `ProxyCommand=${proxy}`];
+    const env = { ...process.env, XDG_STATE_HOME: people.stateOf("carol") };
+    const login = hosts.alice.spawn(["ssh", ...options, "bob@bob", "id -un; exit 3"], {
+      ...{ env, stdout: "pipe", stderr: "pipe" },
+    });
+    expect(await Promise.all([login.stdout.text(), login.stderr.text(), login.exited])).toEqual([
+      "bob\n",
+      "",
+      3,
+    ]);
+    await expectCopied(
+      hosts,
+      sshd,
+      ["env", `XDG_STATE_HOME=${env.XDG_STATE_HOME}`, "scp", ...options],
+      "bob",
+    );
+  },
+  60_000,
+);
+
+nginxTest(
+  "nginx under a load, while the NAT of its client is rebooted",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const port = freePort();
+    await using nginx = await Nginx.start(hosts.bob);
+    const { alice } = await gather(lab, people, hosts, nginx.port, ["-L", `${port}:bob:${nginx.port}`]);
+    await alice.next("linked");
+    const load = (seconds: number) =>
+      hosts.alice.run([
+        "wrk",
+        "-t1",
+        "-c50",
+        `-d${seconds}s`,
+        "--timeout",
+        "10s",
+        `http://127.0.0.1:${port}/`,
+      ]);
+    const loaded = load(4);
+    await (hosts.alice.behind as Nat).changeAddress(freeAddress);
+    const moved = alice.next("moved", () => true, 15_000);
+    const report = await loaded;
+    await moved;
+    expect(Number(/(\d+) requests in/.exec(report)![1])).toBeGreaterThan(100);
+    expect(report).not.toMatch(/Non-2xx|Socket errors: (?!connect 0, read 0, write 0)/);
+  },
+  60_000,
+);
+
+// --- what they have in common ----------------------------------------------------------------------------
+
+/** alice and bob, who lets others reach that port. */
+async function gather(lab: Lab, people: People, hosts: Hosts, allowed: number, options: string[] = []) {
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const serving = [...room, "--allow", String(allowed), "--stay"];
+  const bob = await people.participant("bob", hosts.bob, introducer, serving);
+  const alice: ParticipantProgram = await people.participant("alice", hosts.alice, introducer, [
+    ...room,
+    ...options,
+    "--stay",
+  ]);
+  return { introducer, alice, bob };
+}
+
+function sha256OfFile(path: string): Promise<string> {
+  const hash = createHash("sha256");
+  return new Promise((resolve, reject) => {
+    createReadStream(path)
+      .on("data", (chunk) => hash.update(chunk))
+      .on("error", reject)
+      .on("end", () => resolve(hash.digest("hex")));
+  });
+}
+
+/** Random bytes, copied to bob's home. */
+async function expectCopied(hosts: Hosts, sshd: Sshd, scp: string[], name: string): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), "scp-"));
+  try {
+    const file = join(folder, "random");
+    const block = randomFillSync(Buffer.alloc(1024 * 1024));
+    const writer = Bun.file(file).writer();
+    for (let left = scpBytes; left > 0; left -= block.length) {
+      block.writeDoubleLE(left); // no two alike
+      writer.write(block.subarray(0, left));
+      await writer.flush();
+    }
+    await writer.end();
+    await hosts.alice.run([...scp, "-q", file, `bob@${name}:copied`]);
+    expect(await sha256OfFile(join(sshd.folder, "copied"))).toBe(await sha256OfFile(file));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}

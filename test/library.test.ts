@@ -1,0 +1,159 @@
+/** What another program gets from the class `Participant`: real ones, over loopback. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Duplex } from "node:stream";
+import { makeIdentity } from "../native/link/identity.ts";
+import { Participant, UserError, type ParticipantEvent, type Stream } from "../participant.ts";
+import { startIntroducer } from "./driven-fixture.ts";
+import { noSocketLeft } from "./native-fixture.ts";
+import { root } from "./pty-fixture.ts";
+import { sha256 } from "./sockets-fixture.ts";
+
+const state = mkdtempSync(join(tmpdir(), "library-"));
+afterAll(() => rmSync(state, { recursive: true, force: true }));
+
+function run(...command: string[]) {
+  const env = { PATH: process.env.PATH, XDG_STATE_HOME: state };
+  return Bun.spawn([process.execPath, ...command], { cwd: root, env, stdio: ["ignore", "pipe", "pipe"] });
+}
+
+/** In a private room. */
+function participant(port: number, name: string) {
+  const events: ParticipantEvent[] = [];
+  const one = new Participant({
+    ...{ host: "127.0.0.1", port, name, room: "of the library" },
+    identity: makeIdentity(),
+    onEvent: (event) => void events.push(event),
+  });
+  return Object.assign(one, { events, [Symbol.asyncDispose]: () => one.quit() });
+}
+
+async function linked(port: number) {
+  const [alice, bob] = [participant(port, "alice"), participant(port, "bob")];
+  await Promise.all([alice.join(), bob.join()]);
+  await alice.waitFor("bob");
+  return { alice, bob, link: await alice.connect("bob") };
+}
+
+const all = async (stream: AsyncIterable<Uint8Array>): Promise<Buffer> =>
+  Buffer.concat(await Array.fromAsync(stream));
+
+test("the example of the README: two programs play, agree who has won, and end by themselves", async () => {
+  await using house = startIntroducer();
+  const game = ["test/example.ts", "127.0.0.1", String(house.port)];
+  await using alice = run(...game, "alice");
+  await using bob = run(...game, "bob", "alice");
+  const told = await Promise.all([alice, bob].map((one) => one.stdout.text()));
+  expect(await Promise.all([alice, bob].map((one) => one.stderr.text()))).toEqual(["", ""]);
+  expect(await Promise.all([alice.exited, bob.exited])).toEqual([0, 0]);
+  const lasts = told.map((text) => text.trim().split("\n").at(-1));
+  expect([
+    ["I have won", "alice says 21"],
+    ["bob says 21", "I have won"],
+  ]).toContainEqual(lasts as string[]);
+  expect(told[1]).toStartWith("alice says 1\n");
+}, 15_000);
+
+test("importing it prints nothing, takes no signal, and keeps no program alive", async () => {
+  const code = `
+    const before = process.eventNames().join();
+    const { Participant } = await import("./participant.ts");
+    await import("./introducer.ts");
+    new Participant({ host: "127.0.0.1", name: "idle", room: "lobby" });
+    if (process.eventNames().join() !== before) throw new Error(process.eventNames().join());`;
+  await using child = run("-e", code);
+  expect(await Promise.all([child.exited, child.stdout.text(), child.stderr.text()])).toEqual([0, "", ""]);
+});
+
+describe("streams", () => {
+  test("each finds whoever takes its use, and says who the peer is and what else it was opened with", async () => {
+    await using _ = noSocketLeft();
+    await using house = startIntroducer();
+    const { alice, bob, link } = await linked(house.port);
+    const taken = Promise.withResolvers<object>();
+    bob.onStream("shout/1", async (stream, { name, fingerprint, purpose }) => {
+      taken.resolve({ name, fingerprint, purpose });
+      for await (const piece of stream.iterator({ destroyOnReturn: false }))
+        stream.write(String(piece).toUpperCase());
+      stream.end("!");
+    });
+    const stream = link.open("shout/1", { language: "en" });
+    stream.end("hello");
+    expect(String(await all(stream))).toBe("HELLO!");
+    expect(await taken.promise).toEqual({
+      name: "alice",
+      fingerprint: alice.self!.fingerprint,
+      purpose: { use: "shout/1", language: "en" },
+    });
+    const other = link.open("shout/2");
+    const [error] = (await once(other, "error")) as [Error];
+    expect(error.message).toContain("nobody takes streams for shout/2 here");
+    await Promise.all([alice.quit(), bob.quit()]);
+  });
+
+  test("either side opens them, many at once", async () => {
+    await using _ = noSocketLeft();
+    await using house = startIntroducer();
+    const { alice, bob } = await linked(house.port);
+    const echo = (stream: Stream) => void stream.pipe(stream);
+    alice.onStream("echo", echo);
+    bob.onStream("echo", echo);
+    const links = [await alice.whenLinked("bob"), await bob.whenLinked("alice")];
+    const echoed = links.flatMap((link) =>
+      Array.from({ length: 50 }, async (_, index) => {
+        const bytes = Buffer.alloc(20_000 + index, index);
+        const stream = link.open("echo");
+        stream.end(bytes);
+        expect(sha256(await all(stream))).toBe(sha256(bytes));
+      }),
+    );
+    await Promise.all(echoed);
+    await Promise.all([alice.quit(), bob.quit()]);
+  });
+
+  test("are Web streams by Duplex.toWeb", async () => {
+    await using house = startIntroducer();
+    const { alice, bob, link } = await linked(house.port);
+    bob.onStream("gzip", async (stream) => {
+      const { readable, writable } = Duplex.toWeb(stream);
+      await readable.pipeThrough(new CompressionStream("gzip")).pipeTo(writable);
+    });
+    const bytes = Buffer.alloc(1_000_000, "again and again ");
+    const { readable, writable } = Duplex.toWeb(link.open("gzip"));
+    const sending = new Response(bytes).body!.pipeTo(writable as WritableStream<Uint8Array>);
+    const zipped = new Uint8Array(await new Response(readable as ReadableStream<Uint8Array>).arrayBuffer());
+    await sending;
+    expect(zipped.length).toBeLessThan(10_000);
+    expect(sha256(Bun.gunzipSync(zipped))).toBe(sha256(bytes));
+    await Promise.all([alice.quit(), bob.quit()]);
+  });
+});
+
+test("what goes wrong is a UserError that says so", async () => {
+  await using house = startIntroducer();
+  await using alice = participant(house.port, "alice");
+  await alice.join();
+  for (const [work, reason] of [
+    [alice.join(), "already registered"],
+    [alice.connect("nobody"), "nobody here is called nobody"],
+    [alice.connect("alice"), "that is yourself"],
+  ] as const) {
+    const error = await work.then(
+      () => undefined,
+      (problem: unknown) => problem,
+    );
+    expect(error).toBeInstanceOf(UserError);
+    expect((error as UserError).message).toContain(reason);
+  }
+  expect(() => new Participant({ host: "127.0.0.1", name: "alice", room: "" })).toThrow("a room must have");
+});
+
+test("the example of the README is the one that is run here", async () => {
+  const example = await Bun.file(join(root, "test/example.ts")).text();
+  const [, body = ""] = example.split("*/\n");
+  const readme = await Bun.file(join(root, "README.md")).text();
+  expect(readme).toContain(body.trim().replace('"../participant.ts"', '"./participant.ts"'));
+});

@@ -1,0 +1,76 @@
+/** Debian's redis-server, on a free port and without persistence. For the tests of shared rooms. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+/** Why there can be no Redis here; undefined where there can. */
+export const noRedis = Bun.which("redis-server") ? undefined : "redis-server is not installed";
+
+function freePort(): number {
+  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+  listener.stop(true);
+  return listener.port;
+}
+
+export class RedisServer implements AsyncDisposable {
+  readonly port: number;
+  readonly #directory = mkdtempSync(join(tmpdir(), "redis-test-"));
+  #child: Bun.Subprocess<"ignore", "pipe", "ignore"> | undefined;
+
+  private constructor(port: number) {
+    this.port = port;
+  }
+
+  static async start(): Promise<RedisServer> {
+    for (;;) {
+      const server = new RedisServer(freePort());
+      if (await server.run()) return server;
+      await server[Symbol.asyncDispose](); // somebody took the port meanwhile
+    }
+  }
+
+  get url(): string {
+    return `redis://127.0.0.1:${this.port}`;
+  }
+
+  /** Starts it, with nothing in it; false when it ended at once. */
+  async run(): Promise<boolean> {
+    const place = ["--port", String(this.port), "--bind", "127.0.0.1", "--dir", this.#directory];
+    const args = [...place, "--save", "", "--appendonly", "no"];
+    this.#child = Bun.spawn(["redis-server", ...args], { stdin: "ignore", stdout: "pipe", stderr: "ignore" });
+    const reader = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    for (let said = ""; !said.includes("Ready to accept connections");) {
+      const { done, value } = await reader.read();
+      if (done) return false;
+      said += value;
+    }
+    void (async () => {
+      while (!(await reader.read()).done); // or its pipe fills up
+    })();
+    return true;
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#child?.kill(signal);
+  }
+
+  async kill(): Promise<void> {
+    this.#child?.kill("SIGKILL");
+    await this.#child?.exited;
+  }
+
+  /** One command, by a connection of its own. */
+  async command(name: string, ...args: string[]): Promise<unknown> {
+    const client = new Bun.RedisClient(this.url);
+    try {
+      return await client.send(name, args);
+    } finally {
+      client.close();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+}

@@ -1,0 +1,403 @@
+/** Introducers that share a Redis, while those and it are killed, stopped and started again. */
+import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { Introducer, type IntroducerEvent } from "../../introducer.ts";
+import { RedisRooms } from "../../native/redis/rooms.ts";
+import type { Guest, Occupant } from "../../native/rooms.ts";
+import { formatEndpoint, type Peer } from "../../protocol.ts";
+import { Client, registration } from "../client-fixture.ts";
+import { Driven, link, met } from "../driven-fixture.ts";
+import { until } from "../native-fixture.ts";
+import { noRedis, RedisServer } from "./redis-fixture.ts";
+
+if (noRedis !== undefined) console.log(`rooms of several introducers are not tested: ${noRedis}`);
+
+/** How long what needs beats, or another connection, may take. */
+const patienceMs = 14_000;
+const timeoutMs = 30_000;
+
+function introduce(redis: string, port = 0) {
+  const events: IntroducerEvent[] = [];
+  const onEvent = (event: IntroducerEvent) => void events.push(event);
+  const introducer = Introducer.start({ host: "127.0.0.1", port, probePorts: [], redis, onEvent });
+  const count = (name: IntroducerEvent["event"]) => events.filter(({ event }) => event === name).length;
+  const shared = (times = 1) => until("rooms are shared", () => count("shared") === times, patienceMs);
+  return { introducer, port: introducer.port, count, shared, [Symbol.asyncDispose]: () => introducer.stop() };
+}
+
+/** Registers, and sees the room. */
+async function enter(port: number, name: string, room = "lobby", instance?: string) {
+  const client = new Client(port);
+  client.send({ ...registration(name, room), ...(instance !== undefined && { instance }) });
+  const { id } = await client.next("registered");
+  client.send({ type: "mapping", mapping: "unknown" });
+  const { peers } = await client.next("peers");
+  return Object.assign(client, { id, others: peers.map((peer) => peer.name) });
+}
+
+const lefts = (client: Client) => client.seen.filter(({ type }) => type === "left").length;
+
+/** The rooms alone, and those whom they tell of. */
+function share(url: string) {
+  const guests = new Map<number, Guest>();
+  const displaced: number[] = [];
+  const told: boolean[] = [];
+  const mistakes: string[] = [];
+  const rooms = new RedisRooms(url, {
+    joined: (guest) => {
+      if (guests.has(guest.peer.id)) mistakes.push(`${guest.peer.id} joined twice`);
+      guests.set(guest.peer.id, guest);
+    },
+    changed: () => {},
+    left: ({ peer }) => void (guests.delete(peer.id) || mistakes.push(`${peer.id} left twice`)),
+    displaced: (id) => void displaced.push(id),
+    received: () => {},
+    undelivered: () => {},
+    sharing: (isShared) => void told.push(isShared),
+  });
+  const isShared = () => until("they are shared", () => told.at(-1) === true, patienceMs);
+  return { rooms, guests, displaced, told, mistakes, isShared, [Symbol.asyncDispose]: () => rooms.close() };
+}
+
+let instances = 0;
+function occupant(id: number, room = "lobby", name = `n${id}`): Occupant {
+  const instance = (++instances).toString(16).padStart(16, "0");
+  const own = { id, name, instance, fingerprint: "ab".repeat(32), private: [], since: 0 };
+  const peer: Peer = { ...own, public: formatEndpoint("127.0.0.1", 1 + (id % 60_000)), mapping: "unknown" };
+  return { peer, room, hasMeasured: false, takesRelay: true };
+}
+
+describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
+  test.concurrent(
+    "one is killed: its participants have left elsewhere within 12 s, and may come back to another",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using house = introduce(redis.url);
+      const program = join(import.meta.dir, "..", "..", "introducer.ts");
+      const free = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+      free.stop(true);
+      const args = [String(free.port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
+      await using child = Bun.spawn([process.execPath, program, ...args], {
+        env: { ...process.env, REDIS_URL: redis.url },
+        stdin: "ignore",
+        stdout: "pipe",
+      });
+      const lines = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+      for (let said = ""; !said.includes('"shared"');) said += (await lines.read()).value;
+      await house.shared();
+      using anna = await enter(house.port, "anna");
+      using bert = await enter(free.port, "bert");
+      using carl = await enter(free.port, "carl");
+      expect([bert.others, carl.others.toSorted()]).toEqual([["anna"], ["anna", "bert"]]);
+      child.kill("SIGKILL");
+      const killedAt = performance.now();
+      anna.send({ type: "connect", peer: carl.id });
+      expect(await anna.next("failed")).toMatchObject({ peer: carl.id, reason: "peer-left" }); // and no waiting
+      using again = await enter(house.port, "bert");
+      expect(await anna.next("left")).toEqual({ type: "left", id: bert.id });
+      await anna.next("joined", ({ peer }) => peer.id === again.id);
+      expect(await anna.next("left")).toEqual({ type: "left", id: carl.id });
+      expect(performance.now() - killedAt).toBeLessThan(12_000);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "one that ends tells the others at once",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using house = introduce(redis.url);
+      const other = introduce(redis.url);
+      using anna = await enter(house.port, "anna");
+      using bert = await enter(other.port, "bert");
+      await anna.next("joined");
+      await other.introducer.drain();
+      expect(await anna.next("left")).toEqual({ type: "left", id: bert.id });
+      expect(await redis.command("DBSIZE")).toBe(5); // the lobby's three, the ids, and who lives
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "Redis is killed and started again, empty: nobody has left, rooms go on, and all are together again",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = introduce(redis.url);
+      await using two = introduce(redis.url);
+      await Promise.all([one.shared(), two.shared()]);
+      using anna = await enter(one.port, "anna");
+      using bert = await enter(two.port, "bert");
+      await anna.next("joined");
+      await redis.kill();
+      await until("both have noticed", () => one.count("warning") + two.count("warning") === 2, patienceMs);
+      using carl = await enter(one.port, "carl");
+      expect(carl.others.toSorted()).toEqual(["anna", "bert"]);
+      anna.send({ type: "connect", peer: carl.id });
+      await Promise.all([anna.next("punch"), carl.next("punch")]);
+      anna.send({ type: "connect", peer: bert.id });
+      expect((await anna.next("refused")).message).toContain(
+        "another introducer, which can't be reached now",
+      );
+      // Both have one of that name now: only one of them can keep it.
+      using twin = await enter(one.port, "twin", "lobby", "1".repeat(16));
+      using double = await enter(two.port, "twin", "lobby", "2".repeat(16));
+      await redis.run();
+      await Promise.all([one.shared(2), two.shared(2)]);
+      await bert.next("joined", ({ peer }) => peer.id === carl.id);
+      const byes = () => [twin, double].filter(({ seen }) => seen.some(({ type }) => type === "bye"));
+      await until("one of them is sent away", () => byes().length > 0, patienceMs);
+      const [loser] = byes();
+      using back = new Client(loser === twin ? one.port : two.port);
+      back.send({ ...registration("twin"), instance: (loser === twin ? "1" : "2").repeat(16) });
+      expect(await back.next("refused")).toMatchObject({ code: "name-taken", name: "twin-2" });
+      // Whom nobody has told of is found when the grace is over, and whoever had left would have left by then.
+      await redis.command("SET", "punch:live:other", "1");
+      const silent = `other mr ${JSON.stringify(occupant(77).peer)}`;
+      await redis.command("HSET", "punch:{lobby}:who", "77", silent);
+      await Promise.all([anna, bert].map((client) => client.next("joined", ({ peer }) => peer.id === 77)));
+      const left = [anna, bert].flatMap(({ seen }) => seen.filter((message) => message.type === "left"));
+      expect(left.every(({ id }) => id === loser!.id)).toBe(true);
+      expect([byes().length, one.count("warning"), two.count("warning")]).toEqual([1, 1, 1]);
+      anna.send({ type: "connect", peer: bert.id });
+      await bert.next("punch");
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "a Redis that answers nothing holds up nobody for more than a second, and no known room at all",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = introduce(redis.url);
+      await using two = introduce(redis.url);
+      await Promise.all([one.shared(), two.shared()]);
+      using anna = await enter(one.port, "anna");
+      using bert = await enter(two.port, "bert");
+      await anna.next("joined");
+      redis.signal("SIGSTOP");
+      using carl = await enter(one.port, "carl");
+      using dora = await enter(one.port, "dora", "elsewhere");
+      expect([dora.others, one.count("warning")]).toEqual([[], 0]); // long before anybody has noticed
+      anna.send({ type: "connect", peer: bert.id });
+      await until("it is noticed", () => one.count("warning") + two.count("warning") === 2, patienceMs);
+      using emil = await enter(one.port, "emil", "elsewhere");
+      expect(emil.others).toEqual(["dora"]);
+      redis.signal("SIGCONT");
+      await Promise.all([one.shared(2), two.shared(2)]);
+      await bert.next("joined", ({ peer }) => peer.id === carl.id);
+      using fred = await enter(two.port, "fred", "elsewhere");
+      expect(fred.others.toSorted()).toEqual(["dora", "emil"]);
+      expect(lefts(anna) + lefts(bert)).toBe(0);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "4,000 changes at once by four, whose subscriptions are killed meanwhile: all see the same in the end",
+    async () => {
+      await using redis = await RedisServer.start();
+      const all = Array.from({ length: 4 }, () => share(redis.url));
+      await Promise.all(all.map((one) => one.isShared()));
+      const names = ["red", "blue", "lobby"];
+      for (const { rooms } of all) await Promise.all(names.map((room) => rooms.open(room)));
+      const own = all.map(() => new Map<number, Occupant>());
+      for (let change = 0; change < 4_000; change++) {
+        const at = change % all.length;
+        const { rooms } = all[at]!;
+        const mine = own[at]!;
+        const some = [...mine.values()][Math.floor(Math.random() * mine.size)];
+        if (some && Math.random() < 0.45) {
+          mine.delete(some.peer.id);
+          rooms.remove(some);
+        } else {
+          const one = occupant(rooms.nextId(), names[change % names.length]);
+          mine.set(one.peer.id, one);
+          rooms.put(one);
+        }
+        if (change % 1_500 === 700) await redis.command("CLIENT", "KILL", "TYPE", "pubsub");
+        if (change % 50 === 0) await Bun.sleep(1);
+      }
+      const expected = (at: number) =>
+        own.flatMap((mine, other) => (other === at ? [] : [...mine.keys()])).sort();
+      const isRight = () =>
+        all.every(({ guests }, at) => Bun.deepEquals([...guests.keys()].sort(), expected(at)));
+      await until("all see the same", isRight, 1.5 * patienceMs);
+      expect(all.map(({ mistakes, displaced }) => [mistakes, displaced])).toEqual(all.map(() => [[], []]));
+      const stored = await Promise.all(names.map((room) => redis.command("HLEN", `punch:{${room}}:who`)));
+      expect(stored.reduce<number>((sum, count) => sum + Number(count), 0)).toBe(
+        own.reduce((sum, { size }) => sum + size, 0),
+      );
+      for (const one of all) await one[Symbol.asyncDispose]();
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "nobody gets an id that somebody has, though Redis has forgotten which were given",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = share(redis.url);
+      await using two = share(redis.url);
+      await Promise.all([one.isShared(), two.isShared()]);
+      const ids = [one, two].flatMap(({ rooms }) => Array.from({ length: 300 }, () => rooms.nextId()));
+      await redis.kill();
+      await until(
+        "both have noticed",
+        () => [one, two].every(({ told }) => told.at(-1) === false),
+        patienceMs,
+      );
+      await redis.run();
+      await Promise.all([one.isShared(), two.isShared()]);
+      await using late = share(redis.url);
+      await late.isShared();
+      for (const { rooms } of [late, one, two]) {
+        for (let n = 0; n < 3_000; n++) {
+          ids.push(rooms.nextId());
+          if (n % 100 === 0) await Bun.sleep(1); // as long as the next ones take to come
+        }
+      }
+      expect(new Set(ids).size).toBe(ids.length);
+      expect(ids.every((id) => Number.isSafeInteger(id) && id > 0)).toBe(true);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "an introducer that was taken for dead is put back by itself",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = share(redis.url);
+      await using two = share(redis.url);
+      await Promise.all([one.isShared(), two.isShared()]);
+      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      two.rooms.put(occupant(two.rooms.nextId()));
+      one.rooms.put(occupant(one.rooms.nextId()));
+      await until("they are known", () => one.guests.size + two.guests.size === 2);
+      const keys = (await redis.command("KEYS", "punch:live:*")) as string[];
+      await redis.command("DEL", ...keys);
+      await redis.command("DEL", "punch:{lobby}:who", "punch:{lobby}:names", "punch:{lobby}:seq");
+      const count = async () => Number(await redis.command("HLEN", "punch:{lobby}:who"));
+      for (let stored = 0; stored < 2; stored = await count()) await Bun.sleep(20);
+      await until("they are known again", () => one.guests.size + two.guests.size === 2, patienceMs);
+      expect([one.displaced, two.displaced]).toEqual([[], []]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "a change of which nothing was heard is found out",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = share(redis.url);
+      await one.isShared();
+      await one.rooms.open("lobby");
+      one.rooms.put(occupant(one.rooms.nextId()));
+      for (let stored = 0; stored < 1; stored = Number(await redis.command("EXISTS", "punch:{lobby}:seq")))
+        await Bun.sleep(5);
+      await redis.command("SET", "punch:live:other", "1");
+      await redis.command("HSET", "punch:{lobby}:who", "77", `other mr ${JSON.stringify(occupant(77).peer)}`);
+      await redis.command("INCR", "punch:{lobby}:seq");
+      await until("it is known", () => one.guests.has(77), patienceMs);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "what is none of an introducer's in Redis harms nobody",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = introduce(redis.url);
+      await using two = introduce(redis.url);
+      await Promise.all([one.shared(), two.shared()]);
+      using anna = await enter(one.port, "anna");
+      const { peer } = occupant(7);
+      const bad = [
+        "",
+        "x",
+        "I m",
+        "I mr {",
+        "I mr null",
+        'I mr {"id":7}',
+        `I mr ${JSON.stringify({ ...peer, name: "a b" })}`,
+      ];
+      for (const [at, value] of bad.entries())
+        await redis.command("HSET", "punch:{lobby}:who", String(70 + at), value);
+      const inboxes = (await redis.command("PUBSUB", "CHANNELS", "punch:in:*")) as string[];
+      const letters = [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"is":"order","from":1,"to":1}',
+        `{"is":"report","from":1,"to":${anna.id},"message":{"type":"linked"}}`,
+      ];
+      const orders = [1e9, anna.id].map((to) => ({
+        is: "order",
+        from: 1,
+        to,
+        introduction: 1,
+        lastsMs: 1e9,
+        message: { type: "bye", reason: "" },
+      }));
+      for (const inbox of inboxes)
+        for (const letter of [...letters, ...orders.map((order) => JSON.stringify(order))])
+          await redis.command("PUBLISH", inbox, letter);
+      for (const change of ["", "x", "1 + 2", "99999999999999999 + 1 x", "NaN - 1"])
+        await redis.command("PUBLISH", "punch:{lobby}", change);
+      using bert = await enter(two.port, "bert");
+      expect(bert.others).toEqual(["anna"]);
+      await anna.next("joined", (message) => message.peer.id === bert.id);
+      await Promise.all([anna.settled(), bert.settled()]);
+      expect(anna.types().filter((type) => type === "bye")).toEqual([]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "participants at different ones link; the link lives through the death of both and of Redis, and all meet again",
+    async () => {
+      await using redis = await RedisServer.start();
+      const houses = [introduce(redis.url), introduce(redis.url)] as const;
+      const [here, there] = houses.map(({ port }) => port) as [number, number];
+      await using alice = new Driven(here, "alice", "--room", "some words");
+      await using bob = new Driven(there, "bob", "--room", "some words");
+      await met(alice, bob);
+      await link(alice, bob);
+      await Promise.all([...houses.map(({ introducer }) => introducer.stop()), redis.kill()]);
+      await Promise.all([alice.next("introducer"), bob.next("introducer")]);
+      alice.type("say bob alone now");
+      expect(await bob.next("said")).toMatchObject({ text: "alone now" });
+      await redis.run();
+      await using one = introduce(redis.url, here);
+      await using two = introduce(redis.url, there);
+      const linked = () =>
+        [one, two].flatMap(({ introducer }) => introducer.participants.map((who) => who.linked));
+      const isWhole = () => linked().length === 2 && linked().every(({ length }) => length === 1);
+      await until("both are back, and listed as linked", isWhole, patienceMs);
+      expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
+      alice.type("disconnect bob");
+      await bob.next("unlinked");
+      bob.type("connect alice");
+      await Promise.all([alice.next("linked"), bob.next("linked")]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "no Redis there: one warning, and a room is what is here",
+    async () => {
+      let tries = 0;
+      const open = (socket: Bun.Socket) => void (tries++, socket.terminate());
+      const gone = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+      await using house = introduce(`redis://127.0.0.1:${gone.port}`);
+      using anna = await enter(house.port, "anna");
+      using bert = await enter(house.port, "bert");
+      expect(bert.others).toEqual(["anna"]);
+      expect(anna.id).not.toBe(bert.id);
+      await until("it has tried again and again", () => tries >= 8);
+      expect([house.count("warning"), house.count("shared")]).toEqual([1, 0]);
+      gone.stop(true);
+    },
+    timeoutMs,
+  );
+});

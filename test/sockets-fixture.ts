@@ -1,0 +1,54 @@
+/** Real clients and real targets on loopback, for whatever carries connections. */
+import { createServer, connect, type AddressInfo, type Server, type Socket } from "node:net";
+
+export const sha256 = (bytes: Uint8Array) => Bun.SHA256.hash(bytes, "hex");
+
+/** A target that does `serve` with each connection. */
+export async function target(
+  serve: (socket: Socket) => void,
+): Promise<AsyncDisposable & { port: number; open: Set<Socket> }> {
+  const open = new Set<Socket>();
+  const server: Server = createServer({ allowHalfOpen: true }, (socket) => {
+    open.add(socket);
+    socket.on("error", () => {});
+    socket.on("close", () => open.delete(socket));
+    serve(socket);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    open,
+    port: (server.address() as AddressInfo).port,
+    async [Symbol.asyncDispose]() {
+      for (const socket of open) socket.destroy();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
+
+/** All that comes until the other side ends, and how it ended. */
+export function readAll(socket: Socket): Promise<{ bytes: Buffer; error?: string }> {
+  const chunks: Buffer[] = [];
+  return new Promise((resolve) => {
+    let error: string | undefined;
+    socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+    socket.on("error", (problem: NodeJS.ErrnoException) => (error = problem.code));
+    const over = () => resolve({ bytes: Buffer.concat(chunks), ...(error && { error }) });
+    socket.on("end", over);
+    socket.on("close", over);
+  });
+}
+
+export const client = (port: number): Socket => connect({ host: "127.0.0.1", port, allowHalfOpen: true });
+
+/** A port that nobody listens on, below those that the kernel gives to connections (ip_local_port_range). */
+export function freePort(): number {
+  for (;;) {
+    const port = 12_000 + Math.floor(Math.random() * 20_000);
+    try {
+      Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop();
+      return port;
+    } catch {
+      // taken
+    }
+  }
+}

@@ -1,0 +1,465 @@
+/** Files between real programs on loopback: by option, by command, on a terminal, killed, and from a hostile peer. */
+import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import * as fs from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { makeIdentity } from "../native/link/identity.ts";
+import { encodeChunk, encodeMessage } from "../native/link/message.ts";
+import { Participant, type Link, type Stream } from "../participant.ts";
+import { Driven, homeOf, met, outcome, program, startIntroducer } from "./driven-fixture.ts";
+import { randomBytes, randomFrom } from "./link/memory-fixture.ts";
+import { until } from "./native-fixture.ts";
+import { Pty } from "./pty-fixture.ts";
+import { sha256 } from "./sockets-fixture.ts";
+
+const words = "of the tests of files";
+const room = ["--room", words];
+/** Several programs on a busy machine. */
+const patienceMs = 20_000;
+
+const place = fs.mkdtempSync(join(tmpdir(), "uses-files-"));
+afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
+let count = 0;
+let source: string;
+let target: string;
+beforeEach(() => {
+  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
+  for (const folder of [source, target]) fs.mkdirSync(folder);
+});
+
+function write(path: string, content: string | Uint8Array): string {
+  const full = join(source, path);
+  fs.mkdirSync(join(full, ".."), { recursive: true });
+  fs.writeFileSync(full, content);
+  return full;
+}
+
+/** Relative paths of all files in a folder. */
+const filesIn = (folder: string): string[] =>
+  fs
+    .readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => !entry.isDirectory())
+    .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1))
+    .sort();
+
+const read = (path: string): string => fs.readFileSync(join(target, path), "utf8");
+
+describe("by option", () => {
+  test(
+    "--send and --accept: a folder and a file arrive, and the sender ends with 0",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      const [folder, photo] = [
+        join(source, "tree"),
+        write("photo.jpg", randomBytes(randomFrom(1), 3_000_000)),
+      ];
+      write("tree/a/1", "one");
+      write("tree/b", "two");
+      const send = ["--connect", "bob", "--send", folder, "--send", photo];
+      await using alice = new Driven(house.port, "alice", ...room, ...send);
+      const about = { name: "alice", direction: "receiving", what: "tree and 1 more" };
+      expect(await bob.next("transferring")).toMatchObject({ ...about, bytes: 3_000_006 });
+      expect(await bob.next("transferred")).toMatchObject({
+        ...about,
+        ...{ files: 3, failed: 0, failures: [], bytes: 3_000_006, elapsedMs: expect.any(Number) },
+      });
+      expect(await alice.exited()).toBe(0);
+      expect(await alice.next("transferred")).toMatchObject({ name: "bob", direction: "sending", files: 3 });
+      expect(filesIn(target)).toEqual(["photo.jpg", "tree/a/1", "tree/b"]);
+      expect(sha256(fs.readFileSync(join(target, "photo.jpg")))).toBe(sha256(fs.readFileSync(photo)));
+      expect([read("tree/a/1"), read("tree/b")]).toEqual(["one", "two"]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "what is there already keeps its name, and what is the same is not there twice",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      const photo = write("photo.jpg", "mine");
+      fs.writeFileSync(join(target, "photo.jpg"), "another's");
+      const send = [
+        `127.0.0.1:${house.port}`,
+        "--name",
+        "alice",
+        ...room,
+        "--connect",
+        "bob",
+        "--send",
+        photo,
+      ];
+      for (let again = 0; again < 2; again++) {
+        const { code, stderr } = await outcome(send, { XDG_STATE_HOME: homeOf("alice") });
+        expect([code, stderr]).toEqual([0, expect.stringContaining("sent photo.jpg: 1 file")]);
+        expect(filesIn(target)).toEqual(["photo (2).jpg", "photo.jpg"]);
+      }
+      expect([read("photo.jpg"), read("photo (2).jpg")]).toEqual(["another's", "mine"]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "a file that fails is told on both sides, and makes the exit code 1",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      const [good, bad] = [write("good", "x"), write("con.txt", "x")]; // a device to Windows
+      const send = ["--connect", "bob", "--send", good, "--send", bad];
+      await using alice = new Driven(house.port, "alice", ...room, ...send);
+      expect(await alice.exited()).toBe(1);
+      const failures = [{ path: "con.txt", reason: "its name is that of a device" }];
+      for (const one of [alice, bob])
+        expect(await one.next("transferred")).toMatchObject({ files: 1, failed: 1, failures });
+      expect(filesIn(target)).toEqual(["good"]);
+      expect(alice.count("error")).toBe(0);
+    },
+    patienceMs,
+  );
+
+  test(
+    "without --accept and without anybody to ask it is refused",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room);
+      await bob.registered;
+      const send = ["--connect", "bob", "--send", write("x", "x")];
+      await using alice = new Driven(house.port, "alice", ...room, ...send);
+      expect((await alice.next("transfer-failed")).reason).toContain(
+        "nobody is there to accept it (--accept DIR)",
+      );
+      expect(await alice.exited()).toBe(1);
+    },
+    patienceMs,
+  );
+
+  test.each([
+    [["--send", "x"], 2, "--send needs one --connect PEER"],
+    [["--send", "x", "--connect", "a", "--connect", "b"], 2, "--send needs one --connect PEER"],
+  ])("%j is wrong usage", async (options, code, message) => {
+    expect(await outcome(["127.0.0.1:1", ...options])).toMatchObject({
+      code,
+      stderr: expect.stringContaining(message),
+    });
+  });
+});
+
+describe("by command", () => {
+  test(
+    "send, accept and refuse, as lines on standard input",
+    async () => {
+      await using house = startIntroducer();
+      await using alice = new Driven(house.port, "alice", ...room);
+      await using bob = new Driven(house.port, "bob", ...room, "--stay");
+      await met(alice, bob);
+      const path = write("photo.jpg", "a photo");
+      alice.type("connect bob", `send bob ${path}`);
+      const first = await bob.next("offered");
+      expect(first).toMatchObject({ name: "alice", what: "photo.jpg", files: 1, bytes: 7 });
+      bob.type(`refuse ${first.offer}`);
+      expect((await alice.next("transfer-failed")).reason).toContain("it was refused");
+      alice.type(`send bob ${path}`);
+      const second = await bob.next("offered");
+      bob.type(`accept ${second.offer}`, `accept ${second.offer}`);
+      expect((await bob.next("error")).message).toBe(`there is no offer ${second.offer}`);
+      await Promise.all([alice, bob].map((one) => one.next("transferred")));
+      expect(fs.readFileSync(join(homeOf("bob"), "photo.jpg"), "utf8")).toBe("a photo");
+      alice.type("send bob", "send bob /not/there", "send nobody /etc/hostname");
+      for (const reason of ["send", "it is not there", "nobody here is called nobody"])
+        expect((await alice.next("error")).message).toContain(reason);
+    },
+    patienceMs,
+  );
+
+  test(
+    "an offer that is taken back can be accepted no more",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--stay");
+      await bob.registered;
+      await using mallory = await Hostile.meets(house.port, "bob");
+      const taken = mallory.offer("x", 1, 1);
+      const { offer } = await bob.next("offered");
+      taken.reset("I have changed my mind");
+      await mallory.link.ping(); // by then the reset has arrived
+      bob.type(`accept ${offer}`);
+      expect((await bob.next("error")).message).toBe(`there is no offer ${offer}`);
+    },
+    patienceMs,
+  );
+});
+
+describe("on a terminal", () => {
+  /** In a folder of its own, so that `accept` puts files there. */
+  function atTerminal(port: number, name: string, ...options: string[]): Pty {
+    const command = [process.execPath, program, `127.0.0.1:${port}`, "--name", name, ...room, ...options];
+    return new Pty(["sh", "-c", 'cd "$0" && exec "$@"', target, ...command], {
+      XDG_STATE_HOME: homeOf(name),
+    });
+  }
+
+  test(
+    "an offer is asked about, and answered by its number",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = atTerminal(house.port, "bob");
+      await bob.shows("our mapping: ");
+      await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob", "--stay");
+      await alice.next("linked");
+      alice.type(`send bob ${write("photo.jpg", Buffer.alloc(3_100_000))}`);
+      await bob.shows("alice offers photo.jpg, 3.1 MB: accept 1 | refuse 1");
+      await bob.answers("refuse 1\r", "> ");
+      expect((await alice.next("transfer-failed")).reason).toContain("it was refused");
+      alice.type(`send bob ${join(source, "photo.jpg")}`);
+      await bob.shows("alice offers photo.jpg, 3.1 MB: accept 2 | refuse 2");
+      await bob.answers("accept 2\r", /received photo.jpg: 1 file, 3.1 MB in .*, SHA-256 compared/);
+      await alice.next("transferred");
+      expect(filesIn(target)).toEqual(["photo.jpg"]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "the line of progress stays above the prompt, and does not tear what is being typed",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = atTerminal(house.port, "bob", "--accept", target);
+      await bob.shows("our mapping: ");
+      await using mallory = await Hostile.meets(house.port, "bob");
+      const stream = mallory.offer("slow", 1, 1000);
+      stream.write(encodeMessage({ type: "file", path: "slow", bytes: 1000, mode: 0o644, modifiedMs: 0 }));
+      stream.write(encodeMessage({ type: "from", bytes: 0 }));
+      await bob.shows("receiving slow, 1.0 kB, from mallory");
+      const typed = "say nobody a line that is long enough to be torn";
+      bob.type(typed);
+      const half = Buffer.alloc(500, "x");
+      stream.write(Buffer.concat([encodeChunk(500), half]));
+      const line = String.raw`slow from mallory: 50 % of 1\.0 kB, [\d.]+ k?B/s, \d+s left`;
+      // Drawn twice: each time it goes up to where the last one was, and draws the prompt below with what is typed.
+      const drawn = `\\r?\\n\\x1b\\[1G\\x1b\\[0J> ${typed}\\x1b\\[\\d+G`;
+      await bob.shows(new RegExp(`${line}${drawn}[^]*\\x1b\\[1A\\x1b\\[1G\\x1b\\[0J${line}${drawn}`));
+      stream.write(Buffer.concat([encodeChunk(500), half]));
+      stream.end(encodeMessage({ type: "end", sha256: sha256(Buffer.alloc(1000, "x")) }));
+      await bob.shows("received slow: 1 file");
+      // No line of progress is left, and what was typed is still there.
+      await bob.shows(
+        new RegExp(`SHA-256 compared[^]*\\x1b\\[1A\\x1b\\[1G\\x1b\\[0J[^%]*> ${typed}\\x1b\\[\\d+G$`),
+      );
+      await bob.answers("\r", "nobody here is called nobody");
+    },
+    patienceMs,
+  );
+});
+
+describe("a transfer that was killed goes on behind what is there", () => {
+  const size = 96 * 1024 * 1024;
+
+  /** Kills one of the two once a part is there, starts it again, and returns what was sent the second time. */
+  async function killed(victim: "alice" | "bob"): Promise<void> {
+    await using house = startIntroducer();
+    const block = randomBytes(randomFrom(9), 1024 * 1024);
+    const path = write("big", Buffer.concat(Array<Buffer>(size / block.length).fill(block)));
+    const send = ["--connect", "bob", "--send", path, "--stay"];
+    const sending = () => new Driven(house.port, "alice", ...room, ...send);
+    const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
+    const all = { alice: sending(), bob: receiving() };
+    try {
+      const part = () => filesIn(target).find((name) => name.endsWith(".part"));
+      const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
+      await until("a part is there", () => there() > 8 * 1024 * 1024);
+      all[victim].signal("SIGKILL");
+      await all[victim].exited();
+      expect(filesIn(target)).toEqual([part()!]); // nothing half-written has its name
+      if (victim === "bob") {
+        await all.alice[Symbol.asyncDispose]();
+        all.bob = receiving();
+      }
+      all.alice = sending();
+      const before = there();
+      await all.alice.next("transferred", ({ files }) => files === 1);
+      await all.bob.next("transferred");
+      all.alice.type("list");
+      const { peers } = await all.alice.next("peers", (event) =>
+        event.peers.some(({ bytesOut }) => !!bytesOut),
+      );
+      const sent = peers.find(({ name }) => name === "bob")!.bytesOut!;
+      expect(before).toBeGreaterThan(8 * 1024 * 1024);
+      expect(sent).toBeLessThan(size - before + 2 * 1024 * 1024);
+      expect(filesIn(target)).toEqual(["big"]);
+      const [is, was] = [join(target, "big"), path].map((one) => sha256(fs.readFileSync(one)));
+      expect(is).toBe(was!);
+    } finally {
+      await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
+    }
+  }
+
+  test("its sender", () => killed("alice"), 2 * patienceMs);
+  test("its receiver", () => killed("bob"), 2 * patienceMs);
+});
+
+describe("a hostile sender", () => {
+  test(
+    "gets nothing outside of the folder, and no name that misleads",
+    async () => {
+      await using house = startIntroducer();
+      fs.symlinkSync(source, join(target, "out"));
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      await using mallory = await Hostile.meets(house.port, "bob");
+      const names = [
+        ...[
+          "../escaped",
+          "a/../../escaped",
+          "/etc/escaped",
+          "out/escaped",
+          "",
+          ".",
+          "..",
+          "a//b",
+          "a/",
+          "./a",
+        ],
+        ...[
+          "C:\\escaped",
+          "..\\escaped",
+          "c:x",
+          "nul",
+          "aux.txt",
+          "COM1",
+          "a\u0000b",
+          "line\nbreak",
+          "tab\t",
+        ],
+        ...["\u202egpj.exe", "\u001b[2J", "trailing.", "blank ", "x".repeat(256), "y/".repeat(80) + "y"],
+        ...[`.${"a".repeat(24)}.part`],
+      ];
+      const stream = mallory.offer("many", names.length + 1, names.length + 1);
+      for (const path of [...names, "honest"]) {
+        stream.write(encodeMessage({ type: "file", path, bytes: 1, mode: 0o777, modifiedMs: 0 }));
+      }
+      await mallory.hears((said) => said.includes('"have"')); // of the only one that may come
+      stream.write(encodeMessage({ type: "from", bytes: 0 }));
+      stream.write(Buffer.concat([encodeChunk(1), Buffer.from("x")]));
+      stream.end(encodeMessage({ type: "end", sha256: sha256(Buffer.from("x")) }));
+      const { files, failed, failures } = await bob.next("transferred");
+      expect([files, failed]).toEqual([1, names.length]);
+      expect(failures.map(({ path }) => path)).toEqual(names);
+      expect(mallory.said.match(/"refused"/g)).toHaveLength(names.length);
+      expect([filesIn(target).sort(), filesIn(source)]).toEqual([["honest", "out"], []]);
+    },
+    patienceMs,
+  );
+
+  test.each<[string, (mallory: Hostile) => void]>([
+    [
+      "offers what is no number",
+      ({ link }) => link.open({ use: "files", name: "x", files: "many", bytes: 1 }),
+    ],
+    ["offers a negative size", (mallory) => mallory.offer("x", 1, -1)],
+    ["offers more files than there can be", (mallory) => mallory.offer("x", 1e9, 1)],
+    ["sends more than it has announced", (mallory) => mallory.sends("x", 1, Buffer.alloc(100))],
+    [
+      "wants a file that takes its owner's rights",
+      (mallory) => {
+        const rights = { mode: 0o4755, modifiedMs: 0 };
+        mallory.offer("x", 1, 1).write(encodeMessage({ type: "file", path: "x", bytes: 1, ...rights }));
+      },
+    ],
+    ["sends no JSON", (mallory) => mallory.offer("x", 1, 1).write("hello\n")],
+    ["never ends its line", (mallory) => mallory.offer("x", 1, 1).write("x".repeat(40_000))],
+  ])(
+    "that %s is cut off, and harms nobody else",
+    async (_, attack) => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      await using mallory = await Hostile.meets(house.port, "bob");
+      attack(mallory);
+      mallory.sends("honest", 4, Buffer.from("here"));
+      await bob.next("transferred", ({ files }) => files === 1);
+      const whole = filesIn(target).filter((name) => !name.endsWith(".part"));
+      expect([whole, read("honest")]).toEqual([["honest"], "here"]);
+      expect(bob.count("unlinked")).toBe(0);
+    },
+    patienceMs,
+  );
+
+  test(
+    "that lies about the content leaves nothing behind",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      await using mallory = await Hostile.meets(house.port, "bob");
+      mallory.sends("lie", 4, Buffer.from("here"), "0".repeat(64));
+      const failures = [{ path: "lie", reason: "its SHA-256 differs" }];
+      expect(await bob.next("transferred")).toMatchObject({ files: 0, failed: 1, failures });
+      expect(filesIn(target)).toEqual([]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "that offers without end is refused before the list is full of it",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--stay");
+      await bob.registered;
+      await using mallory = await Hostile.meets(house.port, "bob");
+      for (let offer = 0; offer < 65; offer++) mallory.offer(`x${offer}`, 1, 1);
+      await mallory.hears((said) => said.includes("too many offers wait already"));
+      expect(bob.count("offered")).toBe(64);
+      bob.type("whoami");
+      await bob.next("whoami" as "echo");
+    },
+    patienceMs,
+  );
+});
+
+/** A peer who writes what no program of ours would, over a link like any other. */
+class Hostile implements AsyncDisposable {
+  /** All that came back, on any stream. */
+  said = "";
+  readonly link: Link;
+  readonly #participant: Participant;
+
+  static async meets(port: number, peer: string): Promise<Hostile> {
+    const identity = makeIdentity();
+    const mallory = new Participant({ host: "127.0.0.1", port, name: "mallory", room: words, identity });
+    await mallory.join();
+    await mallory.waitFor(peer);
+    return new Hostile(mallory, await mallory.connect(peer));
+  }
+
+  private constructor(participant: Participant, link: Link) {
+    this.#participant = participant;
+    this.link = link;
+  }
+
+  offer(name: string, files: number, bytes: number): Stream {
+    const stream = this.link.open({ use: "files", name, files, bytes });
+    stream.on("data", (piece: Buffer) => (this.said += piece));
+    stream.on("error", ({ message }) => (this.said += message));
+    return stream;
+  }
+
+  /** One file, said in one go. */
+  sends(path: string, bytes: number, content: Buffer, digest = sha256(content)): void {
+    const stream = this.offer(path, 1, bytes);
+    stream.write(encodeMessage({ type: "file", path, bytes, mode: 0o644, modifiedMs: 0 }));
+    stream.write(encodeMessage({ type: "from", bytes: 0 }));
+    stream.write(Buffer.concat([encodeChunk(content.length), content]));
+    stream.end(encodeMessage({ type: "end", sha256: digest }));
+  }
+
+  async hears(isIt: (said: string) => boolean): Promise<void> {
+    await until("it is answered", () => isIt(this.said));
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#participant.quit();
+  }
+}
