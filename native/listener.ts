@@ -5,7 +5,8 @@
  * Bun accepts for as long as anybody is waiting to be accepted, and serves no other socket and no timer meanwhile: 15,000
  * accepted and closed at once held up all others for a second. It stops accepting when the listening socket has been
  * closed. So once many have been turned away at one go, that is done, and the socket made anew: who waited in the old
- * one's queue gets a RST, and the others are served before the next come.
+ * one's queue gets a RST, and the others are served before the next come. Up to 512 wait there (Bun's backlog), and
+ * ending them takes the kernel some 50 ms: `sysctl net.core.somaxconn=64` makes that shorter.
  *
  * introducer.ts alone imports it. No FFI.
  */
