@@ -75,6 +75,7 @@ import {
   findByIdOrName,
   formatEndpoint,
   introducerPingMs,
+  isAhead,
   jsonLine,
   LineDecoder,
   maxLineBytes,
@@ -83,6 +84,8 @@ import {
   mayOffer,
   numberedName,
   planRounds,
+  predictedPorts,
+  predictPort,
   printable,
   protocolVersion,
   publicInstance,
@@ -232,6 +235,8 @@ const updateDelayMs = 50;
 const firstPings = 3;
 /** How long the addresses of this host count as unchanged. */
 const interfacesMs = 10_000;
+/** More than the one line of a probe. */
+const maxProbeBytes = 256;
 /** How long a pair that is not being introduced is remembered for its budgets. */
 const forgetPairMs = 90_000;
 
@@ -340,6 +345,13 @@ interface Link {
 
 type Connection = Socket<Session | undefined>;
 
+/** A connection to a probe port. */
+interface Probe {
+  observed: Endpoint;
+  subscriber: string;
+  hasSpoken: boolean;
+}
+
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
 class Session {
   readonly socket: Connection;
@@ -368,12 +380,15 @@ class Session {
   links: Map<string, Link> | undefined = undefined;
   /** Whether its `mapping` has come. */
   hasMeasured = false;
+  /** Where its NAT, which counts, stood when last measured. */
+  position: Prediction | undefined = undefined;
   takesRelay = true;
   /** When it is no control connection but one end of a relayed link. */
   relayed: RelayEnd<Session> | undefined = undefined;
   isConnectedBack = false;
-  /** What `verify` has to repeat. */
+  /** What `verify` has to repeat, and `probe`. */
   verifyToken: string | undefined = undefined;
+  probeToken: string | undefined = undefined;
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
@@ -407,6 +422,8 @@ interface Side {
   report: "linked" | "failed" | undefined;
   isMeasuring: boolean;
   prediction: Prediction | undefined;
+  /** What came while it was punching by an older prediction. */
+  newer: Prediction | undefined;
 }
 
 /** How far an introduction is. Only what has been announced by a `punch` can be reported on. */
@@ -434,6 +451,8 @@ interface Introduction {
   relay: "unwanted" | "wanted" | "due" | "offered";
   relayToken: string;
   hasPunched: boolean;
+  /** Whether the round under way goes by predictions that are being measured anew. */
+  isByOlder: boolean;
   /** Whether a birthday has been taken from the budgets, and whether one has been punched. */
   isCounted: boolean;
   hasBirthday: boolean;
@@ -663,6 +682,16 @@ function foreign(number: number, expiresAt: number): Foreign {
 /** Whether an introduction is under way that the other side's introducer runs. */
 function isOrdered({ foreign: known }: Pair, now: number): boolean {
   return known !== undefined && !known.isReported && now < known.expiresAt;
+}
+
+/** Whether it is at a participant's own address: nobody is sent to another one. */
+function isAt(endpoint: Endpoint, { observed }: Party): boolean {
+  return splitEndpoint(endpoint).address === splitEndpoint(observed).address;
+}
+
+/** Where its NAT stood when last measured: of a guest its own introducer alone knows. */
+function positionOf(member: Party): Prediction | undefined {
+  return isGuest(member) ? undefined : member.position;
 }
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
@@ -1008,20 +1037,53 @@ class Introductions {
     }
   }
 
+  /** Where a member's NAT stands now. */
+  probed(member: Member, peer: number, prediction: Prediction): void {
+    const introduction = this.#of.get(member.peer.id)?.get(peer)?.introduction;
+    if (introduction?.plan[introduction.round] === "predicted")
+      this.#measured(introduction, member, prediction);
+  }
+
   measured(member: Party, message: MessageOf<"measured">): void {
     const { token, prediction } = message;
     const ordered = this.#foreign.get(token)?.members;
     const guest = ordered?.includes(member) ? ordered.find((one) => one !== member) : undefined;
     if (guest && isGuest(guest) && !isGuest(member)) return this.#report(member, guest, message);
     const introduction = this.#byToken.get(token);
-    const side = introduction?.sides.find((one) => one.member === member);
-    if (!introduction || !side?.isMeasuring) return; // late: the round has begun without it
-    // Nobody is sent to an address that is not the participant's own.
-    const isOwn =
-      prediction && splitEndpoint(prediction.endpoint).address === splitEndpoint(member.observed).address;
-    if (isOwn) side.prediction = prediction;
+    if (introduction) this.#measured(introduction, member, prediction);
+  }
+
+  #measured(introduction: Introduction, member: Party, prediction: Prediction | undefined): void {
+    const { sides, plan, round, isByOlder } = introduction;
+    const side = sides.find((one) => one.member === member);
+    if (!side?.isMeasuring) return; // late: the round has begun without it
+    if (prediction && isAt(prediction.endpoint, member)) {
+      if (plan[round] === "predicted" && !isGuest(member)) member.position = prediction;
+      if (isByOlder) side.newer = prediction;
+      else side.prediction = prediction;
+    }
     side.isMeasuring = false;
-    if (!introduction.sides.some(({ isMeasuring }) => isMeasuring)) this.#punch(introduction);
+    if (sides.some(({ isMeasuring }) => isMeasuring)) return;
+    if (!isByOlder) this.#punch(introduction);
+    else if (sides.some((one) => one.newer && !isAhead(one.prediction!, one.newer)))
+      this.#punchAnew(introduction);
+  }
+
+  /** What the round aims at has passed by already. */
+  #punchAnew(introduction: Introduction): void {
+    const { sides } = introduction;
+    this.#newToken(introduction);
+    // Where both count, each has used up as many ports as it has tried since it was measured.
+    const used = sides.every(({ newer }) => newer) ? predictedPorts : 0;
+    for (const side of sides) {
+      const { newer } = side;
+      side.report = side.newer = undefined;
+      if (!newer) continue;
+      const { address } = splitEndpoint(newer.endpoint);
+      side.prediction = { ...newer, endpoint: formatEndpoint(address, predictPort(newer, used)) };
+    }
+    introduction.isByOlder = false;
+    this.#punch(introduction);
   }
 
   linked(member: Party, message: MessageOf<"linked">): void {
@@ -1258,6 +1320,7 @@ class Introductions {
       report: undefined,
       isMeasuring: false,
       prediction: undefined,
+      newer: undefined,
     });
     return {
       pair,
@@ -1268,6 +1331,7 @@ class Introductions {
       plan: [],
       round: 0,
       hasPunched: false,
+      isByOlder: false,
       isCounted: false,
       hasBirthday: false,
       relay: "unwanted",
@@ -1393,23 +1457,33 @@ class Introductions {
   /** Begins the round that the plan has next: measures first where ports are to be predicted. */
   #startRound(introduction: Introduction): void {
     const { sides, plan, round } = introduction;
-    this.#byToken.delete(introduction.token);
-    introduction.token = newToken();
-    this.#byToken.set(introduction.token, introduction);
     const way = plan[round]!;
+    const { token } = this.#newToken(introduction);
     for (const side of sides) {
-      side.report = side.prediction = undefined;
+      side.report = side.prediction = side.newer = undefined;
       side.isMeasuring =
         way === "fresh" || (way === "predicted" && side.member.peer.mapping === "sequential");
     }
     const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
     if (measuring.length === 0) return this.#punch(introduction);
     introduction.phase = { is: "measuring", untilMs: performance.now() + this.#exchange.limits.measureMs };
-    const { token } = introduction;
     for (const { member } of measuring) {
       const other = member === sides[0].member ? sides[1] : sides[0];
       this.#show(introduction, member, other.member, { type: "measure", token, way });
     }
+    const isKnown = way === "predicted" && measuring.every(({ member }) => positionOf(member));
+    // If its NAT has not given many ports since, there is nothing to wait for.
+    introduction.isByOlder = isKnown && !introduction.hasPunched;
+    if (!introduction.isByOlder) return;
+    for (const side of measuring) side.prediction = positionOf(side.member);
+    this.#punch(introduction);
+  }
+
+  #newToken(introduction: Introduction): Introduction {
+    this.#byToken.delete(introduction.token);
+    introduction.token = newToken();
+    this.#byToken.set(introduction.token, introduction);
+    return introduction;
   }
 
   /** Tells both sides to punch, at the same moment. */
@@ -1423,7 +1497,7 @@ class Introductions {
     introduction.phase = { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast };
     introduction.hasPunched = true;
     introduction.hasBirthday ||= way === "birthday";
-    a.isMeasuring = b.isMeasuring = false;
+    if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false;
     const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
       const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
       const own = to.prediction;
@@ -1507,10 +1581,10 @@ export class Introducer {
   readonly limits: Limits;
   readonly #onEvent: (event: IntroducerEvent) => void;
   readonly #listener: Listener<Session | undefined>;
-  readonly #probeListeners: Listener<string | undefined>[];
+  readonly #probeListeners: Listener<Probe | undefined>[];
   readonly #alternate: string | undefined;
   readonly #probes: Shares;
-  readonly #probeSockets = new Set<Socket<string | undefined>>();
+  readonly #probeSockets = new Set<Socket<Probe | undefined>>();
   readonly #timer: Timer;
   readonly #tickMs: number;
   #tickedAt = performance.now();
@@ -1528,6 +1602,7 @@ export class Introducer {
   readonly #relays: Relays<Session> | undefined;
   readonly #keptNames: KeptNames;
   readonly #verifying = new Map<string, Member>();
+  readonly #probing = new Map<string, Member>();
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
@@ -1813,18 +1888,18 @@ export class Introducer {
     }
   }
 
-  // mapping probes (RFC 5780 §4.3): say what is seen, nothing else
+  // mapping probes (RFC 5780 §4.3): say what is seen, and hear whose they are
 
   #listenForProbes({
     host,
     port = defaultPort,
     probePorts,
     alternate,
-  }: IntroducerOptions): Listener<string | undefined>[] {
+  }: IntroducerOptions): Listener<Probe | undefined>[] {
     const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? this.host, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
-    const listeners: Listener<string | undefined>[] = [];
+    const listeners: Listener<Probe | undefined>[] = [];
     for (const probePort of ports) {
       try {
         for (const hostname of hosts) listeners.push(this.#listenForProbe(hostname, probePort));
@@ -1841,17 +1916,17 @@ export class Introducer {
     return listeners;
   }
 
-  #listenForProbe(hostname: string, port: number): Listener<string | undefined> {
+  #listenForProbe(hostname: string, port: number): Listener<Probe | undefined> {
     const { measureMs } = this.limits;
-    const listener: Listener<string | undefined> = new Listener<string | undefined>(
+    const listener: Listener<Probe | undefined> = new Listener<Probe | undefined>(
       {
         hostname,
         port,
         socket: {
           open: (socket) => {
             const observed = observedEndpoint(socket);
-            const own = observed && this.#takeProbe(splitEndpoint(observed).address);
-            if (own === undefined) {
+            const own = observed && this.#takeProbe(observed);
+            if (!own) {
               this.#metrics.turnedAway();
               socket.terminate();
               return listener.turnedAway();
@@ -1860,14 +1935,14 @@ export class Introducer {
             this.#probeSockets.add(socket);
             socket.setNoDelay(true);
             socket.timeout(Math.ceil(measureMs / 1000));
-            socket.write(encode({ type: "observed", endpoint: observed! }));
+            socket.write(encode({ type: "observed", endpoint: own.observed }));
           },
-          data: () => {},
+          data: ({ data }, chunk) => data && this.#probed(data, chunk),
           timeout: (socket) => socket.terminate(),
           close: (socket) => {
-            if (socket.data === undefined) return;
+            if (!socket.data) return;
             this.#probeSockets.delete(socket);
-            this.#probes.remove(socket.data);
+            this.#probes.remove(socket.data.subscriber);
           },
         },
       },
@@ -1876,12 +1951,29 @@ export class Introducer {
     return listener;
   }
 
-  /** Whose share a probe from that address is of; undefined when there is none left. */
-  #takeProbe(address: string): string | undefined {
-    const own = subscriber(address);
+  /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
+  #takeProbe(observed: Endpoint): Probe | undefined {
+    const own = subscriber(splitEndpoint(observed).address);
     if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
     this.#probes.add(own);
-    return own;
+    return { observed, subscriber: own, hasSpoken: false };
+  }
+
+  /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. */
+  #probed(probe: Probe, chunk: Uint8Array): void {
+    if (probe.hasSpoken || chunk.length > maxProbeBytes) return;
+    probe.hasSpoken = true;
+    try {
+      for (const line of new LineDecoder().push(chunk)) {
+        const message = parseToIntroducer(line);
+        const member = message.type === "probe" && this.#probing.get(message.token);
+        if (!member) return;
+        const { peer, step } = message;
+        return this.#introductions.probed(member, peer, { endpoint: probe.observed, step });
+      }
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+    }
   }
 
   /** What a SYN meets that comes unasked to the participant's own observed endpoint, and never anywhere else. */
@@ -2201,6 +2293,7 @@ export class Introducer {
     if (message.type === "register") return this.#enter(session, message);
     if (message.type === "verify") return this.#verify(session, message.token);
     if (message.type === "relay") return this.#relay(session, message.token);
+    if (message.type === "probe") throw new Refusal("bad-field", "probe belongs on a probe port");
     if (!session.peer) throw new Refusal("not-registered", "the first line must be a register", true);
     const member = session as Member;
     switch (message.type) {
@@ -2213,7 +2306,7 @@ export class Introducer {
       case "failed":
         return this.#introductions.failed(member, message);
       case "mapping":
-        return this.#mapped(member, message.mapping);
+        return this.#mapped(member, message);
       case "mapped":
         return this.#portMapped(member, message.endpoint);
       case "measured":
@@ -2332,7 +2425,14 @@ export class Introducer {
     const alternates = hasAlternate ? [formatEndpoint(this.#alternate!, probePorts[0]!)] : [];
     const verify = this.#verification(member);
     const own = { id, name, room, public: observed, private: candidates };
-    const offers = { ...(verify && { verify }), ...(this.#relays && { relay: this.#relays.rates }) };
+    const probeToken = probePorts.length > 0 ? newToken() : undefined;
+    member.probeToken = probeToken;
+    if (probeToken !== undefined) this.#probing.set(probeToken, member);
+    const offers = {
+      ...(probeToken !== undefined && { probeToken }),
+      ...(verify && { verify }),
+      ...(this.#relays && { relay: this.#relays.rates }),
+    };
     this.#send(member, { type: "registered", ...own, probePorts, alternates, ...offers });
     this.#ping(member, performance.now());
     this.#write(member, snapshot(others));
@@ -2396,19 +2496,18 @@ export class Introducer {
     bucket.tokens -= 1;
   }
 
-  #mapped(member: Member, mapping: Mapping): void {
+  #mapped(member: Member, { mapping, prediction }: MessageOf<"mapping">): void {
     member.hasMeasured = true;
+    member.position = prediction && isAt(prediction.endpoint, member) ? prediction : undefined;
     if (member.peer.mapping !== mapping) this.#change(member, { mapping });
     this.#elsewhere.put(member);
     this.#introductions.mapped(member);
     this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
   }
 
-  /** Nobody is sent to an address that is not the participant's own. */
   #portMapped(member: Member, endpoint: Endpoint | undefined): void {
-    const { address } = splitEndpoint(member.observed);
-    if (endpoint !== undefined && splitEndpoint(endpoint).address !== address)
-      throw new Refusal("bad-field", `endpoint must be at ${address}, where you are seen`);
+    if (endpoint !== undefined && !isAt(endpoint, member))
+      throw new Refusal("bad-field", "endpoint must be at the address where you are seen");
     if (member.peer.mapped === endpoint) return;
     this.#change(member, { mapped: endpoint ?? null });
     this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
@@ -2530,6 +2629,7 @@ export class Introducer {
     const { id, name, fingerprint } = session.peer;
     this.#keptNames.keep(session.room, name, fingerprint);
     if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
+    if (session.probeToken !== undefined) this.#probing.delete(session.probeToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);
     if (room?.size === 0) this.#rooms.delete(session.room);

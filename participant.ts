@@ -232,6 +232,7 @@ class Registration implements Ground {
   readonly probes: readonly Endpoint[];
   readonly alternates: readonly Endpoint[];
   readonly verify: Registered["verify"];
+  readonly probeToken: string | undefined;
   readonly introducer: Endpoint;
   readonly takesRelay: boolean;
   readonly port: PunchPort;
@@ -256,6 +257,7 @@ class Registration implements Ground {
     this.probes = message.probePorts.map((port) => formatEndpoint(address, port));
     this.alternates = message.alternates;
     this.verify = message.verify;
+    this.probeToken = message.probeToken;
     this.port = this.portFor(control.port);
   }
 
@@ -279,10 +281,11 @@ class Registration implements Ground {
     this.control.send(message);
   }
 
-  /** How our NAT maps, by probes from the shared port. */
-  async measure(probes: readonly Endpoint[]): Promise<MappingBehaviour> {
+  /** How our NAT maps, by probes from the shared port, and what the last of them was seen as. */
+  async measure(probes: readonly Endpoint[]): Promise<MappingBehaviour & { last: Endpoint }> {
     const control = { destination: this.control.remote, observed: this.public };
-    return classifyMapping(await sampleMapping(this.port.port, control, probes), this.port.port);
+    const samples = await sampleMapping(this.port.port, control, probes);
+    return { ...classifyMapping(samples, this.port.port), last: samples.at(-1)!.observed };
   }
 }
 
@@ -526,7 +529,7 @@ export class Participant {
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     }
     await registration.classified;
-    const behaviour = await registration.measure([...probes, ...alternates]);
+    const { last: _, ...behaviour } = await registration.measure([...probes, ...alternates]);
     const filtering = await port.listenDuring(() => this.#connectBack(registration));
     const isTranslated = !isUntranslated(registration);
     const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
@@ -951,7 +954,7 @@ export class Participant {
     this.#rehearsed ??= rehearse(this.#credentials, this.#identity.fingerprint);
     await this.#rehearsed;
     rehearseCandidates(registration);
-    const behaviour = await measuring;
+    const { last, ...behaviour } = await measuring;
     if (this.#registration !== registration) return;
     if (behaviour.mapping === "unknown") {
       const again = () =>
@@ -963,7 +966,8 @@ export class Participant {
     registration.behaviour = behaviour;
     if (isChanged) for (const peer of this.#peers.values()) peer.groundChanged(false);
     const { mapping, step } = behaviour;
-    registration.send({ type: "mapping", mapping });
+    const prediction = mapping === "sequential" ? { endpoint: last, step } : undefined;
+    registration.send({ type: "mapping", mapping, ...(prediction && { prediction }) });
     this.#emit({ event: "mapping", mapping, step });
   }
 

@@ -58,6 +58,8 @@ export const maxProbePorts = 4;
  * and our SYN, so this many connections of others are allowed for.
  */
 export const predictedPorts = 12;
+/** Of these, how many must still be left when a round goes by an older measurement. */
+const predictedMargin = 3;
 /** Sockets of either side of a birthday punch: 1 − (1 − 512/64512)^512 = 98 % to hit at least once. */
 export const birthdaySockets = 512;
 /** Ports a NAT with random allocation draws from (netfilter: 1024 to 65535). */
@@ -288,6 +290,17 @@ export interface Prediction {
   step: number;
 }
 
+/**
+ * Whether what a round aims at, by an older measurement, still lies before a NAT that stands at `now`: far enough, too,
+ * that others may take some ports before our SYN does.
+ */
+export function isAhead(aim: Prediction, now: Prediction): boolean {
+  const wanted = predictPort(aim, predictedPorts);
+  for (let count = 1 + predictedMargin; count <= predictedPorts; count++)
+    if (predictPort(now, count) === wanted) return true;
+  return false;
+}
+
 /** The port `count` mappings later, in the range that NATs draw from. */
 export function predictPort({ endpoint, step }: Prediction, count: number): number {
   const { first, last } = birthdayPorts;
@@ -401,6 +414,11 @@ export type ToIntroducer =
    */
   | { type: "relay"; token: string }
   /**
+   * The one line of a connection to a probe port, by which the introducer knows where the NAT of whom it gave the token
+   * in `registered` stands, and for which peer that is measured: half a round trip before `measured` could say it.
+   */
+  | { type: "probe"; token: string; peer: number; step: number }
+  /**
    * Sent by the side that wants a link, when the user says `connect`; with `relay: false` by one that looks for a direct
    * way to replace what it has.
    */
@@ -414,11 +432,11 @@ export type ToIntroducer =
    * is in our network.
    */
   | { type: "failed"; peer: number; token: string; reason: FailureReason }
-  /** Sent when a participant knows how its NAT maps. */
-  | { type: "mapping"; mapping: Mapping }
+  /** Sent when a participant knows how its NAT maps and, with sequential ports, where it stood. */
+  | { type: "mapping"; mapping: Mapping; prediction?: Prediction }
   /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
   | { type: "mapped"; endpoint?: Endpoint }
-  /** Answers `measure`; without `prediction` when measuring failed. */
+  /** Answers `measure`, where no `probe` has told it before; without `prediction` when measuring failed. */
   | { type: "measured"; token: string; prediction?: Prediction }
   /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
   | { type: "connect-back" }
@@ -440,6 +458,8 @@ export type ToParticipant =
       /** Where mapping probes go: ports of the introducer, and endpoints at a further address of it. */
       probePorts: number[];
       alternates: Endpoint[];
+      /** What `probe` repeats, where there are probe ports. */
+      probeToken?: string;
       /** Where the introducer can be reached in the other address family, and what `verify` repeats. */
       verify?: { endpoint: Endpoint; token: string };
       /** Where it relays: bytes a second, of one link in each direction and of all links. */
@@ -453,7 +473,10 @@ export type ToParticipant =
   | { type: "joined"; peer: Peer }
   | ({ type: "updated"; id: number } & PeerChange)
   | { type: "left"; id: number }
-  /** Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer `measured`. */
+  /**
+   * Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer
+   * `measured`. A `predicted` round may begin meanwhile, by what was measured last; another follows if that was wrong.
+   */
   | { type: "measure"; peer: Peer; token: string; way: Way }
   /** Sent to both sides of an introduction: start punching in `startInMs`. */
   | {
@@ -698,7 +721,8 @@ const peer = fieldsOf<Peer>({
   since: count,
 } as Parameters<typeof fieldsOf<Peer>>[0]);
 
-const prediction = fieldsOf<Prediction>({ endpoint, step: integer(-4096, 4096) });
+const step = integer(-4096, 4096);
+const prediction = fieldsOf<Prediction>({ endpoint, step });
 
 const reportedLink = fieldsOf<ReportedLink>({ peer: instance, route });
 
@@ -716,11 +740,12 @@ const toIntroducer: Table<ToIntroducer> = {
   } as Table<ToIntroducer>["register"],
   verify: { token },
   relay: { token },
+  probe: { token, peer: id, step },
   connect: { peer: id, relay: optional(exactly(false)) } as Table<ToIntroducer>["connect"],
   linked: { peer: id, token, route, local: endpoint, remote: endpoint },
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
   failed: { peer: id, token, reason },
-  mapping: { mapping },
+  mapping: { mapping, prediction: optional(prediction) } as Table<ToIntroducer>["mapping"],
   mapped: { endpoint: optional(endpoint) } as Table<ToIntroducer>["mapped"],
   measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
   "connect-back": {},
@@ -737,6 +762,7 @@ const toParticipant: Table<ToParticipant> = {
     private: endpoints,
     probePorts: listOf(port, maxProbePorts),
     alternates: listOf(endpoint, maxProbePorts),
+    probeToken: optional(token),
     verify: optional(fieldsOf<{ endpoint: Endpoint; token: string }>({ endpoint, token })),
     relay: optional(fieldsOf<RelayRates>({ rate: count, total: count })),
   } as Table<ToParticipant>["registered"],

@@ -26,6 +26,7 @@ import {
   protocolVersion,
   relayAfterMs,
   splitEndpoint,
+  type Endpoint,
   type Mapping,
   type Prediction,
   type RefusalCode,
@@ -101,6 +102,7 @@ test("register is answered by registered and the others; they learn of it by joi
     room: "lobby",
     probePorts,
     alternates: [],
+    probeToken: expect.stringMatching(/^[0-9a-f]{32}$/),
   });
   const rest = { fingerprint, mapping: "unknown", since: expect.any(Number) };
   const annaAsPeer = {
@@ -1319,6 +1321,116 @@ test("both sequential: the round starts when both have measured", async () => {
     { token, own: ofAnna, theirs: ofBert },
     { token, own: ofBert, theirs: ofAnna },
   ]);
+});
+
+/** Says on a connection to a probe port whose probe it is; resolves to what the introducer saw of it. */
+async function probe(scene: ReturnType<typeof introduce>, ...pieces: string[]): Promise<Endpoint> {
+  const { promise, resolve } = Promise.withResolvers<Endpoint>();
+  const seen = (chunk: Uint8Array) => {
+    const message = parseToParticipant(new TextDecoder().decode(chunk).trim());
+    if (message.type === "observed") resolve(message.endpoint);
+  };
+  const socket = await Bun.connect({
+    hostname: "127.0.0.1",
+    port: scene.introducer.probePorts[0]!,
+    socket: { data: (_, chunk) => seen(chunk) },
+  });
+  for (const piece of pieces) socket.write(piece);
+  const observed = await promise;
+  socket.end();
+  return observed;
+}
+
+/** Two of whom anna counts and stood there; her token. */
+async function pairByOlder(scene: ReturnType<typeof introduce>, ofBert: Mapping) {
+  const pair = await pairOf(scene, "unknown", ofBert);
+  const [registered] = pair.anna.seen.filter((message) => message.type === "registered");
+  return { pair, token: registered!.probeToken! };
+}
+
+test("a round begins at once by what was measured last, and a probe that agrees changes nothing", async () => {
+  await using scene = introduce();
+  const { pair, token } = await pairByOlder(scene, "endpoint-independent");
+  using both = pair;
+  const { anna, bert } = both;
+  const older = measuredAt("127.0.0.1:50000", 1);
+  anna.send({ type: "mapping", mapping: "sequential", prediction: older });
+  await anna.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  const measure = await anna.next("measure");
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect([a, b]).toMatchObject([
+    { token: measure.token, way: "predicted", round: 1, own: older },
+    { token: measure.token, way: "predicted", round: 1, theirs: older },
+  ]);
+  anna.send({ type: "measured", token: measure.token, prediction: older });
+  await anna.settled();
+  await probe(scene, encode({ type: "probe", token, peer: bert.id, step: 1 })); // late
+  await anna.settled();
+  expect(anna.types().filter((type) => type === "punch")).toHaveLength(1);
+});
+
+test("a probe that shows that the NAT has gone on: another round at once, by what it shows", async () => {
+  await using scene = introduce();
+  const { pair, token } = await pairByOlder(scene, "endpoint-independent");
+  using both = pair;
+  const { anna, bert } = both;
+  anna.send({ type: "mapping", mapping: "sequential", prediction: measuredAt("127.0.0.1:80", 1) });
+  await anna.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  const first = await bert.next("punch");
+  for (const wrong of [
+    encode({ type: "probe", token: "0".repeat(32), peer: bert.id, step: 1 }),
+    encode({ type: "probe", token, peer: 99, step: 1 }),
+    encode({ type: "echo", text: token }),
+    "nonsense\n",
+    "x".repeat(10_000),
+  ])
+    await probe(scene, wrong);
+  const observed = await probe(scene, encode({ type: "probe", token, peer: bert.id, step: 3 }));
+  const second = await bert.next("punch");
+  expect(second).toMatchObject({ way: "predicted", theirs: { endpoint: observed, step: 3 } });
+  expect(second.token).not.toBe(first.token);
+  expect((await anna.next("punch", (one) => one.token === second.token)).own).toEqual(second.theirs);
+  // What is said of the round that is over is nobody's business any more.
+  bert.send({ ...noAnswer, peer: anna.id, token: first.token });
+  await bert.settled();
+  expect(bert.types().filter((type) => type === "punch")).toHaveLength(2);
+});
+
+test("both count: after a wrong guess each aims behind the ports that the other has tried since", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "unknown", "unknown");
+  const { anna, bert } = pair;
+  for (const one of [anna, bert]) {
+    one.send({ type: "mapping", mapping: "sequential", prediction: measuredAt("127.0.0.1:5000", 1) });
+    await one.settled();
+  }
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("measure");
+  await Promise.all([anna.next("punch"), bert.next("punch")]);
+  anna.send({ type: "measured", token, prediction: measuredAt("127.0.0.1:5002", 1) });
+  await anna.settled();
+  expect(anna.types().filter((type) => type === "punch")).toHaveLength(1); // bert may have been right
+  bert.send({ type: "measured", token, prediction: measuredAt("127.0.0.1:6000", 2) });
+  expect(await anna.next("punch", (one) => one.token !== token)).toMatchObject({
+    own: measuredAt("127.0.0.1:5014", 1),
+    theirs: measuredAt("127.0.0.1:6024", 2),
+  });
+});
+
+test("where a NAT stood is not believed of another address", async () => {
+  await using scene = introduce();
+  using pair = await pairOf(scene, "unknown", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "mapping", mapping: "sequential", prediction: measuredAt("203.0.113.66:80", 1) });
+  await anna.settled();
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("measure");
+  await anna.settled();
+  expect(anna.types()).not.toContain("punch");
+  anna.send({ type: "measured", token });
+  expect((await bert.next("punch")).theirs).toBeUndefined();
 });
 
 test("a fresh round lets both measure, with a token that the punch keeps", async () => {

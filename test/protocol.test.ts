@@ -115,6 +115,9 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
   ],
   verify: [[{ type: "verify", token }, `{"type":"verify","token":"${token}"}`]],
   relay: [[{ type: "relay", token }, `{"type":"relay","token":"${token}"}`]],
+  probe: [
+    [{ type: "probe", token, peer: 2, step: -1 }, `{"type":"probe","token":"${token}","peer":2,"step":-1}`],
+  ],
   connect: [
     [{ type: "connect", peer: 2 }, `{"type":"connect","peer":2}`],
     [{ type: "connect", peer: 2, relay: false }, `{"type":"connect","peer":2,"relay":false}`],
@@ -138,7 +141,10 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
   failed: [[failed, failedJson]],
   mapping: [
     [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
-    [{ type: "mapping", mapping: "sequential" }, `{"type":"mapping","mapping":"sequential"}`],
+    [
+      { type: "mapping", mapping: "sequential", prediction: { endpoint: at("203.0.113.7:40000"), step: 2 } },
+      `{"type":"mapping","mapping":"sequential","prediction":{"endpoint":"203.0.113.7:40000","step":2}}`,
+    ],
   ],
   mapped: [
     [
@@ -306,10 +312,11 @@ const optionalFields: Record<string, string[]> = {
   refused: ["request", "peer", "name"],
   bye: ["retryInMs"],
   register: ["proof", "direct"],
-  registered: ["verify", "relay"],
+  registered: ["verify", "relay", "probeToken"],
   connect: ["relay"],
   updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
   mapped: ["endpoint"],
+  mapping: ["prediction"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
 };

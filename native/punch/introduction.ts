@@ -63,6 +63,8 @@ export interface Ground {
   /** Where mapping probes go. */
   readonly probes: readonly Endpoint[];
   readonly behaviour: MappingBehaviour | undefined;
+  /** Under which the introducer knows our probes. */
+  readonly probeToken: string | undefined;
   /** To the introducer, as it measured. */
   readonly roundTripMs: number | undefined;
   /** A port of our own beside the shared one, for a round that wants fresh mappings. */
@@ -113,6 +115,8 @@ export class Introduction {
   #isLast = false;
   #punch: Punch | undefined;
   #freshPort: PunchPort | undefined;
+  /** A measurement that was begun with our `connect`. */
+  #early: Promise<Prediction | undefined> | undefined;
   #role: Role | undefined;
   #relay: RelayAttempt | undefined;
   #relayToken: string | undefined;
@@ -139,13 +143,17 @@ export class Introduction {
     return token === this.#token || token === this.#relayToken;
   }
 
-  /** Asks the introducer, and says whether a relay would do. Our first SYN may leave before its word. */
+  /**
+   * Asks the introducer, and says whether a relay would do. Our first SYN may leave before its word; what it is going to
+   * ask, where our NAT stands, is measured meanwhile.
+   */
   ask(mayRelay: boolean): void {
     this.#options.ground.send({
       type: "connect",
       peer: this.#peer.id,
       ...(!mayRelay && { relay: false }),
     });
+    if (this.#willPredict) this.#early = this.#predict();
     const waitMs = this.#headStart();
     if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
     this.#expect("timed-out", "the introducer did not answer");
@@ -157,13 +165,28 @@ export class Introduction {
     this.#expect("timed-out", "the introducer did not begin the round it had us measure for");
     const { ground } = this.#options;
     const [probe] = ground.probes;
+    const early = this.#early;
+    this.#early = undefined;
     let prediction: Prediction | undefined;
     if (way === "fresh") {
       const fresh = probe && (await observeFresh(probe));
       if (fresh && token === this.#token) this.#freshPort = ground.portFor(fresh.port);
       if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
-    } else if (probe) prediction = await predict(ground.port.port, probe, ground.behaviour?.step ?? 1);
+    } else prediction = await (early ?? this.#predict());
     if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
+  }
+
+  /** Whether the first round is likely to want to know where our NAT stands. */
+  get #willPredict(): boolean {
+    return this.#options.ground.behaviour?.mapping === "sequential" && this.#peer.mapping !== "random";
+  }
+
+  async #predict(): Promise<Prediction | undefined> {
+    const { port, probes, probeToken: token, behaviour } = this.#options.ground;
+    const step = behaviour?.step ?? 1;
+    const says =
+      token === undefined ? undefined : ({ type: "probe", token, peer: this.#peer.id, step } as const);
+    return probes[0] && predict(port.port, probes[0], step, says);
   }
 
   /** Begins a round. Said twice, it begins once. */

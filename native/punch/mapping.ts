@@ -3,6 +3,7 @@
  * punched from, and a pure classifier of what they saw. Owns each probe's descriptor; prints nothing.
  */
 import {
+  encode,
   LineDecoder,
   parseToParticipant,
   Refusal,
@@ -10,6 +11,7 @@ import {
   type Endpoint,
   type Mapping,
   type Prediction,
+  type ToIntroducer,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
 import { adoptable, connectFrom, connectShared } from "../socket.ts";
@@ -92,24 +94,32 @@ function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
   return byAddress.size > 1 ? "nothing" : "unknown";
 }
 
-/** What the introducer sees of a connection from our shared `port`; undefined when no answer came. */
-export async function observe(port: number, destination: Endpoint): Promise<Endpoint | undefined> {
+/**
+ * What the introducer sees of a connection from our shared `port`; undefined when no answer came. What is said on it the
+ * introducer hears before we have its answer.
+ */
+export async function observe(
+  port: number,
+  destination: Endpoint,
+  says?: ToIntroducer & { type: "probe" },
+): Promise<Endpoint | undefined> {
   try {
     const socket = await connectFrom(port, destination, probeTimeoutMs);
-    return await readObserved(socket.closeAbortively().release());
+    // With a FIN the port could not be measured again for a minute (TIME_WAIT).
+    return await readObserved(socket.closeAbortively().noDelay().release(), says);
   } catch (error) {
     if (error instanceof SystemError) return undefined;
     throw error;
   }
 }
 
-/** The same from a fresh port, which is shareable from then on. */
+/** The same from a fresh port, which is shareable from then on. It ends with a FIN: a RST would have a NAT forget the mapping. */
 export async function observeFresh(
   destination: Endpoint,
 ): Promise<{ port: number; observed: Endpoint } | undefined> {
   try {
     const { socket, port } = await connectShared(destination, probeTimeoutMs);
-    const observed = await readObserved(socket.closeAbortively().release());
+    const observed = await readObserved(socket.release());
     return observed && { port, observed };
   } catch (error) {
     if (error instanceof SystemError) return undefined;
@@ -117,22 +127,31 @@ export async function observeFresh(
   }
 }
 
-async function readObserved(fd: number): Promise<Endpoint | undefined> {
+async function readObserved(
+  fd: number,
+  says?: ToIntroducer & { type: "probe" },
+): Promise<Endpoint | undefined> {
   const { promise, resolve } = Promise.withResolvers<Endpoint | undefined>();
   const decoder = new LineDecoder();
+  let timer: NodeJS.Timeout | undefined;
   const connection = await Bun.connect({
     ...adoptable(fd),
     socket: {
       data: (_, chunk) => readAnswer(decoder, chunk, resolve),
-      close: () => resolve(undefined),
+      close: () => {
+        clearTimeout(timer);
+        resolve(undefined);
+      },
       error: () => resolve(undefined),
     },
   });
-  const timer = setTimeout(() => resolve(undefined), probeTimeoutMs);
-  return promise.finally(() => {
-    clearTimeout(timer);
+  if (says) connection.write(encode(says));
+  timer = setTimeout(() => {
+    resolve(undefined);
     connection.terminate();
-  });
+  }, probeTimeoutMs);
+  timer.unref();
+  return promise.finally(() => connection.end());
 }
 
 /** The first line decides. */
@@ -174,9 +193,14 @@ export async function sampleMapping(
   return samples;
 }
 
-/** Measures where a sequential NAT stands now. */
-export async function predict(port: number, probe: Endpoint, step: number): Promise<Prediction | undefined> {
-  const endpoint = await observe(port, probe);
+/** Measures where a sequential NAT stands now, and says it on the way. */
+export async function predict(
+  port: number,
+  probe: Endpoint,
+  step: number,
+  says?: ToIntroducer & { type: "probe" },
+): Promise<Prediction | undefined> {
+  const endpoint = await observe(port, probe, says);
   return endpoint && { endpoint, step };
 }
 

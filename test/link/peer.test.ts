@@ -45,7 +45,7 @@ class Program implements Disposable, PeerSurroundings {
     return {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
-      mapped: undefined,
+      ...{ mapped: undefined, probeToken: undefined },
       portFor: (port) => new PunchPort(port, credentials),
       send: (message) => {
         this.sent.push(message);

@@ -7,6 +7,7 @@ import {
   birthdayPorts,
   birthdaySockets,
   formatEndpoint,
+  isAhead,
   isUntranslated,
   mappings,
   maxCandidates,
@@ -492,6 +493,19 @@ test("untranslated is who is seen at an address and port of its own", () => {
   ]);
   const moved = { ...untranslated("unknown", 1), public: formatEndpoint("203.0.113.1", 40001) };
   expect(isUntranslated(moved)).toBe(false);
+});
+
+test.each<[aim: number, now: number, step: number, isSo: boolean, what: string]>([
+  [50000, 50000, 1, true, "nobody else has taken any"],
+  [50000, 50008, 1, true, "some have been taken"],
+  [50000, 50009, 1, false, "too few are left"],
+  [50000, 49999, 1, false, "it has gone back"],
+  [50000, 50016, 2, true, "some have been taken, by steps of two"],
+  [50000, 50001, 2, false, "it stands between two steps"],
+  [65530, 1026, 1, true, "it has begun anew"],
+])("aiming ahead of %i at a NAT that stands at %i, step %i: %p, %s", (aim, now, step, isSo) => {
+  const prediction = (port: number) => ({ endpoint: formatEndpoint("203.0.113.7", port), step });
+  expect(isAhead(prediction(aim), prediction(now))).toBe(isSo);
 });
 
 const { first, last } = birthdayPorts;

@@ -150,10 +150,10 @@ test("what depends on the destination is sampled twice round, and a silent probe
 test("a fresh port is measured, and can be shared afterwards", async () => {
   await using _ = noSocketLeft();
   await using introducer = introduce();
-  const probe = loopback(introducer.probePorts[0]!);
+  const [probe, another] = introducer.probePorts.map((port) => loopback(port)) as [Endpoint, Endpoint];
   const fresh = await observeFresh(probe);
   expect(fresh).toEqual({ port: expect.any(Number), observed: loopback(fresh!.port) });
-  expect(await observe(fresh!.port, probe)).toBe(loopback(fresh!.port));
+  expect(await observe(fresh!.port, another)).toBe(loopback(fresh!.port));
   expect((await observeFresh(probe))?.port).not.toBe(fresh!.port);
 });
 
