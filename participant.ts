@@ -282,9 +282,9 @@ class Registration implements Ground {
   }
 
   /** How our NAT maps, by probes from the shared port, and what the last of them was seen as. */
-  async measure(probes: readonly Endpoint[]): Promise<MappingBehaviour & { last: Endpoint }> {
+  async measure(): Promise<MappingBehaviour & { last: Endpoint }> {
     const control = { destination: this.control.remote, observed: this.public };
-    const samples = await sampleMapping(this.port.port, control, probes);
+    const samples = await sampleMapping(this.port.port, control, this.probes, this.alternates);
     return { ...classifyMapping(samples, this.port.port), last: samples.at(-1)!.observed };
   }
 }
@@ -524,12 +524,12 @@ export class Participant {
   }
 
   async #natOf(registration: Registration): Promise<NatReport> {
-    const { port, probes, alternates, public: observed } = registration;
+    const { port, probes, public: observed } = registration;
     if (!probes[0]) {
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     }
     await registration.classified;
-    const { last: _, ...behaviour } = await registration.measure([...probes, ...alternates]);
+    const { last: _, ...behaviour } = await registration.measure();
     const filtering = await port.listenDuring(() => this.#connectBack(registration));
     const isTranslated = !isUntranslated(registration);
     const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
@@ -945,7 +945,7 @@ export class Participant {
   /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
   async #classify(registration: Registration, againInMs: number): Promise<void> {
     if (registration.probes.length === 0) return;
-    const measuring = registration.measure(registration.probes);
+    const measuring = registration.measure();
     if (registration.verify) {
       const { endpoint, token } = registration.verify;
       void verify(registration.port.port, endpoint, token);

@@ -182,11 +182,11 @@ export class Introduction {
   }
 
   async #predict(): Promise<Prediction | undefined> {
-    const { port, probes, probeToken: token, behaviour } = this.#options.ground;
+    const { probes, probeToken: token, behaviour } = this.#options.ground;
     const step = behaviour?.step ?? 1;
     const says =
       token === undefined ? undefined : ({ type: "probe", token, peer: this.#peer.id, step } as const);
-    return probes[0] && predict(port.port, probes[0], step, says);
+    return probes[0] && predict(probes[0], step, says);
   }
 
   /** Begins a round. Said twice, it begins once. */

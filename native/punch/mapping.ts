@@ -18,6 +18,8 @@ import { adoptable, connectFrom, connectShared } from "../socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;
+/** How much longer than the others one to another address may take. */
+const alternateGraceMs = 250;
 /** How long a connection to ourselves may take: it goes to our own NAT and back. */
 const hairpinTimeoutMs = 1_500;
 /** Differences between successive ports that still count as a step, times what others took meanwhile. */
@@ -40,16 +42,42 @@ export interface MappingBehaviour {
   dependsOn: "nothing" | "address" | "port" | "unknown";
 }
 
-/** Classifies samples in the order in which they were taken. Pure. */
+/**
+ * Classifies samples in the order in which they were taken, of which the control connection is the first. Pure. What is
+ * seen from its address decides; only where that is the same for every port, a further address does.
+ */
 export function classifyMapping(samples: readonly Sample[], localPort: number): MappingBehaviour {
+  const main = samples[0] && splitEndpoint(samples[0].destination).address;
+  const isMain = ({ destination }: Sample) => splitEndpoint(destination).address === main;
+  const result = classifyPorts(samples.filter(isMain));
+  const isPreserved =
+    samples.length > 0 && samples.every((one) => splitEndpoint(one.observed).port === localPort);
+  const behaviour = { ...result, isPreserved, dependsOn: dependence(samples) };
+  if (result.mapping !== "endpoint-independent" || behaviour.dependsOn !== "address") return behaviour;
+  const step = stepByAddress(samples, isMain);
+  return step === undefined
+    ? { ...behaviour, mapping: "random" }
+    : { ...behaviour, mapping: "sequential", step };
+}
+
+/** Each new mapping is one to another address, and at the main one there is but one. */
+function stepByAddress(samples: readonly Sample[], isMain: (one: Sample) => boolean): number | undefined {
+  const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
+  if (addresses.size > 1) return undefined;
+  const portOf = ({ observed }: Sample) => splitEndpoint(observed).port;
+  const elsewhere = samples.filter((one) => !isMain(one)).map(portOf);
+  const given = [portOf(samples.findLast(isMain)!), ...elsewhere];
+  const steps = given.slice(1).map((port, index) => port - given[index]!);
+  const [first = 0, ...others] = steps.filter((one) => one !== 0);
+  if (others.length > 0) return commonStep([first, ...others]);
+  // One alone tells only that it is near, as others may have taken some.
+  return Math.abs(first) <= mostForeign ? Math.sign(first) : undefined;
+}
+
+/** By what is seen from one address. */
+function classifyPorts(samples: readonly Sample[]): Pick<MappingBehaviour, "mapping" | "step"> {
   const ports = samples.map(({ observed }) => splitEndpoint(observed).port);
-  const isPreserved = ports.length > 0 && ports.every((port) => port === localPort);
-  const result = (mapping: Mapping, step: number): MappingBehaviour => ({
-    mapping,
-    step,
-    isPreserved,
-    dependsOn: dependence(samples),
-  });
+  const result = (mapping: Mapping, step: number) => ({ mapping, step });
   if (ports.length < 2) return result("unknown", 0);
   const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
   // The control connection may be older than what the NAT does now (restarted, another session's port): where the
@@ -89,37 +117,35 @@ function stepOf(differences: number[]): number | undefined {
 function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
   const byAddress = Map.groupBy(samples, ({ destination }) => splitEndpoint(destination).address);
   const seen = (group: readonly Sample[]) => new Set(group.map(({ observed }) => observed)).size;
-  if ([...byAddress.values()].some((group) => seen(group) > 1)) return "port";
+  const [main = []] = byAddress.values();
+  if (seen(main) > 1) return "port";
   if (seen(samples) > 1) return "address";
   return byAddress.size > 1 ? "nothing" : "unknown";
 }
 
-/**
- * What the introducer sees of a connection from our shared `port`; undefined when no answer came. What is said on it the
- * introducer hears before we have its answer.
- */
-export async function observe(
-  port: number,
-  destination: Endpoint,
-  says?: ToIntroducer & { type: "probe" },
-): Promise<Endpoint | undefined> {
+/** What the introducer sees of a connection from our shared `port`; undefined when no answer came. */
+export async function observe(port: number, destination: Endpoint): Promise<Endpoint | undefined> {
   try {
     const socket = await connectFrom(port, destination, probeTimeoutMs);
     // With a FIN the port could not be measured again for a minute (TIME_WAIT).
-    return await readObserved(socket.closeAbortively().noDelay().release(), says);
+    return await readObserved(socket.closeAbortively().release());
   } catch (error) {
     if (error instanceof SystemError) return undefined;
     throw error;
   }
 }
 
-/** The same from a fresh port, which is shareable from then on. It ends with a FIN: a RST would have a NAT forget the mapping. */
+/**
+ * The same from a fresh port, which is shareable from then on. It ends with a FIN: a RST would have a NAT forget the
+ * mapping. What is said on it the introducer hears before we have its answer.
+ */
 export async function observeFresh(
   destination: Endpoint,
+  says?: ToIntroducer & { type: "probe" },
 ): Promise<{ port: number; observed: Endpoint } | undefined> {
   try {
     const { socket, port } = await connectShared(destination, probeTimeoutMs);
-    const observed = await readObserved(socket.release());
+    const observed = await readObserved(socket.release(), says);
     return observed && { port, observed };
   } catch (error) {
     if (error instanceof SystemError) return undefined;
@@ -173,19 +199,26 @@ function readAnswer(
 
 /**
  * Samples towards the probe endpoints, in order, each a new mapping: twice round, when the first round shows
- * that the mapping depends on the destination, so that a step can be told from chance.
+ * that the mapping depends on the destination, so that a step can be told from chance. What lies at another address of
+ * the introducer's is not waited for: it may not be reachable.
  */
 export async function sampleMapping(
   port: number,
   control: Sample,
   probes: readonly Endpoint[],
+  alternates: readonly Endpoint[] = [],
 ): Promise<Sample[]> {
   const samples: Sample[] = [control];
   // All at once, so that nobody else's connection gets a port in between.
   const round = async () => {
-    const seen = await Promise.all(probes.map((destination) => observe(port, destination)));
+    const main = probes.map((destination) => observe(port, destination));
+    const isLate = Promise.all(main).then(() => Bun.sleep(alternateGraceMs));
+    const others = alternates.map((destination) =>
+      Promise.race([observe(port, destination), isLate.then(() => undefined)]),
+    );
+    const seen = await Promise.all([...main, ...others]);
     seen.forEach((observed, index) => {
-      if (observed) samples.push({ destination: probes[index]!, observed });
+      if (observed) samples.push({ destination: [...probes, ...alternates][index]!, observed });
     });
   };
   await round();
@@ -193,15 +226,14 @@ export async function sampleMapping(
   return samples;
 }
 
-/** Measures where a sequential NAT stands now, and says it on the way. */
+/** Measures where a sequential NAT stands now, by a mapping that is new whatever the mapping depends on, and says it on the way. */
 export async function predict(
-  port: number,
   probe: Endpoint,
   step: number,
   says?: ToIntroducer & { type: "probe" },
 ): Promise<Prediction | undefined> {
-  const endpoint = await observe(port, probe, says);
-  return endpoint && { endpoint, step };
+  const fresh = await observeFresh(probe, says);
+  return fresh && { endpoint: fresh.observed, step };
 }
 
 /**

@@ -6,13 +6,17 @@ import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../participant.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { Lab, labTest, type Host } from "./lab.ts";
-import { disconnect, expectRoute, gatherDirect, soonMs, type Expected } from "./meeting.ts";
-import { People, type ParticipantProgram } from "./people.ts";
+import { disconnect, expectRoute, gather, gatherDirect, soonMs, type Expected } from "./meeting.ts";
+import { People, type IntroducerProgram, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
 
 setDefaultTimeout(40_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
+/** A round that comes to nothing, and another. */
+const freshMs = 4_000;
+/** A further address of the introducer. */
+const alternate = "203.0.113.222";
 /** Three rounds of guessing, of which one fails in 50. */
 const guessedMs = 6_000;
 
@@ -23,16 +27,16 @@ const random = { mapping: "random", isPreserved: false, dependsOn: "port", filte
 
 interface Row {
   report: Partial<NatReport>;
-  /** By which it links with a NAT that keeps ports and drops; `public` unless told. */
+  /** By which it links with a NAT that keeps ports and drops; `public/listen` unless told. */
   route?: Expected;
   /** What a stranger's plain connect meets at the endpoint of the control connection. */
   plain?: string;
 }
 
 /**
- * Not here, because they don't link, or not surely: `by address` (the introducer has one address, which always sees
- * the same port), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale` (Linux
- * goes on scaling after a simultaneous open, so that the peer sees windows of 63 bytes).
+ * Not here, because they don't link, or not surely: `by address` (an introducer with one address always sees the same
+ * port; with two: below), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale`
+ * (Linux goes on scaling after a simultaneous open, so that the peer sees windows of 63 bytes).
  */
 const rows: { [kind in keyof typeof programKinds]?: Row } = {
   // The introducer has one address, so it is not told whether strangers at others are let in. The RST is the host's own.
@@ -58,6 +62,7 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "in turn": { report: preserved },
 
   hairpins: { report: { ...preserved, hairpinning: true } },
+  "hairpins, random port": { report: { ...moved, hairpinning: true } },
 
   "late ICMP": { report: preserved },
   "RST, not deleted by RST": { report: { ...preserved, filtering: "refused" }, plain: "ECONNREFUSED" },
@@ -81,7 +86,7 @@ async function plainConnect(from: Host, to: Endpoint): Promise<string> {
 }
 
 labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", async (kind) => {
-  const { route = "public", plain = "ETIMEDOUT" } = rows[kind]!;
+  const { route = "public/listen", plain = "ETIMEDOUT" } = rows[kind]!;
   const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
   await using lab = await Lab.create();
   await using people = new People();
@@ -122,6 +127,52 @@ labTest("one carrier whose NAT is a program and hairpins, either side asking", a
   await expectRoute(meeting, "alice", "public/listen");
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", "public/listen");
+});
+
+/** An introducer that has another address, which sees other mappings. */
+async function introducerOfTwo(lab: Lab, people: People): Promise<IntroducerProgram> {
+  const host = await lab.host("introducer", { owdMs });
+  await host.run(["ip", "addr", "add", `${alternate}/32`, "dev", "eth0"]);
+  await lab.command({ type: "route", address: alternate, site: "introducer" });
+  return people.introducer(host, 7000, undefined, ["--alternate", alternate]);
+}
+
+labTest.each([
+  ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
+  ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
+] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const introducer = await introducerOfTwo(lab, people);
+  const layout = between(behindProgram(programKinds[kind]), behind({}));
+  const meeting = await gather(lab, people, await layout(lab), introducer);
+  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
+  await expectRoute(meeting, "alice", route, withinMs);
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", route, withinMs);
+  meeting.alice.type("nat");
+  expect(await meeting.alice.next("nat", () => true, 15_000)).toMatchObject(report);
+});
+
+labTest("a fresh port keeps what was measured of it, though a RST would have it forgotten", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const natB = await lab.nat("natB", { owdMs });
+  const alice = await behindProgram(programKinds["kept, random port"])(lab, "alice");
+  const hosts = { alice, bob: await lab.host("bob", { behind: natB }) };
+  const meeting = await gather(lab, people, hosts, undefined, ["--direct"]);
+  // What the NAT between the ports of the introducer connections has locked up.
+  const { address, port } = splitEndpoint(meeting.alice.public);
+  await natB.run([
+    "nft",
+    `
+add table ip locked
+add chain ip locked passing { type filter hook prerouting priority raw; }
+add rule ip locked passing ip saddr ${address} tcp sport ${port} drop
+`,
+  ]);
+  await expectRoute(meeting, "bob", "public/listen", freshMs);
+  expect(meeting.alice.all("punching").at(-1)!.way).toBe("fresh");
 });
 
 labTest("--nat says what the program does, for every kind", async () => {

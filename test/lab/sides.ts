@@ -135,6 +135,7 @@ export const programKinds = {
     allocation: { step: 1 },
   },
   hairpins: { hairpinning: true },
+  "hairpins, random port": { hairpinning: true, allocation: "random" },
   // what it does with SYN and RST, and how long it remembers
   "late ICMP": { unsolicited: "late-icmp" },
   "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
