@@ -85,13 +85,25 @@ function classifyPorts(samples: readonly Sample[]): Pick<MappingBehaviour, "mapp
   const isAgreed = (some: number[]) => new Set(some).size === 1 && addresses.size === 1;
   if (isAgreed(ports) || (ports.length > 2 && isAgreed(ports.slice(1))))
     return result("endpoint-independent", 0);
-  const step = addresses.size === 1 ? commonStep(differences(ports)) : undefined;
+  // The control connection came long before the probes, so the difference to it says nothing.
+  const probed = ports.slice(1);
+  const step =
+    addresses.size === 1
+      ? (commonStep(differences(probed)) ?? commonStep(differences(inOrder(probed))))
+      : undefined;
   return step === undefined ? result("random", 0) : result("sequential", step);
 }
 
-/** The control connection came long before the probes, so the difference to it says nothing. */
 function differences(ports: number[]): number[] {
-  return ports.slice(2).map((port, index) => port - ports[index + 1]!);
+  return ports.slice(1).map((port, index) => port - ports[index]!);
+}
+
+/** As they were given, where a SYN was lost and came again: the way that they go is told by the two rounds. */
+function inOrder(ports: number[]): number[] {
+  const half = Math.floor(ports.length / 2);
+  const mean = (some: number[]) => some.reduce((sum, port) => sum + port, 0) / some.length;
+  const sorted = ports.toSorted((a, b) => a - b);
+  return mean(ports.slice(half)) >= mean(ports.slice(0, half)) ? sorted : sorted.reverse();
 }
 
 /**
