@@ -40,7 +40,7 @@ const turnBytes = 512 * 1024;
 const ackBytes = 512 * 1024;
 const ackDelayMs = 20;
 /** An idle carrier is asked for a sign of life: NATs forget, and the peer's death is noticed by it. */
-const keepaliveMs = 15_000;
+const keepaliveMs = { most: 15_000, least: 3_000 };
 /** A carrier looks dead when an answer has been due for so long, and for so many round trips. */
 const patience = { leastMs: 2_000, roundTrips: 4 };
 /** It is given up after so many times that. */
@@ -108,6 +108,7 @@ export class Carriers {
   /** The highest that either side has used, as far as we know; and whether it was ours. */
   #epoch = 0;
   #isOurEpoch = false;
+  #keepaliveMs = keepaliveMs.most;
   #gapSinceMs: number | undefined;
   #isClosed = false;
   #cancelTick: (() => void) | undefined;
@@ -312,6 +313,7 @@ export class Carriers {
     if (this.#current === attachment) {
       this.#current = undefined;
       this.#gapSinceMs = sinceMs;
+      this.#shortenKeepalive(attachment);
       const heir = [...this.#attachments].findLast((other) => other.is === "old" && !this.#looksDead(other));
       if (heir) this.#moveTo(heir, 0);
     }
@@ -366,7 +368,7 @@ export class Carriers {
   #reviewLife(attachment: Attachment, now: number): void {
     const dueSinceMs = this.#dueSince(attachment);
     if (dueSinceMs === undefined) {
-      if (now - attachment.heardAtMs >= keepaliveMs) this.#ping(attachment);
+      if (now - attachment.heardAtMs >= this.#keepaliveMs) this.#ping(attachment);
       return;
     }
     const quietMs = now - dueSinceMs;
@@ -376,7 +378,15 @@ export class Carriers {
     const isSought = [...this.#attachments].some(({ is }) => is === "offered");
     if (quietMs < this.#patienceMs || isSought || now - attachment.toldDeadAtMs < this.#patienceMs) return;
     attachment.toldDeadAtMs = now;
+    this.#shortenKeepalive(attachment);
     this.#owner.onEvent({ is: "looks-dead", quietMs });
+  }
+
+  /** Silent for a while, then dead: a NAT on the way has forgotten it, and shall not forget the next one. */
+  #shortenKeepalive({ askedAtMs, heardAtMs }: Attachment): void {
+    const idleMs = askedAtMs - heardAtMs;
+    if (idleMs < keepaliveMs.least) return;
+    this.#keepaliveMs = Math.max(keepaliveMs.least, Math.min(this.#keepaliveMs, idleMs / 2));
   }
 
   get #patienceMs(): number {

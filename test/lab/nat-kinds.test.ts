@@ -6,13 +6,15 @@ import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../participant.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { Lab, labTest, type Host } from "./lab.ts";
-import { disconnect, expectRoute, gather, gatherDirect, soonMs, type Expected } from "./meeting.ts";
+import { disconnect, expectRoute, gather, gatherDirect, soonMs, talk, type Expected } from "./meeting.ts";
 import { People, type IntroducerProgram, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
 
 setDefaultTimeout(40_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
+/** An idle link is looked at after 15 s, and missed 2 s later. */
+const forgottenMs = 30_000;
 /** A round that comes to nothing, and another. */
 const freshMs = 4_000;
 /** A further address of the introducer. */
@@ -174,6 +176,26 @@ add rule ip locked passing ip saddr ${address} tcp sport ${port} drop
   await expectRoute(meeting, "bob", "public/listen", freshMs);
   expect(meeting.alice.all("punching").at(-1)!.way).toBe("fresh");
 });
+
+labTest(
+  "forgets in seconds: an idle link comes back, is forgotten no more, and what is said arrives",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const layout = between(behindProgram(programKinds["forgets in seconds"]), behind({}));
+    const meeting = await gather(lab, people, await layout(lab));
+    const { alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await Promise.all([alice, bob].map((one) => one.next("moved", () => true, forgottenMs)));
+    await talk(alice, bob);
+    const moves = alice.all("moved").length;
+    await Bun.sleep(20_000); // longer than the NAT remembers, and than an idle link used to be left alone
+    expect(alice.all("moved")).toHaveLength(moves);
+    await talk(alice, bob);
+    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
+  },
+  70_000,
+);
 
 labTest("--nat says what the program does, for every kind", async () => {
   await using lab = await Lab.create();

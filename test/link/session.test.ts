@@ -196,6 +196,24 @@ test("an idle carrier that is dead is noticed within 45 s, and given up", async 
   expect(pair.ended).toEqual({});
 });
 
+test("after a carrier that died of silence, none is left silent for so long", async () => {
+  const pair = new Pair();
+  const { alice } = pair.carrier("alice", { oneWayMs: 20 });
+  await pair.clock.advance(1_000);
+  alice.blackhole();
+  await pair.clock.until("it is missed", () => pair.events.alice.includes("looks-dead"));
+  pair.carrier("alice", { oneWayMs: 20 });
+  await pair.clock.until("there is another", () => pair.events.alice.includes("moved"));
+  let [longestMs, quietMs, before] = [0, 0, pair.alice.bytesIn];
+  for (let elapsedMs = 0; elapsedMs < 60_000; elapsedMs += 250) {
+    await pair.clock.advance(250);
+    quietMs = pair.alice.bytesIn === before ? quietMs + 250 : 0;
+    before = pair.alice.bytesIn;
+    longestMs = Math.max(longestMs, quietMs);
+  }
+  expect(longestMs).toBeWithin(3_000, 8_000);
+});
+
 test("both sides offer a carrier at once: one move on either side, to the same one", async () => {
   for (const skewMs of [0, 1, 15, 30, 45]) {
     for (const [first, second] of [
