@@ -227,6 +227,7 @@ const shortestRoundMs = 500;
 const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "no-candidate-answered",
   "authentication-failed",
+  "handshake-cut",
   "timed-out",
 ]);
 /** Changes of a participant within this time are told in one `updated`. */
@@ -533,10 +534,10 @@ function hasDescriptor(): boolean {
   }
 }
 
-/** Connects to an endpoint, only to see what comes back; undefined when it could not be tried. */
-function tryConnect({ address, port }: EndpointParts): Promise<Filtering | undefined> {
+/** Connects to an endpoint, from that address, only to see what comes back; undefined when it could not be tried. */
+function tryConnect({ address, port }: EndpointParts, localAddress?: string): Promise<Filtering | undefined> {
   const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
-  const socket = connect({ host: address, port });
+  const socket = connect({ host: address, port, ...(localAddress !== undefined && { localAddress }) });
   const timer = setTimeout(() => resolve("dropped"), connectBackMs);
   socket.once("connect", () => resolve(filteringOf(undefined)));
   socket.on("error", ({ code = "unknown" }: NodeJS.ErrnoException) =>
@@ -1459,10 +1460,10 @@ class Introductions {
     const { sides, plan, round } = introduction;
     const way = plan[round]!;
     const { token } = this.#newToken(introduction);
+    const counts = ({ member }: Side) => member.peer.mapping === "sequential";
     for (const side of sides) {
       side.report = side.prediction = side.newer = undefined;
-      side.isMeasuring =
-        way === "fresh" || (way === "predicted" && side.member.peer.mapping === "sequential");
+      side.isMeasuring = way === "fresh" || (way === "predicted" && (counts(side) || !sides.some(counts)));
     }
     const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
     if (measuring.length === 0) return this.#punch(introduction);
@@ -1471,7 +1472,7 @@ class Introductions {
       const other = member === sides[0].member ? sides[1] : sides[0];
       this.#show(introduction, member, other.member, { type: "measure", token, way });
     }
-    const isKnown = way === "predicted" && measuring.every(({ member }) => positionOf(member));
+    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && positionOf(side.member));
     // If its NAT has not given many ports since, there is nothing to wait for.
     introduction.isByOlder = isKnown && !introduction.hasPunched;
     if (!introduction.isByOlder) return;
@@ -1985,10 +1986,17 @@ export class Introducer {
     this.#countIntroduction(member);
     member.isConnectedBack = true;
     this.#connectBacks += 1;
-    void tryConnect(splitEndpoint(member.observed)).then((filtering) => {
+    const observed = splitEndpoint(member.observed);
+    const alternate = this.#alternate && canonicalAddress(this.#alternate);
+    const isElsewhere = alternate && alternate.family === observed.family;
+    const attempts = [
+      tryConnect(observed),
+      isElsewhere ? tryConnect(observed, alternate.address) : undefined,
+    ];
+    void Promise.all(attempts).then(([filtering, elsewhere]) => {
       member.isConnectedBack = false;
       this.#connectBacks -= 1;
-      if (filtering) this.#send(member, { type: "filtering", filtering });
+      if (filtering) this.#send(member, { type: "filtering", filtering, ...(elsewhere && { elsewhere }) });
       else this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
     });
   }

@@ -178,6 +178,8 @@ export interface NatReport extends MappingBehaviour {
   isTranslated: boolean;
   /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
   filtering?: Filtering;
+  /** The same of one from an address that we have never called, where the introducer has such. */
+  filteringElsewhere?: Filtering;
   hairpinning: boolean;
   /** Whether the host has a global IPv6 address. */
   ipv6: boolean;
@@ -223,6 +225,7 @@ export interface ParticipantOptions {
 }
 
 type Registered = ToParticipant & { type: "registered" };
+type Filtered = ToParticipant & { type: "filtering" };
 
 /** One registration with an introducer: what it said, and what was measured since. */
 class Registration implements Ground {
@@ -349,7 +352,7 @@ export class Participant {
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
   #rehearsed: Promise<void> | undefined;
-  #filtering: ((filtering: Filtering | undefined) => void) | undefined;
+  #filtering: ((answer: Filtered | undefined) => void) | undefined;
   /** Resolved, and made anew, whenever we are registered or a peer is seen. */
   #arrival = Promise.withResolvers<void>();
 
@@ -530,7 +533,7 @@ export class Participant {
     }
     await registration.classified;
     const { last: _, ...behaviour } = await registration.measure();
-    const filtering = await port.listenDuring(() => this.#connectBack(registration));
+    const { filtering, elsewhere } = (await port.listenDuring(() => this.#connectBack(registration))) ?? {};
     const isTranslated = !isUntranslated(registration);
     const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
     await registration.portMapping?.answered;
@@ -542,6 +545,7 @@ export class Participant {
       scope: scopeOf(observed),
       isTranslated,
       ...(filtering && { filtering }),
+      ...(elsewhere && { filteringElsewhere: elsewhere }),
       hairpinning,
       ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
       ...(portMapping && { portMapping: portMapping.state }),
@@ -550,8 +554,8 @@ export class Participant {
   }
 
   /** Asks the introducer to connect to us; undefined when it does not answer. */
-  async #connectBack(registration: Registration): Promise<Filtering | undefined> {
-    const { promise, resolve } = Promise.withResolvers<Filtering | undefined>();
+  async #connectBack(registration: Registration): Promise<Filtered | undefined> {
+    const { promise, resolve } = Promise.withResolvers<Filtered | undefined>();
     const timer = setTimeout(() => resolve(undefined), answerTimeoutMs);
     this.#filtering = resolve;
     registration.send({ type: "connect-back" });
@@ -770,7 +774,7 @@ export class Participant {
       case "failed":
         return this.#byId(message.peer)?.failed(message);
       case "filtering":
-        return this.#filtering?.(message.filtering);
+        return this.#filtering?.(message);
       case "notice":
         return this.#emit({ event: "notice", text: message.text });
       case "echo":
@@ -1367,6 +1371,16 @@ const filteringWords: Record<Filtering, string> = {
   refused: "refused (RST or ICMP)",
   "let-in": "let in",
 };
+/** RFC 4787 §5, as far as it can be told. */
+function unsolicitedWords({ filtering, filteringElsewhere, isTranslated }: NatReport): string {
+  if (!filtering) return "the introducer did not say";
+  const words = filteringWords[filtering];
+  if (filtering !== "let-in" || !filteringElsewhere || !isTranslated) return words;
+  return filteringElsewhere === "let-in"
+    ? `${words}, from everywhere: endpoint-independent filtering`
+    : `${words} from the introducer's address, ${filteringWords[filteringElsewhere]} from another: address-dependent filtering`;
+}
+
 const wayWords: Record<Way | "none", (c: Colors) => string> = {
   direct: (c) => c.green("yes"),
   fresh: (c) => c.green("yes"),
@@ -1377,8 +1391,7 @@ const wayWords: Record<Way | "none", (c: Colors) => string> = {
 
 /** The report in RFC words, one plain sentence, and what to expect of it. */
 export function renderNat(report: NatReport, c: Colors): string {
-  const { mapping, step, isPreserved, dependsOn, isTranslated, filtering, hairpinning, ipv6, expected } =
-    report;
+  const { mapping, step, isPreserved, dependsOn, isTranslated, hairpinning, ipv6, expected } = report;
   const allocation = {
     unknown: "unknown",
     "endpoint-independent": "not preserved",
@@ -1394,7 +1407,7 @@ export function renderNat(report: NatReport, c: Colors): string {
     ],
     ["mapping", mappingWords(mapping, dependsOn)],
     ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
-    ["unsolicited SYN", filtering ? filteringWords[filtering] : "the introducer did not say"],
+    ["unsolicited SYN", unsolicitedWords(report)],
     ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
     ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],

@@ -79,6 +79,8 @@ export const failureReasons = {
   "no-candidate-answered": "none of the peer's endpoints answered",
   "both-mappings-random": "both NATs choose a random port for every connection, so none can be guessed",
   "authentication-failed": "something answered, but it could not prove to be the peer",
+  "handshake-cut":
+    "a connection opened, but something on the way cut it before either side could prove itself",
   "relay-failed": "there is no direct way, and the relay did not work",
   refused: "the introducer refused",
   cancelled: "you cancelled it",
@@ -232,7 +234,8 @@ export interface Situation {
 /**
  * How one round is punched. All dial the host candidates; besides:
  * `direct`: both dial the endpoint that the introducer saw, and the one that the other's router has opened.
- * `predicted`: a side with sequential ports measures where its NAT stands, and the other dials what comes next.
+ * `predicted`: a side with sequential ports, or each where neither seems to have them, measures where its NAT stands,
+ * and the other dials what comes next.
  * `birthday`: the side with random ports opens many, and the other guesses as many.
  * `fresh`: both dial a port that each has measured just now, for a NAT may hold the old ones locked (a link that
  * broke, a refusal by ICMP, a forgotten mapping).
@@ -257,7 +260,8 @@ export function planRounds(a: Situation, b: Situation): Way[] {
   const isRandom = dependent.some(({ mapping }) => mapping === "random");
   if (dependent.length === 0) {
     const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";
-    return canMeasure ? ["direct", "fresh", "fresh"] : ["direct"];
+    // A mapping that depends on the address looks endpoint-independent from the one address of an introducer.
+    return canMeasure ? ["direct", "fresh", "predicted", "fresh"] : ["direct"];
   }
   const isMapped = a.mapped !== undefined || b.mapped !== undefined;
   if (dependent.length === 2) {
@@ -501,8 +505,8 @@ export type ToParticipant =
   | { type: "relay"; peer: Peer; role: Role; token: string; endpoint?: Endpoint }
   /** Answers `relay` on its connection: what follows is the other side's. */
   | { type: "relaying" }
-  /** Answers `connect-back`. */
-  | { type: "filtering"; filtering: Filtering }
+  /** Answers `connect-back`; `elsewhere` is what a SYN from the introducer's alternate address met, if it has one. */
+  | { type: "filtering"; filtering: Filtering; elsewhere?: Filtering }
   /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */
   | { type: "failed"; peer: number; token: string; reason: FailureReason }
   /** Sent when the introducer's operator says `tell` or `broadcast`. */
@@ -797,7 +801,10 @@ const toParticipant: Table<ToParticipant> = {
     endpoint: optional(endpoint),
   } as Table<ToParticipant>["relay"],
   relaying: {},
-  filtering: { filtering: oneOf(filterings) },
+  filtering: {
+    filtering: oneOf(filterings),
+    elsewhere: optional(oneOf(filterings)),
+  } as Table<ToParticipant>["filtering"],
   failed: { peer: id, token, reason },
   notice: { text: message },
   echo: { text: message },

@@ -784,10 +784,15 @@ test("nobody throws anybody off: what is reported while measuring, or twice, or 
   }
   const third = await anna.next("measure", (measure) => measure.token !== token);
   for (const one of [anna, bert]) one.send({ type: "measured", token: third.token });
-  expect(await anna.next("punch", ({ round }) => round === 3)).toMatchObject({ way: "fresh", last: true });
-  anna.send({ ...noAnswer, peer: bert.id, token: third.token });
+  const inThird = { way: "predicted", last: false };
+  expect(await anna.next("punch", ({ round }) => round === 3)).toMatchObject(inThird);
   bert.send({ ...noAnswer, peer: anna.id, token: third.token });
-  expect(await bert.next("failed")).toEqual({ ...noAnswer, peer: anna.id, token: third.token });
+  const fourth = await anna.next("measure", (measure) => measure.way === "fresh" && measure.token !== token);
+  for (const one of [anna, bert]) one.send({ type: "measured", token: fourth.token });
+  expect(await anna.next("punch", ({ round }) => round === 4)).toMatchObject({ way: "fresh", last: true });
+  anna.send({ ...noAnswer, peer: bert.id, token: fourth.token });
+  bert.send({ ...noAnswer, peer: anna.id, token: fourth.token });
+  expect(await bert.next("failed")).toEqual({ ...noAnswer, peer: anna.id, token: fourth.token });
   // Every line that came has passed parseToParticipant: see Client.
   await Promise.all([anna.settled(), bert.settled()]);
   expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], [], []]);
@@ -2208,6 +2213,17 @@ test("connect-back comes to the endpoint that the introducer sees, and to no oth
   expect(splitEndpoint(back!.remote)).toMatchObject({ address: "127.0.0.1", port: expect.any(Number) });
   expect([anna.listener.accept(), others]).toEqual([undefined, 0]);
   victim.stop(true);
+});
+
+test("connect-back comes from the alternate address, too", async () => {
+  await using scene = introduce({}, { host: "127.0.0.1", port: 0, alternate: "127.0.0.2", relay: false });
+  using anna = await sharing(scene.introducer.port, 8);
+  anna.ask();
+  expect(await anna.filtering).toBe("let-in");
+  using one = anna.listener.accept();
+  using other = anna.listener.accept();
+  const from = [one, other].map((back) => splitEndpoint(back!.remote).address);
+  expect(from.toSorted()).toEqual(["127.0.0.1", "127.0.0.2"]);
 });
 
 test.skipIf(!isLinux)(

@@ -316,6 +316,7 @@ const optionalFields: Record<string, string[]> = {
   connect: ["relay"],
   updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
   mapped: ["endpoint"],
+  filtering: ["elsewhere"],
   mapping: ["prediction"],
   measured: ["prediction"],
   punch: ["own", "theirs"],

@@ -123,6 +123,9 @@ function byWay(round: Round): Candidate[] {
   }
   if (way === "fresh" && peerPrediction) return [{ endpoint: peerPrediction.endpoint, route: "public" }];
   if (way === "predicted") {
+    // Whichever of the two NATs counts after all: one of its fresh mappings meets the other's shared one.
+    const isEither = ownPrediction && peerPrediction && !isDependent(own) && !isDependent(peer);
+    if (isEither) return [{ ...observed, route: "predicted", isFresh: true }, ...window(peerPrediction)];
     if (ownPrediction && peerPrediction) return walk(peerPrediction);
     if (peerPrediction) return window(peerPrediction);
     // From a fresh port: the NAT still knows the shared one from an earlier round or link, by an older mapping.

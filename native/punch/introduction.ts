@@ -183,7 +183,7 @@ export class Introduction {
 
   async #predict(): Promise<Prediction | undefined> {
     const { probes, probeToken: token, behaviour } = this.#options.ground;
-    const step = behaviour?.step ?? 1;
+    const step = behaviour?.step || 1;
     const says =
       token === undefined ? undefined : ({ type: "probe", token, peer: this.#peer.id, step } as const);
     return probes[0] && predict(probes[0], step, says);

@@ -105,6 +105,8 @@ export class Punch {
   /** Authenticated, waiting to be nominated. */
   readonly proven = new Set<Channel>();
   authenticationFailures = 0;
+  /** Connections to where the introducer has seen the peer that ended before anyone had shown a certificate. */
+  cutHandshakes = 0;
   introduction: Introduction | undefined;
   /** That of {@link purposeOf}, once introduced. */
   purpose: string | undefined;
@@ -176,7 +178,8 @@ export class Punch {
   expire(): void {
     const detail = describe(this.dials) || "the peer offered no endpoint that can be tried from here";
     if (this.authenticationFailures > 0) return this.abort("authentication-failed", detail);
-    this.abort(this.isNearlyThere ? "timed-out" : "no-candidate-answered", detail);
+    if (this.isNearlyThere) return this.abort("timed-out", detail);
+    this.abort(this.cutHandshakes > 0 ? "handshake-cut" : "no-candidate-answered", detail);
   }
 
   #introduce(introduction: Introduction): void {
@@ -390,13 +393,16 @@ export class PunchPort {
       return this.#retry(punch, dial, "ECONNRESET");
     }
     dial.channel = channel;
+    let isSecured = false;
     channel.onClose = (reason) => {
       delete dial.channel;
-      if (channel.isRejected && dial.isVerified) punch.authenticationFailures++;
+      if (dial.isVerified && channel.isRejected) punch.authenticationFailures++;
+      else if (dial.isVerified && !isSecured) punch.cutHandshakes++;
       this.#retry(punch, dial, reason);
     };
     channel.secured.then(
       (fingerprint) => {
+        isSecured = true;
         if (fingerprint === punch.options.fingerprint) punch.authenticated(channel);
         else channel.reject("it showed another certificate than the peer's");
       },

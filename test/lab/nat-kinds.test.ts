@@ -6,7 +6,16 @@ import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../participant.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { Lab, labTest, type Host } from "./lab.ts";
-import { disconnect, expectRoute, gather, gatherDirect, soonMs, talk, type Expected } from "./meeting.ts";
+import {
+  disconnect,
+  expectFailure,
+  expectRoute,
+  gather,
+  gatherDirect,
+  soonMs,
+  talk,
+  type Expected,
+} from "./meeting.ts";
 import { People, type IntroducerProgram, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
@@ -37,11 +46,11 @@ interface Row {
 
 /**
  * Not here, because they don't link, or not surely: `by address` (an introducer with one address always sees the same
- * port; with two: below), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale`
+ * port; below), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale`
  * (Linux goes on scaling after a simultaneous open, so that the peer sees windows of 63 bytes).
  */
 const rows: { [kind in keyof typeof programKinds]?: Row } = {
-  // The introducer has one address, so it is not told whether strangers at others are let in. The RST is the host's own.
+  // An introducer of one address does not see whether strangers at others are let in. The RST is the host's own.
   "filters nothing": { report: { ...preserved, filtering: "let-in" }, plain: "ECONNREFUSED" },
   "filters by address": { report: { ...preserved, filtering: "let-in" } },
 
@@ -131,6 +140,33 @@ labTest("one carrier whose NAT is a program and hairpins, either side asking", a
   await expectRoute(meeting, "bob", "public/listen");
 });
 
+/** On ports of participants, but not of introducers. */
+const httpOnly = { onlyHttp: { first: 10_000, last: 65_535 } } as const;
+
+labTest(
+  "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const layout = between(behindProgram(programKinds["by address, sequential"]), behind({}));
+    const meeting = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
+    await expectRoute(meeting, "alice", "predicted/listen", freshMs);
+    await disconnect(meeting.alice, meeting.bob);
+    // The way that worked comes first.
+    await expectRoute(meeting, "bob", "predicted/listen", soonMs);
+  },
+);
+
+labTest("what is not HTTP is reset on the way: handshake-cut, on both sides", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const layout = between(behindProgram(httpOnly), behind({}));
+  const meeting = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
+  meeting.alice.type("connect bob");
+  const { alice, bob } = meeting;
+  await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
+});
+
 /** An introducer that has another address, which sees other mappings. */
 async function introducerOfTwo(lab: Lab, people: People): Promise<IntroducerProgram> {
   const host = await lab.host("introducer", { owdMs });
@@ -155,6 +191,24 @@ labTest.each([
   meeting.alice.type("nat");
   expect(await meeting.alice.next("nat", () => true, 15_000)).toMatchObject(report);
 });
+
+const filters = [
+  ["filters nothing", "let-in"],
+  ["filters by address", "dropped"],
+] as const;
+
+labTest.each(filters)(
+  "--nat, %s: what comes from an address that is not known is %s",
+  async (kind, elsewhere) => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const introducer = await introducerOfTwo(lab, people);
+    const host = await behindProgram(programKinds[kind])(lab, "alice");
+    const alice = await people.participant("alice", host, introducer, ["--nat"]);
+    const report = await alice.next("nat", () => true, 15_000);
+    expect(report).toMatchObject({ filtering: "let-in", filteringElsewhere: elsewhere });
+  },
+);
 
 labTest("a fresh port keeps what was measured of it, though a RST would have it forgotten", async () => {
   await using lab = await Lab.create();

@@ -151,6 +151,18 @@ test.each<[what: string, Round, expected: Candidate[]]>([
       { ...host, afterMs: 30 },
     ],
   ],
+  [
+    "predicted, though neither seems to count: each may after all",
+    round("predicted", { ownPrediction, peerPrediction }),
+    [
+      { endpoint: peerPublic, route: "predicted", isFresh: true },
+      ...Array.from({ length: predictedPorts }, (_, index): Candidate => ({
+        endpoint: formatEndpoint("203.0.113.7", 52002 + 2 * index),
+        route: "predicted",
+      })),
+      host,
+    ],
+  ],
   ["birthday, though nobody's NAT is random", round("birthday"), [observed, host]],
 ])("%s", (_what, given, expected) => {
   expect(roundCandidates(given)).toEqual(expected);
@@ -162,9 +174,10 @@ test("both sides of a sequential pair dial the port that the other one's sockets
     portsOf(
       roundCandidates(
         round("predicted", {
+          own: sequential,
           ownPrediction: own,
           peerPrediction: peer,
-          peer: { private: [], public: peer.endpoint },
+          peer: { ...sequential, private: [], public: peer.endpoint },
         }),
       ),
     )[0]!;
@@ -409,7 +422,7 @@ const withIPv6 = (side: Situation): Situation => ({
 });
 
 const direct: Way[] = ["direct"];
-const fresh: Way[] = ["direct", "fresh", "fresh"];
+const fresh: Way[] = ["direct", "fresh", "predicted", "fresh"];
 const predicted = Array<Way>(3).fill("predicted");
 const birthday = Array<Way>(3).fill("birthday");
 
