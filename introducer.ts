@@ -236,6 +236,8 @@ const updateDelayMs = 50;
 const firstPings = 3;
 /** How long the addresses of this host count as unchanged. */
 const interfacesMs = 10_000;
+/** How often a round by predicted ports is begun anew because a NAT has gone on. */
+const maxCorrections = 2;
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
 /** How long a pair that is not being introduced is remembered for its budgets. */
@@ -454,6 +456,8 @@ interface Introduction {
   hasPunched: boolean;
   /** Whether the round under way goes by predictions that are being measured anew. */
   isByOlder: boolean;
+  /** How often it was begun anew because they were wrong. */
+  corrections: number;
   /** Whether a birthday has been taken from the budgets, and whether one has been punched. */
   isCounted: boolean;
   hasBirthday: boolean;
@@ -1083,7 +1087,9 @@ class Introductions {
       const { address } = splitEndpoint(newer.endpoint);
       side.prediction = { ...newer, endpoint: formatEndpoint(address, predictPort(newer, used)) };
     }
-    introduction.isByOlder = false;
+    // A side that had to try again and again has gone on since, and will say so once more.
+    introduction.isByOlder = used === 0 && ++introduction.corrections < maxCorrections;
+    for (const side of sides) side.isMeasuring = introduction.isByOlder && side.member.position !== undefined;
     this.#punch(introduction);
   }
 
@@ -1333,6 +1339,7 @@ class Introductions {
       round: 0,
       hasPunched: false,
       isByOlder: false,
+      corrections: 0,
       isCounted: false,
       hasBirthday: false,
       relay: "unwanted",
@@ -1498,7 +1505,7 @@ class Introductions {
     introduction.phase = { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast };
     introduction.hasPunched = true;
     introduction.hasBirthday ||= way === "birthday";
-    if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false;
+    if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
     const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
       const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
       const own = to.prediction;

@@ -29,7 +29,7 @@ import { RelayAttempt } from "../link/relay.ts";
 import { descriptorLimit } from "../socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
-import type { Candidate } from "./dial.ts";
+import type { Candidate, Dial } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
 import { purposeOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
 
@@ -181,6 +181,12 @@ export class Introduction {
     return this.#options.ground.behaviour?.mapping === "sequential" && this.#peer.mapping !== "random";
   }
 
+  /** Whether refusals had us try again since our NAT, which counts, was measured: each took another port. */
+  get #hasGoneOn(): boolean {
+    const isAgain = ({ candidate, tries }: Dial) => candidate.isFresh && !candidate.isOnce && tries > 1;
+    return this.#options.ground.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
+  }
+
   async #predict(): Promise<Prediction | undefined> {
     const { probes, probeToken: token, behaviour } = this.#options.ground;
     const step = behaviour?.step || 1;
@@ -204,8 +210,10 @@ export class Introduction {
       this.#role = role;
       early.introduce({ token, role }, deadlineMs);
     } else {
+      const hasGoneOn = way === "predicted" && this.#hasGoneOn;
       this.#nextRound(peer, token);
       this.#role = role;
+      if (hasGoneOn) void this.#predict();
       this.#punch = this.#start(message);
     }
     this.#isLast = last;

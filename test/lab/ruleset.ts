@@ -90,13 +90,14 @@ export function detour(gateway: string): string {
   ].join("\n");
 }
 
-/** The source translation of a NAT whose WAN has that address. */
+/** The source translation of a NAT whose WAN has that address; its own RSTs take none of the ports. */
 export function natRules(mapping: Mapping, address: string): string {
   const tcpOrUdp = 'oifname "wan" meta l4proto { tcp, udp }';
   return `
 table ip translation {
   chain translating {
     type nat hook postrouting priority srcnat; policy accept;
+    ip saddr ${address} accept
     ${translation(mapping, tcpOrUdp, address)}
     oifname "wan" masquerade
   }
