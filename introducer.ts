@@ -1089,7 +1089,8 @@ class Introductions {
     }
     // A side that had to try again and again has gone on since, and will say so once more.
     introduction.isByOlder = used === 0 && ++introduction.corrections < maxCorrections;
-    for (const side of sides) side.isMeasuring = introduction.isByOlder && side.member.position !== undefined;
+    for (const side of sides)
+      side.isMeasuring = introduction.isByOlder && positionOf(side.member) !== undefined;
     this.#punch(introduction);
   }
 

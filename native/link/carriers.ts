@@ -384,9 +384,8 @@ export class Carriers {
 
   /** Silent for a while, then dead: a NAT on the way has forgotten it, and shall not forget the next one. */
   #shortenKeepalive({ askedAtMs, heardAtMs }: Attachment): void {
-    const idleMs = askedAtMs - heardAtMs;
-    if (idleMs < keepaliveMs.least) return;
-    this.#keepaliveMs = Math.max(keepaliveMs.least, Math.min(this.#keepaliveMs, idleMs / 2));
+    const [idleMs, { least }] = [askedAtMs - heardAtMs, keepaliveMs];
+    if (idleMs >= least) this.#keepaliveMs = Math.max(least, Math.min(this.#keepaliveMs, idleMs / 2));
   }
 
   get #patienceMs(): number {
