@@ -26,6 +26,8 @@ export interface Platform {
   TCP_NOTSENT_LOWAT: number;
   /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
   TCP_USER_TIMEOUT: number | undefined;
+  /** The largest window that is ever announced, in bytes; undefined where what it is needed for does not happen. */
+  TCP_WINDOW_CLAMP: number | undefined;
   SO_SNDBUF: number;
   SO_ATTACH_FILTER: number | undefined;
   SO_DETACH_FILTER: number | undefined;
@@ -62,6 +64,7 @@ export const platforms = {
     TCP_NODELAY: 1,
     TCP_NOTSENT_LOWAT: 25,
     TCP_USER_TIMEOUT: 18,
+    TCP_WINDOW_CLAMP: 10,
     SO_SNDBUF: 7,
     SO_ATTACH_FILTER: 26,
     SO_DETACH_FILTER: 27,
@@ -120,6 +123,7 @@ export const platforms = {
     TCP_NODELAY: 1,
     TCP_NOTSENT_LOWAT: 0x201,
     TCP_USER_TIMEOUT: undefined,
+    TCP_WINDOW_CLAMP: undefined,
     SO_SNDBUF: 0x1001,
     SO_ATTACH_FILTER: undefined,
     SO_DETACH_FILTER: undefined,
@@ -313,6 +317,29 @@ export function isAcknowledged(fd: number): boolean {
   const length = new Uint32Array([value.byteLength]);
   // A descriptor that is closed already has nothing left to wait for.
   return c().getsockopt(fd, level, name, ptr(value), ptr(length)) < 0 || value[offset / 4] === 0;
+}
+
+/** The largest window that can be announced without scaling (RFC 7323 §2.2). */
+const largestUnscaled = 65_535;
+/** TCP_INFO: what the peer's SYN has offered (linux/tcp.h), and there, that windows may be scaled. */
+const offered = { level: 6, name: 11, offset: 5, scaling: 4 };
+
+/** Whether a connection lacks window scaling, where it matters: see {@link clampWindow}. */
+export function isUnscaled(fd: number): boolean {
+  if (platform.TCP_WINDOW_CLAMP === undefined) return false;
+  const value = new Uint8Array(offered.offset + 1);
+  const length = new Uint32Array([value.byteLength]);
+  if (c().getsockopt(fd, offered.level, offered.name, ptr(value), ptr(length)) < 0) return false;
+  return (value[offered.offset]! & offered.scaling) === 0;
+}
+
+/**
+ * Before connect: announces windows that need no scaling. After a simultaneous open Linux scales even if the peer's SYN
+ * came without that option (RFC 7323 §2.2 forbids it), so that the peer takes 64 KiB for 512 bytes.
+ */
+export function clampWindow(fd: number): void {
+  const { IPPROTO_TCP, TCP_WINDOW_CLAMP } = platform;
+  if (TCP_WINDOW_CLAMP !== undefined) setOption(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, largestUnscaled);
 }
 
 /** A carrier's peer counts as gone when nothing was acknowledged for so long: within 5 s with the kernel's own rounding. */

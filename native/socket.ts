@@ -59,6 +59,17 @@ export class Socket implements Disposable {
     return this;
   }
 
+  /** Before connect: no window of it needs scaling ({@link libc.clampWindow}). */
+  clampWindow(): this {
+    libc.clampWindow(this.fd);
+    return this;
+  }
+
+  /** Once connected: whether the peer, or a router on the way, does without window scaling. */
+  get isUnscaled(): boolean {
+    return libc.isUnscaled(this.fd);
+  }
+
   /** Binds to a port on every address of the family; 0 lets the kernel choose. Returns the port. */
   bind(port: number): number {
     const address = this.family === 4 ? "0.0.0.0" : "::";

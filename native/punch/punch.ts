@@ -19,7 +19,7 @@ import {
 import { SystemError } from "../libc.ts";
 import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
 import { pollSockets, Socket } from "../socket.ts";
-import { admit, describe, Dial, dismiss, isRefusal, type Candidate } from "./dial.ts";
+import { admit, describe, Dial, dismiss, isRefusal, unscaled, type Candidate } from "./dial.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
 const pollPeriodMs = 1;
@@ -361,6 +361,7 @@ export class PunchPort {
     let socket: Socket | undefined;
     try {
       socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
+      if (dial.isClamped) socket.clampWindow();
       dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
       punch.report(route, endpoint, dial.localPort, "started");
       if (punch.isOver) return socket.close(); // whoever was told may have aborted it
@@ -383,6 +384,10 @@ export class PunchPort {
     if (failure !== undefined) {
       socket.close();
       return this.#retry(punch, dial, failure);
+    }
+    if (socket.isUnscaled && dial.takeClamped()) {
+      socket.close();
+      return this.#retry(punch, dial, unscaled);
     }
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, dial.localPort, "connected");

@@ -46,8 +46,7 @@ interface Row {
 
 /**
  * Not here, because they don't link, or not surely: `by address` (an introducer with one address always sees the same
- * port; below), `in turn, sequential` (a guess must hit one of four addresses too), `strips window scale`
- * (Linux goes on scaling after a simultaneous open, so that the peer sees windows of 63 bytes).
+ * port; below), `in turn, sequential` (a guess must hit one of four addresses too).
  */
 const rows: { [kind in keyof typeof programKinds]?: Row } = {
   // An introducer of one address does not see whether strangers at others are let in. The RST is the host's own.
@@ -81,6 +80,7 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "forgets in seconds": { report: preserved },
 
   "strips timestamps": { report: preserved },
+  "strips window scale": { report: preserved },
   "rewrites sequence numbers": { report: preserved },
   "clamps segments": { report: preserved },
   "HTTP only below 1024": { report: preserved },
@@ -116,6 +116,7 @@ const itself: Kind[] = [
   "late ICMP",
   "RST, not deleted by RST",
   "strips timestamps",
+  "strips window scale",
   "rewrites sequence numbers",
 ];
 

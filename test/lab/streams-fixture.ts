@@ -2,7 +2,7 @@
  * A program built on the class `Participant`, for what the prompt does not offer: takes streams of bytes and tells their
  * SHA-256, and sends some. Speaks the participant's own JSON lines.
  *
- *   bun streams-fixture.ts HOST:PORT --name NAME --json [--room WORDS]
+ *   bun streams-fixture.ts HOST:PORT --name NAME --json [--room WORDS] [--direct]
  *   connect PEER | send PEER BYTES | quit        lines on standard input
  *
  * Further events: {event: "received", name, bytes, sha256} and {event: "streamed", name, bytes, sha256}, the latter once
@@ -22,6 +22,7 @@ const { values, positionals } = parseArgs({
     name: { type: "string" },
     room: { type: "string" },
     json: { type: "boolean" },
+    direct: { type: "boolean" },
     verbose: { type: "boolean", short: "v" },
   },
 });
@@ -30,6 +31,7 @@ const participant = new Participant({
   ...readHostPort(positionals[0]!),
   name: values.name!,
   room: values.room ?? "lobby",
+  direct: values.direct ?? false,
   verbose: true,
   onEvent: tell,
 });
