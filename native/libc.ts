@@ -26,7 +26,7 @@ export interface Platform {
   TCP_NOTSENT_LOWAT: number;
   /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
   TCP_USER_TIMEOUT: number | undefined;
-  /** The largest window that is ever announced, in bytes; undefined where what it is needed for does not happen. */
+  /** The largest window that is announced, in bytes; undefined where what it is needed for does not happen. */
   TCP_WINDOW_CLAMP: number | undefined;
   SO_SNDBUF: number;
   SO_ATTACH_FILTER: number | undefined;
@@ -310,33 +310,39 @@ export function pendingError(fd: number): string | undefined {
   return value[0] === 0 ? undefined : errnoName(value[0]!);
 }
 
+/** As much of an option's value as there is room for; undefined where it can't be had. */
+function getOption(fd: number, level: number, name: number, bytes: number): DataView | undefined {
+  const value = new DataView(new ArrayBuffer(bytes));
+  const length = new Uint32Array([bytes]);
+  return c().getsockopt(fd, level, name, ptr(value.buffer), ptr(length)) < 0 ? undefined : value;
+}
+
 /** Whether the peer's kernel has acknowledged all that was written. */
 export function isAcknowledged(fd: number): boolean {
   const { level, name, offset } = platform.unacknowledged;
-  const value = new Int32Array(offset / 4 + 1);
-  const length = new Uint32Array([value.byteLength]);
+  const value = getOption(fd, level, name, offset + 4);
   // A descriptor that is closed already has nothing left to wait for.
-  return c().getsockopt(fd, level, name, ptr(value), ptr(length)) < 0 || value[offset / 4] === 0;
+  return value === undefined || value.getInt32(offset, true) === 0;
 }
 
 /** The largest window that can be announced without scaling (RFC 7323 §2.2). */
 const largestUnscaled = 65_535;
-/** TCP_INFO: what the peer's SYN has offered (linux/tcp.h), and there, that windows may be scaled. */
-const offered = { level: 6, name: 11, offset: 5, scaling: 4 };
-
-/** Whether a connection lacks window scaling, where it matters: see {@link clampWindow}. */
-export function isUnscaled(fd: number): boolean {
-  if (platform.TCP_WINDOW_CLAMP === undefined) return false;
-  const value = new Uint8Array(offered.offset + 1);
-  const length = new Uint32Array([value.byteLength]);
-  if (c().getsockopt(fd, offered.level, offered.name, ptr(value), ptr(length)) < 0) return false;
-  return (value[offered.offset]! & offered.scaling) === 0;
-}
+/** TCP_INFO (linux/tcp.h): what both SYNs had, and there, window scaling. */
+const agreed = { name: 11, offset: 5, scaling: 4 };
 
 /**
- * Before connect: announces windows that need no scaling. After a simultaneous open Linux scales even if the peer's SYN
- * came without that option (RFC 7323 §2.2 forbids it), so that the peer takes 64 KiB for 512 bytes.
+ * Whether the peer's SYN has come without window scaling, where that matters: after a simultaneous open Linux then
+ * scales the windows that it announces all the same (RFC 7323 §2.2 forbids it), and the peer takes 64 KiB for 512 bytes
+ * or less.
  */
+export function isUnscaled(fd: number): boolean {
+  const { IPPROTO_TCP, TCP_WINDOW_CLAMP } = platform;
+  if (TCP_WINDOW_CLAMP === undefined) return false;
+  const info = getOption(fd, IPPROTO_TCP, agreed.name, agreed.offset + 1);
+  return info !== undefined && (info.getUint8(agreed.offset) & agreed.scaling) === 0;
+}
+
+/** Before connect: announces windows that need no scaling. */
 export function clampWindow(fd: number): void {
   const { IPPROTO_TCP, TCP_WINDOW_CLAMP } = platform;
   if (TCP_WINDOW_CLAMP !== undefined) setOption(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, largestUnscaled);

@@ -59,13 +59,13 @@ export class Socket implements Disposable {
     return this;
   }
 
-  /** Before connect: no window of it needs scaling ({@link libc.clampWindow}). */
+  /** Before connect: no window of it needs scaling. */
   clampWindow(): this {
     libc.clampWindow(this.fd);
     return this;
   }
 
-  /** Once connected: whether the peer, or a router on the way, does without window scaling. */
+  /** Once connected: whether the peer's SYN has come without window scaling ({@link libc.isUnscaled}). */
   get isUnscaled(): boolean {
     return libc.isUnscaled(this.fd);
   }

@@ -29,9 +29,6 @@ const obstaclePause = { baseMs: 4, randomMs: 4, growth: 2, maxMs: 250 };
 /** Whatever an introducer says, no address is dialled by more sockets at once than one birthday needs. */
 const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
 
-/** The outcome of a connection that is made anew because it came without window scaling. */
-export const unscaled = "window scaling was taken out on the way";
-
 const refusals = new Set([
   "ECONNREFUSED",
   "ECONNRESET",
@@ -78,8 +75,6 @@ export class Dial {
   /** Set once connected: from then on TLS decides. */
   channel?: Channel;
   lastOutcome?: string;
-  /** Set once a connection came without window scaling: the next ones do without, on both sides. */
-  isClamped = false;
   #startedAt = 0;
   #obstacles = 0;
 
@@ -107,13 +102,6 @@ export class Dial {
     return true;
   }
 
-  /** Whether a connection from the shared port that came without window scaling is to be made anew without. */
-  takeClamped(): boolean {
-    const { isFresh, isOnce } = this.candidate;
-    if (this.isClamped || isFresh || isOnce) return false;
-    return (this.isClamped = true);
-  }
-
   /** Whether a SYN has been without an answer for as long as this candidate allows. */
   isOverdue(now: number): boolean {
     const isBounded = !this.isVerified && this.candidate.route !== "private";
@@ -136,8 +124,6 @@ export class Dial {
     if (!this.isVerified && this.candidate.route !== "private") {
       return unverifiedPausesMs[Math.min(this.tries, unverifiedPausesMs.length) - 1]!;
     }
-    // The RST of the other side, which does the same, must not meet our next SYN's entry in a NAT: a round trip.
-    if (outcome === unscaled) return 2 * (performance.now() - this.#startedAt);
     if (!refusals.has(outcome)) {
       const { baseMs, randomMs, growth, maxMs } = obstaclePause;
       return Math.min(maxMs, (baseMs + Math.random() * randomMs) * growth ** this.#obstacles++);

@@ -115,6 +115,8 @@ export class Introduction {
   #isLast = false;
   #punch: Punch | undefined;
   #freshPort: PunchPort | undefined;
+  /** A round has shown that window scaling does not come through: the others do without. */
+  #isUnscaled = false;
   /** A measurement that was begun with our `connect`. */
   #early: Promise<Prediction | undefined> | undefined;
   #role: Role | undefined;
@@ -295,6 +297,7 @@ export class Introduction {
     this.#freshPort = undefined;
     const earlier = this.#punch;
     this.#punch = undefined;
+    this.#isUnscaled ||= earlier?.needsUnscaled === true;
     earlier?.abort("timed-out", "another round follows");
   }
 
@@ -325,6 +328,7 @@ export class Introduction {
       startInMs,
       deadlineMs,
       isReachable: isReachable(ground, this.#peer, order.way),
+      isUnscaled: this.#isUnscaled,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -343,6 +347,7 @@ export class Introduction {
   /** The introducer hears it, and tells the peer or begins the next round. */
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
+    this.#isUnscaled ||= punch.needsUnscaled;
     if (this.#token !== undefined) this.#report(reason, this.#token);
     if (this.#isLast) return this.failed(reason, detail);
     this.#punch = undefined;

@@ -19,7 +19,7 @@ import {
 import { SystemError } from "../libc.ts";
 import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
 import { pollSockets, Socket } from "../socket.ts";
-import { admit, describe, Dial, dismiss, isRefusal, unscaled, type Candidate } from "./dial.ts";
+import { admit, describe, Dial, dismiss, isRefusal, type Candidate } from "./dial.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
 const pollPeriodMs = 1;
@@ -36,6 +36,7 @@ const acceptedDeadlineMs = 5_000;
  * controlled side waits longer, so that it is still there for the last nomination that the other may send.
  */
 const handshakeGraceMs = { controlling: 1_500, controlled: 3_000 };
+const unscalable = "something on the way takes window scaling out of SYNs";
 /** How long {@link rehearse} may take. */
 const rehearsalMs = 500;
 /** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
@@ -66,6 +67,8 @@ export interface PunchOptions {
   deadlineMs: number;
   /** Whether no NAT stands between the peer and our listener. */
   isReachable: boolean;
+  /** Whether the sockets do without window scaling. */
+  isUnscaled?: boolean;
   /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
   onLinked(channel: Channel): void;
   /**
@@ -107,6 +110,8 @@ export class Punch {
   authenticationFailures = 0;
   /** Connections to where the introducer has seen the peer that ended before anyone had shown a certificate. */
   cutHandshakes = 0;
+  /** Whether something on the way takes window scaling out of SYNs: the next punch is to do without. */
+  needsUnscaled = false;
   introduction: Introduction | undefined;
   /** That of {@link purposeOf}, once introduced. */
   purpose: string | undefined;
@@ -361,7 +366,7 @@ export class PunchPort {
     let socket: Socket | undefined;
     try {
       socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
-      if (dial.isClamped) socket.clampWindow();
+      if (punch.options.isUnscaled) socket.clampWindow();
       dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
       punch.report(route, endpoint, dial.localPort, "started");
       if (punch.isOver) return socket.close(); // whoever was told may have aborted it
@@ -381,14 +386,10 @@ export class PunchPort {
     const failure = socket.error() ?? selfConnect(socket);
     if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
     delete dial.socket;
-    if (failure !== undefined) {
-      socket.close();
-      return this.#retry(punch, dial, failure);
-    }
-    if (socket.isUnscaled && dial.takeClamped()) {
-      socket.close();
-      return this.#retry(punch, dial, unscaled);
-    }
+    punch.needsUnscaled = needsUnscaled(punch, socket, failure);
+    if (failure !== undefined || punch.needsUnscaled) socket.close();
+    if (punch.needsUnscaled) return punch.abort("handshake-cut", unscalable);
+    if (failure !== undefined) return this.#retry(punch, dial, failure);
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, dial.localPort, "connected");
     const side = sideOf([punch]);
@@ -585,6 +586,16 @@ function remoteOf(socket: Socket): Endpoint | undefined {
     if (error instanceof SystemError) return undefined; // reset while it waited: ENOTCONN
     throw error;
   }
+}
+
+/** Whether windows would not be what they say; ECONNRESET comes after the peer's SYN: it may have seen that first. */
+function needsUnscaled(
+  { introduction, options }: Punch,
+  socket: Socket,
+  failure: string | undefined,
+): boolean {
+  const hasSyn = failure === undefined || failure === "ECONNRESET";
+  return hasSyn && introduction !== undefined && !options.isUnscaled && socket.isUnscaled;
 }
 
 /** A connect to our own address and port succeeds (RFC 9293 §3.5, simultaneous open with oneself). */
