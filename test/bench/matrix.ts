@@ -10,6 +10,7 @@ import {
   behindFirewall,
   behindProgram,
   behindTwo,
+  introducerOfTwo,
   loaded,
   open,
   programKinds,
@@ -160,7 +161,7 @@ function plan(wanted: string[]): Plan {
 async function tryAll({ rows, columns, isWanted }: Plan, tries: number): Promise<Pair[]> {
   await using lab = await Lab.create();
   await using people = new People();
-  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const introducer = await introducerOfTwo(lab, people, { owdMs });
   const hosts = async (of: Kind[], letter: string) => {
     const made = new Map<Kind, Host>();
     for (const [index, kind] of of.entries()) made.set(kind, await kind.side(lab, `${letter}${index}`));

@@ -16,9 +16,9 @@ import {
   talk,
   type Expected,
 } from "./meeting.ts";
-import { People, type IntroducerProgram, type ParticipantProgram } from "./people.ts";
+import { People, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
-import { behind, behindProgram, between, oneCarrier, owdMs, programKinds } from "./sides.ts";
+import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, programKinds } from "./sides.ts";
 
 setDefaultTimeout(40_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
@@ -26,8 +26,6 @@ const probe = `${import.meta.dir}/probe-fixture.ts`;
 const forgottenMs = 30_000;
 /** A round that comes to nothing, and another. */
 const freshMs = 4_000;
-/** A further address of the introducer. */
-const alternate = "203.0.113.222";
 /** Three rounds of guessing, of which one fails in 50. */
 const guessedMs = 6_000;
 
@@ -167,14 +165,6 @@ labTest("what is not HTTP is reset on the way: handshake-cut, on both sides", as
   const { alice, bob } = meeting;
   await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
 });
-
-/** An introducer that has another address, which sees other mappings. */
-async function introducerOfTwo(lab: Lab, people: People): Promise<IntroducerProgram> {
-  const host = await lab.host("introducer", { owdMs });
-  await host.run(["ip", "addr", "add", `${alternate}/32`, "dev", "eth0"]);
-  await lab.command({ type: "route", address: alternate, site: "introducer" });
-  return people.introducer(host, 7000, undefined, ["--alternate", alternate]);
-}
 
 labTest.each([
   ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],

@@ -10,6 +10,7 @@ import {
   type NatOptions,
   type ProgramOptions,
 } from "./lab.ts";
+import type { IntroducerProgram, People } from "./people.ts";
 
 /** One-way delay of each site: 10 ms between any two. */
 export const owdMs = 5;
@@ -101,6 +102,21 @@ export function oneCarrier(carrier: NatOptions, home: NatOptions = {}): Layout {
     const side = behind({ ...home, behind: outer });
     return between(side, side)(lab);
   };
+}
+
+/** A further address of the introducer. */
+const alternate = "203.0.113.222";
+
+/** An introducer that has another address, which sees other mappings. */
+export async function introducerOfTwo(
+  lab: Lab,
+  people: People,
+  host?: HostOptions,
+): Promise<IntroducerProgram> {
+  const place = await lab.host("introducer", { owdMs, ...host });
+  await place.run(["ip", "addr", "add", `${alternate}/32`, "dev", "eth0"]);
+  await lab.command({ type: "route", address: alternate, site: "introducer" });
+  return people.introducer(place, 7000, undefined, ["--alternate", alternate]);
 }
 
 const eachDestination = { mapping: "address-and-port-dependent" } as const;
