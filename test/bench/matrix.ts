@@ -220,9 +220,8 @@ export async function bench([word = "10", ...wanted]: string[]): Promise<void> {
   const all = possible.flatMap(({ cell }) => cell.timesMs);
   console.log(tableText(planned, pairs, tries));
   console.log(`
-${tries} tries a pair, either side asking in turn, each after both have left and come back (new endpoints), with a busy NAT
-${busyRestMs / 1000} s later; the median from \`connect\` until both have the link, with 20 ms one way between any two. A lone time: all
-linked.
+${tries} tries a pair, either side asking in turn, each after both have left and come back, with a busy NAT ${busyRestMs / 1000} s later; the
+median from \`connect\` until both have the link, with 20 ms one way between any two. A lone time: all linked.
 Possible in theory: ${possible.length} pairs, ${possible.length * tries} tries; ${failures} of them failed, ${possible.filter(({ cell }) => cell.reasons.length > 0).length} pairs with a failure.
 Slowest link: ${Math.max(...all).toFixed(0)} ms; ${((now() - startedAt) / 60_000).toFixed(1)} minutes in all.`);
 }
