@@ -16,6 +16,7 @@ export interface Occupant {
 
 /** One whose connection another introducer has: the same object as long as it is there. */
 export interface Guest extends Occupant {
+  peer: Peer;
   readonly introducer: string;
   readonly observed: Endpoint;
   /** Who shares its shares. */

@@ -129,6 +129,15 @@ describe.each(worlds)("%s", (_, url) => {
     bert.send({ type: "mapping", mapping: "random" });
     const change = await anna.next("updated", (update) => update.mapping !== undefined);
     expect(change).toMatchObject({ id: bert.id, mapping: "random" });
+    const endpoint = formatEndpoint("127.0.0.1", 40_001);
+    bert.send({ type: "mapped", endpoint });
+    await anna.next("updated", ({ mapped }) => mapped === endpoint);
+    bert.send({ type: "mapped" });
+    await anna.next("updated", ({ mapped }) => mapped === null);
+    using carl = world.meet(0, "carl");
+    const listed = (await carl.next("peers")).peers.find(({ id }) => id === bert.id);
+    expect(listed).toMatchObject({ mapping: "random" });
+    expect(listed?.mapped).toBeUndefined();
     bert.end();
     expect(await anna.next("left")).toEqual({ type: "left", id: bert.id });
   });

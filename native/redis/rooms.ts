@@ -58,7 +58,8 @@ function update(guest: Guest, now: Guest): PeerChange {
   for (const field of ["otherPublic", "mapping", "roundTripMs"] as const) {
     if (guest.peer[field] !== now.peer[field]) Object.assign(change, { [field]: now.peer[field] });
   }
-  Object.assign(guest.peer, now.peer);
+  if (guest.peer.mapped !== now.peer.mapped) change.mapped = now.peer.mapped ?? null;
+  guest.peer = now.peer;
   guest.hasMeasured = now.hasMeasured;
   guest.roundTripMs = now.roundTripMs;
   guest.json = "";
