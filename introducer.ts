@@ -62,7 +62,19 @@ import {
   type Terminal,
 } from "./native/terminal.ts";
 import { RedisRooms } from "./native/redis/rooms.ts";
-import { KeptNames, LocalRooms, type Guest, type Letter, type Rooms } from "./native/rooms.ts";
+import {
+  KeptNames,
+  LocalRooms,
+  type Answer,
+  type Answers,
+  type Guest,
+  type Letter,
+  type Order,
+  type Participant,
+  type Question,
+  type Report,
+  type Rooms,
+} from "./native/rooms.ts";
 import {
   addressScope,
   age,
@@ -265,14 +277,6 @@ const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
 
 // --- types -----------------------------------------------------------------------------------------------
 
-/** A participant as the operator sees it: with the peers it is linked with, by which route, and the bytes relayed. */
-export type Participant = Peer & {
-  room: string;
-  linked: number[];
-  links: { id: number; route: Route; relayedBytes?: number }[];
-  punching: number[];
-};
-
 /** What an operator can be told of; with `--json` these are the lines. */
 export type IntroducerEvent =
   | { event: "listening"; host: string; port: number }
@@ -294,7 +298,13 @@ export type IntroducerEvent =
   | { event: "shared"; message: string }
   | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
   | { event: "participants"; participants: Participant[] }
-  | { event: "stats"; stats: Stats };
+  | { event: "stats"; stats: Stats; everywhere?: Everywhere };
+
+/** All introducers that share their rooms, as far as they answer. */
+export interface Everywhere {
+  participants: number;
+  introducers: number;
+}
 
 export interface IntroducerOptions {
   /** Default: all addresses of this host, IPv6 and IPv4. */
@@ -694,6 +704,13 @@ function isAt(endpoint: Endpoint, { observed }: Party): boolean {
   return splitEndpoint(endpoint).address === splitEndpoint(observed).address;
 }
 
+/** Whether it shows that guest as the room knows it: nobody is sent anywhere else. */
+function isOf(order: Order, { peer }: Guest): boolean {
+  if (order.type === "failed") return true;
+  const { public: observed, instance, fingerprint } = order.peer;
+  return observed === peer.public && instance === peer.instance && fingerprint === peer.fingerprint;
+}
+
 /** Where its NAT stood when last measured: of a guest its own introducer alone knows. */
 function positionOf(member: Party): Prediction | undefined {
   return isGuest(member) ? undefined : member.position;
@@ -728,6 +745,8 @@ const wideList: Column[] = [
   { head: "punching", least: 8 },
   { head: "since" },
 ];
+/** Beside the room where several introducers share it: which of them has the participant. */
+const atIntroducer: Column = { head: "introducer", least: 9, isCut: true };
 /** Ids of others that a line shows; there may be a room full of them. */
 const shownIds = 6;
 const shownRelays = 2;
@@ -753,7 +772,7 @@ function relayedList({ links }: Participant, most: number): string[] {
   return relayed.length > most ? [...shown, `+${relayed.length - most} relayed`] : shown;
 }
 
-function row(one: Participant, width: number, colors: Colors, now: number): Cell[] {
+function row(one: Participant, width: number, colors: Colors, now: number, isShared: boolean): Cell[] {
   const isWhole = width === Infinity;
   const [first = "-", ...others] = one.private;
   const more = others.length > 0 ? `+${others.length} more` : "";
@@ -761,10 +780,12 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
   const linked = { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green };
   const punching = { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow };
   const relayed = relayedList(one, isWhole ? Infinity : shownRelays);
+  const at = isShared ? [dim(one.introducer ?? "here")] : [];
   const who = [
     [{ text: String(one.id), paint: colors.bold }],
     [printable(one.name)],
-    [printable(roomName(one.room))],
+    [printable(roomName(one.room)), ...(width < wideColumns ? at : [])],
+    ...(isShared && width >= wideColumns ? [at] : []),
   ];
   const since = [age(now - one.since)];
   if (width < wideColumns) {
@@ -786,8 +807,16 @@ export function renderParticipants(
   width = 80,
 ): string {
   if (participants.length === 0) return "nobody is here yet";
-  const rows = participants.map((one) => row(one, width, colors, now));
-  return `${renderTable(width < wideColumns ? narrowList : wideList, rows, width)}\n${total(participants)}`;
+  const isShared = participants.some(({ introducer }) => introducer !== undefined);
+  const rows = participants.map((one) => row(one, width, colors, now, isShared));
+  const columns = columnsOf(width < wideColumns, isShared);
+  return `${renderTable(columns, rows, width)}\n${total(participants)}`;
+}
+
+function columnsOf(isNarrow: boolean, isShared: boolean): Column[] {
+  if (!isShared) return isNarrow ? narrowList : wideList;
+  if (isNarrow) return narrowList.with(2, { ...narrowList[2]!, head: "room\nintroducer" });
+  return wideList.toSpliced(3, 0, atIntroducer);
 }
 
 /** `3 participants in 1 room, 1 link`. */
@@ -815,14 +844,20 @@ function spread(counts: HistogramCounts): string {
   return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
 }
 
+function acrossAll({ participants, introducers }: Everywhere): string {
+  const where = count(introducers, "introducer");
+  return `${count(participants, "participant")} at ${where}; all below is of this one alone`;
+}
+
 /** What has been going on since the start, a line each. */
-export function renderStats(stats: Stats): string {
+export function renderStats(stats: Stats, everywhere?: Everywhere): string {
   const { introductions, refusals, residentBytes } = stats;
   const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
   const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
   const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
   const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
   const rows = [
+    ...(everywhere ? [["everywhere", acrossAll(everywhere)] as const] : []),
     ["up", age(stats.uptimeMs)],
     ["now", `${now}, ${held}`],
     ["joins", String(stats.joins)],
@@ -991,14 +1026,12 @@ class Introductions {
     }
   }
 
-  #decline(member: Member, guest: Guest, message: ToParticipant): void {
-    if (!("token" in message)) return;
-    const { token } = message;
+  #decline(member: Member, guest: Guest, { token }: Order): void {
     this.#report(member, guest, { type: "failed", peer: guest.peer.id, token, reason: "refused-by-peer" });
   }
 
   /** What will be needed to understand what our side says of it. */
-  #note(pair: Pair, known: Foreign, message: ToParticipant): void {
+  #note(pair: Pair, known: Foreign, message: Order): void {
     pair.endedAt = known.expiresAt;
     if (message.type === "relay") known.relayToken = message.token;
     if (message.type === "punch") {
@@ -1031,7 +1064,7 @@ class Introductions {
     return true;
   }
 
-  #report(member: Member, guest: Guest, message: ToIntroducer): void {
+  #report(member: Member, guest: Guest, message: Report): void {
     this.#exchange.post(guest, { is: "report", from: member.peer.id, to: guest.peer.id, message });
   }
 
@@ -1209,7 +1242,7 @@ class Introductions {
   }
 
   /** To one side, by way of its introducer where that is another. */
-  #say(introduction: Introduction, to: Party, from: Party, message: ToParticipant): void {
+  #say(introduction: Introduction, to: Party, from: Party, message: Order): void {
     if (!isGuest(to)) return this.#exchange.send(to, message);
     const { number, expiresAt } = introduction;
     const lastsMs = Math.max(0, expiresAt - performance.now());
@@ -1220,7 +1253,7 @@ class Introductions {
   /** The same with a message that shows the other side. */
   #show(introduction: Introduction, to: Party, about: Party, message: About): void {
     if (!isGuest(to)) return this.#exchange.show(to, about, message);
-    this.#say(introduction, to, about, { ...message, peer: about.peer } as ToParticipant);
+    this.#say(introduction, to, about, { ...message, peer: about.peer } as Order);
   }
 
   #pair(a: Party, b: Party): Pair {
@@ -1691,6 +1724,7 @@ export class Introducer {
       left: (guest, reason) => this.#guestLeft(guest, reason),
       displaced: (id, reason) => this.#displace(id, reason),
       received: (letter) => this.#receive(letter),
+      answer: (question) => this.#answer(question),
       undelivered: (guest) => this.#introductions.left(guest, "its introducer can't be reached"),
       sharing: (isShared, message) => this.#onEvent({ event: isShared ? "shared" : "warning", message }),
     });
@@ -1722,6 +1756,11 @@ export class Introducer {
       relays,
       relayedBytes,
     });
+  }
+
+  /** Whether it shares its rooms with nobody, ever. */
+  get isAlone(): boolean {
+    return this.#elsewhere instanceof LocalRooms;
   }
 
   get host(): string {
@@ -1773,17 +1812,30 @@ export class Introducer {
     yield* this.#elsewhere.guests(room).values();
   }
 
-  /** Says something to everyone; returns to how many. */
-  broadcast(text: string): number {
-    this.#tellRoom(this.#members.values(), encode({ type: "notice", text }));
-    return this.#members.size;
+  /** Asks all introducers that share the rooms; our own answer is the first. */
+  async ask(question: Question): Promise<Answers> {
+    const own = this.#answer(question);
+    const { all, problem } = await this.#elsewhere.ask(question);
+    return { all: [own, ...all], ...(problem !== undefined && { problem }) };
   }
 
-  /** Says something to one participant; returns whether there is one of that id. */
-  tell(id: number, text: string): boolean {
-    const member = this.#members.get(id);
-    if (member) this.#send(member, { type: "notice", text });
-    return member !== undefined;
+  /** Says something to everyone, or to one, wherever they are; resolves to how many could be told. */
+  async tell(text: string, to?: number): Promise<{ told: number; problem?: string }> {
+    const question = { about: "notice", text, ...(to !== undefined && { to }) } as const;
+    if (to !== undefined && this.#members.has(to)) return { told: this.#answer(question).count };
+    const { all, ...problem } = await this.ask(question);
+    return { told: all.reduce((sum, { count: told }) => sum + told, 0), ...problem };
+  }
+
+  #answer(question: Question): Answer {
+    const place = formatEndpoint(this.#advertised ?? publicAddress(this.host), this.port);
+    const { size } = this.#members;
+    if (question.about === "count") return { place, count: size, participants: [] };
+    if (question.about === "list") return { place, count: size, participants: this.participants };
+    const { text, to } = question;
+    const told = [...this.#members.values()].filter(({ peer }) => to === undefined || peer.id === to);
+    this.#tellRoom(told, encode({ type: "notice", text }));
+    return { place, count: told.length, participants: [] };
   }
 
   /**
@@ -2580,7 +2632,10 @@ export class Introducer {
     const member = this.#members.get(letter.to);
     const guest = member && this.#elsewhere.guests(member.room).get(letter.from);
     if (!member || !guest) return; // one of them has left
-    if (letter.is === "order") return this.#introductions.ordered(member, guest, letter);
+    if (letter.is === "order") {
+      if (isOf(letter.message, guest)) this.#introductions.ordered(member, guest, letter);
+      return;
+    }
     const { message } = letter;
     if (message.type === "linked") this.#introductions.linked(guest, message);
     if (message.type === "failed") this.#introductions.failed(guest, message);
@@ -2704,7 +2759,7 @@ class Prompt {
       return 0;
     }
     for await (const line of terminal.lines()) {
-      if (line.trim() !== "" && this.#run(line, introducer)) return this.#failures > 0 ? 1 : 0;
+      if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
     }
     return new Promise<never>(() => {}); // as a service, standard input is /dev/null: its end means nothing
   }
@@ -2715,7 +2770,7 @@ class Prompt {
     return this.#terminal.converse({
       prompt: "introducer> ",
       onLine: async (line) => {
-        if (!this.#run(line, introducer)) return false;
+        if (!(await this.#run(line, introducer))) return false;
         const question = `end the introducer for ${here()}? y `;
         return (
           isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
@@ -2732,16 +2787,15 @@ class Prompt {
   }
 
   /** Obeys one line; returns whether it asks for the end. */
-  #run(line: string, introducer: Introducer): boolean {
+  async #run(line: string, introducer: Introducer): Promise<boolean> {
     try {
       const { command, words, text } = readCommand(commands, line);
       if (command === "quit") return true;
-      if (command === "list") this.#list(introducer);
-      if (command === "stats") this.#stats(introducer);
+      if (command === "list") await this.#list(introducer);
+      if (command === "stats") await this.#stats(introducer);
       if (command === "help") this.#terminal.result(commandHelp);
-      if (command === "broadcast")
-        this.#terminal.story(`told ${count(introducer.broadcast(text), "participant")}`);
-      if (command === "tell") this.#tell(introducer, words[0]!, text);
+      if (command === "broadcast") await this.#broadcast(introducer, text);
+      if (command === "tell") await this.#tell(introducer, words[0]!, text);
     } catch (error) {
       if (!(error instanceof CommandError)) throw error;
       this.#failures++;
@@ -2751,27 +2805,54 @@ class Prompt {
     return false;
   }
 
-  #list({ participants }: Introducer): void {
-    if (this.#isJson) return this.#json({ event: "participants", participants });
-    const { resultColors, width } = this.#terminal;
-    this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
+  async #list(introducer: Introducer): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "list" });
+    const participants = all.flatMap((one) => one.participants);
+    if (this.#isJson) this.#json({ event: "participants", participants });
+    else {
+      const { resultColors, width } = this.#terminal;
+      this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
+    }
+    complain("those of others may be missing", problem);
   }
 
-  #stats({ stats }: Introducer): void {
-    if (this.#isJson) return this.#json({ event: "stats", stats });
-    this.#terminal.result(renderStats(stats));
+  async #stats(introducer: Introducer): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "count" });
+    const participants = all.reduce((sum, one) => sum + one.count, 0);
+    const everywhere = introducer.isAlone ? undefined : { participants, introducers: all.length };
+    const { stats } = introducer;
+    if (this.#isJson) this.#json({ event: "stats", stats, ...(everywhere && { everywhere }) });
+    else this.#terminal.result(renderStats(stats, everywhere));
+    complain("others may be missing", problem);
   }
 
-  #tell(introducer: Introducer, word: string, text: string): void {
-    const whom = findByIdOrName(introducer.participants, word);
-    if (typeof whom === "string") throw new CommandError(whom);
-    introducer.tell(whom.id, text);
-    this.#terminal.story(`told ${printable(whom.name)} (${whom.id})`);
+  async #broadcast(introducer: Introducer, text: string): Promise<void> {
+    const { told, problem } = await introducer.tell(text);
+    this.#terminal.story(`told ${count(told, "participant")}`);
+    complain("others may not have been told", problem);
+  }
+
+  async #tell(introducer: Introducer, word: string, text: string): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "list" });
+    const whom = findByIdOrName(
+      all.flatMap(({ participants }) => participants),
+      word,
+    );
+    if (typeof whom === "string") throw new CommandError(problem ? `${whom} (${problem})` : whom);
+    const { told, problem: why = "it has left" } = await introducer.tell(text, whom.id);
+    const who = `${printable(whom.name)} (${whom.id})`;
+    if (told === 0) throw new CommandError(`${who} was not told: ${why}`);
+    this.#terminal.story(`told ${who}`);
   }
 
   #json(event: object): void {
     this.#terminal.result(timed(event));
   }
+}
+
+/** Where the other introducers have not all answered. */
+function complain(what: string, problem: string | undefined): void {
+  if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
 }
 
 /** One JSON line, with the time in milliseconds since the epoch. */
@@ -2885,12 +2966,17 @@ function likelyAddress(): string {
   return ranked[0]?.address ?? "127.0.0.1";
 }
 
+/** Where an introducer is that listens there. */
+function publicAddress(host: string): string {
+  const { address = "::" } = canonicalAddress(host) ?? {};
+  return address === "::" || address === "0.0.0.0" ? likelyAddress() : address;
+}
+
 /** What a participant types to come here. */
 function invitation({ host, port }: Introducer): string {
   const command = `participants type:  ${otherStartedAs("participant")}`;
-  const listening = canonicalAddress(host)?.address;
-  if (listening === undefined) return `${command} ${host}:${port}`;
-  const address = listening === "::" || listening === "0.0.0.0" ? likelyAddress() : listening;
+  if (canonicalAddress(host) === undefined) return `${command} ${host}:${port}`;
+  const address = publicAddress(host);
   const scope = addressScope(address);
   const hint = {
     global: "",

@@ -3,7 +3,7 @@
  * their rooms, and whose name was whose lately. {@link LocalRooms} are those of one introducer alone; native/redis/ has
  * those of several. Pure: no socket, no output. For introducer.ts and native/redis/.
  */
-import type { Endpoint, Peer, PeerChange, ToIntroducer, ToParticipant } from "../protocol.ts";
+import type { Endpoint, Peer, PeerChange, Route, ToIntroducer, ToParticipant } from "../protocol.ts";
 
 /** Somebody in a room, whichever introducer has the connection. */
 export interface Occupant {
@@ -32,9 +32,39 @@ export interface Guest extends Occupant {
  * asker's introducer runs and numbers. `order`: say this to yours. `report`: this is what ours said.
  */
 export type Letter = { from: number; to: number } & (
-  | { is: "order"; introduction: number; lastsMs: number; message: ToParticipant }
-  | { is: "report"; message: ToIntroducer }
+  { is: "order"; introduction: number; lastsMs: number; message: Order } | { is: "report"; message: Report }
 );
+export type Order = Extract<ToParticipant, { type: "measure" | "punch" | "relay" | "failed" }>;
+export type Report = Extract<ToIntroducer, { type: "linked" | "failed" | "measured" }>;
+
+/** A participant as an operator sees it: with the peers it is linked with, by which route, and the bytes relayed. */
+export type Participant = Peer & {
+  room: string;
+  linked: number[];
+  links: { id: number; route: Route; relayedBytes?: number }[];
+  punching: number[];
+  /** Where it is registered, if not at the introducer that was asked. */
+  introducer?: Endpoint;
+};
+
+/** What an operator wants of all introducers that share the rooms; each answers for its own participants. */
+export type Question =
+  | { about: "count" }
+  | { about: "list" }
+  /** Tells them all, or the one of that id. */
+  | { about: "notice"; text: string; to?: number };
+export interface Answer {
+  /** Where the introducer is. */
+  place: Endpoint;
+  /** How many there are, or have been told. */
+  count: number;
+  participants: Participant[];
+}
+/** What came of a question; `problem` says who may be missing. */
+export interface Answers {
+  all: Answer[];
+  problem?: string;
+}
 
 /** Whom rooms tell what happens elsewhere. */
 export interface RoomsOwner {
@@ -44,6 +74,8 @@ export interface RoomsOwner {
   /** One of ours can't stay as it is: its name or id is another's, or it has come to another introducer. */
   displaced(id: number, reason: string): void;
   received(letter: Letter): void;
+  /** What another introducer's operator wants. */
+  answer(question: Question): Answer;
   /** That guest can't be told anything now. */
   undelivered(guest: Guest): void;
   /** Whether the rooms are shared now; said when that changes, and once at the start. */
@@ -64,6 +96,8 @@ export interface Rooms {
   /** Whether letters go anywhere now. */
   readonly isShared: boolean;
   send(guest: Guest, letter: Letter): void;
+  /** Asks all other introducers; resolves when all have answered, or soon. */
+  ask(question: Question): Promise<Answers>;
   /** Resolves once the others know that we are gone, or soon. */
   close(): Promise<void>;
 }
@@ -85,6 +119,9 @@ export class LocalRooms implements Rooms {
   put(): void {}
   remove(): void {}
   send(): void {}
+  async ask(): Promise<Answers> {
+    return { all: [] };
+  }
   async close(): Promise<void> {}
 }
 

@@ -447,8 +447,7 @@ test("who doesn't read is dropped, and what waits for it is bounded", async () =
   const before = process.memoryUsage().rss;
   const text = "x".repeat(8000);
   for (let sent = 0; scene.introducer.participants.length === 1 && sent < 100_000; sent++) {
-    scene.introducer.tell(slow.id, text);
-    await Promise.resolve();
+    await scene.introducer.tell(text, slow.id);
   }
   expect(await scene.happened("left")).toMatchObject({ id: slow.id, reason: "it reads too slowly" });
   expect(process.memoryUsage().rss - before).toBeLessThan(100 * 1024 * 1024);
@@ -620,9 +619,9 @@ test("tell and broadcast arrive as notices", async () => {
   await using scene = introduce();
   using anna = await scene.join("anna");
   using bert = await scene.join("bert", "elsewhere");
-  expect(scene.introducer.tell(anna.id, "psst")).toBe(true);
-  expect(scene.introducer.tell(99, "psst")).toBe(false);
-  expect(scene.introducer.broadcast("all")).toBe(2);
+  expect(await scene.introducer.tell("psst", anna.id)).toEqual({ told: 1 });
+  expect(await scene.introducer.tell("psst", 99)).toEqual({ told: 0 });
+  expect(await scene.introducer.tell("all")).toEqual({ told: 2 });
   expect([await anna.next("notice"), await anna.next("notice"), await bert.next("notice")]).toMatchObject([
     { text: "psst" },
     { text: "all" },

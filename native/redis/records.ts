@@ -8,18 +8,32 @@
  *   punch:{R}:names     hash: name → id
  *   punch:{R}:seq       the room's version: begins at Redis's clock in µs, so that none comes again; +1 a change
  *   channel punch:{R}   `version + id value`, `version - id`; `!` for `-` of one that has come to another introducer
- *   channel punch:in:I  letters for introducer I
+ *   channel punch:in:I  letters for introducer I, and answers to it
+ *   channel punch:all   questions to all introducers
  *
  * Every change is one script, which checks, changes, counts and publishes: so all see the same changes in one order.
  */
-import { parseToIntroducer, parseToParticipant, Refusal, splitEndpoint } from "../../protocol.ts";
+import {
+  parseEndpoint,
+  parseToIntroducer,
+  parseToParticipant,
+  Refusal,
+  roomProblem,
+  routes,
+  splitEndpoint,
+  type Endpoint,
+  type Peer,
+} from "../../protocol.ts";
 import { subscriber } from "../budget.ts";
-import type { Guest, Letter, Occupant } from "../rooms.ts";
+import type { Answer, Guest, Letter, Occupant, Order, Participant, Question, Report } from "../rooms.ts";
 
 /** How long an introducer counts as alive after its last beat: it may miss two. */
 const liveMs = 8_000;
 /** How long a room is kept after the last beat of anybody who is in it. */
 const roomMs = 60_000;
+/** Participants in one part of an answer, and how long one may be: each of them may have a room full of links. */
+const partSize = 64;
+const mostAnswerLength = 8 * 1024 * 1024;
 
 const begin = `local who,seq,names,channel=KEYS[1],KEYS[2],KEYS[3],KEYS[4]
 local function tell(text)
@@ -59,7 +73,10 @@ return ''`,
 local all=redis.call('HGETALL',who)
 for at=1,#all,2 do
   local id,value=all[at],all[at+1]
-  if value:sub(1,#ARGV[1])==ARGV[1] then drop(id,cjson.decode(value:match('{.*')).name,'-') end
+  if value:sub(1,#ARGV[1])==ARGV[1] then
+    local isPeer,peer=pcall(cjson.decode,value:match('{.*') or '')
+    drop(id,isPeer and tostring(peer.name) or '','-')
+  end
 end`,
   snapshot: `return {redis.call('GET',KEYS[2]) or '0',redis.call('HGETALL',KEYS[1])}`,
   /** Keys: of our life, then three of every room. Returns whether we were alive, and the version of every room. */
@@ -79,6 +96,7 @@ return last`,
 export const idsKey = "punch:ids";
 export const liveKey = (introducer: string) => `punch:live:${introducer}`;
 export const inbox = (introducer: string) => `punch:in:${introducer}`;
+export const everyone = "punch:all";
 
 const channelHead = "punch:{";
 export const channelOf = (room: string) => `${channelHead}${room}}`;
@@ -126,20 +144,108 @@ export function readChange(text: string): Change | undefined {
     : { version: Number(version), sign: sign as Change["sign"], id, value };
 }
 
-/** Undefined for what is none. */
+const orders: ReadonlySet<string> = new Set<Order["type"]>(["measure", "punch", "relay", "failed"]);
+const reports: ReadonlySet<string> = new Set<Report["type"]>(["linked", "failed", "measured"]);
+
+/** Undefined for what is none. An order can be of its sender alone. */
 export function readLetter(text: string): Letter | undefined {
-  const fields = parsed(() => JSON.parse(text) as Record<string, unknown> | null) ?? {};
-  const { is, from, to, introduction, lastsMs, message } = fields;
+  const { is, from, to, introduction, lastsMs, message } = readObject(text);
   if (typeof from !== "number" || typeof to !== "number") return undefined;
   const line = JSON.stringify(message) ?? "";
   if (is === "report") {
-    const report = parsed(() => parseToIntroducer(line));
-    return report && { is, from, to, message: report };
+    const report = parsed(() => parseToIntroducer(line)) as Report | undefined;
+    return report && reports.has(report.type) ? { is, from, to, message: report } : undefined;
   }
   if (is !== "order" || typeof introduction !== "number" || typeof lastsMs !== "number") return undefined;
-  const order = parsed(() => parseToParticipant(line));
-  if (!order) return undefined;
-  return { is, from, to, introduction, lastsMs, message: order };
+  const order = parsed(() => parseToParticipant(line)) as Order | undefined;
+  if (!order || !orders.has(order.type)) return undefined;
+  const about = order.type === "failed" ? order.peer : order.peer.id;
+  return about === from ? { is, from, to, introduction, lastsMs, message: order } : undefined;
+}
+
+/** A question, by whom, and its number there. */
+export interface Asked {
+  by: string;
+  number: number;
+  question: Question;
+}
+
+export function writeQuestion({ by, number, question }: Asked): string {
+  return JSON.stringify({ by, number, ...question });
+}
+
+/** Undefined for what is none. */
+export function readQuestion(text: string): Asked | undefined {
+  const { by, number, about, text: words, to } = readObject(text);
+  if (!isName(by) || !isCount(number)) return undefined;
+  if (about === "count" || about === "list") return { by, number, question: { about } };
+  const notice = parsed(() => parseToParticipant(JSON.stringify({ type: "notice", text: words })));
+  if (about !== "notice" || notice?.type !== "notice" || !(to === undefined || isCount(to))) return undefined;
+  return { by, number, question: { about, text: notice.text, ...(to !== undefined && { to }) } };
+}
+
+/** An answer, or a part of one, by whom, and to which question. */
+export interface AnswerPart extends Answer {
+  by: string;
+  number: number;
+  more: boolean;
+}
+
+/** Each part is a `peers` with more in it, and so is read as one. */
+export function writeAnswer(by: string, number: number, { participants, ...answer }: Answer): string[] {
+  const parts = Math.max(1, Math.ceil(participants.length / partSize));
+  return Array.from({ length: parts }, (_, part) => {
+    const peers = participants.slice(part * partSize, (part + 1) * partSize);
+    return JSON.stringify({ type: "peers", by, number, ...answer, peers, more: part < parts - 1 });
+  });
+}
+
+/** Undefined for what is none. */
+export function readAnswer(text: string): AnswerPart | undefined {
+  if (text.length > mostAnswerLength) return undefined;
+  const { by, number, place: where, count, peers } = readObject(text);
+  const line = parsed(() => parseToParticipant(text));
+  const place = typeof where === "string" ? parseEndpoint(where) : undefined;
+  if (line?.type !== "peers" || !place || !isName(by) || !isCount(number) || !isCount(count))
+    return undefined;
+  const participants = line.peers.map((peer, at) =>
+    readParticipant(peer, (peers as Record<string, unknown>[])[at]!, place),
+  );
+  if (!participants.every((one) => one !== undefined)) return undefined;
+  return { by, number, place, count, participants, more: line.more };
+}
+
+function readParticipant(
+  peer: Peer,
+  { room, links, punching }: Record<string, unknown>,
+  introducer: Endpoint,
+): Participant | undefined {
+  if (typeof room !== "string" || roomProblem(room) !== undefined) return undefined;
+  if (!Array.isArray(links) || !Array.isArray(punching)) return undefined;
+  const read = links.map(readLink);
+  if (!read.every((link) => link !== undefined) || !punching.every(isCount)) return undefined;
+  return { ...peer, room, linked: read.map(({ id }) => id), links: read, punching, introducer };
+}
+
+function readLink(link: unknown): Participant["links"][number] | undefined {
+  const { id, route, relayedBytes } = (link ?? {}) as Record<string, unknown>;
+  const known = routes.find((one) => one === route);
+  if (!isCount(id) || !known || !(relayedBytes === undefined || isCount(relayedBytes))) return undefined;
+  return { id, route: known, ...(relayedBytes !== undefined && { relayedBytes }) };
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) >= 0;
+}
+
+/** An introducer's. */
+function isName(value: unknown): value is string {
+  return typeof value === "string" && /^\S{1,64}$/.test(value);
+}
+
+/** Empty for what is none. */
+function readObject(text: string): Record<string, unknown> {
+  return parsed(() => JSON.parse(text) as Record<string, unknown> | null) ?? {};
 }
 
 function parsed<T>(parse: () => T): T | undefined {

@@ -5,22 +5,29 @@
  * introducer.ts alone.
  */
 import type { Peer, PeerChange } from "../../protocol.ts";
-import type { Guest, Letter, Occupant, Rooms, RoomsOwner } from "../rooms.ts";
+import { take, type Bucket } from "../budget.ts";
+import type { Answer, Answers, Guest, Letter, Occupant, Question, Rooms, RoomsOwner } from "../rooms.ts";
 import { RedisConnection } from "./connection.ts";
 import {
   channelOf,
+  everyone,
   idsKey,
   inbox,
   liveKey,
   prefixOf,
+  readAnswer,
   readChange,
   readLetter,
+  readQuestion,
   readValue,
   roomKeys,
   roomOf,
   scripts,
   storedKeys,
   valueOf,
+  writeAnswer,
+  writeQuestion,
+  type Asked,
 } from "./records.ts";
 
 /** How long guests count as there after Redis has come back: their introducers may be back later than we. */
@@ -29,6 +36,13 @@ const graceMs = 6_000;
 const openMs = 1_000;
 /** How long the end may take. */
 const closeMs = 500;
+/** How long answers to a question are waited for, and how many questions of all others are answered: so many at once, and a second. */
+const askMs = 1_000;
+const questionBurst = 20;
+const questionsPerSecond = 5;
+/** Guests of one room, and answers' participants, that are kept in mind, whatever is in Redis. */
+const mostGuests = 10_000;
+const mostListed = 200_000;
 /** Ids claimed at a time, and how few left have the next claimed. */
 const idBlock = 1_000;
 const fewIds = 250;
@@ -48,6 +62,16 @@ interface View {
   /** Changes that come while a snapshot is under way. */
   waiting: string[] | undefined;
   opening: Promise<void> | undefined;
+}
+
+/** A question of ours under way. */
+interface Asking {
+  /** By introducer, as far as they have come. */
+  readonly answers: Map<string, Answer>;
+  /** How many have answered in full, and of how many; unknown until Redis says so. */
+  whole: number;
+  expected: number;
+  done: () => void;
 }
 
 const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
@@ -84,6 +108,9 @@ export class RedisRooms implements Rooms {
   /** The last that was ever claimed by us. */
   #lastClaimed = 0;
   #isClaiming = false;
+  readonly #asking = new Map<number, Asking>();
+  #lastAsked = 0;
+  readonly #questions: Bucket = { tokens: questionBurst, at: performance.now() };
 
   /** Throws what `new URL` throws; whether Redis is there is told later. */
   constructor(url: string, owner: RoomsOwner) {
@@ -145,6 +172,34 @@ export class RedisRooms implements Rooms {
     );
   }
 
+  async ask(question: Question): Promise<Answers> {
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const asking: Asking = { answers: new Map(), whole: 0, expected: Infinity, done };
+    const number = ++this.#lastAsked;
+    this.#asking.set(number, asking);
+    const text = writeQuestion({ by: this.#name, number, question });
+    this.#redis.command("PUBLISH", [everyone, text]).then(
+      // We hear it, too.
+      (receivers) => this.#answered(asking, Number(receivers) - 1),
+      done,
+    );
+    await Promise.race([promise, Bun.sleep(askMs)]);
+    this.#asking.delete(number);
+    const all = [...asking.answers.values()];
+    const missing = asking.expected - asking.whole;
+    if (missing <= 0) return { all };
+    const who =
+      missing === Infinity
+        ? "Redis does not answer"
+        : `${missing} of ${asking.expected} others did not answer`;
+    return { all, problem: this.isShared ? who : "the other introducers can't be reached now" };
+  }
+
+  #answered(asking: Asking, expected: number): void {
+    asking.expected = expected;
+    if (asking.whole >= expected) asking.done();
+  }
+
   async close(): Promise<void> {
     const leaving = this.#redis.attempt(() => this.#redis.command("DEL", [liveKey(this.#name)]));
     await Promise.race([leaving, Bun.sleep(closeMs)]);
@@ -159,7 +214,7 @@ export class RedisRooms implements Rooms {
 
   #channels(): string[] {
     this.#heard = new Set(this.#views.keys());
-    return [inbox(this.#name), ...this.#heard.values().map(channelOf)];
+    return [inbox(this.#name), everyone, ...this.#heard.values().map(channelOf)];
   }
 
   async #connected(): Promise<void> {
@@ -247,15 +302,40 @@ export class RedisRooms implements Rooms {
   // --- theirs --------------------------------------------------------------------------------------------
 
   #received(text: string, channel: string): void {
-    if (channel === inbox(this.#name)) {
-      const letter = readLetter(text);
-      if (letter) this.#owner.received(letter);
-      return;
+    if (channel === inbox(this.#name)) return this.#receivedOwn(text);
+    if (channel === everyone) {
+      const asked = readQuestion(text);
+      return asked && this.#answer(asked);
     }
     const room = roomOf(channel);
     const view = this.#views.get(room);
     if (view?.waiting) view.waiting.push(text);
     else if (view) this.#apply(room, view, text);
+  }
+
+  #receivedOwn(text: string): void {
+    const letter = readLetter(text);
+    if (letter) return this.#owner.received(letter);
+    const answer = readAnswer(text);
+    const asking = answer && this.#asking.get(answer.number);
+    if (!asking) return;
+    const { by, place, count, participants, more } = answer;
+    const known = asking.answers.get(by) ?? { place, count, participants: [] };
+    asking.answers.set(by, known);
+    if (known.participants.length < mostListed) known.participants.push(...participants);
+    if (more) return;
+    asking.whole += 1;
+    this.#answered(asking, asking.expected);
+  }
+
+  /** Whatever anybody who can write to Redis asks: not too often. */
+  #answer({ by, number, question }: Asked): void {
+    if (by === this.#name || !take(this.#questions, questionBurst, questionsPerSecond, performance.now()))
+      return;
+    const parts = writeAnswer(this.#name, number, this.#owner.answer(question));
+    void this.#redis.attempt(() =>
+      Promise.all(parts.map((part) => this.#redis.command("PUBLISH", [inbox(by), part]))),
+    );
   }
 
   #apply(room: string, view: View, text: string): void {
@@ -279,6 +359,7 @@ export class RedisRooms implements Rooms {
     // Participants tell a program by its instance: of one that has come anew the old id has to go first.
     for (const { peer } of [...view.guests.values()])
       if (peer.id === now.peer.id || isSameProgram(peer, now.peer)) this.#drop(view, peer.id, "it came anew");
+    if (view.guests.size >= mostGuests) return;
     view.guests.set(now.peer.id, now);
     this.#owner.joined(now);
   }

@@ -68,9 +68,9 @@ export class Program<Event extends Named> {
     void this.#readStory();
   }
 
-  /** Types a command and the return key. */
-  type(command: string): void {
-    void this.process.stdin.write(`${command}\n`);
+  /** Types each command and the return key. */
+  type(...commands: string[]): void {
+    void this.process.stdin.write(commands.map((command) => `${command}\n`).join(""));
     void this.process.stdin.flush();
   }
 

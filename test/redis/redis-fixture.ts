@@ -6,7 +6,7 @@ import { join } from "node:path";
 /** Why there can be no Redis here; undefined where there can. */
 export const noRedis = Bun.which("redis-server") ? undefined : "redis-server is not installed";
 
-function freePort(): number {
+export function freePort(): number {
   const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
   listener.stop(true);
   return listener.port;

@@ -4,11 +4,12 @@ import { join } from "node:path";
 import { Introducer, type IntroducerEvent } from "../../introducer.ts";
 import { RedisRooms } from "../../native/redis/rooms.ts";
 import type { Guest, Occupant } from "../../native/rooms.ts";
-import { formatEndpoint, type Peer } from "../../protocol.ts";
+import { formatEndpoint, splitEndpoint, type Peer } from "../../protocol.ts";
 import { Client, registration } from "../client-fixture.ts";
+import { People, thisHost } from "../lab/people.ts";
 import { Driven, link, met } from "../driven-fixture.ts";
 import { until } from "../native-fixture.ts";
-import { noRedis, RedisServer } from "./redis-fixture.ts";
+import { freePort, noRedis, RedisServer } from "./redis-fixture.ts";
 
 if (noRedis !== undefined) console.log(`rooms of several introducers are not tested: ${noRedis}`);
 
@@ -53,6 +54,7 @@ function share(url: string) {
     displaced: (id) => void displaced.push(id),
     received: () => {},
     undelivered: () => {},
+    answer: () => ({ place: formatEndpoint("127.0.0.1", 1), count: 0, participants: [] }),
     sharing: (isShared) => void told.push(isShared),
   });
   const isShared = () => until("they are shared", () => told.at(-1) === true, patienceMs);
@@ -303,6 +305,25 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   );
 
   test.concurrent(
+    "what a dead introducer has left goes, even where nobody can read it",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = share(redis.url);
+      await one.isShared();
+      const left = ["77", `dead mr ${JSON.stringify(occupant(77).peer)}`, "78", "dead mr {", "79", "dead"];
+      await redis.command("HSET", "punch:{lobby}:who", ...left, "80", 'dead mr {"name":[1]}');
+      await one.rooms.open("lobby");
+      one.rooms.put(occupant(one.rooms.nextId()));
+      await until("it is known", () => one.guests.has(77));
+      await until("it is gone", () => !one.guests.has(77), patienceMs);
+      const values = (await redis.command("HVALS", "punch:{lobby}:who")) as string[];
+      expect(values.filter((value) => value.startsWith("dead "))).toEqual([]);
+      expect(one.told).toEqual([true]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
     "what is none of an introducer's in Redis harms nobody",
     async () => {
       await using redis = await RedisServer.start();
@@ -346,9 +367,101 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
         await redis.command("PUBLISH", "punch:{lobby}", change);
       using bert = await enter(two.port, "bert");
       expect(bert.others).toEqual(["anna"]);
-      await anna.next("joined", (message) => message.peer.id === bert.id);
+      const { peer: shown } = await anna.next("joined", (message) => message.peer.id === bert.id);
+      // Now in the name of one who is there: only what belongs to an introduction, and shows that one.
+      const order = { is: "order", from: bert.id, to: anna.id, introduction: 1, lastsMs: 1e9 };
+      const token = "0".repeat(32);
+      for (const message of [
+        { type: "bye", reason: "" },
+        { type: "measure", peer: { ...shown, id: 1 }, token, way: "fresh" },
+        { type: "measure", peer: { ...shown, public: "203.0.113.7:1" }, token, way: "fresh" },
+      ])
+        for (const inbox of inboxes)
+          await redis.command("PUBLISH", inbox, JSON.stringify({ ...order, message }));
+      bert.send({ type: "connect", peer: anna.id });
+      await anna.next("punch");
       await Promise.all([anna.settled(), bert.settled()]);
-      expect(anna.types().filter((type) => type === "bye")).toEqual([]);
+      expect(anna.types().filter((type) => type === "bye" || type === "measure")).toEqual([]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "an operator's list, tell, broadcast and stats reach the participants of all, or say whom they don't",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using people = new People();
+      await using house = introduce(redis.url);
+      const options = ["--host", "127.0.0.1", "--probe-ports", "none", "--redis", redis.url];
+      const desk = await people.introducer(thisHost, freePort(), undefined, options);
+      await Promise.all([house.shared(), desk.next("shared")]);
+      using anna = await enter(house.port, "anna");
+      using bert = await enter(house.port, "bert", "elsewhere"); // where the desk has nobody
+      using carl = await enter(splitEndpoint(desk.endpoint).port, "carl");
+      anna.send({ type: "connect", peer: carl.id });
+      await carl.next("punch");
+      desk.type("list");
+      const { participants } = await desk.next("participants");
+      const at = formatEndpoint("127.0.0.1", house.port);
+      expect(participants).toMatchObject([
+        { name: "carl", punching: [anna.id] },
+        { name: "anna", room: "lobby", introducer: at, punching: [carl.id] },
+        { name: "bert", room: "elsewhere", introducer: at, punching: [] },
+      ]);
+      expect(participants[0]).not.toHaveProperty("introducer");
+      desk.type("stats");
+      const { stats, everywhere } = await desk.next("stats");
+      expect([stats.participants, everywhere]).toEqual([1, { participants: 3, introducers: 2 }]);
+      desk.type("tell bert by name", `tell ${anna.id} by id`, "broadcast to all", "tell dora nothing");
+      expect((await desk.next("error")).message).toContain("nobody here is called dora");
+      const heard = await Promise.all([bert, anna, bert, anna, carl].map((one) => one.next("notice")));
+      expect(heard.map(({ text }) => text)).toEqual(["by name", "by id", "to all", "to all", "to all"]);
+      redis.signal("SIGSTOP");
+      desk.type("list", "tell bert nothing", "broadcast to some");
+      expect((await desk.next("participants")).participants.map(({ name }) => name)).toEqual(["carl"]);
+      for (const what of [
+        "may be missing",
+        "called bert; `list` shows who is (Redis",
+        "may not have been told",
+      ])
+        expect((await desk.next("error")).message).toContain(what);
+      expect(await carl.next("notice")).toMatchObject({ text: "to some" });
+      redis.signal("SIGCONT");
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "whoever asks too often is not answered, and what is no answer is none",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = introduce(redis.url);
+      await using two = introduce(redis.url);
+      await Promise.all([one.shared(), two.shared()]);
+      using anna = await enter(one.port, "anna");
+      const ask = (question: object) =>
+        redis.command("PUBLISH", "punch:all", JSON.stringify({ by: "us", number: 1, ...question }));
+      for (const bad of [{}, { about: "x" }, { about: "notice", text: 7 }, { about: "count", by: "a b" }])
+        await ask(bad);
+      const [own] = (await redis.command("PUBSUB", "CHANNELS", "punch:in:*")) as [string, string];
+      const part = { type: "peers", by: "us", number: 1, place: "127.0.0.1:1", count: 1, more: false };
+      const { peer } = occupant(7);
+      const listed = { ...peer, room: "lobby", links: [], punching: [] };
+      for (const wrong of [
+        { links: [{ id: 1, route: "x" }] },
+        { punching: [-1] },
+        { room: "\u001b" },
+        { name: "a b" },
+      ])
+        await redis.command("PUBLISH", own, JSON.stringify({ ...part, peers: [{ ...listed, ...wrong }] }));
+      const { all, problem } = await two.introducer.ask({ about: "list" });
+      expect([all.map(({ count }) => count), problem]).toEqual([[0, 1], undefined]);
+      const questions = Array.from({ length: 200 }, () => ask({ about: "notice", text: "flood" }));
+      await Promise.all(questions);
+      const refused = await two.introducer.ask({ about: "count" });
+      expect(refused).toMatchObject({ all: [{ count: 0 }], problem: "1 of 1 others did not answer" });
+      await anna.settled();
+      expect(anna.types().filter((type) => type === "notice").length).toBeWithin(1, 30);
     },
     timeoutMs,
   );
