@@ -1755,6 +1755,7 @@ export class Introducer {
       waiting: this.#paused.size,
       relays,
       relayedBytes,
+      ...(!this.isAlone && { isShared: this.#elsewhere.isShared }),
     });
   }
 

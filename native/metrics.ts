@@ -37,6 +37,8 @@ export interface Gauges {
   waiting: number;
   relays: number;
   relayedBytes: number;
+  /** Whether other introducers can be reached; undefined where there shall be none. */
+  isShared?: boolean;
 }
 
 export interface Stats extends Gauges {
@@ -146,9 +148,9 @@ function residentBytes(): number | undefined {
 
 type Sample = [labels: Record<string, string>, value: number];
 
-/** The values here are of closed sets, or digits: nothing in them needs escaping. */
 function line(name: string, labels: Record<string, string>, value: number): string {
-  const pairs = Object.entries(labels).map(([label, text]) => `${label}="${text}"`);
+  const escaped = (text: string) => text.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
+  const pairs = Object.entries(labels).map(([label, text]) => `${label}="${escaped(text)}"`);
   return `${name}${pairs.length > 0 ? `{${pairs.join(",")}}` : ""} ${value}`;
 }
 
@@ -179,11 +181,14 @@ export function renderPrometheus(stats: Stats, version: string): string {
   const lines = [
     ...family("introducer_build_info", "gauge", "The version that runs.", [[{ version }, 1]]),
     ...gauge("uptime_seconds", "Since it was started.", stats.uptimeMs / 1000),
-    ...gauge("participants", "Registered now.", stats.participants),
+    ...gauge("participants", "Registered at this introducer now.", stats.participants),
     ...gauge("rooms", "With somebody in them now.", stats.rooms),
     ...gauge("connections", "Open now, registered or not.", stats.connections),
     ...gauge("waiting_connections", "Not read now, because they take too much.", stats.waiting),
     ...gauge("relays", "Relayed links now.", stats.relays),
+    ...(stats.isShared === undefined
+      ? []
+      : gauge("rooms_shared", "Whether Redis can be reached.", Number(stats.isShared))),
     ...counter("relayed_bytes_total", "Of all relayed links.", stats.relayedBytes),
     ...counter("joins_total", "Registrations.", stats.joins),
     ...counter("turned_away_total", "Connections closed without a word.", stats.turnedAway),

@@ -17,36 +17,63 @@ function busy(): Metrics {
   return metrics;
 }
 
+const name = "[a-zA-Z_:][a-zA-Z0-9_:]*";
+const label = `[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\\\\n]|\\\\[\\\\"n])*"`;
+const samplePattern = new RegExp(
+  `^(${name})(\\{${label}(?:,${label})*\\})? (\\+Inf|-?[0-9.]+(?:e[+-]?[0-9]+)?)$`,
+);
+
+/** One family: HELP, TYPE, and samples that are all its own. */
+function parseFamily(lines: string[]): [string, Map<string, number>] {
+  const [, named, help] = new RegExp(`^# HELP (${name}) (\\S.*)$`).exec(lines[0] ?? "") ?? [];
+  const [, typed, type = ""] =
+    new RegExp(`^# TYPE (${name}) (gauge|counter|histogram)$`).exec(lines[1] ?? "") ?? [];
+  if (!named || !help || typed !== named)
+    throw new Error(`not HELP and TYPE: ${lines.slice(0, 2).join("; ")}`);
+  if ((type === "counter") !== named.endsWith("_total")) throw new Error(`a ${type} called ${named}`);
+  const samples = new Map<string, number>();
+  for (const line of lines.slice(2)) {
+    const [, sample = "", labels = "", value = ""] = samplePattern.exec(line) ?? [];
+    const suffix = sample.slice(named.length);
+    const suffixes = type === "histogram" ? ["_bucket", "_sum", "_count"] : [""];
+    if (!sample.startsWith(named) || !suffixes.includes(suffix)) throw new Error(`not of ${named}: ${line}`);
+    if (samples.has(sample + labels)) throw new Error(`again: ${line}`);
+    samples.set(sample + labels, Number(value.replace("+Inf", "Infinity")));
+  }
+  if (type === "histogram") checkHistogram(named, samples);
+  return [named, samples];
+}
+
+/** Bounds that grow up to +Inf, of counts that don't shrink; the last is the count of all. */
+function checkHistogram(named: string, samples: ReadonlyMap<string, number>): void {
+  const buckets = [...samples].filter(([sample]) => sample.startsWith(`${named}_bucket`));
+  const bounds = buckets.map(([sample]) =>
+    Number(/\{le="([^"]+)"\}$/.exec(sample)?.[1]?.replace("+Inf", "Infinity")),
+  );
+  const counts = buckets.map(([, value]) => value);
+  const grows = (values: number[]) => values.every((value, at) => at === 0 || value >= values[at - 1]!);
+  if (!grows(bounds) || new Set(bounds).size < bounds.length || bounds.at(-1) !== Infinity)
+    throw new Error(`bounds of ${named}: ${bounds.join(" ")}`);
+  if (!grows(counts) || counts.at(-1) !== samples.get(`${named}_count`) || !samples.has(`${named}_sum`))
+    throw new Error(`counts of ${named}: ${counts.join(" ")}`);
+}
+
 /** The page as Prometheus takes it: name and labels to value, or an error in words. */
 function parsePage(page: string): Map<string, number> {
-  const values = new Map<string, number>();
-  const types = new Map<string, string>();
-  for (const line of page.trimEnd().split("\n")) {
-    const [, typed, type] = /^# TYPE ([a-z_]+) (gauge|counter|histogram)$/.exec(line) ?? [];
-    if (typed && type) {
-      if (types.has(typed)) throw new Error(`two families ${typed}`);
-      types.set(typed, type);
-      continue;
-    }
-    if (/^# HELP [a-z_]+ \S/.test(line)) continue;
-    const match = /^([a-z_]+)(\{(?:[a-z]+="[^"\\]*",?)+\})? (\S+)$/.exec(line);
-    if (!match) throw new Error(`not a sample: ${line}`);
-    const [, name = "", labels = "", value] = match;
-    const family = name.replace(/_(bucket|sum|count)$/, "");
-    if (!types.has(name) && types.get(family) !== "histogram") throw new Error(`no type of ${name}`);
-    if (types.get(name) === "counter" && !name.endsWith("_total"))
-      throw new Error(`a counter called ${name}`);
-    if (values.has(name + labels) || Number.isNaN(Number(value)))
-      throw new Error(`again, or no number: ${line}`);
-    values.set(name + labels, Number(value));
-  }
-  return values;
+  if (!page.endsWith("\n")) throw new Error("the last line has no end");
+  const families = page
+    .slice(0, -1)
+    .split(/\n(?=# HELP )/)
+    .map((text) => parseFamily(text.split("\n")));
+  if (new Set(families.map(([named]) => named)).size < families.length)
+    throw new Error("a family comes twice");
+  return new Map(families.flatMap(([, samples]) => [...samples]));
 }
 
 test("the page is one that Prometheus reads, in seconds and bytes", () => {
-  const values = parsePage(renderPrometheus(busy().read(gauges), "1.2.3"));
+  const values = parsePage(renderPrometheus(busy().read(gauges), '1\\2"3\n'));
   expect(Object.fromEntries(values)).toMatchObject({
-    'introducer_build_info{version="1.2.3"}': 1,
+    'introducer_build_info{version="1\\\\2\\"3\\n"}': 1,
     introducer_participants: 3,
     introducer_relayed_bytes_total: 1536,
     introducer_turned_away_total: 1,
@@ -67,6 +94,32 @@ test("the page is one that Prometheus reads, in seconds and bytes", () => {
 test("an introducer to whom nothing has happened has a page, too", () => {
   const page = renderPrometheus(new Metrics().read(gauges), "0");
   expect(parsePage(page).get('introducer_link_seconds_bucket{le="+Inf"}')).toBe(0);
+});
+
+test.each([
+  ["twice", (page: string) => page + page],
+  ["without its end", (page: string) => page.trimEnd()],
+  ["without a HELP", (page: string) => page.replace(/# HELP introducer_rooms .*\n/, "")],
+  ["with a bucket that shrinks", (page: string) => page.replace(/(le="0.1"\}) 1/, "$1 9")],
+  ["with a count that is not that of +Inf", (page: string) => page.replace(/(_count) \d+/, "$1 77")],
+  ["with a bare quote in a label", (page: string) => page.replace('version="0', 'version="0"')],
+])("a page %s is none", (_, spoil) => {
+  const page = renderPrometheus(busy().read(gauges), "0");
+  expect(parsePage(page).size).toBeGreaterThan(20);
+  expect(spoil(page)).not.toBe(page);
+  expect(() => parsePage(spoil(page))).toThrow();
+});
+
+test("whether the rooms are shared is shown where they are to be", () => {
+  const shown = (isShared?: boolean) =>
+    parsePage(
+      renderPrometheus(new Metrics().read({ ...gauges, ...(isShared !== undefined && { isShared }) }), "0"),
+    );
+  expect([true, false, undefined].map((one) => shown(one).get("introducer_rooms_shared"))).toEqual([
+    1,
+    0,
+    undefined,
+  ]);
 });
 
 test("quantiles are bounds of a histogram", () => {
