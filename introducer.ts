@@ -2443,7 +2443,7 @@ export class Introducer {
     const all = [...this.#everyone(room)].filter((one) => one !== replaced);
     this.#checkRoom(session, all);
     this.#checkName(message, all);
-    const own = { id: this.#elsewhere.nextId(), name, private: allowed, public: session.observed };
+    const own = { id: this.#elsewhere.nextId(room), name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     session.peer = { ...shown, mapping: "unknown", since: Date.now() };
     session.room = room;

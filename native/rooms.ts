@@ -84,8 +84,8 @@ export interface RoomsOwner {
 
 /** The rooms of an introducer, as far as it does not have their participants itself. Nothing here waits or throws. */
 export interface Rooms {
-  /** An id that nobody has, at any introducer that shares the rooms. */
-  nextId(): number;
+  /** An id for one of ours that nobody has. */
+  nextId(room: string): number;
   /** What resolves once it is known who is in a room elsewhere, or has taken too long; undefined where nothing is to be waited for. */
   open(room: string): Promise<void> | undefined;
   /** By their ids. */

@@ -3,8 +3,7 @@
  * connects to nothing. For native/redis/rooms.ts.
  *
  *   punch:live:I        says for 8 s that introducer I lives
- *   punch:ids           the last id that anybody has claimed
- *   punch:{R}:who       hash: id → `I flags {peer}`, of everybody in room R
+ *   punch:{R}:who       hash: id → `I flags {peer}`, of everybody in room R; in the flags where its NAT stands
  *   punch:{R}:names     hash: name → id
  *   punch:{R}:seq       the room's version: begins at Redis's clock in µs, so that none comes again; +1 a change
  *   channel punch:{R}   `version + id value`, `version - id`; `!` for `-` of one that has come to another introducer
@@ -87,13 +86,8 @@ for at=2,#KEYS,3 do
   told[#told+1]=redis.call('GET',KEYS[at+1]) or '0'
 end
 return told`,
-  /** Key: of the ids; how many, and which have been claimed before the count was lost. Returns the last id before ours. */
-  claim: `local last=math.max(tonumber(redis.call('GET',KEYS[1]) or '0'),tonumber(ARGV[2]))
-redis.call('SET',KEYS[1],string.format('%.0f',last+ARGV[1]))
-return last`,
 };
 
-export const idsKey = "punch:ids";
 export const liveKey = (introducer: string) => `punch:live:${introducer}`;
 export const inbox = (introducer: string) => `punch:in:${introducer}`;
 export const everyone = "punch:all";

@@ -11,7 +11,6 @@ import { RedisConnection } from "./connection.ts";
 import {
   channelOf,
   everyone,
-  idsKey,
   inbox,
   liveKey,
   prefixOf,
@@ -43,11 +42,11 @@ const questionsPerSecond = 5;
 /** Guests of one room, and answers' participants, that are kept in mind, whatever is in Redis. */
 const mostGuests = 10_000;
 const mostListed = 200_000;
-/** Ids claimed at a time, and how few left have the next claimed. */
-const idBlock = 1_000;
-const fewIds = 250;
-/** Where ids are drawn from while none can be claimed: nobody claims so many. */
-const unclaimedIds = 2 ** 40;
+/**
+ * Ids are drawn: a count that Redis keeps would begin anew with it, and so give some twice. Whoever has just left is
+ * not taken for somebody else either.
+ */
+const mostId = 1e9;
 /** Rooms looked after by one script: Redis does nothing else meanwhile. */
 const roomsPerScript = 500;
 
@@ -103,11 +102,7 @@ export class RedisRooms implements Rooms {
   /** The rooms whose changes come by the connection under way. */
   #heard = new Set<string>();
   #graceUntil = 0;
-  /** Ours and unused. */
-  #ids = { next: 1, last: 0 };
-  /** The last that was ever claimed by us. */
-  #lastClaimed = 0;
-  #isClaiming = false;
+  readonly #ownIds = new Set<number>();
   readonly #asking = new Map<number, Asking>();
   #lastAsked = 0;
   readonly #questions: Bucket = { tokens: questionBurst, at: performance.now() };
@@ -128,13 +123,11 @@ export class RedisRooms implements Rooms {
     return this.#redis.isThere;
   }
 
-  nextId(): number {
-    if (this.#isShort) void this.#redis.attempt(() => this.#claim());
-    if (this.#ids.next > this.#ids.last) {
-      const first = unclaimedIds + Math.floor(Math.random() * 2 ** 32) * idBlock;
-      this.#ids = { next: first, last: first + idBlock - 1 };
+  nextId(room: string): number {
+    for (;;) {
+      const id = 1 + Math.floor(Math.random() * mostId);
+      if (!this.#ownIds.has(id) && !this.guests(room).has(id)) return id;
     }
-    return this.#ids.next++;
   }
 
   open(room: string): Promise<void> | undefined {
@@ -156,12 +149,16 @@ export class RedisRooms implements Rooms {
     const view = this.#views.get(own.room);
     if (!view) return;
     view.own.set(own.peer.id, own);
+    this.#ownIds.add(own.peer.id);
     if (replaced) this.#drop(view, replaced.peer.id, "it registered anew");
+    this.#ownIds.add(own.peer.id);
     void this.#redis.attempt(() => this.#put(own, replaced));
   }
 
   remove({ room, peer }: Occupant): void {
+    this.#ownIds.delete(peer.id);
     if (!this.#views.get(room)?.own.delete(peer.id)) return;
+    this.#ownIds.delete(peer.id);
     void this.#redis.attempt(() => this.#script("remove", roomKeys(room), [String(peer.id), peer.name]));
   }
 
@@ -219,27 +216,7 @@ export class RedisRooms implements Rooms {
 
   async #connected(): Promise<void> {
     if (this.#views.size > 0) this.#graceUntil = performance.now() + graceMs;
-    await this.#claim();
     await this.#beat(true);
-  }
-
-  get #isShort(): boolean {
-    return this.#ids.last - this.#ids.next < fewIds || this.#ids.next >= unclaimedIds;
-  }
-
-  /** Even where none are wanted, others shall not be given ours: Redis may have lost the count. */
-  async #claim(): Promise<void> {
-    if (this.#isClaiming) return;
-    this.#isClaiming = true;
-    try {
-      const wanted = this.#isShort ? idBlock : 0;
-      const last = Number(await this.#script("claim", [idsKey], [String(wanted), String(this.#lastClaimed)]));
-      if (wanted === 0) return;
-      this.#lastClaimed = last + wanted;
-      this.#ids = { next: last + 1, last: last + wanted };
-    } finally {
-      this.#isClaiming = false;
-    }
   }
 
   async #beat(isFirst: boolean): Promise<void> {
@@ -295,7 +272,6 @@ export class RedisRooms implements Rooms {
     const args = [id, valueOf(this.#name, own), peer.name, prefixOf(this.#name), before];
     const taken = await this.#script("put", roomKeys(room), args);
     if (taken === "" || this.#views.get(room)?.own.get(peer.id) !== own) return;
-    if (taken === "id") this.#ids = { next: 1, last: 0 };
     this.#owner.displaced(peer.id, `its ${String(taken)} is somebody else's in the room`);
   }
 
