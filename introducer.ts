@@ -497,7 +497,9 @@ interface Foreign {
   hasPunched: boolean;
   isLast: boolean;
   relayToken: string;
-  measureToken: string;
+  /** Of the round that was last announced, and its way. */
+  token: string;
+  way: Way | undefined;
   /** Whether our side has said what became of it, and whether it has been given back to the budgets. */
   isReported: boolean;
   isFree: boolean;
@@ -689,9 +691,9 @@ function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
 }
 
 function foreign(number: number, expiresAt: number): Foreign {
-  const tokens = { relayToken: "", measureToken: "" };
+  const none = { relayToken: "", token: "", way: undefined };
   const so = { hasPunched: false, isLast: false, isReported: false, isFree: false };
-  return { number, expiresAt, ...tokens, ...so };
+  return { number, expiresAt, ...none, ...so };
 }
 
 /** Whether an introduction is under way that the other side's introducer runs. */
@@ -709,11 +711,6 @@ function isOf(order: Order, { peer }: Guest): boolean {
   if (order.type === "failed") return true;
   const { public: observed, instance, fingerprint } = order.peer;
   return observed === peer.public && instance === peer.instance && fingerprint === peer.fingerprint;
-}
-
-/** Where its NAT stood when last measured: of a guest its own introducer alone knows. */
-function positionOf(member: Party): Prediction | undefined {
-  return isGuest(member) ? undefined : member.position;
 }
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
@@ -928,6 +925,8 @@ interface Exchange {
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
   show(member: Member, about: Party, message: About): void;
+  /** Where its NAT stands has been measured. */
+  moved(member: Member): void;
   /** Tells a guest's introducer. */
   post(guest: Guest, letter: Letter): void;
   /** The token of a relay between the two, where there can be one, and where a guest comes to it. */
@@ -1034,17 +1033,16 @@ class Introductions {
   #note(pair: Pair, known: Foreign, message: Order): void {
     pair.endedAt = known.expiresAt;
     if (message.type === "relay") known.relayToken = message.token;
-    if (message.type === "punch") {
-      [known.hasPunched, known.isLast] = [true, message.last];
-    } else if (message.type === "measure") {
-      this.#foreign.delete(known.measureToken);
-      known.measureToken = message.token;
+    if (message.type === "punch") [known.hasPunched, known.isLast] = [true, message.last];
+    if (message.type === "punch" || message.type === "measure") {
+      this.#foreign.delete(known.token);
+      [known.token, known.way] = [message.token, message.way];
       this.#foreign.set(message.token, pair);
     } else if (message.type === "failed") this.#forgetForeign(pair);
   }
 
   #forgetForeign(pair: Pair): void {
-    if (pair.foreign) this.#foreign.delete(pair.foreign.measureToken);
+    if (pair.foreign) this.#foreign.delete(pair.foreign.token);
     pair.foreign = undefined;
   }
 
@@ -1077,18 +1075,29 @@ class Introductions {
 
   /** Where a member's NAT stands now. */
   probed(member: Member, peer: number, prediction: Prediction): void {
-    const introduction = this.#of.get(member.peer.id)?.get(peer)?.introduction;
+    const { introduction, foreign: known } = this.#of.get(member.peer.id)?.get(peer) ?? {};
     if (introduction?.plan[introduction.round] === "predicted")
       this.#measured(introduction, member, prediction);
+    else if (known?.way === "predicted")
+      this.measured(member, { type: "measured", token: known.token, prediction });
   }
 
   measured(member: Party, message: MessageOf<"measured">): void {
     const { token, prediction } = message;
-    const ordered = this.#foreign.get(token)?.members;
-    const guest = ordered?.includes(member) ? ordered.find((one) => one !== member) : undefined;
-    if (guest && isGuest(guest) && !isGuest(member)) return this.#report(member, guest, message);
+    const ordered = this.#foreign.get(token);
+    const guest = ordered?.members.includes(member) && ordered.members.find((one) => one !== member);
+    if (guest && isGuest(guest) && !isGuest(member)) {
+      const isPosition = prediction && ordered?.foreign?.way === "predicted";
+      if (isPosition && isAt(prediction.endpoint, member)) this.#standsAt(member, prediction);
+      return this.#report(member, guest, message);
+    }
     const introduction = this.#byToken.get(token);
     if (introduction) this.#measured(introduction, member, prediction);
+  }
+
+  #standsAt(member: Party, position: Prediction): void {
+    member.position = position;
+    if (!isGuest(member)) this.#exchange.moved(member);
   }
 
   #measured(introduction: Introduction, member: Party, prediction: Prediction | undefined): void {
@@ -1096,7 +1105,7 @@ class Introductions {
     const side = sides.find((one) => one.member === member);
     if (!side?.isMeasuring) return; // late: the round has begun without it
     if (prediction && isAt(prediction.endpoint, member)) {
-      if (plan[round] === "predicted" && !isGuest(member)) member.position = prediction;
+      if (plan[round] === "predicted") this.#standsAt(member, prediction);
       if (isByOlder) side.newer = prediction;
       else side.prediction = prediction;
     }
@@ -1122,8 +1131,7 @@ class Introductions {
     }
     // A side that had to try again and again has gone on since, and will say so once more.
     introduction.isByOlder = used === 0 && ++introduction.corrections < maxCorrections;
-    for (const side of sides)
-      side.isMeasuring = introduction.isByOlder && positionOf(side.member) !== undefined;
+    for (const side of sides) side.isMeasuring = introduction.isByOlder && side.member.position !== undefined;
     this.#punch(introduction);
   }
 
@@ -1513,11 +1521,11 @@ class Introductions {
       const other = member === sides[0].member ? sides[1] : sides[0];
       this.#show(introduction, member, other.member, { type: "measure", token, way });
     }
-    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && positionOf(side.member));
+    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
     // If its NAT has not given many ports since, there is nothing to wait for.
     introduction.isByOlder = isKnown && !introduction.hasPunched;
     if (!introduction.isByOlder) return;
-    for (const side of measuring) side.prediction = positionOf(side.member);
+    for (const side of measuring) side.prediction = side.member.position;
     this.#punch(introduction);
   }
 
@@ -1688,6 +1696,7 @@ export class Introducer {
       canMeasure: this.#probeListeners.length > 0,
       send: (member, message) => this.#send(member, message),
       show: (member, about, message) => this.#write(member, lineAbout(about, message)),
+      moved: (member) => this.#elsewhere.put(member),
       post: (guest, letter) => this.#elsewhere.send(guest, letter),
       offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),

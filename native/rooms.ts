@@ -3,7 +3,15 @@
  * their rooms, and whose name was whose lately. {@link LocalRooms} are those of one introducer alone; native/redis/ has
  * those of several. Pure: no socket, no output. For introducer.ts and native/redis/.
  */
-import type { Endpoint, Peer, PeerChange, Route, ToIntroducer, ToParticipant } from "../protocol.ts";
+import type {
+  Endpoint,
+  Peer,
+  PeerChange,
+  Prediction,
+  Route,
+  ToIntroducer,
+  ToParticipant,
+} from "../protocol.ts";
 
 /** Somebody in a room, whichever introducer has the connection. */
 export interface Occupant {
@@ -12,6 +20,8 @@ export interface Occupant {
   /** Whether its `mapping` has come. */
   readonly hasMeasured: boolean;
   readonly takesRelay: boolean;
+  /** Where its NAT, which counts, stood when last measured. */
+  readonly position: Prediction | undefined;
 }
 
 /** One whose connection another introducer has: the same object as long as it is there. */
@@ -22,6 +32,7 @@ export interface Guest extends Occupant {
   /** Who shares its shares. */
   readonly subscriber: string;
   hasMeasured: boolean;
+  position: Prediction | undefined;
   roundTripMs: number | undefined;
   /** {@link peer} as JSON, made when first needed. */
   json: string;

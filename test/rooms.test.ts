@@ -2,6 +2,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { Introducer, type IntroducerOptions, type Limits } from "../introducer.ts";
 import { KeptNames } from "../native/rooms.ts";
 import {
+  encode,
   formatEndpoint,
   maxNameLength,
   splitEndpoint,
@@ -242,6 +243,38 @@ describe.each(worlds)("%s", (_, url) => {
       { endpoint, step: 1 },
     ]);
     expect([a.own, b.theirs, a.way]).toEqual([undefined, undefined, "predicted"]);
+  });
+
+  test("both punch by where a NAT was last seen to stand; and anew, where that turns out to be past", async () => {
+    await using world = new World(url, {}, { probePorts: [0] });
+    const [anna, bert] = await world.pair(["endpoint-independent", "unknown"]);
+    const position = { endpoint: formatEndpoint("127.0.0.1", 40_001), step: 1 };
+    bert.send({ type: "mapping", mapping: "sequential", prediction: position });
+    await anna.next("updated", ({ mapping }) => mapping === "sequential");
+    anna.send({ type: "connect", peer: bert.id });
+    const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch"), bert.next("measure")]);
+    expect([a.theirs, b.own]).toEqual([position, position]);
+    const registered = bert.seen.find(({ type }) => type === "registered");
+    const { probePorts, probeToken = "" } = registered as MessageOf<"registered">;
+    const port = probePorts[0]!;
+    const probe = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } });
+    probe.write(encode({ type: "probe", token: probeToken, peer: anna.id, step: 1 }));
+    const again = await Promise.all([anna.next("punch"), bert.next("punch")]);
+    const endpoint = formatEndpoint("127.0.0.1", probe.localPort);
+    expect([again[0].theirs, again[1].own]).toEqual([
+      { endpoint, step: 1 },
+      { endpoint, step: 1 },
+    ]);
+    expect(again[0].token).not.toBe(a.token);
+    probe.end();
+    for (const [one, other] of [
+      [anna, bert],
+      [bert, anna],
+    ] as const)
+      one.send({ ...linkedBy(again[0].token), peer: other.id });
+    await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
+    anna.send({ type: "connect", peer: bert.id });
+    expect((await anna.next("punch")).theirs).toEqual({ endpoint, step: 1 });
   });
 
   test.skipIf(!isLinux)(

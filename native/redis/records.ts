@@ -22,6 +22,7 @@ import {
   splitEndpoint,
   type Endpoint,
   type Peer,
+  type Prediction,
 } from "../../protocol.ts";
 import { subscriber } from "../budget.ts";
 import type { Answer, Guest, Letter, Occupant, Order, Participant, Question, Report } from "../rooms.ts";
@@ -102,14 +103,25 @@ export const roomKeys = (room: string) => [...storedKeys(room), channelOf(room)]
 /** What the values of an introducer begin with. */
 export const prefixOf = (introducer: string) => `${introducer} `;
 
-export function valueOf(introducer: string, { peer, hasMeasured, takesRelay }: Occupant): string {
-  const flags = `${hasMeasured ? "m" : ""}${takesRelay ? "r" : ""}`;
+export function valueOf(introducer: string, own: Occupant): string {
+  const { peer, hasMeasured, takesRelay, position } = own;
+  const at = position ? `${splitEndpoint(position.endpoint).port}/${position.step}` : "";
+  const flags = `${hasMeasured ? "m" : ""}${takesRelay ? "r" : ""}${at}`;
   return `${prefixOf(introducer)}${flags} ${JSON.stringify(peer)}`;
+}
+
+const valuePattern = /^(\S+) (m?r?)(\d{1,5}\/-?\d{1,4})? (.*)$/s;
+
+/** At the address where its introducer sees it. */
+function readPosition(observed: Endpoint, text: string): Prediction | undefined {
+  const [port, step] = text.split("/").map(Number) as [number, number];
+  const endpoint = parseEndpoint(observed.replace(/\d+$/, String(port)));
+  return endpoint && { endpoint, step };
 }
 
 /** Undefined for what no introducer of this version has put there. */
 export function readValue(room: string, id: string, value: string): Guest | undefined {
-  const [, introducer = "", flags = "", json = ""] = /^(\S+) (m?r?) (.*)$/s.exec(value) ?? [];
+  const [, introducer = "", flags = "", at, json = ""] = valuePattern.exec(value) ?? [];
   const message = parsed(() => parseToParticipant(`{"type":"joined","peer":${json}}`));
   if (message?.type !== "joined" || String(message.peer.id) !== id) return undefined;
   const { peer } = message;
@@ -117,6 +129,7 @@ export function readValue(room: string, id: string, value: string): Guest | unde
     ...{ peer, room, introducer, json: "" },
     hasMeasured: flags.includes("m"),
     takesRelay: flags.includes("r"),
+    position: at === undefined ? undefined : readPosition(peer.public, at),
     observed: peer.public,
     subscriber: subscriber(splitEndpoint(peer.public).address),
     roundTripMs: peer.roundTripMs,

@@ -84,6 +84,7 @@ function update(guest: Guest, now: Guest): PeerChange {
   if (guest.peer.mapped !== now.peer.mapped) change.mapped = now.peer.mapped ?? null;
   guest.peer = now.peer;
   guest.hasMeasured = now.hasMeasured;
+  guest.position = now.position;
   guest.roundTripMs = now.roundTripMs;
   guest.json = "";
   return change;

@@ -66,7 +66,7 @@ function occupant(id: number, room = "lobby", name = `n${id}`): Occupant {
   const instance = (++instances).toString(16).padStart(16, "0");
   const own = { id, name, instance, fingerprint: "ab".repeat(32), private: [], since: 0 };
   const peer: Peer = { ...own, public: formatEndpoint("127.0.0.1", 1 + (id % 60_000)), mapping: "unknown" };
-  return { peer, room, hasMeasured: false, takesRelay: true };
+  return { peer, room, hasMeasured: false, takesRelay: true, position: undefined };
 }
 
 describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
