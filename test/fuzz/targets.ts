@@ -5,6 +5,9 @@
  */
 import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
+import { normalize } from "node:path";
+import { pathProblem } from "../../native/link/filename.ts";
+import { readOffer as filesOffer, reasonOf, sha256Of } from "../../native/link/files.ts";
 import {
   decodeCount,
   decodeCredit,
@@ -25,6 +28,19 @@ import {
   ProtocolError,
 } from "../../native/link/frame.ts";
 import { IdentityError, makeIdentity, parseIdentity } from "../../native/link/identity.ts";
+import { encodeChunk, encodeMessage, MessageDecoder, type Message } from "../../native/link/message.ts";
+import { readPurposeTarget } from "../../native/link/target.ts";
+import {
+  readAnswer,
+  readChange,
+  readLetter,
+  readQuestion,
+  readValue,
+  valueOf,
+  writeAnswer,
+  writeQuestion,
+} from "../../native/redis/records.ts";
+import type { Participant } from "../../native/rooms.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/sockaddr.ts";
 import {
   encode,
@@ -85,6 +101,7 @@ const peer: Peer = {
   private: [at("192.168.1.5:40000"), at("[fd00::5]:40000")],
   public: at("203.0.113.7:40000"),
   otherPublic: at("[2001:db8::7]:40000"),
+  mapped: at("203.0.113.7:40001"),
   mapping: "sequential",
   roundTripMs: 20,
   since: 1_700_000_000_000,
@@ -136,7 +153,7 @@ const toParticipant: Samples<ToParticipant> = {
   observed: { type: "observed", endpoint: peer.public },
   peers: { type: "peers", peers: [peer, peer], more: false },
   joined: { type: "joined", peer },
-  updated: { type: "updated", id: 7, mapping: "random", roundTripMs: 3 },
+  updated: { type: "updated", id: 7, mapping: "random", mapped: null, roundTripMs: 3 },
   left: { type: "left", id: 7 },
   measure: { type: "measure", peer, token, way: "fresh" },
   punch: {
@@ -148,15 +165,22 @@ const toParticipant: Samples<ToParticipant> = {
     own: { endpoint: peer.public, step: 1 },
     theirs: { endpoint: peer.public, step: 256 },
   },
-  relay: { type: "relay", peer, role: "controlled", token },
+  relay: { type: "relay", peer, role: "controlled", token, endpoint: at("203.0.113.9:7000") },
   relaying: { type: "relaying" },
-  filtering: { type: "filtering", filtering: "dropped" },
+  filtering: { type: "filtering", filtering: "dropped", elsewhere: "let-in" },
   failed: { type: "failed", peer: 7, token, reason: "peer-left" },
   notice: { type: "notice", text: "back at noon" },
   echo: { type: "echo", text: "hello" },
   ping: { type: "ping", id: 1 },
-  refused: { type: "refused", code: "limit", message: "wait 3 s", request: "connect", peer: 7 },
-  bye: { type: "bye", reason: "the introducer was stopped" },
+  refused: {
+    type: "refused",
+    code: "limit",
+    message: "wait 3 s",
+    request: "connect",
+    peer: 7,
+    name: "zoë-2",
+  },
+  bye: { type: "bye", reason: "the introducer was stopped", retryInMs: 700 },
 };
 
 const toPeer: Samples<ToPeer> = { nominate: { type: "nominate", token } };
@@ -263,9 +287,9 @@ const frames: Target = {
     Buffer.concat([encodeHello(frame.resume, hello), encodeCount(frame.start, 0), encodeOpen(2, {})]),
     encodeHello(frame.resumed, hello),
     encodeCount(frame.rewind, 3),
-    // Longer than they may be: nothing of them may be held.
-    encodeFrame(frame.open, Buffer.alloc(maxPurposeBytes + 1, "{"), 1),
-    encodeFrame(frame.data, Buffer.alloc(maxDataBytes + 1), 1),
+    // Of such as are longer than they may be, what decides that: nothing of them may be held.
+    encodeFrame(frame.open, Buffer.alloc(maxPurposeBytes + 1, "{"), 1).subarray(0, 300),
+    encodeFrame(frame.data, Buffer.alloc(maxDataBytes + 1), 1).subarray(0, 300),
   ],
   read(input) {
     const read = (chunks: Buffer[]) => {
@@ -288,6 +312,100 @@ const frames: Target = {
       });
     };
     expectSame("frames, however they are cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
+// --- files and pipes -------------------------------------------------------------------------------------
+
+const sha256 = "cd".repeat(32);
+const uses: Target = {
+  name: "files and pipes",
+  samples: [
+    Buffer.concat([
+      encodeMessage({ type: "file", path: "photos/zoë (2).jpg", bytes: 300, mode: 0o644, modifiedMs: 1 }),
+      encodeMessage({ type: "from", bytes: 100 }),
+      encodeChunk(200),
+      Buffer.alloc(200, "abc\n"),
+      encodeMessage({ type: "end", sha256 }),
+    ]),
+    encodeMessage({ type: "have", bytes: 100, sha256, name: "photos", files: 3 }),
+    encodeMessage({ type: "failed", reason: "it is gone", host: "[::1]", port: 8000 }),
+  ],
+  read(input) {
+    const read = (chunks: Buffer[]) => {
+      const decoder = new MessageDecoder();
+      let raw = "";
+      const seen = outcome(chunks, (chunk, seenNow) => {
+        for (const part of decoder.push(chunk))
+          if (Buffer.isBuffer(part)) raw += part.toString("latin1");
+          else seenNow.push(JSON.stringify(part), ...readUse(part));
+      });
+      return [...seen, raw];
+    };
+    expectSame("messages, however they are cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
+/** What every reader of such a message makes of it. */
+function readUse(message: Message): string[] {
+  const path = typeof message.path === "string" ? message.path : "x";
+  if (pathProblem(path) === undefined && !normalize(`/folder/${path}`).startsWith("/folder/"))
+    throw new Broken(`${path} leaves the folder`);
+  return [filesOffer, sha256Of, reasonOf, readPurposeTarget].map((read) => {
+    try {
+      return JSON.stringify(read(message));
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      return error.message;
+    }
+  });
+}
+
+// --- records in Redis ------------------------------------------------------------------------------------
+
+const guest = {
+  peer: { ...peer, otherPublic: peer.public },
+  room: "lobby",
+  hasMeasured: true,
+  takesRelay: true,
+  position: { endpoint: peer.public, step: -2 },
+};
+const listed: Participant = {
+  ...peer,
+  room: "lobby",
+  linked: [8],
+  links: [{ id: 8, route: "relay", relayedBytes: 5 }],
+  punching: [9],
+};
+const both = { from: 7, to: 8 };
+const records: Target = {
+  name: "records in Redis",
+  samples: [
+    valueOf("i1", guest),
+    valueOf("i2", { ...guest, hasMeasured: false, position: undefined }),
+    `17 + 7 ${valueOf("i1", guest)}`,
+    "18 - 7",
+    JSON.stringify({ is: "order", ...both, introduction: 3, lastsMs: 900, message: toParticipant.punch }),
+    JSON.stringify({ is: "report", ...both, message: toIntroducer.measured }),
+    writeQuestion({ by: "i1", number: 1, question: { about: "notice", text: "at noon", to: 7 } }),
+    ...writeAnswer("i1", 1, { place: peer.public, count: 1, participants: [listed] }),
+  ].map(bytesOf),
+  read(input) {
+    const words = text.decode(input);
+    const read = readValue("lobby", "7", words);
+    if (read) expectSame("a guest read again", read, readValue("lobby", "7", valueOf(read.introducer, read)));
+    const change = readChange(words);
+    if (change) readValue("lobby", change.id, change.value);
+    const letter = readLetter(words);
+    if (letter) expectSame("a letter read again", letter, readLetter(JSON.stringify(letter)));
+    const asked = readQuestion(words);
+    if (asked) expectSame("a question read again", asked, readQuestion(writeQuestion(asked)));
+    const answer = readAnswer(words);
+    if (!answer) return;
+    const [again = ""] = writeAnswer(answer.by, answer.number, answer);
+    expectSame("an answer read again", { ...answer, more: false }, { ...readAnswer(again), more: false });
   },
   mayThrow: never,
 };
@@ -440,6 +558,8 @@ export const targets: readonly Target[] = [
   messages("to a peer", toPeer, parseToPeer),
   messages("lines of a link", linkLines, parseLinkLine),
   frames,
+  uses,
+  records,
   sockaddrs,
   endpoints,
   identityFile,
