@@ -54,14 +54,18 @@ end
 
 /** Where no keys are named: those of {@link roomKeys}. */
 export const scripts = {
-  /** id, value, name, our prefix, the id that it replaces. Returns what of it is somebody else's: `id`, `name`, or nothing. */
+  /**
+   * id, value, name, our prefix, the id that it replaces. Returns what of it is somebody else's: `id`, `name`, or nothing.
+   * Of a dead introducer nobody holds a name, nor of none.
+   */
   put: `${begin}local id,value,name,own,replaced=ARGV[1],ARGV[2],ARGV[3],ARGV[4],ARGV[5]
 local old=redis.call('HGET',who,id)
 if old==value then return '' end
 if old and old:sub(1,#own)~=own then return 'id' end
 if replaced~='' then drop(replaced,name,'!') end
 local holder=redis.call('HGET',names,name)
-if holder and holder~=id and redis.call('HEXISTS',who,holder)==1 then return 'name' end
+local held=holder and holder~=id and redis.call('HGET',who,holder)
+if held and redis.call('EXISTS','punch:live:'..held:match('^%S*'))==1 then return 'name' end
 redis.call('HSET',who,id,value)
 redis.call('HSET',names,name,id)
 tell(' + '..id..' '..value)

@@ -346,6 +346,9 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
       ];
       for (const [at, value] of bad.entries())
         await redis.command("HSET", "punch:{lobby}:who", String(70 + at), value);
+      // As if those had these names.
+      for (const name of ["bert", "carl"])
+        for (const id of ["70", "71", "72"]) await redis.command("HSET", "punch:{lobby}:names", name, id);
       const inboxes = (await redis.command("PUBSUB", "CHANNELS", "punch:in:*")) as string[];
       const letters = [
         "",
@@ -383,8 +386,13 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
           await redis.command("PUBLISH", inbox, JSON.stringify({ ...order, message }));
       bert.send({ type: "connect", peer: anna.id });
       await anna.next("punch");
-      await Promise.all([anna.settled(), bert.settled()]);
-      expect(anna.types().filter((type) => type === "bye" || type === "measure")).toEqual([]);
+      using carl = await enter(one.port, "carl");
+      await anna.next("joined", (message) => message.peer.id === carl.id);
+      await until("both are stored", () => bert.seen.some((message) => message.type === "joined"));
+      for (const client of [anna, bert, carl]) {
+        await client.settled();
+        expect(client.types().filter((type) => type === "bye" || type === "measure")).toEqual([]);
+      }
     },
     timeoutMs,
   );
