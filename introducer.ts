@@ -1006,7 +1006,10 @@ class Introductions {
       pair.foreign = foreign(number, now + Math.min(lastsMs, introductionMs(this.#exchange.limits)));
     }
     this.#note(pair, pair.foreign!, message);
-    this.#exchange.send(member, message);
+    if (message.type === "failed") return this.#exchange.send(member, message);
+    const { roundTripMs } = guest.peer; // with the way from there to here
+    const peer = { ...message.peer, ...(roundTripMs !== undefined && { roundTripMs }) };
+    this.#exchange.send(member, { ...message, peer });
   }
 
   #isRival({ introduction }: Pair, guest: Guest, now: number): boolean {

@@ -40,6 +40,7 @@ export class RedisConnection {
   #lost = Promise.withResolvers<string>();
   #wasThere: boolean | undefined;
   #isClosed = false;
+  #roundTripMs = Infinity;
   readonly #tried = Promise.withResolvers<void>();
   /** Resolves once it is known whether Redis is there. */
   readonly tried = this.#tried.promise;
@@ -53,6 +54,11 @@ export class RedisConnection {
 
   get isThere(): boolean {
     return this.#clients !== undefined;
+  }
+
+  /** The least that an answer has taken on this connection; 0 before there was one. */
+  get roundTripMs(): number {
+    return Number.isFinite(this.#roundTripMs) ? this.#roundTripMs : 0;
   }
 
   /** Rejects when Redis refuses it, or is lost before it answers. */
@@ -122,7 +128,9 @@ export class RedisConnection {
   async #connect(clients: Clients): Promise<void> {
     await Promise.all([clients.commands.connect(), clients.subscriber.connect()]);
     this.#clients = clients;
+    this.#roundTripMs = Infinity;
     await this.subscribe(this.#user.channels());
+    await this.#ping();
     await this.#user.connected();
     this.#tell(true, `rooms are shared through Redis at ${new URL(this.#url).host}`);
   }
@@ -140,7 +148,13 @@ export class RedisConnection {
 
   async #beat(): Promise<void> {
     if (!this.#wasThere) return; // it is still connecting
-    await Promise.all([this.#user.beat(), this.#there().subscriber.send("PING", [])]);
+    await Promise.all([this.#user.beat(), this.#ping()]);
+  }
+
+  async #ping(): Promise<void> {
+    const from = performance.now();
+    await this.#there().subscriber.send("PING", []);
+    this.#roundTripMs = Math.min(this.#roundTripMs, performance.now() - from);
   }
 
   #tell(isThere: boolean, message: string): void {

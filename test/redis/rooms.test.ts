@@ -1,5 +1,6 @@
 /** Introducers that share a Redis, while those and it are killed, stopped and started again. */
 import { describe, expect, spyOn, test } from "bun:test";
+import { connect, createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { Introducer, type IntroducerEvent } from "../../introducer.ts";
 import { RedisRooms } from "../../native/redis/rooms.ts";
@@ -59,6 +60,23 @@ function share(url: string) {
   });
   const isShared = () => until("they are shared", () => told.at(-1) === true, patienceMs);
   return { rooms, guests, displaced, told, mistakes, isShared, [Symbol.asyncDispose]: () => rooms.close() };
+}
+
+/** The same Redis, further away. */
+function away(port: number, oneWayMs: number) {
+  const server = createServer((near) => {
+    const far = connect(port, "127.0.0.1");
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const)
+      from
+        .on("data", (bytes) => setTimeout(() => to.write(bytes), oneWayMs))
+        .on("close", () => to.destroy())
+        .on("error", () => to.destroy());
+  }).listen(0, "127.0.0.1");
+  const { port: own } = server.address() as AddressInfo;
+  return { url: `redis://127.0.0.1:${own}`, [Symbol.dispose]: () => server.close() };
 }
 
 let instances = 0;
@@ -263,6 +281,25 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
         ids.push(join(two));
       }
       expect(ids).toEqual([0.5, 0.25, 0.75].map((value) => 1 + value * 1e9));
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "a guest is as far away as what is said to it has to go",
+    async () => {
+      await using redis = await RedisServer.start();
+      using far = away(redis.port, 25);
+      await using one = share(far.url);
+      await using two = share(redis.url);
+      await Promise.all([one.isShared(), two.isShared()]);
+      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      const own = occupant(7);
+      two.rooms.put({ ...own, peer: { ...own.peer, roundTripMs: 10 } });
+      await until("it is known", () => one.guests.has(7));
+      // As far again from Redis to there as from here to Redis: 50 ms, and back.
+      expect(one.guests.get(7)!.roundTripMs).toBeGreaterThanOrEqual(110);
+      expect(one.guests.get(7)!.peer.roundTripMs).toBe(one.guests.get(7)!.roundTripMs!);
     },
     timeoutMs,
   );
