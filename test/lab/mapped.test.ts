@@ -5,7 +5,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import type { MappingProtocol } from "../../native/punch/gateway.ts";
 import { Lab, labTest, type Nat } from "./lab.ts";
-import { disconnect, expectRoute, gather, talk, type Meeting } from "./meeting.ts";
+import { disconnect, expectRoute, gather, mapped, talk, type Meeting } from "./meeting.ts";
 import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs, said, type Hosts } from "./sides.ts";
@@ -29,15 +29,6 @@ async function bothRandom(lab: Lab): Promise<Hosts & { nat: Nat }> {
 async function answers(nat: Nat, external: string, delayMs: number, how: "opens" | "lies"): Promise<void> {
   const command = [process.execPath, router, nat.lan.gateway.ipv4, external, String(delayMs), how];
   await said(nat.spawn(command, { stdout: "pipe" }), "listening");
-}
-
-/** Resolves once alice's router has opened a port, and bob knows. */
-async function mapped({ alice, bob }: Meeting): Promise<void> {
-  const { state } = await alice.next("port-mapping", ({ state: { is } }) => is === "mapped");
-  if (state.is !== "mapped") throw new Error("unreachable");
-  const isTold = ({ mapped: endpoint }: { mapped?: string }) => endpoint === state.candidate;
-  const isListed = bob.all("peers").some(({ peers }) => peers.some(isTold));
-  if (!isListed && !bob.all("updated").some(isTold)) await bob.next("updated", isTold);
 }
 
 async function relayed({ alice, bob }: Meeting, withinMs: number): Promise<void> {

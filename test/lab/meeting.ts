@@ -10,6 +10,8 @@ export const soonMs = 1500;
 
 export interface Meeting {
   introducer: IntroducerProgram;
+  /** bob's, where he is at another. */
+  other?: IntroducerProgram;
   alice: ParticipantProgram;
   bob: ParticipantProgram;
 }
@@ -23,27 +25,37 @@ export function overIPv6(host: Host): Place {
   };
 }
 
-/** An introducer on the Internet, alice and bob registered, measured, and known to each other. */
+/** An introducer on the Internet, or two, alice and bob registered, measured, and known to each other. */
 export async function gather(
   lab: Lab,
   people: People,
   { alice: a, bob: b }: Hosts,
   introducer?: IntroducerProgram,
   options: string[] = [],
+  other?: IntroducerProgram,
 ): Promise<Meeting> {
   introducer ??= await people.introducer(await lab.host("introducer", { owdMs }));
   const [alice, bob] = await Promise.all([
     people.participant("alice", a, introducer, ["-v", ...options]),
-    people.participant("bob", b, introducer, ["-v", ...options]),
+    people.participant("bob", b, other ?? introducer, ["-v", ...options]),
   ]);
   await know(alice, bob);
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
-  return { introducer, alice, bob };
+  return { introducer, alice, bob, ...(other && { other }) };
 }
 
 /** As `gather`, but never relayed: on a busy machine the relay may be there before the way that is meant. */
 export function gatherDirect(lab: Lab, people: People, hosts: Hosts, introducer?: IntroducerProgram) {
   return gather(lab, people, hosts, introducer, ["--direct"]);
+}
+
+/** Resolves once alice's router has opened a port, and bob knows. */
+export async function mapped({ alice, bob }: Meeting): Promise<void> {
+  const { state } = await alice.next("port-mapping", ({ state: { is } }) => is === "mapped");
+  if (state.is !== "mapped") throw new Error("unreachable");
+  const isTold = ({ mapped: endpoint }: { mapped?: string }) => endpoint === state.candidate;
+  const isListed = bob.all("peers").some(({ peers }) => peers.some(isTold));
+  if (!isListed && !bob.all("updated").some(isTold)) await bob.next("updated", isTold);
 }
 
 /** Drops what comes from or goes to that address, at this NAT. */
@@ -73,6 +85,7 @@ export async function linkedBoth(a: ParticipantProgram, b: ParticipantProgram, w
     b.next("linked", ({ peer }) => peer === a.id, withinMs),
   ]);
   const [ofA, ofB] = both;
+  if (ofA.route === "relay" && ofB.route === "relay") return both; // each has it with the introducer
   const isKept = [a, b].every(
     (one) =>
       one.all("punching").at(-1)?.way === "direct" &&
@@ -118,7 +131,7 @@ export async function expectRoute(
   expected: Expected,
   withinMs = soonMs,
 ) {
-  const { introducer, alice, bob } = meeting;
+  const { introducer, other = introducer, alice, bob } = meeting;
   meeting[asker].type(`connect ${asker === "alice" ? "bob" : "alice"}`);
   const both = await linkedBoth(alice, bob, Math.max(8_000, withinMs));
   const routes = both.map(({ route }) => route);
@@ -126,7 +139,10 @@ export async function expectRoute(
   expect(Math.max(...both.map(({ elapsedMs }) => elapsedMs))).toBeLessThan(withinMs);
   await talk(alice, bob);
   for (const [index, { id }] of [alice, bob].entries()) {
-    const { route, local, remote } = await introducer.next("linked", (event) => event.id === id);
+    const { route, local, remote } = await [introducer, other][index]!.next(
+      "linked",
+      (event) => event.id === id,
+    );
     expect({ route, local, remote }).toMatchObject({ route: routes[index]!, local, remote });
   }
   return both;

@@ -1,7 +1,8 @@
-/** Debian's redis-server, on a free port and without persistence. For the tests of shared rooms. */
+/** Debian's redis-server, on a free port and without persistence, on this host or one of the lab. For the tests of shared rooms. */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { thisHost, type Place } from "../lab/people.ts";
 
 /** Why there can be no Redis here; undefined where there can. */
 export const noRedis = Bun.which("redis-server") ? undefined : "redis-server is not installed";
@@ -14,31 +15,39 @@ export function freePort(): number {
 
 export class RedisServer implements AsyncDisposable {
   readonly port: number;
+  readonly #place: Place;
   readonly #directory = mkdtempSync(join(tmpdir(), "redis-test-"));
   #child: Bun.Subprocess<"ignore", "pipe", "ignore"> | undefined;
 
-  private constructor(port: number) {
+  private constructor(place: Place, port: number) {
+    this.#place = place;
     this.port = port;
   }
 
-  static async start(): Promise<RedisServer> {
+  static async start(place = thisHost): Promise<RedisServer> {
     for (;;) {
-      const server = new RedisServer(freePort());
+      const server = new RedisServer(place, freePort());
       if (await server.run()) return server;
       await server[Symbol.asyncDispose](); // somebody took the port meanwhile
     }
   }
 
   get url(): string {
-    return `redis://127.0.0.1:${this.port}`;
+    return `redis://${this.#place.address}:${this.port}`;
   }
 
   /** Starts it, with nothing in it; false when it ended at once. */
   async run(): Promise<boolean> {
-    const place = ["--port", String(this.port), "--bind", "127.0.0.1", "--dir", this.#directory];
-    const args = [...place, "--save", "", "--appendonly", "no"];
-    this.#child = Bun.spawn(["redis-server", ...args], { stdin: "ignore", stdout: "pipe", stderr: "ignore" });
-    const reader = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    const { address } = this.#place;
+    const place = ["--port", String(this.port), "--bind", address, "--dir", this.#directory];
+    const args = [...place, "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+    const child = this.#place.spawn(["redis-server", ...args], {
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "ignore",
+    });
+    this.#child = child;
+    const reader = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
     for (let said = ""; !said.includes("Ready to accept connections");) {
       const { done, value } = await reader.read();
       if (done) return false;
@@ -59,7 +68,13 @@ export class RedisServer implements AsyncDisposable {
     await this.#child?.exited;
   }
 
-  /** One command, by a connection of its own. */
+  /** Ends all connections of that kind, as an administrator does. */
+  async killClients(type: "normal" | "pubsub"): Promise<void> {
+    const at = ["-h", this.#place.address, "-p", String(this.port)];
+    await this.#place.spawn(["redis-cli", ...at, "CLIENT", "KILL", "TYPE", type]).exited;
+  }
+
+  /** One command, by a connection of its own; on this host only. */
   async command(name: string, ...args: string[]): Promise<unknown> {
     const client = new Bun.RedisClient(this.url);
     try {

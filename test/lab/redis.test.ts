@@ -1,0 +1,97 @@
+/**
+ * Two introducers that share a Redis, each with one of two participants behind NATs: every way that links them at one
+ * introducer does so at two.
+ */
+import { expect, setDefaultTimeout } from "bun:test";
+import { noRedis, RedisServer } from "../redis/redis-fixture.ts";
+import { Lab, labTest } from "./lab.ts";
+import { disconnect, expectRoute, gather, mapped, soonMs, type Expected } from "./meeting.ts";
+import { People } from "./people.ts";
+import { MiniUpnpd, routerTest } from "./router.ts";
+import { apart, behind, between, owdMs, type Layout } from "./sides.ts";
+import { storm } from "./storm.ts";
+
+setDefaultTimeout(30_000);
+const stormSeconds = 12;
+const sharedTest = (noRedis === undefined ? labTest : labTest.skip) as typeof labTest;
+
+/** The introducers, and the Redis between them. */
+async function share(lab: Lab, people: People) {
+  const redis = await RedisServer.start(await lab.host("redis", { owdMs: 1 }));
+  const hosts = [await lab.host("here", { owdMs }), await lab.host("there", { owdMs })];
+  const options = ["--redis", redis.url];
+  const [here, there] = await Promise.all(
+    hosts.map((host) => people.introducer(host, 7000, undefined, options)),
+  );
+  await Promise.all([here!.next("shared"), there!.next("shared")]);
+  return { here: here!, there: there!, [Symbol.asyncDispose]: () => redis[Symbol.asyncDispose]() };
+}
+
+const [kept, sequential, random] = [
+  behind({}),
+  behind({ mapping: "sequential" }),
+  behind({ mapping: "random" }),
+];
+const reset = behind({ unsolicited: "reset" });
+
+const rows: [where: string, layout: Layout, expected: Expected, options: string[]][] = [
+  ["kept ↔ kept", apart(), "public", ["--direct"]],
+  ["kept, RST ↔ kept, ICMP", between(reset, behind({ unsolicited: "icmp" })), "public/listen", ["--direct"]],
+  ["sequential ↔ kept", between(sequential, kept), "predicted/listen", ["--direct"]],
+  ["sequential ↔ sequential", between(sequential, sequential), "predicted/listen", ["--direct"]],
+  ["random ↔ kept", between(random, kept), "birthday/listen", ["--direct"]],
+  ["random ↔ sequential", between(random, sequential), "relay", []],
+];
+
+sharedTest.each(rows)("%s at two introducers, either side asking", async (_, layout, expected, options) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  await using shared = await share(lab, people);
+  const { here, there } = shared;
+  const meeting = await gather(lab, people, await layout(lab), here, options, there);
+  const { alice, bob } = meeting;
+  for (const asker of ["alice", "bob"] as const) {
+    await expectRoute(meeting, asker, expected, 4 * soonMs);
+    // The relay of a link is where the asker's introducer is.
+    if (expected === "relay")
+      expect([here, there].map((one) => one.all("relaying").length)).toEqual(
+        asker === "alice" ? [1, 0] : [1, 1],
+      );
+    await disconnect(alice, bob);
+  }
+});
+
+routerTest(
+  "random ↔ random at two introducers, where one's router opens a port, either side asking",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    await using shared = await share(lab, people);
+    const nat = await lab.nat("natA", { owdMs, mapping: "random" });
+    const hosts = { alice: await lab.host("alice", { behind: nat }), bob: await random(lab, "bob") };
+    await using _router = await MiniUpnpd.start(lab, nat, ["pcp"]);
+    const { here, there } = shared;
+    const meeting = await gather(lab, people, hosts, here, [], there);
+    const { alice, bob } = meeting;
+    await mapped(meeting);
+    for (const asker of ["alice", "bob"] as const) {
+      await expectRoute(meeting, asker, "mapped/listen", 4 * soonMs);
+      await disconnect(alice, bob);
+    }
+  },
+);
+
+sharedTest(
+  `${stormSeconds} s of introducers and Redis being killed and stopped: links live, nobody is lost, all see the same`,
+  async () => {
+    const seed = crypto.getRandomValues(new Uint32Array(1))[0]!;
+    await using lab = await Lab.create();
+    await using people = new People();
+    const story: string[] = [];
+    const { problems, connects } = await storm(lab, people, stormSeconds, seed, (line) => story.push(line));
+    if (problems.length > 0) console.log(`seed ${seed}\n${story.join("\n")}`);
+    expect(problems).toEqual([]);
+    expect(connects).toBeGreaterThan(0);
+  },
+  120_000,
+);
