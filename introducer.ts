@@ -1007,9 +1007,11 @@ class Introductions {
     }
     this.#note(pair, pair.foreign!, message);
     if (message.type === "failed") return this.#exchange.send(member, message);
-    const { roundTripMs } = guest.peer; // with the way from there to here
-    const peer = { ...message.peer, ...(roundTripMs !== undefined && { roundTripMs }) };
-    this.#exchange.send(member, { ...message, peer });
+    const { viaMs } = guest.peer;
+    this.#exchange.send(member, {
+      ...message,
+      peer: { ...message.peer, ...(viaMs !== undefined && { viaMs }) },
+    });
   }
 
   #isRival({ introduction }: Pair, guest: Guest, now: number): boolean {

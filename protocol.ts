@@ -339,6 +339,8 @@ export interface Peer {
   mapping: Mapping;
   /** Its round trip to the introducer, once measured. */
   roundTripMs?: number;
+  /** Where that is another introducer than the receiver's: how long it takes from one to the other. */
+  viaMs?: number;
   /** When it registered: milliseconds since the epoch, the introducer's clock. */
   since: number;
 }
@@ -722,6 +724,7 @@ const peer = fieldsOf<Peer>({
   mapped: optional(endpoint),
   mapping,
   roundTripMs: optional(count),
+  viaMs: optional(integer(0, punchDeadlineMs)),
   since: count,
 } as Parameters<typeof fieldsOf<Peer>>[0]);
 

@@ -33,6 +33,7 @@ export interface Guest extends Occupant {
   readonly subscriber: string;
   hasMeasured: boolean;
   position: Prediction | undefined;
+  /** With the way from its introducer to here. */
   roundTripMs: number | undefined;
   /** {@link peer} as JSON, made when first needed. */
   json: string;

@@ -314,8 +314,9 @@ export class Introduction {
     if (!isKept || ours === undefined || theirs === undefined) return undefined;
     // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
-    const peerStartsInMs = (ours + theirs) / 2;
-    return Math.max(peerStartsInMs * (1 - headStartShare), peerStartsInMs / 2 + headStartSpareMs);
+    const distanceMs = (ours + theirs) / 2;
+    const { viaMs = 0 } = this.#peer;
+    return viaMs + Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
   }
 
   #start(order: PunchOrder): Punch {

@@ -342,14 +342,10 @@ export class RedisRooms implements Rooms {
     this.#owner.joined(now);
   }
 
-  /**
-   * What is said to it goes through Redis, which is taken to be as far from its introducer as from us: to start at one
-   * moment with ours it has to be told so much earlier.
-   */
+  /** Redis is taken to be as far from its introducer as from us: to start with ours, it has to be told so much earlier. */
   #addWay(guest: Guest): void {
-    if (guest.roundTripMs === undefined) return;
-    guest.roundTripMs += Math.round(2 * this.#redis.roundTripMs);
-    guest.peer.roundTripMs = guest.roundTripMs;
+    guest.peer.viaMs = Math.round(this.#redis.roundTripMs);
+    if (guest.roundTripMs !== undefined) guest.roundTripMs += 2 * guest.peer.viaMs;
   }
 
   #gone(view: View, id: number, hasMoved: boolean): void {

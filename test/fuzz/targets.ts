@@ -104,6 +104,7 @@ const peer: Peer = {
   mapped: at("203.0.113.7:40001"),
   mapping: "sequential",
   roundTripMs: 20,
+  viaMs: 12,
   since: 1_700_000_000_000,
 };
 const own = { id: 7, name: "zoë", room: "lobby", public: peer.public, private: peer.private };
