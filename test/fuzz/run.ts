@@ -118,22 +118,57 @@ function row({ target, inputs, refused, elapsedMs, slowestMs, keptBytes: kept }:
   ];
 }
 
-function main(): number {
+const usage = `usage: bun run fuzz [SECONDS] [--seed N] [--target NAME [--input N]]
+SECONDS: for so long in all, instead of a million inputs each
+targets: ${targets.map(({ name }) => name).join(" | ")}`;
+
+class UsageError extends Error {}
+
+function numberOf(word: string | undefined): number | undefined {
+  if (word === undefined) return undefined;
+  if (!/^\d{1,10}$/.test(word)) throw new UsageError(`not a number: ${word}`);
+  return Number(word);
+}
+
+function readArguments() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { seed: { type: "string" }, target: { type: "string" }, input: { type: "string" } },
+    options: {
+      seed: { type: "string" },
+      target: { type: "string" },
+      input: { type: "string" },
+      help: { type: "boolean", short: "h" },
+    },
   });
-  const seed = Number(values.seed ?? crypto.getRandomValues(new Uint32Array(1))[0]);
-  const wanted = targets.filter(({ name }) => values.target === undefined || name === values.target);
-  if (values.input !== undefined) {
+  const { target, help = false } = values;
+  const wanted = targets.filter(({ name }) => target === undefined || name === target);
+  if (wanted.length === 0) throw new UsageError(`no such target: ${target}`);
+  const [seed, input, seconds] = [values.seed, values.input, positionals[0]].map(numberOf);
+  if (input !== undefined && wanted.length > 1) throw new UsageError("--input: of which --target?");
+  return { wanted, input, seconds, help, seed: seed ?? crypto.getRandomValues(new Uint32Array(1))[0]! };
+}
+
+function main(): number {
+  let given: ReturnType<typeof readArguments>;
+  try {
+    given = readArguments();
+  } catch (error) {
+    console.error(`${(error as Error).message}\n${usage}`);
+    return 2;
+  }
+  const { wanted, input, seed, help, seconds = Infinity } = given;
+  if (help) {
+    console.log(usage);
+    return 0;
+  }
+  if (input !== undefined) {
     const [target] = wanted as [Target];
-    const bytes = inputOf(target, seed, Number(values.input));
+    const bytes = inputOf(target, seed, input);
     const { what = "nothing that it must not do", elapsedMs } = read(target, bytes);
-    report({ target: target.name, input: Number(values.input), what, bytes }, seed);
+    report({ target: target.name, input, what, bytes }, seed);
     console.log(`${elapsedMs.toFixed(1)} ms`);
     return 0;
   }
-  const seconds = positionals[0] === undefined ? Infinity : Number(positionals[0]);
   const inputs = seconds === Infinity ? defaultInputs : Infinity;
   console.log(`seed ${seed}`);
   const results: Result[] = [];
