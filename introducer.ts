@@ -1455,7 +1455,8 @@ class Introductions {
   #refuseBirthday(introduction: Introduction, seconds: number): void {
     const [{ member: asker }, { member: target }] = introduction.sides;
     this.#end(introduction, "refused");
-    const why = "guessing the ports of that peer takes a thousand sockets, and has failed or been done a lot";
+    const { birthdaysPerPair: most, failedBirthdayPauseMs: pauseMs } = this.#exchange.limits;
+    const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
     if (!isGuest(asker)) this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
 
@@ -2056,8 +2057,9 @@ export class Introducer {
   #connectBack(member: Member): void {
     if (member.isConnectedBack)
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
-    const busy = "the introducer can't connect back now: try again later";
-    if (this.#connectBacks >= this.limits.connectBacks) throw new Refusal("limit", busy);
+    const { connectBacks: most } = this.limits;
+    if (this.#connectBacks >= most)
+      throw waitRefusal(`${most} connections back at once are enough`, connectBackMs / 1000);
     this.#countIntroduction(member);
     member.isConnectedBack = true;
     this.#connectBacks += 1;
@@ -2097,8 +2099,9 @@ export class Introducer {
     this.#connections.add(session);
     this.#shares.add(own);
     const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
-    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}`;
-    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", "the introducer is full"));
+    const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}: close others first`;
+    const full = `the introducer is full: it takes ${sessions} connections; come back later`;
+    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", full));
     else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
@@ -2173,24 +2176,23 @@ export class Introducer {
     session.heldBytes = bytes;
     if (more < 0) return this.#held.remove(session.subscriber, -more);
     this.#held.add(session.subscriber, more);
-    if (this.#held.isUsedUp() || this.#held.isOver(session.subscriber))
-      this.#refuse(session, new Refusal("limit", "too much waits to be read: come back later", true));
+    if (!this.#held.isUsedUp() && !this.#held.isOver(session.subscriber)) return;
+    const { heldBytes, heldBytesPerAddress } = this.limits;
+    const most = `of one address ${amount(heldBytesPerAddress)} may, ${amount(heldBytes)} in all`;
+    const refusal = `too much waits to be read: ${most}; come back later, and say less at once`;
+    this.#refuse(session, new Refusal("limit", refusal, true));
   }
 
-  /** Lets those go on that may again, by turns, for no longer than others can wait. */
+  /** Lets those go on that may again, by turns: whoever was looked at last is looked at last again. */
   #resume(): void {
     const from = performance.now();
-    const { messageBurst, messagesPerSecond } = this.limits;
-    for (const session of [...this.#paused]) {
+    let left = this.#paused.size;
+    for (const session of this.#paused) {
       const now = performance.now();
-      session.heardAt = now; // what it says may be waiting
-      if (now - from >= resumeSliceMs) break;
-      fill(session.lines, messageBurst, messagesPerSecond, now);
-      if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) continue;
-      const bytes = session.held!;
-      this.#unhold(session);
-      this.#charge(session, () => this.#read(session, bytes));
-      if (session.hasEnded) this.#ended(session);
+      if (left-- === 0 || now - from >= sliceMs) break;
+      this.#paused.delete(session);
+      this.#paused.add(session);
+      this.#resumeOne(session, now);
     }
     if (this.#paused.size > 0) return;
     clearInterval(this.#resumeTimer);
@@ -2227,16 +2229,19 @@ export class Introducer {
 
   #refuse(session: Session, refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
     if (session.closing) return;
-    const { code, message, fatal } = refusal;
+    const { code, fatal } = refusal;
+    const { badLines } = this.limits;
+    if (badLineCodes.has(code)) session.badLines += 1;
+    const isWorn = session.badLines >= badLines;
+    const message = isWorn ? `${refusal.message}; ${badLines} lines like that are enough` : refusal.message;
     const mayTryAgain = refusal instanceof NameTaken;
     const name = mayTryAgain ? { name: refusal.free } : {};
     this.#send(session, { type: "refused", code, message, ...of, ...name });
     this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
     this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
-    if (badLineCodes.has(code)) session.badLines += 1;
     const isOver = fatal || (!session.peer && !mayTryAgain);
-    if (isOver || session.badLines >= this.limits.badLines) this.#close(session, `refused: ${message}`);
+    if (isOver || isWorn) this.#close(session, `refused: ${message}`);
   }
 
   #send(session: Session, message: ToParticipant): void {
@@ -2478,14 +2483,20 @@ export class Introducer {
   #checkRoom({ subscriber: own }: Session, others: Party[]): void {
     const { roomSize, roomShare, loopbackShares } = this.limits;
     if (others.length >= roomSize)
-      throw new Refusal("limit", `the room is full: it holds ${count(roomSize, "participant")}`);
+      throw new Refusal(
+        "limit",
+        `the room is full: it holds ${count(roomSize, "participant")}; wait until one leaves`,
+      );
     const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
     const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
     if (others.length < share) return;
     let present = 0;
     for (const other of others) if (other.subscriber === own) present += 1;
     if (present >= share)
-      throw new Refusal("limit", `${share} participants of one address in a room are enough`);
+      throw new Refusal(
+        "limit",
+        `${share} participants of one address in a room are enough: take another room`,
+      );
   }
 
   /** A name is one participant's at a time, and its certificate's for a while after. */
@@ -2883,26 +2894,43 @@ const proposedPorts = 100;
 /** Those that nobody need change, a line each. */
 function renderLimits(): string {
   const limits = defaultLimits;
+  const seconds = (ms: number) => `${ms / 1000} s`;
   const rows = [
-    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection`],
+    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection;`],
+    ["", `closed after ${limits.badLines} that break the protocol`],
     [
       "bytes waiting",
-      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all`,
+      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all;`,
     ],
+    ["", `${amount(limits.unsentBytes)} for one that reads too slowly`],
     ["processor", `${limits.processorMs} ms a second of one address, more while it is idle`],
-    ["registering", `within ${limits.registerDeadlineMs / 1000} s`],
+    [
+      "registering",
+      `within ${seconds(limits.registerDeadlineMs)}; closed after ${seconds(limits.silenceMs)} of silence,`,
+    ],
+    ["", `asked every ${seconds(limits.pingMs)}`],
+    ["names", `kept for ${seconds(nameKeptMs)} after leaving, ${limits.keptNames} of them`],
     [
       "introductions",
       `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
     ],
-    ["", `to one peer; ${limits.introductionsPerTarget} of one peer by all`],
     [
-      "probes",
-      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${limits.measureMs / 1000} s`,
+      "",
+      `to one peer; ${limits.introductionsPerTarget} of one peer by all; ${seconds(limits.punchDeadlineMs)} each`,
     ],
     [
+      "guessed ports",
+      `${limits.birthdaysPerPair} a minute with one peer, after a failure none for ${seconds(limits.failedBirthdayPauseMs)};`,
+    ],
+    ["", `${limits.failedBirthdaysPerTarget} failures of one peer in that time`],
+    [
+      "probes",
+      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${seconds(limits.measureMs)};`,
+    ],
+    ["", `${limits.connectBacks} connections back at once`],
+    [
       "relays",
-      `${limits.relaysPerMember} of one participant, ${limits.relaysPerAddress} of one address, ${limits.relays} in all`,
+      `${limits.relaysPerMember} of one participant; both come within ${seconds(limits.relayOfferMs)}`,
     ],
   ];
   return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
@@ -2933,6 +2961,8 @@ Options:
                      has ${siteShares} times that
   --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
                      them from one address
+  --max-relays N     relayed links (default: ${defaultLimits.relays}), a quarter of them of one
+                     address
   --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
                      address: 127.0.0.1)
   -q, --quiet        results, errors and warnings only
@@ -3049,6 +3079,7 @@ const options = {
   "max-connections": { type: "string" },
   "max-per-address": { type: "string" },
   "max-room": { type: "string" },
+  "max-relays": { type: "string" },
   metrics: { type: "string" },
   log: { type: "string" },
   quiet: { type: "boolean", short: "q" },
@@ -3134,8 +3165,10 @@ function readLimits(values: {
   "max-connections"?: string;
   "max-per-address"?: string;
   "max-room"?: string;
+  "max-relays"?: string;
 }): Partial<Limits> {
-  const { "max-connections": all, "max-per-address": each, "max-room": room } = values;
+  const { "max-connections": all, "max-per-address": each, "max-room": room, "max-relays": links } = values;
+  const relays = links === undefined ? undefined : readCount("--max-relays", links, 1_000_000);
   const size = room === undefined ? undefined : readCount("--max-room", room, mostInRoom);
   return {
     ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
@@ -3150,10 +3183,17 @@ export function roomLimits(size: number): Partial<Limits> {
   return { roomSize: size, roomShare: Math.ceil(size / 4), unsentBytes };
 }
 
-function readRelay(values: { "no-relay"?: boolean; "relay-rate"?: string; "relay-total"?: string }) {
-  const { "no-relay": isOff = false, "relay-rate": rate, "relay-total": total } = values;
-  if (isOff && (rate ?? total) !== undefined)
-    throw new UsageError("--no-relay leaves nothing for --relay-rate or --relay-total");
+interface RelayValues {
+  "no-relay"?: boolean;
+  "relay-rate"?: string;
+  "relay-total"?: string;
+  "max-relays"?: string;
+}
+
+function readRelay(values: RelayValues) {
+  const { "no-relay": isOff = false, "relay-rate": rate, "relay-total": total, "max-relays": most } = values;
+  if (isOff && (rate ?? total ?? most) !== undefined)
+    throw new UsageError("--no-relay leaves nothing for --relay-rate, --relay-total or --max-relays");
   return {
     ...(isOff && { relay: false }),
     ...(rate !== undefined && { relayRate: readBytes("--relay-rate", rate) }),

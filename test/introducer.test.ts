@@ -5,6 +5,7 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import picocolors from "picocolors";
 import {
+  defaultLimits,
   filteringOf,
   Introducer,
   renderParticipants,
@@ -471,7 +472,7 @@ test("a refusal says how much is enough, and what an IPv6 site may have", async 
   using _bert = await scene.join("bert");
   using third = new Client(scene.introducer.port);
   const { message } = await third.next("refused");
-  expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough");
+  expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough: close others first");
 });
 
 test.skipIf(!isLinux)("who takes all connections it gets leaves some for others", async () => {
@@ -479,7 +480,7 @@ test.skipIf(!isLinux)("who takes all connections it gets leaves some for others"
   const { port } = scene.introducer;
   const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
   const { message } = await Promise.race(crowd.map((one) => one.next("refused")));
-  expect(message).toEndWith("while the introducer is this full");
+  expect(message).toEndWith("while the introducer is this full: close others first");
   using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
   await anna.settled();
   for (const one of crowd) one[Symbol.dispose]();
@@ -2654,7 +2655,9 @@ test("--max-connections, --max-per-address and --max-room are the introducer's l
   await anna.next("registered");
   using bert = new Client(port);
   bert.send(registration("bert"));
-  expect((await bert.next("refused")).message).toBe("the room is full: it holds 1 participant");
+  expect((await bert.next("refused")).message).toBe(
+    "the room is full: it holds 1 participant; wait until one leaves",
+  );
 });
 
 for (const args of [
@@ -2666,6 +2669,7 @@ for (const args of [
   ["--max-connections", "0"],
   ["--max-per-address", "many"],
   ["--max-room", "1000000"],
+  ["--max-relays", "0"],
   ["0"],
   ["65536"],
   ["seven"],
@@ -2687,6 +2691,7 @@ for (const args of [
   ["--relay-rate", "100"],
   ["--relay-total", "-1M"],
   ["--no-relay", "--relay-rate", "1M"],
+  ["--no-relay", "--max-relays", "8"],
   ["--redis", "localhost"],
   ["--redis", "http://localhost"],
   ["--redis", "redis://localhost", "--advertise", "example.org"],
@@ -2698,6 +2703,49 @@ for (const args of [
     expect(result.stderr).toMatch(/^[^\n]*see --help\n$/);
   });
 }
+
+/** What of the help has each limit; a limit that is none of an operator's business has none. */
+const helped: Record<keyof Limits, RegExp | undefined> = {
+  sessions: /--max-connections N .*default: 20000\)/,
+  sessionsPerAddress: /--max-per-address N .*default: 256\)/,
+  roomSize: /--max-room N .*default: 256\)/,
+  roomShare: /a quarter of\s+them from one address/,
+  processorMs: /processor +2 ms a second of one address/,
+  loopbackShares: undefined,
+  messageBurst: /lines +100 at once/,
+  messagesPerSecond: /then 50 a second of one connection/,
+  heldBytes: /64.0 MiB in all/,
+  heldBytesPerAddress: /bytes waiting +8.0 MiB of one address/,
+  introductionsPerMinute: /introductions +120 a minute by one participant/,
+  introductionsPerPair: /10 of them\s+to one peer/,
+  introductionsPerTarget: /60 of one peer by all/,
+  birthdaysPerPair: /guessed ports +30 a minute with one peer/,
+  failedBirthdayPauseMs: /after a failure none for 60 s/,
+  failedBirthdaysPerTarget: /10 failures of one peer/,
+  keptNames: /names +kept for 30 s after leaving, 20000 of them/,
+  badLines: /closed after 20 that break the protocol/,
+  unsentBytes: /1.0 MiB for one that reads too slowly/,
+  registerDeadlineMs: /registering +within 10 s/,
+  pingMs: /asked every 25 s/,
+  silenceMs: /closed after 60 s of silence/,
+  punchDeadlineMs: /10 s each/,
+  probes: /1024 in all/,
+  probesPerAddress: /probes +64 of one address/,
+  measureMs: /for 3 s/,
+  relays: /--max-relays N .*default: 256\)/,
+  relaysPerAddress: /a quarter of them of one\s+address/,
+  relaysPerMember: /relays +32 of one participant/,
+  relayOfferMs: /both come within 10 s/,
+  connectBacks: /64 connections back at once/,
+};
+
+test("--help has each limit with its default, in 80 columns", async () => {
+  const { stdout } = await ended(["--help"]);
+  const missing = Object.entries(helped).filter(([, text]) => text && !text.test(stdout));
+  expect(missing).toEqual([]);
+  expect(Object.keys(defaultLimits).toSorted()).toEqual(Object.keys(helped).toSorted());
+  expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+});
 
 test("--help: exit code 0, on standard output", async () => {
   const result = await ended(["--help"]);
