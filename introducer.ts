@@ -189,9 +189,12 @@ const mostPeerBytes = 1024;
 const mostInRoom = 10_000;
 /** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
 const tickMs = 500;
-/** How often those that have sent too many lines get the next of them read, and for how long at once. */
-const resumeMs = 20;
-const resumeSliceMs = 2;
+/** How often those that have sent too many lines get the next of them read. */
+const resumeMs = 10;
+/** What there is to do for all connections is done for so long at once, and then what came meanwhile. */
+const sliceMs = 0.5;
+/** Of what an address may always have in a second: more than a participant needs to be introduced. */
+const nextToNothing = 0.05;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
 /** A room has place for so many of one address, however full it is. */
@@ -201,7 +204,9 @@ const sharedProcessorMs = 50;
 const processorWindowMs = 250;
 /** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
 const acceptMs = 0.05;
-const flushMs = 0.006;
+const flushMs = 0.01;
+/** And to read: it copies twice, up to 512 KiB at once. */
+const readMsPerByte = 0.25 / (512 * 1024);
 /** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
 const mostChargedMs = 2;
 /** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
@@ -252,8 +257,6 @@ const interfacesMs = 10_000;
 const maxCorrections = 2;
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
-/** How long a pair that is not being introduced is remembered for its budgets. */
-const forgetPairMs = 90_000;
 
 /** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
 const nameKeptMs = 30_000;
@@ -520,8 +523,6 @@ interface Pair {
   foreign: Foreign | undefined;
   /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
   workingWay: Way | undefined;
-  /** When the last introduction ended. */
-  endedAt: number;
   /** By the asker's id. */
   readonly asked: Map<number, Asked>;
 }
@@ -915,6 +916,33 @@ function describe(event: IntroducerEvent): string {
   }
 }
 
+/** Looks at all of a set again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
+class Rounds<T> {
+  readonly #all: ReadonlySet<T>;
+  readonly #look: (one: T, now: number) => void;
+  /** Those that this round has not come to yet. */
+  #left: SetIterator<T> | undefined;
+
+  constructor(all: ReadonlySet<T>, look: (one: T, now: number) => void) {
+    this.#all = all;
+    this.#look = look;
+  }
+
+  /** Begins a round, unless one is under way. */
+  begin(): void {
+    if (!this.#left) this.#go((this.#left = this.#all.values()));
+  }
+
+  #go(left: SetIterator<T>): void {
+    const now = performance.now();
+    for (const one of left) {
+      this.#look(one, now);
+      if (performance.now() - now >= sliceMs) return void setImmediate(() => this.#go(left));
+    }
+    this.#left = undefined;
+  }
+}
+
 // --- introductions ---------------------------------------------------------------------------------------
 
 /** What the introductions need of the sessions. */
@@ -945,6 +973,7 @@ interface Exchange {
 class Introductions {
   readonly #exchange: Exchange;
   readonly #pairs = new Set<Pair>();
+  readonly #rounds = new Rounds(this.#pairs, (pair, now) => this.#tickPair(pair, now));
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
@@ -1036,7 +1065,6 @@ class Introductions {
 
   /** What will be needed to understand what our side says of it. */
   #note(pair: Pair, known: Foreign, message: Order): void {
-    pair.endedAt = known.expiresAt;
     if (message.type === "relay") known.relayToken = message.token;
     if (message.type === "punch") [known.hasPunched, known.isLast] = [true, message.last];
     if (message.type === "punch" || message.type === "measure") {
@@ -1223,11 +1251,25 @@ class Introductions {
     this.#unasked.delete(id);
   }
 
-  tick(now: number): void {
-    for (const pair of this.#pairs) {
-      if (pair.introduction) this.#tickIntroduction(pair.introduction, now);
-      else if (now - pair.endedAt >= forgetPairMs && !pair.workingWay) this.#forget(pair);
-    }
+  tick(): void {
+    this.#rounds.begin();
+  }
+
+  #tickPair(pair: Pair, now: number): void {
+    if (pair.introduction) this.#tickIntroduction(pair.introduction, now);
+    else if (this.#isAsNew(pair, now)) this.#forget(pair);
+  }
+
+  /** Whether all that was taken has come back: two hundred thousand pairs were remembered for each minute of a flood. */
+  #isAsNew({ asked, foreign: known, workingWay }: Pair, now: number): boolean {
+    if (workingWay || (known && now < known.expiresAt)) return false;
+    const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#exchange.limits;
+    return asked.values().every(({ introductions, birthdays, birthdayFailedAt }) => {
+      fill(introductions, introductionsPerPair, introductionsPerPair / 60, now);
+      fill(birthdays, birthdaysPerPair, birthdaysPerPair / 60, now);
+      const isFull = introductions.tokens >= introductionsPerPair && birthdays.tokens >= birthdaysPerPair;
+      return isFull && now - birthdayFailedAt >= failedBirthdayPauseMs;
+    });
   }
 
   #tickIntroduction(introduction: Introduction, now: number): void {
@@ -1277,7 +1319,6 @@ class Introductions {
       introduction: undefined,
       foreign: undefined,
       workingWay: undefined,
-      endedAt: -Infinity,
       asked: new Map(),
     };
     this.#pairs.add(pair);
@@ -1293,6 +1334,7 @@ class Introductions {
 
   #forget(pair: Pair): void {
     this.#pairs.delete(pair);
+    this.#forgetForeign(pair);
     const [{ peer: a }, { peer: b }] = pair.members;
     this.#of.get(a.id)?.delete(b.id);
     this.#of.get(b.id)?.delete(a.id);
@@ -1601,7 +1643,6 @@ class Introductions {
     this.#byToken.delete(relayToken);
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
-    pair.endedAt = now;
     if (isCounted) this.#settleBirthday(introduction, now);
   }
 
@@ -1647,8 +1688,11 @@ export class Introducer {
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
+  readonly #rounds = new Rounds(this.#connections, (session, now) => this.#tickSession(session, now));
   readonly #shares: Shares;
   readonly #processor: Usage;
+  /** Processor time that what came in this turn of the event loop has taken. */
+  #turnMs = 0;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   /** Who else is in them, at other introducers. */
@@ -2074,7 +2118,10 @@ export class Introducer {
       member.isConnectedBack = false;
       this.#connectBacks -= 1;
       if (filtering) this.#send(member, { type: "filtering", filtering, ...(elsewhere && { elsewhere }) });
-      else this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
+      else {
+        const busy = "the introducer can't connect back now: try again later";
+        this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
+      }
     });
   }
 
@@ -2108,7 +2155,7 @@ export class Introducer {
   /** Whether an address may have another connection accepted, as far as processor time goes. */
   #accepts(own: string): boolean {
     const now = performance.now();
-    this.#processor.spend(own, acceptMs, now);
+    this.#spend(own, acceptMs, now);
     return !this.#processor.isOver(own, now);
   }
 
@@ -2119,16 +2166,30 @@ export class Introducer {
     work();
     const now = performance.now();
     const laterMs = (this.#outgoing.length - writes) * flushMs;
-    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
+    this.#spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
+  }
+
+  #spend(own: string, ms: number, now: number): void {
+    this.#processor.spend(own, ms, now);
+    if (this.#turnMs === 0) setImmediate(() => (this.#turnMs = 0));
+    this.#turnMs += ms;
+  }
+
+  /** Of many who have a little left each, not all have it at once: who has used next to nothing of late goes before them. */
+  #mustWait({ subscriber: own }: Session, now: number): boolean {
+    const isLate =
+      this.#turnMs >= sliceMs && this.#processor.of(own, now) >= this.limits.processorMs * nextToNothing;
+    return isLate || this.#processor.isOver(own, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
     if (session.closing) return;
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
+    this.#spend(session.subscriber, chunk.length * readMsPerByte, session.heardAt);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else if (this.#mustWait(session, session.heardAt)) this.#hold(session, chunk);
     else this.#charge(session, () => this.#read(session, chunk));
   }
 
@@ -2197,6 +2258,17 @@ export class Introducer {
     if (this.#paused.size > 0) return;
     clearInterval(this.#resumeTimer);
     this.#resumeTimer = undefined;
+  }
+
+  #resumeOne(session: Session, now: number): void {
+    const { messageBurst, messagesPerSecond } = this.limits;
+    session.heardAt = now; // what it says may be waiting
+    fill(session.lines, messageBurst, messagesPerSecond, now);
+    if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) return;
+    const bytes = session.held!;
+    this.#unhold(session);
+    this.#charge(session, () => this.#read(session, bytes));
+    if (session.hasEnded) this.#ended(session);
   }
 
   #unhold(session: Session): void {
@@ -2332,9 +2404,9 @@ export class Introducer {
 
   #tick(): void {
     const now = performance.now();
-    for (const session of this.#connections) this.#tickSession(session, now);
+    this.#rounds.begin();
     this.#processor.tick(now);
-    this.#introductions.tick(now);
+    this.#introductions.tick();
     this.#relays?.tick(now);
     this.#dismiss(now);
     this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
@@ -2611,7 +2683,7 @@ export class Introducer {
     member.peer = changedPeer(member.peer, change);
     member.json = "";
     const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
-    this.#processor.spend(member.subscriber, laterMs, performance.now());
+    this.#spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }
@@ -2761,6 +2833,8 @@ class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
   readonly #log: LogFormat;
+  /** Events of this tick. */
+  #told: string[] = [];
   #failures = 0;
 
   constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
@@ -2770,10 +2844,25 @@ class Prompt {
   }
 
   event(event: IntroducerEvent): void {
-    if (this.#isJson) return this.#json(event);
-    if (this.#log === "json") return this.#terminal.story(timed(event), problems.has(event.event));
+    const isProblem = problems.has(event.event);
+    if (this.#terminal.isQuiet && !this.#isJson && !isProblem) return;
+    if (this.#told.length === 0) setImmediate(() => this.flush());
+    this.#told.push(this.#isJson || this.#log === "json" ? timed(event) : this.#logLine(event));
+    if (isProblem || this.#terminal.isInteractive) this.flush(isProblem);
+  }
+
+  #logLine(event: IntroducerEvent): string {
     const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
-    this.#terminal.story(`${time} ${printable(describe(event))}`, problems.has(event.event));
+    return `${time} ${printable(describe(event))}`;
+  }
+
+  /** What happens in one tick goes in one system call: in a flood those for each line would be a quarter of all work. */
+  flush(isProblem = false): void {
+    if (this.#told.length === 0) return;
+    const text = this.#told.join("\n");
+    this.#told = [];
+    if (this.#isJson) this.#terminal.result(text);
+    else this.#terminal.story(text, isProblem);
   }
 
   /** Takes commands until the operator wants to end; resolves to the exit code. */
@@ -2872,6 +2961,7 @@ class Prompt {
   }
 
   #json(event: object): void {
+    this.flush();
     this.#terminal.result(timed(event));
   }
 }
@@ -3174,6 +3264,7 @@ function readLimits(values: {
     ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
     ...(each !== undefined && { sessionsPerAddress: readCount("--max-per-address", each, 1_000_000) }),
     ...(size !== undefined && roomLimits(size)),
+    ...(relays !== undefined && { relays, relaysPerAddress: Math.ceil(relays / 4) }),
   };
 }
 
@@ -3232,6 +3323,7 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
     terminal.error(listenProblem(error, host, port));
     return 1;
   }
+  prompt.flush();
   if (!json && log === "text") terminal.story(invitation(introducer));
   const signal = Promise.withResolvers<[string, number]>();
   const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
@@ -3247,6 +3339,7 @@ async function serve(terminal: Terminal, options: Arguments & { port: number }):
   const [reason, code] = await Promise.race([signal.promise, obeyed]);
   terminal.close();
   await introducer.stop(reason);
+  prompt.flush();
   return code;
 }
 
