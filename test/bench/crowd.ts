@@ -23,14 +23,11 @@ export const percentile = (values: number[], part: number) =>
 
 export class Server implements AsyncDisposable {
   readonly port: number;
-  /** Where it answers mapping probes, if it does. */
-  readonly probePort: number;
   readonly #process: Bun.Subprocess;
 
-  private constructor(process: Bun.Subprocess, [port = 0, probePort = 0]: number[]) {
+  private constructor(process: Bun.Subprocess, port: number) {
     this.#process = process;
     this.port = port;
-    this.probePort = probePort;
   }
 
   static start(...args: string[]): Promise<Server> {
@@ -41,7 +38,7 @@ export class Server implements AsyncDisposable {
   static async run(command: string[]): Promise<Server> {
     const child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
     const { value } = await child.stdout.getReader().read();
-    return new Server(child, new TextDecoder().decode(value).split(" ").map(Number));
+    return new Server(child, Number(new TextDecoder().decode(value)));
   }
 
   /** Processor time so far, of user and system. */

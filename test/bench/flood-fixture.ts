@@ -5,20 +5,20 @@
 import type { Socket } from "bun";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
 import { connectFrom } from "./crowd.ts";
+import { address4, address6, introducerPort, probePort } from "./program.ts";
 
 /** Connections that one address holds, and all of them together: descriptors are finite here, too. */
 const mostPerAddress = 300;
 const most = 12_000;
 /** Opened before anybody else of this process gets a turn. */
 const slice = 32;
+/** The introducer has forgotten most of what an address took of its time. */
+const thoughtBetterMs = 500;
 
-const [kind = "", port = "", probePort = "", victim = "", first = "", count = ""] = process.argv.slice(2);
+const [kind = "", victim = "", family = "", count = ""] = process.argv.slice(2);
 const addresses = Array.from({ length: Number(count) }, (_, index) =>
-  first.includes(":")
-    ? first.replace("::", `:${index.toString(16)}::`)
-    : first.replace(/\d+$/, (last) => String(Number(last) + index)),
+  family === "6" ? address6(index) : address4(100, index),
 );
-const perAddress = Math.min(mostPerAddress, Math.floor(most / addresses.length));
 let tries = 0;
 process.on("SIGUSR2", () => console.log(tries));
 
@@ -44,31 +44,47 @@ interface Visit {
   again?(socket: Socket): void;
 }
 
-/** Keeps so many connections of an address open, each for as long as it is let. */
-async function keep(address: string, connections: number, to: number, visit: () => Visit): Promise<never> {
-  const open = new Set<{ socket: Socket; visit: Visit }>();
+/**
+ * Keeps so many connections of an address open, each for as long as it is let. An address from which one was closed
+ * without a word waits until it is thought better of: so it gets in more than by trying on and on.
+ */
+async function keep(address: string, { most, to = introducerPort, visit }: Kind): Promise<never> {
+  const open = new Set<One>();
+  let untilMs = 0;
   for (;;) {
-    for (let n = 0; n < slice && open.size < connections; n++) {
-      const one: { socket?: Socket; visit: Visit } = { visit: visit() };
-      tries++;
-      let rest = "";
-      const over = () => void open.delete(one as { socket: Socket; visit: Visit });
-      one.socket = await connectFrom(address, to, {
-        data(socket, chunk) {
-          const lines = (rest + chunk.toString()).split("\n");
-          rest = lines.pop()!;
-          for (const line of lines) one.visit.line?.(socket, line);
-        },
-        close: over,
-        error: over,
-        end: (socket) => socket.terminate(),
+    for (let n = 0; n < slice && open.size < most && performance.now() >= untilMs; n++) {
+      const one = await come(address, to, visit(address), (hasHeard) => {
+        open.delete(one);
+        if (!hasHeard && visit !== connections) untilMs = performance.now() + thoughtBetterMs;
       });
-      open.add(one as { socket: Socket; visit: Visit });
-      one.visit.open?.(one.socket);
+      open.add(one);
     }
     await Bun.sleep(1);
-    for (const { socket, visit } of open) visit.again?.(socket);
+    for (const { socket, visit: own } of open) own.again?.(socket);
   }
+}
+
+async function come(
+  address: string,
+  to: number,
+  visit: Visit,
+  over: (hasHeard: boolean) => void,
+): Promise<One> {
+  let [rest, hasHeard] = ["", false];
+  tries++;
+  const socket = await connectFrom(address, to, {
+    data(socket, chunk) {
+      hasHeard = true;
+      const lines = (rest + chunk.toString()).split("\n");
+      rest = lines.pop()!;
+      for (const line of lines) visit.line?.(socket, line);
+    },
+    close: () => over(hasHeard),
+    error: () => {},
+    end: (socket) => socket.terminate(),
+  });
+  visit.open?.(socket);
+  return { socket, visit };
 }
 
 const say = (socket: Socket, message: ToIntroducer) => {
@@ -76,8 +92,23 @@ const say = (socket: Socket, message: ToIntroducer) => {
   socket.write(encode(message));
 };
 
+interface One {
+  socket: Socket;
+  visit: Visit;
+}
+
+/** How many connections of an address it takes, and where they go. */
+interface Kind {
+  most: number;
+  to?: number;
+  visit: (address: string) => Visit;
+}
+
 /** Opened, and closed as soon as there are many. */
 const connections = (): Visit => ({ again: (socket) => Math.random() < 0.2 && void socket.terminate() });
+
+/** Says nothing, until it is sent away. */
+const silence = (): Visit => ({});
 
 /** A line that never ends, and grows. */
 function halfLine(): Visit {
@@ -118,7 +149,7 @@ function relays(address: string): Visit {
       if (token === "") return;
       tries++;
       const open = (own: Socket) => own.write(encode({ type: "relay", token }));
-      void connectFrom(address, Number(port), { data() {} }).then(open);
+      void connectFrom(address, introducerPort, { data() {} }).then(open);
       void socket;
     },
     again(socket) {
@@ -144,14 +175,20 @@ function lines(): Visit {
   };
 }
 
-const main = Number(port);
-const floods: Record<string, (address: string) => Promise<never>> = {
-  connections: (address) => keep(address, perAddress, main, connections),
-  "half lines": (address) => keep(address, perAddress, main, halfLine),
-  registrations: (address) => keep(address, Math.min(16, perAddress), main, registrations),
-  introductions: (address) => keep(address, Math.min(4, perAddress), main, introductions),
-  probes: (address) => keep(address, perAddress, Number(probePort), probes),
-  relays: (address) => keep(address, Math.min(8, perAddress), main, () => relays(address)),
-  lines: (address) => keep(address, Math.min(32, perAddress), main, lines),
+const floods: Record<string, Kind> = {
+  connections: { most: mostPerAddress, visit: connections },
+  silence: { most: mostPerAddress, visit: silence },
+  "half lines": { most: mostPerAddress, visit: halfLine },
+  registrations: { most: 16, visit: registrations },
+  introductions: { most: 4, visit: introductions },
+  probes: { most: mostPerAddress, to: probePort, visit: probes },
+  relays: { most: 8, visit: relays },
+  lines: { most: 32, visit: lines },
 };
-await Promise.all(addresses.map(floods[kind]!));
+const wanted = kind === "all" ? Object.values(floods) : [floods[kind]!];
+const share = Math.floor(most / addresses.length / wanted.length);
+await Promise.all(
+  addresses.flatMap((address) =>
+    wanted.map((one) => keep(address, { ...one, most: Math.min(one.most, share) })),
+  ),
+);

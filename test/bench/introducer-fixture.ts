@@ -1,5 +1,5 @@
 /**
- * What the benches run in processes of their own: an introducer whose limits are out of the way; one with them; a bare
+ * What the benches run in processes of their own: an introducer whose limits are out of the way; a bare
  * `Bun.listen` that answers the same lines with as many lines of the same length, one write each, and knows nothing of
  * rooms, peers or JSON; and the ends of relayed links.
  */
@@ -25,12 +25,6 @@ function introducer(): number {
       introductionsPerTarget: unlimited,
     },
   }).port;
-}
-
-/** As anybody starts one, except that loopback has no more shares than other addresses. */
-function guarded(): string {
-  const { port, probePorts } = Introducer.start({ port: 0, limits: { loopbackShares: 1 } });
-  return [port, ...probePorts].join(" ");
 }
 
 interface Bare {
@@ -110,5 +104,5 @@ async function relays(port: number, tokens: string[]): Promise<void> {
 if (kind === "relays") await relays(Number(args[0]), args.slice(1));
 else {
   process.on("SIGUSR2", () => Bun.gc(true));
-  console.log(kind === "bare" ? bare(Number(args[0])) : kind === "guarded" ? guarded() : introducer());
+  console.log(kind === "bare" ? bare(Number(args[0])) : introducer());
 }
