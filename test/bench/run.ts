@@ -1,7 +1,7 @@
 /** `bun run bench NAME [ARGUMENTS]`: what is measured, each in a file of its own. */
 import { cpus } from "node:os";
 
-const benches = ["flood", "forward", "introducer", "link", "matrix", "start", "storm", "stream"];
+const benches = ["churn", "flood", "forward", "introducer", "link", "matrix", "start", "storm", "stream"];
 
 /** The middle one, or the mean of the two in the middle. */
 export function median(values: number[]): number {
