@@ -205,8 +205,6 @@ const processorWindowMs = 250;
 /** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
 const acceptMs = 0.05;
 const flushMs = 0.01;
-/** And to read: it copies twice, up to 512 KiB at once. */
-const readMsPerByte = 0.25 / (512 * 1024);
 /** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
 const mostChargedMs = 2;
 /** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
@@ -1260,7 +1258,7 @@ class Introductions {
     else if (this.#isAsNew(pair, now)) this.#forget(pair);
   }
 
-  /** Whether all that was taken has come back: two hundred thousand pairs were remembered for each minute of a flood. */
+  /** Whether all that was taken has come back: no pair is remembered for longer than that, or a flood would fill memory. */
   #isAsNew({ asked, foreign: known, workingWay }: Pair, now: number): boolean {
     if (workingWay || (known && now < known.expiresAt)) return false;
     const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#exchange.limits;
@@ -2186,7 +2184,6 @@ export class Introducer {
     session.heardAt = performance.now();
     if (session.closing) return;
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
-    this.#spend(session.subscriber, chunk.length * readMsPerByte, session.heardAt);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
     else if (this.#mustWait(session, session.heardAt)) this.#hold(session, chunk);
