@@ -29,6 +29,7 @@ import {
   waitSeconds,
   type Bucket,
 } from "./native/budget.ts";
+import { Deadlines, neverDue } from "./native/deadlines.ts";
 import { Listener } from "./native/listener.ts";
 import {
   Metrics,
@@ -187,7 +188,7 @@ export type Limits = typeof defaultLimits;
 /** A participant as JSON at most, and how many there may be of them in a room whatever an operator wants. */
 const mostPeerBytes = 1024;
 const mostInRoom = 10_000;
-/** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
+/** How often deadlines are looked at. */
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
@@ -385,6 +386,8 @@ class Session {
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
+  /** When it is looked at next: native/deadlines.ts. */
+  dueStep = neverDue;
   heardAt: number;
   pingId = 0;
   pingSentAt = 0;
@@ -916,24 +919,27 @@ function describe(event: IntroducerEvent): string {
   }
 }
 
-/** Looks at all of a set again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
+/** No generator, which would end when a loop is left. */
+type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
+
+/** Looks at all of some again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
 class Rounds<T> {
-  readonly #all: ReadonlySet<T>;
+  readonly #all: () => BuiltinIterator<T>;
   readonly #look: (one: T, now: number) => void;
   /** Those that this round has not come to yet. */
-  #left: SetIterator<T> | undefined;
+  #left: BuiltinIterator<T> | undefined;
 
-  constructor(all: ReadonlySet<T>, look: (one: T, now: number) => void) {
+  constructor(all: () => BuiltinIterator<T>, look: (one: T, now: number) => void) {
     this.#all = all;
     this.#look = look;
   }
 
   /** Begins a round, unless one is under way. */
   begin(): void {
-    if (!this.#left) this.#go((this.#left = this.#all.values()));
+    if (!this.#left) this.#go((this.#left = this.#all()));
   }
 
-  #go(left: SetIterator<T>): void {
+  #go(left: BuiltinIterator<T>): void {
     const now = performance.now();
     for (const one of left) {
       this.#look(one, now);
@@ -973,7 +979,10 @@ interface Exchange {
 class Introductions {
   readonly #exchange: Exchange;
   readonly #pairs = new Set<Pair>();
-  readonly #rounds = new Rounds(this.#pairs, (pair, now) => this.#tickPair(pair, now));
+  readonly #rounds = new Rounds(
+    () => this.#pairs.values(),
+    (pair, now) => this.#tickPair(pair, now),
+  );
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
@@ -1688,7 +1697,11 @@ export class Introducer {
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
-  readonly #rounds = new Rounds(this.#connections, (session, now) => this.#tickSession(session, now));
+  readonly #deadlines: Deadlines<Session>;
+  readonly #rounds = new Rounds(
+    () => this.#deadlines.take(performance.now()).values(),
+    (session, now) => this.#due(session, now),
+  );
   readonly #shares: Shares;
   readonly #processor: Usage;
   /** Processor time that what came in this turn of the event loop has taken. */
@@ -1760,6 +1773,7 @@ export class Introducer {
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
     this.#tickMs = Math.min(tickMs, shortest / 4);
+    this.#deadlines = new Deadlines(this.#tickMs, this.#tickedAt);
     this.#timer = setInterval(() => this.#tick(), this.#tickMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
@@ -2144,6 +2158,7 @@ export class Introducer {
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
+    this.#deadlines.put(session, session.deadlineAt);
     this.#shares.add(own);
     const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
     const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}: close others first`;
@@ -2371,6 +2386,7 @@ export class Introducer {
     this.#unhold(session);
     this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
+    this.#deadlines.put(session, session.deadlineAt);
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
   }
@@ -2389,6 +2405,7 @@ export class Introducer {
 
   #closed(session: Session, reason: string): void {
     if (!this.#connections.delete(session)) return;
+    this.#deadlines.remove(session);
     session.closing = true;
     session.outgoing = "";
     session.decoder = undefined;
@@ -2413,6 +2430,12 @@ export class Introducer {
     this.#tickedAt = now;
   }
 
+  #due(session: Session, now: number): void {
+    if (!this.#connections.has(session)) return; // closed meanwhile
+    this.#tickSession(session, now);
+    if (this.#connections.has(session)) this.#deadlines.put(session, this.#dueAt(session));
+  }
+
   #tickSession(session: Session, now: number): void {
     const { silenceMs, pingMs, registerDeadlineMs: deadline } = this.limits;
     if (session.closing) {
@@ -2430,8 +2453,14 @@ export class Introducer {
     } else if (now - session.pingSentAt >= pingMs) this.#ping(session, now);
   }
 
+  #dueAt({ closing, peer, deadlineAt, heardAt, pingSentAt }: Session): number {
+    const { silenceMs, pingMs } = this.limits;
+    return closing || !peer ? deadlineAt : Math.min(heardAt + silenceMs, pingSentAt + pingMs);
+  }
+
   #ping(session: Session, now: number): void {
     session.pingSentAt = now;
+    this.#deadlines.put(session, this.#dueAt(session));
     this.#send(session, { type: "ping", id: ++session.pingId });
   }
 
