@@ -256,6 +256,8 @@ const firstPings = 3;
 const interfacesMs = 10_000;
 /** How often a round by predicted ports is begun anew because a NAT has gone on. */
 const maxCorrections = 2;
+/** Of a token's 32 hex digits. */
+const tokenBytes = 16;
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
 
@@ -532,9 +534,16 @@ interface Pair {
 
 // --- pure functions --------------------------------------------------------------------------------------
 
-/** 122 random bits, as cheap as one of them must be when thousands a second are made. */
+/** Of many tokens at once, for thousands a second are made. */
+const randomBytes = Buffer.alloc(256 * tokenBytes);
+let randomAt = randomBytes.length;
+
 function newToken(): string {
-  return crypto.randomUUID().replaceAll("-", "");
+  if (randomAt === randomBytes.length) {
+    crypto.getRandomValues(randomBytes);
+    randomAt = 0;
+  }
+  return randomBytes.toString("hex", randomAt, (randomAt += tokenBytes));
 }
 
 /** What an attempt to connect says of the filtering there; undefined when it failed for a reason of our own. */
@@ -1606,10 +1615,19 @@ class Introductions {
     introduction.hasBirthday ||= way === "birthday";
     if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
     const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
-      const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
-      const own = to.prediction;
-      const measured = { ...(own && { own }), ...(theirs && { theirs }) };
-      this.#show(introduction, to.member, member, { type: "punch", role, token, ...schedule, ...measured });
+      const message: Extract<About, { type: "punch" }> = {
+        type: "punch",
+        role,
+        token,
+        startInMs,
+        way,
+        round: round + 1,
+        last: isLast,
+        deadlineMs,
+      };
+      if (to.prediction) message.own = to.prediction;
+      if (theirs) message.theirs = theirs;
+      this.#show(introduction, to.member, member, message);
     };
     punch(a, b, "controlling", delays[0]);
     punch(b, a, "controlled", delays[1]);
@@ -2215,13 +2233,16 @@ export class Introducer {
     try {
       for (let from = 0; from < chunk.length && !session.closing;) {
         const lf = chunk.indexOf(10, from);
-        const to = lf === -1 ? chunk.length : lf + 1;
-        if (lf !== -1 && !take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
+        if (lf === -1) {
+          decoder.hold(chunk.subarray(from));
+          break;
+        }
+        if (!take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
           this.#hold(session, chunk.subarray(from));
           break;
         }
-        for (const line of decoder.push(chunk.subarray(from, to))) this.#line(session, line);
-        from = to;
+        this.#line(session, decoder.line(chunk.subarray(from, lf)));
+        from = lf + 1;
         if (session.relayed && from < chunk.length) {
           this.#relays?.data(session.relayed, chunk.subarray(from));
           break;
