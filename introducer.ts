@@ -29,6 +29,7 @@ import {
   waitSeconds,
   type Bucket,
 } from "./native/budget.ts";
+import { Deadlines, neverDue } from "./native/deadlines.ts";
 import { Listener } from "./native/listener.ts";
 import {
   Metrics,
@@ -187,7 +188,7 @@ export type Limits = typeof defaultLimits;
 /** A participant as JSON at most, and how many there may be of them in a room whatever an operator wants. */
 const mostPeerBytes = 1024;
 const mostInRoom = 10_000;
-/** How often deadlines are looked at: one timer for all, because a timer per session costs memory. */
+/** How often deadlines are looked at. */
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
@@ -253,6 +254,8 @@ const firstPings = 3;
 const interfacesMs = 10_000;
 /** How often a round by predicted ports is begun anew because a NAT has gone on. */
 const maxCorrections = 2;
+/** Of a token's 32 hex digits. */
+const tokenBytes = 16;
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
 
@@ -383,6 +386,8 @@ class Session {
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
+  /** When it is looked at next: native/deadlines.ts. */
+  dueStep = neverDue;
   heardAt: number;
   pingId = 0;
   pingSentAt = 0;
@@ -527,9 +532,16 @@ interface Pair {
 
 // --- pure functions --------------------------------------------------------------------------------------
 
-/** 122 random bits, as cheap as one of them must be when thousands a second are made. */
+/** Of many tokens at once, for thousands a second are made. */
+const randomBytes = Buffer.alloc(256 * tokenBytes);
+let randomAt = randomBytes.length;
+
 function newToken(): string {
-  return crypto.randomUUID().replaceAll("-", "");
+  if (randomAt === randomBytes.length) {
+    crypto.getRandomValues(randomBytes);
+    randomAt = 0;
+  }
+  return randomBytes.toString("hex", randomAt, (randomAt += tokenBytes));
 }
 
 /** What an attempt to connect says of the filtering there; undefined when it failed for a reason of our own. */
@@ -914,24 +926,27 @@ function describe(event: IntroducerEvent): string {
   }
 }
 
-/** Looks at all of a set again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
+/** No generator, which would end when a loop is left. */
+type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
+
+/** Looks at all of some again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
 class Rounds<T> {
-  readonly #all: ReadonlySet<T>;
+  readonly #all: () => BuiltinIterator<T>;
   readonly #look: (one: T, now: number) => void;
   /** Those that this round has not come to yet. */
-  #left: SetIterator<T> | undefined;
+  #left: BuiltinIterator<T> | undefined;
 
-  constructor(all: ReadonlySet<T>, look: (one: T, now: number) => void) {
+  constructor(all: () => BuiltinIterator<T>, look: (one: T, now: number) => void) {
     this.#all = all;
     this.#look = look;
   }
 
   /** Begins a round, unless one is under way. */
   begin(): void {
-    if (!this.#left) this.#go((this.#left = this.#all.values()));
+    if (!this.#left) this.#go((this.#left = this.#all()));
   }
 
-  #go(left: SetIterator<T>): void {
+  #go(left: BuiltinIterator<T>): void {
     const now = performance.now();
     for (const one of left) {
       this.#look(one, now);
@@ -971,7 +986,10 @@ interface Exchange {
 class Introductions {
   readonly #exchange: Exchange;
   readonly #pairs = new Set<Pair>();
-  readonly #rounds = new Rounds(this.#pairs, (pair, now) => this.#tickPair(pair, now));
+  readonly #rounds = new Rounds(
+    () => this.#pairs.values(),
+    (pair, now) => this.#tickPair(pair, now),
+  );
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
@@ -1595,10 +1613,19 @@ class Introductions {
     introduction.hasBirthday ||= way === "birthday";
     if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
     const punch = (to: Side, { member, prediction: theirs }: Side, role: Role, startInMs: number) => {
-      const schedule = { startInMs, way, round: round + 1, last: isLast, deadlineMs };
-      const own = to.prediction;
-      const measured = { ...(own && { own }), ...(theirs && { theirs }) };
-      this.#show(introduction, to.member, member, { type: "punch", role, token, ...schedule, ...measured });
+      const message: Extract<About, { type: "punch" }> = {
+        type: "punch",
+        role,
+        token,
+        startInMs,
+        way,
+        round: round + 1,
+        last: isLast,
+        deadlineMs,
+      };
+      if (to.prediction) message.own = to.prediction;
+      if (theirs) message.theirs = theirs;
+      this.#show(introduction, to.member, member, message);
     };
     punch(a, b, "controlling", delays[0]);
     punch(b, a, "controlled", delays[1]);
@@ -1686,7 +1713,11 @@ export class Introducer {
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
   readonly #connections = new Set<Session>();
-  readonly #rounds = new Rounds(this.#connections, (session, now) => this.#tickSession(session, now));
+  readonly #deadlines: Deadlines<Session>;
+  readonly #rounds = new Rounds(
+    () => this.#deadlines.take(performance.now()).values(),
+    (session, now) => this.#due(session, now),
+  );
   readonly #shares: Shares;
   readonly #processor: Usage;
   /** Processor time that what came in this turn of the event loop has taken. */
@@ -1758,6 +1789,7 @@ export class Introducer {
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     const shortest = Math.min(register, pingMs, silenceMs, measureMs);
     this.#tickMs = Math.min(tickMs, shortest / 4);
+    this.#deadlines = new Deadlines(this.#tickMs, this.#tickedAt);
     this.#timer = setInterval(() => this.#tick(), this.#tickMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     this.#onEvent({ event: "listening", host: this.host, port: this.port });
@@ -2142,6 +2174,7 @@ export class Introducer {
     socket.data = session;
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
+    this.#deadlines.put(session, session.deadlineAt);
     this.#shares.add(own);
     const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
     const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}: close others first`;
@@ -2197,13 +2230,16 @@ export class Introducer {
     try {
       for (let from = 0; from < chunk.length && !session.closing;) {
         const lf = chunk.indexOf(10, from);
-        const to = lf === -1 ? chunk.length : lf + 1;
-        if (lf !== -1 && !take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
+        if (lf === -1) {
+          decoder.hold(chunk.subarray(from));
+          break;
+        }
+        if (!take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
           this.#hold(session, chunk.subarray(from));
           break;
         }
-        for (const line of decoder.push(chunk.subarray(from, to))) this.#line(session, line);
-        from = to;
+        this.#line(session, decoder.line(chunk.subarray(from, lf)));
+        from = lf + 1;
         if (session.relayed && from < chunk.length) {
           this.#relays?.data(session.relayed, chunk.subarray(from));
           break;
@@ -2368,6 +2404,7 @@ export class Introducer {
     this.#unhold(session);
     this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
+    this.#deadlines.put(session, session.deadlineAt);
     this.#leave(session, reason);
     if (session.unsent === undefined) session.socket.shutdown();
   }
@@ -2386,6 +2423,7 @@ export class Introducer {
 
   #closed(session: Session, reason: string): void {
     if (!this.#connections.delete(session)) return;
+    this.#deadlines.remove(session);
     session.closing = true;
     session.outgoing = "";
     session.decoder = undefined;
@@ -2410,6 +2448,12 @@ export class Introducer {
     this.#tickedAt = now;
   }
 
+  #due(session: Session, now: number): void {
+    if (!this.#connections.has(session)) return; // closed meanwhile
+    this.#tickSession(session, now);
+    if (this.#connections.has(session)) this.#deadlines.put(session, this.#dueAt(session));
+  }
+
   #tickSession(session: Session, now: number): void {
     const { silenceMs, pingMs, registerDeadlineMs: deadline } = this.limits;
     if (session.closing) {
@@ -2427,8 +2471,14 @@ export class Introducer {
     } else if (now - session.pingSentAt >= pingMs) this.#ping(session, now);
   }
 
+  #dueAt({ closing, peer, deadlineAt, heardAt, pingSentAt }: Session): number {
+    const { silenceMs, pingMs } = this.limits;
+    return closing || !peer ? deadlineAt : Math.min(heardAt + silenceMs, pingSentAt + pingMs);
+  }
+
   #ping(session: Session, now: number): void {
     session.pingSentAt = now;
+    this.#deadlines.put(session, this.#dueAt(session));
     this.#send(session, { type: "ping", id: ++session.pingId });
   }
 

@@ -140,7 +140,11 @@ export interface EndpointParts {
   port: number;
 }
 
-const ipv4Pattern = /^(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}$/;
+const octet = String.raw`(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)`;
+const ipv4 = String.raw`(?:${octet}\.){3}${octet}`;
+const ipv4Pattern = new RegExp(`^${ipv4}$`);
+/** Of one in canonical text, but for a port that is too high. */
+const ipv4EndpointPattern = new RegExp(String.raw`^${ipv4}:[1-9]\d{0,4}$`);
 
 /** The canonical form of an IP address (IPv4-mapped IPv6 becomes IPv4), or undefined when it is none. */
 export function canonicalAddress(text: string): { family: 4 | 6; address: string } | undefined {
@@ -165,6 +169,8 @@ export function formatEndpoint(address: string, port: number): Endpoint {
 
 /** Reads an endpoint in any spelling, or returns undefined. */
 export function parseEndpoint(text: string): Endpoint | undefined {
+  // As most are written, and there are four of them in the reports of each introduction.
+  if (ipv4EndpointPattern.test(text) && portOf(text) <= 65535) return text as Endpoint;
   const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
   if (!match) return undefined;
   const address = canonicalAddress(match[1] ?? match[2]!);
@@ -173,9 +179,13 @@ export function parseEndpoint(text: string): Endpoint | undefined {
   return formatEndpoint(address.address, port);
 }
 
+function portOf(text: string): number {
+  return Number(text.slice(text.lastIndexOf(":") + 1));
+}
+
 export function splitEndpoint(endpoint: Endpoint): EndpointParts {
   const colon = endpoint.lastIndexOf(":");
-  const port = Number(endpoint.slice(colon + 1));
+  const port = portOf(endpoint);
   return endpoint.startsWith("[")
     ? { family: 6, address: endpoint.slice(1, colon - 1), port }
     : { family: 4, address: endpoint.slice(0, colon), port };
@@ -190,7 +200,7 @@ export function addressScope(address: string): AddressScope {
     if (address === "::" || /^f(f[^:]|e[89ab])[^:]:/.test(address)) return "unusable";
     return /^f[cd][^:]{2}:/.test(address) ? "private" : "global"; // RFC 4193
   }
-  const [a, b] = address.split(".").map(Number) as [number, number];
+  const [a, b] = [parseInt(address), parseInt(address.slice(address.indexOf(".") + 1))];
   if (a === 127) return "loopback";
   if (a === 0 || a >= 224 || (a === 169 && b === 254)) return "unusable";
   const isPrivate =
@@ -703,8 +713,12 @@ function fieldsOf<T extends object>(fields: { [K in keyof T]: Check<T[K]> }): Ch
   };
 }
 
-function readFields(entries: Entries, source: Record<string, unknown>, prefix: string): object {
-  const result: Record<string, unknown> = {};
+function readFields(
+  entries: Entries,
+  source: Record<string, unknown>,
+  prefix: string,
+  result: Record<string, unknown> = {},
+): object {
   for (const [key, check] of entries) {
     const value = check(Object.hasOwn(source, key) ? source[key] : undefined, prefix + key);
     if (value !== undefined) result[key] = value;
@@ -834,28 +848,33 @@ const linkLine: Table<LinkLine> = {
 function parser<Union extends { type: string }>(table: Table<Union>) {
   const checks = table as unknown as Record<string, Record<string, Check<unknown>>>;
   const fields = new Map(Object.entries(checks).map(([type, ofType]) => [type, Object.entries(ofType)]));
-  /** Parses one line; throws a {@link Refusal} with the reason. */
-  return (line: string): Union => {
-    let value: unknown;
-    try {
-      value = JSON.parse(line);
-    } catch {
-      throw new Refusal("bad-line", "a line must be one JSON object");
-    }
+  /** Of what was parsed already, as {@link parse}. */
+  const check = (value: unknown): Union => {
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
       throw new Refusal("bad-line", "a line must be one JSON object");
     }
     const { type } = value as { type?: unknown };
     const entries = typeof type === "string" ? fields.get(type) : undefined;
     if (!entries) throw new Refusal("unknown-type", `type must be one of ${[...fields.keys()].join(", ")}`);
-    return { type, ...readFields(entries, value as Record<string, unknown>, "") } as unknown as Union;
+    return readFields(entries, value as Record<string, unknown>, "", { type }) as Union;
   };
+  /** Parses one line; throws a {@link Refusal} with the reason. */
+  const parse = (line: string): Union => {
+    let value: unknown;
+    try {
+      value = JSON.parse(line);
+    } catch {
+      throw new Refusal("bad-line", "a line must be one JSON object");
+    }
+    return check(value);
+  };
+  return { check, parse };
 }
 
-export const parseToIntroducer = parser<ToIntroducer>(toIntroducer);
-export const parseToParticipant = parser<ToParticipant>(toParticipant);
-export const parseToPeer = parser<ToPeer>(toPeer);
-export const parseLinkLine = parser<LinkLine>(linkLine);
+export const { check: checkToIntroducer, parse: parseToIntroducer } = parser<ToIntroducer>(toIntroducer);
+export const { check: checkToParticipant, parse: parseToParticipant } = parser<ToParticipant>(toParticipant);
+export const { parse: parseToPeer } = parser<ToPeer>(toPeer);
+export const { parse: parseLinkLine } = parser<LinkLine>(linkLine);
 
 /** One message as its line, LF included. */
 export function encode(message: ToIntroducer | ToParticipant | ToPeer | LinkLine): string {
@@ -864,9 +883,11 @@ export function encode(message: ToIntroducer | ToParticipant | ToPeer | LinkLine
 
 // --- framing ---------------------------------------------------------------------------------------------
 
+const nothing = new Uint8Array(0);
+
 /** Cuts a byte stream into lines. Never holds more than {@link maxLineBytes}. */
 export class LineDecoder {
-  #held = new Uint8Array(0);
+  #held = nothing;
   #heldBytes = 0;
 
   /**
@@ -878,9 +899,14 @@ export class LineDecoder {
     for (let lf = chunk.indexOf(10); lf !== -1; lf = chunk.indexOf(10, from)) {
       const tail = chunk.subarray(from, lf);
       from = lf + 1;
-      yield decodeLine(this.#heldBytes === 0 ? bounded(tail) : this.#take(tail));
+      yield this.line(tail);
     }
-    if (from < chunk.length) this.#hold(chunk.subarray(from));
+    if (from < chunk.length) this.hold(chunk.subarray(from));
+  }
+
+  /** The line of which these are the last bytes before its LF. */
+  line(tail: Uint8Array): string {
+    return decodeLine(this.#heldBytes === 0 ? bounded(tail) : this.#take(tail));
   }
 
   /** Bytes that have come without their LF. */
@@ -889,14 +915,15 @@ export class LineDecoder {
   }
 
   #take(tail: Uint8Array): Uint8Array {
-    this.#hold(tail);
+    this.hold(tail);
     const line = this.#held.subarray(0, this.#heldBytes);
-    this.#held = new Uint8Array(0);
+    this.#held = nothing;
     this.#heldBytes = 0;
     return line;
   }
 
-  #hold(bytes: Uint8Array): void {
+  /** Bytes of a line whose LF is still to come. */
+  hold(bytes: Uint8Array): void {
     const total = this.#heldBytes + bytes.length;
     if (total >= maxLineBytes) throw tooLong();
     if (total > this.#held.length) {
@@ -922,12 +949,13 @@ function bounded(line: Uint8Array): Uint8Array {
 const utf8 = new TextDecoder("utf-8", { fatal: true });
 
 function decodeLine(line: Uint8Array): string {
-  const end = line.length > 0 && line[line.length - 1] === 13 ? line.length - 1 : line.length;
+  let text: string;
   try {
-    return utf8.decode(line.subarray(0, end));
+    text = utf8.decode(line);
   } catch {
     throw new Refusal("bad-line", "a line must be UTF-8", true);
   }
+  return text.endsWith("\r") ? text.slice(0, -1) : text;
 }
 
 // --- text ------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@
  * Every change is one script, which checks, changes, counts and publishes: so all see the same changes in one order.
  */
 import {
+  checkToIntroducer,
+  checkToParticipant,
   parseEndpoint,
-  parseToIntroducer,
   parseToParticipant,
   Refusal,
   roomProblem,
@@ -162,13 +163,12 @@ const reports: ReadonlySet<string> = new Set<Report["type"]>(["linked", "failed"
 export function readLetter(text: string): Letter | undefined {
   const { is, from, to, introduction, lastsMs, message } = readObject(text);
   if (typeof from !== "number" || typeof to !== "number") return undefined;
-  const line = JSON.stringify(message) ?? "";
   if (is === "report") {
-    const report = parsed(() => parseToIntroducer(line)) as Report | undefined;
+    const report = parsed(() => checkToIntroducer(message)) as Report | undefined;
     return report && reports.has(report.type) ? { is, from, to, message: report } : undefined;
   }
   if (is !== "order" || typeof introduction !== "number" || typeof lastsMs !== "number") return undefined;
-  const order = parsed(() => parseToParticipant(line)) as Order | undefined;
+  const order = parsed(() => checkToParticipant(message)) as Order | undefined;
   if (!order || !orders.has(order.type)) return undefined;
   const about = order.type === "failed" ? order.peer : order.peer.id;
   return about === from ? { is, from, to, introduction, lastsMs, message: order } : undefined;

@@ -8,16 +8,24 @@ import * as libc from "../../native/libc.ts";
 import { encodeSockaddr } from "../../native/sockaddr.ts";
 import { adoptable } from "../../native/socket.ts";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
+import { median } from "./run.ts";
 
 const settleMs = 1500;
-/** How long as many introductions are made as can be, and how many of them, or of joins, are under way at once. */
-export const introductionsMs = 4000;
+/** How many introductions, or joins, are under way at once. */
 export const underWay = 200;
+/** Participants at one address of loopback: the kernel has 28,000 ports for each. */
+const perAddress = 5000;
 /** A kernel's clock tick, in which /proc tells processor time (USER_HZ). */
 const clockTickMs = 10;
 
 export const percentile = (values: number[], part: number) =>
   values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * part)] ?? NaN;
+
+/** Processor time of a process so far, of user and system. */
+export function processorMs(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]!.split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * clockTickMs;
+}
 
 // --- the server, from outside ----------------------------------------------------------------------------
 
@@ -41,10 +49,8 @@ export class Server implements AsyncDisposable {
     return new Server(child, Number(new TextDecoder().decode(value)));
   }
 
-  /** Processor time so far, of user and system. */
   get busyMs(): number {
-    const fields = readFileSync(`/proc/${this.#process.pid}/stat`, "utf8").split(") ")[1]!.split(" ");
-    return (Number(fields[11]) + Number(fields[12])) * clockTickMs;
+    return processorMs(this.#process.pid);
   }
 
   /** Resident memory, once what nobody needs any more has been collected. */
@@ -98,6 +104,8 @@ export class Client {
   /** Instead of punching it waits to be relayed. */
   relayed: ((token: string) => void) | undefined = undefined;
   echoed: (() => void) | undefined = undefined;
+  /** Hears the lines that say who is in the room. */
+  told: ((line: Buffer) => void) | undefined = undefined;
   /** Nobody is refused, unless a bench means it. */
   refused = (line: string): void => {
     throw new Error(`unexpected: ${line}`);
@@ -164,6 +172,7 @@ export class Client {
 
   #line(line: Buffer): void {
     const type = at(line, typeAt) + at(line, typeAt + 1);
+    if (this.told && (type === "pe" || type === "jo")) this.told(line);
     if (type === "pu") this.#punch(line);
     else if (type === "pi") this.#socket!.write(line.toString("latin1").replace("ping", "pong") + "\n");
     else if (type === "ec") this.echoed?.();
@@ -261,4 +270,97 @@ export class Pairs {
     const [asker, other] = pair;
     return asker.introduce(other).then(() => void this.#free.push([other, asker]));
   }
+}
+
+// --- what is measured ------------------------------------------------------------------------------------
+
+/** How long it all takes: the rate is the median of so many runs. */
+export interface Pace {
+  runs: number;
+  introductionsMs: number;
+  idleMs: number;
+}
+export const shortPace: Pace = { runs: 3, introductionsMs: 1500, idleMs: 3000 };
+export const longPace: Pace = { runs: 5, introductionsMs: 4000, idleMs: 6000 };
+
+/** A server, or several that are as one. */
+export interface Measured {
+  readonly busyMs: number;
+  residentKib(): Promise<number>;
+}
+
+export interface Joins {
+  joins: number;
+  joinP99Ms: number;
+  joinMicroseconds: number;
+  kib: number;
+  idlePercent: number;
+}
+
+export interface Introduced {
+  introductions: number;
+  /** Processor time for one, of the server and of the load. */
+  busyMicroseconds: number;
+  loadMicroseconds: number;
+  p99Ms: number;
+  halfP99Ms: number;
+}
+
+/** Joins and what they cost. Of the participants the second half is counted: what the compiler takes is no participant's. */
+export async function measureJoins(
+  server: Measured,
+  count: number,
+  join: (index: number, address: string) => Promise<void>,
+  idleMs: number,
+): Promise<Joins> {
+  const joinAll = async (from: number, to: number) => {
+    const [startedAt, busyFrom] = [performance.now(), server.busyMs];
+    let next = from;
+    const timesMs = await closedLoop(() => {
+      if (next === to) return undefined;
+      return join(next, `127.0.1.${1 + Math.floor(next++ / perAddress)}`);
+    });
+    const joins = ((to - from) * 1000) / (performance.now() - startedAt);
+    const joinMicroseconds = ((server.busyMs - busyFrom) * 1000) / (to - from);
+    return { joins, joinMicroseconds, joinP99Ms: percentile(timesMs, 0.99) };
+  };
+  await joinAll(0, count / 2);
+  const before = await server.residentKib();
+  const joined = await joinAll(count / 2, count);
+  const kib = ((await server.residentKib()) - before) / (count / 2);
+  const idleFrom = server.busyMs;
+  await Bun.sleep(idleMs);
+  return { ...joined, kib, idlePercent: (100 * (server.busyMs - idleFrom)) / idleMs };
+}
+
+/** As many introductions as can be, the median of some runs after one that warms up; then half as many, by the clock. */
+export async function measureIntroductions(
+  server: { readonly busyMs: number },
+  introduce: () => Promise<void> | undefined,
+  { runs, introductionsMs }: Pace,
+): Promise<Introduced> {
+  const run = async () => {
+    const [from, busyFrom, ownFrom] = [performance.now(), server.busyMs, processorMs(process.pid)];
+    const isOver = () => performance.now() - from >= introductionsMs;
+    const timesMs = await closedLoop(() => (isOver() ? undefined : introduce()));
+    return {
+      introductions: (timesMs.length * 1000) / (performance.now() - from),
+      busyMicroseconds: ((server.busyMs - busyFrom) * 1000) / timesMs.length,
+      loadMicroseconds: ((processorMs(process.pid) - ownFrom) * 1000) / timesMs.length,
+      p99Ms: percentile(timesMs, 0.99),
+    };
+  };
+  await run();
+  const all: Awaited<ReturnType<typeof run>>[] = [];
+  while (all.length < runs) all.push(await run());
+  const middle = (of: (one: (typeof all)[number]) => number) => median(all.map(of));
+  const introductions = middle((one) => one.introductions);
+  const halfTimesMs = await openLoop(introductions / 2, introductionsMs, introduce);
+  return {
+    introductions,
+    busyMicroseconds: middle((one) => one.busyMicroseconds),
+    loadMicroseconds: middle((one) => one.loadMicroseconds),
+    p99Ms: middle((one) => one.p99Ms),
+    halfP99Ms: percentile(halfTimesMs, 0.99),
+  };
 }

@@ -1,21 +1,28 @@
 /**
  * What an introducer can do: joins and introductions a second, how long they take, memory and processor time of a
- * participant, each against a bare `Bun.listen` that moves as many lines of the same length. The load comes from this
- * process, by sockets that parse nothing they need not; the server is another one. Two cores are enough, and needed.
+ * participant, each against a bare `Bun.listen` that moves as many lines of the same length, and against PeerJS; and
+ * four introducers that share one Redis. The load comes from this process, by sockets that parse nothing they need not;
+ * the server is another one. Two cores are enough, and needed.
  */
 import { descriptorLimit } from "../../native/socket.ts";
 import {
   Client,
-  closedLoop,
-  introductionsMs,
+  longPace,
+  measureIntroductions,
+  measureJoins,
   openLoop,
   Pairs,
   percentile,
   Server,
+  shortPace,
   underWay,
+  type Introduced,
+  type Joins,
+  type Pace,
 } from "./crowd.ts";
 import { measurePeerJs } from "./peerjs.ts";
 import { table } from "./run.ts";
+import { compareShared } from "./shared.ts";
 
 /** Of this process and of the server: each connection takes one in both. */
 const descriptors = Math.min(descriptorLimit() - 1000, 60_000);
@@ -26,78 +33,34 @@ const scenarios = [
 ];
 type Scenario = (typeof scenarios)[number];
 const goals = { p99Ms: 50, kib: 4, relayed: 2, peerJs: 10 };
-/** Participants at one address of loopback: the kernel has 28,000 ports for each. */
-const perAddress = 5000;
 /** Relayed links that send all they may, and the introductions a second beside them. */
 const relays = 50;
 const besideRelays = 3000;
 /** A room in which everybody is being introduced to everybody: 16,110 introductions. */
 const crowdSize = 180;
 const echoes = 300;
-const idleMs = 6000;
 const settleMs = 1500;
 
 // --- one server, one scenario ----------------------------------------------------------------------------
 
 /** What one server did. */
-export interface Result {
-  joins: number;
-  joinP99Ms: number;
-  kib: number;
-  idlePercent: number;
-  introductions: number;
-  busyMicroseconds: number;
-  p99Ms: number;
-  halfP99Ms: number;
-}
+type Result = Joins & Introduced;
 
-async function measure(kind: string, { roomSize, rooms }: Scenario): Promise<Result> {
+async function measure(kind: string, { roomSize, rooms }: Scenario, pace: Pace): Promise<Result> {
   await using server = await Server.start(kind, String(roomSize));
-  const count = roomSize * rooms;
-  const clients = Array.from(
-    { length: count },
-    (_, index) => new Client(index, `room ${Math.floor(index / roomSize)}`),
-  );
+  const room = (index: number) => `room ${Math.floor(index / roomSize)}`;
+  const clients = Array.from({ length: roomSize * rooms }, (_, index) => new Client(index, room(index)));
   // Connected as they join: more connections than the kernel lets wait would be lost.
-  const join = async (from: number, to: number) => {
-    const startedAt = performance.now();
-    let next = from;
-    const timesMs = await closedLoop(() => {
-      if (next === to) return undefined;
-      const address = `127.0.1.${1 + Math.floor(next / perAddress)}`;
-      const client = clients[next++]!;
-      return client.open(server.port, address).then(() => client.join());
-    });
-    return { joins: ((to - from) * 1000) / (performance.now() - startedAt), timesMs };
+  const join = async (index: number, address: string) => {
+    await clients[index]!.open(server.port, address);
+    await clients[index]!.join();
   };
-  // The first half warms up: what the compiler takes for its code is no participant's memory.
-  await join(0, count / 2);
-  const before = await server.residentKib();
-  const { joins, timesMs: joinTimesMs } = await join(count / 2, count);
-  const kib = ((await server.residentKib()) - before) / (count / 2);
-  const idleFrom = server.busyMs;
-  await Bun.sleep(idleMs);
-  const idlePercent = (100 * (server.busyMs - idleFrom)) / idleMs;
-
+  const joins = await measureJoins(server, clients.length, join, pace.idleMs);
   const inRooms = Array.from({ length: rooms }, (_, n) => clients.slice(n * roomSize, (n + 1) * roomSize));
   const pairs = new Pairs(inRooms);
-  const [from, busyFrom] = [performance.now(), server.busyMs];
-  const isOver = () => performance.now() - from >= introductionsMs;
-  const timesMs = await closedLoop(() => (isOver() ? undefined : pairs.introduce()));
-  const introductions = (timesMs.length * 1000) / (performance.now() - from);
-  const busyMicroseconds = ((server.busyMs - busyFrom) * 1000) / timesMs.length;
-  const halfTimesMs = await openLoop(introductions / 2, introductionsMs, () => pairs.introduce());
+  const introduced = await measureIntroductions(server, () => pairs.introduce(), pace);
   for (const client of clients) client.close();
-  return {
-    joins,
-    joinP99Ms: percentile(joinTimesMs, 0.99),
-    kib,
-    idlePercent,
-    introductions,
-    busyMicroseconds,
-    p99Ms: percentile(timesMs, 0.99),
-    halfP99Ms: percentile(halfTimesMs, 0.99),
-  };
+  return { ...joins, ...introduced };
 }
 
 // --- beside full relays ----------------------------------------------------------------------------------
@@ -139,7 +102,7 @@ async function people(
   return clients;
 }
 
-async function besideFullRelays(): Promise<void> {
+async function besideFullRelays({ introductionsMs }: Pace): Promise<void> {
   await using server = await Server.start("introducer");
   const crowd = await people(server.port, 1000, (index) => `room ${Math.floor(index / 10)}`);
   const relayed = await people(server.port, 2 * relays, () => "relayed", crowd.length);
@@ -219,42 +182,73 @@ async function besideManyIntroductions(): Promise<void> {
 
 // --- the table -------------------------------------------------------------------------------------------
 
-async function compare(scenario: Scenario): Promise<void> {
+async function compare(scenario: Scenario, pace: Pace): Promise<void> {
   const { roomSize, rooms, name, goal } = scenario;
-  const ours = await measure("introducer", scenario);
-  const bare = await measure("bare", scenario);
-  const peerJs = scenario.peerJs ? await measurePeerJs(roomSize * rooms) : undefined;
-  const others = [bare, ...(typeof peerJs === "object" ? [peerJs] : [])];
-  const row = (what: string, of: (result: Result) => number, unit: string, wanted = "", digits = 0) => [
+  const ours = await measure("introducer", scenario, pace);
+  const floor = await measure("bare", scenario, pace);
+  const peerJs = scenario.peerJs ? await measurePeerJs(roomSize * rooms, pace) : undefined;
+  const columns: Record<string, Result> = { introducer: ours, floor };
+  if (typeof peerJs === "object") {
+    columns.PeerJS = { ...peerJs.joins, ...peerJs.least };
+    columns["with candidates"] = { ...peerJs.joins, ...peerJs.whole };
+  }
+  const row = (what: string, of: (result: Result) => number, unit = "", wanted = "", digits = 0) => [
     what,
-    ...[ours, ...others].map((result) => `${of(result).toFixed(digits)}${unit}`),
+    ...Object.values(columns).map((result) => `${of(result).toFixed(digits)}${unit}`),
     wanted,
   ];
-  console.log(
-    table([
-      [`${rooms} ${name}`, "introducer", "bare", "PeerJS", "goal"].filter(
-        (_, n) => n < 3 || n === 4 || others[1],
-      ),
-      row("joins a second", ({ joins }) => joins, ""),
-      row("- 99th percentile", ({ joinP99Ms }) => joinP99Ms, " ms", "", 1),
-      row("memory of a participant", ({ kib }) => kib, " KiB", `≤ bare + ${goals.kib} KiB`, 1),
-      row("processor while idle", ({ idlePercent }) => idlePercent, " %", "", 2),
-      row("introductions a second", (one) => one.introductions, "", `≥ ${goal}`),
-      row("- 99th percentile", ({ p99Ms }) => p99Ms, " ms", "", 1),
-      row("- at half that rate", ({ halfP99Ms }) => halfP99Ms, " ms", `≤ ${goals.p99Ms} ms`, 1),
-      row("- processor for one", (one) => one.busyMicroseconds, " µs"),
-    ]),
-  );
-  console.log(typeof peerJs === "string" ? `without PeerJS: ${peerJs}\n` : "");
+  const rows = [
+    [`${rooms} ${name}`, ...Object.keys(columns), "goal"],
+    row("joins a second", ({ joins }) => joins),
+    row("- 99th percentile", ({ joinP99Ms }) => joinP99Ms, " ms", "", 1),
+    row("- processor for one", ({ joinMicroseconds }) => joinMicroseconds, " µs"),
+    row("memory of a participant", ({ kib }) => kib, " KiB", `≤ floor + ${goals.kib} KiB`, 1),
+    row("processor while idle", ({ idlePercent }) => idlePercent, " %", "", 2),
+    row("introductions a second", (one) => one.introductions, "", `≥ ${goal}`),
+    row("- 99th percentile", ({ p99Ms }) => p99Ms, " ms", "", 1),
+    row("- at half that rate", ({ halfP99Ms }) => halfP99Ms, " ms", `≤ ${goals.p99Ms} ms`, 1),
+    row("- processor for one", (one) => one.busyMicroseconds, " µs"),
+    row("- of the load", (one) => one.loadMicroseconds, " µs"),
+  ];
+  console.log(table(rows));
+  if (typeof peerJs === "string") console.log(`without PeerJS: ${peerJs}`);
+  if (typeof peerJs === "object") console.log(`\n${againstPeerJs(columns)}`);
+  console.log("");
 }
 
-export async function bench(): Promise<void> {
-  for (const scenario of scenarios) await compare(scenario);
-  await besideFullRelays();
+/** How many times what PeerJS does, and what nothing that answers by Bun's sockets can go beyond. */
+function againstPeerJs(columns: Record<string, Result>): string {
+  const { introducer, floor, PeerJS: least, "with candidates": whole } = columns as Record<string, Result>;
+  const times = (ours: number, theirs: number) => `${(ours / theirs).toFixed(1)} ×`;
+  const row = (what: string, of: (result: Result) => number, theirs: number) => [
+    what,
+    times(of(introducer!), theirs),
+    times(of(floor!), theirs),
+    `≥ ${goals.peerJs} ×`,
+  ];
+  return table([
+    ["against PeerJS", "introducer", "floor", "goal"],
+    row("joins a second", ({ joins }) => joins, least!.joins),
+    row("- by processor", ({ joinMicroseconds }) => 1 / joinMicroseconds, 1 / least!.joinMicroseconds),
+    row("introductions a second", (one) => one.introductions, least!.introductions),
+    row("- by processor", (one) => 1 / one.busyMicroseconds, 1 / least!.busyMicroseconds),
+    row("with candidates, a second", (one) => one.introductions, whole!.introductions),
+    row("- by processor", (one) => 1 / one.busyMicroseconds, 1 / whole!.busyMicroseconds),
+  ]);
+}
+
+/** `long`: more and longer runs; without it some four minutes. */
+export async function bench([word]: string[]): Promise<void> {
+  const pace = word === "long" ? longPace : shortPace;
+  for (const scenario of scenarios) await compare(scenario, pace);
+  await compareShared(pace);
+  await besideFullRelays(pace);
   await besideManyIntroductions();
-  console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, and at half of that rate
-they are begun by the clock, and count from when they were due. Of the participants the second half is counted,
-when the first has warmed the server up; to connect is part of a join. Load and server share the cores of this machine. PeerJS knows no rooms: a join
-is told to nobody, and for an introduction an OFFER is sent and answered, two lines read and two written (goal: to do
-${goals.peerJs} × its joins and introductions).`);
+  console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, for ${pace.introductionsMs / 1000} s, the
+median of ${pace.runs} times; at half of that rate they are begun by the clock, and count from when they were due. Of the
+participants the second half is counted, when the first has warmed the server up; to connect is part of a join. The floor
+is a Bun.listen that moves as many lines of the same length in as few writes, and knows nothing. Load and servers share
+the cores of this machine, so what one server could do on a core of its own is what it takes of it for one. PeerJS knows
+no rooms: a join is told to nobody. For an introduction an OFFER is sent and answered, two messages read and two written;
+as its own client does it, with the candidates that \`punch\` has in it, six and six.`);
 }

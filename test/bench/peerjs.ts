@@ -1,20 +1,28 @@
 /**
  * PeerJS's signalling server (npm `peer`) under the load of `bench introducer`: the same number of joins, each a WebSocket
- * with an id, and then of message exchanges, each an OFFER to a peer and its ANSWER. It is installed into a folder of its
- * own outside this project, for the time of the measurement, and run by Node, where there is one.
+ * with an id, and then of message exchanges: an OFFER to a peer and its ANSWER; and the same with CANDIDATEs, for each side
+ * has to learn where the other is, and PeerJS's client sends each candidate in a message of its own (onicecandidate in its
+ * negotiator.ts). `punch` has two and more: here each side sends two. It is installed into a folder of its own outside
+ * this project, for the time of the measurement, and run by Node, where there is one.
  */
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Result } from "./introducer.ts";
-import { closedLoop, introductionsMs, openLoop, percentile, Server } from "./crowd.ts";
+import {
+  measureIntroductions,
+  measureJoins,
+  Server,
+  type Introduced,
+  type Joins,
+  type Pace,
+} from "./crowd.ts";
 
 const peerVersion = "1.0.2";
-const idleMs = 6000;
-/** Addresses of loopback that are connected to, one after the other: the kernel has 28,000 ports for each. */
-const perAddress = 5000;
-/** What a browser offers is some kilobytes of SDP; ours is what `punch` has. */
+/** What a browser offers is a kilobyte of SDP and more; this is what `punch` has. */
 const payload = "x".repeat(400);
+/** As long as one of a browser. */
+const candidate = "x".repeat(200);
+const candidatesEach = 2;
 const program = `
 const { PeerServer } = require("peer");
 process.on("SIGUSR2", () => globalThis.gc());
@@ -36,7 +44,8 @@ async function install(folder: string): Promise<string | undefined> {
 
 class PeerClient {
   readonly id: string;
-  answered: (() => void) | undefined = undefined;
+  /** What is still to come to both sides of the exchange under way. */
+  #exchange = { left: 0, candidates: 0, done: () => {} };
   #socket: WebSocket | undefined;
 
   constructor(index: number) {
@@ -51,20 +60,28 @@ class PeerClient {
     socket.onerror = () => reject(new Error(`${this.id} could not join`));
     socket.onmessage = ({ data }) => {
       const text = String(data);
-      if (text.startsWith('{"type":"OPEN')) resolve();
-      else if (text.startsWith('{"type":"OFFER')) this.#send("ANSWER", /"src":"([^"]+)"/.exec(text)![1]!);
-      else this.answered?.();
+      if (text.startsWith('{"type":"OPEN')) return resolve();
+      if (text.startsWith('{"type":"OFFER')) this.#say("ANSWER", /"src":"([^"]+)"/.exec(text)![1]!);
+      if (--this.#exchange.left === 0) this.#exchange.done();
     };
     return promise;
   }
 
-  offer(to: PeerClient): Promise<void> {
-    this.#send("OFFER", to.id);
-    return new Promise((resolve) => (this.answered = resolve));
+  /** Resolves when each has what the other has sent. */
+  exchange(other: PeerClient, candidates: number): Promise<void> {
+    return new Promise((done) => {
+      this.#exchange = other.#exchange = { left: 2 * (1 + candidates), candidates, done };
+      this.#say("OFFER", other.id);
+    });
   }
 
-  #send(type: string, dst: string): void {
-    this.#socket!.send(`{"type":"${type}","dst":"${dst}","payload":"${payload}"}`);
+  #say(type: string, dst: string): void {
+    this.#send(type, dst, payload);
+    for (let n = 0; n < this.#exchange.candidates; n++) this.#send("CANDIDATE", dst, candidate);
+  }
+
+  #send(type: string, dst: string, content: string): void {
+    this.#socket!.send(`{"type":"${type}","dst":"${dst}","payload":"${content}"}`);
   }
 
   close(): void {
@@ -72,8 +89,11 @@ class PeerClient {
   }
 }
 
-/** What it does with so many participants; or why that can't be told. */
-export async function measurePeerJs(count: number): Promise<Result | string> {
+/** What it does with so many participants, and with candidates, too; or why that can't be told. */
+export async function measurePeerJs(
+  count: number,
+  pace: Pace,
+): Promise<{ joins: Joins; least: Introduced; whole: Introduced } | string> {
   const folder = mkdtempSync(join(tmpdir(), "bench-peerjs-"));
   try {
     const problem = await install(folder);
@@ -81,51 +101,23 @@ export async function measurePeerJs(count: number): Promise<Result | string> {
     const node = Bun.which("node");
     const command = node === null ? [process.execPath, "--expose-gc"] : [node, "--expose-gc"];
     await using server = await Server.run([...command, join(folder, "server.cjs")]);
-    return await measure(server, count);
+    return await measure(server, count, pace);
   } finally {
     rmSync(folder, { recursive: true });
   }
 }
 
-async function measure(server: Server, count: number): Promise<Result> {
+async function measure(server: Server, count: number, pace: Pace) {
   const clients = Array.from({ length: count }, (_, index) => new PeerClient(index));
-  const join = async (from: number, to: number) => {
-    const startedAt = performance.now();
-    let next = from;
-    const timesMs = await closedLoop(() => {
-      if (next === to) return undefined;
-      const address = `127.0.1.${1 + Math.floor(next / perAddress)}`;
-      return clients[next++]!.join(address, server.port);
-    });
-    return { joins: ((to - from) * 1000) / (performance.now() - startedAt), timesMs };
-  };
-  await join(0, count / 2);
-  const before = await server.residentKib();
-  const { joins, timesMs: joinTimesMs } = await join(count / 2, count);
-  const kib = ((await server.residentKib()) - before) / (count / 2);
-  const idleFrom = server.busyMs;
-  await Bun.sleep(idleMs);
-  const idlePercent = (100 * (server.busyMs - idleFrom)) / idleMs;
+  const join = (index: number, address: string) => clients[index]!.join(address, server.port);
+  const joins = await measureJoins(server, count, join, pace.idleMs);
   const free = Array.from({ length: count / 2 }, (_, n) => [clients[2 * n]!, clients[2 * n + 1]!] as const);
-  const exchange = () => {
+  const exchange = (candidates: number) => () => {
     const pair = free.shift();
-    return pair && pair[0].offer(pair[1]).then(() => void free.push(pair));
+    return pair && pair[0].exchange(pair[1], candidates).then(() => void free.push(pair));
   };
-  const [from, busyFrom] = [performance.now(), server.busyMs];
-  const isOver = () => performance.now() - from >= introductionsMs;
-  const timesMs = await closedLoop(() => (isOver() ? undefined : exchange()));
-  const introductions = (timesMs.length * 1000) / (performance.now() - from);
-  const busyMicroseconds = ((server.busyMs - busyFrom) * 1000) / timesMs.length;
-  const halfTimesMs = await openLoop(introductions / 2, introductionsMs, exchange);
+  const least = await measureIntroductions(server, exchange(0), pace);
+  const whole = await measureIntroductions(server, exchange(candidatesEach), pace);
   for (const client of clients) client.close();
-  return {
-    joins,
-    joinP99Ms: percentile(joinTimesMs, 0.99),
-    kib,
-    idlePercent,
-    introductions,
-    busyMicroseconds,
-    p99Ms: percentile(timesMs, 0.99),
-    halfP99Ms: percentile(halfTimesMs, 0.99),
-  };
+  return { joins, least, whole };
 }

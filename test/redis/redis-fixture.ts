@@ -32,6 +32,10 @@ export class RedisServer implements AsyncDisposable {
     }
   }
 
+  get pid(): number {
+    return this.#child!.pid;
+  }
+
   get url(): string {
     return `redis://${this.#place.address}:${this.port}`;
   }

@@ -1,0 +1,126 @@
+/**
+ * Four introducers that share one Redis (Debian's, started here without persistence), beside one that shares its rooms
+ * with nobody and one alone, under the same load: joins, and introductions between participants of different ones.
+ */
+import { noRedis, RedisServer } from "../redis/redis-fixture.ts";
+import {
+  Client,
+  measureIntroductions,
+  measureJoins,
+  Pairs,
+  processorMs,
+  Server,
+  type Introduced,
+  type Joins,
+  type Pace,
+} from "./crowd.ts";
+import { table } from "./run.ts";
+
+const roomSize = 10;
+const rooms = 300;
+
+type Result = Joins & Introduced & { joinRedisMicroseconds: number; redisMicroseconds: number };
+
+/** Several that are as one. */
+class Introducers implements AsyncDisposable {
+  readonly all: Server[];
+
+  private constructor(all: Server[]) {
+    this.all = all;
+  }
+
+  static async start(count: number, redis: RedisServer | undefined): Promise<Introducers> {
+    const one = () => (redis ? Server.start("shared", redis.url) : Server.start("introducer"));
+    return new Introducers(await Promise.all(Array.from({ length: count }, one)));
+  }
+
+  get busyMs(): number {
+    return this.all.reduce((sum, { busyMs }) => sum + busyMs, 0);
+  }
+
+  async residentKib(): Promise<number> {
+    const each = await Promise.all(this.all.map((server) => server.residentKib()));
+    return each.reduce((sum, kib) => sum + kib, 0);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.all.map((server) => server[Symbol.asyncDispose]()));
+  }
+}
+
+/** Resolves once it has been told of everybody else in its room, at whichever introducer. */
+function acquainted(client: Client): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  let known = 0;
+  client.told = (line) => {
+    known += line.toString("latin1").split('"id":').length - 1;
+    if (known >= roomSize - 1) resolve();
+  };
+  return promise;
+}
+
+async function measure(count: number, redis: RedisServer | undefined, pace: Pace): Promise<Result> {
+  await using introducers = await Introducers.start(count, redis);
+  const clients = Array.from(
+    { length: roomSize * rooms },
+    (_, index) => new Client(index, `room ${Math.floor(index / roomSize)}`),
+  );
+  const everybody = Promise.all(clients.map(acquainted));
+  const redisMs = () => (redis ? processorMs(redis.pid) : 0);
+  const join = async (index: number, address: string) => {
+    await clients[index]!.open(introducers.all[index % count]!.port, address);
+    await clients[index]!.join();
+  };
+  const joinsFrom = redisMs();
+  const joins = await measureJoins(introducers, clients.length, join, pace.idleMs);
+  await everybody;
+  const joinRedisMicroseconds = ((redisMs() - joinsFrom) * 1000) / clients.length;
+  // Neighbours in a room are at different introducers, where there is more than one.
+  const pairs = new Pairs(
+    Array.from({ length: rooms }, (_, n) => clients.slice(n * roomSize, (n + 1) * roomSize)),
+  );
+  let made = 0;
+  const introduce = () => pairs.introduce()?.then(() => void (made += 1));
+  const from = redisMs();
+  const introduced = await measureIntroductions(introducers, introduce, pace);
+  const redisMicroseconds = ((redisMs() - from) * 1000) / made;
+  for (const client of clients) client.close();
+  return { ...joins, ...introduced, joinRedisMicroseconds, redisMicroseconds };
+}
+
+export async function compareShared(pace: Pace): Promise<void> {
+  if (noRedis !== undefined) return console.log(`without introducers that share a Redis: ${noRedis}\n`);
+  const shared = async (count: number) => {
+    await using redis = await RedisServer.start();
+    return await measure(count, redis, pace);
+  };
+  const results = [await measure(1, undefined, pace), await shared(1), await shared(4)];
+  // Without Redis, or where it has only to be kept informed of who lives.
+  const cell = (value: number, digits: number, unit: string) =>
+    value >= 1 && value < 1e6 ? `${value.toFixed(digits)}${unit}` : "-";
+  const row = (what: string, of: (result: Result) => number, unit = "", digits = 0) => [
+    what,
+    ...results.map((result) => cell(of(result), digits, unit)),
+  ];
+  const perCore = (microseconds: number) => 1e6 / microseconds;
+  console.log(
+    table([
+      [`${rooms} rooms of ${roomSize}`, "one alone", "one, with Redis", "four, one Redis"],
+      row("joins a second", ({ joins }) => joins),
+      row("- 99th percentile", ({ joinP99Ms }) => joinP99Ms, " ms", 1),
+      row("- processor of the introducers", ({ joinMicroseconds }) => joinMicroseconds, " µs"),
+      row("- processor of Redis", (one) => one.joinRedisMicroseconds, " µs"),
+      row("introductions a second", ({ introductions }) => introductions),
+      row("- 99th percentile", ({ p99Ms }) => p99Ms, " ms", 1),
+      row("- at half that rate", ({ halfP99Ms }) => halfP99Ms, " ms", 1),
+      row("- processor of the introducers", (one) => one.busyMicroseconds, " µs"),
+      row("- processor of Redis", (one) => one.redisMicroseconds, " µs"),
+      row("- of the load", (one) => one.loadMicroseconds, " µs"),
+      row("- that a core of introducers makes", (one) => perCore(one.busyMicroseconds)),
+      row("- that a core of Redis allows", (one) => perCore(one.redisMicroseconds)),
+    ]),
+  );
+  const all = navigator.hardwareConcurrency;
+  console.log(`With four every introduction is between participants of different introducers. All of them, Redis and the load
+share ${all} cores: the rates are of this machine, what they take of a processor is what more cores would multiply.\n`);
+}
