@@ -76,6 +76,8 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "RST, not deleted by RST": { report: { ...preserved, filtering: "refused" }, plain: "ECONNREFUSED" },
   "not deleted by RST": { report: preserved },
   "forgets in seconds": { report: preserved },
+  "drops crossing SYNs": { report: preserved },
+  "refuses crossing SYNs": { report: preserved },
 
   "strips timestamps": { report: preserved },
   "strips window scale": { report: preserved },

@@ -157,6 +157,8 @@ export const programKinds = {
   "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
   "not deleted by RST": { resetDeletes: false },
   "forgets in seconds": { establishedTimeoutMs: 8_000, transitoryTimeoutMs: 2_000 },
+  "drops crossing SYNs": { simultaneousOpen: "drop" },
+  "refuses crossing SYNs": { simultaneousOpen: "reset" },
   // what it does to TCP
   "strips timestamps": { stripped: ["timestamps", "sack"] },
   "strips window scale": { stripped: ["window-scale"] },
