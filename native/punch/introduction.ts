@@ -67,6 +67,8 @@ export interface Ground {
   readonly probeToken: string | undefined;
   /** To the introducer, as it measured. */
   readonly roundTripMs: number | undefined;
+  /** Set once a connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
+  clampsSegments?: boolean;
   /** A port of our own beside the shared one, for a round that wants fresh mappings. */
   portFor(localPort: number): PunchPort;
   /** To the introducer; nowhere once this registration is over. */
@@ -330,6 +332,7 @@ export class Introduction {
       deadlineMs,
       isReachable: isReachable(ground, this.#peer, order.way),
       isUnscaled: this.#isUnscaled,
+      clampsSegments: ground.clampsSegments ?? false,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -349,6 +352,7 @@ export class Introduction {
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.needsUnscaled;
+    if (reason === "timed-out") this.#options.ground.clampsSegments = true;
     if (this.#token !== undefined) this.#report(reason, this.#token);
     if (this.#isLast) return this.failed(reason, detail);
     this.#punch = undefined;

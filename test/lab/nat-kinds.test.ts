@@ -14,6 +14,7 @@ import {
   gatherDirect,
   soonMs,
   talk,
+  type Meeting,
   type Expected,
 } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
@@ -38,6 +39,7 @@ interface Row {
   report: Partial<NatReport>;
   /** By which it links with a NAT that keeps ports and drops; `public/listen` unless told. */
   route?: Expected;
+  withinMs?: number;
   /** What a stranger's plain connect meets at the endpoint of the control connection. */
   plain?: string;
 }
@@ -83,6 +85,8 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "strips window scale": { report: preserved },
   "rewrites sequence numbers": { report: preserved },
   "clamps segments": { report: preserved },
+  // The first round finds out.
+  "drops long packets": { report: preserved, withinMs: freshMs },
   "HTTP only below 1024": { report: preserved },
 };
 
@@ -98,7 +102,7 @@ async function plainConnect(from: Host, to: Endpoint): Promise<string> {
 
 labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", async (kind) => {
   const { route = "public/listen", plain = "ETIMEDOUT" } = rows[kind]!;
-  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
+  const { withinMs = route === "birthday/listen" ? guessedMs : soonMs } = rows[kind]!;
   await using lab = await Lab.create();
   await using people = new People();
   const layout = between(behindProgram(programKinds[kind]), behind({}));
@@ -166,6 +170,21 @@ labTest("what is not HTTP is reset on the way: handshake-cut, on both sides", as
   meeting.alice.type("connect bob");
   const { alice, bob } = meeting;
   await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
+});
+
+async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
+  alice.type("connect bob");
+  const both = await Promise.all([alice, bob].map((one) => one.next("linked")));
+  expect(both.map((linked) => linked.route)).toEqual(["relay", "relay"]);
+  await talk(alice, bob);
+}
+
+labTest("drops long packets: what is relayed arrives, too", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const long = behindProgram({ ...programKinds["drops long packets"], ...programKinds["random, block"] });
+  const layout = between(long, behind({ mapping: "random" }));
+  await expectRelayed(await gather(lab, people, await layout(lab)));
 });
 
 labTest.each([

@@ -164,5 +164,6 @@ export const programKinds = {
   "strips window scale": { stripped: ["window-scale"] },
   "rewrites sequence numbers": { rewritesSequence: true },
   "clamps segments": { largestSegment: 536 },
+  "drops long packets": { largestPacket: 1280 },
   "HTTP only below 1024": { onlyHttp: { first: 1, last: 1023 } },
 } as const satisfies Record<string, ProgramOptions>;
