@@ -25,7 +25,7 @@ import {
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
 import type { Channel, Credentials } from "../link/channel.ts";
-import { RelayAttempt } from "../link/relay.ts";
+import { RelayAttempt, reserve, type Reservation } from "../link/relay.ts";
 import { descriptorLimit } from "../socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
@@ -124,6 +124,8 @@ export class Introduction {
   #role: Role | undefined;
   #relay: RelayAttempt | undefined;
   #relayToken: string | undefined;
+  /** Made before a birthday: a NAT that has no more sessions for us would put the relay out of reach. */
+  #reserved: Reservation | undefined;
   /** Why the direct way failed, while the relay's outcome is awaited. */
   #failure: { reason: FailureReason; detail: string } | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -235,6 +237,7 @@ export class Introduction {
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
       introducer: endpoint ?? ground.introducer,
+      reserved: endpoint ? undefined : this.#takeReserved(),
       credentials: ground.credentials,
       fingerprint: peer.fingerprint,
       purpose: purposeOf(token),
@@ -248,6 +251,13 @@ export class Introduction {
       },
       onFailed: (detail) => this.#relayFailed(token, isOnlyWay, detail),
     });
+  }
+
+  /** For who owns it from then on. */
+  #takeReserved(): Reservation | undefined {
+    const reserved = this.#reserved;
+    this.#reserved = undefined;
+    return reserved;
   }
 
   #relayFailed(token: string, isOnlyWay: boolean, detail: string): void {
@@ -324,6 +334,8 @@ export class Introduction {
   #start(order: PunchOrder): Punch {
     const { ground, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
+    if (order.way === "birthday" && ground.takesRelay && this.#relayToken === undefined)
+      this.#reserved ??= reserve(ground.introducer);
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       fingerprint: this.#peer.fingerprint,
@@ -374,6 +386,7 @@ export class Introduction {
     this.#isOver = true;
     this.#stopPunching();
     this.#relay?.abort();
+    void this.#takeReserved()?.then((socket) => socket?.close());
     this.#options.onEnd(failure);
   }
 

@@ -179,6 +179,16 @@ async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
   await talk(alice, bob);
 }
 
+labTest("a birthday takes all the sessions that a host may have: relayed all the same", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const few = { maxSessions: 12 } as const;
+  const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
+  const meeting = await gather(lab, people, await layout(lab));
+  await expectRelayed(meeting);
+  expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
+});
+
 labTest("drops long packets: what is relayed arrives, too", async () => {
   await using lab = await Lab.create();
   await using people = new People();
