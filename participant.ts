@@ -247,6 +247,7 @@ class Registration implements Ground {
   /** Settled when that is known: two measurements at once would take each other's ports. */
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
+  clampsSegments = false;
 
   constructor(control: ControlChannel, message: Registered, credentials: Credentials, takesRelay: boolean) {
     const { address } = splitEndpoint(control.remote);

@@ -22,6 +22,7 @@ export interface Platform {
   SO_LINGER: number;
   IPPROTO_TCP: number;
   TCP_NODELAY: number;
+  TCP_MAXSEG: number;
   /** Bytes that may wait unsent before a descriptor counts as writable. */
   TCP_NOTSENT_LOWAT: number;
   /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
@@ -62,6 +63,7 @@ export const platforms = {
     SO_LINGER: 13,
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    TCP_MAXSEG: 2,
     TCP_NOTSENT_LOWAT: 25,
     TCP_USER_TIMEOUT: 18,
     TCP_WINDOW_CLAMP: 10,
@@ -121,6 +123,7 @@ export const platforms = {
     SO_LINGER: 0x1080, // SO_LINGER_SEC: plain SO_LINGER counts clock ticks there
     IPPROTO_TCP: 6,
     TCP_NODELAY: 1,
+    TCP_MAXSEG: 2,
     TCP_NOTSENT_LOWAT: 0x201,
     TCP_USER_TIMEOUT: undefined,
     TCP_WINDOW_CLAMP: undefined,
@@ -346,6 +349,17 @@ export function isUnscaled(fd: number): boolean {
 export function clampWindow(fd: number): void {
   const { IPPROTO_TCP, TCP_WINDOW_CLAMP } = platform;
   if (TCP_WINDOW_CLAMP !== undefined) setOption(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, largestUnscaled);
+}
+
+/**
+ * What every path carries that IPv6 may take (RFC 8200 §5: 1280 bytes), less its header and that of TCP: for paths that
+ * lose longer packets without a word, so that path MTU discovery never hears of it (RFC 2923 §2.1).
+ */
+const safeSegmentBytes = 1_220;
+
+/** Before connect: neither end sends longer segments than {@link safeSegmentBytes}. */
+export function clampSegments(fd: number): void {
+  setOption(fd, platform.IPPROTO_TCP, platform.TCP_MAXSEG, safeSegmentBytes);
 }
 
 /** A carrier's peer counts as gone when nothing was acknowledged for so long: within 5 s with the kernel's own rounding. */

@@ -65,6 +65,12 @@ export class Socket implements Disposable {
     return this;
   }
 
+  /** Before connect: both ends keep their segments short ({@link libc.clampSegments}). */
+  clampSegments(): this {
+    libc.clampSegments(this.fd);
+    return this;
+  }
+
   /** Once connected: whether the peer's SYN has come without window scaling ({@link libc.isUnscaled}). */
   get isUnscaled(): boolean {
     return libc.isUnscaled(this.fd);
@@ -157,7 +163,8 @@ function dropProgram(endpoints: readonly Endpoint[]): libc.Instruction[] {
 }
 
 /**
- * Connects from a fresh local port that further sockets may share; the caller owns the result. Rejects with a
+ * Connects from a fresh local port that further sockets may share; the caller owns the result. For what needs to arrive
+ * rather than to be fast: segments are short. Rejects with a
  * {@link libc.SystemError} (ECONNREFUSED, EHOSTUNREACH, …; ETIMEDOUT after `timeoutMs`).
  */
 export async function connectShared(
@@ -168,7 +175,7 @@ export async function connectShared(
   try {
     // Shared only after bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
     const port = socket.bind(0);
-    socket.shareport().noDelay();
+    socket.shareport().noDelay().clampSegments();
     if (!socket.connect(remote)) await connectEnd(socket, timeoutMs);
     return { socket, port };
   } catch (error) {

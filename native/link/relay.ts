@@ -12,7 +12,7 @@ import {
   type Role,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
-import { connectShared } from "../socket.ts";
+import { connectShared, type Socket } from "../socket.ts";
 import { adopt, Channel, type Connection, type Credentials, type Side } from "./channel.ts";
 
 /** How long the introducer may take to accept, and then the peer to shake hands and nominate. */
@@ -24,6 +24,8 @@ const maxAnswerBytes = 1024;
 export interface RelayOptions {
   /** Of the relay: ours, or the one that the peer's connection is at. */
   introducer: Endpoint;
+  /** A connection there that was made before, and is ours from now on. */
+  reserved?: Reservation | undefined;
   token: string;
   role: Role;
   /** Under which name both ends know the channel's purpose: derived from the token, as that of a punch. */
@@ -34,6 +36,18 @@ export interface RelayOptions {
   /** Exactly one of these two is called, once, unless it is aborted before: the nominated channel, or why there is none. */
   onChannel(channel: Channel): void;
   onFailed(reason: string): void;
+}
+
+/** A connection to the introducer on which nothing was said; undefined when none could be made. Never rejects. */
+export type Reservation = Promise<Socket | undefined>;
+
+export async function reserve(introducer: Endpoint): Reservation {
+  try {
+    return (await connectShared(introducer, connectTimeoutMs)).socket;
+  } catch (error) {
+    if (error instanceof SystemError) return undefined;
+    throw error;
+  }
 }
 
 /** One try to be relayed. */
@@ -60,7 +74,8 @@ export class RelayAttempt {
 
   async #connect(): Promise<void> {
     try {
-      const { socket } = await connectShared(this.#options.introducer, connectTimeoutMs);
+      const { reserved, introducer } = this.#options;
+      const socket = (await reserved) ?? (await connectShared(introducer, connectTimeoutMs)).socket;
       if (this.#isOver) return socket.close();
       try {
         this.#connection = adopt(socket);

@@ -25,7 +25,7 @@ import {
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
 import type { Channel, Credentials } from "../link/channel.ts";
-import { RelayAttempt } from "../link/relay.ts";
+import { RelayAttempt, reserve, type Reservation } from "../link/relay.ts";
 import { descriptorLimit } from "../socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
@@ -67,6 +67,8 @@ export interface Ground {
   readonly probeToken: string | undefined;
   /** To the introducer, as it measured. */
   readonly roundTripMs: number | undefined;
+  /** Set once a connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
+  clampsSegments?: boolean;
   /** A port of our own beside the shared one, for a round that wants fresh mappings. */
   portFor(localPort: number): PunchPort;
   /** To the introducer; nowhere once this registration is over. */
@@ -122,6 +124,8 @@ export class Introduction {
   #role: Role | undefined;
   #relay: RelayAttempt | undefined;
   #relayToken: string | undefined;
+  /** Made before a birthday: a NAT that has no more sessions for us would put the relay out of reach. */
+  #reserved: Reservation | undefined;
   /** Why the direct way failed, while the relay's outcome is awaited. */
   #failure: { reason: FailureReason; detail: string } | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -233,6 +237,7 @@ export class Introduction {
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
       introducer: endpoint ?? ground.introducer,
+      reserved: endpoint ? undefined : this.#takeReserved(),
       credentials: ground.credentials,
       fingerprint: peer.fingerprint,
       purpose: purposeOf(token),
@@ -246,6 +251,13 @@ export class Introduction {
       },
       onFailed: (detail) => this.#relayFailed(token, isOnlyWay, detail),
     });
+  }
+
+  /** For who owns it from then on. */
+  #takeReserved(): Reservation | undefined {
+    const reserved = this.#reserved;
+    this.#reserved = undefined;
+    return reserved;
   }
 
   #relayFailed(token: string, isOnlyWay: boolean, detail: string): void {
@@ -322,6 +334,8 @@ export class Introduction {
   #start(order: PunchOrder): Punch {
     const { ground, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
+    if (order.way === "birthday" && ground.takesRelay && this.#relayToken === undefined)
+      this.#reserved ??= reserve(ground.introducer);
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       fingerprint: this.#peer.fingerprint,
@@ -330,6 +344,7 @@ export class Introduction {
       deadlineMs,
       isReachable: isReachable(ground, this.#peer, order.way),
       isUnscaled: this.#isUnscaled,
+      clampsSegments: ground.clampsSegments ?? false,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -349,6 +364,7 @@ export class Introduction {
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.needsUnscaled;
+    if (reason === "timed-out") this.#options.ground.clampsSegments = true;
     if (this.#token !== undefined) this.#report(reason, this.#token);
     if (this.#isLast) return this.failed(reason, detail);
     this.#punch = undefined;
@@ -370,6 +386,7 @@ export class Introduction {
     this.#isOver = true;
     this.#stopPunching();
     this.#relay?.abort();
+    void this.#takeReserved()?.then((socket) => socket?.close());
     this.#options.onEnd(failure);
   }
 

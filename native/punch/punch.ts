@@ -69,6 +69,8 @@ export interface PunchOptions {
   isReachable: boolean;
   /** Whether the sockets do without window scaling. */
   isUnscaled?: boolean;
+  /** Whether long packets seem to get lost on the way. */
+  clampsSegments?: boolean;
   /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
   onLinked(channel: Channel): void;
   /**
@@ -367,6 +369,7 @@ export class PunchPort {
     try {
       socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
       if (punch.options.isUnscaled) socket.clampWindow();
+      if (punch.options.clampsSegments) socket.clampSegments();
       dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
       punch.report(route, endpoint, dial.localPort, "started");
       if (punch.isOver) return socket.close(); // whoever was told may have aborted it

@@ -19,11 +19,15 @@ import {
 
 /** How often the search is repeated: datagrams get lost, and routers are asked to take up to a second (MX). */
 const searchPeriodMs = 500;
+/** How long another description is waited for where one leads nowhere: MX, and the way. */
+const nextAnswerMs = 1_200;
 /** How long one request may take, body included. */
 const requestDeadlineMs = 3_000;
 const maxBodyBytes = 64 * 1024;
 /** A description with more WAN connections than this is none of a router. */
 const maxConnections = 4;
+/** A router of so many devices that lead nowhere has none that does. */
+const maxDescriptions = 4;
 /** How often another external port, or another way of asking, is tried. */
 const maxTries = 5;
 /** Where another port is drawn from when ours is taken. */
@@ -181,15 +185,19 @@ async function exchange(
 }
 
 /**
- * Searches by multicast, and by unicast where that gets lost, until the gateway answers. Rejects on abort with a
- * {@link PortMapError}.
+ * Searches by multicast, and by unicast where that gets lost, until the gateway names one that was not tried. Rejects
+ * on abort with a {@link PortMapError}.
  */
-async function findDescription(gateway: Gateway, signal: AbortSignal): Promise<URL> {
+async function findDescription(
+  gateway: Gateway,
+  tried: ReadonlySet<string>,
+  signal: AbortSignal,
+): Promise<URL> {
   const { promise, resolve, reject } = Promise.withResolvers<URL>();
   promise.catch(() => {}); // it may be rejected before anyone waits for it
   const receive = (bytes: Buffer, from: string) => {
     const location = from === gateway.address && parseSearchAnswer(bytes.toString("latin1"), gateway.address);
-    if (location) resolve(location);
+    if (location && !tried.has(location.href)) resolve(location);
   };
   const socket = await openSearch(gateway.localAddress, receive);
   const send = () => {
@@ -273,18 +281,19 @@ export class UpnpClient implements MappingClient {
     await act(this.#connection, "DeletePortMapping", mapping, signal);
   }
 
+  /** A router may be several devices, or announce one that is gone: where an answer leads nowhere, the next one counts. */
   async #find(signal: AbortSignal): Promise<WanConnection> {
-    const location = await findDescription(this.#gateway, signal);
-    const { status, body } = await exchange(location, signal);
-    if (status !== 200) throw new PortMapError(`its description: HTTP status ${status}`);
-    const connections = parseDescription(body, location);
-    const last = connections.pop();
-    if (!last) throw new PortMapError("its description has no WAN connection at its own address");
-    for (const connection of connections) {
-      const address = await readExternalAddress(connection, signal).catch(() => "");
-      if (address !== "") return connection;
+    const tried = new Set<string>();
+    const next = (stop: AbortSignal) => findDescription(this.#gateway, tried, stop);
+    for (let location = await next(signal); ;) {
+      try {
+        return await readConnection(location, signal);
+      } catch (failure) {
+        if (!(failure instanceof PortMapError) || tried.add(location.href).size >= maxDescriptions)
+          throw failure;
+        location = await within(nextAnswerMs, signal, next).catch(() => Promise.reject(failure));
+      }
     }
-    return last;
   }
 
   async #add(
@@ -338,6 +347,20 @@ export class UpnpClient implements MappingClient {
       throw error;
     }
   }
+}
+
+/** The connection that a description offers: of several, the first that is up. */
+async function readConnection(location: URL, signal: AbortSignal): Promise<WanConnection> {
+  const { status, body } = await exchange(location, signal);
+  if (status !== 200) throw new PortMapError(`its description: HTTP status ${status}`);
+  const connections = parseDescription(body, location);
+  const last = connections.pop();
+  if (!last) throw new PortMapError("its description has no WAN connection at its own address");
+  for (const connection of connections) {
+    const address = await readExternalAddress(connection, signal).catch(() => "");
+    if (address !== "") return connection;
+  }
+  return last;
 }
 
 /** The body of the answer; rejects with a {@link Fault} when it is refused. */

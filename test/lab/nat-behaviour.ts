@@ -29,6 +29,12 @@ export interface NatBehaviour {
    * (RFC 5382 REQ-4).
    */
   unsolicited: "drop" | "reset" | "icmp" | "icmp-prohibited" | "late-icmp";
+  /** What an inbound SYN gets that our own has crossed on the way; it ought to pass (RFC 5382 REQ-2). */
+  simultaneousOpen: "passes" | "drop" | "reset";
+  /** How many sessions an internal host may have: its next one is dropped. */
+  maxSessions: number;
+  /** Longer packets are dropped, each way and without ICMP: a path MTU that nobody discovers (RFC 2923 §2.1). */
+  largestPacket: number;
   /** Whether a RST ends the session at once; otherwise it lasts for the transitory timeout (RFC 5382 §5). */
   resetDeletes: boolean;
   /** How long a session may be silent once both have sent a SYN, and how long before that and after the end. */
@@ -52,6 +58,9 @@ export const defaultBehaviour: NatBehaviour = {
   pooling: "paired",
   hairpinning: false,
   unsolicited: "drop",
+  simultaneousOpen: "passes",
+  maxSessions: Infinity,
+  largestPacket: 65_535,
   resetDeletes: true,
   establishedTimeoutMs: 7_440_000, // RFC 5382 REQ-5: 2 h 4 min
   transitoryTimeoutMs: 240_000, // REQ-5: 4 min

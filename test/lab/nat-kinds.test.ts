@@ -14,6 +14,7 @@ import {
   gatherDirect,
   soonMs,
   talk,
+  type Meeting,
   type Expected,
 } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
@@ -38,6 +39,7 @@ interface Row {
   report: Partial<NatReport>;
   /** By which it links with a NAT that keeps ports and drops; `public/listen` unless told. */
   route?: Expected;
+  withinMs?: number;
   /** What a stranger's plain connect meets at the endpoint of the control connection. */
   plain?: string;
 }
@@ -76,11 +78,15 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "RST, not deleted by RST": { report: { ...preserved, filtering: "refused" }, plain: "ECONNREFUSED" },
   "not deleted by RST": { report: preserved },
   "forgets in seconds": { report: preserved },
+  "drops crossing SYNs": { report: preserved },
+  "refuses crossing SYNs": { report: preserved },
 
   "strips timestamps": { report: preserved },
   "strips window scale": { report: preserved },
   "rewrites sequence numbers": { report: preserved },
   "clamps segments": { report: preserved },
+  // The first round finds out.
+  "drops long packets": { report: preserved, withinMs: freshMs },
   "HTTP only below 1024": { report: preserved },
 };
 
@@ -96,7 +102,7 @@ async function plainConnect(from: Host, to: Endpoint): Promise<string> {
 
 labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", async (kind) => {
   const { route = "public/listen", plain = "ETIMEDOUT" } = rows[kind]!;
-  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
+  const { withinMs = route === "birthday/listen" ? guessedMs : soonMs } = rows[kind]!;
   await using lab = await Lab.create();
   await using people = new People();
   const layout = between(behindProgram(programKinds[kind]), behind({}));
@@ -164,6 +170,31 @@ labTest("what is not HTTP is reset on the way: handshake-cut, on both sides", as
   meeting.alice.type("connect bob");
   const { alice, bob } = meeting;
   await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
+});
+
+async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
+  alice.type("connect bob");
+  const both = await Promise.all([alice, bob].map((one) => one.next("linked")));
+  expect(both.map((linked) => linked.route)).toEqual(["relay", "relay"]);
+  await talk(alice, bob);
+}
+
+labTest("a birthday takes all the sessions that a host may have: relayed all the same", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const few = { maxSessions: 12 } as const;
+  const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
+  const meeting = await gather(lab, people, await layout(lab));
+  await expectRelayed(meeting);
+  expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
+});
+
+labTest("drops long packets: what is relayed arrives, too", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const long = behindProgram({ ...programKinds["drops long packets"], ...programKinds["random, block"] });
+  const layout = between(long, behind({ mapping: "random" }));
+  await expectRelayed(await gather(lab, people, await layout(lab)));
 });
 
 labTest.each([

@@ -440,6 +440,40 @@ describe("ICMP errors (RFC 5508)", () => {
   });
 });
 
+describe("a SYN that crosses ours (RFC 5382 REQ-2)", () => {
+  test.each([
+    ["passes", [`to lan: ${server} > ${alice} S seq 17`]],
+    ["drop", []],
+    ["reset", [`to wan: ${own}:40000 > ${server} RA seq 0`]],
+  ] as const)("%s, and our session goes on", (simultaneousOpen, answer) => {
+    const box = new Box({ simultaneousOpen });
+    const external = box.maps(alice, server);
+    expect(box.says("wan", tcp(server, external, "S", 17))).toEqual([...answer]);
+    expect(box.says("wan", tcp(server, external, "SA", 17))).toHaveLength(1);
+  });
+});
+
+test("an internal host has so many sessions, another one its own, and what ends makes room", () => {
+  const box = new Box({ maxSessions: 2 });
+  const [first] = [server, otherPort].map((remote) => box.maps(alice, remote));
+  expect([box.maps(alice, stranger), box.maps(alice, server)]).toEqual(["nothing", first!]);
+  expect(box.maps(bob, stranger)).not.toBe("nothing");
+  box.receive("lan", tcp(alice, server, "R"));
+  expect(box.maps(alice, stranger)).not.toBe("nothing");
+});
+
+test("packets beyond the largest get lost, each way and without a word", () => {
+  const largestPacket = 140;
+  const box = new Box({ largestPacket });
+  const external = box.establish(alice, server);
+  const long = (source: string, destination: string, bytes: number) =>
+    tcpWith(tcp(source, destination, "PA"), [], "x".repeat(bytes - 40));
+  const lost = [box.says("lan", long(alice, server, 141)), box.says("wan", long(server, external, 141))];
+  expect(lost).toEqual([[], []]);
+  expect(box.says("lan", long(alice, server, largestPacket))).toHaveLength(1);
+  expect(box.says("wan", long(server, external, largestPacket))).toHaveLength(1);
+});
+
 describe("what middleboxes do to TCP", () => {
   const synOptions = [2, 4, 0x05, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
   const kinds = ({ packet }: Emitted) => [...packet.options()].map(({ kind }) => kind);

@@ -132,7 +132,7 @@ export class Translator {
   receive(from: Side, bytes: Buffer, nowMs: number): Emitted[] {
     this.#expire(nowMs);
     const packet = Packet.read(bytes);
-    if (!packet) return [];
+    if (!packet || bytes.length > this.#behaviour.largestPacket) return [];
     const emitted = packet.isError
       ? this.#translateError(packet, from)
       : from === "lan"
@@ -187,6 +187,9 @@ export class Translator {
   #fromWan(packet: Packet, nowMs: number): Emitted[] {
     const session = this.#sessionFromWan(packet);
     if (!session) return this.#refuse(packet, "wan", nowMs);
+    const { simultaneousOpen } = this.#behaviour;
+    if (simultaneousOpen !== "passes" && packet.isFirstSyn && session.opened.has("lan"))
+      return simultaneousOpen === "reset" ? [{ to: "wan", packet: resetTo(packet) }] : [];
     packet.destination = session.mapping.internal;
     if (session.offset !== 0) restoreAcknowledged(packet, session.offset);
     return this.#pass(session, "wan", packet, nowMs);
@@ -274,9 +277,14 @@ export class Translator {
     const session = this.#sessions.get(`${protocol} ${source} ${destination}`);
     if (session) return session;
     if (protocol === protocols.tcp && !packet.isFirstSyn) return undefined;
+    if (this.#sessionCount(addressOf(source)) >= this.#behaviour.maxSessions) return undefined;
     const key = `${protocol} ${source} ${relevant(this.#behaviour.mapping, destination)}`;
     const mapping = this.#mappings.get(key) ?? this.#map(key, packet);
     return mapping && this.#begin(mapping, destination);
+  }
+
+  #sessionCount(host: string): number {
+    return [...this.#sessions.values()].filter(({ mapping }) => addressOf(mapping.internal) === host).length;
   }
 
   /** The session that lets a packet in; a first SYN or a datagram makes one where the filter agrees (RFC 4787 §5). */

@@ -157,10 +157,13 @@ export const programKinds = {
   "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
   "not deleted by RST": { resetDeletes: false },
   "forgets in seconds": { establishedTimeoutMs: 8_000, transitoryTimeoutMs: 2_000 },
+  "drops crossing SYNs": { simultaneousOpen: "drop" },
+  "refuses crossing SYNs": { simultaneousOpen: "reset" },
   // what it does to TCP
   "strips timestamps": { stripped: ["timestamps", "sack"] },
   "strips window scale": { stripped: ["window-scale"] },
   "rewrites sequence numbers": { rewritesSequence: true },
   "clamps segments": { largestSegment: 536 },
+  "drops long packets": { largestPacket: 1280 },
   "HTTP only below 1024": { onlyHttp: { first: 1, last: 1023 } },
 } as const satisfies Record<string, ProgramOptions>;

@@ -273,6 +273,23 @@ test.each([
   expect(actionsOf(router)).not.toContain("AddPortMapping");
 });
 
+test.each([
+  ["is gone", (_: string) => "http://127.0.0.1:1/", 0],
+  ["is none of a router", (own: string) => `${own}media.xml`, 1],
+])("several devices, of which the first %s: the next is asked", async (_, first, reads) => {
+  await using __ = noSocketLeft();
+  using router: FakeGateway = await open(undefined, {
+    search: () => [found(first(router.location)), found(`${router.location}desc.xml`)],
+    http: ({ action, line }) => {
+      if (action !== undefined) return [action === "GetExternalIPAddress" ? address : soap("")];
+      return [httpAnswer(line.includes("media") ? "<root/>" : root(service(ip1, "/control")))];
+    },
+  });
+  const grant = await clientOf(router).map(7200, never);
+  expect(grant).toMatchObject({ externalAddress: "203.0.113.7", externalPort: internalPort });
+  expect(actionsOf(router)).toEqual([...Array(reads + 1).fill(""), "GetExternalIPAddress", "AddPortMapping"]);
+});
+
 describe("a router that lies", () => {
   test("its description elsewhere: nobody there is asked", async () => {
     await using _ = noSocketLeft();
