@@ -132,7 +132,7 @@ import {
 // --- limits and timers -----------------------------------------------------------------------------------
 
 export const defaultLimits = {
-  /** Connections in all: an idle participant takes 5 KiB (`bench introducer`), so some 100 MB. */
+  /** Connections in all: an idle participant takes 3 KiB (`bench introducer`), so some 60 MB. */
   sessions: 20_000,
   /** Connections of one IPv4 address or one IPv6 /64 (RFC 6177: a site has at least that): enough for a large office or a carrier's NAT. */
   sessionsPerAddress: 256,
@@ -194,8 +194,6 @@ const tickMs = 500;
 const resumeMs = 10;
 /** What there is to do for all connections is done for so long at once, and then what came meanwhile. */
 const sliceMs = 0.5;
-/** Of what an address may always have in a second: more than a participant needs to be introduced. */
-const nextToNothing = 0.05;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
 /** A room has place for so many of one address, however full it is. */
@@ -1720,8 +1718,6 @@ export class Introducer {
   );
   readonly #shares: Shares;
   readonly #processor: Usage;
-  /** Processor time that what came in this turn of the event loop has taken. */
-  #turnMs = 0;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   /** Who else is in them, at other introducers. */
@@ -2186,7 +2182,7 @@ export class Introducer {
   /** Whether an address may have another connection accepted, as far as processor time goes. */
   #accepts(own: string): boolean {
     const now = performance.now();
-    this.#spend(own, acceptMs, now);
+    this.#processor.spend(own, acceptMs, now);
     return !this.#processor.isOver(own, now);
   }
 
@@ -2197,20 +2193,7 @@ export class Introducer {
     work();
     const now = performance.now();
     const laterMs = (this.#outgoing.length - writes) * flushMs;
-    this.#spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
-  }
-
-  #spend(own: string, ms: number, now: number): void {
-    this.#processor.spend(own, ms, now);
-    if (this.#turnMs === 0) setImmediate(() => (this.#turnMs = 0));
-    this.#turnMs += ms;
-  }
-
-  /** Of many who have a little left each, not all have it at once: who has used next to nothing of late goes before them. */
-  #mustWait({ subscriber: own }: Session, now: number): boolean {
-    const isLate =
-      this.#turnMs >= sliceMs && this.#processor.of(own, now) >= this.limits.processorMs * nextToNothing;
-    return isLate || this.#processor.isOver(own, now);
+    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -2219,7 +2202,7 @@ export class Introducer {
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else if (this.#mustWait(session, session.heardAt)) this.#hold(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
     else this.#charge(session, () => this.#read(session, chunk));
   }
 
@@ -2730,7 +2713,7 @@ export class Introducer {
     member.peer = changedPeer(member.peer, change);
     member.json = "";
     const laterMs = (this.#rooms.get(member.room)?.size ?? 0) * flushMs;
-    this.#spend(member.subscriber, laterMs, performance.now());
+    this.#processor.spend(member.subscriber, laterMs, performance.now());
     this.#changeTimer ??= setTimeout(() => this.#tellChanges(), updateDelayMs);
     this.#changed.set(member, { ...this.#changed.get(member), ...change });
   }

@@ -19,7 +19,6 @@ function introducer(redis?: string): number {
     limits: {
       ...roomLimits(4000),
       sessions: unlimited,
-      processorMs: unlimited, // the whole crowd is at a few addresses
       registerDeadlineMs: 600_000,
       messageBurst: unlimited,
       messagesPerSecond: unlimited,

@@ -145,10 +145,12 @@ labTest("one carrier whose NAT is a program and hairpins, either side asking", a
   await expectRoute(meeting, "bob", "public/listen");
 });
 
+// These mostly wait, and so do it together.
+
 /** On ports of participants, but not of introducers. */
 const httpOnly = { onlyHttp: { first: 10_000, last: 65_535 } } as const;
 
-labTest(
+labTest.concurrent(
   "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
   async () => {
     await using lab = await Lab.create();
@@ -162,7 +164,7 @@ labTest(
   },
 );
 
-labTest("what is not HTTP is reset on the way: handshake-cut, on both sides", async () => {
+labTest.concurrent("what is not HTTP is reset on the way: handshake-cut, on both sides", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const layout = between(behindProgram(httpOnly), behind({}));
@@ -179,17 +181,20 @@ async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
   await talk(alice, bob);
 }
 
-labTest("a birthday takes all the sessions that a host may have: relayed all the same", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const few = { maxSessions: 12 } as const;
-  const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
-  const meeting = await gather(lab, people, await layout(lab));
-  await expectRelayed(meeting);
-  expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
-});
+labTest.concurrent(
+  "a birthday takes all the sessions that a host may have: relayed all the same",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const few = { maxSessions: 12 } as const;
+    const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
+    const meeting = await gather(lab, people, await layout(lab));
+    await expectRelayed(meeting);
+    expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
+  },
+);
 
-labTest("drops long packets: what is relayed arrives, too", async () => {
+labTest.concurrent("drops long packets: what is relayed arrives, too", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const long = behindProgram({ ...programKinds["drops long packets"], ...programKinds["random, block"] });
@@ -197,7 +202,7 @@ labTest("drops long packets: what is relayed arrives, too", async () => {
   await expectRelayed(await gather(lab, people, await layout(lab)));
 });
 
-labTest.each([
+labTest.concurrent.each([
   ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
   ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
 ] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {
@@ -219,7 +224,7 @@ const filters = [
   ["filters by address", "dropped"],
 ] as const;
 
-labTest.each(filters)(
+labTest.concurrent.each(filters)(
   "--nat, %s: what comes from an address that is not known is %s",
   async (kind, elsewhere) => {
     await using lab = await Lab.create();
@@ -232,28 +237,31 @@ labTest.each(filters)(
   },
 );
 
-labTest("a fresh port keeps what was measured of it, though a RST would have it forgotten", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const natB = await lab.nat("natB", { owdMs });
-  const alice = await behindProgram(programKinds["kept, random port"])(lab, "alice");
-  const hosts = { alice, bob: await lab.host("bob", { behind: natB }) };
-  const meeting = await gather(lab, people, hosts, undefined, ["--direct"]);
-  // What the NAT between the ports of the introducer connections has locked up.
-  const { address, port } = splitEndpoint(meeting.alice.public);
-  await natB.run([
-    "nft",
-    `
+labTest.concurrent(
+  "a fresh port keeps what was measured of it, though a RST would have it forgotten",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const natB = await lab.nat("natB", { owdMs });
+    const alice = await behindProgram(programKinds["kept, random port"])(lab, "alice");
+    const hosts = { alice, bob: await lab.host("bob", { behind: natB }) };
+    const meeting = await gather(lab, people, hosts, undefined, ["--direct"]);
+    // What the NAT between the ports of the introducer connections has locked up.
+    const { address, port } = splitEndpoint(meeting.alice.public);
+    await natB.run([
+      "nft",
+      `
 add table ip locked
 add chain ip locked passing { type filter hook prerouting priority raw; }
 add rule ip locked passing ip saddr ${address} tcp sport ${port} drop
 `,
-  ]);
-  await expectRoute(meeting, "bob", "public/listen", freshMs);
-  expect(meeting.alice.all("punching").at(-1)!.way).toBe("fresh");
-});
+    ]);
+    await expectRoute(meeting, "bob", "public/listen", freshMs);
+    expect(meeting.alice.all("punching").at(-1)!.way).toBe("fresh");
+  },
+);
 
-labTest(
+labTest.concurrent(
   "forgets in seconds: an idle link comes back, is forgotten no more, and what is said arrives",
   async () => {
     await using lab = await Lab.create();
@@ -265,7 +273,7 @@ labTest(
     await Promise.all([alice, bob].map((one) => one.next("moved", () => true, forgottenMs)));
     await talk(alice, bob);
     const moves = alice.all("moved").length;
-    await Bun.sleep(20_000); // longer than the NAT remembers, and than an idle link used to be left alone
+    await Bun.sleep(17_000); // longer than the NAT remembers, and than an idle link used to be left alone
     expect(alice.all("moved")).toHaveLength(moves);
     await talk(alice, bob);
     expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);

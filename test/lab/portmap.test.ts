@@ -1,4 +1,7 @@
-/** A real router opens a port of a NAT that nobody could guess, for a plain connect from outside. */
+/**
+ * A real router opens a port of a NAT that nobody could guess, for a plain connect from outside. These tests mostly wait,
+ * and so do it together, each in a lab of its own.
+ */
 import { expect, setDefaultTimeout } from "bun:test";
 import type { MappingProtocol } from "../../native/punch/gateway.ts";
 import { formatEndpoint } from "../../protocol.ts";
@@ -49,35 +52,38 @@ async function behindRandom(lab: Lab): Promise<{ nat: Nat; alice: Host; carol: H
 
 const protocols: MappingProtocol[] = ["pcp", "nat-pmp", "upnp"];
 
-routerTest.each(protocols)("by %s only: opened, reached, renewed, closed at the end", async (protocol) => {
-  await using lab = await Lab.create();
-  const { nat, alice, carol } = await behindRandom(lab);
-  await using router = await MiniUpnpd.start(lab, nat, [protocol]);
-  const program = ask(alice, nat.address, shortS);
-  const { state } = await program.next("state");
-  expect(state).toEqual({
-    is: "mapped",
-    protocol,
-    externalAddress: nat.address,
-    externalPort: port,
-    lifetimeS: shortS,
-    candidate: formatEndpoint(nat.address, port),
-  });
-  expect(await connect(carol, nat.address, port)).toBe(carol.address);
-  const [first] = await router.leases();
-  await until("renewed", async () => {
-    const [lease] = await router.leases();
-    return lease !== undefined && lease !== first;
-  });
-  expect(await connect(carol, nat.address, port)).toBe(carol.address);
-  program.type("close");
-  await program.next("deleted");
-  expect(await router.leases()).toEqual([]);
-  expect(await connect(carol, nat.address, port)).toBe("ETIMEDOUT");
-  expect(program.all("state")).toHaveLength(1);
-});
+routerTest.concurrent.each(protocols)(
+  "by %s only: opened, reached, renewed, closed at the end",
+  async (protocol) => {
+    await using lab = await Lab.create();
+    const { nat, alice, carol } = await behindRandom(lab);
+    await using router = await MiniUpnpd.start(lab, nat, [protocol]);
+    const program = ask(alice, nat.address, shortS);
+    const { state } = await program.next("state");
+    expect(state).toEqual({
+      is: "mapped",
+      protocol,
+      externalAddress: nat.address,
+      externalPort: port,
+      lifetimeS: shortS,
+      candidate: formatEndpoint(nat.address, port),
+    });
+    expect(await connect(carol, nat.address, port)).toBe(carol.address);
+    const [first] = await router.leases();
+    await until("renewed", async () => {
+      const [lease] = await router.leases();
+      return lease !== undefined && lease !== first;
+    });
+    expect(await connect(carol, nat.address, port)).toBe(carol.address);
+    program.type("close");
+    await program.next("deleted");
+    expect(await router.leases()).toEqual([]);
+    expect(await connect(carol, nat.address, port)).toBe("ETIMEDOUT");
+    expect(program.all("state")).toHaveLength(1);
+  },
+);
 
-routerTest.each(["pcp", "nat-pmp"] as const)(
+routerTest.concurrent.each(["pcp", "nat-pmp"] as const)(
   "by %s: a router that restarts is asked again",
   async (protocol) => {
     await using lab = await Lab.create();
@@ -94,7 +100,7 @@ routerTest.each(["pcp", "nat-pmp"] as const)(
   },
 );
 
-routerTest("a port that another host has: the router gives another one", async () => {
+routerTest.concurrent("a port that another host has: the router gives another one", async () => {
   await using lab = await Lab.create();
   const { nat, alice, carol } = await behindRandom(lab);
   const bob = await lab.host("bob", { behind: nat });
@@ -115,20 +121,27 @@ const doubleNats = protocols.flatMap((protocol) =>
   carriers.map((carrier) => [protocol, ...carrier] as const),
 );
 
-routerTest.each(doubleNats)("by %s: a router with %s is a double NAT", async (protocol, _, lan, address) => {
-  await using lab = await Lab.create();
-  const carrier = await lab.nat("carrier", { owdMs, lan });
-  const nat = await lab.nat("nat", { mapping: "random", behind: carrier });
-  const alice = await lab.host("alice", { behind: nat });
-  await using router = await MiniUpnpd.start(lab, nat, protocol === "pcp" ? ["pcp", "nat-pmp"] : [protocol]);
-  const program = ask(alice, carrier.address, longS);
-  const { state } = await program.next("state");
-  expect(state).toEqual({
-    is: "double-nat",
-    protocol: protocol === "pcp" && address === "" ? "nat-pmp" : protocol,
-    externalAddress: address,
-  });
-  program.type("close");
-  await program.next("deleted");
-  expect(await router.leases()).toEqual([]);
-});
+routerTest.concurrent.each(doubleNats)(
+  "by %s: a router with %s is a double NAT",
+  async (protocol, _, lan, address) => {
+    await using lab = await Lab.create();
+    const carrier = await lab.nat("carrier", { owdMs, lan });
+    const nat = await lab.nat("nat", { mapping: "random", behind: carrier });
+    const alice = await lab.host("alice", { behind: nat });
+    await using router = await MiniUpnpd.start(
+      lab,
+      nat,
+      protocol === "pcp" ? ["pcp", "nat-pmp"] : [protocol],
+    );
+    const program = ask(alice, carrier.address, longS);
+    const { state } = await program.next("state");
+    expect(state).toEqual({
+      is: "double-nat",
+      protocol: protocol === "pcp" && address === "" ? "nat-pmp" : protocol,
+      externalAddress: address,
+    });
+    program.type("close");
+    await program.next("deleted");
+    expect(await router.leases()).toEqual([]);
+  },
+);
