@@ -145,6 +145,16 @@ labTest("one carrier whose NAT is a program and hairpins, either side asking", a
   await expectRoute(meeting, "bob", "public/listen");
 });
 
+labTest("a birthday takes all the sessions that a host may have: relayed all the same", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const few = { maxSessions: 12 } as const;
+  const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
+  const meeting = await gather(lab, people, await layout(lab));
+  await expectRelayed(meeting);
+  expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
+});
+
 // These mostly wait, and so do it together.
 
 /** On ports of participants, but not of introducers. */
@@ -180,19 +190,6 @@ async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
   expect(both.map((linked) => linked.route)).toEqual(["relay", "relay"]);
   await talk(alice, bob);
 }
-
-labTest.concurrent(
-  "a birthday takes all the sessions that a host may have: relayed all the same",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const few = { maxSessions: 12 } as const;
-    const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
-    const meeting = await gather(lab, people, await layout(lab));
-    await expectRelayed(meeting);
-    expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
-  },
-);
 
 labTest.concurrent("drops long packets: what is relayed arrives, too", async () => {
   await using lab = await Lab.create();
