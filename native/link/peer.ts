@@ -33,6 +33,8 @@ import { Seeker } from "./seeker.ts";
 import type { Stream } from "./stream.ts";
 
 /** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
+/** Ended links that a peer is told of when it comes back to one. */
+const maxPastSessions = 4;
 const maxPastTokens = 16;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
@@ -142,8 +144,8 @@ export class RemotePeer {
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
   #lastEndedAt: number | undefined;
-  /** The session of a link that the user ended: the peer may not have heard of it. */
-  #endedByUs: string | undefined;
+  /** The sessions of the latest links: that they are over, the peer may not have heard. */
+  readonly #pastSessions: string[] = [];
   readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
   readonly #tokens = new WeakMap<Channel, string>();
@@ -429,7 +431,7 @@ export class RemotePeer {
       case "refuse":
         refuseOffer(
           offer,
-          this.#endedByUs === offer.hello.sessionId ? resumedStatus.over : resumedStatus.unknown,
+          this.#pastSessions.includes(offer.hello.sessionId) ? resumedStatus.over : resumedStatus.unknown,
         );
         return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
@@ -479,7 +481,8 @@ export class RemotePeer {
   }
 
   #unlinked(reason: UnlinkReason, detail: string): void {
-    this.#endedByUs = reason === "disconnected" ? this.#link?.session.id : undefined;
+    if (this.#link && this.#pastSessions.push(this.#link.session.id) > maxPastSessions)
+      this.#pastSessions.shift();
     this.#link = undefined;
     this.#lastEndedAt = performance.now();
     this.#seeker.rest();

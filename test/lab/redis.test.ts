@@ -12,7 +12,7 @@ import { apart, behind, between, owdMs, type Layout } from "./sides.ts";
 import { storm } from "./storm.ts";
 
 setDefaultTimeout(30_000);
-const stormSeconds = 12;
+const stormSeconds = 8;
 const sharedTest = (noRedis === undefined ? labTest : labTest.skip) as typeof labTest;
 
 /** The introducers, and the Redis between them. */

@@ -64,7 +64,7 @@ function pipeBoth(link: Linked, fromAlice: Input, toBob: Writable, fromBob: Inpu
 describe("from standard input to standard output", () => {
   test("both ways, every byte, while carriers break", async () => {
     using link = new Linked();
-    const [there, back] = [randomBytes(randomFrom(1), 6_000_000), randomBytes(randomFrom(2), 4_000_001)];
+    const [there, back] = [randomBytes(randomFrom(1), 24_000_000), randomBytes(randomFrom(2), 16_000_001)];
     const [toAlice, toBob] = [new Sink(), new Sink()];
     const { alice, bob } = pipeBoth(link, inChunks(there), toBob, inChunks(back), toAlice);
     expect(await link.shaken(Promise.all([alice, bob]))).toBeGreaterThan(3);
