@@ -152,14 +152,12 @@ export class RedisRooms implements Rooms {
     view.own.set(own.peer.id, own);
     this.#ownIds.add(own.peer.id);
     if (replaced) this.#drop(view, replaced.peer.id, "it registered anew");
-    this.#ownIds.add(own.peer.id);
     void this.#redis.attempt(() => this.#put(own, replaced));
   }
 
   remove({ room, peer }: Occupant): void {
     this.#ownIds.delete(peer.id);
     if (!this.#views.get(room)?.own.delete(peer.id)) return;
-    this.#ownIds.delete(peer.id);
     void this.#redis.attempt(() => this.#script("remove", roomKeys(room), [String(peer.id), peer.name]));
   }
 
