@@ -927,7 +927,10 @@ function describe(event: IntroducerEvent): string {
 /** No generator, which would end when a loop is left. */
 type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
 
-/** Looks at all of some again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms. */
+/**
+ * Looks at all of some again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms.
+ * Whoever comes to them while a round is under way is looked at in it.
+ */
 class Rounds<T> {
   readonly #all: () => BuiltinIterator<T>;
   readonly #look: (one: T, now: number) => void;
@@ -939,18 +942,20 @@ class Rounds<T> {
     this.#look = look;
   }
 
-  /** Begins a round, unless one is under way. */
+  /** Begins a round after what is at hand, unless one is under way. */
   begin(): void {
-    if (!this.#left) this.#go((this.#left = this.#all()));
+    if (!this.#left) this.#goOn((this.#left = this.#all()));
   }
 
-  #go(left: BuiltinIterator<T>): void {
-    const now = performance.now();
-    for (const one of left) {
-      this.#look(one, now);
-      if (performance.now() - now >= sliceMs) return void setImmediate(() => this.#go(left));
-    }
-    this.#left = undefined;
+  #goOn(left: BuiltinIterator<T>): void {
+    setImmediate(() => {
+      const now = performance.now();
+      for (const one of left) {
+        this.#look(one, now);
+        if (performance.now() - now >= sliceMs) return this.#goOn(left);
+      }
+      this.#left = undefined;
+    });
   }
 }
 
@@ -1731,7 +1736,13 @@ export class Introducer {
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
+  /** With something held that may not be read yet, and that is read as soon as others had their turn. */
   readonly #paused = new Set<Session>();
+  readonly #pausedRounds = this.#roundsOf(this.#paused);
+  readonly #late = new Set<Session>();
+  readonly #lateRounds = this.#roundsOf(this.#late);
+  /** When the first came of those who have come together. */
+  #turnAt: number | undefined;
   readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
@@ -2198,12 +2209,29 @@ export class Introducer {
 
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
-    if (session.closing) return;
+    if (session.closing) return void session.socket.pause(); // it will be closed whatever it says
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // Bun hands over what it had read before the socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
     else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else if (this.#isLate(session)) this.#postpone(session, chunk);
     else this.#charge(session, () => this.#read(session, chunk));
+  }
+
+  /** Whether it has its turn when others had theirs: once all that came together has taken long, of those who say much. */
+  #isLate({ subscriber: own, heardAt }: Session): boolean {
+    if (this.#turnAt === undefined) {
+      this.#turnAt = heardAt;
+      setImmediate(() => (this.#turnAt = undefined));
+    }
+    return heardAt - this.#turnAt >= sliceMs && this.#processor.isBusy(own, heardAt);
+  }
+
+  #postpone(session: Session, chunk: Uint8Array): void {
+    session.held = chunk;
+    this.#late.add(session);
+    this.#lateRounds.begin();
+    this.#countHeld(session);
   }
 
   /** Reads line by line, as many as it may say now, and holds the rest. */
@@ -2236,12 +2264,22 @@ export class Introducer {
     this.#countHeld(session);
   }
 
+  #roundsOf(sessions: Set<Session>): Rounds<Session> {
+    return new Rounds(
+      () => sessions.values(),
+      (session, now) => this.#goOn(session, now),
+    );
+  }
+
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
-    if (session.held === undefined) session.socket.pause();
     session.held = bytes;
-    this.#paused.add(session);
-    this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
+    this.#late.delete(session);
+    if (!this.#paused.has(session)) {
+      session.socket.pause();
+      this.#paused.add(session);
+      this.#resumeTimer ??= setInterval(() => this.#resume(), resumeMs);
+    }
     this.#countHeld(session);
   }
 
@@ -2260,37 +2298,34 @@ export class Introducer {
     this.#refuse(session, new Refusal("limit", refusal, true));
   }
 
-  /** Lets those go on that may again, by turns: whoever was looked at last is looked at last again. */
+  /** Lets those go on that may again. */
   #resume(): void {
-    const from = performance.now();
-    let left = this.#paused.size;
-    for (const session of this.#paused) {
-      const now = performance.now();
-      if (left-- === 0 || now - from >= sliceMs) break;
-      this.#paused.delete(session);
-      this.#paused.add(session);
-      this.#resumeOne(session, now);
-    }
+    this.#pausedRounds.begin();
     if (this.#paused.size > 0) return;
     clearInterval(this.#resumeTimer);
     this.#resumeTimer = undefined;
   }
 
-  #resumeOne(session: Session, now: number): void {
+  /** Reads what is held, if it may be read now. */
+  #goOn(session: Session, now: number): void {
     const { messageBurst, messagesPerSecond } = this.limits;
+    const bytes = session.held!;
     session.heardAt = now; // what it says may be waiting
     fill(session.lines, messageBurst, messagesPerSecond, now);
-    if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now)) return;
-    const bytes = session.held!;
-    this.#unhold(session);
+    if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now))
+      return this.#hold(session, bytes);
+    session.held = undefined;
     this.#charge(session, () => this.#read(session, bytes));
+    if (session.held || session.closing) return;
+    if (this.#paused.has(session)) session.socket.resume();
+    this.#unhold(session);
     if (session.hasEnded) this.#ended(session);
   }
 
   #unhold(session: Session): void {
-    if (!this.#paused.delete(session)) return;
     session.held = undefined;
-    session.socket.resume();
+    this.#late.delete(session);
+    this.#paused.delete(session);
     this.#countHeld(session);
   }
 
@@ -2385,7 +2420,6 @@ export class Introducer {
     session.closing = true;
     session.decoder = undefined;
     this.#unhold(session);
-    this.#countHeld(session);
     session.deadlineAt = performance.now() + closeGraceMs;
     this.#deadlines.put(session, session.deadlineAt);
     this.#leave(session, reason);
@@ -2411,7 +2445,6 @@ export class Introducer {
     session.outgoing = "";
     session.decoder = undefined;
     this.#unhold(session);
-    this.#countHeld(session);
     if (session.relayed) this.#relays?.closed(session.relayed);
     this.#shares.remove(session.subscriber);
     this.#charge(session, () => this.#leave(session, reason));

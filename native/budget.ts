@@ -155,11 +155,19 @@ export class Usage {
 
   isOver(subscriber: string, now: number): boolean {
     const rest = this.#all - this.#decay(this.#total, now).tokens;
-    const share = Math.max(this.#least, rest / 4);
+    return this.#isMore(subscriber, Math.max(this.#least, rest / 4), now);
+  }
+
+  #isMore(subscriber: string, share: number, now: number): boolean {
     const most = isLoopback(subscriber) ? share * this.#loopbackShares : share;
     if (this.of(subscriber, now) > most) return true;
     const site = siteOf(subscriber);
     return site !== undefined && this.of(site, now) > most * siteShares;
+  }
+
+  /** Whether a subscriber has used more than everyone may, or its site. */
+  isBusy(subscriber: string, now: number): boolean {
+    return this.#isMore(subscriber, this.#least, now);
   }
 
   /** Forgets those who have used next to nothing of late. */

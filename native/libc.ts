@@ -36,6 +36,7 @@ export interface Platform {
   unacknowledged: { level: number; name: number; offset: number };
   IPPROTO_IPV6: number;
   IPV6_V6ONLY: number;
+  F_DUPFD_CLOEXEC: number;
   F_SETFD: number;
   FD_CLOEXEC: number;
   F_SETFL: number;
@@ -73,6 +74,7 @@ export const platforms = {
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
+    F_DUPFD_CLOEXEC: 1030,
     F_SETFD: 2,
     FD_CLOEXEC: 1,
     F_SETFL: 4,
@@ -133,6 +135,7 @@ export const platforms = {
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
+    F_DUPFD_CLOEXEC: 67,
     F_SETFD: 2,
     FD_CLOEXEC: 1,
     F_SETFL: 4,
@@ -208,6 +211,8 @@ const symbols = {
 const linuxSymbols = {
   // int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
   accept4: { args: ["i32", "ptr", "ptr", "i32"], returns: "i32" },
+  // int fcntl(int fd, int command, ...): variadic arguments go where others do on x64 and arm64
+  fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
   __errno_location: { args: [], returns: "ptr" },
 } as const satisfies Record<string, FFIFunction>;
 
@@ -227,9 +232,15 @@ export const sockaddrBytes = 128;
 
 export const platform: Platform = platforms[process.platform === "darwin" ? "darwin" : "linux"];
 
+const host = `${process.platform}-${process.arch}`;
+
+/** Whether the functions of this file work here. */
+export function isSupported(): boolean {
+  return supported.includes(host);
+}
+
 function load() {
-  const host = `${process.platform}-${process.arch}`;
-  if (!supported.includes(host)) {
+  if (!isSupported()) {
     throw new Error(`this platform is not supported: ${host} (supported: ${supported.join(", ")})`);
   }
   const failures: string[] = [];
@@ -255,23 +266,23 @@ function linux(c: ReturnType<typeof dlopen<typeof symbols & typeof linuxSymbols>
   return {
     newSocket: (family: number) => c.socket(family, platform.SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0),
     acceptSocket: (fd: number) => c.accept4(fd, null, null, SOCK_NONBLOCK_CLOEXEC),
+    duplicate: (fd: number) => c.fcntl(fd, platform.F_DUPFD_CLOEXEC, 0),
   };
 }
 
 function darwin(c: ReturnType<typeof dlopen<typeof symbols & typeof darwinSymbols>>["symbols"]) {
+  const fcntl = (fd: number, command: number, value: number) =>
+    c.fcntl(fd, command, value, value, value, value, value, value, value);
   const prepared = (fd: number): number => {
     if (fd < 0) return fd;
-    for (const [command, value] of [
-      [platform.F_SETFL, platform.O_NONBLOCK],
-      [platform.F_SETFD, platform.FD_CLOEXEC],
-    ] as const) {
-      c.fcntl(fd, command, value, value, value, value, value, value, value);
-    }
+    fcntl(fd, platform.F_SETFL, platform.O_NONBLOCK);
+    fcntl(fd, platform.F_SETFD, platform.FD_CLOEXEC);
     return fd;
   };
   return {
     newSocket: (family: number) => prepared(c.socket(family, platform.SOCK_STREAM, 0)),
     acceptSocket: (fd: number) => prepared(c.accept(fd, null, null)),
+    duplicate: (fd: number) => fcntl(fd, platform.F_DUPFD_CLOEXEC, 0),
   };
 }
 
@@ -449,6 +460,11 @@ export function accept(fd: number): number | undefined {
     if (error instanceof SystemError && error.code === "EAGAIN") return undefined;
     throw error;
   }
+}
+
+/** Another descriptor of the same socket, close-on-exec. */
+export function duplicate(fd: number): number {
+  return unwrap(c().duplicate(fd), "fcntl");
 }
 
 export function localAddress(fd: number): Uint8Array {

@@ -1,21 +1,26 @@
 /**
- * A listening socket that a flood of connections can't keep a program from everything else by. It owns the listening
+ * A listening socket that a crowd at the door can't keep a program from everything else by. It owns the listening
  * descriptor; its connections belong to whoever gets them by `open`, and are to be closed by him.
  *
  * Bun accepts for as long as anybody is waiting to be accepted, and serves no other socket and no timer meanwhile: 15,000
- * accepted and closed at once held up all others for a second. It stops accepting when the listening socket has been
- * closed. So once many have been turned away at one go, that is done, and the socket made anew: who waited in the old
- * one's queue gets a RST, and the others are served before the next come. Up to 512 wait there (Bun's backlog), and
- * ending them takes the kernel some 50 ms: `sysctl net.core.somaxconn=64` makes that shorter.
+ * accepted and closed at once held up all others for a second. It stops accepting when its listening socket has been
+ * closed. So once several have been accepted at one go, that is done with one descriptor while another keeps the socket and
+ * its queue, where nobody is lost, and Bun gets that one when the others have been served.
  *
- * introducer.ts alone imports it. No FFI.
+ * introducer.ts alone imports it.
  */
 import type { TCPSocketListener, TCPSocketListenOptions } from "bun";
+import { close, duplicate, isSupported, SystemError } from "./libc.ts";
 
-/** Turned away at one go: each costs some 60 µs. */
-const mostTurnedAway = 32;
+/** Accepted at one go: each costs some 50 µs. */
+const mostAtOnce = 8;
+/** How long nobody is accepted after one go at which most were turned away: so a flood gets a fifth of a processor. */
+const floodPauseMs = 4;
 /** How long until listening is tried again where that was not possible. */
 const retryMs = 50;
+
+/** Bun 1.4.5 has a listener's descriptor, and listens with one that is given; bun-types know of neither. */
+type Descriptor<Data> = TCPSocketListener<Data> & { fd: number };
 
 export class Listener<Data> {
   readonly hostname: string;
@@ -23,47 +28,78 @@ export class Listener<Data> {
   readonly #options: TCPSocketListenOptions<Data>;
   readonly #onProblem: (message: string) => void;
   #listener: TCPSocketListener<Data> | undefined;
+  /** Of the listening socket while nobody is accepted. */
+  #resting: number | undefined;
+  #timer: Timer | undefined;
+  /** At this go. */
+  #accepted = 0;
   #turnedAway = 0;
-  #retryTimer: Timer | undefined;
-  #isStopped = false;
 
   /**
-   * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` hears why listening anew was not possible, for which
-   * another attempt is made then.
+   * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` hears why nobody can be accepted, for which another
+   * attempt is made then.
    */
   constructor(options: TCPSocketListenOptions<Data>, onProblem: (message: string) => void) {
+    const { open } = options.socket;
+    const counted: typeof open = (socket) => {
+      this.#count();
+      return open?.(socket);
+    };
+    this.#options = { ...options, socket: { ...options.socket, open: counted } };
     this.#onProblem = onProblem;
-    this.#listener = Bun.listen(options);
+    this.#listener = Bun.listen(this.#options);
     this.hostname = this.#listener.hostname;
     this.port = this.#listener.port;
-    this.#options = { ...options, port: this.port };
   }
 
   /** To be called for each connection that `open` closes at once. */
   turnedAway(): void {
-    if (this.#turnedAway === 0) setImmediate(() => (this.#turnedAway = 0));
-    if (++this.#turnedAway < mostTurnedAway || !this.#listener) return;
-    this.#listener.stop();
-    this.#listener = undefined;
-    this.#listenAnew();
+    this.#turnedAway++;
   }
 
-  #listenAnew(): void {
-    if (this.#isStopped) return;
+  #count(): void {
+    if (this.#accepted === 0) setImmediate(() => this.#goIsOver());
+    if (++this.#accepted === mostAtOnce && isSupported()) this.#rest();
+  }
+
+  #rest(): void {
+    if (!this.#listener) return;
     try {
-      this.#listener = Bun.listen(this.#options);
+      this.#resting = duplicate((this.#listener as Descriptor<Data>).fd);
+    } catch (error) {
+      if (error instanceof SystemError && error.code === "EMFILE") return; // nor does accepting go on then
+      throw error;
+    }
+    this.#listener.stop();
+    this.#listener = undefined;
+  }
+
+  #goIsOver(): void {
+    const isFlood = this.#turnedAway > mostAtOnce / 2;
+    this.#accepted = this.#turnedAway = 0;
+    if (isFlood) this.#timer = setTimeout(() => this.#goOn(), floodPauseMs);
+    else this.#goOn();
+  }
+
+  #goOn(): void {
+    if (this.#resting === undefined) return;
+    const options: TCPSocketListenOptions<Data> & { fd: number } = { ...this.#options, fd: this.#resting };
+    try {
+      this.#listener = Bun.listen(options);
+      this.#resting = undefined;
     } catch (error) {
       const { code = String(error) } = error as { code?: string };
       this.#onProblem(`nobody can connect to port ${this.port} now: ${code}`);
-      this.#retryTimer = setTimeout(() => this.#listenAnew(), retryMs);
+      this.#timer = setTimeout(() => this.#goOn(), retryMs);
     }
   }
 
   /** No more connections; those there are go on. */
   stop(): void {
-    this.#isStopped = true;
-    clearTimeout(this.#retryTimer);
+    clearTimeout(this.#timer);
     this.#listener?.stop();
     this.#listener = undefined;
+    if (this.#resting !== undefined) close(this.#resting);
+    this.#resting = undefined;
   }
 }
