@@ -17,6 +17,8 @@ const lastingMs = 10_000;
 
 /** Who uses it. What fails in these ends the connection. */
 export interface RedisUser {
+  /** Lua that a connection has before anything else, to be run by its {@link digestOf}. */
+  readonly scripts: readonly string[];
   /** What to hear on a new connection. */
   channels(): string[];
   received(text: string, channel: string): void;
@@ -26,6 +28,11 @@ export interface RedisUser {
   beat(): Promise<void>;
   /** Whether there is a connection; said when that changes, and once at the start. */
   isThere(isThere: boolean, message: string): void;
+}
+
+/** The name that Redis gives to a script, for EVALSHA. */
+export function digestOf(script: string): string {
+  return new Bun.CryptoHasher("sha1").update(script).digest("hex");
 }
 
 interface Clients {
@@ -127,6 +134,8 @@ export class RedisConnection {
 
   async #connect(clients: Clients): Promise<void> {
     await Promise.all([clients.commands.connect(), clients.subscriber.connect()]);
+    // Before anybody can run one. Who makes Redis forget them (SCRIPT FLUSH) ends the connection by the next run.
+    await Promise.all(this.#user.scripts.map((script) => clients.commands.send("SCRIPT", ["LOAD", script])));
     this.#clients = clients;
     this.#roundTripMs = Infinity;
     await this.subscribe(this.#user.channels());

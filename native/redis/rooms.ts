@@ -7,7 +7,7 @@
 import type { Peer, PeerChange } from "../../protocol.ts";
 import { take, type Bucket } from "../budget.ts";
 import type { Answer, Answers, Guest, Letter, Occupant, Question, Rooms, RoomsOwner } from "../rooms.ts";
-import { RedisConnection } from "./connection.ts";
+import { digestOf, RedisConnection } from "./connection.ts";
 import {
   channelOf,
   everyone,
@@ -73,6 +73,10 @@ interface Asking {
   done: () => void;
 }
 
+const digests = Object.fromEntries(
+  Object.entries(scripts).map(([name, script]) => [name, digestOf(script)]),
+) as typeof scripts;
+
 const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
 
 /** Makes a guest what it is now, and returns what has changed. */
@@ -112,6 +116,7 @@ export class RedisRooms implements Rooms {
   constructor(url: string, owner: RoomsOwner) {
     this.#owner = owner;
     this.#redis = new RedisConnection(url, {
+      scripts: Object.values(scripts),
       channels: () => this.#channels(),
       received: (text, channel) => this.#received(text, channel),
       connected: () => this.#connected(),
@@ -203,7 +208,7 @@ export class RedisRooms implements Rooms {
   }
 
   #script(name: keyof typeof scripts, keys: string[], args: string[] = []): Promise<unknown> {
-    return this.#redis.command("EVAL", [scripts[name], String(keys.length), ...keys, ...args]);
+    return this.#redis.command("EVALSHA", [digests[name], String(keys.length), ...keys, ...args]);
   }
 
   // --- the connection ------------------------------------------------------------------------------------

@@ -253,6 +253,26 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   );
 
   test.concurrent(
+    "a Redis that has been made to forget the scripts gets them again, and nothing is missing",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using one = share(redis.url);
+      await using two = share(redis.url);
+      await Promise.all([one.isShared(), two.isShared()]);
+      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      await redis.command("SCRIPT", "FLUSH");
+      const [kept, gone] = [occupant(1), occupant(2)];
+      for (const own of [kept, gone]) one.rooms.put(own);
+      one.rooms.remove(gone);
+      await until("who is there is known", () => two.guests.has(kept.peer.id), patienceMs);
+      const stored = await redis.command("HKEYS", "punch:{lobby}:who");
+      expect([stored, [...two.guests.keys()]]).toEqual([["1"], [1]]);
+      expect([one.mistakes, two.mistakes, one.displaced]).toEqual([[], [], []]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
     "nobody gets an id that somebody has, here or elsewhere",
     async () => {
       await using redis = await RedisServer.start();
