@@ -787,47 +787,63 @@ test("a room is out of sight of another", async () => {
   expect(bob.count("joined")).toBe(0);
 });
 
-test("an introducer killed and started again: links live, all come back, and everyone's id is told right", async () => {
-  const port = freePort();
-  const start = () => {
-    const file = join(import.meta.dir, "..", "introducer.ts");
-    const args = [String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
-    return Bun.spawn([process.execPath, file, ...args], { stdin: "pipe", stdout: "pipe" });
-  };
-  const first = start();
-  await first.stdout.getReader().read();
-  await using alice = new Driven(port, "alice");
-  await using bob = new Driven(port, "bob");
-  await using carol = new Driven(port, "carol");
-  const people = [carol, alice, bob];
-  await met(...people);
-  await link(alice, bob);
-  const before = await Promise.all(people.map(async (one) => (await one.registered).id));
-  first.kill("SIGKILL");
-  await Promise.all(people.map((one) => one.next("introducer")));
-  await using second = start();
-  const again = people.map((one) =>
-    one.next("registered", (event) => event !== one.events.find(isRegistered)),
-  );
-  const after = Object.fromEntries((await Promise.all(again)).map(({ name, id }) => [name, id]));
-  expect(before.toSorted()).toEqual(Object.values(after).toSorted()); // so an old one is mostly another's now
-  for (const one of people) {
-    const others = people.filter((other) => other !== one).map(({ name }) => [name, after[name]]);
-    let told: unknown[] = [];
-    while (!Bun.deepEquals(told, others.toSorted())) {
-      one.type("list");
-      const { peers } = await one.next("peers");
-      told = peers
-        .filter(({ present }) => present)
-        .map(({ name, id }) => [name, id])
-        .toSorted();
+/** So many are linked two by two when their introducer ends, and have so long to be back at the next. */
+const crowd = 12;
+const backWithinMs = 10_000;
+
+test.each([
+  ["killed", "SIGKILL", null],
+  ["ended in order", "SIGTERM", 0],
+] as const)(
+  "an introducer is %s and started again: links live, all come back, and everyone's id is told right",
+  async (_, signal, exitCode) => {
+    const port = freePort();
+    const start = () => {
+      const file = join(import.meta.dir, "..", "introducer.ts");
+      const args = [String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
+      return Bun.spawn([process.execPath, file, ...args], { stdin: "pipe", stdout: "pipe" });
+    };
+    await using first = start();
+    await first.stdout.getReader().read();
+    await using everyone = new AsyncDisposableStack();
+    const people = Array.from({ length: crowd }, (_, n) => everyone.use(new Driven(port, `person-${n}`)));
+    await met(...people);
+    const isEven = (_: unknown, n: number) => n % 2 === 0;
+    await Promise.all(people.filter(isEven).map((one, n) => link(one, people[2 * n + 1]!)));
+    const before = await Promise.all(people.map(async (one) => (await one.registered).id));
+    first.kill(signal);
+    await first.exited;
+    expect(first.exitCode).toBe(exitCode);
+    await Promise.all(people.map((one) => one.next("introducer")));
+    await using second = start();
+    const isAgain = (one: Driven) => (event: ParticipantEvent) => event !== one.events.find(isRegistered);
+    const again = Promise.all(people.map((one) => one.next("registered", isAgain(one))));
+    const back = await Promise.race([again, Bun.sleep(backWithinMs)]);
+    if (!back) throw new Error(`somebody is not back after ${backWithinMs} ms`);
+    const after = Object.fromEntries(back.map(({ name, id }) => [name, id]));
+    expect(before.toSorted()).toEqual(Object.values(after).toSorted()); // so an old one is mostly another's now
+    for (const one of people) {
+      const others = people.filter((other) => other !== one).map(({ name }) => [name, after[name]]);
+      let told: unknown[] = [];
+      while (!Bun.deepEquals(told, others.toSorted())) {
+        one.type("list");
+        const { peers } = await one.next("peers");
+        told = peers
+          .filter(({ present }) => present)
+          .map(({ name, id }) => [name, id])
+          .toSorted();
+      }
     }
-  }
-  alice.type("say bob still here");
-  expect(await bob.next("said")).toMatchObject({ text: "still here" });
-  expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
-  expect(second.exitCode).toBeNull();
-}, 15_000);
+    for (const [n, one] of people.entries()) {
+      const other = people[isEven(one, n) ? n + 1 : n - 1]!;
+      one.type(`say ${other.name} still here`);
+      expect(await other.next("said")).toMatchObject({ name: one.name, text: "still here" });
+    }
+    expect(people.map((one) => one.count("unlinked"))).toEqual(people.map(() => 0));
+    expect(second.exitCode).toBeNull();
+  },
+  40_000,
+);
 
 const isRegistered = ({ event }: ParticipantEvent) => event === "registered";
 
