@@ -133,7 +133,9 @@ const troubles: [what: string, layout: Layout, trouble: Trouble, breaks: boolean
   ],
 ];
 
-labTest.each(troubles)(
+// These wait for most of their time, so they do it together.
+
+labTest.concurrent.each(troubles)(
   "a link lives on when %s; what was said meanwhile arrives",
   async (_, layout, trouble, breaks) => {
     await using lab = await Lab.create();
@@ -164,7 +166,7 @@ labTest.each(troubles)(
   40_000,
 );
 
-labTest(
+labTest.concurrent(
   "with --keep 0 a broken link has ended",
   async () => {
     await using lab = await Lab.create();
@@ -185,7 +187,7 @@ labTest(
   40_000,
 );
 
-labTest(
+labTest.concurrent(
   "a link that is ended while it is broken: the peer hears of it when it comes back",
   async () => {
     await using lab = await Lab.create();
@@ -206,6 +208,36 @@ labTest(
     expect(alice.all("linked").length).toBe(1);
   },
   60_000,
+);
+
+labTest.concurrent(
+  "streams lose nothing while NATs forget them and their addresses change",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const { alice, bob } = await gatherStreams(people, hosts, introducer);
+    alice.type("connect bob");
+    await Promise.all([alice.next("linked"), bob.next("linked")]);
+    const bytes = streamedBytes;
+    for (let stream = 0; stream < 3; stream++) {
+      alice.type(`send bob ${bytes}`);
+      bob.type(`send alice ${bytes}`);
+    }
+    const nats = [hosts.alice.behind as Nat, hosts.bob.behind as Nat] as const;
+    const addresses = [nats[0].address, nats[1].address, freeAddress, "203.0.113.221"];
+    for (let cut = 0; cut < cuts; cut++) {
+      const nat = nats[cut % 2]!;
+      const moved = Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
+      await nats[(cut + 1) % 2]!.flush(); // which may break nothing
+      await nat.changeAddress(addresses[(cut + 2) % addresses.length]!);
+      await moved;
+    }
+    for (let stream = 0; stream < 3; stream++) await expectStreamed(alice, bob, bytes);
+    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
+  },
+  900_000,
 );
 
 labTest("a peer whose program was started anew has no link: that is told at once", async () => {
@@ -257,36 +289,6 @@ labTest(
     await expectStreamed(alice, bob, 4_000_000);
   },
   30_000,
-);
-
-labTest(
-  "streams lose nothing while NATs forget them and their addresses change",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const hosts = await apart()(lab);
-    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-    const { alice, bob } = await gatherStreams(people, hosts, introducer);
-    alice.type("connect bob");
-    await Promise.all([alice.next("linked"), bob.next("linked")]);
-    const bytes = streamedBytes;
-    for (let stream = 0; stream < 3; stream++) {
-      alice.type(`send bob ${bytes}`);
-      bob.type(`send alice ${bytes}`);
-    }
-    const nats = [hosts.alice.behind as Nat, hosts.bob.behind as Nat] as const;
-    const addresses = [nats[0].address, nats[1].address, freeAddress, "203.0.113.221"];
-    for (let cut = 0; cut < cuts; cut++) {
-      const nat = nats[cut % 2]!;
-      const moved = Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
-      await nats[(cut + 1) % 2]!.flush(); // which may break nothing
-      await nat.changeAddress(addresses[(cut + 2) % addresses.length]!);
-      await moved;
-    }
-    for (let stream = 0; stream < 3; stream++) await expectStreamed(alice, bob, bytes);
-    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
-  },
-  900_000,
 );
 
 // --- what they have in common ----------------------------------------------------------------------------

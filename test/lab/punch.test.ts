@@ -20,7 +20,7 @@ import {
 } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
-import { apart, behind, between, open, owdMs, together, type Layout } from "./sides.ts";
+import { apart, behind, between, oneCarrier, open, owdMs, together, type Layout } from "./sides.ts";
 
 setDefaultTimeout(30_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
@@ -218,21 +218,6 @@ labTest("the peer is gone while punching: peer-left", async () => {
   await introducer.next("failed", ({ id, reason }) => id === alice.id && reason === "peer-left");
 });
 
-labTest("nobody answers: no-candidate-answered, on both sides within the deadline", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const { introducer, alice, bob } = await gatherCutOff(lab, people);
-  alice.type("connect bob");
-  const { at } = await alice.next("punching");
-  const failures = await Promise.all(
-    [alice, bob].map((one) => expectFailure(one, "no-candidate-answered", 12_000)),
-  );
-  for (const failed of failures) expect(failed.at - at).toBeWithin(9_900, 11_000);
-  expect(failures[0]!.detail).toContain(bob.public.replace(/\d+$/, ""));
-  await introducer.next("failed", ({ reason }) => reason === "no-candidate-answered");
-  expect(alice.all("error")).toEqual([]); // it has been told
-});
-
 labTest("the introducer is killed: who is linked goes on talking", async () => {
   await using lab = await Lab.create();
   await using people = new People();
@@ -250,4 +235,29 @@ labTest("the introducer is killed: who is linked goes on talking", async () => {
     const { rttMs } = await from.next("pong", ({ name }) => name === to.name);
     expect(rttMs).toBeWithin(4 * owdMs, soonMs);
   }
+});
+
+// These wait for most of their time, so they do it together.
+
+labTest.concurrent("nobody answers: no-candidate-answered, on both sides within the deadline", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { introducer, alice, bob } = await gatherCutOff(lab, people);
+  alice.type("connect bob");
+  const { at } = await alice.next("punching");
+  const failures = await Promise.all(
+    [alice, bob].map((one) => expectFailure(one, "no-candidate-answered", 12_000)),
+  );
+  for (const failed of failures) expect(failed.at - at).toBeWithin(9_900, 11_000);
+  expect(failures[0]!.detail).toContain(bob.public.replace(/\d+$/, ""));
+  await introducer.next("failed", ({ reason }) => reason === "no-candidate-answered");
+  expect(alice.all("error")).toEqual([]); // it has been told
+});
+
+labTest.concurrent("one carrier without hairpinning: the same", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { alice, bob } = await gatherDirect(lab, people, await oneCarrier({ hairpinning: false })(lab));
+  bob.type("connect alice");
+  await Promise.all([alice, bob].map((one) => expectFailure(one, "no-candidate-answered", 12_000)));
 });
