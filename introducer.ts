@@ -294,7 +294,10 @@ export type IntroducerEvent =
   | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
-  | { event: "error"; address: Endpoint; message: string }
+  /** While serving that address; without one, of an operator's command. */
+  | { event: "error"; address?: Endpoint; message: string }
+  /** So many have got what the operator said. */
+  | { event: "told"; participants: number; id?: number; name?: string }
   | { event: "warning"; message: string }
   /** Rooms are shared with other introducers, from now on. */
   | { event: "shared"; message: string }
@@ -916,7 +919,11 @@ function describe(event: IntroducerEvent): string {
     case "refused":
       return `refused ${event.id ? `#${event.id} ` : ""}${event.address}: ${event.message} [${event.code}]`;
     case "error":
-      return `an error while serving ${event.address}: ${event.message}`;
+      return event.address ? `an error while serving ${event.address}: ${event.message}` : event.message;
+    case "told": {
+      const { id, name, participants } = event;
+      return id === undefined ? `told ${count(participants, "participant")}` : `told ${name} (${id})`;
+    }
     case "participants":
       return `${event.participants.length} participants`;
     case "stats":
@@ -2977,8 +2984,7 @@ class Prompt {
     } catch (error) {
       if (!(error instanceof CommandError)) throw error;
       this.#failures++;
-      if (this.#isJson) this.#json({ event: "error", message: error.message });
-      this.#terminal.error(error.message);
+      this.#say({ event: "error", message: error.message });
     }
     return false;
   }
@@ -3006,7 +3012,7 @@ class Prompt {
 
   async #broadcast(introducer: Introducer, text: string): Promise<void> {
     const { told, problem } = await introducer.tell(text);
-    this.#terminal.story(`told ${count(told, "participant")}`);
+    this.#say({ event: "told", participants: told });
     complain("others may not have been told", problem);
   }
 
@@ -3020,7 +3026,16 @@ class Prompt {
     const { told, problem: why = "it has left" } = await introducer.tell(text, whom.id);
     const who = `${printable(whom.name)} (${whom.id})`;
     if (told === 0) throw new CommandError(`${who} was not told: ${why}`);
-    this.#terminal.story(`told ${who}`);
+    this.#say({ event: "told", participants: told, id: whom.id, name: whom.name });
+  }
+
+  /** What became of a command: where programs read, one of their lines. */
+  #say(event: IntroducerEvent): void {
+    const isProblem = problems.has(event.event);
+    if (this.#isJson) this.#json(event);
+    if (this.#log === "json") this.#terminal.story(timed(event), isProblem);
+    else if (isProblem) this.#terminal.error(describe(event));
+    else if (!this.#isJson) this.#terminal.story(printable(describe(event)));
   }
 
   #json(event: object): void {

@@ -2529,6 +2529,10 @@ test("the program takes commands from a pipe, and its end doesn't end it", async
     event: "participants",
     participants: [{ id: 1, room: "lobby" }],
   });
+  expect([(await events.next()).value, (await events.next()).value]).toMatchObject([
+    { event: "told", participants: 1 },
+    { event: "told", id: 1, name: "anna" },
+  ]);
   expect([await anna.next("notice"), await anna.next("notice")]).toMatchObject([
     { text: "hello there" },
     { text: "and you" },
@@ -2639,8 +2643,14 @@ test("--log json: each event a line of JSON on standard error, and nothing else 
   using anna = new Client(port);
   anna.send(registration("anna"));
   expect((await events.next()).value).toMatchObject({ event: "joined", name: "anna" });
-  child.stdin?.write("stats\nquit\n");
-  expect(await child.exited).toBe(0);
+  child.stdin?.write("broadcast hello\ntell anna and you\ntell bert nothing\nstats\nquit\n");
+  for (const event of [
+    { event: "told", participants: 1 },
+    { event: "told", participants: 1, name: "anna" },
+    { event: "error", message: expect.stringContaining("nobody here is called bert") },
+  ])
+    expect((await events.next()).value).toMatchObject(event);
+  expect(await child.exited).toBe(1);
   expect(await new Response(child.stdout).text()).toMatch(
     /^up +\d+s\nnow +1 participant in 1 room, 1 connection/,
   );
