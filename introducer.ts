@@ -142,6 +142,8 @@ export const defaultLimits = {
   roomShare: 64,
   /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
   processorMs: 2,
+  /** New connections that one address may always have accepted in a second; more only while there are few others. */
+  acceptsPerSecond: 64,
   /** How many times the share of an address loopback has, where only this host's own programs come from. */
   loopbackShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
@@ -196,13 +198,16 @@ const resumeMs = 10;
 const sliceMs = 0.5;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
-/** A room has place for so many of one address, however full it is. */
-const leastRoomShare = 16;
+/** A room has place for so many of one address, however full it is: of 64 greedy ones it leaves some to others. */
+const leastRoomShare = 2;
 /** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
 const sharedProcessorMs = 50;
-const processorWindowMs = 250;
-/** What it costs to accept and to close a connection, and to write to one at the end of the tick: Bun does most of it elsewhere. */
+const usageWindowMs = 250;
+/** Connections accepted in that time, of which addresses have shares: they take 20 ms. */
+const acceptedInWindow = 400;
+/** What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in Bun. */
 const acceptMs = 0.05;
+const readMs = 0.01;
 const flushMs = 0.01;
 /** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
 const mostChargedMs = 2;
@@ -1730,6 +1735,7 @@ export class Introducer {
   );
   readonly #shares: Shares;
   readonly #processor: Usage;
+  readonly #accepted: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
   /** Who else is in them, at other introducers. */
@@ -1768,17 +1774,15 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
-    const { sessions, probes, heldBytes, processorMs, loopbackShares } = this.limits;
+    const { sessions, probes, heldBytes, processorMs, acceptsPerSecond, loopbackShares } = this.limits;
     const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
     this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
     this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
     this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
-    this.#processor = new Usage(
-      sharedProcessorMs,
-      (processorMs * processorWindowMs) / 1000,
-      processorWindowMs,
-      loopbackShares,
-    );
+    const usage = (all: number, eachSecond: number) =>
+      new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, loopbackShares);
+    this.#processor = usage(sharedProcessorMs, processorMs);
+    this.#accepted = usage(acceptedInWindow, acceptsPerSecond);
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
     this.#advertised = options.advertise;
@@ -2083,7 +2087,7 @@ export class Introducer {
 
   #listenForProbe(hostname: string, port: number): Listener<Probe | undefined> {
     const { measureMs } = this.limits;
-    const listener: Listener<Probe | undefined> = new Listener<Probe | undefined>(
+    return new Listener<Probe | undefined>(
       {
         hostname,
         port,
@@ -2093,8 +2097,7 @@ export class Introducer {
             const own = observed && this.#takeProbe(observed);
             if (!own) {
               this.#metrics.turnedAway();
-              socket.terminate();
-              return listener.turnedAway();
+              return void socket.terminate();
             }
             socket.data = own;
             this.#probeSockets.add(socket);
@@ -2113,7 +2116,6 @@ export class Introducer {
       },
       (message) => this.#onEvent({ event: "warning", message }),
     );
-    return listener;
   }
 
   /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
@@ -2181,8 +2183,7 @@ export class Introducer {
     const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
     if (isFlood || !this.#accepts(own)) {
       this.#metrics.turnedAway();
-      socket.terminate();
-      return this.#listener.turnedAway();
+      return void socket.terminate();
     }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
@@ -2197,11 +2198,12 @@ export class Introducer {
     else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  /** Whether an address may have another connection accepted, as far as processor time goes. */
+  /** Whether an address may have another connection accepted. It may wait to be read then, but who is turned away is not in. */
   #accepts(own: string): boolean {
     const now = performance.now();
     this.#processor.spend(own, acceptMs, now);
-    return !this.#processor.isOver(own, now);
+    this.#accepted.spend(own, 1, now);
+    return !this.#accepted.isOver(own, now);
   }
 
   /** What a session makes us do is of its address's share of the processor. */
@@ -2211,7 +2213,7 @@ export class Introducer {
     work();
     const now = performance.now();
     const laterMs = (this.#outgoing.length - writes) * flushMs;
-    this.#processor.spend(session.subscriber, Math.min(now - from, mostChargedMs) + laterMs, now);
+    this.#processor.spend(session.subscriber, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   #data(session: Session, chunk: Uint8Array): void {
@@ -2464,6 +2466,7 @@ export class Introducer {
     const now = performance.now();
     this.#rounds.begin();
     this.#processor.tick(now);
+    this.#accepted.tick(now);
     this.#introductions.tick();
     this.#relays?.tick(now);
     this.#dismiss(now);
@@ -3071,7 +3074,8 @@ function renderLimits(): string {
       `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all;`,
     ],
     ["", `${amount(limits.unsentBytes)} for one that reads too slowly`],
-    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle`],
+    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle;`],
+    ["", `${limits.acceptsPerSecond} new connections a second of one address, more likewise`],
     [
       "registering",
       `within ${seconds(limits.registerDeadlineMs)}; closed after ${seconds(limits.silenceMs)} of silence,`,

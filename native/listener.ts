@@ -14,8 +14,6 @@ import { close, duplicate, isSupported, SystemError } from "./libc.ts";
 
 /** Accepted at one go: each costs some 50 µs. */
 const mostAtOnce = 8;
-/** How long nobody is accepted after one go at which most were turned away: so a flood gets a fifth of a processor. */
-const floodPauseMs = 4;
 /** How long until listening is tried again where that was not possible. */
 const retryMs = 50;
 
@@ -33,7 +31,6 @@ export class Listener<Data> {
   #timer: Timer | undefined;
   /** At this go. */
   #accepted = 0;
-  #turnedAway = 0;
 
   /**
    * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` hears why nobody can be accepted, for which another
@@ -50,11 +47,6 @@ export class Listener<Data> {
     this.#listener = Bun.listen(this.#options);
     this.hostname = this.#listener.hostname;
     this.port = this.#listener.port;
-  }
-
-  /** To be called for each connection that `open` closes at once. */
-  turnedAway(): void {
-    this.#turnedAway++;
   }
 
   #count(): void {
@@ -75,10 +67,8 @@ export class Listener<Data> {
   }
 
   #goIsOver(): void {
-    const isFlood = this.#turnedAway > mostAtOnce / 2;
-    this.#accepted = this.#turnedAway = 0;
-    if (isFlood) this.#timer = setTimeout(() => this.#goOn(), floodPauseMs);
-    else this.#goOn();
+    this.#accepted = 0;
+    this.#goOn();
   }
 
   #goOn(): void {

@@ -62,7 +62,6 @@ test.each([
           turns.opened();
           if (!isFlooded) return void socket.write("welcome");
           socket.terminate();
-          listener.turnedAway();
         },
         data: (socket) => void socket.write("still here"),
       },

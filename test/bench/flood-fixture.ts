@@ -186,9 +186,11 @@ const floods: Record<string, Kind> = {
   lines: { most: 32, visit: lines },
 };
 const wanted = kind === "all" ? Object.values(floods) : [floods[kind]!];
-const share = Math.floor(most / addresses.length / wanted.length);
+/** Where there are addresses enough, each does one thing: whoever does all is sent away for one of them. */
+const own = (index: number) => (addresses.length < wanted.length ? wanted : [wanted[index % wanted.length]!]);
+const share = Math.floor(most / addresses.length / own(0).length);
 await Promise.all(
-  addresses.flatMap((address) =>
-    wanted.map((one) => keep(address, { ...one, most: Math.min(one.most, share) })),
+  addresses.flatMap((address, index) =>
+    own(index).map((one) => keep(address, { ...one, most: Math.min(one.most, share) })),
   ),
 );
