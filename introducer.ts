@@ -63,6 +63,7 @@ import {
   type Terminal,
 } from "./native/terminal.ts";
 import { RedisRooms } from "./native/redis/rooms.ts";
+import { Rounds, sliceMs } from "./native/rounds.ts";
 import {
   KeptNames,
   LocalRooms,
@@ -194,8 +195,6 @@ const mostInRoom = 10_000;
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
-/** What there is to do for all connections is done for so long at once, and then what came meanwhile. */
-const sliceMs = 0.5;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
 /** A room has place for so many of one address, however full it is: of 64 greedy ones it leaves some to others. */
@@ -933,41 +932,6 @@ function describe(event: IntroducerEvent): string {
       return `${event.participants.length} participants`;
     case "stats":
       return `${event.stats.participants} participants`;
-  }
-}
-
-/** No generator, which would end when a loop is left. */
-type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
-
-/**
- * Looks at all of some again and again, for no longer at once than others can wait: a thousand sessions to end take 15 ms.
- * Whoever comes to them while a round is under way is looked at in it.
- */
-class Rounds<T> {
-  readonly #all: () => BuiltinIterator<T>;
-  readonly #look: (one: T, now: number) => void;
-  /** Those that this round has not come to yet. */
-  #left: BuiltinIterator<T> | undefined;
-
-  constructor(all: () => BuiltinIterator<T>, look: (one: T, now: number) => void) {
-    this.#all = all;
-    this.#look = look;
-  }
-
-  /** Begins a round after what is at hand, unless one is under way. */
-  begin(): void {
-    if (!this.#left) this.#goOn((this.#left = this.#all()));
-  }
-
-  #goOn(left: BuiltinIterator<T>): void {
-    setImmediate(() => {
-      const now = performance.now();
-      for (const one of left) {
-        this.#look(one, now);
-        if (performance.now() - now >= sliceMs) return this.#goOn(left);
-      }
-      this.#left = undefined;
-    });
   }
 }
 

@@ -499,6 +499,44 @@ test.skipIf(!isLinux)("who opens connection after connection does not keep other
   for (const one of flood) one[Symbol.dispose]();
 });
 
+test("who connects again and again is turned away; others are not, and wait for nobody", async () => {
+  await using scene = introduce({ loopbackShares: 1 });
+  const { introducer } = scene;
+  using crowd = new DisposableStack();
+  for (let n = 0; n < 2000 && introducer.stats.turnedAway < 50; n++) {
+    crowd.use(new Client(introducer.port, "127.0.0.3"));
+    await Bun.sleep(0);
+  }
+  expect(introducer.stats.turnedAway).toBeGreaterThanOrEqual(50);
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.4");
+  using bert = await scene.join("bert", "lobby", true, "127.0.0.5");
+  anna.send({ type: "connect", peer: bert.id });
+  await Promise.all([anna.next("punch"), bert.next("punch")]);
+});
+
+test("of those who come together, who has said much of late has its turn last", async () => {
+  const refused: string[] = [];
+  const onEvent = (event: IntroducerEvent) => {
+    if (event.event !== "refused") return;
+    refused.push(event.address.replace(/:\d+$/, ""));
+    const from = performance.now();
+    while (performance.now() - from < 3); // more than each may have, less than a share of what is left
+  };
+  const [slow, busy, quiet] = ["127.0.0.3", "127.0.0.4", "127.0.0.5"];
+  const limits = { loopbackShares: 1, processorMs: 6 };
+  await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
+  using crowd = new DisposableStack();
+  const [first, ...others] = [busy, slow, busy, quiet].map((address) =>
+    crowd.use(new Client(introducer.port, address)),
+  );
+  await until("all are in", () => introducer.stats.connections === 4);
+  first!.raw("what?\n");
+  await until("it has been heard", () => refused.length === 1);
+  for (const other of others) other.raw("what?\n"); // all three wait to be read when the first of them is
+  await until("all have been heard", () => refused.length === 4);
+  expect(refused).toEqual([busy, slow, quiet, busy]);
+});
+
 test.skipIf(!isLinux)(
   "lines that never end, from one address, are bounded, and others' are read",
   async () => {

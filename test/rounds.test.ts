@@ -1,0 +1,51 @@
+import { expect, test } from "bun:test";
+import { Rounds, sliceMs } from "../native/rounds.ts";
+import { until } from "./native-fixture.ts";
+
+/** Keeps the processor busy for more than a slice. */
+function toil(): void {
+  const from = performance.now();
+  while (performance.now() - from < 1.1 * sliceMs);
+}
+
+test("a round looks at each once, begins when what is at hand is done, and is not begun twice", async () => {
+  const seen: number[] = [];
+  const rounds = new Rounds(
+    () => [1, 2, 3].values(),
+    (one) => seen.push(one),
+  );
+  rounds.begin();
+  rounds.begin();
+  expect(seen).toEqual([]);
+  await until("it is over", () => seen.length >= 3);
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(seen).toEqual([1, 2, 3]);
+  rounds.begin();
+  await until("there was another", () => seen.length === 6);
+});
+
+test("between slices others have their turn; who comes meanwhile is looked at, who has gone is not", async () => {
+  const all = new Set(["a", "b", "c"]);
+  const seen: string[] = [];
+  let isOver = false;
+  const rounds = new Rounds(
+    () => all.values(),
+    (one) => {
+      toil();
+      seen.push(one);
+      if (one === "a") {
+        all.delete("b");
+        all.add("d");
+      }
+      isOver = one === "d";
+    },
+  );
+  rounds.begin();
+  const turn = () => {
+    seen.push("-");
+    if (!isOver) setImmediate(turn);
+  };
+  setImmediate(turn);
+  await until("it is over", () => isOver);
+  expect(seen.join("")).toMatch(/^-?a-+c-+d/);
+});
