@@ -27,6 +27,15 @@ function introduce(redis: string, port = 0) {
   return { introducer, port: introducer.port, count, shared, [Symbol.asyncDispose]: () => introducer.stop() };
 }
 
+/** Two that share a Redis of their own. */
+async function introducers() {
+  const owned = new AsyncDisposableStack();
+  const redis = owned.use(await RedisServer.start());
+  const [one, two] = [owned.use(introduce(redis.url)), owned.use(introduce(redis.url))];
+  await Promise.all([one.shared(), two.shared()]);
+  return { redis, one, two, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
 /** Registers, and sees the room. */
 async function enter(port: number, name: string, room = "lobby", instance?: string) {
   const client = new Client(port);
@@ -60,6 +69,16 @@ function share(url: string) {
   });
   const isShared = () => until("they are shared", () => told.at(-1) === true, patienceMs);
   return { rooms, guests, displaced, told, mistakes, isShared, [Symbol.asyncDispose]: () => rooms.close() };
+}
+
+/** Two of those, and who is in their lobbies is known. */
+async function lobbies() {
+  const owned = new AsyncDisposableStack();
+  const redis = owned.use(await RedisServer.start());
+  const [one, two] = [owned.use(share(redis.url)), owned.use(share(redis.url))];
+  await Promise.all([one.isShared(), two.isShared()]);
+  await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+  return { redis, one, two, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 /** The same Redis, further away. */
@@ -141,10 +160,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "Redis is killed and started again, empty: nobody has left, rooms go on, and all are together again",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = introduce(redis.url);
-      await using two = introduce(redis.url);
-      await Promise.all([one.shared(), two.shared()]);
+      await using scene = await introducers();
+      const { redis, one, two } = scene;
       using anna = await enter(one.port, "anna");
       using bert = await enter(two.port, "bert");
       await anna.next("joined");
@@ -187,10 +204,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "a Redis that answers nothing holds up nobody for more than a second, and no known room at all",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = introduce(redis.url);
-      await using two = introduce(redis.url);
-      await Promise.all([one.shared(), two.shared()]);
+      await using scene = await introducers();
+      const { redis, one, two } = scene;
       using anna = await enter(one.port, "anna");
       using bert = await enter(two.port, "bert");
       await anna.next("joined");
@@ -255,11 +270,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "a Redis that has been made to forget the scripts gets them again, and nothing is missing",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = share(redis.url);
-      await using two = share(redis.url);
-      await Promise.all([one.isShared(), two.isShared()]);
-      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      await using scene = await lobbies();
+      const { redis, one, two } = scene;
       await redis.command("SCRIPT", "FLUSH");
       const [kept, gone] = [occupant(1), occupant(2)];
       for (const own of [kept, gone]) one.rooms.put(own);
@@ -275,11 +287,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "nobody gets an id that somebody has, here or elsewhere",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = share(redis.url);
-      await using two = share(redis.url);
-      await Promise.all([one.isShared(), two.isShared()]);
-      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      await using scene = await lobbies();
+      const { one, two } = scene;
       const draws = (...values: number[]) => {
         const random = spyOn(Math, "random");
         for (const value of values) random.mockReturnValueOnce(value);
@@ -328,11 +337,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "an introducer that was taken for dead is put back by itself",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = share(redis.url);
-      await using two = share(redis.url);
-      await Promise.all([one.isShared(), two.isShared()]);
-      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      await using scene = await lobbies();
+      const { redis, one, two } = scene;
       two.rooms.put(occupant(two.rooms.nextId("lobby")));
       one.rooms.put(occupant(one.rooms.nextId("lobby")));
       await until("they are known", () => one.guests.size + two.guests.size === 2);
@@ -387,10 +393,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "what is none of an introducer's in Redis harms nobody",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = introduce(redis.url);
-      await using two = introduce(redis.url);
-      await Promise.all([one.shared(), two.shared()]);
+      await using scene = await introducers();
+      const { redis, one, two } = scene;
       using anna = await enter(one.port, "anna");
       const { peer } = occupant(7);
       const bad = [
@@ -503,10 +507,8 @@ describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
   test.concurrent(
     "whoever asks too often is not answered, and what is no answer is none",
     async () => {
-      await using redis = await RedisServer.start();
-      await using one = introduce(redis.url);
-      await using two = introduce(redis.url);
-      await Promise.all([one.shared(), two.shared()]);
+      await using scene = await introducers();
+      const { redis, one, two } = scene;
       using anna = await enter(one.port, "anna");
       const ask = (question: object) =>
         redis.command("PUBLISH", "punch:all", JSON.stringify({ by: "us", number: 1, ...question }));
