@@ -18,11 +18,14 @@ const firstPrivatePort = 1024;
 const maxOffLink = 4;
 
 const minuteMs = 60_000;
-/** Introductions in a minute that we did not ask for and that led to no link. */
-const introductionsPerMinute = 60;
+/**
+ * Introductions in a minute that we did not ask for and that led to no link: more than an honest introducer lets through,
+ * who knows addresses and so is fair where we can't be. It grants 60 and a few of each address.
+ */
+const introductionsPerMinute = 240;
 const introductionsPerPeer = 10;
 /** The same with those that did. */
-const introductionsInAll = 240;
+const introductionsInAll = 480;
 /** Birthdays in a minute, each of which leaves hundreds of entries in our NAT: without a link, and in all. */
 const birthdaysPerMinute = 6;
 const birthdaysInAll = 60;

@@ -37,12 +37,12 @@ labTest("while 64 addresses do all they can, people behind NATs link and are rel
     await expectRoute(early, asker, "public", 2 * soonMs);
     await disconnect(early.alice, early.bob);
   }
-  // Newcomers to the same room: one to whom all are strangers, and two who have to be relayed.
+  // Newcomers to the same room: one who asks for the same as all who flood, and two who have to be relayed.
   const erin = await people.participant("erin", await behind({})(lab, "erin"), introducer, ["--direct"]);
-  await early.bob.sees(erin);
-  erin.type("connect bob");
-  await linkedBoth(erin, early.bob);
-  await talk(erin, early.bob);
+  await early.alice.sees(erin);
+  erin.type("connect alice");
+  await linkedBoth(erin, early.alice);
+  await talk(erin, early.alice);
   const random = behind({ mapping: "random" });
   const [carol, dave] = await Promise.all(
     ["carol", "dave"].map(async (name) => people.participant(name, await random(lab, name), introducer)),
