@@ -19,7 +19,7 @@ import type { Socket } from "bun";
 import {
   fairShare,
   fill,
-  isLoopback,
+  isOwnHost,
   Shares,
   siteShares,
   subscriber,
@@ -145,8 +145,8 @@ export const defaultLimits = {
   processorMs: 2,
   /** New connections that one address may always have accepted in a second; more only while there are few others. */
   acceptsPerSecond: 64,
-  /** How many times the share of an address loopback has, where only this host's own programs come from. */
-  loopbackShares: Infinity,
+  /** How many times the share of an address 127.0.0.1 and ::1 have: only this host's own programs come from there. */
+  ownHostShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
   messageBurst: 100,
   messagesPerSecond: 50,
@@ -1394,10 +1394,10 @@ class Introductions {
   #unaskedOf({ peer }: Party, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
-    const { introductionsPerTarget, failedBirthdaysPerTarget, loopbackShares } = this.#exchange.limits;
+    const { introductionsPerTarget, failedBirthdaysPerTarget, ownHostShares } = this.#exchange.limits;
     const fresh: Unasked = {
       introductions: { tokens: introductionsPerTarget, at: now },
-      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, loopbackShares),
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
@@ -1738,13 +1738,13 @@ export class Introducer {
   private constructor(options: IntroducerOptions) {
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
-    const { sessions, probes, heldBytes, processorMs, acceptsPerSecond, loopbackShares } = this.limits;
+    const { sessions, probes, heldBytes, processorMs, acceptsPerSecond, ownHostShares } = this.limits;
     const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
-    this.#shares = new Shares(sessions, sessionsPerAddress, loopbackShares);
-    this.#probes = new Shares(probes, probesPerAddress, loopbackShares);
-    this.#held = new Shares(heldBytes, heldBytesPerAddress, loopbackShares);
+    this.#shares = new Shares(sessions, sessionsPerAddress, ownHostShares);
+    this.#probes = new Shares(probes, probesPerAddress, ownHostShares);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, ownHostShares);
     const usage = (all: number, eachSecond: number) =>
-      new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, loopbackShares);
+      new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, ownHostShares);
     this.#processor = usage(sharedProcessorMs, processorMs);
     this.#accepted = usage(acceptedInWindow, acceptsPerSecond);
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
@@ -2590,14 +2590,14 @@ export class Introducer {
   }
 
   #checkRoom({ subscriber: own }: Session, others: Party[]): void {
-    const { roomSize, roomShare, loopbackShares } = this.limits;
+    const { roomSize, roomShare, ownHostShares } = this.limits;
     if (others.length >= roomSize)
       throw new Refusal(
         "limit",
         `the room is full: it holds ${count(roomSize, "participant")}; wait until one leaves`,
       );
     const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
-    const share = Math.min(roomShare, fair) * (isLoopback(own) ? loopbackShares : 1);
+    const share = Math.min(roomShare, fair) * (isOwnHost(own) ? ownHostShares : 1);
     if (others.length < share) return;
     let present = 0;
     for (const other of others) if (other.subscriber === own) present += 1;

@@ -51,9 +51,9 @@ function siteOf(subscriber: string): string | undefined {
   return subscriber.includes(":") ? `${subscriber.split(":", 3).join(":")}/48` : undefined;
 }
 
-/** Of ::1 and of 127.0.0.0/8. */
-export function isLoopback(subscriber: string): boolean {
-  return subscriber.startsWith("127.") || subscriber === "0:0:0:0";
+/** Where a program of this host comes from unless it chooses: 127.0.0.1 or ::1, not all of 127.0.0.0/8. */
+export function isOwnHost(subscriber: string): boolean {
+  return subscriber === "127.0.0.1" || subscriber === "0:0:0:0";
 }
 
 /**
@@ -72,14 +72,14 @@ export class Shares {
   total = 0;
   readonly #all: number;
   readonly #each: number;
-  readonly #loopbackShares: number;
+  readonly #ownHostShares: number;
   readonly #amounts = new Map<string, number>();
 
-  /** `each`: the most a subscriber ever gets, however much is left; loopback so many times that. */
-  constructor(all: number, each: number, loopbackShares: number) {
+  /** `each`: the most a subscriber ever gets, however much is left; our own host so many times that. */
+  constructor(all: number, each: number, ownHostShares: number) {
     this.#all = all;
     this.#each = each;
-    this.#loopbackShares = loopbackShares;
+    this.#ownHostShares = ownHostShares;
   }
 
   of(key: string): number {
@@ -89,7 +89,7 @@ export class Shares {
   /** What a subscriber may have now. */
   most(subscriber: string): number {
     const share = Math.min(this.#each, fairShare(this.#all, this.total));
-    return isLoopback(subscriber) ? share * this.#loopbackShares : share;
+    return isOwnHost(subscriber) ? share * this.#ownHostShares : share;
   }
 
   /** Whether with so much `more` there is more than there may be. */
@@ -131,16 +131,16 @@ export class Usage {
   readonly #all: number;
   readonly #least: number;
   readonly #windowMs: number;
-  readonly #loopbackShares: number;
+  readonly #ownHostShares: number;
   readonly #used = new Map<string, Bucket>();
   readonly #total: Bucket = { tokens: 0, at: 0 };
 
   /** `all` in one window is there for all; `least` of it has each, however many others there are. */
-  constructor(all: number, least: number, windowMs: number, loopbackShares: number) {
+  constructor(all: number, least: number, windowMs: number, ownHostShares: number) {
     this.#all = all;
     this.#least = least;
     this.#windowMs = windowMs;
-    this.#loopbackShares = loopbackShares;
+    this.#ownHostShares = ownHostShares;
   }
 
   spend(subscriber: string, amount: number, now: number): void {
@@ -159,7 +159,7 @@ export class Usage {
   }
 
   #isMore(subscriber: string, share: number, now: number): boolean {
-    const most = isLoopback(subscriber) ? share * this.#loopbackShares : share;
+    const most = isOwnHost(subscriber) ? share * this.#ownHostShares : share;
     if (this.of(subscriber, now) > most) return true;
     const site = siteOf(subscriber);
     return site !== undefined && this.of(site, now) > most * siteShares;

@@ -24,7 +24,7 @@ export interface RelayLimits {
   relays: number;
   relaysPerAddress: number;
   relaysPerMember: number;
-  loopbackShares: number;
+  ownHostShares: number;
   relayOfferMs: number;
 }
 
@@ -110,8 +110,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
     this.#sessions = sessions;
-    const { relays, relaysPerAddress, loopbackShares } = sessions.limits;
-    this.#shares = new Shares(2 * relays, relaysPerAddress, loopbackShares); // each relay is of two addresses
+    const { relays, relaysPerAddress, ownHostShares } = sessions.limits;
+    this.#shares = new Shares(2 * relays, relaysPerAddress, ownHostShares); // each relay is of two addresses
     this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
   }
 

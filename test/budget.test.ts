@@ -66,11 +66,12 @@ describe("shares", () => {
     expect(shares.isOver(inSite(5), 1)).toBe(false);
   });
 
-  test("what is used up is so for everybody; loopback has as many shares as it is given", () => {
+  test("what is used up is so for everybody; our own host has as many shares as it is given", () => {
     const shares = new Shares(10, 10, Infinity);
     shares.add("127.0.0.1", 10);
     expect([shares.isOver("127.0.0.1"), shares.isUsedUp(), shares.isUsedUp(1)]).toEqual([false, false, true]);
-    expect(new Shares(10, 2, 3).most(subscriber("::1"))).toBe(6);
+    const most = ["::1", "127.0.0.2", "::2"].map((address) => new Shares(10, 2, 3).most(subscriber(address)));
+    expect(most).toEqual([6, 2, 6]); // ::2 shares a /64 with ::1
   });
 });
 

@@ -455,7 +455,7 @@ test("who doesn't read is dropped, and what waits for it is bounded", async () =
 });
 
 test("one address may hold only so many connections", async () => {
-  await using scene = introduce({ sessionsPerAddress: 2, loopbackShares: 1 });
+  await using scene = introduce({ sessionsPerAddress: 2, ownHostShares: 1 });
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   using third = new Client(scene.introducer.port);
@@ -467,7 +467,7 @@ test("one address may hold only so many connections", async () => {
 });
 
 test("a refusal says how much is enough, and what an IPv6 site may have", async () => {
-  await using scene = introduce({ sessionsPerAddress: 2, loopbackShares: 1 });
+  await using scene = introduce({ sessionsPerAddress: 2, ownHostShares: 1 });
   using _anna = await scene.join("anna");
   using _bert = await scene.join("bert");
   using third = new Client(scene.introducer.port);
@@ -476,7 +476,7 @@ test("a refusal says how much is enough, and what an IPv6 site may have", async 
 });
 
 test.skipIf(!isLinux)("who takes all connections it gets leaves some for others", async () => {
-  await using scene = introduce({ sessions: 40, loopbackShares: 1 });
+  await using scene = introduce({ sessions: 40, ownHostShares: 1 });
   const { port } = scene.introducer;
   const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
   const { message } = await Promise.race(crowd.map((one) => one.next("refused")));
@@ -487,7 +487,7 @@ test.skipIf(!isLinux)("who takes all connections it gets leaves some for others"
 });
 
 test.skipIf(!isLinux)("who opens connection after connection does not keep others waiting", async () => {
-  await using scene = introduce({ loopbackShares: 1 });
+  await using scene = introduce({ ownHostShares: 1 });
   const { port } = scene.introducer;
   using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
   const flood = Array.from({ length: 600 }, () => new Client(port, "127.0.0.2"));
@@ -500,7 +500,7 @@ test.skipIf(!isLinux)("who opens connection after connection does not keep other
 });
 
 test("who connects again and again is turned away; others are not, and wait for nobody", async () => {
-  await using scene = introduce({ loopbackShares: 1 });
+  await using scene = introduce({ ownHostShares: 1 });
   const { introducer } = scene;
   using crowd = new DisposableStack();
   for (let n = 0; n < 2000 && introducer.stats.turnedAway < 50; n++) {
@@ -523,7 +523,7 @@ test("of those who come together, who has said much of late has its turn last", 
     while (performance.now() - from < 3); // more than each may have, less than a share of what is left
   };
   const [slow, busy, quiet] = ["127.0.0.3", "127.0.0.4", "127.0.0.5"];
-  const limits = { loopbackShares: 1, processorMs: 6 };
+  const limits = { ownHostShares: 1, processorMs: 6 };
   await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
   using crowd = new DisposableStack();
   const [first, ...others] = [busy, slow, busy, quiet].map((address) =>
@@ -540,7 +540,7 @@ test("of those who come together, who has said much of late has its turn last", 
 test.skipIf(!isLinux)(
   "lines that never end, from one address, are bounded, and others' are read",
   async () => {
-    await using scene = introduce({ heldBytesPerAddress: 100_000, loopbackShares: 1 });
+    await using scene = introduce({ heldBytesPerAddress: 100_000, ownHostShares: 1 });
     const halfLine = new Uint8Array(30_000).fill(120);
     const crowd = Array.from({ length: 6 }, () => new Client(scene.introducer.port, "127.0.0.2"));
     for (const one of crowd) one.raw(halfLine);
@@ -556,7 +556,7 @@ test.skipIf(!isLinux)(
 );
 
 test("one address has its share of a room, and leaves room for others", async () => {
-  await using scene = introduce({ roomSize: 3, roomShare: 2, loopbackShares: 1 });
+  await using scene = introduce({ roomSize: 3, roomShare: 2, ownHostShares: 1 });
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   using third = new Client(scene.introducer.port);
@@ -573,7 +573,7 @@ test("one address has its share of a room, and leaves room for others", async ()
 });
 
 test.skipIf(!isLinux)("one address has its share of the mapping probes", async () => {
-  await using scene = introduce({ probesPerAddress: 2, loopbackShares: 1 });
+  await using scene = introduce({ probesPerAddress: 2, ownHostShares: 1 });
   const port = scene.introducer.probePorts[0]!;
   using first = new Client(port);
   using second = new Client(port);
@@ -2760,7 +2760,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   roomShare: /a quarter of\s+them from one address/,
   processorMs: /processor +2 ms a second of one address/,
   acceptsPerSecond: /64 new connections a second of one address/,
-  loopbackShares: undefined,
+  ownHostShares: undefined,
   messageBurst: /lines +100 at once/,
   messagesPerSecond: /then 50 a second of one connection/,
   heldBytes: /64.0 MiB in all/,

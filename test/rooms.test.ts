@@ -432,7 +432,7 @@ test("a program that registers anew while its old connection is listed has its n
 });
 
 test("where thousands of a name have been taken, one is found in a few looks", async () => {
-  await using introducer = introduce({ roomSize: 64, loopbackShares: 64 });
+  await using introducer = introduce({ roomSize: 64, ownHostShares: 64 });
   const all: Program[] = [];
   for (let n = 0; n < 60; n++) {
     const one = new Program(introducer.port, "x".repeat(maxNameLength), theirs);

@@ -18,7 +18,11 @@ function introducer(redis?: string): number {
     probePorts: [],
     limits: {
       ...roomLimits(4000),
+      roomShare: unlimited,
       sessions: unlimited,
+      sessionsPerAddress: unlimited,
+      acceptsPerSecond: unlimited,
+      processorMs: unlimited,
       registerDeadlineMs: 600_000,
       messageBurst: unlimited,
       messagesPerSecond: unlimited,
