@@ -144,7 +144,7 @@ export const defaultLimits = {
   /** Milliseconds of processor time that one address may always have in a second; more only while there is some to spare. */
   processorMs: 2,
   /** New connections that one address may always have accepted in a second; more only while there are few others. */
-  acceptsPerSecond: 64,
+  acceptsPerSecond: 32,
   /** How many times the share of an address 127.0.0.1 and ::1 have: only this host's own programs come from there. */
   ownHostShares: Infinity,
   /** Lines of one session that are read at once, then so many a second. A person types far less. */
@@ -2188,7 +2188,7 @@ export class Introducer {
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
     else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
     else if (this.#isLate(session)) this.#postpone(session, chunk);
-    else this.#charge(session, () => this.#read(session, chunk));
+    else this.#charge(session, () => this.#read(session, chunk, session.heardAt));
   }
 
   /** Whether it has its turn when others had theirs: once all that came together has taken long, of those who say much. */
@@ -2207,8 +2207,8 @@ export class Introducer {
     this.#countHeld(session);
   }
 
-  /** Reads line by line, as many as it may say now, and holds the rest. */
-  #read(session: Session, chunk: Uint8Array): void {
+  /** Reads line by line, as many as it may say now and others can wait for, and holds the rest. */
+  #read(session: Session, chunk: Uint8Array, startedAt: number): void {
     const decoder = session.decoder ?? new LineDecoder();
     const { messageBurst, messagesPerSecond } = this.limits;
     try {
@@ -2226,6 +2226,10 @@ export class Introducer {
         from = lf + 1;
         if (session.relayed && from < chunk.length) {
           this.#relays?.data(session.relayed, chunk.subarray(from));
+          break;
+        }
+        if (from < chunk.length && performance.now() - startedAt >= sliceMs) {
+          this.#postpone(session, chunk.subarray(from));
           break;
         }
       }
@@ -2288,7 +2292,7 @@ export class Introducer {
     if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now))
       return this.#hold(session, bytes);
     session.held = undefined;
-    this.#charge(session, () => this.#read(session, bytes));
+    this.#charge(session, () => this.#read(session, bytes, now));
     if (session.held || session.closing) return;
     if (this.#paused.has(session)) session.socket.resume();
     this.#unhold(session);

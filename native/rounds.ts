@@ -10,13 +10,35 @@ export const sliceMs = 0.5;
 /** Which goes on after a loop over it was left, unlike a generator. */
 type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
 
-/** Looks at all, as often as it is told to, for {@link sliceMs} at once. Whoever is added to a set meanwhile is looked at, too. */
+/**
+ * The rounds under way, each as what it does in one slice, which says whether there is more. An event loop is one for all
+ * of a program, and so are its turns: in each of them one round has one slice.
+ */
+const underWay: (() => boolean)[] = [];
+
+function enqueue(round: () => boolean): void {
+  if (underWay.push(round) === 1) setImmediate(takeTurn);
+}
+
+function takeTurn(): void {
+  let hasMore = false;
+  try {
+    hasMore = underWay[0]!();
+  } finally {
+    const round = underWay.shift()!;
+    if (hasMore) underWay.push(round);
+    if (underWay.length > 0) setImmediate(takeTurn);
+  }
+}
+
+/** Looks at all, as often as it is told to, a slice at once. Whoever is added to a set meanwhile is looked at, too. */
 export class Rounds<T> {
   readonly #all: () => BuiltinIterator<T>;
-  readonly #look: (one: T, now: number) => void;
+  readonly #look: (one: T, sliceAt: number) => void;
   #isUnderWay = false;
 
-  constructor(all: () => BuiltinIterator<T>, look: (one: T, now: number) => void) {
+  /** `look` is told when the slice began. */
+  constructor(all: () => BuiltinIterator<T>, look: (one: T, sliceAt: number) => void) {
     this.#all = all;
     this.#look = look;
   }
@@ -25,17 +47,16 @@ export class Rounds<T> {
   begin(): void {
     if (this.#isUnderWay) return;
     this.#isUnderWay = true;
-    this.#goOn(this.#all());
+    const left = this.#all();
+    enqueue(() => (this.#isUnderWay = this.#slice(left)));
   }
 
-  #goOn(left: BuiltinIterator<T>): void {
-    setImmediate(() => {
-      const from = performance.now();
-      for (const one of left) {
-        this.#look(one, from);
-        if (performance.now() - from >= sliceMs) return this.#goOn(left);
-      }
-      this.#isUnderWay = false;
-    });
+  #slice(left: BuiltinIterator<T>): boolean {
+    const sliceAt = performance.now();
+    for (const one of left) {
+      this.#look(one, sliceAt);
+      if (performance.now() - sliceAt >= sliceMs) return true;
+    }
+    return false;
   }
 }
