@@ -2759,7 +2759,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   roomSize: /--max-room N .*default: 256\)/,
   roomShare: /a quarter of\s+them from one address/,
   processorMs: /processor +2 ms a second of one address/,
-  acceptsPerSecond: /64 new connections a second of one address/,
+  acceptsPerSecond: /32 new connections a second of one address/,
   ownHostShares: undefined,
   messageBurst: /lines +100 at once/,
   messagesPerSecond: /then 50 a second of one connection/,
