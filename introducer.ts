@@ -30,6 +30,7 @@ import {
   type Bucket,
 } from "./native/budget.ts";
 import { Deadlines, neverDue } from "./native/deadlines.ts";
+import { isSupported, limitUnread, unlimitUnread } from "./native/libc.ts";
 import { Listener } from "./native/listener.ts";
 import {
   Metrics,
@@ -195,6 +196,9 @@ const mostInRoom = 10_000;
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
+/** What waits to be read of a connection: some lines, or a relayed link at its rate over 200 ms. */
+const unreadBytes = 64 * 1024;
+const unreadRelayBytes = 1024 * 1024;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
 /** A room has place for so many of one address, however full it is: of 64 greedy ones it leaves some to others. */
@@ -365,7 +369,8 @@ interface Link {
   id: number | undefined;
 }
 
-type Connection = Socket<Session | undefined>;
+/** Bun 1.4.5 has a socket's descriptor, of which bun-types don't know. */
+type Connection = Socket<Session | undefined> & { fd: number };
 
 /** A connection to a probe port. */
 interface Probe {
@@ -2000,7 +2005,7 @@ export class Introducer {
           port,
           allowHalfOpen: true,
           socket: {
-            open: (socket) => this.#open(socket),
+            open: (socket) => this.#open(socket as Connection),
             data: ({ data }, chunk) => data && this.#data(data, chunk),
             drain: ({ data }) => data && this.#drain(data),
             end: ({ data }) => data && this.#ended(data),
@@ -2151,6 +2156,7 @@ export class Introducer {
     }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
+    if (isSupported()) limitUnread(socket.fd, unreadBytes);
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
     this.#connections.add(session);
     this.#deadlines.put(session, session.deadlineAt);
@@ -2292,6 +2298,7 @@ export class Introducer {
     if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now))
       return this.#hold(session, bytes);
     session.held = undefined;
+    this.#late.delete(session); // so that it comes last if there is more
     this.#charge(session, () => this.#read(session, bytes, now));
     if (session.held || session.closing) return;
     if (this.#paused.has(session)) session.socket.resume();
@@ -2534,6 +2541,7 @@ export class Introducer {
     if (session.peer) throw new Refusal("already-registered", "relay belongs on a connection of its own");
     if (!this.#relays) throw new Refusal("bad-field", "this introducer does not relay");
     this.#relays.join(session, token);
+    if (isSupported() && session.relayed) unlimitUnread(session.socket.fd, unreadRelayBytes);
   }
 
   /** Registers it once it is known who is in its room elsewhere. */

@@ -30,6 +30,9 @@ export interface Platform {
   /** The largest window that is announced, in bytes; undefined where what it is needed for does not happen. */
   TCP_WINDOW_CLAMP: number | undefined;
   SO_SNDBUF: number;
+  SO_RCVBUF: number;
+  /** Whether a buffer's size is ours to choose, not the kernel's; undefined where it can't be given back. */
+  SO_BUF_LOCK: number | undefined;
   SO_ATTACH_FILTER: number | undefined;
   SO_DETACH_FILTER: number | undefined;
   /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
@@ -69,6 +72,8 @@ export const platforms = {
     TCP_USER_TIMEOUT: 18,
     TCP_WINDOW_CLAMP: 10,
     SO_SNDBUF: 7,
+    SO_RCVBUF: 8,
+    SO_BUF_LOCK: 72,
     SO_ATTACH_FILTER: 26,
     SO_DETACH_FILTER: 27,
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
@@ -93,6 +98,7 @@ export const platforms = {
       23: "ENFILE",
       24: "EMFILE",
       32: "EPIPE",
+      92: "ENOPROTOOPT",
       97: "EAFNOSUPPORT",
       98: "EADDRINUSE",
       99: "EADDRNOTAVAIL",
@@ -130,6 +136,8 @@ export const platforms = {
     TCP_USER_TIMEOUT: undefined,
     TCP_WINDOW_CLAMP: undefined,
     SO_SNDBUF: 0x1001,
+    SO_RCVBUF: 0x1002,
+    SO_BUF_LOCK: undefined,
     SO_ATTACH_FILTER: undefined,
     SO_DETACH_FILTER: undefined,
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
@@ -429,6 +437,26 @@ export function attachFilter(fd: number, program: readonly Instruction[]): boole
 /** So many bytes may wait unsent in the kernel. */
 export function limitUnsent(fd: number, bytes: number): void {
   setOption(fd, platform.IPPROTO_TCP, platform.TCP_NOTSENT_LOWAT, bytes);
+}
+
+/**
+ * So many bytes, with what the kernel needs to keep them, wait to be read at most: by its own tuning it takes megabytes, and
+ * then 2 ms to hand over those of thousands of segments of a few bytes each. After connecting, lest windows are announced
+ * unscaled for good (tcp_select_initial_window).
+ */
+export function limitUnread(fd: number, bytes: number): void {
+  setOption(fd, platform.SOL_SOCKET, platform.SO_RCVBUF, bytes);
+}
+
+/** As much as the kernel finds right, after {@link limitUnread}; where it can't be asked to, that many bytes. */
+export function unlimitUnread(fd: number, bytes: number): void {
+  const { SOL_SOCKET, SO_BUF_LOCK } = platform;
+  limitUnread(fd, bytes);
+  try {
+    if (SO_BUF_LOCK !== undefined) setOption(fd, SOL_SOCKET, SO_BUF_LOCK, 0);
+  } catch (error) {
+    if (!(error instanceof SystemError && error.code === "ENOPROTOOPT")) throw error; // before Linux 5.14
+  }
 }
 
 export function bind(fd: number, sockaddr: Uint8Array): void {

@@ -5,7 +5,7 @@
  */
 
 /** How long others wait at most for what concerns them less. */
-export const sliceMs = 0.5;
+export const sliceMs = 0.25;
 
 /** Which goes on after a loop over it was left, unlike a generator. */
 type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;

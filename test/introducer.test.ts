@@ -1183,6 +1183,19 @@ const echoLines = (count: number) =>
     .map((text) => encode({ type: "echo", text }))
     .join("");
 
+test("what one says at once is read slice by slice, all of it, and others have their turn between", async () => {
+  await using scene = introduce({ messageBurst: 1e9 });
+  using anna = await scene.join("anna");
+  using mallory = await scene.join("mallory");
+  const count = 20_000;
+  mallory.raw(echoLines(count));
+  await until("the first are answered", () => echoes(mallory).length > 0);
+  await anna.settled();
+  expect(echoes(mallory).length).toBeLessThan(count);
+  await mallory.next("echo", ({ text }) => text === String(count - 1));
+  expect(echoes(mallory)).toEqual(numbers(count));
+});
+
 test("too many lines are read later, all and in order, and nobody is closed for it", async () => {
   await using scene = introduce({ messageBurst: 500, messagesPerSecond: 5000, silenceMs: 300, pingMs: 50 });
   using anna = await scene.join("anna");
