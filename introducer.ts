@@ -196,7 +196,7 @@ const mostInRoom = 10_000;
 const tickMs = 500;
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
-/** What waits to be read of a connection: some lines, or a relayed link at its rate over 200 ms. */
+/** What waits to be read of a connection: some lines; of a relayed one what its rate may be over a path of half a second. */
 const unreadBytes = 64 * 1024;
 const unreadRelayBytes = 1024 * 1024;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
@@ -1718,9 +1718,10 @@ export class Introducer {
   readonly #changed = new Map<Member, PeerChange>();
   /** Sessions with something to write at the end of the tick. */
   #outgoing: Session[] = [];
-  /** With something held that may not be read yet, and that is read as soon as others had their turn. */
+  /** With something held that may not be read yet. */
   readonly #paused = new Set<Session>();
   readonly #pausedRounds = this.#roundsOf(this.#paused);
+  /** With something held that is read as soon as others had their turn. */
   readonly #late = new Set<Session>();
   readonly #lateRounds = this.#roundsOf(this.#late);
   /** When the first came of those who have come together. */
@@ -2168,12 +2169,16 @@ export class Introducer {
     else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
-  /** Whether an address may have another connection accepted. It may wait to be read then, but who is turned away is not in. */
+  /**
+   * Whether an address may have another connection accepted. It does not depend on what its address has had read: that can
+   * wait, whereas who is turned away may not come again.
+   */
   #accepts(own: string): boolean {
     const now = performance.now();
     this.#processor.spend(own, acceptMs, now);
+    if (this.#accepted.isOver(own, now)) return false;
     this.#accepted.spend(own, 1, now);
-    return !this.#accepted.isOver(own, now);
+    return true;
   }
 
   /** What a session makes us do is of its address's share of the processor. */
@@ -2188,9 +2193,13 @@ export class Introducer {
 
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
-    if (session.closing) return void session.socket.pause(); // it will be closed whatever it says
+    if (session.closing) {
+      // It is closed whatever it says, and at once when it ends: unless there is much of it, it is read for that.
+      if (this.#processor.isBusy(session.subscriber, session.heardAt)) session.socket.pause();
+      return;
+    }
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
-    // Bun hands over what it had read before the socket was paused.
+    // There may be more of one that is late, and Bun hands over what it had read before a socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
     else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
     else if (this.#isLate(session)) this.#postpone(session, chunk);
@@ -2234,7 +2243,7 @@ export class Introducer {
           this.#relays?.data(session.relayed, chunk.subarray(from));
           break;
         }
-        if (from < chunk.length && performance.now() - startedAt >= sliceMs) {
+        if (!session.closing && from < chunk.length && performance.now() - startedAt >= sliceMs) {
           this.#postpone(session, chunk.subarray(from));
           break;
         }
@@ -2250,7 +2259,13 @@ export class Introducer {
   #roundsOf(sessions: Set<Session>): Rounds<Session> {
     return new Rounds(
       () => sessions.values(),
-      (session, now) => this.#goOn(session, now),
+      (session, sliceAt) => {
+        try {
+          this.#goOn(session, sliceAt);
+        } catch (error) {
+          this.#mishap(session, error as Error);
+        }
+      },
     );
   }
 
@@ -2299,9 +2314,10 @@ export class Introducer {
       return this.#hold(session, bytes);
     session.held = undefined;
     this.#late.delete(session); // so that it comes last if there is more
+    if (this.#paused.delete(session)) this.#paused.add(session); // likewise
     this.#charge(session, () => this.#read(session, bytes, now));
     if (session.held || session.closing) return;
-    if (this.#paused.has(session)) session.socket.resume();
+    if (this.#paused.has(session) && !session.relayed?.isPaused) session.socket.resume();
     this.#unhold(session);
     if (session.hasEnded) this.#ended(session);
   }
@@ -3012,6 +3028,7 @@ class Prompt {
   #say(event: IntroducerEvent): void {
     const isProblem = problems.has(event.event);
     if (this.#isJson) this.#json(event);
+    this.flush();
     if (this.#log === "json") this.#terminal.story(timed(event), isProblem);
     else if (isProblem) this.#terminal.error(describe(event));
     else if (!this.#isJson) this.#terminal.story(printable(describe(event)));

@@ -2,7 +2,7 @@
  * What one client may take: so much at once and then so much a second, and no more than its share of what there is
  * for all. It owns no clock and no timer, and knows neither sessions nor messages.
  *
- * Only introducer.ts and native/relay.ts import it. No FFI.
+ * For introducer.ts, native/relay.ts and native/redis/. No FFI.
  */
 import { Refusal } from "../protocol.ts";
 

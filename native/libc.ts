@@ -242,13 +242,8 @@ export const platform: Platform = platforms[process.platform === "darwin" ? "dar
 
 const host = `${process.platform}-${process.arch}`;
 
-/** Whether the functions of this file work here. */
-export function isSupported(): boolean {
-  return supported.includes(host);
-}
-
 function load() {
-  if (!isSupported()) {
+  if (!supported.includes(host)) {
     throw new Error(`this platform is not supported: ${host} (supported: ${supported.join(", ")})`);
   }
   const failures: string[] = [];
@@ -296,6 +291,19 @@ function darwin(c: ReturnType<typeof dlopen<typeof symbols & typeof darwinSymbol
 
 let loaded: ReturnType<typeof load> | undefined;
 const c = () => (loaded ??= load());
+
+let canLoad: boolean | undefined;
+
+/** Whether the functions of this file work here. */
+export function isSupported(): boolean {
+  if (canLoad !== undefined) return canLoad;
+  try {
+    requirePlatform();
+    return (canLoad = true);
+  } catch {
+    return (canLoad = false);
+  }
+}
 
 /** Loads the C library now; throws the one clear error where that can't be done. */
 export function requirePlatform(): void {
@@ -440,12 +448,16 @@ export function limitUnsent(fd: number, bytes: number): void {
 }
 
 /**
- * So many bytes, with what the kernel needs to keep them, wait to be read at most: by its own tuning it takes megabytes, and
- * then 2 ms to hand over those of thousands of segments of a few bytes each. After connecting, lest windows are announced
- * unscaled for good (tcp_select_initial_window).
+ * So many bytes wait to be read, and as much again of what the kernel needs to keep them: by its own tuning megabytes do,
+ * and then it takes 2 ms to hand over those of thousands of segments of a few bytes each. After connecting, lest windows
+ * are announced unscaled for good (tcp_select_initial_window). A connection that is over stays as it is.
  */
 export function limitUnread(fd: number, bytes: number): void {
-  setOption(fd, platform.SOL_SOCKET, platform.SO_RCVBUF, bytes);
+  try {
+    setOption(fd, platform.SOL_SOCKET, platform.SO_RCVBUF, bytes);
+  } catch (error) {
+    if (!(error instanceof SystemError && error.code === "EINVAL")) throw error; // macOS: it has been reset
+  }
 }
 
 /** As much as the kernel finds right, after {@link limitUnread}; where it can't be asked to, that many bytes. */

@@ -5,7 +5,7 @@
  * Bun accepts for as long as anybody is waiting to be accepted, and serves no other socket and no timer meanwhile: 15,000
  * accepted and closed at once held up all others for a second. It stops accepting when its listening socket has been
  * closed. So once several have been accepted at one go, that is done with one descriptor while another keeps the socket and
- * its queue, where nobody is lost, and Bun gets that one when the others have been served.
+ * its queue, where nobody is lost, and Bun gets that one when the others have been served. Not so on Windows.
  *
  * introducer.ts alone imports it.
  */
@@ -39,8 +39,9 @@ export class Listener<Data> {
   constructor(options: TCPSocketListenOptions<Data>, onProblem: (message: string) => void) {
     const { open } = options.socket;
     const counted: typeof open = (socket) => {
+      const opened = open?.(socket); // which may close it, and a descriptor is free
       this.#count();
-      return open?.(socket);
+      return opened;
     };
     this.#options = { ...options, socket: { ...options.socket, open: counted } };
     this.#onProblem = onProblem;
@@ -51,7 +52,7 @@ export class Listener<Data> {
 
   #count(): void {
     if (this.#accepted === 0) setImmediate(() => this.#goIsOver());
-    if (++this.#accepted === mostAtOnce && isSupported()) this.#rest();
+    if (++this.#accepted >= mostAtOnce && isSupported()) this.#rest();
   }
 
   #rest(): void {
@@ -59,7 +60,7 @@ export class Listener<Data> {
     try {
       this.#resting = duplicate((this.#listener as Descriptor<Data>).fd);
     } catch (error) {
-      if (error instanceof SystemError && error.code === "EMFILE") return; // nor does accepting go on then
+      if (error instanceof SystemError && error.code === "EMFILE") return; // nor can more be accepted
       throw error;
     }
     this.#listener.stop();

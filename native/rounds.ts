@@ -4,7 +4,7 @@
  * introducer.ts alone.
  */
 
-/** How long others wait at most for what concerns them less. */
+/** How long others wait for what concerns them less, or as long as it takes to look at one. */
 export const sliceMs = 0.25;
 
 /** Which goes on after a loop over it was left, unlike a generator. */
@@ -21,7 +21,7 @@ function enqueue(round: () => boolean): void {
 }
 
 function takeTurn(): void {
-  let hasMore = false;
+  let hasMore = true; // if one fails, the others have their turn all the same
   try {
     hasMore = underWay[0]!();
   } finally {

@@ -4,6 +4,7 @@ import { constants } from "node:os";
 import { join } from "node:path";
 import * as libc from "../native/libc.ts";
 import { encodeSockaddr } from "../native/sockaddr.ts";
+import { until } from "./native-fixture.ts";
 
 const { SystemError, platforms } = libc;
 
@@ -73,6 +74,7 @@ const calls: Record<string, (fd: number) => unknown> = {
   accept: (fd) => libc.accept(fd),
   getsockname: (fd) => libc.localAddress(fd),
   getpeername: (fd) => libc.remoteAddress(fd),
+  fcntl: (fd) => libc.duplicate(fd),
 };
 
 test.each(Object.entries(calls))("%s of a descriptor that is none says so", (syscall, call) => {
@@ -132,6 +134,42 @@ test("a listener where nobody waits accepts nothing, and what it accepts does no
     libc.close(client);
   }
 });
+
+/** Bytes that wait to be read of the connection that port accepted: rx_queue in /proc/net/tcp. */
+function unread(port: number): number {
+  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")} `;
+  const accepted = readFileSync("/proc/net/tcp", "utf8").split("\n");
+  const [line = ""] = accepted.filter((one) => one.includes(`: ${local}`) && one.includes(" 01 "));
+  return parseInt(/ 01 [0-9A-F]+:([0-9A-F]+) /.exec(line)?.[1] ?? "0", 16);
+}
+
+test.skipIf(process.platform !== "linux")(
+  "little waits to be read of a connection that says little, and much again of one that shall",
+  async () => {
+    const opened = Promise.withResolvers<Bun.Socket & { fd: number }>();
+    const open = (socket: Bun.Socket) => {
+      socket.pause();
+      libc.limitUnread((socket as Bun.Socket & { fd: number }).fd, 64 * 1024);
+      opened.resolve(socket as Bun.Socket & { fd: number });
+    };
+    const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { open, data() {} } });
+    const { port } = listener;
+    const chunk = new Uint8Array(256 * 1024);
+    const fill = (socket: Bun.Socket) => {
+      while (socket.write(chunk) === chunk.length);
+    };
+    const client = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {}, drain: fill } });
+    const accepted = await opened.promise;
+    fill(client);
+    await until("some waits", () => unread(port) > 16 * 1024);
+    expect(unread(port)).toBeLessThan(150 * 1024);
+    libc.unlimitUnread(accepted.fd, 1024 * 1024);
+    await until("more waits", () => unread(port) > 150 * 1024);
+    client.terminate();
+    accepted.terminate();
+    listener.stop();
+  },
+);
 
 test("polling nothing finds nothing", () => {
   expect(libc.poll(new Int32Array(0), 0)).toBe(0);

@@ -49,3 +49,16 @@ test("between slices others have their turn; who comes meanwhile is looked at, w
   await until("it is over", () => isOver);
   expect(seen.join("")).toMatch(/^-?a-+c-+d/);
 });
+
+test("several rounds take turns, a slice each", async () => {
+  const seen: string[] = [];
+  for (const all of ["abc", "123"]) {
+    const look = (one: string) => {
+      toil();
+      seen.push(one);
+    };
+    new Rounds(() => [...all].values(), look).begin();
+  }
+  await until("both are over", () => seen.length === 6);
+  expect(seen.join("")).toBe("a1b2c3");
+});

@@ -136,6 +136,7 @@ export class RedisConnection {
     await Promise.all([clients.commands.connect(), clients.subscriber.connect()]);
     // Before anybody can run one. Who makes Redis forget them (SCRIPT FLUSH) ends the connection by the next run.
     await Promise.all(this.#user.scripts.map((script) => clients.commands.send("SCRIPT", ["LOAD", script])));
+    if (!clients.subscriber.connected) throw new Error("the connection closed"); // while they were loaded
     this.#clients = clients;
     this.#roundTripMs = Infinity;
     await this.subscribe(this.#user.channels());

@@ -110,6 +110,9 @@ export class Client {
   refused = (line: string): void => {
     throw new Error(`unexpected: ${line}`);
   };
+  failed = (line: string): void => {
+    throw new Error(`unexpected: ${line}`);
+  };
   readonly #index: number;
   readonly #room: string;
   #socket: Socket | undefined;
@@ -180,7 +183,8 @@ export class Client {
     else if (type === "re" && at(line, typeAt + 2) === "l") this.relayed?.(tokenOf(line));
     else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
     else if (type === "pe" && line.includes('"more":false', line.length - 16)) this.joined?.();
-    else if (type === "fa" || type === "by") throw new Error(`unexpected: ${line}`);
+    else if (type === "fa") this.failed(line.toString());
+    else if (type === "by") throw new Error(`unexpected: ${line}`);
   }
 
   /** Asks for an introduction; resolves to the token of the relay that is offered when nothing comes of it. */

@@ -1,5 +1,5 @@
 /**
- * Who floods, for `bench flood`: one kind of flood from a list of addresses, as fast as the introducer lets it, until it
+ * Who floods, for `bench flood` and the lab: one kind of flood, or all, from a list of addresses, as fast as the introducer lets it, until it
  * is killed. On SIGUSR2 it says how often it has tried.
  */
 import type { Socket } from "bun";

@@ -1,7 +1,7 @@
 /**
  * The introducer's real program as an operator starts it, seen from outside, for benches that come from many addresses:
- * they run in a network namespace of their own, where 10.99.0.0/16 and 2001:db8::/48 are this host's, because of what
- * there is loopback has as many shares as it likes.
+ * they run in a network namespace of their own, where 10.99.0.0/16 and 2001:db8::/48 are this host's, because
+ * 127.0.0.1 has as many shares as it likes.
  */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";

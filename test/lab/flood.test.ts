@@ -55,7 +55,7 @@ labTest("while 64 addresses do all they can, people behind NATs link and are rel
   await talk(carol!, dave!);
   introducer.type("stats");
   const { turnedAway, refusals } = (await introducer.next("stats")).stats;
-  expect(turnedAway).toBeGreaterThan(1000);
+  expect(turnedAway).toBeGreaterThan(100);
   expect(refusals.map(({ code }) => code)).toEqual(expect.arrayContaining(["bad-field", "limit"]));
   expect(honest).toEqual([]);
 });
