@@ -127,11 +127,13 @@ async function couple(number: number): Promise<void> {
 }
 
 async function meet(a: Visitor, b: Visitor, relays: boolean): Promise<void> {
-  const both = Promise.all([a, b].map((one) => one.next(relays ? "relay" : "punch")));
+  const [asker, other] = [a, b].map((one) => one.next(relays ? "relay" : "punch"));
+  other!.catch(() => {}); // who is asked for is told of no failure
   a.say({ type: "connect", peer: b.id });
-  if (chance(0.1)) return void both.catch(() => {}); // gone before
-  const told = await both;
-  if (told.some((line) => line.startsWith('{"type":"failed'))) return; // all relays are taken
+  if (chance(0.1)) return void asker!.catch(() => {}); // gone before
+  const told = [await asker!];
+  if (told[0]!.startsWith('{"type":"failed')) return; // all relays are taken
+  told.push(await other!);
   if (relays) return relayed(tokenOf(told[0]!), a, b);
   for (const [n, one] of [a, b].entries()) {
     const report = { peer: one === a ? b.id : a.id, token: tokenOf(told[n]!) };
