@@ -85,7 +85,8 @@ export async function linkedBoth(a: ParticipantProgram, b: ParticipantProgram, w
     b.next("linked", ({ peer }) => peer === a.id, withinMs),
   ]);
   const [ofA, ofB] = both;
-  if (ofA.route === "relay" && ofB.route === "relay") return both; // each has it with the introducer
+  // Each has it with the introducer; one alone where the direct way was there before the other was told.
+  if (ofA.route === "relay" || ofB.route === "relay") return both;
   const isKept = [a, b].every(
     (one) =>
       one.all("punching").at(-1)?.way === "direct" &&

@@ -207,7 +207,7 @@ labTest.concurrent.each([
   await using people = new People();
   const introducer = await introducerOfTwo(lab, people);
   const layout = between(behindProgram(programKinds[kind]), behind({}));
-  const meeting = await gather(lab, people, await layout(lab), introducer);
+  const meeting = await gatherDirect(lab, people, await layout(lab), introducer);
   const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
   await expectRoute(meeting, "alice", route, withinMs);
   await disconnect(meeting.alice, meeting.bob);
