@@ -295,13 +295,14 @@ const frames: Target = {
   read(input) {
     const read = (chunks: Buffer[]) => {
       const pieces: Buffer[] = [];
+      let bytes = 0;
       let seenNow: string[] = [];
       const decoder = new FrameDecoder({
         onPiece(stream, piece, position, isLast) {
           if (position + piece.length > maxDataBytes) throw new Broken("a data frame beyond its bound");
-          if (position !== pieces.reduce((sum, { length }) => sum + length, 0))
-            throw new Broken(`a piece at ${position}`);
+          if (position !== bytes) throw new Broken(`a piece at ${position}`);
           pieces.push(Buffer.from(piece));
+          bytes = isLast ? 0 : bytes + piece.length;
           if (isLast) seenNow.push(`data ${stream} ${Buffer.concat(pieces.splice(0)).toString("hex")}`);
         },
         onFrame: (type, stream, payload) =>
