@@ -73,10 +73,6 @@ interface Asking {
   done: () => void;
 }
 
-const digests = Object.fromEntries(
-  Object.entries(scripts).map(([name, script]) => [name, digestOf(script)]),
-) as typeof scripts;
-
 const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
 
 /** Makes a guest what it is now, and returns what has changed. */
@@ -103,6 +99,9 @@ export class RedisRooms implements Rooms {
   readonly #name = crypto.randomUUID().slice(0, 8);
   readonly #owner: RoomsOwner;
   readonly #redis: RedisConnection;
+  readonly #digests = Object.fromEntries(
+    Object.entries(scripts).map(([name, script]) => [name, digestOf(script)]),
+  ) as typeof scripts;
   readonly #views = new Map<string, View>();
   /** The rooms whose changes come by the connection under way. */
   #heard = new Set<string>();
@@ -208,7 +207,7 @@ export class RedisRooms implements Rooms {
   }
 
   #script(name: keyof typeof scripts, keys: string[], args: string[] = []): Promise<unknown> {
-    return this.#redis.command("EVALSHA", [digests[name], String(keys.length), ...keys, ...args]);
+    return this.#redis.command("EVALSHA", [this.#digests[name], String(keys.length), ...keys, ...args]);
   }
 
   // --- the connection ------------------------------------------------------------------------------------
