@@ -16,7 +16,7 @@ import {
 } from "../introducer.ts";
 import { Socket } from "../native/socket.ts";
 import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
-import { until } from "./native-fixture.ts";
+import { toil, until } from "./native-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 import {
   encode,
@@ -513,12 +513,6 @@ test.skipIf(!isLinux)("who connects again and again is turned away; others are n
   anna.send({ type: "connect", peer: bert.id });
   await Promise.all([anna.next("punch"), bert.next("punch")]);
 });
-
-/** Keeps this program, and so the introducer, from all else. */
-function toil(ms: number): void {
-  const from = performance.now();
-  while (performance.now() - from < ms);
-}
 
 test.skipIf(!isLinux)(
   "who is refused has been heard to the end, however much is held of its address",

@@ -4,7 +4,7 @@ import { constants } from "node:os";
 import { join } from "node:path";
 import * as libc from "../native/libc.ts";
 import { encodeSockaddr } from "../native/sockaddr.ts";
-import { until } from "./native-fixture.ts";
+import { unreadAt, until } from "./native-fixture.ts";
 
 const { SystemError, platforms } = libc;
 
@@ -135,13 +135,7 @@ test("a listener where nobody waits accepts nothing, and what it accepts does no
   }
 });
 
-/** Bytes that wait to be read of the connection that port accepted: rx_queue in /proc/net/tcp. */
-function unread(port: number): number {
-  const local = `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")} `;
-  const accepted = readFileSync("/proc/net/tcp", "utf8").split("\n");
-  const [line = ""] = accepted.filter((one) => one.includes(`: ${local}`) && one.includes(" 01 "));
-  return parseInt(/ 01 [0-9A-F]+:([0-9A-F]+) /.exec(line)?.[1] ?? "0", 16);
-}
+const unread = (port: number) => unreadAt(port)[0] ?? 0;
 
 test.skipIf(process.platform !== "linux")(
   "little waits to be read of a connection that says little, and much again of one that shall",

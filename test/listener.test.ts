@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
 import { once } from "node:events";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import net from "node:net";
 import { Listener } from "../native/listener.ts";
-import { until } from "./native-fixture.ts";
+import { unreadAt, until } from "./native-fixture.ts";
 
 /** Connects; resolves to whether it was accepted and greeted. */
 function isGreeted(port: number): Promise<boolean> {
@@ -17,17 +17,10 @@ function isGreeted(port: number): Promise<boolean> {
 
 const descriptors = () => readdirSync("/proc/self/fd").length;
 
-/** How many connections to that port the kernel has, accepted or not: /proc/net/tcp, state 01. */
-function established(port: number): number {
-  const local = `:${port.toString(16).toUpperCase().padStart(4, "0")} `;
-  const lines = readFileSync("/proc/net/tcp", "utf8").split("\n");
-  return lines.filter((line) => line.split(": ")[1]?.slice(8).startsWith(local) && / 01 /.test(line)).length;
-}
-
 /** Does nothing else until a hundred wait to be accepted. */
 function awaitCrowd(port: number): void {
   const giveUpAt = performance.now() + 5000;
-  while (established(port) < 100 && performance.now() < giveUpAt);
+  while (unreadAt(port).length < 100 && performance.now() < giveUpAt);
 }
 
 /** Tells of each `open` and of each turn of the event loop between, as long as it is let. */

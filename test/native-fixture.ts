@@ -1,5 +1,5 @@
 /** What the tests of native/ share: waiting for conditions, and counting this process's descriptors. */
-import { readdirSync, readlinkSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { Socket } from "../native/socket.ts";
 import { formatEndpoint, type Endpoint } from "../protocol.ts";
 
@@ -16,6 +16,22 @@ export function openSockets(): string[] {
     })
     .filter((target) => target.startsWith("socket:"))
     .sort();
+}
+
+/** Of each connection to that port of 127.0.0.1, accepted or not, how many bytes wait to be read: /proc/net/tcp, state 01. */
+export function unreadAt(port: number): number[] {
+  const local = `: 0100007F:${port.toString(16).toUpperCase().padStart(4, "0")} `;
+  const lines = readFileSync("/proc/net/tcp", "utf8").split("\n");
+  return lines
+    .filter((line) => line.includes(local))
+    .flatMap((line) => / 01 [0-9A-F]+:([0-9A-F]+) /.exec(line)?.slice(1) ?? [])
+    .map((bytes) => parseInt(bytes, 16));
+}
+
+/** Keeps this program from all else for so long. */
+export function toil(ms: number): void {
+  const from = performance.now();
+  while (performance.now() - from < ms);
 }
 
 /** Resolves once `isTrue`; throws, saying what was awaited, when that takes absurdly long. */

@@ -1,12 +1,9 @@
 import { expect, test } from "bun:test";
 import { Rounds, sliceMs } from "../native/rounds.ts";
-import { until } from "./native-fixture.ts";
+import { toil, until } from "./native-fixture.ts";
 
-/** Keeps the processor busy for more than a slice. */
-function toil(): void {
-  const from = performance.now();
-  while (performance.now() - from < 1.1 * sliceMs);
-}
+/** More than one slice takes. */
+const tooLongMs = 1.1 * sliceMs;
 
 test("a round looks at each once, begins when what is at hand is done, and is not begun twice", async () => {
   const seen: number[] = [];
@@ -31,7 +28,7 @@ test("between slices others have their turn; who comes meanwhile is looked at, w
   const rounds = new Rounds(
     () => all.values(),
     (one) => {
-      toil();
+      toil(tooLongMs);
       seen.push(one);
       if (one === "a") {
         all.delete("b");
@@ -54,7 +51,7 @@ test("several rounds take turns, a slice each", async () => {
   const seen: string[] = [];
   for (const all of ["abc", "123"]) {
     const look = (one: string) => {
-      toil();
+      toil(tooLongMs);
       seen.push(one);
     };
     new Rounds(() => [...all].values(), look).begin();

@@ -95,6 +95,10 @@ function tokenOf(line: Buffer): string {
   return line.toString("latin1", start, start + 32);
 }
 
+function unexpected(line: string): void {
+  throw new Error(`unexpected: ${line}`);
+}
+
 /** A participant that does what the bench needs, and reads of a line what it must. */
 export class Client {
   id = 0;
@@ -106,13 +110,9 @@ export class Client {
   echoed: (() => void) | undefined = undefined;
   /** Hears the lines that say who is in the room. */
   told: ((line: Buffer) => void) | undefined = undefined;
-  /** Nobody is refused, unless a bench means it. */
-  refused = (line: string): void => {
-    throw new Error(`unexpected: ${line}`);
-  };
-  failed = (line: string): void => {
-    throw new Error(`unexpected: ${line}`);
-  };
+  /** Nobody is refused, and nothing fails, unless a bench means it. */
+  refused = unexpected;
+  failed = unexpected;
   readonly #index: number;
   readonly #room: string;
   #socket: Socket | undefined;
@@ -184,7 +184,7 @@ export class Client {
     else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
     else if (type === "pe" && line.includes('"more":false', line.length - 16)) this.joined?.();
     else if (type === "fa") this.failed(line.toString());
-    else if (type === "by") throw new Error(`unexpected: ${line}`);
+    else if (type === "by") unexpected(line.toString());
   }
 
   /** Asks for an introduction; resolves to the token of the relay that is offered when nothing comes of it. */

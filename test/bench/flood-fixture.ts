@@ -1,6 +1,6 @@
 /**
- * Who floods, for `bench flood` and the lab: one kind of flood, or all, from a list of addresses, as fast as the introducer lets it, until it
- * is killed. On SIGUSR2 it says how often it has tried.
+ * Who floods, for `bench flood` and the lab: one kind of flood, or all, from a list of addresses, as fast as the
+ * introducer lets it, until it is killed. On SIGUSR2 it says how often it has tried.
  */
 import type { Socket } from "bun";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
