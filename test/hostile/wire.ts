@@ -341,6 +341,8 @@ export class Member extends LineSocket {
     await member.register(options);
     const answer = await member.hears("registered");
     await member.hears("peers", ({ more }) => !more);
+    // Else the introducer waits a while for it before each introduction.
+    member.say({ type: "mapping", mapping: "endpoint-independent" });
     [member.id, member.name] = [answer.id, answer.name];
     return member;
   }
