@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { hostAddresses, isOnLink, type HostAddress } from "../native/interfaces.ts";
 import { addressScope } from "../protocol.ts";
+import { linuxTest } from "./needing-fixture.ts";
 
 test("there is loopback, and nothing that a peer could not use", () => {
   const all = hostAddresses();
@@ -25,7 +26,7 @@ test.each<[address: string, own: HostAddress, expected: boolean]>([
   expect(isOnLink(address, [own])).toBe(expected);
 });
 
-test.skipIf(process.platform !== "linux")("without descriptors the last known ones are told", async () => {
+linuxTest("without descriptors the last known ones are told", async () => {
   const fixture = join(import.meta.dir, "interfaces-fixture.ts");
   const child = Bun.spawn(["sh", "-c", 'ulimit -n 64; exec "$0" "$1"', process.execPath, fixture], {
     stdout: "pipe",

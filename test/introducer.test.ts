@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { once } from "node:events";
 import net from "node:net";
 import { networkInterfaces } from "node:os";
@@ -34,6 +34,7 @@ import {
   type ToIntroducer,
   type ToParticipant,
 } from "../protocol.ts";
+import { describeNeeding, linuxDescribe, linuxTest } from "./needing-fixture.ts";
 
 const isLinux = process.platform === "linux";
 
@@ -475,7 +476,7 @@ test("a refusal says how much is enough, and what an IPv6 site may have", async 
   expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough: close others first");
 });
 
-test.skipIf(!isLinux)("who takes all connections it gets leaves some for others", async () => {
+linuxTest("who takes all connections it gets leaves some for others", async () => {
   await using scene = introduce({ sessions: 40, ownHostShares: 1 });
   const { port } = scene.introducer;
   const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
@@ -486,7 +487,7 @@ test.skipIf(!isLinux)("who takes all connections it gets leaves some for others"
   for (const one of crowd) one[Symbol.dispose]();
 });
 
-test.skipIf(!isLinux)("who opens connection after connection does not keep others waiting", async () => {
+linuxTest("who opens connection after connection does not keep others waiting", async () => {
   await using scene = introduce({ ownHostShares: 1 });
   const { port } = scene.introducer;
   using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
@@ -499,7 +500,7 @@ test.skipIf(!isLinux)("who opens connection after connection does not keep other
   for (const one of flood) one[Symbol.dispose]();
 });
 
-test.skipIf(!isLinux)("who connects again and again is turned away; others are not", async () => {
+linuxTest("who connects again and again is turned away; others are not", async () => {
   await using scene = introduce({ ownHostShares: 1, sessions: 1e6, sessionsPerAddress: 1e6 });
   const { introducer } = scene;
   using crowd = new DisposableStack();
@@ -514,33 +515,30 @@ test.skipIf(!isLinux)("who connects again and again is turned away; others are n
   await Promise.all([anna.next("punch"), bert.next("punch")]);
 });
 
-test.skipIf(!isLinux)(
-  "who is refused has been heard to the end, however much is held of its address",
-  async () => {
-    const errors: IntroducerEvent[] = [];
-    const onEvent = (event: IntroducerEvent) => {
-      if (event.event === "refused") toil(3);
-      if (event.event === "error") errors.push(event);
-    };
-    const limits = { ownHostShares: 1, processorMs: 4 };
-    await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
-    const { port } = introducer;
-    const crowd = Array.from({ length: 12 }, () =>
-      net.connect({ port, host: "127.0.0.1", localAddress: "127.0.0.3", allowHalfOpen: true }),
-    );
-    await until("all are in", () => introducer.stats.connections === crowd.length);
-    for (const one of crowd) one.resume().write("what?\nand more\n");
-    await until("all are gone", () => introducer.stats.connections === 0, 5000);
-    expect([introducer.stats.refusals, introducer.stats.waiting]).toEqual([
-      [{ code: "bad-line", count: 12 }],
-      0,
-    ]);
-    expect(errors).toEqual([]);
-    for (const one of crowd) one.destroy();
-  },
-);
+linuxTest("who is refused has been heard to the end, however much is held of its address", async () => {
+  const errors: IntroducerEvent[] = [];
+  const onEvent = (event: IntroducerEvent) => {
+    if (event.event === "refused") toil(3);
+    if (event.event === "error") errors.push(event);
+  };
+  const limits = { ownHostShares: 1, processorMs: 4 };
+  await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits, onEvent });
+  const { port } = introducer;
+  const crowd = Array.from({ length: 12 }, () =>
+    net.connect({ port, host: "127.0.0.1", localAddress: "127.0.0.3", allowHalfOpen: true }),
+  );
+  await until("all are in", () => introducer.stats.connections === crowd.length);
+  for (const one of crowd) one.resume().write("what?\nand more\n");
+  await until("all are gone", () => introducer.stats.connections === 0, 5000);
+  expect([introducer.stats.refusals, introducer.stats.waiting]).toEqual([
+    [{ code: "bad-line", count: 12 }],
+    0,
+  ]);
+  expect(errors).toEqual([]);
+  for (const one of crowd) one.destroy();
+});
 
-test.skipIf(!isLinux)("of those who come together, who has said much of late has its turn last", async () => {
+linuxTest("of those who come together, who has said much of late has its turn last", async () => {
   const refused: string[] = [];
   const onEvent = (event: IntroducerEvent) => {
     if (event.event !== "refused") return;
@@ -562,23 +560,20 @@ test.skipIf(!isLinux)("of those who come together, who has said much of late has
   expect(refused).toEqual([busy, slow, quiet, busy]);
 });
 
-test.skipIf(!isLinux)(
-  "lines that never end, from one address, are bounded, and others' are read",
-  async () => {
-    await using scene = introduce({ heldBytesPerAddress: 100_000, ownHostShares: 1 });
-    const halfLine = new Uint8Array(30_000).fill(120);
-    const crowd = Array.from({ length: 6 }, () => new Client(scene.introducer.port, "127.0.0.2"));
-    for (const one of crowd) one.raw(halfLine);
-    const ended = await Promise.race(crowd.map((one) => one.ended.promise.then(() => one)));
-    expect(ended.seen).toMatchObject([{ type: "refused", code: "limit" }]);
-    using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
-    const text = "x".repeat(8000);
-    anna.raw(encode({ type: "echo", text }).slice(0, 7000));
-    anna.raw(encode({ type: "echo", text }).slice(7000));
-    expect(await anna.next("echo")).toEqual({ type: "echo", text });
-    for (const one of crowd) one[Symbol.dispose]();
-  },
-);
+linuxTest("lines that never end, from one address, are bounded, and others' are read", async () => {
+  await using scene = introduce({ heldBytesPerAddress: 100_000, ownHostShares: 1 });
+  const halfLine = new Uint8Array(30_000).fill(120);
+  const crowd = Array.from({ length: 6 }, () => new Client(scene.introducer.port, "127.0.0.2"));
+  for (const one of crowd) one.raw(halfLine);
+  const ended = await Promise.race(crowd.map((one) => one.ended.promise.then(() => one)));
+  expect(ended.seen).toMatchObject([{ type: "refused", code: "limit" }]);
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  const text = "x".repeat(8000);
+  anna.raw(encode({ type: "echo", text }).slice(0, 7000));
+  anna.raw(encode({ type: "echo", text }).slice(7000));
+  expect(await anna.next("echo")).toEqual({ type: "echo", text });
+  for (const one of crowd) one[Symbol.dispose]();
+});
 
 test("one address has its share of a room, and leaves room for others", async () => {
   await using scene = introduce({ roomSize: 3, roomShare: 2, ownHostShares: 1 });
@@ -597,7 +592,7 @@ test("one address has its share of a room, and leaves room for others", async ()
   await Promise.all([bert.settled(), elsewhere.settled(), anew.settled(), anna.ended.promise]);
 });
 
-test.skipIf(!isLinux)("one address has its share of the mapping probes", async () => {
+linuxTest("one address has its share of the mapping probes", async () => {
   await using scene = introduce({ probesPerAddress: 2, ownHostShares: 1 });
   const port = scene.introducer.probePorts[0]!;
   using first = new Client(port);
@@ -895,7 +890,7 @@ test.each([
   expect(await bert.next(next, (message) => !("round" in message) || message.round === 2)).toBeDefined();
 });
 
-test.skipIf(!isLinux).each([
+linuxTest.each([
   ["random", "random"],
   ["sequential", "random"],
 ] as const)("%s and %s mappings: who asks hears at once, the other nothing", async (ofAnna, ofBert) => {
@@ -981,7 +976,7 @@ test("many strangers together can't have one participant punch all the time", as
   await failOnce(victim, carl);
 });
 
-test.skipIf(!isLinux)("nor can they keep others from meeting him", async () => {
+linuxTest("nor can they keep others from meeting him", async () => {
   await using scene = introduce({ introductionsPerTarget: 2, introductionsPerPair: 100 });
   using victim = await scene.join("victim");
   using mallory = await scene.join("mallory", "lobby", true, "127.0.0.2");
@@ -1647,7 +1642,7 @@ const hasIPv6 = Object.values(networkInterfaces()).some((list) =>
   list?.some(({ address }) => address === "::1"),
 );
 
-describe.skipIf(!hasIPv6)("verify", () => {
+describeNeeding(hasIPv6 ? undefined : "this host has no ::1")("verify", () => {
   const everywhere = () => introduce({}, { host: "::", relay: false });
 
   test("a participant shows where it is seen in the other family, and the room and itself learn of it", async () => {
@@ -1838,7 +1833,7 @@ class RelayClient implements Disposable {
   }
 }
 
-describe.skipIf(!isLinux)("where there is no direct way", () => {
+linuxDescribe("where there is no direct way", () => {
   test("who waits for the other is not read meanwhile, though its address had to wait to be read", async () => {
     const onEvent = (event: IntroducerEvent) => {
       if (event.event === "refused") toil(3);
@@ -1993,7 +1988,7 @@ test("a proof is handed on untouched, and a secret room is shown short", async (
   expect(table).not.toContain(room);
 });
 
-describe.skipIf(!isLinux)("relayed bytes", () => {
+linuxDescribe("relayed bytes", () => {
   /** A relayed link between two raw clients. */
   async function link(scene: ReturnType<typeof introduce>, names?: string[]) {
     const pair = await strangers(scene, names);
@@ -2212,20 +2207,17 @@ test("so many probes at once, and no more, until one is over", async () => {
   second[Symbol.dispose]();
 });
 
-test.skipIf(!isLinux)(
-  "registered names the probe ports, and a second address where there is one",
-  async () => {
-    const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2" };
-    await using introducer = Introducer.start({ ...options, probePorts: [freePort(), freePort()] });
-    using anna = new Client(introducer.port);
-    anna.send(registration("anna"));
-    const { probePorts } = introducer;
-    const alternates = [at(`127.0.0.2:${probePorts[0]}`)];
-    expect(await anna.next("registered")).toMatchObject({ probePorts, alternates });
-    const { text, endpoint } = await probed(probePorts[0]!, "", "127.0.0.2", true);
-    expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
-  },
-);
+linuxTest("registered names the probe ports, and a second address where there is one", async () => {
+  const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2" };
+  await using introducer = Introducer.start({ ...options, probePorts: [freePort(), freePort()] });
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  const { probePorts } = introducer;
+  const alternates = [at(`127.0.0.2:${probePorts[0]}`)];
+  expect(await anna.next("registered")).toMatchObject({ probePorts, alternates });
+  const { text, endpoint } = await probed(probePorts[0]!, "", "127.0.0.2", true);
+  expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
+});
 
 test("no probe ports: none are named, and no second address either", async () => {
   const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2", probePorts: [] };
@@ -2329,7 +2321,7 @@ test("connect-back comes from the alternate address, too", async () => {
   expect(from.toSorted()).toEqual(["127.0.0.1", "127.0.0.2"]);
 });
 
-test.skipIf(!isLinux)(
+linuxTest(
   "connect-back is dropped where nothing answers",
   async () => {
     await using scene = introduce();
@@ -2382,7 +2374,7 @@ test.each([
   expect(filteringOf(code)).toBe(filtering);
 });
 
-test.skipIf(!isLinux)(
+linuxTest(
   "an introducer without descriptors says that it can't connect back, not that it was refused",
   async () => {
     const port = freePort();

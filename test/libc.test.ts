@@ -5,6 +5,7 @@ import { join } from "node:path";
 import * as libc from "../native/libc.ts";
 import { encodeSockaddr } from "../native/sockaddr.ts";
 import { unreadAt, until } from "./native-fixture.ts";
+import { linuxTest } from "./needing-fixture.ts";
 
 const { SystemError, platforms } = libc;
 
@@ -101,16 +102,13 @@ describe("a fresh socket", () => {
     expect(failure(() => libc.pendingError(fd)).code).toBe("EBADF");
   });
 
-  test.skipIf(process.platform !== "linux").each([4, 6] as const)(
-    "of IPv%d neither blocks nor is inherited by children",
-    (family) => {
-      const fd = libc.socket(family);
-      const flags = /flags:\s+([0-7]+)/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1];
-      libc.close(fd);
-      const [nonBlocking, closeOnExec] = [0o4000, 0o2000000];
-      expect(parseInt(flags!, 8) & (nonBlocking | closeOnExec)).toBe(nonBlocking | closeOnExec);
-    },
-  );
+  linuxTest.each([4, 6] as const)("of IPv%d neither blocks nor is inherited by children", (family) => {
+    const fd = libc.socket(family);
+    const flags = /flags:\s+([0-7]+)/.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1];
+    libc.close(fd);
+    const [nonBlocking, closeOnExec] = [0o4000, 0o2000000];
+    expect(parseInt(flags!, 8) & (nonBlocking | closeOnExec)).toBe(nonBlocking | closeOnExec);
+  });
 });
 
 test("a listener where nobody waits accepts nothing, and what it accepts does not block", () => {
@@ -137,7 +135,7 @@ test("a listener where nobody waits accepts nothing, and what it accepts does no
 
 const unread = (port: number) => unreadAt(port)[0] ?? 0;
 
-test.skipIf(process.platform !== "linux")(
+linuxTest(
   "little waits to be read of a connection that says little, and much again of one that shall",
   async () => {
     const opened = Promise.withResolvers<Bun.Socket & { fd: number }>();

@@ -4,6 +4,7 @@ import { readdirSync } from "node:fs";
 import net from "node:net";
 import { Listener } from "../native/listener.ts";
 import { unreadAt, until } from "./native-fixture.ts";
+import { linuxTest } from "./needing-fixture.ts";
 
 /** Connects; resolves to whether it was accepted and greeted. */
 function isGreeted(port: number): Promise<boolean> {
@@ -37,7 +38,7 @@ function watchTurns() {
   return { opened: () => opened++, most: () => most, stop: () => (isOver = true) };
 }
 
-test.skipIf(process.platform !== "linux").each([
+linuxTest.each([
   ["get in", false],
   ["are turned away", true],
 ])("a hundred who %s at once do not keep others waiting, and nobody is lost", async (_, isFlood) => {
@@ -88,33 +89,30 @@ const crowdProgram = `
   const greeted = await Promise.all(Array.from({ length: 300 }, () => one(Number(process.argv[1]))));
   console.log(greeted.reduce((a, b) => a + b), "of", greeted.length);`;
 
-test.skipIf(process.platform !== "linux")(
-  "it ends while nobody is accepted, and leaves no descriptor",
-  async () => {
-    const before = descriptors();
-    let accepted = 0;
-    const listener: Listener<undefined> = new Listener<undefined>(
-      {
-        hostname: "127.0.0.1",
-        port: 0,
-        socket: {
-          open(socket) {
-            socket.terminate();
-            if (++accepted === 8) queueMicrotask(() => listener.stop());
-          },
-          data() {},
+linuxTest("it ends while nobody is accepted, and leaves no descriptor", async () => {
+  const before = descriptors();
+  let accepted = 0;
+  const listener: Listener<undefined> = new Listener<undefined>(
+    {
+      hostname: "127.0.0.1",
+      port: 0,
+      socket: {
+        open(socket) {
+          socket.terminate();
+          if (++accepted === 8) queueMicrotask(() => listener.stop());
         },
+        data() {},
       },
-      (problem) => expect(problem).toBe(""),
-    );
-    const { port } = listener;
-    const crowd = Array.from({ length: 20 }, () => isGreeted(port));
-    expect(await Promise.all(crowd)).not.toContain(true);
-    expect(accepted).toBe(8);
-    expect(await isGreeted(port)).toBe(false);
-    await until("their descriptors are closed", () => descriptors() <= before);
-  },
-);
+    },
+    (problem) => expect(problem).toBe(""),
+  );
+  const { port } = listener;
+  const crowd = Array.from({ length: 20 }, () => isGreeted(port));
+  expect(await Promise.all(crowd)).not.toContain(true);
+  expect(accepted).toBe(8);
+  expect(await isGreeted(port)).toBe(false);
+  await until("their descriptors are closed", () => descriptors() <= before);
+});
 
 test("a port that is taken is an error at once", () => {
   const options = { hostname: "127.0.0.1", socket: { data() {} } };

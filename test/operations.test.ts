@@ -1,10 +1,11 @@
 /** What an operator installs: the service's unit and the programs as single files. */
-import { expect, test } from "bun:test";
+import { expect } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build, builds, fileName } from "../.ci/build.ts";
 import manifest from "../package.json" with { type: "json" };
+import { missing, testNeeding } from "./needing-fixture.ts";
 
 /** A folder that is gone after the test. */
 function folder(): Disposable & { path: string } {
@@ -20,9 +21,9 @@ async function run(...command: string[]): Promise<{ code: number; output: string
 }
 
 const unit = `${import.meta.dir}/../.ci/introducer.service`;
-const hasSystemd = Bun.which("systemd-analyze") !== null;
+const noSystemd = missing(["systemd-analyze"], "package systemd");
 
-test.skipIf(!hasSystemd)("the unit is one that systemd takes, and leaves little to an intruder", async () => {
+testNeeding(noSystemd)("the unit is one that systemd takes, and leaves little to an intruder", async () => {
   using place = folder();
   const installed = join(place.path, "introducer.service");
   const text = await Bun.file(unit).text();
@@ -36,7 +37,7 @@ test.skipIf(!hasSystemd)("the unit is one that systemd takes, and leaves little 
 const here = builds.find(
   ({ program, target }) => program === "introducer" && target === `bun-${process.platform}-${process.arch}`,
 );
-test.skipIf(here === undefined)(
+testNeeding(here === undefined ? `no build for ${process.platform} ${process.arch}` : undefined)(
   "a built introducer runs without Bun, and its sum is that of the file",
   async () => {
     using place = folder();

@@ -13,11 +13,10 @@ import {
 import { Client, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { noRedis, RedisServer } from "./redis/redis-fixture.ts";
+import { describeNeeding, linuxTest } from "./needing-fixture.ts";
 
-const isLinux = process.platform === "linux";
 const redis = noRedis === undefined ? await RedisServer.start() : undefined;
 afterAll(() => redis?.[Symbol.asyncDispose]());
-if (noRedis !== undefined) console.log(`rooms of several introducers are not tested: ${noRedis}`);
 
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {
   return Introducer.start({ host: "127.0.0.1", port: 0, probePorts: [], limits, ...options });
@@ -114,10 +113,7 @@ class World implements AsyncDisposable {
   }
 }
 
-const worlds: [string, string | undefined][] = [["one introducer", undefined]];
-if (redis) worlds.push(["two introducers and a Redis", redis.url]);
-
-describe.each(worlds)("%s", (_, url) => {
+function together(url: string | undefined): void {
   test("those of a room learn of each other, of what changes, and of who leaves", async () => {
     await using world = new World(url);
     const anna = await world.join(0, "anna");
@@ -277,38 +273,35 @@ describe.each(worlds)("%s", (_, url) => {
     expect((await anna.next("punch")).theirs).toEqual({ endpoint, step: 1 });
   });
 
-  test.skipIf(!isLinux)(
-    "where there is no direct way, both come to the asker's introducer and are relayed",
-    async () => {
-      await using world = new World(url, {}, { probePorts: [0] });
-      const [anna, bert] = await world.pair(["random", "random"], ["127.0.0.1", "127.0.0.2"]);
-      await anna.next("updated", ({ mapping }) => mapping === "random");
-      anna.send({ type: "connect", peer: bert.id });
-      const [a, b] = await Promise.all([anna.next("relay"), bert.next("relay")]);
-      expect([a.role, b.role, a.token]).toEqual(["controlling", "controlled", b.token]);
-      const here = formatEndpoint("127.0.0.1", world.port(0));
-      expect([a.endpoint, b.endpoint]).toEqual([undefined, url === undefined ? undefined : here]);
-      const said = Promise.withResolvers<string>();
-      using left = new Client(world.port(0));
-      left.send({ type: "relay", token: a.token });
-      const right = await Bun.connect({
-        hostname: "127.0.0.1",
-        port: world.port(0),
-        socket: { data: (_, chunk) => said.resolve(chunk.toString()) },
-      });
-      right.write(JSON.stringify({ type: "relay", token: b.token }) + "\n");
-      await left.next("relaying");
-      expect(await said.promise).toBe('{"type":"relaying"}\n');
-      right.terminate();
-      for (const [one, other] of [
-        [anna, bert],
-        [bert, anna],
-      ] as const)
-        one.send({ ...linkedBy(a.token), route: "relay", peer: other.id } as ToIntroducer);
-      await until("both are linked", () => world.participants.every(({ linked }) => linked.length === 1));
-      await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
-    },
-  );
+  linuxTest("where there is no direct way, both come to the asker's introducer and are relayed", async () => {
+    await using world = new World(url, {}, { probePorts: [0] });
+    const [anna, bert] = await world.pair(["random", "random"], ["127.0.0.1", "127.0.0.2"]);
+    await anna.next("updated", ({ mapping }) => mapping === "random");
+    anna.send({ type: "connect", peer: bert.id });
+    const [a, b] = await Promise.all([anna.next("relay"), bert.next("relay")]);
+    expect([a.role, b.role, a.token]).toEqual(["controlling", "controlled", b.token]);
+    const here = formatEndpoint("127.0.0.1", world.port(0));
+    expect([a.endpoint, b.endpoint]).toEqual([undefined, url === undefined ? undefined : here]);
+    const said = Promise.withResolvers<string>();
+    using left = new Client(world.port(0));
+    left.send({ type: "relay", token: a.token });
+    const right = await Bun.connect({
+      hostname: "127.0.0.1",
+      port: world.port(0),
+      socket: { data: (_, chunk) => said.resolve(chunk.toString()) },
+    });
+    right.write(JSON.stringify({ type: "relay", token: b.token }) + "\n");
+    await left.next("relaying");
+    expect(await said.promise).toBe('{"type":"relaying"}\n');
+    right.terminate();
+    for (const [one, other] of [
+      [anna, bert],
+      [bert, anna],
+    ] as const)
+      one.send({ ...linkedBy(a.token), route: "relay", peer: other.id } as ToIntroducer);
+    await until("both are linked", () => world.participants.every(({ linked }) => linked.length === 1));
+    await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
+  });
 
   test("a target that declines: the asker hears it", async () => {
     await using world = new World(url);
@@ -370,7 +363,9 @@ describe.each(worlds)("%s", (_, url) => {
     expect(world.participants.map(({ name }) => name).sort()).toEqual(["anna", "anna-2", "bert"]);
     anew[Symbol.dispose]();
   });
-});
+}
+describe("one introducer", () => together(undefined));
+describeNeeding(noRedis)("two introducers and a Redis", () => together(redis?.url));
 
 test("a name is the certificate's that has it: a second is told which is free, and takes it on the same connection", async () => {
   await using introducer = introduce();

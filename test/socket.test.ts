@@ -11,8 +11,7 @@ import {
   unanswering,
   until,
 } from "./native-fixture.ts";
-
-const isLinux = process.platform === "linux";
+import { linuxTest } from "./needing-fixture.ts";
 
 function errnoOf(run: () => unknown): string {
   try {
@@ -139,7 +138,7 @@ test("a connect to one's own endpoint succeeds, so it has to be recognised", asy
 });
 
 // Loopback delivers a SYN before connect() returns, so two of them only cross when one was dropped first.
-test.skipIf(!isLinux)("two connects meet without any listener", async () => {
+linuxTest("two connects meet without any listener", async () => {
   await using _ = noSocketLeft();
   const hole = unanswering();
   using bob = shared(splitEndpoint(hole.endpoint).port);
@@ -243,7 +242,7 @@ test("connectShared refused: the errno, and no socket left", async () => {
   });
 });
 
-test.skipIf(!isLinux)("connectShared unanswered: ETIMEDOUT, and no socket left", async () => {
+linuxTest("connectShared unanswered: ETIMEDOUT, and no socket left", async () => {
   using hole = unanswering();
   await using _ = noSocketLeft();
   expect(await rejection(connectShared(hole.endpoint, 50))).toEqual({
@@ -252,19 +251,19 @@ test.skipIf(!isLinux)("connectShared unanswered: ETIMEDOUT, and no socket left",
   });
 });
 
-test.skipIf(!isLinux)("connectShared to an address the kernel refuses at once leaves no socket", async () => {
+linuxTest("connectShared to an address the kernel refuses at once leaves no socket", async () => {
   await using _ = noSocketLeft();
   const broadcast = "255.255.255.255:9" as Endpoint;
   expect((await rejection(connectShared(broadcast, 5_000))).syscall).toBe("connect");
 });
 
-test.skipIf(!isLinux)("the count of sockets can see a leak", () => {
+linuxTest("the count of sockets can see a leak", () => {
   const before = openSockets().length;
   using _socket = Socket.open(4);
   expect(openSockets().length).toBe(before + 1);
 });
 
-test.skipIf(process.platform !== "linux")(
+linuxTest(
   "a listener that drops from one endpoint hears all others",
   async () => {
     for (const address of ["127.0.0.1", "::1"]) {

@@ -2,7 +2,7 @@
  * The terminal: its pure parts, and the two real programs on a real one, under a real shell where jobs matter.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Introducer } from "../introducer.ts";
@@ -457,6 +457,15 @@ async function interactive(shell: string): Promise<Pty> {
   return pty;
 }
 
+/** The one program that a shell has started. */
+function childOf(pid: number): number {
+  const children = `/proc/${pid}/task/${pid}/children`;
+  const found = existsSync(children)
+    ? readFileSync(children, "utf8")
+    : Bun.spawnSync(["pgrep", "-P", String(pid)]).stdout.toString();
+  return Number(found.trim());
+}
+
 describe.skipIf(process.platform === "win32").each(shells)("under %s", (shell) => {
   const compiled = Object.fromEntries(programs.map((program) => [program, join(folder, program)]));
   beforeAll(async () => {
@@ -505,8 +514,7 @@ describe.skipIf(process.platform === "win32").each(shells)("under %s", (shell) =
     await using pty = await interactive(shell);
     const command = `${folder}/participant ${startArguments("participant").join(" ")}`;
     await pty.answers(`${command}\r`, /> \x1b\[\d+G/);
-    const { stdout } = Bun.spawnSync(["pgrep", "-P", String(pty.pid)]);
-    process.kill(Number(stdout.toString().trim()), "SIGTSTP");
+    process.kill(childOf(pty.pid), "SIGTSTP");
     await pty.shows(/Stopped[^]*shell\$ $/);
     await pty.answers("stty -a | grep -cw -- -icanon\r", /[\r\n]0\r/);
     await pty.answers("fg\r", /participant[^]*> /);

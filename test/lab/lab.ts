@@ -15,7 +15,8 @@
  * Addresses: sites 203.0.113.0/24 and 2001:db8:0:n::1, further ones of a NAT out of 192.0.2.0/24, LANs 192.168.n.0/24 and 2001:db8:1:n::/64 (no NAT66:
  * IPv6 is routed and filtered), LANs of firewalls out of 198.51.100.0/24.
  */
-import { test } from "bun:test";
+import type { test } from "bun:test";
+import { testNeeding, unlessRequired } from "../needing-fixture.ts";
 import type { InternetAnswer, InternetCommand, WanOptions } from "./internet-fixture.ts";
 import { findObstacle, Namespaces } from "./namespaces.ts";
 import {
@@ -38,14 +39,13 @@ export type { FirewallOptions, HostOptions, Mapping, NatOptions, ProgramOptions,
 
 /** Why the lab can't run here, or undefined when it can. */
 export const unavailable: string | undefined = findObstacle();
-const isRequired = process.env.REQUIRE_LAB === "1";
-if (unavailable !== undefined && !isRequired)
-  console.warn(`the lab can't run here, its tests are skipped: ${unavailable}`);
+const obstacle = unlessRequired(unavailable);
 
-/** `test` for tests that need the lab: skipped where it can't run, failing there under REQUIRE_LAB=1. */
-export const labTest: typeof test = (
-  unavailable === undefined || isRequired ? test : test.skip
-) as typeof test;
+/** `test` for tests that need the lab, and more: skipped where it can't run, failing there under REQUIRE_LAB=1. */
+export function labTestNeeding(...obstacles: (string | undefined)[]): typeof test {
+  return testNeeding(obstacle, ...obstacles);
+}
+export const labTest: typeof test = labTestNeeding();
 
 const maxSites = 250;
 /** What waits for a limited access: a quarter of a megabyte is 40 ms at 50 Mbit/s. */

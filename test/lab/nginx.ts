@@ -2,13 +2,14 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { missing, unlessRequired } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import type { Place } from "./people.ts";
 
-const missing = ["nginx", "wrk"].filter((one) => Bun.which(one) === null);
 /** Why it, and a load for it, can't run here, or undefined when they can. */
-export const noNginx: string | undefined =
-  missing.length > 0 ? `not installed: ${missing.join(", ")} (packages nginx-light, wrk)` : undefined;
+export const noNginx: string | undefined = unlessRequired(
+  missing(["nginx", "wrk"], "packages nginx-light, wrk"),
+);
 
 /** Whose namespace has no other users can't become one. */
 function config(folder: string, port: number): string {

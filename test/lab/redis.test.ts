@@ -4,7 +4,7 @@
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import { noRedis, RedisServer } from "../redis/redis-fixture.ts";
-import { Lab, labTest } from "./lab.ts";
+import { Lab, labTestNeeding } from "./lab.ts";
 import { disconnect, expectRoute, gather, mapped, soonMs, type Expected } from "./meeting.ts";
 import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
@@ -13,7 +13,7 @@ import { storm } from "./storm.ts";
 
 setDefaultTimeout(30_000);
 const stormSeconds = 8;
-const sharedTest = (noRedis === undefined ? labTest : labTest.skip) as typeof labTest;
+const sharedTest = labTestNeeding(noRedis);
 
 /** The introducers, and the Redis between them. */
 async function share(lab: Lab, people: People) {

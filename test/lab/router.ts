@@ -8,28 +8,19 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { test } from "bun:test";
 import type { MappingProtocol } from "../../native/punch/gateway.ts";
 import type { Lab, Nat } from "./lab.ts";
-import { labTest } from "./lab.ts";
+import { missing, unlessRequired } from "../needing-fixture.ts";
+import { labTestNeeding } from "./lab.ts";
 
 /** An address of the Internet that miniupnpd opens ports on. */
 export const publicAddress = "11.2.2.2";
 /** The longest that it may take to start. */
 const startDeadlineMs = 5_000;
 
-/** Where Debian puts it is not in everyone's PATH. */
-const program = Bun.which("miniupnpd", { PATH: `${process.env.PATH}:/usr/sbin` });
-/** Why it can't run here, or undefined when it can. */
-const obstacle = program === null ? "not installed: miniupnpd (package miniupnpd-nftables)" : undefined;
-const isRequired = process.env.REQUIRE_LAB === "1";
-if (obstacle !== undefined && !isRequired)
-  console.warn(`no real router here, its tests are skipped: ${obstacle}`);
-
-/** `labTest` for tests that need the router too: skipped without it, failing under REQUIRE_LAB=1. */
-export const routerTest: typeof test = (
-  obstacle === undefined || isRequired ? labTest : labTest.skip
-) as typeof test;
+const obstacle = missing(["miniupnpd"], "package miniupnpd-nftables");
+/** `labTest` for tests that need the router too. */
+export const routerTest = labTestNeeding(unlessRequired(obstacle));
 
 /** The first byte of a datagram to port 5351 is the version, by which both protocols can be told apart. */
 const versions = { "nat-pmp": 0, pcp: 2 } as const;
@@ -137,7 +128,7 @@ export class MiniUpnpd implements AsyncDisposable {
     writeFileSync(configuration, settings(this.#speaks, this.#leases));
     writeFileSync(this.#leases, "");
     // -d: in the foreground, and it says when it listens.
-    const command = [program!, "-d", "-f", configuration, "-P", join(this.#folder, "pid")];
+    const command = ["miniupnpd", "-d", "-f", configuration, "-P", join(this.#folder, "pid")];
     this.#startedAt = performance.now();
     const running = this.#nat.spawn(command, { stdin: "ignore", stdout: "ignore", stderr: "pipe" });
     this.#running = running;

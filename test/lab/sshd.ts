@@ -5,17 +5,14 @@
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { missing, unlessRequired } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import type { Place } from "./people.ts";
 
-const missing = ["ssh", "scp", "ssh-keygen", "/usr/sbin/sshd", "unshare"].filter(
-  (one) => Bun.which(one) === null,
-);
 /** Why it can't run here, or undefined when it can. */
-export const noSshd: string | undefined =
-  missing.length > 0
-    ? `not installed: ${missing.join(", ")} (packages openssh-server, openssh-client)`
-    : undefined;
+export const noSshd: string | undefined = unlessRequired(
+  missing(["ssh", "scp", "ssh-keygen", "sshd", "unshare"], "packages openssh-server, openssh-client"),
+);
 
 /** An account of its own, and terminals that belong to it: there are no others' in its namespace. */
 const script = (folder: string, port: number) => `
@@ -23,7 +20,7 @@ mount --bind ${folder}/passwd /etc/passwd
 mount --bind ${folder}/group /etc/group
 mount -t devpts -o newinstance,ptmxmode=0666 devpts /dev/pts
 mount --bind /dev/pts/ptmx /dev/ptmx
-exec unshare -U --map-user=1000 --map-group=1000 /usr/sbin/sshd -D -e -p ${port} -f ${folder}/config
+exec unshare -U --map-user=1000 --map-group=1000 $(command -v sshd) -D -e -p ${port} -f ${folder}/config
 `;
 
 const config = (folder: string) => `

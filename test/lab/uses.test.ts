@@ -2,14 +2,14 @@
  * What a link is for, with other people's software through two NATs: OpenSSH by a forward and by a pipe, before and
  * after its NAT is rebooted; nginx under a load.
  */
-import { expect, type test } from "bun:test";
+import { expect } from "bun:test";
 import { createHash, randomFillSync } from "node:crypto";
 import { createReadStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../native-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
-import { Lab, labTest, type Nat } from "./lab.ts";
+import { Lab, labTestNeeding, type Nat } from "./lab.ts";
 import { noNginx, Nginx } from "./nginx.ts";
 import { People, root, type ParticipantProgram } from "./people.ts";
 import { apart, owdMs, type Hosts } from "./sides.ts";
@@ -20,14 +20,8 @@ const scpBytes = Number(process.env.SCP_BYTES ?? 256 * 1024 * 1024);
 const room = ["--room", "lab-of-uses"];
 const freeAddress = "203.0.113.220";
 
-/** Where a program is missing, skipped with the reason; not where the lab is required. */
-function needing(obstacle: string | undefined): typeof test {
-  if (obstacle === undefined || process.env.REQUIRE_LAB === "1") return labTest;
-  console.warn(`skipped: ${obstacle}`);
-  return labTest.skip as typeof test;
-}
-const sshTest = needing(noSshd);
-const nginxTest = needing(noNginx);
+const sshTest = labTestNeeding(noSshd);
+const nginxTest = labTestNeeding(noNginx);
 
 sshTest(
   "ssh and scp of 256 MiB by a forward; a session in a terminal outlives its NAT's reboot and new address",

@@ -23,6 +23,7 @@ import {
   makeIdentity,
   stateFolder,
 } from "../../native/link/identity.ts";
+import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
 
 function temporaryFolder(): Disposable & { path: string } {
   const path = mkdtempSync(join(tmpdir(), `identity-${process.pid}-`));
@@ -91,7 +92,7 @@ test("a signature of a certificate that was changed does not verify", () => {
   expect(parsed.verify(parsed.publicKey)).toBe(false);
 });
 
-test.skipIf(Bun.which("openssl") === null)("openssl reads certificate and key too", async () => {
+testNeeding(missing(["openssl"], "package openssl"))("openssl reads certificate and key too", async () => {
   const { key, certificate } = makeIdentity();
   const openssl = async (args: string[], input: string) => {
     await using child = Bun.spawn(["openssl", ...args], { stdin: Buffer.from(input), stderr: "pipe" });
@@ -333,7 +334,7 @@ test("what is no file in the file's place is refused and leaves nothing behind",
 /** The kernel's own file system: nobody may make anything there, not even root. */
 const readOnly = "/sys/tcp-hole-punching-test";
 
-test.skipIf(process.platform !== "linux")("where nothing may be written, one run has an identity", () => {
+linuxTest("where nothing may be written, one run has an identity", () => {
   const warnings: string[] = [];
   const warn = (message: string) => void warnings.push(message);
   const [one, other] = [identityOrOneForNow(warn, readOnly), identityOrOneForNow(warn, readOnly)];
@@ -349,8 +350,8 @@ test("a damaged identity is never replaced by one for the run", () => {
 });
 
 const isRoot = process.getuid?.() === 0;
-test.skipIf(isRoot)(
-  `a folder without write permission is refused${isRoot ? " (skipped: root may write anywhere)" : ""}`,
+testNeeding(isRoot ? "root may write anywhere" : undefined)(
+  "a folder without write permission is refused",
   () => {
     using folder = temporaryFolder();
     chmodSync(folder.path, 0o500);

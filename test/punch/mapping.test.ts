@@ -13,8 +13,8 @@ import {
 import { connectShared, Socket } from "../../native/socket.ts";
 import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../../protocol.ts";
 import { listening, loopback, noSocketLeft, refusing, unanswering } from "../native-fixture.ts";
+import { linuxTest } from "../needing-fixture.ts";
 
-const isLinux = process.platform === "linux";
 const local = 40000;
 /** Where samples go: the introducer's control port, then its probe ports, in turn. */
 const control = formatEndpoint("203.0.113.1", 7000);
@@ -226,7 +226,7 @@ describe("no observation, and nothing thrown, from a probe port that", () => {
     expect([await observe(port, probe), await observeFresh(probe)]).toEqual([undefined, undefined]);
   });
 
-  test.skipIf(!isLinux)(
+  linuxTest(
     "never says anything, or never accepts",
     async () => {
       await using _ = noSocketLeft();

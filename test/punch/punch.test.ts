@@ -29,6 +29,7 @@ import {
   start,
   type Started,
 } from "./hosts-fixture.ts";
+import { linuxTest } from "../needing-fixture.ts";
 
 // --- two peers ---------------------------------------------------------------------------------------------
 
@@ -336,7 +337,7 @@ describe("it fails", () => {
     expect(ofAlice.outcomes.length).toBe(1);
   });
 
-  test.skipIf(!isLinux)("when nothing answers, leaving the one SYN alone", async () => {
+  linuxTest("when nothing answers, leaving the one SYN alone", async () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
@@ -500,7 +501,7 @@ describe("aborted", () => {
 
 // --- the limits of the process -------------------------------------------------------------------------------
 
-test.skipIf(!isLinux)("running out of descriptors fails the punch, not the program", async () => {
+linuxTest("running out of descriptors fails the punch, not the program", async () => {
   const fixture = join(import.meta.dir, "punch-fixture.ts");
   const child = Bun.spawn(["sh", "-c", 'ulimit -n 128; exec "$0" "$1"', process.execPath, fixture], {
     stdout: "pipe",

@@ -18,13 +18,13 @@ import {
   expectLinked,
   expectSameConnection,
   failureOf,
-  isLinux,
   linkOf,
   newToken,
   opposite,
   start,
   startsOf,
 } from "./hosts-fixture.ts";
+import { linuxTest } from "../needing-fixture.ts";
 
 // --- another program of the same user ------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ describe("an endpoint for which only the peer's word stands", () => {
     },
   );
 
-  test.skipIf(!isLinux)("and never answers is left before the kernel sends the SYN again", async () => {
+  linuxTest("and never answers is left before the kernel sends the SYN again", async () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);

@@ -3,9 +3,10 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { thisHost, type Place } from "../lab/people.ts";
+import { missing, unlessRequired } from "../needing-fixture.ts";
 
 /** Why there can be no Redis here; undefined where there can. */
-export const noRedis = Bun.which("redis-server") ? undefined : "redis-server is not installed";
+export const noRedis = unlessRequired(missing(["redis-server", "redis-cli"], "package redis-server"));
 
 export function freePort(): number {
   const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });

@@ -1,5 +1,5 @@
 /** Introducers that share a Redis, while those and it are killed, stopped and started again. */
-import { describe, expect, spyOn, test } from "bun:test";
+import { expect, spyOn, test } from "bun:test";
 import { connect, createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { Introducer, type IntroducerEvent } from "../../introducer.ts";
@@ -11,8 +11,7 @@ import { People, thisHost } from "../lab/people.ts";
 import { Driven, link, met } from "../driven-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { freePort, noRedis, RedisServer } from "./redis-fixture.ts";
-
-if (noRedis !== undefined) console.log(`rooms of several introducers are not tested: ${noRedis}`);
+import { describeNeeding } from "../needing-fixture.ts";
 
 /** How long what needs beats, or another connection, may take. */
 const patienceMs = 14_000;
@@ -106,7 +105,7 @@ function occupant(id: number, room = "lobby", name = `n${id}`): Occupant {
   return { peer, room, hasMeasured: false, takesRelay: true, position: undefined };
 }
 
-describe.skipIf(noRedis !== undefined)("introducers that share a Redis", () => {
+describeNeeding(noRedis)("introducers that share a Redis", () => {
   test.concurrent(
     "one is killed: its participants have left elsewhere within 12 s, and may come back to another",
     async () => {
