@@ -3,9 +3,9 @@
  * class: what they say must neither harm the user nor be taken for the truth.
  */
 import { expect, test } from "bun:test";
-import { makeIdentity } from "../native/link/identity.ts";
-import { distrust, openRoom, prove, secretRoom } from "../native/link/room.ts";
-import { Participant, type ParticipantEvent } from "../participant.ts";
+import { makeIdentity } from "../../native/link/identity.ts";
+import { distrust, openRoom, prove, secretRoom } from "../../native/link/room.ts";
+import { Participant, type ParticipantEvent } from "../../participant.ts";
 import {
   encode,
   LineDecoder,
@@ -15,8 +15,8 @@ import {
   type Peer,
   type ToIntroducer,
   type ToParticipant,
-} from "../protocol.ts";
-import { Driven, link, met, startIntroducer } from "./driven-fixture.ts";
+} from "../../protocol.ts";
+import { Driven, startIntroducer } from "../driven-fixture.ts";
 
 const at = (text: string) => text as Endpoint;
 const identity = makeIdentity();
@@ -244,29 +244,6 @@ test("a `join` that fails during an outage goes on trying, until `leave`", async
   expect(alice.participant.isRegistered).toBe(false);
 });
 
-test("a peer that is not in the room any more is not meant by its old id", async () => {
-  const house = startIntroducer();
-  await using alice = new Driven(house.port, "alice");
-  await alice.registered;
-  await using bob = new Driven(house.port, "bob");
-  const { id } = await bob.registered;
-  await met(alice, bob);
-  await link(alice, bob);
-  bob.type("leave");
-  await alice.next("left");
-  await house[Symbol.asyncDispose]();
-  await using again = startIntroducer(house.port);
-  await alice.next("registered");
-  await using carol = new Driven(again.port, "carol");
-  expect((await carol.registered).id).toBe(id);
-  await alice.next("joined", ({ name }) => name === "carol");
-  alice.type(`say ${id} secret`, "say bob hello");
-  expect((await alice.next("error")).message).toContain("not linked with carol");
-  expect(await bob.next("said")).toMatchObject({ text: "hello" });
-  expect(await alice.next("sent")).toMatchObject({ name: "bob", peer: null });
-  expect(carol.count("said")).toBe(0);
-});
-
 test("`--connect` of a name that two bear is an error, not an endless wait", async () => {
   using house = new Scripted((message, say) => {
     if (message.type === "register") say(...welcome(bob, { ...bob, id: 3, instance: "ef".repeat(8) }));
@@ -322,17 +299,6 @@ test("no pause before coming back is longer than the longest, and a room does no
   expect(Math.max(...pauses)).toBeLessThanOrEqual(500);
   expect(Math.min(...pauses)).toBeGreaterThanOrEqual(250);
   expect(new Set(pauses).size).toBeGreaterThan(1);
-});
-
-test("a name of the program's own words is refused", async () => {
-  for (const name of ["introducer", "error", "Notice"]) {
-    await using child = Bun.spawn([process.execPath, "participant.ts", "127.0.0.1:1", "--name", name], {
-      cwd: `${import.meta.dir}/..`,
-      stderr: "pipe",
-    });
-    expect(await child.exited).toBe(2);
-    expect(await child.stderr.text()).toContain("must not be one of the program's own words");
-  }
 });
 
 test("an introducer that would have us called by somebody else's name is not obeyed", async () => {
@@ -438,47 +404,6 @@ test("the introducer never sees the words, and ours is the proof that others can
   expect(distrust(elsewhere, asSeen)).toContain("wrong");
 });
 
-test("those who know the words link; who knows others is not seen", async () => {
-  await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice", "--room", words);
-  await using bob = new Driven(house.port, "bob", "--room", words);
-  await using eve = new Driven(house.port, "eve", "--room", "guess");
-  await met(alice, bob);
-  await eve.registered;
-  await link(alice, bob);
-  alice.type("say bob between us");
-  expect(await bob.next("said")).toMatchObject({ text: "between us" });
-  eve.type("connect bob");
-  expect((await eve.next("error")).message).toContain("nobody here is called bob");
-});
-
-test("--room new makes words, and says what to tell others", async () => {
-  await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice", "--room", "new");
-  const { room: made } = await alice.registered;
-  expect(made).toMatch(/^(\w{4}-){3}\w{4}$/);
-  await using bob = new Driven(house.port, "bob", "--room", made);
-  await met(alice, bob);
-  await link(alice, bob);
-  alice.type("quit");
-  await alice.exited();
-  expect(await alice.stderr).toContain(`bun run participant 127.0.0.1:${house.port} --room ${made}`);
-});
-
-test("the lobby says that it is open to everyone; the words of a private room are not printed", async () => {
-  await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice");
-  await using bob = new Driven(house.port, "bob", "--room", words);
-  for (const one of [alice, bob]) {
-    await one.registered;
-    one.type("quit");
-    await one.exited();
-  }
-  expect(await alice.stderr).toContain("in room lobby, which is open to everyone");
-  expect(await bob.stderr).toContain("in a private room");
-  expect(await bob.stderr).not.toContain(words);
-});
-
 test("a relay at another introducer is gone to there", async () => {
   using other = new Scripted(() => {});
   const endpoint = at(`127.0.0.1:${other.port}`);
@@ -491,24 +416,4 @@ test("a relay at another introducer is gone to there", async () => {
   await alice.registered;
   alice.type("connect bob");
   expect((await other.hears("relay")).token).toBe(first);
-});
-
-test("a peer that came back as another program often leaves no row behind", async () => {
-  await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice");
-  await alice.registered;
-  for (let round = 0; round < 3; round++) {
-    await using bob = new Driven(house.port, "bob", "--connect", "alice");
-    await alice.next("linked");
-    bob.signal("SIGKILL");
-    await alice.next("left");
-  }
-  await using bob = new Driven(house.port, "bob");
-  await bob.registered;
-  await alice.next("unlinked", ({ reason }) => reason === "peer-restarted");
-  alice.type("list");
-  const isList = ({ peers }: { peers: unknown[] }) => peers.length > 0;
-  expect((await alice.next("peers", isList)).peers.map(({ name, state }) => [name, state])).toEqual([
-    ["bob", "known"],
-  ]);
 });
