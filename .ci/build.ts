@@ -20,6 +20,12 @@ export type Build = (typeof builds)[number];
 
 const root = `${import.meta.dir}/..`;
 
+/**
+ * By default what is made reads bunfig.toml, whose `preload` runs, and .env of the folder it is started in: a file that
+ * was received there would be code of ours.
+ */
+const closed = ["--no-compile-autoload-bunfig", "--no-compile-autoload-dotenv"];
+
 export function fileName({ program, target }: Build): string {
   const system = target.replace("bun-", "");
   return `${program}-${system}${system.startsWith("windows") ? ".exe" : ""}`;
@@ -29,7 +35,7 @@ export function fileName({ program, target }: Build): string {
 export async function build(one: Build, folder: string): Promise<string> {
   const name = fileName(one);
   const { program, target } = one;
-  const command = [process.execPath, "build", "--compile", `--target=${target}`];
+  const command = [process.execPath, "build", "--compile", ...closed, `--target=${target}`];
   const child = Bun.spawn([...command, `${root}/${program}.ts`, "--outfile", `${folder}/${name}`], {
     cwd: root,
     stdio: ["ignore", "ignore", "pipe"],
