@@ -64,7 +64,7 @@ testNeeding(here === undefined ? `no build for ${process.platform} ${process.arc
 );
 
 test("nor does what the README's own command makes", async () => {
-  const command = /`(bun build --compile [^`]*introducer\.ts)`/.exec(readme)![1]!.split(" ").slice(1);
+  const command = /`(bun build --compile [^`]*introducer\.ts)`/.exec(readme)![1]!.split(/\s+/).slice(1);
   const program = join(place, "introducer");
   const made = await run(root, [bun, ...command, "--outfile", program]);
   expect(made).toMatchObject({ code: 0 });
