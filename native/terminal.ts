@@ -514,6 +514,7 @@ export class Terminal {
       completer: (line: string) => this.#complete(line),
     });
     this.#reader = reader;
+    reader.on("error", () => {}); // which it says of its input, too
     reader.on("line", (text) => {
       this.#lineReaders.at(-1)?.line(text);
       this.#showPrompt();

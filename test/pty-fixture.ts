@@ -4,6 +4,9 @@ import { until } from "./native-fixture.ts";
 
 export const root = join(import.meta.dir, "..");
 
+const { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD } = process.env;
+const inherited = { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD };
+
 export class Pty implements AsyncDisposable {
   /** What was shown since something was typed last. */
   screen = "";
@@ -13,7 +16,7 @@ export class Pty implements AsyncDisposable {
     const decoder = new TextDecoder();
     this.#child = Bun.spawn(command, {
       cwd: root,
-      env: { PATH: process.env.PATH, TERM: "xterm", NO_COLOR: "1", PS1: "shell$ ", ...environment },
+      env: { ...inherited, TERM: "xterm", NO_COLOR: "1", PS1: "shell$ ", ...environment },
       terminal: {
         cols,
         rows: 50,
@@ -40,6 +43,11 @@ export class Pty implements AsyncDisposable {
   async answers(keys: string, text: string | RegExp): Promise<void> {
     this.type(keys);
     await this.shows(text);
+  }
+
+  /** As a window that is closed. */
+  hangUp(): void {
+    this.#child.terminal?.close();
   }
 
   get pid(): number {

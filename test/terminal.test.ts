@@ -194,7 +194,8 @@ beforeAll(() => {
 });
 afterAll(() => house.stop());
 
-const environment = { PATH: process.env.PATH, XDG_STATE_HOME: folder };
+const { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD } = process.env;
+const environment = { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD, XDG_STATE_HOME: folder };
 const bun = process.execPath;
 
 /** What both programs need to start: an introducer listens anywhere, a participant goes to ours. */
@@ -263,6 +264,14 @@ describe.each(programs)("the %s", (program) => {
     await pty.answers("list extra\r", "error: unexpected argument extra: list");
     pty.type("\x03");
     expect(await pty.exited).toBe(0);
+  });
+
+  test("a terminal that is gone ends it", async () => {
+    await using pty = start(program);
+    await pty.shows("> ");
+    pty.hangUp();
+    // The introducer takes no SIGHUP: 128 + 1.
+    expect(await pty.exited).toBe(program === "participant" ? 0 : 129);
   });
 
   test.each(["quit", "q", "exit", program === "introducer" ? "a" : "j", "\x04"])(

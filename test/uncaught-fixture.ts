@@ -1,0 +1,36 @@
+/**
+ * Loaded before all tests (bunfig.toml), so that what nobody catches fails the run. In the tests' own process Bun's
+ * runner sees to that, as long as it runs: so it stays a moment after the last test. A program goes on by itself, though,
+ * while a top-level await is pending, as our programs' is: those that tests start load uncaught-program-fixture.ts.
+ */
+import { afterAll } from "bun:test";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+/** What the last test has left behind may still throw. */
+const lingerMs = 200;
+
+const folder = mkdtempSync(join(tmpdir(), "uncaught-"));
+const file = join(folder, "programs");
+process.env.UNCAUGHT_FILE = file;
+// As --preload, for each program that inherits it, but not for `bun build`, which BUN_OPTIONS would confuse.
+process.env.BUN_INSPECT_PRELOAD = `${import.meta.dir}/uncaught-program-fixture.ts`;
+// Without `env` both would hand on what this process itself was started with.
+const { spawn, spawnSync } = Bun;
+type Start = (command: object, options?: object) => unknown;
+const withOurs =
+  (start: Start): Start =>
+  (command, options) =>
+    Array.isArray(command)
+      ? start(command, { env: process.env, ...options })
+      : start({ env: process.env, ...command });
+Bun.spawn = withOurs(spawn as Start) as typeof spawn;
+Bun.spawnSync = withOurs(spawnSync as Start) as typeof spawnSync;
+
+afterAll(async () => {
+  await Bun.sleep(lingerMs);
+  const found = existsSync(file) ? readFileSync(file, "utf8") : "";
+  rmSync(folder, { recursive: true });
+  if (found !== "") throw new Error(`programs that tests had started did not catch this:\n${found}`);
+});
