@@ -439,6 +439,19 @@ class Session {
   }
 }
 
+/** Whose session is served: its socket. */
+interface Served {
+  readonly data: Session | undefined;
+}
+/** Where it is nobody's in particular. */
+const nobody: Served = { data: undefined };
+
+/** What was thrown while something was served. */
+interface Mistake {
+  readonly error: unknown;
+}
+const none: Mistake = { error: undefined };
+
 /** A session that has registered. */
 type Member = Session & { peer: Peer };
 /** Somebody in a room, here or at another introducer. */
@@ -717,6 +730,12 @@ function foreign(number: number, expiresAt: number): Foreign {
   return { number, expiresAt, ...none, ...so };
 }
 
+/** For whom there is something to do with a pair: the asker, unless that is a guest. */
+function whoseTurn({ introduction, members }: Pair): Party | undefined {
+  const all = introduction?.sides.map(({ member }) => member) ?? members;
+  return all.find((one) => !isGuest(one));
+}
+
 /** Whether an introduction is under way that the other side's introducer runs. */
 function isOrdered({ foreign: known }: Pair, now: number): boolean {
   return known !== undefined && !known.isReported && now < known.expiresAt;
@@ -959,6 +978,8 @@ interface Exchange {
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
+  /** Does what serves a member: what fails in it costs that one only. Of a guest, or of nobody, it costs nobody. */
+  serve(member: Party | undefined, work: () => void): void;
   /** An introduction has ended. */
   count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }
@@ -972,7 +993,7 @@ class Introductions {
   readonly #pairs = new Set<Pair>();
   readonly #rounds = new Rounds(
     () => this.#pairs.values(),
-    (pair, now) => this.#tickPair(pair, now),
+    (pair, now) => this.#exchange.serve(whoseTurn(pair), () => this.#tickPair(pair, now)),
   );
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
@@ -1233,22 +1254,23 @@ class Introductions {
   /** A member or a guest is gone. */
   left(member: Party, detail: string): void {
     const { id } = member.peer;
-    for (const [otherId, pair] of this.#of.get(id) ?? []) {
-      this.#of.get(otherId)?.delete(id);
-      this.#pairs.delete(pair);
-      this.#forgetForeign(pair);
-      const { introduction } = pair;
-      if (!introduction) continue;
-      this.#end(introduction, "peer-left");
-      const side = introduction.sides.find((one) => one.member !== member)!;
-      if (side.report !== undefined) continue;
-      // Before the first round there is no token yet, and the other side takes any.
-      const token = introduction.token || introduction.relayToken || newToken();
-      this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
-      this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
-    }
+    const pairs = [...(this.#of.get(id)?.values() ?? [])];
+    for (const pair of pairs) this.#forget(pair);
     this.#of.delete(id);
     this.#unasked.delete(id);
+    for (const { introduction } of pairs)
+      if (introduction) this.#exchange.serve(undefined, () => this.#endWithout(member, introduction, detail));
+  }
+
+  #endWithout(member: Party, introduction: Introduction, detail: string): void {
+    this.#end(introduction, "peer-left");
+    const side = introduction.sides.find((one) => one.member !== member)!;
+    if (side.report !== undefined) return;
+    const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
+    // Before the first round there is no token yet, and the other side takes any.
+    const token = introduction.token || introduction.relayToken || newToken();
+    this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
+    this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
   }
 
   tick(): void {
@@ -1519,7 +1541,8 @@ class Introductions {
       }
       this.#relayAt.delete(introduction);
       introduction.relay = "due";
-      if (introduction.hasPunched) this.#offerRelay(introduction);
+      if (!introduction.hasPunched) continue;
+      this.#exchange.serve(whoseTurn(introduction.pair), () => void this.#offerRelay(introduction));
     }
   }
 
@@ -1730,6 +1753,8 @@ export class Introducer {
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   #connectBacks = 0;
+  /** Of what is being served now; undefined while nothing is. */
+  #mistake: Mistake | undefined = undefined;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
   #draining: { reason: string; untilMs: number; done: () => void } | undefined;
   #drained: Promise<void> | undefined;
@@ -1767,7 +1792,8 @@ export class Introducer {
       post: (guest, letter) => this.#elsewhere.send(guest, letter),
       offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
       refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
-      tell: this.#onEvent,
+      tell: (event) => this.#tell(event),
+      serve: (member, work) => this.#serve(member && !isGuest(member) ? member.socket : nobody, work),
       count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
     });
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
@@ -1780,7 +1806,7 @@ export class Introducer {
     this.#deadlines = new Deadlines(this.#tickMs, this.#tickedAt);
     this.#timer = setInterval(() => this.#tick(), this.#tickMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
-    this.#onEvent({ event: "listening", host: this.host, port: this.port });
+    this.#tell({ event: "listening", host: this.host, port: this.port });
   }
 
   #makeRelays(rates: RelayRates): Relays<Session> {
@@ -1789,28 +1815,30 @@ export class Introducer {
       newToken,
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
-      tell: this.#onEvent,
+      serve: (session, work) => this.#serve(session?.socket ?? nobody, work),
+      tell: (event) => this.#tell(event),
     });
   }
 
   #share(redis: string): Rooms {
+    const unreachable = "its introducer can't be reached";
     return new RedisRooms(redis, {
-      joined: (guest) =>
-        this.#tellRoom(this.#rooms.get(guest.room) ?? [], lineAbout(guest, { type: "joined" })),
-      changed: (guest, change) => this.#guestChanged(guest, change),
-      left: (guest, reason) => this.#guestLeft(guest, reason),
-      displaced: (id, reason) => this.#displace(id, reason),
-      received: (letter) => this.#receive(letter),
-      answer: (question) => this.#answer(question),
-      undelivered: (guest) => this.#introductions.left(guest, "its introducer can't be reached"),
-      sharing: (isShared, message) => this.#onEvent({ event: isShared ? "shared" : "warning", message }),
+      joined: (guest) => this.#serve(nobody, () => this.#guestJoined(guest)),
+      changed: (guest, change) => this.#serve(nobody, () => this.#guestChanged(guest, change)),
+      left: (guest, reason) => this.#serve(nobody, () => this.#guestLeft(guest, reason)),
+      displaced: (id, reason) => this.#serve(nobody, () => this.#displace(id, reason)),
+      received: (letter) => this.#serve(nobody, () => this.#receive(letter)),
+      answer: (question) => this.#answerOther(question),
+      undelivered: (guest) => this.#serve(nobody, () => this.#introductions.left(guest, unreachable)),
+      sharing: (isShared, message) => this.#tell({ event: isShared ? "shared" : "warning", message }),
     });
   }
 
   /** Throws a {@link MetricsPortError}, and then has closed what was open. */
   #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
     try {
-      return new MetricsServer(hostname, port, () => renderPrometheus(this.stats, version));
+      const page = () => renderPrometheus(this.stats, version);
+      return new MetricsServer(hostname, port, page, (error) => this.#complain(error));
     } catch (error) {
       const { code = String(error) } = error as { code?: string };
       void this.stop();
@@ -1905,6 +1933,13 @@ export class Introducer {
     return { told: all.reduce((sum, { count: told }) => sum + told, 0), ...problem };
   }
 
+  /** None, if that fails. */
+  #answerOther(question: Question): Answer | undefined {
+    let answer: Answer | undefined;
+    this.#serve(nobody, () => (answer = this.#answer(question)));
+    return answer;
+  }
+
   #answer(question: Question): Answer {
     const place = formatEndpoint(this.#advertised ?? publicAddress(this.host), this.port);
     const { size } = this.#members;
@@ -1930,7 +1965,7 @@ export class Introducer {
     this.#draining = { reason, untilMs: now + drainMs, done };
     const participants = this.#members.size;
     const punching = participants - this.#idleMembers().length;
-    this.#onEvent({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
+    this.#tell({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
     this.#dismiss(now);
     await promise;
     await this.stop(reason);
@@ -1948,8 +1983,8 @@ export class Introducer {
     const { reason, untilMs, done } = this.#draining;
     const isLate = now >= untilMs;
     const leaving = isLate ? [...this.#members.values()] : this.#idleMembers();
-    for (const member of leaving) this.#dismissOne(member, reason);
-    for (const member of leaving) this.#close(member, reason);
+    for (const member of leaving) this.#serve(member.socket, () => this.#dismissOne(member, reason));
+    for (const member of leaving) this.#serve(member.socket, () => this.#close(member, reason));
     const isPunching = this.#members.size > 0 || this.#relays?.isAwaited;
     // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
     if (!isPunching) this.#listener.stop();
@@ -1978,12 +2013,12 @@ export class Introducer {
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
     for (const session of sessions) {
-      if (!session.relayed) this.#send(session, { type: "bye", reason });
+      if (!session.relayed) this.#serve(session.socket, () => this.#send(session, { type: "bye", reason }));
       session.closing = true; // so that nobody is told of everyone else's leaving
     }
     for (const session of sessions) {
       if (session.relayed) session.socket.terminate();
-      else this.#close(session, reason);
+      else this.#serve(session.socket, () => this.#close(session, reason));
     }
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
     const left = this.#elsewhere.close();
@@ -2006,16 +2041,30 @@ export class Introducer {
           port,
           allowHalfOpen: true,
           socket: {
-            open: (socket) => this.#open(socket as Connection),
-            data: ({ data }, chunk) => data && this.#data(data, chunk),
-            drain: ({ data }) => data && this.#drain(data),
-            end: ({ data }) => data && this.#ended(data),
-            error: ({ data }, error) => data && this.#mishap(data, error),
-            close: ({ data }, error) =>
-              data && this.#closed(data, error?.message ?? "it closed the connection"),
+            open: (socket) => {
+              this.#serve(socket, () => this.#open(socket as Connection));
+              if (!socket.data) socket.terminate();
+            },
+            data: (socket, chunk) => {
+              const { data: session } = socket;
+              if (session) this.#serve(socket, () => this.#data(session, chunk));
+            },
+            drain: (socket) => {
+              const { data: session } = socket;
+              if (session) this.#serve(socket, () => this.#drain(session));
+            },
+            end: (socket) => {
+              const { data: session } = socket;
+              if (session) this.#serve(socket, () => this.#ended(session));
+            },
+            error: (socket, error) => this.#mishap(socket, error),
+            close: (socket, error) => {
+              const { data: session } = socket;
+              if (session) this.#closed(session, error?.message ?? "it closed the connection");
+            },
           },
         },
-        (message) => this.#onEvent({ event: "warning", message }),
+        (message) => this.#tell({ event: "warning", message }),
       );
     if (host !== undefined) return listen(host);
     try {
@@ -2049,7 +2098,7 @@ export class Introducer {
           for (const listener of [...listeners, this.#listener]) listener.stop();
           throw new ProbePortError(message, { cause: error });
         }
-        this.#onEvent({ event: "warning", message });
+        this.#tell({ event: "warning", message });
       }
     }
     return listeners;
@@ -2076,6 +2125,10 @@ export class Introducer {
             socket.write(encode({ type: "observed", endpoint: own.observed }));
           },
           data: ({ data }, chunk) => data && this.#probed(data, chunk),
+          error: (socket, error) => {
+            this.#complain(error, socket.data?.observed);
+            socket.terminate();
+          },
           timeout: (socket) => socket.terminate(),
           close: (socket) => {
             if (!socket.data) return;
@@ -2084,7 +2137,7 @@ export class Introducer {
           },
         },
       },
-      (message) => this.#onEvent({ event: "warning", message }),
+      (message) => this.#tell({ event: "warning", message }),
     );
   }
 
@@ -2106,7 +2159,8 @@ export class Introducer {
         const member = message.type === "probe" && this.#probing.get(message.token);
         if (!member) return;
         const { peer, step } = message;
-        return this.#introductions.probed(member, peer, { endpoint: probe.observed, step });
+        const stands = { endpoint: probe.observed, step };
+        return this.#serve(member.socket, () => this.#introductions.probed(member, peer, stands));
       }
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -2123,29 +2177,44 @@ export class Introducer {
     this.#countIntroduction(member);
     member.isConnectedBack = true;
     this.#connectBacks += 1;
-    const observed = splitEndpoint(member.observed);
+    const attempts = this.#tryBack(splitEndpoint(member.observed));
+    const over = (tell: () => void) =>
+      this.#serve(member.socket, () => {
+        member.isConnectedBack = false;
+        this.#connectBacks -= 1;
+        tell();
+      });
+    attempts.then(
+      (met) => over(() => this.#connectedBack(member, met)),
+      (error: unknown) =>
+        over(() => {
+          throw error;
+        }),
+    );
+  }
+
+  /** What a SYN from here meets there, and one from the alternate address, where there is one of that family. */
+  async #tryBack(observed: EndpointParts): Promise<(Filtering | undefined)[]> {
     const alternate = this.#alternate && canonicalAddress(this.#alternate);
     const isElsewhere = alternate && alternate.family === observed.family;
-    const attempts = [
+    return Promise.all([
       tryConnect(observed),
       isElsewhere ? tryConnect(observed, alternate.address) : undefined,
-    ];
-    void Promise.all(attempts).then(([filtering, elsewhere]) => {
-      member.isConnectedBack = false;
-      this.#connectBacks -= 1;
-      if (filtering) this.#send(member, { type: "filtering", filtering, ...(elsewhere && { elsewhere }) });
-      else {
-        const busy = "the introducer can't connect back now: try again later";
-        this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
-      }
-    });
+    ]);
+  }
+
+  #connectedBack(member: Member, [filtering, elsewhere]: (Filtering | undefined)[]): void {
+    if (filtering)
+      return this.#send(member, { type: "filtering", filtering, ...(elsewhere && { elsewhere }) });
+    const busy = "the introducer can't connect back now: try again later";
+    this.#refuse(member, new Refusal("limit", busy), { request: "connect-back" });
   }
 
   // connections
 
   #open(socket: Connection): void {
     const observed = observedEndpoint(socket);
-    if (!observed) return void socket.terminate();
+    if (!observed) return;
     const { sessions, sessionsPerAddress } = this.limits;
     const own = subscriber(splitEndpoint(observed).address);
     const most = this.#shares.most(own);
@@ -2153,7 +2222,7 @@ export class Introducer {
     const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
     if (isFlood || !this.#accepts(own)) {
       this.#metrics.turnedAway();
-      return void socket.terminate();
+      return;
     }
     const session = new Session(socket, observed, this.limits, performance.now());
     socket.data = session;
@@ -2259,13 +2328,7 @@ export class Introducer {
   #roundsOf(sessions: Set<Session>): Rounds<Session> {
     return new Rounds(
       () => sessions.values(),
-      (session, sliceAt) => {
-        try {
-          this.#goOn(session, sliceAt);
-        } catch (error) {
-          this.#mishap(session, error as Error);
-        }
-      },
+      (session, sliceAt) => this.#serve(session.socket, () => this.#goOn(session, sliceAt)),
     );
   }
 
@@ -2362,7 +2425,7 @@ export class Introducer {
     this.#send(session, { type: "refused", code, message, ...of, ...name });
     this.#metrics.refused(code);
     const [id, address] = [session.peer?.id, session.observed];
-    this.#onEvent({ event: "refused", ...(id !== undefined && { id }), address, code, message });
+    this.#tell({ event: "refused", ...(id !== undefined && { id }), address, code, message });
     const isOver = fatal || (!session.peer && !mayTryAgain);
     if (isOver || isWorn) this.#close(session, `refused: ${message}`);
   }
@@ -2385,7 +2448,7 @@ export class Introducer {
   #flushAll(): void {
     const sessions = this.#outgoing;
     this.#outgoing = [];
-    for (const session of sessions) this.#flush(session);
+    for (const session of sessions) this.#serve(session.socket, () => this.#flush(session));
   }
 
   #flush(session: Session): void {
@@ -2401,7 +2464,7 @@ export class Introducer {
     session.closing = true;
     session.unsent = undefined;
     // Later, because whoever is sending may be walking through the room.
-    queueMicrotask(() => this.#drop(session, "it reads too slowly"));
+    queueMicrotask(() => this.#serve(session.socket, () => this.#drop(session, "it reads too slowly")));
   }
 
   #drain(session: Session): void {
@@ -2432,22 +2495,68 @@ export class Introducer {
     session.socket.terminate();
   }
 
-  /** An exception in a handler: our mistake, which must cost one connection only, and not go unseen. */
-  #mishap(session: Session, { message }: Error): void {
-    this.#onEvent({ event: "error", address: session.observed, message });
-    this.#drop(session, "an error in the introducer");
+  // our own mistakes: each costs one session, and does not go unseen
+
+  /**
+   * Does what serves a session, or nobody in particular. Whatever is done in a callback, a timer or a promise goes
+   * through here: what it throws is our mistake, and costs that session and nobody else.
+   */
+  #serve(socket: Served, work: () => void): void {
+    const outer = this.#mistake;
+    this.#mistake = none;
+    try {
+      work();
+    } catch (error) {
+      this.#mistake = { error };
+    }
+    const { error } = this.#mistake;
+    const isMistaken = this.#mistake !== none;
+    this.#mistake = outer;
+    if (isMistaken) this.#mishap(socket, error);
+  }
+
+  /** Who hears of it may throw. What is under way is done to its end all the same: it counts as a mistake when it is. */
+  #tell(event: IntroducerEvent): void {
+    try {
+      this.#onEvent(event);
+    } catch (error) {
+      if (this.#mistake) this.#mistake = { error };
+      else this.#complain(error);
+    }
+  }
+
+  #complain(error: unknown, address?: Endpoint): void {
+    const message = error instanceof Error ? error.message : String(error);
+    try {
+      this.#onEvent({ event: "error", ...(address !== undefined && { address }), message });
+    } catch {
+      // whoever can't hear of an error can't be told of that either
+    }
+  }
+
+  #mishap({ data: session }: Served, error: unknown): void {
+    this.#complain(error, session?.observed);
+    if (!session || !this.#connections.has(session)) return;
+    if (session.closing || session.relayed) return void session.socket.terminate();
+    const reason = "an error in the introducer";
+    this.#serve(nobody, () => {
+      this.#send(session, { type: "bye", reason });
+      this.#close(session, reason);
+    });
+    if (!session.closing) session.socket.terminate();
   }
 
   #closed(session: Session, reason: string): void {
     if (!this.#connections.delete(session)) return;
     this.#deadlines.remove(session);
+    this.#shares.remove(session.subscriber);
     session.closing = true;
     session.outgoing = "";
     session.decoder = undefined;
-    this.#unhold(session);
-    if (session.relayed) this.#relays?.closed(session.relayed);
-    this.#shares.remove(session.subscriber);
-    this.#charge(session, () => this.#leave(session, reason));
+    const { socket, relayed } = session;
+    this.#serve(socket, () => this.#unhold(session));
+    if (relayed) this.#serve(socket, () => this.#relays?.closed(relayed));
+    this.#serve(socket, () => this.#charge(session, () => this.#leave(session, reason)));
     if (this.#connections.size === 0) this.#allGone?.();
   }
 
@@ -2455,19 +2564,22 @@ export class Introducer {
 
   #tick(): void {
     const now = performance.now();
-    this.#rounds.begin();
-    this.#processor.tick(now);
-    this.#accepted.tick(now);
-    this.#introductions.tick();
-    this.#relays?.tick(now);
-    this.#dismiss(now);
-    this.#metrics.ticked(now - this.#tickedAt - this.#tickMs);
+    const steps = [
+      () => this.#rounds.begin(),
+      () => this.#processor.tick(now),
+      () => this.#accepted.tick(now),
+      () => this.#introductions.tick(),
+      () => this.#relays?.tick(now),
+      () => this.#dismiss(now),
+      () => this.#metrics.ticked(now - this.#tickedAt - this.#tickMs),
+    ];
+    for (const step of steps) this.#serve(nobody, step);
     this.#tickedAt = now;
   }
 
   #due(session: Session, now: number): void {
     if (!this.#connections.has(session)) return; // closed meanwhile
-    this.#tickSession(session, now);
+    this.#serve(session.socket, () => this.#tickSession(session, now));
     if (this.#connections.has(session)) this.#deadlines.put(session, this.#dueAt(session));
   }
 
@@ -2565,16 +2677,20 @@ export class Introducer {
     const opening = session.peer ? undefined : this.#elsewhere.open(message.room);
     if (!opening) return this.#register(session, message);
     session.isEntering = true;
-    void opening.then(() => {
-      session.isEntering = false;
-      if (session.closing) return;
-      try {
-        this.#register(session, message);
-      } catch (error) {
-        if (!(error instanceof Refusal)) throw error;
-        this.#refuse(session, error, { request: "register" });
-      }
-    });
+    const go = () => this.#serve(session.socket, () => this.#entered(session, message));
+    // If it can't be known who is there, the room is what is here.
+    opening.catch((error: unknown) => this.#complain(error, session.observed)).then(go, go);
+  }
+
+  #entered(session: Session, message: MessageOf<"register">): void {
+    session.isEntering = false;
+    if (session.closing) return;
+    try {
+      this.#register(session, message);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#refuse(session, error, { request: "register" });
+    }
   }
 
   #register(session: Session, message: MessageOf<"register">): void {
@@ -2605,16 +2721,15 @@ export class Introducer {
     session.room = room;
     session.takesRelay = !message.direct;
     const member = session as Member;
+    this.#members.set(own.id, member); // first of all, so that whatever fails from here on is undone by leaving
     this.#keepLinks(member, message.links);
     this.#elsewhere.put(member, replaced);
     this.#welcome(member, all);
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
-    this.#members.set(own.id, member);
     this.#metrics.joined();
-    this.#onEvent({ event: "joined", ...own, room });
-    if (ignored.length > 0)
-      this.#onEvent({ event: "ignored", address: session.observed, endpoints: ignored });
+    this.#tell({ event: "joined", ...own, room });
+    if (ignored.length > 0) this.#tell({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
   #checkRoom({ subscriber: own }: Session, others: Party[]): void {
@@ -2733,7 +2848,7 @@ export class Introducer {
     if (member.peer.mapping !== mapping) this.#change(member, { mapping });
     this.#elsewhere.put(member);
     this.#introductions.mapped(member);
-    this.#onEvent({ event: "mapping", id: member.peer.id, mapping });
+    this.#tell({ event: "mapping", id: member.peer.id, mapping });
   }
 
   #portMapped(member: Member, endpoint: Endpoint | undefined): void {
@@ -2741,7 +2856,7 @@ export class Introducer {
       throw new Refusal("bad-field", "endpoint must be at the address where you are seen");
     if (member.peer.mapped === endpoint) return;
     this.#change(member, { mapped: endpoint ?? null });
-    this.#onEvent({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+    this.#tell({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
   }
 
   #change(member: Member, change: PeerChange): void {
@@ -2756,18 +2871,26 @@ export class Introducer {
   #tellChanges(): void {
     this.#changeTimer = undefined;
     const perRoom = new Map<string, string>();
-    for (const [member, change] of this.#changed) {
+    const changed = [...this.#changed];
+    this.#changed.clear();
+    for (const [member, change] of changed) {
       const { peer, room } = member;
       if (!this.#members.has(peer.id)) continue;
-      this.#elsewhere.put(member);
-      const line = encode({ type: "updated", id: peer.id, ...change });
-      perRoom.set(room, (perRoom.get(room) ?? "") + line);
+      this.#serve(member.socket, () => {
+        this.#elsewhere.put(member);
+        const line = encode({ type: "updated", id: peer.id, ...change });
+        perRoom.set(room, (perRoom.get(room) ?? "") + line);
+      });
     }
-    this.#changed.clear();
-    for (const [room, lines] of perRoom) this.#tellRoom(this.#rooms.get(room) ?? [], lines);
+    for (const [room, lines] of perRoom)
+      this.#serve(nobody, () => this.#tellRoom(this.#rooms.get(room) ?? [], lines));
   }
 
   // those who are at other introducers
+
+  #guestJoined(guest: Guest): void {
+    this.#tellRoom(this.#rooms.get(guest.room) ?? [], lineAbout(guest, { type: "joined" }));
+  }
 
   #guestChanged(guest: Guest, change: PeerChange): void {
     const line = encode({ type: "updated", id: guest.peer.id, ...change });
@@ -2794,7 +2917,10 @@ export class Introducer {
   #receive(letter: Letter): void {
     const member = this.#members.get(letter.to);
     const guest = member && this.#elsewhere.guests(member.room).get(letter.from);
-    if (!member || !guest) return; // one of them has left
+    if (member && guest) this.#serve(member.socket, () => this.#receiveFrom(guest, member, letter));
+  }
+
+  #receiveFrom(guest: Guest, member: Member, letter: Letter): void {
     if (letter.is === "order") {
       if (isOf(letter.message, guest)) this.#introductions.ordered(member, guest, letter);
       return;
@@ -2837,7 +2963,7 @@ export class Introducer {
     if (links.size >= maxReportedLinks && !links.has(instance)) this.#forgetLinks(member, links);
     links.set(instance, { route, id: peer });
     this.#introductions.linked(member, message);
-    this.#onEvent({ event: "linked", id: member.peer.id, peer, route, local, remote });
+    this.#tell({ event: "linked", id: member.peer.id, peer, route, local, remote });
   }
 
   /** Those with who is not here: more than a room's worth of them has piled up. */
@@ -2854,7 +2980,7 @@ export class Introducer {
     const absent = [...(links ?? [])].find(([, { id }]) => id === peer)?.[0];
     const instance = other?.peer.instance ?? absent;
     if (instance === undefined || !links?.delete(instance)) return;
-    this.#onEvent({ event: "unlinked", id: member.peer.id, peer, reason });
+    this.#tell({ event: "unlinked", id: member.peer.id, peer, reason });
   }
 
   /** Takes a session out of its room, once, however many ways it ends. */
@@ -2870,7 +2996,7 @@ export class Introducer {
     this.#introductions.left(session as Member, reason);
     this.#elsewhere.remove(session as Member);
     this.#tellRoom(room ?? [], encode({ type: "left", id }));
-    this.#onEvent({ event: "left", id, name, reason });
+    this.#tell({ event: "left", id, name, reason });
   }
 }
 

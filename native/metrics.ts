@@ -214,15 +214,22 @@ export function renderPrometheus(stats: Stats, version: string): string {
   return `${[...lines, ...memory].join("\n")}\n`;
 }
 
-/** Shows `/metrics` to whoever can connect. Throws what `Bun.serve` throws, such as EADDRINUSE. */
+/**
+ * Shows `/metrics` to whoever can connect. Throws what `Bun.serve` throws, such as EADDRINUSE; `onMistake` hears what
+ * `page` throws, of which the visitor is told nothing.
+ */
 export class MetricsServer {
   readonly #server: Bun.Server<undefined>;
 
-  constructor(hostname: string, port: number, page: () => string) {
+  constructor(hostname: string, port: number, page: () => string, onMistake: (error: unknown) => void) {
     this.#server = Bun.serve({
       hostname,
       port,
       idleTimeout: idleTimeoutS,
+      error(error) {
+        onMistake(error);
+        return new Response("an error in the introducer\n", { status: 500 });
+      },
       fetch(request) {
         if (new URL(request.url).pathname !== "/metrics")
           return new Response("see /metrics\n", { status: 404 });

@@ -84,6 +84,8 @@ interface Sessions<Connection> {
   refuse(session: Connection, refusal: Refusal): void;
   /** Ends a session after what has been written. */
   close(session: Connection, reason: string): void;
+  /** Does what serves a session, or nobody in particular: what fails in it costs that one only. */
+  serve(session: Connection | undefined, work: () => void): void;
   tell(event: RelayEvent): void;
 }
 
@@ -236,13 +238,15 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   }
 
   tick(now: number): void {
-    for (const relay of this.#relays.values()) {
-      if (now < relay.untilMs) continue;
-      if (!relay.isPaired) this.#forget(relay);
-      for (const { session } of relay.ends) {
-        if (relay.isPaired) session.socket.terminate();
-        else this.#expired(session);
-      }
+    for (const relay of this.#relays.values())
+      if (now >= relay.untilMs) this.#sessions.serve(undefined, () => this.#expire(relay));
+  }
+
+  #expire(relay: Relay<Connection>): void {
+    if (!relay.isPaired) this.#forget(relay);
+    for (const { session } of relay.ends) {
+      if (relay.isPaired) session.socket.terminate();
+      else this.#sessions.serve(session, () => this.#expired(session));
     }
   }
 
@@ -298,7 +302,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     for (const end of [...this.#waiting]) {
       if (this.#fill(this.#total, total, now) < 1) return;
       const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
-      if (isDue) this.#pump(end, end.other!, now);
+      if (isDue) this.#sessions.serve(end.session, () => this.#pump(end, end.other!, now));
     }
     if (this.#waiting.size > 0) return;
     clearInterval(this.#timer);

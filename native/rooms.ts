@@ -78,7 +78,7 @@ export interface Answers {
   problem?: string;
 }
 
-/** Whom rooms tell what happens elsewhere. */
+/** Whom rooms tell what happens elsewhere. None of it throws. */
 export interface RoomsOwner {
   joined(guest: Guest): void;
   changed(guest: Guest, change: PeerChange): void;
@@ -86,8 +86,8 @@ export interface RoomsOwner {
   /** One of ours can't stay as it is: its name or id is another's, or it has come to another introducer. */
   displaced(id: number, reason: string): void;
   received(letter: Letter): void;
-  /** What another introducer's operator wants. */
-  answer(question: Question): Answer;
+  /** What another introducer's operator wants; undefined where that can't be told. */
+  answer(question: Question): Answer | undefined;
   /** That guest can't be told anything now. */
   undelivered(guest: Guest): void;
   /** Whether the rooms are shared now; said when that changes, and once at the start. */

@@ -130,7 +130,12 @@ test("quantiles are bounds of a histogram", () => {
 });
 
 test("the server has one page, which is read only", async () => {
-  const server = new MetricsServer("127.0.0.1", 0, () => "introducer_participants 0\n");
+  const server = new MetricsServer(
+    "127.0.0.1",
+    0,
+    () => "introducer_participants 0\n",
+    () => {},
+  );
   const at = `http://127.0.0.1:${server.port}`;
   const asked = await Promise.all([
     fetch(`${at}/metrics`),
@@ -142,4 +147,16 @@ test("the server has one page, which is read only", async () => {
   expect(await asked[0].text()).toBe("introducer_participants 0\n");
   await server.stop();
   expect(fetch(`${at}/metrics`)).rejects.toThrow();
+});
+
+test("a page that fails is told to the operator, and nothing of it to who asked", async () => {
+  const mistakes: unknown[] = [];
+  const page = () => {
+    throw new Error("of our own");
+  };
+  const server = new MetricsServer("127.0.0.1", 0, page, (error) => mistakes.push(error));
+  const response = await fetch(`http://127.0.0.1:${server.port}/metrics`);
+  expect([response.status, await response.text()]).toEqual([500, "an error in the introducer\n"]);
+  expect(mistakes).toEqual([new Error("of our own")]);
+  await server.stop();
 });

@@ -311,7 +311,9 @@ export class RedisRooms implements Rooms {
   #answer({ by, number, question }: Asked): void {
     if (by === this.#name || !take(this.#questions, questionBurst, questionsPerSecond, performance.now()))
       return;
-    const parts = writeAnswer(this.#name, number, this.#owner.answer(question));
+    const answer = this.#owner.answer(question);
+    if (!answer) return;
+    const parts = writeAnswer(this.#name, number, answer);
     void this.#redis.attempt(() =>
       Promise.all(parts.map((part) => this.#redis.command("PUBLISH", [inbox(by), part]))),
     );
