@@ -1,10 +1,11 @@
 /**
  * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name
- * is resolved here and once, and the address that is dialled is the one that was checked. For whoever uses a link.
+ * is resolved here and once, and the address that is dialled is the one that was checked. The peer learns no address
+ * that it has not named itself. For whoever uses a link.
  */
-import { lookup } from "node:dns/promises";
 import { canonicalAddress, Refusal } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
+import { NameError, Names } from "./names.ts";
 import { Pipe } from "./pipe.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 import {
@@ -21,15 +22,24 @@ const dialPatienceMs = 10_000;
 /** Bun cannot give up an attempt, so the kernel's own patience (2 min) holds a descriptor for each. */
 const maxDialling = 2_048;
 
-/** Addresses of a name; throws when it has none. */
-export type Resolve = (name: string) => Promise<string[]>;
-
-const resolveBySystem: Resolve = async (name) =>
-  (await lookup(name, { all: true })).map(({ address }) => address);
+/** Of the whole program: whatever peers ask, its resolver is one. */
+const namesOfAll = new Names();
 
 export interface ServeOptions {
   allow: AllowList;
-  resolve?: Resolve;
+  /** Whoever has opened the stream: what a peer may take is counted by it. */
+  peer: string;
+  names?: Names;
+}
+
+/** A stream that is not served. The message is for our user; `told`, for the peer, has no address but what it asked for. */
+class Unserved extends Error {
+  readonly told: string;
+
+  constructor(told: string, message: string = told) {
+    super(message);
+    this.told = told;
+  }
 }
 
 /** How a stream of a peer fared. */
@@ -54,13 +64,13 @@ export async function serveForward(
   try {
     const wanted = readPurposeTarget(purpose);
     target = formatTarget(wanted);
-    await dial(await permittedAddresses(wanted, options), wanted.port, connection);
+    await dial(await permittedAddresses(wanted, options), wanted, connection);
     if (stream.destroyed) connection.reset("the client went away");
     else connection.join(stream);
     return { target };
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    stream.reset(error.message, resetCodes.refused);
+    if (!(error instanceof Unserved || error instanceof NameError || error instanceof Refusal)) throw error;
+    stream.reset(error instanceof Unserved ? error.told : error.message, resetCodes.refused);
     return { target, refused: error.message };
   }
 }
@@ -78,37 +88,40 @@ export async function servePipe(
   return serveForward(pipe, purpose, options, connection);
 }
 
-async function permittedAddresses(target: Target, { allow, resolve }: ServeOptions): Promise<string[]> {
-  if (!allow.mayPermit(target)) throw new Refusal("limit", `${formatTarget(target)} is not allowed`);
-  const addresses = await addressesOf(target.host, resolve ?? resolveBySystem);
-  const permitted = allow.permitted(target, addresses);
-  if (permitted.length > 0) return permitted;
-  const others = canonicalAddress(target.host) ? "" : ` at ${addresses.slice(0, 4).join(", ")}`;
-  throw new Refusal("limit", `${formatTarget(target)}${others} is not allowed`);
-}
+async function permittedAddresses(
+  target: Target,
+  { allow, peer, names = namesOfAll }: ServeOptions,
+): Promise<string[]> {
+  const refused = `${formatTarget(target)} is not allowed`;
+  if (!allow.mayPermit(target)) throw new Unserved(refused);
+  const { host, port } = target;
+  if (host === "localhost") return permittedOf([...localhostAddresses]);
+  if (canonicalAddress(host)) return permittedOf([host]);
+  const addresses = await names.addresses(host, peer);
+  const rule = formatHostPort(addresses[0]!, port);
+  return permittedOf(addresses, `${refused} at ${addresses.slice(0, 4).join(", ")} (\`--allow ${rule}\`)`);
 
-async function addressesOf(host: string, resolve: Resolve): Promise<string[]> {
-  if (canonicalAddress(host)) return [host];
-  if (host === "localhost") return [...localhostAddresses];
-  const found = await resolve(host).catch((error: NodeJS.ErrnoException) => {
-    throw new Refusal("limit", `${host} can't be resolved (${error.code ?? error.message})`);
-  });
-  const addresses = found.map((text) => canonicalAddress(text)?.address).filter((one) => one !== undefined);
-  if (addresses.length === 0) throw new Refusal("limit", `${host} has no address`);
-  return [...new Set(addresses)];
+  function permittedOf(all: readonly string[], reason = refused): string[] {
+    const permitted = allow.permitted(target, all);
+    if (permitted.length === 0) throw new Unserved(refused, reason);
+    return permitted;
+  }
 }
 
 let dialling = 0;
 
-/** Connects to the first address that accepts; a {@link Refusal} says why none did. */
-async function dial(addresses: readonly string[], port: number, connection: Connection): Promise<void> {
-  let problem = "";
+/** Connects to the first address that accepts; an {@link Unserved} says why none did. */
+async function dial(addresses: readonly string[], target: Target, connection: Connection): Promise<void> {
+  let unserved: Unserved | undefined;
   for (const address of addresses) {
-    const failed = await dialOne(address, port, connection, dialPatienceMs / addresses.length);
+    const failed = await dialOne(address, target.port, connection, dialPatienceMs / addresses.length);
     if (failed === undefined) return;
-    problem ||= `${formatHostPort(address, port)}: ${failed}`;
+    unserved ??= new Unserved(
+      `${formatTarget(target)}: ${failed}`,
+      `${formatHostPort(address, target.port)}: ${failed}`,
+    );
   }
-  throw new Refusal("limit", problem);
+  throw unserved!;
 }
 
 /** Resolves to why it failed. */

@@ -7,10 +7,13 @@
  *   pipe     PEER or PEER:[HOST:]PORT
  *   rule     [HOST:]PORT                      `*` for either; a network (10.0.0.0/8) for HOST
  *
+ * What a rule is about is what the peer must ask for: an address, for addresses and networks; that very name, for a
+ * name; either, for `*`. So no name is looked up that no rule is about.
+ *
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
 import { BlockList } from "node:net";
-import { canonicalAddress, Refusal } from "../../protocol.ts";
+import { addressScope, canonicalAddress, Refusal } from "../../protocol.ts";
 
 /** RFC 1035 §2.3.4, without the final dot. */
 const maxHostLength = 253;
@@ -147,8 +150,10 @@ export function readPurposeTarget({ host, port }: Record<string, unknown>): Targ
 
 // --- allowing --------------------------------------------------------------------------------------------
 
-/** `*`; a name, whatever address it has; or addresses, by whatever name. */
-type RuleHost = "*" | { name: string } | { networks: BlockList };
+/** Of one family each: Node takes 127.0.0.1 for ::ffff:127.0.0.1, which ::/0 would have in it. */
+type Networks = Partial<Record<Family, BlockList>>;
+/** `*`: any address, by any name. A name: its addresses, if peers ask for it by that name. Addresses: those. */
+type RuleHost = "*" | { name: string } | { networks: Networks };
 
 interface Rule {
   /** In canonical spelling. */
@@ -175,29 +180,54 @@ function readRuleHost(text: string, whole: string): [host: RuleHost, spelling: s
   if (prefix !== undefined && !address) throw new SpecError(`${whole}: ${text} is not a network`);
   if (host === "localhost") return [{ networks: networksOf(localhostAddresses) }, host];
   if (!address) return [{ name: host }, host];
+  if (prefix === undefined && isUnspecified(host))
+    throw new SpecError(
+      `${whole}: ${host} is no address that can be reached; 127.0.0.1 or [::1] is this host`,
+    );
   if (prefix === undefined) return [{ networks: networksOf([host]) }, host];
   const bits = Number(prefix);
   if (!/^\d{1,3}$/.test(prefix) || bits > (address.family === 4 ? 32 : 128)) {
     throw new SpecError(`${whole}: /${prefix} is no prefix length of an IPv${address.family} network`);
   }
   const networks = new BlockList();
-  networks.addSubnet(host, bits, `ipv${address.family}`);
-  return [{ networks }, `${host}/${bits}`];
+  networks.addSubnet(host, bits, familyOf(host));
+  return [{ networks: { [familyOf(host)]: networks } }, `${host}/${bits}`];
 }
 
-function networksOf(addresses: readonly string[]): BlockList {
-  const networks = new BlockList();
-  for (const address of addresses) networks.addAddress(address, familyOf(address));
+function networksOf(addresses: readonly string[]): Networks {
+  const networks: Networks = {};
+  for (const address of addresses) {
+    const family = familyOf(address);
+    (networks[family] ??= new BlockList()).addAddress(address, family);
+  }
   return networks;
 }
 
-const familyOf = (address: string): "ipv4" | "ipv6" => (address.includes(":") ? "ipv6" : "ipv4");
+type Family = "ipv4" | "ipv6";
+const familyOf = (address: string): Family => (address.includes(":") ? "ipv6" : "ipv4");
+
+function contains(networks: Networks, address: string): boolean {
+  const family = familyOf(address);
+  return networks[family]?.check(address, family) ?? false;
+}
+
+/** What whoever has a name in the hand of their name server could turn it to: only a rule for addresses opens that. */
+function isOurs(address: string): boolean {
+  const scope = addressScope(address);
+  return scope === "loopback" || scope === "unusable";
+}
 
 function permits({ host }: Rule, target: Target, address: string): boolean {
   if (host === "*") return true;
-  if ("name" in host) return host.name === target.host;
-  return host.networks.check(address, familyOf(address));
+  if ("name" in host) return host.name === target.host && !isOurs(address);
+  // Linux connects to itself where that is asked for.
+  return !isUnspecified(address) && contains(host.networks, address);
 }
+
+const isUnspecified = (address: string): boolean => address === "0.0.0.0" || address === "::";
+
+/** Whether the peer must have named an address for such a rule, and has. */
+const isAddress = ({ host }: Target): boolean => host === "localhost" || canonicalAddress(host) !== undefined;
 
 /** What peers may reach through us. Empty at first: nothing. */
 export class AllowList {
@@ -228,7 +258,7 @@ export class AllowList {
   /** Whether any address of the target could be permitted. If not, its name is not even looked up. */
   mayPermit(target: Target): boolean {
     return this.#rulesFor(target).some(
-      ({ host }) => host === "*" || "networks" in host || host.name === target.host,
+      ({ host }) => host === "*" || ("networks" in host ? isAddress(target) : host.name === target.host),
     );
   }
 

@@ -191,10 +191,10 @@ export class Uses {
 
   async #serve(
     stream: Stream,
-    { name, purpose }: From,
+    { name, fingerprint: peer, purpose }: From,
     serve: typeof serveForward | typeof servePipe,
   ): Promise<void> {
-    const { target, refused } = await serve(stream, purpose, { allow: this.#allow });
+    const { target, refused } = await serve(stream, purpose, { allow: this.#allow, peer });
     if (refused !== undefined)
       this.#options.onEvent({ event: "forward-refused", name, target, reason: refused, by: "us" });
   }

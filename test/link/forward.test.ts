@@ -1,6 +1,7 @@
 /** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
 import { describe, expect, test } from "bun:test";
 import { Forward } from "../../native/link/forward.ts";
+import { Names } from "../../native/link/names.ts";
 import { serveForward, type Served, type ServeOptions } from "../../native/link/serve.ts";
 import { AllowList } from "../../native/link/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
@@ -30,7 +31,7 @@ function forwarding(
   const served: Served[] = [];
   const refused: string[] = [];
   link.onStream = async (stream, purpose) =>
-    served.push(await serveForward(stream, purpose, { allow, ...options }));
+    served.push(await serveForward(stream, purpose, { allow, peer: "alice", ...options }));
   const forward = new Forward({
     listen: { bind: "127.0.0.1", port: 0 },
     target: { host, port },
@@ -196,43 +197,71 @@ describe("resets", () => {
 });
 
 describe("refusals", () => {
-  /** What the client got, and what both sides were told. */
-  async function refusal(forwarded: Forwarded): Promise<[error: string | undefined, reasons: string[]]> {
+  /** What the client got, and what the serving side was told; the other side the same, or what is `told`. */
+  async function refusal(
+    forwarded: Forwarded,
+    told?: string,
+  ): Promise<[error: string | undefined, reasons: string[]]> {
     const { error } = await readAll(client(forwarded.forward.listen.port));
     await until("both sides know", () => forwarded.refused.length === 1 && forwarded.served.length === 1);
-    expect(forwarded.refused[0]).toContain(forwarded.served[0]!.refused!);
+    expect(forwarded.refused[0]).toEndWith(`: ${told ?? forwarded.served[0]!.refused!}`);
     return [error, forwarded.served.map(({ refused }) => refused!)];
+  }
+
+  /** A name server that counts what it is asked. */
+  function nameServer(...answers: string[][]): { names: Names; asked: string[] } {
+    const asked: string[] = [];
+    const names = new Names(async (name) => (asked.push(name), answers.shift() ?? []));
+    return { names, asked };
   }
 
   test("what is not allowed is neither looked up nor dialled", async () => {
     await using _ = noSocketLeft();
     let connections = 0;
     await using server = await target(() => connections++);
-    const lookedUp: string[] = [];
-    const resolve = async (name: string) => (lookedUp.push(name), ["127.0.0.1"]);
-    using forwarded = forwarding(server.port, { rules: ["other.example:*"], host: "sly.example", resolve });
+    const { names, asked } = nameServer(["127.0.0.1"]);
+    using forwarded = forwarding(server.port, { rules: ["other.example:*"], host: "sly.example", names });
     expect(await refusal(forwarded)).toEqual(["ECONNRESET", [`sly.example:${server.port} is not allowed`]]);
-    expect([connections, lookedUp]).toEqual([0, []]);
+    expect([connections, asked]).toEqual([0, []]);
   });
 
-  test("a name that leads elsewhere than allowed", async () => {
-    await using _ = noSocketLeft();
-    const resolve = async () => ["127.0.0.1"];
-    using forwarded = forwarding(80, { rules: ["10.0.0.0/8:80"], host: "sly.example", resolve });
-    expect(await refusal(forwarded)).toEqual(["ECONNRESET", ["sly.example:80 at 127.0.0.1 is not allowed"]]);
-  });
+  test.each([["127.0.0.0/8:80"], ["10.0.0.0/8:80"], ["80"]])(
+    "a name that no rule names is not looked up for %s",
+    async (rule) => {
+      await using _ = noSocketLeft();
+      const { names, asked } = nameServer(["127.0.0.1"]);
+      using forwarded = forwarding(80, { rules: [rule], host: "sly.example", names });
+      expect(await refusal(forwarded)).toEqual(["ECONNRESET", ["sly.example:80 is not allowed"]]);
+      expect(asked).toEqual([]);
+    },
+  );
+
+  test.each(["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "::", "::ffff:127.0.0.1"])(
+    "a name that is allowed, but leads to %s, of which only our user is told",
+    async (address) => {
+      await using _ = noSocketLeft();
+      const { names } = nameServer([address]);
+      using forwarded = forwarding(80, { rules: ["sly.example:80"], host: "sly.example", names });
+      const [error, [reason]] = await refusal(forwarded, "sly.example:80 is not allowed");
+      expect(error).toBe("ECONNRESET");
+      const shown = address.replace("::ffff:", "");
+      expect(reason).toStartWith(`sly.example:80 is not allowed at ${shown} (\`--allow `);
+    },
+  );
 
   test("a name is looked up once, and what was checked is dialled", async () => {
     await using _ = noSocketLeft();
     await using server = await target((socket) => void socket.end("right"));
     // A name server that first says what is allowed, then what is not.
-    const answers = [["127.0.0.1"], ["127.0.0.9"]];
-    const resolve = async () => answers.shift()!;
-    using forwarded = forwarding(server.port, { rules: ["127.0.0.1:*"], host: "sly.example", resolve });
-    const socket = client(forwarded.forward.listen.port);
-    expect((await readAll(socket)).bytes.toString()).toBe("right");
-    expect(answers).toEqual([["127.0.0.9"]]);
-    socket.end();
+    const { names, asked } = nameServer(["127.0.0.1"], ["127.0.0.9"]);
+    const rules = ["sly.example:*", "127.0.0.1:*"];
+    using forwarded = forwarding(server.port, { rules, host: "sly.example", names });
+    for (const _again of [1, 2, 3]) {
+      const socket = client(forwarded.forward.listen.port);
+      expect((await readAll(socket)).bytes.toString()).toBe("right");
+      socket.end();
+    }
+    expect(asked).toEqual(["sly.example"]);
     await until("it is over", () => forwarded.forward.open === 0);
   });
 
@@ -244,14 +273,16 @@ describe("refusals", () => {
       port = gone.port;
     }
     using forwarded = forwarding(port);
-    expect(await refusal(forwarded)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: ECONNREFUSED`]]);
+    const told = `localhost:${port}: ECONNREFUSED`;
+    expect(await refusal(forwarded, told)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: ECONNREFUSED`]]);
   });
 
   test("only at the second of its addresses", async () => {
     await using _ = noSocketLeft();
     await using server = await target((socket) => void socket.end("right"));
-    const resolve = async () => ["127.0.0.9", "127.0.0.1"];
-    using forwarded = forwarding(server.port, { rules: ["two.example:*"], host: "two.example", resolve });
+    const { names } = nameServer(["127.0.0.9", "127.0.0.1"]);
+    const rules = ["two.example:*", "127.0.0.0/8:*"];
+    using forwarded = forwarding(server.port, { rules, host: "two.example", names });
     const socket = client(forwarded.forward.listen.port);
     expect((await readAll(socket)).bytes.toString()).toBe("right");
     socket.end();
@@ -260,8 +291,8 @@ describe("refusals", () => {
 
   test("no such name", async () => {
     await using _ = noSocketLeft();
-    const resolve = () => Promise.reject(Object.assign(new Error("no"), { code: "ENOTFOUND" }));
-    using forwarded = forwarding(80, { rules: ["*:*"], host: "nowhere.example", resolve });
+    const names = new Names(() => Promise.reject(Object.assign(new Error("no"), { code: "ENOTFOUND" })));
+    using forwarded = forwarding(80, { rules: ["*:*"], host: "nowhere.example", names });
     const reason = "nowhere.example can't be resolved (ENOTFOUND)";
     expect(await refusal(forwarded)).toEqual(["ECONNRESET", [reason]]);
   });
@@ -273,7 +304,8 @@ describe("refusals", () => {
       const served: Served[] = [];
       const allow = new AllowList();
       allow.add("*:*");
-      link.onStream = async (stream, wanted) => served.push(await serveForward(stream, wanted, { allow }));
+      link.onStream = async (stream, wanted) =>
+        served.push(await serveForward(stream, wanted, { allow, peer: "alice" }));
       const errors: string[] = [];
       link.alice.open({ use: "forward", ...purpose }).on("error", (error) => errors.push(error.message));
       await until("it is refused", () => errors.length === 1);
@@ -290,7 +322,7 @@ describe("waiting for the link", () => {
     using link = new Linked();
     const allow = new AllowList();
     allow.add("*");
-    link.onStream = (stream, purpose) => void serveForward(stream, purpose, { allow });
+    link.onStream = (stream, purpose) => void serveForward(stream, purpose, { allow, peer: "alice" });
     const { promise, resolve } = Promise.withResolvers<Linked>();
     const options = {
       listen: { bind: "127.0.0.1", port: 0 },

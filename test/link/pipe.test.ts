@@ -183,7 +183,7 @@ describe("to a target of the peer", () => {
     const allow = new AllowList();
     for (const rule of rules) allow.add(rule);
     const link = new Linked();
-    link.onStream = (stream, purpose) => void servePipe(stream, purpose, { allow });
+    link.onStream = (stream, purpose) => void servePipe(stream, purpose, { allow, peer: "alice" });
     const target: Target = { host: "localhost", port: (server.address() as AddressInfo).port };
     const pipe = new Pipe(link.alice.open(pipePurpose(target)));
     const said = await outcome(runPipe(input, output, pipe));

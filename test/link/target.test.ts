@@ -83,22 +83,31 @@ describe("what is allowed", () => {
     expect(allows(["*"], "80", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
   });
 
-  test("a network counts for the address, whatever the name", () => {
+  test("a network counts for addresses, never for a name", () => {
     const rules = ["10.0.0.0/8:443", "[fd00::/8]:*"];
     expect(allows(rules, "10.1.2.3:443")).toEqual(["10.1.2.3"]);
     expect(allows(rules, "11.1.2.3:443")).toEqual([]);
     expect(allows(rules, "[fd12::1]:7")).toEqual(["fd12::1"]);
     expect(allows(rules, "[fe12::1]:7")).toEqual([]);
-    expect(allows(rules, "sly.example:443", ["127.0.0.1", "10.1.1.1", "fd00::1"])).toEqual([
-      "10.1.1.1",
-      "fd00::1",
-    ]);
+    expect(allows(rules, "sly.example:443", ["10.1.1.1", "fd00::1"])).toBe("not looked up");
+  });
+
+  test("a network counts for addresses of its family only", () => {
+    expect(allows(["[::/0]:22"], "127.0.0.1:22")).toEqual([]);
+    expect(allows(["[::/0]:22"], "[::ffff:127.0.0.1]:22")).toEqual([]);
+    expect(allows(["[::/0]:22"], "22", ["127.0.0.1", "::1"])).toEqual(["::1"]);
+    expect(allows(["0.0.0.0/0:22"], "22", ["127.0.0.1", "::1"])).toEqual(["127.0.0.1"]);
+    expect(allows(["0.0.0.0/0:22", "[::/0]:22"], "0.0.0.0:22")).toEqual([]);
+    expect(allows(["0.0.0.0/0:22", "[::/0]:22"], "[::]:22")).toEqual([]);
   });
 
   test("a name counts for that name only", () => {
     expect(allows(["db.internal:5432"], "DB.internal.:5432", ["10.0.0.5"])).toEqual(["10.0.0.5"]);
     expect(allows(["db.internal:5432"], "other.internal:5432", ["10.0.0.5"])).toBe("not looked up");
     expect(allows(["db.internal:5432"], "10.0.0.5:5432")).toBe("not looked up");
+    expect(allows(["db.internal:5432"], "db.internal:5432", ["127.0.0.1", "169.254.1.1", "::1"])).toEqual([]);
+    const says = ["db.internal:5432", "127.0.0.0/8:5432"];
+    expect(allows(says, "db.internal:5432", ["127.0.0.1", "::1"])).toEqual(["127.0.0.1"]);
   });
 
   test("a star for the host is any host", () => {
@@ -120,10 +129,17 @@ describe("what is allowed", () => {
     expect(list.rules).toEqual(["[::1]:*", "[fd00::/8]:5", "*:80"]);
   });
 
-  test.each(["", "x:y:22", "10.0.0.0/33:22", "[fd00::/129]:1", "db/8:22", "10.0.0.0/:22", "22-25"])(
-    "refused as a rule: %s",
-    (rule) => expect(() => new AllowList().add(rule)).toThrow(SpecError),
-  );
+  test.each([
+    "",
+    "x:y:22",
+    "10.0.0.0/33:22",
+    "[fd00::/129]:1",
+    "db/8:22",
+    "10.0.0.0/:22",
+    "22-25",
+    "0.0.0.0:22",
+    "[::]:22",
+  ])("refused as a rule: %s", (rule) => expect(() => new AllowList().add(rule)).toThrow(SpecError));
 });
 
 test("a target in a purpose is checked like any input", () => {

@@ -1,0 +1,126 @@
+/** What a room member must not reach, learn or use up through a participant that allows it something. */
+import { describe, expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { Driven, startIntroducer } from "../driven-fixture.ts";
+import { Bait, frame, Member, openFrame, readReset } from "./wire.ts";
+
+const words = "k7xq-m2vp-9dfa-w4tz";
+
+/** eve, in bob's room and linked with him; bob allows what the rules say. */
+async function insider(...rules: string[]) {
+  const house = startIntroducer();
+  const options = rules.flatMap((rule) => ["--allow", rule]);
+  const bob = new Driven(house.port, "bob", "--room", words, "--stay", ...options);
+  await bob.registered;
+  const eve = await Member.join(house.port, { name: "eve", room: words });
+  const link = await eve.link("bob");
+  await link.begin(openFrame(1, { use: "lines" }));
+  await bob.next("linked");
+  let next = 1;
+  return {
+    ...{ house, bob, eve, link },
+    /** Asks for a target; resolves to why it was refused, or to "reached" once the service has said something. */
+    async ask(host: string, port: number, use = "forward"): Promise<string> {
+      const stream = (next += 2);
+      link.send(openFrame(stream, { use, host, port }));
+      const answer = await link.frames.next(
+        `an answer for ${host}`,
+        ({ type, stream: of }) => of === stream && (type === frame.reset || type === frame.data),
+      );
+      return answer.type === frame.data ? "reached" : readReset(answer).reason;
+    },
+    async [Symbol.asyncDispose]() {
+      link[Symbol.dispose]();
+      eve[Symbol.dispose]();
+      await bob[Symbol.asyncDispose]();
+      await house[Symbol.asyncDispose]();
+    },
+  };
+}
+
+const greeting = (host = "127.0.0.1", port = 0) => Bait.listen(host, (socket) => socket.end("welcome"), port);
+
+/** A name, other than localhost, that this host's own list gives a loopback address: as a rebinding name server would. */
+const loopbackName = readFileSync("/etc/hosts", "utf8")
+  .split("\n")
+  .map((line) => line.replace(/#.*/, "").trim().split(/\s+/))
+  .flatMap(([address, ...names]) => (address?.startsWith("127.") ? names : []))
+  .find((name) => !name.includes("localhost"));
+const whereNamed = describe.skipIf(loopbackName === undefined);
+
+describe("a room member", () => {
+  test("reaches what is allowed, by its address and as localhost, and nothing beside it", async () => {
+    using bait = await greeting();
+    using secret = await greeting();
+    await using scene = await insider(String(bait.port));
+    for (const use of ["forward", "pipe"]) {
+      const reached = await Promise.all(
+        ["localhost", "127.0.0.1"].map((host) => scene.ask(host, bait.port, use)),
+      );
+      expect(reached).toEqual(["reached", "reached"]);
+      for (const host of ["localhost", "127.0.0.1", "127.0.0.2", "0.0.0.0", "::", "::ffff:127.0.0.1"])
+        expect(await scene.ask(host, secret.port, use)).toEndWith(`:${secret.port} is not allowed`);
+    }
+    for (const host of ["127.0.0.2", "0.0.0.0", "::", "::ffff:127.0.0.2", "::127.0.0.1"])
+      expect(await scene.ask(host, bait.port)).toEndWith(`:${bait.port} is not allowed`);
+    expect([bait.total, secret.total]).toEqual([4, 0]);
+  });
+
+  test("reaches no IPv4 address by a rule for IPv6, nor the other way", async () => {
+    using four = await greeting();
+    using six = await greeting("::1", four.port);
+    for (const [rule, hosts] of [
+      ["[::/0]", ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1", "0.0.0.0"]],
+      ["[::ffff:127.0.0.1]", ["::1", "::"]],
+      ["0.0.0.0/0", ["::1", "::"]],
+    ] as const) {
+      await using scene = await insider(`${rule}:${four.port}`);
+      for (const host of hosts)
+        expect(await scene.ask(host, four.port)).toEndWith(`:${four.port} is not allowed`);
+    }
+    expect([four.total, six.total]).toEqual([0, 0]);
+  });
+
+  whereNamed("by a name", () => {
+    const name = loopbackName!;
+
+    test("that no rule names learns nothing of it: it is not looked up", async () => {
+      using bait = await greeting();
+      for (const rule of [
+        `${bait.port}`,
+        `127.0.0.1:${bait.port}`,
+        `10.0.0.0/8:${bait.port}`,
+        "other.example:*",
+      ]) {
+        await using scene = await insider(rule);
+        // A name that resolves, and one that does not: the answers differ in nothing.
+        for (const host of [name, "nowhere.invalid"])
+          expect(await scene.ask(host, bait.port)).toBe(`${host}:${bait.port} is not allowed`);
+      }
+      expect(bait.total).toBe(0);
+    });
+
+    test("that a rule names does not reach a loopback address behind it, nor learns that address", async () => {
+      using bait = await greeting();
+      await using scene = await insider(`${name}:${bait.port}`);
+      expect(await scene.ask(name, bait.port)).toBe(`${name}:${bait.port} is not allowed`);
+      const told = await scene.bob.next("forward-refused");
+      expect(told.reason).toContain("127."); // our own user is told what to write
+      expect(told.reason).toContain("--allow");
+      expect(bait.total).toBe(0);
+    });
+
+    test("reaches a loopback address where a rule says that address, too", async () => {
+      using bait = await greeting();
+      await using scene = await insider(`${name}:${bait.port}`, `127.0.0.0/8:${bait.port}`);
+      expect(await scene.ask(name, bait.port)).toBe("reached");
+    });
+
+    test("is not told the address at which nobody answered", async () => {
+      const nobody = await greeting();
+      nobody[Symbol.dispose]();
+      await using scene = await insider(`${name}:${nobody.port}`, `127.0.0.0/8:${nobody.port}`);
+      expect(await scene.ask(name, nobody.port)).toBe(`${name}:${nobody.port}: ECONNREFUSED`);
+    });
+  });
+});
