@@ -201,7 +201,7 @@ const unreadBytes = 64 * 1024;
 const unreadRelayBytes = 1024 * 1024;
 /** Connections of one address, beyond those that it may have, that are told why they are closed. */
 const refusedAtOnce = 8;
-/** A room has place for so many of one address, however full it is: of 64 greedy ones it leaves some to others. */
+/** A room has place for so many of one address, however full or small it is: of 64 greedy ones it leaves some to others. */
 const leastRoomShare = 2;
 /** Processor time, of which addresses have shares: some is left for everyone else, and for a load that nobody foresaw. */
 const sharedProcessorMs = 50;
@@ -3251,7 +3251,7 @@ Options:
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
   --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
-                     them from one address
+                     them, or ${leastRoomShare}, from one address
   --max-relays N     relayed links (default: ${defaultLimits.relays}), a quarter of them of one
                      address
   --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
@@ -3469,10 +3469,10 @@ function readLimits(values: {
   };
 }
 
-/** A quarter of a room for one address, and as much unsent as its snapshot may take. */
+/** A quarter of a room for one address, but a household in any, and as much unsent as its snapshot may take. */
 export function roomLimits(size: number): Partial<Limits> {
   const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
-  return { roomSize: size, roomShare: Math.ceil(size / 4), unsentBytes };
+  return { roomSize: size, roomShare: Math.max(leastRoomShare, Math.ceil(size / 4)), unsentBytes };
 }
 
 interface RelayValues {

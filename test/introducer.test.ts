@@ -2765,6 +2765,19 @@ test("--max-connections, --max-per-address and --max-room are the introducer's l
   );
 });
 
+linuxTest.each([2, 3, 4, 5])("two of one household find place in a room of %i", async (size) => {
+  const port = freePort();
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--max-room", String(size)]);
+  await jsonLines(child.stdout).next();
+  using household = new DisposableStack();
+  for (const name of ["anna", "bert"]) {
+    const one = household.use(new Client(port, "127.0.0.2"));
+    one.send(registration(name));
+    await one.settled();
+    expect(one.types()).toEqual(["registered", "peers", "echo"]);
+  }
+});
+
 for (const args of [
   ["--nonsense"],
   ["--log", "xml"],
@@ -2814,7 +2827,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   sessions: /--max-connections N .*default: 20000\)/,
   sessionsPerAddress: /--max-per-address N .*default: 256\)/,
   roomSize: /--max-room N .*default: 256\)/,
-  roomShare: /a quarter of\s+them from one address/,
+  roomShare: /a quarter of\s+them, or 2, from one address/,
   processorMs: /processor +2 ms a second of one address/,
   acceptsPerSecond: /32 new connections a second of one address/,
   ownHostShares: undefined,
