@@ -602,8 +602,12 @@ function tryConnect({ address, port }: EndpointParts, localAddress?: string): Pr
 /** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
 function observedEndpoint(socket: Socket<unknown>): Endpoint | undefined {
   const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
-  if (address === undefined || addressScope(address) === "unusable") return undefined;
-  return formatEndpoint(address, socket.remotePort);
+  return address === undefined ? undefined : formatEndpoint(address, socket.remotePort);
+}
+
+/** Whether it came by an address that only its own network has, such as a link-local one: to its peers it is none. */
+function isNoPlace(observed: Endpoint): boolean {
+  return scopeOf(observed) === "unusable";
 }
 
 /** All addresses of this host; none when the system can't say now. */
@@ -2113,7 +2117,7 @@ export class Introducer {
         socket: {
           open: (socket) => {
             const observed = observedEndpoint(socket);
-            const own = observed && this.#takeProbe(observed);
+            const own = observed && !isNoPlace(observed) ? this.#takeProbe(observed) : undefined;
             if (!own) {
               this.#metrics.turnedAway();
               return void socket.terminate();
@@ -2216,7 +2220,8 @@ export class Introducer {
     const observed = observedEndpoint(socket);
     if (!observed) return;
     const { sessions, sessionsPerAddress } = this.limits;
-    const own = subscriber(splitEndpoint(observed).address);
+    const { address } = splitEndpoint(observed);
+    const own = subscriber(address);
     const most = this.#shares.most(own);
     // Even a refused connection costs something until it is closed, so a flood gets no answer.
     const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
@@ -2234,7 +2239,9 @@ export class Introducer {
     const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
     const enough = `${most} connections an address (${siteShares} times that an IPv6 /48) are enough${now}: close others first`;
     const full = `the introducer is full: it takes ${sessions} connections; come back later`;
-    if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", full));
+    const noPlace = `you come by ${address}, a link-local address that peers can't use: take another way to the introducer`;
+    if (isNoPlace(observed)) this.#refuse(session, new Refusal("bad-field", noPlace));
+    else if (this.#shares.isUsedUp()) this.#refuse(session, new Refusal("limit", full));
     else if (this.#shares.isOver(own)) this.#refuse(session, new Refusal("limit", enough));
   }
 
