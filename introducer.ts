@@ -19,6 +19,7 @@ import type { Socket } from "bun";
 import {
   fairShare,
   fill,
+  hasShare,
   isOwnHost,
   Shares,
   siteShares,
@@ -599,7 +600,7 @@ function tryConnect({ address, port }: EndpointParts, localAddress?: string): Pr
   });
 }
 
-/** Undefined when the client is gone already, or came by a link-local address, which its peers can't use. */
+/** Undefined when the client is gone already. */
 function observedEndpoint(socket: Socket<unknown>): Endpoint | undefined {
   const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
   return address === undefined ? undefined : formatEndpoint(address, socket.remotePort);
@@ -1385,7 +1386,7 @@ class Introductions {
     }
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
     // Whoever has used it up must not keep others from that peer.
-    if (ofAllSeconds > 0 && perAddress.of(asker.subscriber, now) >= hadNone)
+    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.subscriber, hadNone, now))
       throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
     ofAll.tokens = Math.max(0, ofAll.tokens - 1);
@@ -2224,7 +2225,7 @@ export class Introducer {
     const own = subscriber(address);
     const most = this.#shares.most(own);
     // Even a refused connection costs something until it is closed, so a flood gets no answer.
-    const isFlood = this.#shares.of(own) >= most + refusedAtOnce || this.#connections.size >= 1.1 * sessions;
+    const isFlood = this.#shares.isBeyond(own, refusedAtOnce) || this.#connections.size >= 1.1 * sessions;
     if (isFlood || !this.#accepts(own)) {
       this.#metrics.turnedAway();
       return;
@@ -2748,14 +2749,9 @@ export class Introducer {
       );
     const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
     const share = Math.min(roomShare, fair) * (isOwnHost(own) ? ownHostShares : 1);
-    if (others.length < share) return;
-    let present = 0;
-    for (const other of others) if (other.subscriber === own) present += 1;
-    if (present >= share)
-      throw new Refusal(
-        "limit",
-        `${share} participants of one address in a room are enough: take another room`,
-      );
+    if (others.length < share || !hasShare(own, others, share)) return;
+    const enough = `${count(share, "participant")} of one address (${siteShares} times that of an IPv6 /48)`;
+    throw new Refusal("limit", `${enough} in a room are enough: take another room`);
   }
 
   /** A name is one participant's at a time, and its certificate's for a while after. */

@@ -51,6 +51,18 @@ function siteOf(subscriber: string): string | undefined {
   return subscriber.includes(":") ? `${subscriber.split(":", 3).join(":")}/48` : undefined;
 }
 
+/** Whether one has `share` of these places, or its site {@link siteShares} times that. */
+export function hasShare(own: string, places: Iterable<{ subscriber: string }>, share: number): boolean {
+  const site = siteOf(own);
+  const prefix = site?.replace("/48", ":");
+  let [ofOwn, ofSite] = [0, 0];
+  for (const { subscriber: other } of places) {
+    if (other === own) ofOwn += 1;
+    if (prefix !== undefined && other.startsWith(prefix)) ofSite += 1;
+  }
+  return ofOwn >= share || ofSite >= share * siteShares;
+}
+
 /** Where a program of this host comes from unless it chooses: 127.0.0.1 or ::1, not all of 127.0.0.0/8. */
 export function isOwnHost(subscriber: string): boolean {
   return subscriber === "127.0.0.1" || subscriber === "0:0:0:0";
@@ -103,6 +115,14 @@ export class Shares {
     if (this.of(subscriber) + more > most) return true;
     const site = siteOf(subscriber);
     return site !== undefined && this.of(site) + more > most * siteShares;
+  }
+
+  /** Whether a subscriber, or its site, has so much beyond what it may have. */
+  isBeyond(subscriber: string, excess: number): boolean {
+    const most = this.most(subscriber);
+    if (this.of(subscriber) >= most + excess) return true;
+    const site = siteOf(subscriber);
+    return site !== undefined && this.of(site) >= most * siteShares + excess;
   }
 
   add(subscriber: string, amount = 1): void {
@@ -168,6 +188,13 @@ export class Usage {
   /** Whether a subscriber has used more than everyone may, or its site. */
   isBusy(subscriber: string, now: number): boolean {
     return this.#isMore(subscriber, this.#least, now);
+  }
+
+  /** Whether a subscriber has used so much of late, or its site {@link siteShares} times that. */
+  hasUsed(subscriber: string, amount: number, now: number): boolean {
+    if (this.of(subscriber, now) >= amount) return true;
+    const site = siteOf(subscriber);
+    return site !== undefined && this.of(site, now) >= amount * siteShares;
   }
 
   /** Forgets those who have used next to nothing of late. */

@@ -1,5 +1,14 @@
 import { describe, expect, test } from "bun:test";
-import { fairShare, Shares, siteShares, subscriber, take, Usage, waitSeconds } from "../native/budget.ts";
+import {
+  fairShare,
+  hasShare,
+  Shares,
+  siteShares,
+  subscriber,
+  take,
+  Usage,
+  waitSeconds,
+} from "../native/budget.ts";
 
 const mallory = subscriber("198.51.100.7");
 const anna = subscriber("203.0.113.7");
@@ -66,6 +75,20 @@ describe("shares", () => {
     expect(shares.isOver(inSite(5), 1)).toBe(false);
   });
 
+  test("a /48 that asks from ever new subscribers is beyond its shares like an address", () => {
+    const shares = new Shares(1_000_000, 10, 1);
+    for (let index = 0; index < 10 * siteShares; index++) shares.add(inSite(index));
+    expect([shares.isBeyond(inSite(999), 0), shares.isBeyond(inSite(999), 1)]).toEqual([true, false]);
+    expect(shares.isBeyond(subscriber("2001:db8:8::1"), 0)).toBe(false);
+  });
+
+  test("places are counted by the address and by the /48", () => {
+    const places = Array.from({ length: 2 * siteShares }, (_, index) => ({ subscriber: inSite(index) }));
+    expect([hasShare(inSite(999), places, 2), hasShare(inSite(999), places, 3)]).toEqual([true, false]);
+    expect(hasShare(subscriber("2001:db8:70::1"), places, 2)).toBe(false);
+    expect(hasShare(mallory, [{ subscriber: mallory }], 1)).toBe(true);
+  });
+
   test("what is used up is so for everybody; our own host has as many shares as it is given", () => {
     const shares = new Shares(10, 10, Infinity);
     shares.add("127.0.0.1", 10);
@@ -95,6 +118,7 @@ describe("usage", () => {
     const usage = new Usage(100, 1, 1000, 1);
     for (let index = 0; index < 90; index++) usage.spend(inSite(index), 1, 0);
     expect([usage.isOver(inSite(1000), 0), usage.isOver(anna, 0)]).toEqual([true, false]);
+    expect([usage.hasUsed(inSite(1000), 1, 0), usage.hasUsed(anna, 1, 0)]).toEqual([true, false]);
   });
 
   test("it forgets who has used nothing of late, and what that was", () => {
