@@ -4,9 +4,6 @@ import { until } from "./native-fixture.ts";
 
 export const root = join(import.meta.dir, "..");
 
-const { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD } = process.env;
-const inherited = { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD };
-
 export class Pty implements AsyncDisposable {
   /** What was shown since something was typed last. */
   screen = "";
@@ -16,7 +13,7 @@ export class Pty implements AsyncDisposable {
     const decoder = new TextDecoder();
     this.#child = Bun.spawn(command, {
       cwd: root,
-      env: { ...inherited, TERM: "xterm", NO_COLOR: "1", PS1: "shell$ ", ...environment },
+      env: { PATH: process.env.PATH, TERM: "xterm", NO_COLOR: "1", PS1: "shell$ ", ...environment },
       terminal: {
         cols,
         rows: 50,

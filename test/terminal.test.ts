@@ -194,8 +194,7 @@ beforeAll(() => {
 });
 afterAll(() => house.stop());
 
-const { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD } = process.env;
-const environment = { PATH, UNCAUGHT_FILE, BUN_INSPECT_PRELOAD, XDG_STATE_HOME: folder };
+const environment = { PATH: process.env.PATH, XDG_STATE_HOME: folder };
 const bun = process.execPath;
 
 /** What both programs need to start: an introducer listens anywhere, a participant goes to ours. */

@@ -13,20 +13,26 @@ const lingerMs = 200;
 
 const folder = mkdtempSync(join(tmpdir(), "uncaught-"));
 const file = join(folder, "programs");
-process.env.UNCAUGHT_FILE = file;
-// As --preload, for each program that inherits it, but not for `bun build`, which BUN_OPTIONS would confuse.
-process.env.BUN_INSPECT_PRELOAD = `${import.meta.dir}/uncaught-program-fixture.ts`;
-// Without `env` both would hand on what this process itself was started with.
-const { spawn, spawnSync } = Bun;
+const marks = {
+  UNCAUGHT_FILE: file,
+  // As --preload, for each program that inherits it, but not for `bun build`, which BUN_OPTIONS would confuse.
+  BUN_INSPECT_PRELOAD: `${import.meta.dir}/uncaught-program-fixture.ts`,
+};
+Object.assign(process.env, marks);
+
+/** Also what is given an environment of its own; without one it gets what this process itself was started with. */
 type Start = (command: object, options?: object) => unknown;
-const withOurs =
+const marked = (options: { env?: object } = {}) => ({
+  ...options,
+  env: { ...marks, ...(options.env ?? process.env) },
+});
+const marking =
   (start: Start): Start =>
   (command, options) =>
-    Array.isArray(command)
-      ? start(command, { env: process.env, ...options })
-      : start({ env: process.env, ...command });
-Bun.spawn = withOurs(spawn as Start) as typeof spawn;
-Bun.spawnSync = withOurs(spawnSync as Start) as typeof spawnSync;
+    Array.isArray(command) ? start(command, marked(options)) : start(marked(command));
+const { spawn, spawnSync } = Bun;
+Bun.spawn = marking(spawn as Start) as typeof spawn;
+Bun.spawnSync = marking(spawnSync as Start) as typeof spawnSync;
 
 afterAll(async () => {
   await Bun.sleep(lingerMs);
