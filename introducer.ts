@@ -19,6 +19,7 @@ import type { Socket } from "bun";
 import {
   fairShare,
   fill,
+  fullAt,
   hasShare,
   isOwnHost,
   Shares,
@@ -30,7 +31,7 @@ import {
   waitSeconds,
   type Bucket,
 } from "./native/budget.ts";
-import { Deadlines, neverDue } from "./native/deadlines.ts";
+import { Deadlines, neverDue, type Due } from "./native/deadlines.ts";
 import { isSupported, limitUnread, unlimitUnread } from "./native/libc.ts";
 import { Listener } from "./native/listener.ts";
 import {
@@ -79,6 +80,7 @@ import {
   type Report,
   type Rooms,
 } from "./native/rooms.ts";
+import { WorkingWays } from "./native/ways.ts";
 import {
   addressScope,
   age,
@@ -218,6 +220,8 @@ const mostChargedMs = 2;
 /** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
 const targetWindowMs = 60_000;
 const hadNone = 0.5;
+/** How often it is looked at whether what somebody got of others has come back. */
+const unaskedMs = 10_000;
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
@@ -535,21 +539,20 @@ interface Foreign {
   isFree: boolean;
 }
 
-/** What one member got from all others. */
-interface Unasked {
+/** What one member got from all others, until that has come back. */
+interface Unasked extends Due {
+  readonly id: number;
   introductions: Bucket;
   /** Of them, those by each address. */
   perAddress: Usage;
   failedBirthdays: Bucket;
 }
 
-/** Two who have been introduced, for as long as both are there. */
-interface Pair {
+/** Two who are being introduced, or have been lately. */
+interface Pair extends Due {
   readonly members: readonly [Party, Party];
   introduction: Introduction | undefined;
   foreign: Foreign | undefined;
-  /** The way that linked them last, where it was not the first of the plan: tried first the next time. */
-  workingWay: Way | undefined;
   /** By the asker's id. */
   readonly asked: Map<number, Asked>;
 }
@@ -995,11 +998,18 @@ interface Exchange {
  */
 class Introductions {
   readonly #exchange: Exchange;
-  readonly #pairs = new Set<Pair>();
+  /** When each pair is to be looked at next. */
+  readonly #duePairs: Deadlines<Pair>;
   readonly #rounds = new Rounds(
-    () => this.#pairs.values(),
-    (pair, now) => this.#exchange.serve(whoseTurn(pair), () => this.#tickPair(pair, now)),
+    () => this.#duePairs.take(performance.now()).values(),
+    (pair, now) => this.#lookAt(pair, now),
   );
+  readonly #dueUnasked: Deadlines<Unasked>;
+  readonly #unaskedRounds = new Rounds(
+    () => this.#dueUnasked.take(performance.now()).values(),
+    (unasked, now) => this.#lookAtUnasked(unasked, now),
+  );
+  readonly #workingWays = new WorkingWays();
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
@@ -1012,8 +1022,11 @@ class Introductions {
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
 
-  constructor(exchange: Exchange) {
+  /** It is to {@link tick} every `tickMs`. */
+  constructor(exchange: Exchange, tickMs: number) {
     this.#exchange = exchange;
+    this.#duePairs = new Deadlines(tickMs, performance.now());
+    this.#dueUnasked = new Deadlines(tickMs, performance.now());
   }
 
   /** The ids that a member is being introduced to. */
@@ -1041,6 +1054,7 @@ class Introductions {
     this.#charge(pair, asker, target, now);
     if (introduction) this.#end(introduction, "superseded");
     pair.introduction = this.#introduction(pair, asker, target, now);
+    this.#duePairs.put(pair, pair.introduction.phase.untilMs);
     if (wantsRelay) this.#wantRelay(pair.introduction, now);
     this.#plan(pair.introduction);
   }
@@ -1217,9 +1231,9 @@ class Introductions {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other } = found;
-    const { pair, plan, round, sides } = introduction;
+    const { plan, round, sides } = introduction;
     side.report = "linked";
-    if (round > 0) pair.workingWay = plan[round];
+    if (round > 0) this.#workingWays.keep(sides[0].member.peer.id, sides[1].member.peer.id, plan[round]!);
     if (side === sides[1]) {
       introduction.isWelcome = true;
       this.#refund(introduction);
@@ -1260,11 +1274,15 @@ class Introductions {
   left(member: Party, detail: string): void {
     const { id } = member.peer;
     const pairs = [...(this.#of.get(id)?.values() ?? [])];
-    for (const pair of pairs) this.#forget(pair);
-    this.#of.delete(id);
-    this.#unasked.delete(id);
-    for (const { introduction } of pairs)
+    for (const pair of pairs) {
+      const { introduction } = pair;
       if (introduction) this.#exchange.serve(undefined, () => this.#endWithout(member, introduction, detail));
+      this.#forget(pair);
+    }
+    this.#of.delete(id);
+    this.#workingWays.forget(id);
+    const unasked = this.#unasked.get(id);
+    if (unasked) this.#forgetUnasked(unasked);
   }
 
   #endWithout(member: Party, introduction: Introduction, detail: string): void {
@@ -1280,23 +1298,58 @@ class Introductions {
 
   tick(): void {
     this.#rounds.begin();
+    this.#unaskedRounds.begin();
   }
 
-  #tickPair(pair: Pair, now: number): void {
-    if (pair.introduction) this.#tickIntroduction(pair.introduction, now);
-    else if (this.#isAsNew(pair, now)) this.#forget(pair);
+  #lookAt(pair: Pair, now: number): void {
+    if (!this.#isKnown(pair)) return; // one of them has left
+    const { introduction } = pair;
+    if (introduction) this.#exchange.serve(whoseTurn(pair), () => this.#tickIntroduction(introduction, now));
+    else if (now >= this.#isAsNewAt(pair)) this.#forget(pair);
+    if (this.#isKnown(pair)) this.#duePairs.put(pair, this.#dueAt(pair, now));
   }
 
-  /** Whether all that was taken has come back: no pair is remembered for longer than that, or a flood would fill memory. */
-  #isAsNew({ asked, foreign: known, workingWay }: Pair, now: number): boolean {
-    if (workingWay || (known && now < known.expiresAt)) return false;
+  #isKnown(pair: Pair): boolean {
+    const [{ peer: a }, { peer: b }] = pair.members;
+    return this.#of.get(a.id)?.get(b.id) === pair;
+  }
+
+  #dueAt(pair: Pair, now: number): number {
+    if (!pair.introduction) return this.#isAsNewAt(pair);
+    const { phase, expiresAt } = pair.introduction;
+    return phase.untilMs > now ? Math.min(phase.untilMs, expiresAt) : expiresAt;
+  }
+
+  /** When all that was taken will have come back: no pair is remembered for longer than that, or a flood would fill memory. */
+  #isAsNewAt({ asked, foreign: known }: Pair): number {
     const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#exchange.limits;
-    return asked.values().every(({ introductions, birthdays, birthdayFailedAt }) => {
-      fill(introductions, introductionsPerPair, introductionsPerPair / 60, now);
-      fill(birthdays, birthdaysPerPair, birthdaysPerPair / 60, now);
-      const isFull = introductions.tokens >= introductionsPerPair && birthdays.tokens >= birthdaysPerPair;
-      return isFull && now - birthdayFailedAt >= failedBirthdayPauseMs;
-    });
+    let at = known?.expiresAt ?? -Infinity;
+    for (const { introductions, birthdays, birthdayFailedAt } of asked.values()) {
+      const isFullAt = Math.max(
+        fullAt(introductions, introductionsPerPair),
+        fullAt(birthdays, birthdaysPerPair),
+      );
+      at = Math.max(at, isFullAt, birthdayFailedAt + failedBirthdayPauseMs);
+    }
+    return at;
+  }
+
+  #lookAtUnasked(unasked: Unasked, now: number): void {
+    if (this.#unasked.get(unasked.id) !== unasked) return; // it has left
+    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#exchange.limits;
+    const { introductions, perAddress, failedBirthdays } = unasked;
+    perAddress.tick(now);
+    const isFullAt = Math.max(
+      fullAt(introductions, introductionsPerTarget),
+      fullAt(failedBirthdays, failedBirthdaysPerTarget),
+    );
+    if (now >= isFullAt && perAddress.size === 0) this.#forgetUnasked(unasked);
+    else this.#dueUnasked.put(unasked, Math.max(isFullAt, now + unaskedMs));
+  }
+
+  #forgetUnasked(unasked: Unasked): void {
+    this.#unasked.delete(unasked.id);
+    this.#dueUnasked.remove(unasked);
   }
 
   #tickIntroduction(introduction: Introduction, now: number): void {
@@ -1345,10 +1398,10 @@ class Introductions {
       members: [a, b],
       introduction: undefined,
       foreign: undefined,
-      workingWay: undefined,
       asked: new Map(),
+      dueStep: neverDue,
     };
-    this.#pairs.add(pair);
+    this.#duePairs.put(pair, performance.now());
     for (const [{ peer: one }, { peer: other }] of [
       [a, b],
       [b, a],
@@ -1360,11 +1413,16 @@ class Introductions {
   }
 
   #forget(pair: Pair): void {
-    this.#pairs.delete(pair);
+    this.#duePairs.remove(pair);
     this.#forgetForeign(pair);
     const [{ peer: a }, { peer: b }] = pair.members;
-    this.#of.get(a.id)?.delete(b.id);
-    this.#of.get(b.id)?.delete(a.id);
+    for (const [one, other] of [
+      [a.id, b.id],
+      [b.id, a.id],
+    ] as const) {
+      const pairs = this.#of.get(one);
+      if (pairs?.delete(other) && pairs.size === 0) this.#of.delete(one);
+    }
   }
 
   /**
@@ -1390,7 +1448,6 @@ class Introductions {
       throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
     ofAll.tokens = Math.max(0, ofAll.tokens - 1);
-    perAddress.tick(now);
     perAddress.spend(asker.subscriber, 1, now);
   }
 
@@ -1428,11 +1485,14 @@ class Introductions {
     if (known) return known;
     const { introductionsPerTarget, failedBirthdaysPerTarget, ownHostShares } = this.#exchange.limits;
     const fresh: Unasked = {
+      id: peer.id,
+      dueStep: neverDue,
       introductions: { tokens: introductionsPerTarget, at: now },
       perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
+    this.#dueUnasked.put(fresh, now + unaskedMs);
     return fresh;
   }
 
@@ -1481,7 +1541,8 @@ class Introductions {
       if (!this.#relayInstead(introduction)) this.#refuseIntroduction(introduction);
       return;
     }
-    const plan = pair.workingWay ? [pair.workingWay, ...rounds] : rounds;
+    const workingWay = this.#workingWays.of(asker.peer.id, target.peer.id);
+    const plan = workingWay ? [workingWay, ...rounds] : rounds;
     if (plan.includes("birthday")) {
       const seconds = this.#birthdayPause(pair, asker, target);
       if (seconds > 0) {
@@ -1554,7 +1615,7 @@ class Introductions {
   /** Where there is no direct way. */
   #relayInstead(introduction: Introduction): boolean {
     if (introduction.relay === "unwanted" || !this.#offerRelay(introduction)) return false;
-    introduction.phase = { is: "relayed", untilMs: introduction.expiresAt };
+    this.#enter(introduction, { is: "relayed", untilMs: introduction.expiresAt });
     return true;
   }
 
@@ -1572,6 +1633,11 @@ class Introductions {
     this.#show(introduction, a, b, { type: "relay", role: "controlling", token });
     this.#show(introduction, b, a, { type: "relay", role: "controlled", ...offer });
     return true;
+  }
+
+  #enter(introduction: Introduction, phase: Phase): void {
+    introduction.phase = phase;
+    this.#duePairs.put(introduction.pair, Math.min(phase.untilMs, introduction.expiresAt));
   }
 
   #nextRound(introduction: Introduction): void {
@@ -1592,7 +1658,10 @@ class Introductions {
     }
     const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
     if (measuring.length === 0) return this.#punch(introduction);
-    introduction.phase = { is: "measuring", untilMs: performance.now() + this.#exchange.limits.measureMs };
+    this.#enter(introduction, {
+      is: "measuring",
+      untilMs: performance.now() + this.#exchange.limits.measureMs,
+    });
     for (const { member } of measuring) {
       const other = member === sides[0].member ? sides[1] : sides[0];
       this.#show(introduction, member, other.member, { type: "measure", token, way });
@@ -1620,7 +1689,7 @@ class Introductions {
     const way = plan[round]!;
     const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
     const { isLast, deadlineMs } = roundLength(introduction, now);
-    introduction.phase = { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast };
+    this.#enter(introduction, { is: "punching", untilMs: now + Math.max(...delays) + deadlineMs, isLast });
     introduction.hasPunched = true;
     introduction.hasBirthday ||= way === "birthday";
     if (!introduction.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
@@ -1681,6 +1750,7 @@ class Introductions {
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     if (isCounted) this.#settleBirthday(introduction, now);
+    if (this.#isKnown(pair)) this.#duePairs.put(pair, this.#dueAt(pair, now));
   }
 
   /** What failed directly, but is relayed, has linked. */
@@ -1788,26 +1858,28 @@ export class Introducer {
     this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
     this.#keptNames = new KeptNames(this.limits.keptNames, nameKeptMs);
-    this.#introductions = new Introductions({
-      limits: this.limits,
-      canMeasure: this.#probeListeners.length > 0,
-      send: (member, message) => this.#send(member, message),
-      show: (member, about, message) => this.#write(member, lineAbout(about, message)),
-      moved: (member) => this.#elsewhere.put(member),
-      post: (guest, letter) => this.#elsewhere.send(guest, letter),
-      offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
-      refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
-      tell: (event) => this.#tell(event),
-      serve: (member, work) => this.#serve(member && !isGuest(member) ? member.socket : nobody, work),
-      count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
-    });
+    const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
+    this.#tickMs = Math.min(tickMs, Math.min(register, pingMs, silenceMs, measureMs) / 4);
+    this.#introductions = new Introductions(
+      {
+        limits: this.limits,
+        canMeasure: this.#probeListeners.length > 0,
+        send: (member, message) => this.#send(member, message),
+        show: (member, about, message) => this.#write(member, lineAbout(about, message)),
+        moved: (member) => this.#elsewhere.put(member),
+        post: (guest, letter) => this.#elsewhere.send(guest, letter),
+        offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
+        refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
+        tell: (event) => this.#tell(event),
+        serve: (member, work) => this.#serve(member && !isGuest(member) ? member.socket : nobody, work),
+        count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
+      },
+      this.#tickMs,
+    );
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
     if (relay) this.#relays = this.#makeRelays({ rate, total });
     this.#elsewhere = options.redis === undefined ? new LocalRooms() : this.#share(options.redis);
-    const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
-    const shortest = Math.min(register, pingMs, silenceMs, measureMs);
-    this.#tickMs = Math.min(tickMs, shortest / 4);
     this.#deadlines = new Deadlines(this.#tickMs, this.#tickedAt);
     this.#timer = setInterval(() => this.#tick(), this.#tickMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);

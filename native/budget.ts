@@ -33,6 +33,11 @@ export function waitSeconds(bucket: Bucket, perMinute: number, now: number): num
   return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
 }
 
+/** When such a bucket will be as full as it gets. */
+export function fullAt({ tokens, at }: Bucket, perMinute: number): number {
+  return tokens >= perMinute ? at : at + ((perMinute - tokens) * 60_000) / perMinute;
+}
+
 export function waitRefusal(why: string, seconds: number): Refusal {
   return new Refusal("limit", `${why}: wait ${seconds} s`);
 }
@@ -202,6 +207,11 @@ export class Usage {
     for (const [key, used] of this.#used) {
       if (this.#decay(used, now).tokens < this.#least / 100) this.#used.delete(key);
     }
+  }
+
+  /** Of how many it is known that they have used something. */
+  get size(): number {
+    return this.#used.size;
   }
 
   /** How much a subscriber has used of late. */

@@ -1,0 +1,96 @@
+/** What strangers and members do leaves nothing behind in an introducer: of each kind of object there are as many as before. */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import type { IntroducerOptions } from "../../introducer.ts";
+import { makeIdentity, Member, until, type Line } from "./wire.ts";
+
+interface Heap {
+  objects: number;
+  maps: number;
+  sets: number;
+  arrays: number;
+  connections: number;
+  participants: number;
+  rooms: number;
+  relays: number;
+}
+
+/** The introducer's real class in a process of its own. */
+class House implements AsyncDisposable {
+  port = 0;
+  probePorts: number[] = [];
+  readonly #child: Bun.Subprocess<"pipe", "pipe", "inherit">;
+  readonly #lines: AsyncIterator<string>;
+
+  private constructor(options: IntroducerOptions) {
+    const command = [process.execPath, join(import.meta.dir, "heap-fixture.ts"), JSON.stringify(options)];
+    this.#child = Bun.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
+    this.#lines = linesOf(this.#child.stdout);
+  }
+
+  static async start(options: IntroducerOptions = {}): Promise<House> {
+    const house = new House(options);
+    Object.assign(house, await house.#next());
+    return house;
+  }
+
+  async #next<T>(): Promise<T> {
+    const { value, done } = await this.#lines.next();
+    if (done) throw new Error("the introducer has ended");
+    return JSON.parse(value) as T;
+  }
+
+  async heap(): Promise<Heap> {
+    this.#child.stdin.write("\n");
+    void this.#child.stdin.flush();
+    return this.#next<Heap>();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+  }
+}
+
+async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string, void> {
+  let held = "";
+  for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
+    const lines = (held + chunk).split("\n");
+    held = lines.pop()!;
+    yield* lines;
+  }
+}
+
+const identity = makeIdentity();
+const member = (port: number, name: string, from?: string) =>
+  Member.join(port, { name, identity, ...(from !== undefined && { from }) });
+
+const about = (one: Member, token?: string) => (line: Line) =>
+  (line.peer?.id ?? line.peer) === one.id && (token === undefined || line.token === token);
+
+/** Asks, fails the first round, and is linked by the second, in which both measure. */
+async function linkLater(a: Member, b: Member): Promise<void> {
+  a.say({ type: "connect", peer: b.id, relay: false });
+  const { token: first } = await a.hears("punch", about(b));
+  a.say({ type: "failed", peer: b.id, token: first, reason: "no-candidate-answered" });
+  const { token } = await a.hears("measure", about(b));
+  for (const one of [a, b]) one.say({ type: "measured", token });
+  await Promise.all([a.hears("punch", about(b, token)), b.hears("punch", about(a, token))]);
+  const report = { type: "linked", token, route: "public", local: "127.0.0.1:9", remote: "127.0.0.1:9" };
+  a.say({ ...report, peer: b.id });
+  b.say({ ...report, peer: a.id });
+}
+
+test("pairs that linked in a later round are forgotten while both are there", async () => {
+  await using house = await House.start();
+  const all = await Promise.all(Array.from({ length: 24 }, (_, n) => member(house.port, `m${n}`)));
+  const before = await house.heap();
+  const pairs = all.flatMap((a, n) => all.slice(n + 1).map((b) => [a, b] as const));
+  expect(pairs).toHaveLength(276);
+  for (let n = 0; n < pairs.length; n += 40)
+    await Promise.all(pairs.slice(n, n + 40).map(([a, b]) => linkLater(a, b)));
+  // Of each are known its links, by whose leave it was asked for of late, and the ways of some peers.
+  const most = before.maps + 3 * all.length + 10;
+  await until("they are forgotten", async () => (await house.heap()).maps <= most);
+  for (const one of all) one.cut();
+}, 30_000);
