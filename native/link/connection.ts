@@ -11,6 +11,8 @@ import { resetCodes, StreamError } from "./stream.ts";
 
 /** What a connection can be joined to: a stream of a link, or what has the same manners. */
 export interface Joinable extends Duplex {
+  /** Whether its link has no carrier now, so that nothing comes or goes. */
+  readonly isWaiting: boolean;
   /** Cuts it off, both ways, and tells the other side why. */
   reset(reason: string, code?: number): void;
 }

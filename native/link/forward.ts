@@ -7,6 +7,7 @@
  */
 import type { TCPSocketListener } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
+import { descriptors } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
 import { formatHostPort, type Listen, type Target } from "./target.ts";
 
@@ -36,7 +37,8 @@ export class Forward {
   total = 0;
   readonly #listener: TCPSocketListener<Connection>;
   readonly #options: ForwardOptions;
-  readonly #open = new Set<Connection>();
+  /** And what gives its descriptor back. */
+  readonly #open = new Map<Connection, () => void>();
   #bytes = { in: 0, out: 0 };
 
   /** Throws an Error when it can't listen there. */
@@ -64,23 +66,28 @@ export class Forward {
   }
   /** From clients to the peer. */
   get bytesOut(): number {
-    return sum(this.#open, (connection) => connection.bytesIn) + this.#bytes.out;
+    return sum(this.#open.keys(), (connection) => connection.bytesIn) + this.#bytes.out;
   }
   get bytesIn(): number {
-    return sum(this.#open, (connection) => connection.bytesOut) + this.#bytes.in;
+    return sum(this.#open.keys(), (connection) => connection.bytesOut) + this.#bytes.in;
   }
 
   /** Listens no more, and cuts off the connections that are open. */
   close(): void {
     this.#listener.stop();
-    for (const connection of this.#open) connection.reset("the forward was taken back");
+    for (const connection of this.#open.keys()) connection.reset("the forward was taken back");
   }
 
   #opened(socket: Bun.Socket<Connection>): void {
     const connection = new Connection();
     socket.data = connection;
+    const { bind, port } = this.listen;
+    // Whoever can reach the port may connect, and what waits here for its link is the user's own.
+    const of = `listener ${formatHostPort(bind, port)}`;
+    const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => {} });
+    if (!free) return void socket.terminate();
     connection.onOver = (error) => this.#over(connection, error);
-    this.#open.add(connection);
+    this.#open.set(connection, free);
     this.total++;
     const link = this.#options.link();
     if (link instanceof Promise) void this.#joinLater(connection, link);
@@ -106,6 +113,7 @@ export class Forward {
   }
 
   #over(connection: Connection, error: Error | undefined): void {
+    this.#open.get(connection)?.();
     this.#open.delete(connection);
     this.#bytes.out += connection.bytesIn;
     this.#bytes.in += connection.bytesOut;

@@ -61,6 +61,10 @@ export class Pipe extends Duplex implements Joinable {
     stream.on("close", () => setImmediate(() => this.destroy()));
   }
 
+  get isWaiting(): boolean {
+    return this.#stream.isWaiting;
+  }
+
   /** Cuts it off, both ways; the peer is told why. */
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#stream.reset(reason, code);

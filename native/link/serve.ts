@@ -5,8 +5,10 @@
  */
 import { canonicalAddress, Refusal } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
+import { descriptors, type Holder } from "./descriptors.ts";
 import { NameError, Names } from "./names.ts";
 import { Pipe } from "./pipe.ts";
+import { FairShare } from "./share.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 import {
   AllowList,
@@ -20,7 +22,7 @@ import {
 /** How long a target may take to accept, all of its addresses together. */
 const dialPatienceMs = 10_000;
 /** Bun cannot give up an attempt, so the kernel's own patience (2 min) holds a descriptor for each. */
-const maxDialling = 2_048;
+const dialling = new FairShare(2_048);
 
 /** Of the whole program: whatever peers ask, its resolver is one. */
 const namesOfAll = new Names();
@@ -64,7 +66,12 @@ export async function serveForward(
   try {
     const wanted = readPurposeTarget(purpose);
     target = formatTarget(wanted);
-    await dial(await permittedAddresses(wanted, options), wanted, connection);
+    const holder: Holder = {
+      of: options.peer,
+      isWaiting: () => stream.isWaiting,
+      giveUp: (reason) => connection.reset(reason),
+    };
+    await dial(await permittedAddresses(wanted, options), wanted, connection, holder);
     if (stream.destroyed) connection.reset("the client went away");
     else connection.join(stream);
     return { target };
@@ -108,13 +115,17 @@ async function permittedAddresses(
   }
 }
 
-let dialling = 0;
-
 /** Connects to the first address that accepts; an {@link Unserved} says why none did. */
-async function dial(addresses: readonly string[], target: Target, connection: Connection): Promise<void> {
+async function dial(
+  addresses: readonly string[],
+  target: Target,
+  connection: Connection,
+  holder: Holder,
+): Promise<void> {
   let unserved: Unserved | undefined;
   for (const address of addresses) {
-    const failed = await dialOne(address, target.port, connection, dialPatienceMs / addresses.length);
+    const patienceMs = dialPatienceMs / addresses.length;
+    const failed = await dialOne(address, target.port, connection, patienceMs, holder);
     if (failed === undefined) return;
     unserved ??= new Unserved(
       `${formatTarget(target)}: ${failed}`,
@@ -130,8 +141,10 @@ async function dialOne(
   port: number,
   connection: Connection,
   patienceMs: number,
+  holder: Holder,
 ): Promise<string | undefined> {
-  if (dialling >= maxDialling) return "too many connections are being opened";
+  const free = takenBy(holder);
+  if (!free) return "too many connections are open for you";
   // An attempt that is given up must not touch the connection, which another attempt may have by then.
   let isGivenUp = false;
   const { promise: late, resolve: giveUp } = Promise.withResolvers<string>();
@@ -145,15 +158,30 @@ async function dialOne(
       socket.terminate();
     } else connection.socketOpened(socket);
   };
-  dialling++;
+  const close = (socket: Bun.Socket<Connection>, error?: Error) => {
+    free.socket();
+    socket.data.socketClosed(error);
+  };
   const attempt = Bun.connect<Connection>({
     ...{ hostname, port, allowHalfOpen: true, data: connection },
-    socket: { ...connectionHandlers, open },
+    socket: { ...connectionHandlers, open, close },
   })
     .then((socket) => (socket.data === connection ? undefined : "ECONNREFUSED"))
-    .catch((error: NodeJS.ErrnoException) => error.code ?? error.message)
-    .finally(() => dialling--);
+    .catch((error: NodeJS.ErrnoException) => {
+      free.socket();
+      return error.code ?? error.message;
+    })
+    .finally(free.attempt);
   return Promise.race([attempt, late]).finally(() => clearTimeout(timer));
+}
+
+/** What an attempt takes of what there is for all, and what gives it back; undefined when that peer has its share. */
+function takenBy(holder: Holder): { attempt: () => void; socket: () => void } | undefined {
+  const attempt = dialling.take(holder.of);
+  const socket = attempt && descriptors().take(holder);
+  if (socket) return { attempt, socket };
+  attempt?.();
+  return undefined;
 }
 
 /** With nobody listening, a port of the ephemeral range can connect to itself. */

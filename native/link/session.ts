@@ -218,6 +218,9 @@ export class Session implements KnownSession {
       get roundTripMs() {
         return session.#carriers.roundTripMs;
       },
+      get hasCarrier() {
+        return session.carrier !== undefined;
+      },
       onReady: (stream) => this.#streamReady(stream),
       onFlushed: () => this.#sayFinishOnceFlushed(),
       onCredit: (stream, bytes) => this.#send(encodeCredit(stream.id, bytes)),

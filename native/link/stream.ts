@@ -44,6 +44,7 @@ export class StreamError extends Error {
 export interface StreamOwner {
   readonly nowMs: number;
   readonly roundTripMs: number | undefined;
+  readonly hasCarrier: boolean;
   /** It has something that may be sent. */
   onReady(stream: Stream): void;
   /** All that its user wrote was framed. */
@@ -147,6 +148,11 @@ export class Stream extends Duplex {
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#reset ??= { code, reason };
     this.destroy();
+  }
+
+  /** Whether there is no carrier now, so that nothing comes or goes. */
+  get isWaiting(): boolean {
+    return !this.#owner.hasCarrier;
   }
 
   /** For the session: what may exceed {@link firstCreditBytes}. */

@@ -1,8 +1,8 @@
 /** What a room member must not reach, learn or use up through a participant that allows it something. */
 import { describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
-import { Driven, startIntroducer } from "../driven-fixture.ts";
-import { Bait, frame, Member, openFrame, readReset } from "./wire.ts";
+import { readdirSync, readFileSync } from "node:fs";
+import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
+import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 
@@ -123,4 +123,87 @@ describe("a room member", () => {
       expect(await scene.ask(name, nobody.port)).toBe(`${name}:${nobody.port}: ECONNREFUSED`);
     });
   });
+});
+
+describe("the descriptors of a participant", () => {
+  /** bob, with few of them, and what he allows to be reached. */
+  async function tight(descriptors: number) {
+    const house = startIntroducer();
+    const bait = await Bait.listen("127.0.0.1", (socket) => void socket.write("welcome"));
+    const args = [`127.0.0.1:${house.port}`, "--name", "bob", "--room", words, "--allow", String(bait.port)];
+    const child = Bun.spawn(limitedTo(descriptors, [process.execPath, program, ...args, "--stay"]), {
+      cwd: homeOf("bob"),
+      env: { PATH: process.env.PATH ?? "", XDG_STATE_HOME: homeOf("bob") },
+      stdio: ["ignore", "ignore", "ignore"],
+    });
+    return {
+      ...{ house, bait },
+      open: () => readdirSync(`/proc/${child.pid}/fd`).length,
+      async [Symbol.asyncDispose]() {
+        child.kill("SIGKILL");
+        await child.exited;
+        bait[Symbol.dispose]();
+        await house[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  async function linked(port: number, name: string) {
+    const member = await Member.join(port, { name, room: words });
+    const link = await member.link("bob");
+    await link.begin(openFrame(1, { use: "lines" }));
+    let next = 1;
+    return {
+      /** Gives all of them back. */
+      reset(): void {
+        for (let id = 3; id <= next; id += 2) link.send(resetFrame(id, 0, ""));
+      },
+      /** Opens so many forwards; resolves, once each was answered, to how many got through. */
+      async forwards(count: number, port: number): Promise<number> {
+        const ids = Array.from({ length: count }, () => (next += 2));
+        link.send(...ids.map((id) => openFrame(id, { use: "forward", host: "127.0.0.1", port })));
+        const answers = ids.map((id) =>
+          link.frames.next(
+            `an answer on ${id}`,
+            ({ type, stream }) => stream === id && (type === frame.reset || type === frame.data),
+          ),
+        );
+        return (await Promise.all(answers)).filter(({ type }) => type === frame.data).length;
+      },
+      [Symbol.dispose]() {
+        link[Symbol.dispose]();
+        member[Symbol.dispose]();
+      },
+    };
+  }
+
+  test("are not taken by one member's forwards: others get theirs", async () => {
+    await using scene = await tight(256);
+    const { bait, house } = scene;
+    using eve = await linked(house.port, "eve");
+    expect(await eve.forwards(64, bait.port)).toBe(64);
+    eve.reset();
+    await until("what was given back is free", () => bait.open.size === 0);
+    expect(await eve.forwards(400, bait.port)).toBe(64);
+    using mallory = await linked(house.port, "mallory");
+    expect(await mallory.forwards(400, bait.port)).toBe(32);
+    using carol = await linked(house.port, "carol");
+    expect(await carol.forwards(4, bait.port)).toBe(4);
+    expect(scene.open()).toBeLessThan(128 + 64);
+  }, 30_000);
+
+  test("are not held by forwards of those who are gone", async () => {
+    await using scene = await tight(256);
+    const { bait, house } = scene;
+    {
+      using eve = await linked(house.port, "eve");
+      using mallory = await linked(house.port, "mallory");
+      expect(await eve.forwards(60, bait.port)).toBe(60);
+      expect(await mallory.forwards(30, bait.port)).toBe(30);
+    }
+    // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
+    await until("few are left", () => bait.open.size <= 32, 20_000);
+    using carol = await linked(house.port, "carol");
+    expect(await carol.forwards(32, bait.port)).toBe(32);
+  }, 40_000);
 });

@@ -766,8 +766,12 @@ export const limitedTo = (descriptors: number, command: string[]): string[] => [
 ];
 
 /** Resolves once it is true. */
-export async function until(what: string, isTrue: () => boolean | Promise<boolean>): Promise<void> {
-  const giveUpAt = performance.now() + patienceMs;
+export async function until(
+  what: string,
+  isTrue: () => boolean | Promise<boolean>,
+  mostMs = patienceMs,
+): Promise<void> {
+  const giveUpAt = performance.now() + mostMs;
   while (!(await isTrue())) {
     if (performance.now() > giveUpAt) throw new Error(`never happened: ${what}`);
     await Bun.sleep(2);
