@@ -337,7 +337,7 @@ export class Participant {
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
-  readonly #takers = new Map<string, (stream: Stream, from: From) => void>();
+  readonly #takers = new Map<string, (stream: Stream, from: From) => void | Promise<void>>();
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
   #state: ControlState = { is: "away" };
@@ -364,13 +364,18 @@ export class Participant {
     this.#identity = options.identity ?? identityOrOneForNow(warn);
     this.#credentials = new Credentials(this.#identity);
     this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
+    const hasQuit = () => this.#hasQuit;
     this.#surroundings = {
       ground: () => this.#registration,
+      get hasQuit() {
+        return hasQuit();
+      },
       emit: (event) => this.#emit(event),
       isVerbose: options.verbose ?? false,
       instance: publicInstance(this.#instance),
       keepMs: (options.keepMinutes ?? defaultKeepMinutes) * 60_000,
       stream: (peer, stream, purpose) => this.#stream(peer, stream, purpose),
+      threw: (peer, error) => this.#threw(peer, "a stream", error),
       measureAnew: () => this.#measureAnew(),
       returning: (peer) => this.#endIfRestarted(peer),
       changed: (peer) => {
@@ -417,7 +422,7 @@ export class Participant {
    * fails is followed by others, until `leave`.
    */
   async join(): Promise<void> {
-    if (this.#hasQuit) throw new UserError("this participant has quit");
+    this.#mustNotHaveQuit();
     if (this.#state.is === "registered") throw new UserError("already registered with the introducer");
     if (this.#state.is === "joining") throw new UserError("already on the way to the introducer");
     if (this.#state.is === "lost") clearTimeout(this.#state.timer);
@@ -428,6 +433,7 @@ export class Participant {
   leave(): void {
     if (this.#state.is === "away")
       throw new UserError("not registered with an introducer; `join` comes back");
+    for (const peer of this.#peers.values()) peer.leaving();
     this.#part({ is: "away" }, "we left");
     this.#emit({ event: "introducer", state: "left", reason: "links stay up; `join` comes back" });
   }
@@ -435,6 +441,7 @@ export class Participant {
   /** Ends all links in order, and leaves; for good. */
   async quit(): Promise<void> {
     this.#hasQuit = true;
+    this.#arrived(); // whoever waits for somebody waits in vain
     await Promise.all([...this.#peers.values()].map((peer) => peer.quit()));
     if (this.#state.is !== "away") this.#part({ is: "away" }, "we quit");
     await this.#unmapped;
@@ -445,7 +452,7 @@ export class Participant {
    * link, also when the peer has asked for it.
    */
   async connect(word: string, isVerbose = false): Promise<Link> {
-    if (this.#hasQuit) throw new UserError("this participant has quit");
+    this.#mustNotHaveQuit();
     return this.#find(word).connect(isVerbose);
   }
 
@@ -458,9 +465,10 @@ export class Participant {
    * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
    * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
    * Web streams. Its user ends his half by `end()`; `for await` over a Duplex destroys it at the end, with what was not
-   * sent: `stream.iterator({ destroyOnReturn: false })` does not.
+   * sent: `stream.iterator({ destroyOnReturn: false })` does not. What `take` throws or rejects with resets that stream
+   * alone, and is told as an `error`.
    */
-  onStream(use: string, take: (stream: Stream, from: From) => void): void {
+  onStream(use: string, take: (stream: Stream, from: From) => void | Promise<void>): void {
     this.#takers.set(use, take);
   }
 
@@ -479,22 +487,22 @@ export class Participant {
     for (;;) {
       const link = this.openLink(word);
       if (link) return link;
-      if (this.#hasQuit) throw new UserError("this participant has quit");
+      this.#mustNotHaveQuit();
       await this.#arrival.promise;
     }
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
-  say(word: string, text: string): Promise<number> {
+  async say(word: string, text: string): Promise<number> {
     return this.#find(word).say(text);
   }
 
-  ping(word: string): Promise<number> {
+  async ping(word: string): Promise<number> {
     return this.#find(word).ping();
   }
 
   /** Ends the link, or cancels the punch that is under way. */
-  disconnect(word: string): Promise<void> {
+  async disconnect(word: string): Promise<void> {
     return this.#find(word).disconnect();
   }
 
@@ -574,6 +582,7 @@ export class Participant {
     );
     try {
       for (;;) {
+        this.#mustNotHaveQuit();
         const named = this.#named(word).filter(({ isPresent }) => isPresent);
         if (named.length === 1) return;
         if (named.length > 1) throw ambiguous(word, named);
@@ -590,6 +599,10 @@ export class Participant {
     return this.#state.is === "registered" || this.#state.is === "joining"
       ? this.#state.registration
       : undefined;
+  }
+
+  #mustNotHaveQuit(): void {
+    if (this.#hasQuit) throw new UserError("this participant has quit");
   }
 
   #registered(): Registration {
@@ -881,11 +894,24 @@ export class Participant {
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
   }
 
-  #stream({ id, name, fingerprint }: RemotePeer, stream: Stream, purpose: Purpose): void {
+  #stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
-    if (take) take(stream, { id, name, fingerprint, purpose });
-    else stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
+    if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
+    const { id, name, fingerprint } = peer;
+    const failed = (error: unknown) => {
+      stream.reset("it failed at the peer", resetCodes.failed);
+      this.#threw(peer, use, error);
+    };
+    // What takes it may be asynchronous, whatever its type says.
+    const taking = async () => take(stream, { id, name, fingerprint, purpose });
+    void taking().catch(failed);
+  }
+
+  /** What code that was given a stream has thrown: the link has nothing to do with it. */
+  #threw({ name }: RemotePeer, what: string, error: unknown): void {
+    const text = error instanceof Error ? error.message : String(error);
+    this.#emit({ event: "error", message: `${printable(what)} of ${printable(name)} failed here: ${text}` });
   }
 
   #arrived(): void {
@@ -1029,8 +1055,19 @@ export class Participant {
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
+  /** What `onEvent` throws must not stop us in the middle of things; it is told, once. */
   #emit(event: ParticipantEvent): void {
-    this.options.onEvent?.(event);
+    const { onEvent } = this.options;
+    try {
+      onEvent?.(event);
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      try {
+        onEvent?.({ event: "error", message: `onEvent threw at \`${event.event}\`: ${text}` });
+      } catch {
+        // It takes none.
+      }
+    }
   }
 }
 
@@ -1065,6 +1102,7 @@ const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => str
   returning: (c) => c.yellow,
   untrusted: (c) => c.red,
   punching: (c) => c.yellow,
+  agreeing: (c) => c.yellow,
   known: (c) => c.dim,
   failed: (c) => c.red,
 };
@@ -1072,6 +1110,7 @@ const stateMarks: Record<PeerRow["state"], string> = {
   linked: "● linked",
   returning: "◌ coming back",
   punching: "◌ punching",
+  agreeing: "◌ agreeing",
   known: "○ known",
   failed: "✗ failed",
   untrusted: "✗ untrusted",

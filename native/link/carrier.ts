@@ -106,8 +106,9 @@ export function readOffer(
       const heard = read(chunk);
       if (heard) offered({ carrier, hello: heard, rest }, onOffer, onRefused);
     } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
+      // Also what whoever was told throws: it costs this carrier, and nothing else of the program.
       carrier.destroy();
+      if (!(error instanceof ProtocolError)) return onRefused(`we failed at what the peer sent: ${error}`);
       onRefused(`the peer did not say which link it is for, but sent ${error.message}`);
     }
   };

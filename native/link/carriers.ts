@@ -68,7 +68,7 @@ export interface Batch {
 
 /** Who sends and receives by it. */
 export interface FrameOwner {
-  /** The next bytes of a stream; the next frame. What they throw as a {@link ProtocolError} ends it all. */
+  /** The next bytes of a stream; the next frame. */
   onPiece(stream: number, piece: Buffer): void;
   onFrame(type: number, stream: number, payload: Buffer): void;
   /** Whether {@link fill} would add frames. */
@@ -76,8 +76,10 @@ export interface FrameOwner {
   fill(batch: Batch): void;
   onAcknowledged(): void;
   onEvent(event: CarrierEvent): void;
-  /** The peer has broken the protocol, or does not know the session any more. */
-  onBroken(reason: string, by: "peer" | "protocol"): void;
+  /** The peer does not know the session any more. */
+  onOver(reason: string): void;
+  /** Whatever was thrown here, by us or by the owner: nothing can follow. A {@link ProtocolError} is the peer's. */
+  onThrown(error: unknown): void;
 }
 
 export interface CarriersOptions {
@@ -156,17 +158,36 @@ export class Carriers {
 
   /** A carrier on which this side speaks first. */
   attach(carrier: Carrier): void {
-    this.#offer(this.#adopt(carrier, "offered"));
+    this.#guard(() => this.#offer(this.#adopt(carrier, "offered")));
   }
 
   /** A carrier on which the peer has spoken. */
   accept({ carrier, hello, rest }: Offer): void {
-    const attachment = this.#adopt(carrier, "refused");
-    this.bytesIn += rest.reduce((sum, { length }) => sum + length, headerBytes + helloBytes);
-    this.#guard(() => this.#consider(attachment, hello));
-    attachment.rest.push(...rest);
-    this.#readRest(attachment);
-    if (this.#attachments.has(attachment) && attachment.reading !== "held") carrier.resume();
+    this.#guard(() => {
+      const attachment = this.#adopt(carrier, "refused");
+      this.bytesIn += rest.reduce((sum, { length }) => sum + length, headerBytes + helloBytes);
+      this.#consider(attachment, hello);
+      attachment.rest.push(...rest);
+      this.#readRest(attachment);
+      if (this.#attachments.has(attachment) && attachment.reading !== "held") carrier.resume();
+    });
+  }
+
+  /** Every edge: whoever calls from outside must not be thrown at, nor anything else of the program. */
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      if (!this.#isClosed) this.#owner.onThrown(error);
+    }
+  }
+
+  #after(delayMs: number, then: () => void): () => void {
+    return this.#clock.after(delayMs, () => this.#guard(then));
+  }
+
+  #soon(then: () => void): void {
+    queueMicrotask(() => this.#guard(then));
   }
 
   #adopt(carrier: Carrier, is: Attachment["is"]): Attachment {
@@ -178,10 +199,10 @@ export class Carriers {
     const oldest = [...this.#attachments].find((other) => other !== this.#current);
     if (oldest && this.#attachments.size >= maxCarriers) this.#drop(oldest);
     this.#attachments.add(attachment);
-    carrier.onData = (chunk) => this.#read(attachment, chunk);
-    carrier.onWritten = () => this.#pump();
-    carrier.onClose = (reason) => this.#lost(attachment, reason);
-    this.#cancelTick ??= this.#clock.after(tickMs, () => this.#tick());
+    carrier.onData = (chunk) => this.#guard(() => this.#read(attachment, chunk));
+    carrier.onWritten = () => this.#guard(() => this.#pump());
+    carrier.onClose = (reason) => this.#guard(() => this.#lost(attachment, reason));
+    this.#cancelTick ??= this.#after(tickMs, () => this.#tick());
     return attachment;
   }
 
@@ -229,9 +250,9 @@ export class Carriers {
       case resumedStatus.old:
         return this.#outranked(attachment, hello.epoch);
       case resumedStatus.unknown:
-        return this.#owner.onBroken("peer-restarted", "peer");
+        return this.#owner.onOver("peer-restarted");
       case resumedStatus.over:
-        return this.#owner.onBroken("disconnected", "peer");
+        return this.#owner.onOver("disconnected");
       default:
         throw new ProtocolError(`a refusal to resume (${hello.status})`);
     }
@@ -330,8 +351,12 @@ export class Carriers {
     const current = this.#current;
     this.#current = undefined;
     if (current) {
-      for (const owed of this.#takeOwed(current, true)) this.#write(current, owed);
-      if (last && this.#outbox.next === this.#outbox.made) this.#write(current, last);
+      try {
+        for (const owed of this.#takeOwed(current, true)) this.#write(current, owed);
+        if (last && this.#outbox.next === this.#outbox.made) this.#write(current, last);
+      } catch {
+        // It may be what threw, and ends us.
+      }
       this.#detach(current);
       current.carrier.finish();
     }
@@ -345,7 +370,7 @@ export class Carriers {
     for (const attachment of [...this.#attachments]) this.#review(attachment);
     if (this.#outbox.keptBytes === 0) this.#outbox.trim();
     if (this.#isClosed || this.#attachments.size === 0) return;
-    this.#cancelTick ??= this.#clock.after(tickMs, () => this.#tick());
+    this.#cancelTick ??= this.#after(tickMs, () => this.#tick());
   }
 
   #review(attachment: Attachment): void {
@@ -436,24 +461,13 @@ export class Carriers {
   }
 
   #readRest(attachment: Attachment): void {
-    this.#guard(() => {
-      while (attachment.reading !== "held" && this.#attachments.has(attachment)) {
-        const chunk = attachment.rest.shift();
-        if (!chunk) return;
-        const rest = attachment.decoder.push(chunk);
-        if (rest) attachment.rest.unshift(rest);
-      }
-    });
-    if (attachment.reading === "held") this.#rewindWhatWaitsInVain();
-  }
-
-  #guard(work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
-      if (!this.#isClosed) this.#owner.onBroken(`the peer sent ${error.message}`, "protocol");
+    while (attachment.reading !== "held" && this.#attachments.has(attachment)) {
+      const chunk = attachment.rest.shift();
+      if (!chunk) break;
+      const rest = attachment.decoder.push(chunk);
+      if (rest) attachment.rest.unshift(rest);
     }
+    if (attachment.reading === "held") this.#rewindWhatWaitsInVain();
   }
 
   /** Whether a sequenced frame on this carrier counts: not while its `start` is awaited. */
@@ -488,7 +502,7 @@ export class Carriers {
     this.#processed++;
     this.#partial = 0;
     if (this.#unackedBytes >= ackBytes) this.ackNow();
-    else this.#cancelAck ??= this.#clock.after(ackDelayMs, () => this.ackNow());
+    else this.#cancelAck ??= this.#after(ackDelayMs, () => this.ackNow());
     if (this.#attachments.size > 1) this.#releaseHeld();
   }
 
@@ -564,7 +578,7 @@ export class Carriers {
       attachment.heldAtMs = this.#clock.now();
       // Not from within the reading of another one.
       if (attachment.position <= this.#processed)
-        queueMicrotask(() => this.#release(attachment, "in-sequence"));
+        this.#soon(() => this.#release(attachment, "in-sequence"));
     }
   }
 
@@ -610,7 +624,7 @@ export class Carriers {
   pumpSoon(): void {
     if (this.#willPump) return;
     this.#willPump = true;
-    queueMicrotask(() => {
+    this.#soon(() => {
       this.#willPump = false;
       this.#pump();
     });
@@ -632,7 +646,7 @@ export class Carriers {
     setImmediate(() => {
       this.#isYielding = false;
       this.#turnBytes = 0;
-      this.#pump();
+      this.#guard(() => this.#pump());
     });
   }
 

@@ -36,13 +36,15 @@ const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
   replaced: "replaced",
 };
 
-/** What a stream is for, as the side that opens it says. */
+/** What a stream is for, as the side that opens it says: `use` is text; who takes the stream checks the rest. */
 export type Purpose = Record<string, unknown>;
 
 export interface LinkOwner {
   said(text: string): void;
   /** A stream that the peer has opened; whoever does not want it resets it. */
   stream(stream: Stream, purpose: Purpose): void;
+  /** What the user of a stream threw at what came for it; that stream was reset. */
+  threw(error: unknown): void;
   /** There is no channel now: streams wait. */
   broken(reason: string): void;
   /** There is one, but it may be dead: another one should be sought beside it. */
@@ -93,21 +95,22 @@ export class Link {
   /** Why we end it. */
   #closing: { reason: UnlinkReason; detail: string } | undefined;
 
-  /** With an `offer`, the peer has spoken on the channel; without one, we nominated it and speak first. */
-  constructor(channel: Channel, { role, fingerprint, keepMs, owner }: LinkOptions, offer?: Offer) {
-    const id = offer?.hello.sessionId;
+  /**
+   * Without an `id` we have nominated the channel, and speak first. With one the peer has spoken on it and named that
+   * session: {@link accept} what it offered once everybody knows of the link, for streams may come with it.
+   */
+  constructor(channel: Channel, { role, fingerprint, keepMs, owner }: LinkOptions, id?: string) {
     this.#channel = channel;
     this.#owner = owner;
     this.#keepMs = keepMs;
     this.session = new Session({ role, peer: fingerprint, ...(id !== undefined && { id }) });
     this.session.onStream = (stream, purpose) => this.#onStream(stream, purpose);
+    this.session.onThrown = (error) => owner.threw(error);
     this.session.onCarrier = (event) => this.#onCarrier(event);
     this.session.onEnd = (reason, by) => this.#onEnd(reason, by);
-    if (offer) this.session.accept(offer);
-    else {
-      this.session.attach(channel);
-      this.#useLines(this.open("lines"));
-    }
+    if (id !== undefined) return;
+    this.session.attach(channel);
+    this.#useLines(this.open("lines"));
   }
 
   get route(): Route {
@@ -145,7 +148,7 @@ export class Link {
     this.session.attach(channel);
   }
 
-  /** Another channel, on which the peer has named this link. */
+  /** A channel on which the peer has named this link. */
   accept(offer: Offer): void {
     this.session.accept(offer);
   }
@@ -153,11 +156,14 @@ export class Link {
   /**
    * Opens a stream for `use`, a Node Duplex; the peer's program is told that, and what else is in `more` (at most 4096
    * bytes of JSON). A purpose says both. What is written before the peer has taken it waits; who does not take it resets
-   * it, and then it has an `error`. Throws a {@link LinkError} when the link has ended.
+   * it, and then it has an `error`. Throws a {@link LinkError} when the link has ended, or no text says what it is for.
    */
   open(use: string | object, more: Purpose = {}): Stream {
+    const purpose = typeof use === "string" ? { ...more, use } : use;
+    if (!("use" in purpose && typeof purpose.use === "string"))
+      throw new LinkError("a stream needs text that says what it is `use`d for");
     try {
-      return this.session.open(typeof use === "string" ? { ...more, use } : use);
+      return this.session.open(purpose);
     } catch (error) {
       throw new LinkError(error instanceof Error ? error.message : String(error));
     }
@@ -222,6 +228,8 @@ export class Link {
   }
 
   #onStream(stream: Stream, purpose: Purpose): void {
+    if (typeof purpose["use"] !== "string")
+      return stream.reset("it does not say in text what it is for", resetCodes.refused);
     if (purpose["use"] !== "lines") return this.#owner.stream(stream, purpose);
     if (this.#lines) stream.reset("there is a stream of lines already", resetCodes.refused);
     else this.#useLines(stream);

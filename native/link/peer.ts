@@ -32,9 +32,9 @@ import { Link, type LinkOptions, type LinkOwner, type Purpose } from "./link.ts"
 import { Seeker } from "./seeker.ts";
 import type { Stream } from "./stream.ts";
 
-/** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 /** Ended links that a peer is told of when it comes back to one. */
 const maxPastSessions = 4;
+/** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 const maxPastTokens = 16;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
@@ -101,10 +101,40 @@ export interface PeerRow {
 }
 
 /**
- * `untrusted`: its proof is wrong. `punching`: being introduced. `returning`: linked, without a channel. What is not
- * linked, and whose last punch failed, is `failed`.
+ * `untrusted`: its proof is wrong. `punching`: being introduced. `agreeing`: it has nominated a channel, and has yet to
+ * say which link that is for. `returning`: linked, without a channel. What is not linked, and whose last punch failed,
+ * is `failed`.
  */
-export type PeerState = "untrusted" | "known" | "punching" | "linked" | "returning" | "failed";
+export type PeerState = "untrusted" | "known" | "punching" | "agreeing" | "linked" | "returning" | "failed";
+
+/** A channel that the peer has nominated, until it says which link it is for. */
+interface Agreement {
+  readonly token: string;
+  /** Closes the channel, without a word. */
+  end(): void;
+}
+
+/** What there is between us, and what is under way. */
+type Life =
+  /** Nothing. `failure`: what came of the latest try. */
+  | { is: "apart"; failure: FailureReason | undefined }
+  | { is: "punching"; introduction: Introduction }
+  | { is: "agreeing"; agreements: readonly Agreement[]; introduction: Introduction | undefined }
+  /** Another channel may be sought for the link, and agreed on. */
+  | { is: "linked"; link: Link; agreements: readonly Agreement[]; introduction: Introduction | undefined };
+
+interface LifeParts {
+  link: Link | undefined;
+  introduction: Introduction | undefined;
+  agreements: readonly Agreement[];
+  failure: FailureReason | undefined;
+}
+
+function lifeOf({ link, introduction, agreements, failure }: LifeParts): Life {
+  if (link) return { is: "linked", link, agreements, introduction };
+  if (agreements.length > 0) return { is: "agreeing", agreements, introduction };
+  return introduction ? { is: "punching", introduction } : { is: "apart", failure };
+}
 
 /** A failure that has been told by an event already. */
 export class ToldError extends UserError {}
@@ -120,8 +150,12 @@ export interface PeerSurroundings {
   readonly instance: string;
   /** How long a link is kept without a channel. */
   readonly keepMs: number;
+  /** Whether nothing may begin any more. */
+  readonly hasQuit: boolean;
   /** A stream that a peer has opened. */
   stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void;
+  /** What the user of a stream threw at what came for it. */
+  threw(peer: RemotePeer, error: unknown): void;
   /** Resolves once our mapping has been measured anew: it may have become one that can be punched. */
   measureAnew(): Promise<void>;
   /** A link has lost its channel. */
@@ -136,9 +170,7 @@ export class RemotePeer {
   #peer: Peer;
   #isPresent = true;
   #lastSeenAt = Date.now();
-  #link: Link | undefined;
-  #introduction: Introduction | undefined;
-  #failure: FailureReason | undefined;
+  #life: Life = { is: "apart", failure: undefined };
   /** Why its proof is not believed. */
   readonly distrust: string | undefined;
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
@@ -176,21 +208,42 @@ export class RemotePeer {
     return this.#isPresent;
   }
   get link(): Link | undefined {
-    return this.#link;
+    return this.#life.is === "linked" ? this.#life.link : undefined;
   }
   get isReturning(): boolean {
-    return this.#link?.isReturning ?? false;
+    return this.link?.isReturning ?? false;
   }
   /** Whether nothing but the introducer's list keeps it in mind. */
   get isIdle(): boolean {
-    return !this.#link && !this.#introduction;
+    return this.#life.is === "apart";
+  }
+  get #introduction(): Introduction | undefined {
+    return this.#life.is === "apart" ? undefined : this.#life.introduction;
+  }
+  get #agreements(): readonly Agreement[] {
+    return this.#life.is === "agreeing" || this.#life.is === "linked" ? this.#life.agreements : [];
+  }
+  get #failure(): FailureReason | undefined {
+    return this.#life.is === "apart" ? this.#life.failure : undefined;
+  }
+
+  /** The single writer. */
+  #become(changed: Partial<LifeParts>): void {
+    const { link } = this;
+    const before = { introduction: this.#introduction, agreements: this.#agreements, failure: this.#failure };
+    this.#life = lifeOf({ link, ...before, ...changed });
   }
 
   get state(): PeerState {
     if (this.distrust !== undefined) return "untrusted";
-    if (this.#link) return this.#link.isReturning ? "returning" : "linked";
-    if (this.#introduction) return "punching";
-    return this.#failure ? "failed" : "known";
+    switch (this.#life.is) {
+      case "linked":
+        return this.#life.link.isReturning ? "returning" : "linked";
+      case "apart":
+        return this.#life.failure ? "failed" : "known";
+      default:
+        return this.#life.is;
+    }
   }
 
   get row(): PeerRow {
@@ -204,7 +257,7 @@ export class RemotePeer {
       ...(roundTripMs !== undefined && { roundTripMs }),
       ...(distrust !== undefined && { distrust }),
       ...(state === "failed" && { reason: this.#failure! }),
-      ...(this.#link && linkRow(this.#link)),
+      ...(this.link && linkRow(this.link)),
     };
   }
 
@@ -239,7 +292,12 @@ export class RemotePeer {
   /** It left the room. */
   left(): void {
     this.#absent();
-    this.#introduction?.abort("peer-left", "it left the introducer");
+    this.#giveUp("abort", "peer-left", "it left the introducer");
+  }
+
+  /** We leave the introducer: links stay, and none comes about any more. */
+  leaving(): void {
+    if (!this.link) this.#giveUp("cancel", "cancelled", "we left the introducer");
   }
 
   /** Nobody knows whether it is still there. */
@@ -250,7 +308,7 @@ export class RemotePeer {
 
   /** Another program has come in its place, which knows nothing of our link. */
   restarted(): void {
-    this.#link?.abandon("peer-restarted", "");
+    this.link?.abandon("peer-restarted", "");
   }
 
   #absent(): void {
@@ -259,7 +317,10 @@ export class RemotePeer {
   }
 
   measure(message: ToParticipant & { type: "measure" }): void {
-    void this.#introductionOf(message)?.measure(message);
+    const introduction = this.#introductionOf(message);
+    introduction?.measure(message).catch((error: unknown) => {
+      introduction.abort("timed-out", `measuring failed: ${error instanceof Error ? error.message : error}`);
+    });
   }
 
   punch(message: PunchMessage): void {
@@ -305,9 +366,8 @@ export class RemotePeer {
 
   #introduce(unasked?: Unasked): Introduction | undefined {
     const ground = this.#surroundings.ground();
-    if (!ground) return undefined;
-    this.#failure = undefined;
-    this.#introduction = new Introduction({
+    if (!ground || this.#surroundings.hasQuit) return undefined;
+    const introduction = new Introduction({
       ground,
       peer: this.#peer,
       unasked,
@@ -319,7 +379,8 @@ export class RemotePeer {
       onChannel: (channel, nominated) => this.#nominated(channel, nominated),
       onEnd: (failure) => this.#introduced(failure),
     });
-    return this.#introduction;
+    this.#become({ introduction, failure: undefined });
+    return introduction;
   }
 
   get #isTold(): boolean {
@@ -328,7 +389,7 @@ export class RemotePeer {
 
   /** What a link does to live on is its own business. */
   #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
-    if (!this.#link || this.#isTold) this.#emit({ event: "punching", ...round });
+    if (!this.link || this.#isTold) this.#emit({ event: "punching", ...round });
   }
 
   // --- what the user wants of it -------------------------------------------------------------------------
@@ -338,8 +399,8 @@ export class RemotePeer {
     this.#isVerbose = isVerbose;
     const name = printable(this.name);
     if (this.distrust !== undefined) throw new UserError(`${name} is not trusted: ${this.distrust}`);
-    if (this.#link) throw new UserError(`already linked with ${name}`);
-    const isNew = !this.#introduction;
+    if (this.link) throw new UserError(`already linked with ${name}`);
+    const isNew = this.isIdle;
     if (isNew && !this.#isPresent) throw new UserError(`${name} is not in the room now`);
     const introduction = isNew ? this.#introduce() : undefined;
     if (isNew && !introduction) throw new UserError("not registered with the introducer; `join` first");
@@ -379,22 +440,35 @@ export class RemotePeer {
     }
   }
 
-  /** Ends the link, or cancels the introduction under way. Resolves once it has ended. */
+  /** Ends the link, or cancels what is under way towards one. Resolves once it has ended. */
   async disconnect(): Promise<void> {
-    if (!this.#link && this.#introduction) return this.#introduction.cancel("cancelled", "disconnect");
-    const link = this.#linkFor("disconnect");
-    this.#introduction?.cancel("cancelled", "disconnect"); // another way for it, which would make a new link
-    await link.close("disconnected");
+    const link = this.#life.is === "apart" ? this.#linkFor("disconnect") : this.link;
+    // Beside a link, another way for it is: that would make a new one.
+    this.#giveUp("cancel", "cancelled", "disconnect");
+    await link?.close("disconnected");
   }
 
   /** Ends whatever there is, for good. */
   async quit(): Promise<void> {
-    this.#introduction?.cancel("cancelled", "we are leaving");
-    await this.#link?.close("quit");
+    const { link } = this;
+    this.#giveUp("cancel", "cancelled", "we are leaving");
+    await link?.close("quit");
+  }
+
+  /** Ends what is under way towards a link. `cancel`: the introducer tells the peer. */
+  #giveUp(how: "cancel" | "abort", reason: FailureReason, detail: string): void {
+    const introduction = this.#introduction;
+    const agreements = this.#agreements;
+    // The peer's leaving does not end what it brings for a link.
+    if (how === "cancel" || !this.link) for (const agreement of agreements) agreement.end();
+    if (introduction) return introduction[how](reason, detail);
+    if (agreements.length === 0 || this.link) return;
+    if (how === "cancel") for (const { token } of agreements) this.#decline(token);
+    this.#failed(reason, detail);
   }
 
   #linkFor(command: string): Link {
-    if (this.#link) return this.#link;
+    if (this.link) return this.link;
     const next = command === "disconnect" ? "" : `; \`connect ${printable(this.name)}\` first`;
     throw new UserError(`not linked with ${printable(this.name)}${next}`);
   }
@@ -403,31 +477,39 @@ export class RemotePeer {
 
   /** The controlling side speaks first, and says which link the channel is for. */
   #nominated(channel: Channel, nominated: Nominated): void {
+    if (this.#surroundings.hasQuit) return channel.destroy();
     this.#tokens.set(channel, nominated.token);
-    if (nominated.role === "controlled") {
-      const forgotten = setTimeout(() => {
-        channel.destroy();
-        unoffered("the peer did not say which link it is for");
-      }, offerTimeoutMs);
-      const unoffered = (detail: string) => {
-        clearTimeout(forgotten);
-        this.#unoffered(detail);
-      };
-      channel.onClose = unoffered;
-      return readOffer(
-        channel,
-        (offer) => (clearTimeout(forgotten), this.#offered(channel, offer, nominated)),
-        unoffered,
-      );
-    }
-    if (this.#link) this.#link.attach(channel);
+    if (nominated.role === "controlled") return this.#agree(channel, nominated);
+    if (this.link) this.link.attach(channel);
     else this.#linked(new Link(channel, this.#linkOptions("controlling")), channel, nominated);
   }
 
+  /** Until the peer has spoken on it, or it is closed, the channel is part of our state: it may become a link. */
+  #agree(channel: Channel, nominated: Nominated): void {
+    const { token } = nominated;
+    const over = (): boolean => {
+      clearTimeout(forgotten);
+      const isOurs = this.#agreements.includes(agreement);
+      this.#become({ agreements: this.#agreements.filter((one) => one !== agreement) });
+      return isOurs;
+    };
+    const unoffered = (detail: string): void => {
+      if (over()) this.#unoffered(detail);
+    };
+    const forgotten = setTimeout(() => {
+      channel.destroy();
+      unoffered("the peer did not say which link it is for");
+    }, offerTimeoutMs);
+    const agreement: Agreement = { token, end: () => (channel.destroy(), void over()) };
+    this.#become({ agreements: [...this.#agreements, agreement] });
+    channel.onClose = unoffered;
+    readOffer(channel, (offer) => over() && this.#offered(channel, offer, nominated), unoffered);
+  }
+
   #offered(channel: Channel, offer: Offer, nominated: Nominated): void {
-    switch (judgeOffer(offer, this.#link?.session, this.#peer.fingerprint)) {
+    switch (judgeOffer(offer, this.link?.session, this.#peer.fingerprint)) {
       case "resume":
-        return this.#link!.accept(offer);
+        return this.link!.accept(offer);
       case "refuse":
         refuseOffer(
           offer,
@@ -435,16 +517,24 @@ export class RemotePeer {
         );
         return this.#unoffered("the peer goes on with a link that is not known here");
       case "begin":
-        // What is held is over at the peer: that is told first.
-        this.#link?.abandon("replaced", "");
-        return this.#linked(new Link(channel, this.#linkOptions("controlled"), offer), channel, nominated);
+        return this.#begin(channel, offer, nominated);
     }
+  }
+
+  #begin(channel: Channel, offer: Offer, nominated: Nominated): void {
+    // What is held is over at the peer: that is told first.
+    this.link?.abandon("replaced", "");
+    const link = new Link(channel, this.#linkOptions("controlled"), offer.hello.sessionId);
+    this.#linked(link, channel, nominated);
+    // Only now: streams may come with it.
+    link.accept(offer);
   }
 
   #linkOptions(role: Role): LinkOptions {
     const owner: LinkOwner = {
       said: (text) => this.#emit({ event: "said", text }),
       stream: (stream, purpose) => this.#surroundings.stream(this, stream, purpose),
+      threw: (error) => this.#surroundings.threw(this, error),
       broken: (reason) => this.#broken(reason),
       looksDead: () => this.#seeker.want("soon", this.#isFirst),
       moved: (channel, gapMs) => this.#moved(channel, gapMs),
@@ -454,8 +544,7 @@ export class RemotePeer {
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
-    this.#link = link;
-    this.#failure = undefined;
+    this.#become({ link });
     const { route, local, remote } = channel;
     // First, or what the user does about it could reach the introducer before it.
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
@@ -481,13 +570,14 @@ export class RemotePeer {
   }
 
   #unlinked(reason: UnlinkReason, detail: string): void {
-    if (this.#link && this.#pastSessions.push(this.#link.session.id) > maxPastSessions)
+    if (this.link && this.#pastSessions.push(this.link.session.id) > maxPastSessions)
       this.#pastSessions.shift();
-    this.#link = undefined;
+    this.#become({ link: undefined });
     this.#lastEndedAt = performance.now();
     this.#seeker.rest();
-    this.#emit({ event: "unlinked", reason, detail });
+    // First, or what the user does about it could reach the introducer before it.
     this.#tell({ type: "unlinked", peer: this.id, reason });
+    this.#emit({ event: "unlinked", reason, detail });
     this.#surroundings.changed(this);
   }
 
@@ -499,25 +589,25 @@ export class RemotePeer {
   }
 
   #seekDirect(): void {
-    if (this.#link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
+    if (this.link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
   }
 
   /** One of us is at another address now: what went by the old one hardly lives. */
   #suspect(): void {
-    if (!this.#link || this.#link.route === "relay") return;
-    this.#link.suspect();
+    if (!this.link || this.link.route === "relay") return;
+    this.link.suspect();
     this.#seeker.want("soon", this.#isFirst);
   }
 
   /** Something has changed that may make a way. */
   #seekAnew(): void {
-    if (this.#link && (this.#link.isReturning || this.#link.route === "relay")) {
+    if (this.link && (this.link.isReturning || this.link.route === "relay")) {
       this.#seeker.hurry(this.#isFirst);
     }
   }
 
   #seek(): void {
-    const link = this.#link;
+    const link = this.link;
     if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
@@ -526,29 +616,31 @@ export class RemotePeer {
       return this.#seekDirect();
     }
     void this.#surroundings.measureAnew().then(() => {
-      const isStillRelayed = this.#link === link && link.route === "relay" && !link.isReturning;
+      const isStillRelayed = this.link === link && link.route === "relay" && !link.isReturning;
       if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
     });
   }
 
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
-    this.#introduction = undefined;
-    if (this.#link || !failure) return this.#seeker.again();
-    this.#failed(failure.reason, failure.detail);
+    this.#become({ introduction: undefined });
+    if (this.link || !failure) return this.#seeker.again();
+    if (this.#agreements.length === 0) this.#failed(failure.reason, failure.detail);
   }
 
   /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
   #unoffered(detail: string): void {
-    if (!this.#link && !this.#introduction) this.#failed("timed-out", detail);
+    if (this.isIdle) this.#failed("timed-out", detail);
   }
 
   #failed(reason: FailureReason, detail: string): void {
-    this.#failure = reason;
+    this.#become({ failure: reason });
+    // Whoever is told may ask anew, and waits for another answer than those before.
+    const waiting = this.#waiting.splice(0);
     this.#emit({ event: "failed", reason, detail });
     const error = new ToldError(
       `no link with ${printable(this.name)}: ${failureReasons[reason]} (${reason})`,
     );
-    for (const { reject } of this.#waiting.splice(0)) reject(error);
+    for (const { reject } of waiting) reject(error);
     this.#surroundings.changed(this);
   }
 

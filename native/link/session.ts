@@ -80,6 +80,8 @@ export class Session implements KnownSession {
   /** A stream that the peer has opened, and what it says it is for. Whoever does not want it resets it. */
   onStream: (stream: Stream, purpose: Record<string, unknown>) => void = (stream) =>
     stream.reset("nobody takes streams here", resetCodes.refused);
+  /** What the user of a stream threw at what came for it: that stream is reset, and no other. */
+  onThrown: (error: unknown) => void = () => {};
   onCarrier: (event: CarrierEvent) => void = () => {};
   /** Called once; every stream is over by then, or has only what came left to be read. */
   onEnd: (reason: string, by: EndedBy) => void = () => {};
@@ -227,7 +229,14 @@ export class Session implements KnownSession {
       onDestroyed: (stream, code, reason) => this.#streamDestroyed(stream, code, reason),
       mayGrow: (bytes) => this.#mayGrow(bytes),
       onUnread: (bytes) => (this.#unreadBytes += bytes) <= maxUnreadBytes,
+      onThrown: (stream, error) => this.#userThrew(stream, error),
     };
+  }
+
+  /** The peer hears no more than that; what it was is told here. */
+  #userThrew(stream: Stream, error: unknown): void {
+    stream.reset("it failed at the peer", resetCodes.failed);
+    this.onThrown(error);
   }
 
   #streamReady(stream: Stream): void {
@@ -270,8 +279,24 @@ export class Session implements KnownSession {
       onFrame: (type, id, payload) => this.#onFrame(type, id, payload),
       onAcknowledged: () => this.#endOnceFinished(),
       onEvent: (event) => this.#onCarrierEvent(event),
-      onBroken: (reason, by) => this.#end(reason, by, "abandoned"),
+      onOver: (reason) => this.#end(reason, "peer", "abandoned"),
+      onThrown: (error) => this.#thrown(error),
     };
+  }
+
+  /** Whatever is thrown at one of our edges ends this session, and nothing else of the program. */
+  #thrown(error: unknown): void {
+    const text = error instanceof Error ? error.message : String(error);
+    const whose = error instanceof ProtocolError ? "the peer sent" : "we failed at what the peer sent:";
+    this.#end(`${whose} ${text}`, "protocol", "abandoned");
+  }
+
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#thrown(error);
+    }
   }
 
   #onPiece(id: number, piece: Buffer): void {
@@ -416,13 +441,14 @@ export class Session implements KnownSession {
 
   #awaitProgress(): void {
     const { framesAcknowledged, framesProcessed } = this.#carriers;
-    this.#cancelPatience = this.#clock.after(finishPatienceMs, () => {
+    const review = () => {
       const isStuck =
         framesAcknowledged === this.#carriers.framesAcknowledged &&
         framesProcessed === this.#carriers.framesProcessed;
       if (isStuck) this.#endAsFinished();
       else this.#awaitProgress();
-    });
+    };
+    this.#cancelPatience = this.#clock.after(finishPatienceMs, () => this.#guard(review));
   }
 
   #sayFinishOnceFlushed(): void {
@@ -437,10 +463,12 @@ export class Session implements KnownSession {
     this.#hasPeerFinished = true;
     this.#finish(reason, "peer");
     // It must count as processed before it is acknowledged, and before all ends.
-    queueMicrotask(() => {
-      this.#carriers.ackNow();
-      this.#endOnceFinished();
-    });
+    queueMicrotask(() =>
+      this.#guard(() => {
+        this.#carriers.ackNow();
+        this.#endOnceFinished();
+      }),
+    );
   }
 
   get #isFinishAcknowledged(): boolean {

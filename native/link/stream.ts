@@ -56,6 +56,8 @@ export interface StreamOwner {
   mayGrow(bytes: number): boolean;
   /** So many bytes more (or fewer) wait for users. False: too many in the whole session. */
   onUnread(bytes: number): boolean;
+  /** Its user's code has thrown at what it was given. */
+  onThrown(stream: Stream, error: unknown): void;
 }
 
 type WriteCallback = (error?: Error | null) => void;
@@ -229,9 +231,27 @@ export class Stream extends Duplex {
     const written = this.#onWritten;
     this.#onWritten = undefined;
     queueMicrotask(() => {
-      written?.();
+      this.#guard(() => written?.());
       this.#owner.onFlushed();
     });
+  }
+
+  /** What listeners throw would else come out of whatever reads or writes the link, or end the program. */
+  override emit(event: string | symbol, ...told: unknown[]): boolean {
+    try {
+      return super.emit(event, ...told);
+    } catch (error) {
+      this.#owner.onThrown(this, error);
+      return true;
+    }
+  }
+
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#owner.onThrown(this, error);
+    }
   }
 
   /** For the session: `end` was framed. */
@@ -239,7 +259,7 @@ export class Stream extends Duplex {
     this.isOverHere = true;
     const ended = this.#onFinal;
     this.#onFinal = undefined;
-    queueMicrotask(() => ended?.());
+    queueMicrotask(() => this.#guard(() => ended?.()));
   }
 
   /** For the session, which finishes: takes no more than what is written already. */

@@ -220,7 +220,7 @@ describe("a peer that", () => {
     const resets = rogue.frames.filter(({ type }) => type === frame.reset);
     expect(resets.map(({ stream, payload }) => [stream, decodeReset(payload)])).toEqual([
       [3, { code: 1, reason: "there is a stream of lines already" }],
-      [5, { code: 1, reason: "nobody takes streams here" }],
+      [5, { code: 1, reason: "it does not say in text what it is for" }],
     ]);
     rogue.say({ type: "say", id: 1, text: "still here" });
     await until("bob hears the first", () => bob.texts.length > 0);

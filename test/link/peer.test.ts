@@ -59,6 +59,10 @@ class Program implements Disposable, PeerSurroundings {
   stream(_peer: RemotePeer, stream: Stream): void {
     this.streams.push(stream);
   }
+  threw(_peer: RemotePeer, error: unknown): void {
+    throw error;
+  }
+  hasQuit = false;
   changed(): void {}
   returning(): void {}
   measureAnew(): Promise<void> {

@@ -1,5 +1,5 @@
 /** A peer with a good certificate and bad intentions: frames made by hand against a real session. */
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { readOffer } from "../../native/link/carrier.ts";
 import {
   encodeCount,
@@ -158,6 +158,48 @@ for (const [what, frames, reason] of [
     expect(stranger.clock.timerCount).toBe(0);
   });
 }
+
+describe("what is thrown ends the session, and comes out nowhere", () => {
+  const bug = () => {
+    throw new Error("a bug");
+  };
+  const reason = "protocol: we failed at what the peer sent: a bug";
+
+  test("by whoever is handed a stream, also in the first flight", async () => {
+    for (const started of [true, false]) {
+      const stranger = await Stranger.begin(started);
+      stranger.session!.onStream = bug;
+      await stranger.hear(...(started ? [] : [encodeCount(frame.start, 0)]), open(1));
+      expect(stranger.ended).toBe(reason);
+      expect(stranger.carrier.isClosed).toBe(true);
+      await stranger.clock.advance(60_000);
+      expect(stranger.clock.timerCount).toBe(0);
+    }
+  });
+
+  test("in a tick, by whoever is told that the carrier looks dead", async () => {
+    const stranger = await Stranger.begin();
+    stranger.session!.onCarrier = bug;
+    await stranger.clock.advance(20_000);
+    expect(stranger.ended).toBe(reason);
+    expect(stranger.clock.timerCount).toBe(0);
+  });
+
+  test("by whoever is told that the carrier is lost", async () => {
+    const stranger = await Stranger.begin();
+    stranger.session!.onCarrier = bug;
+    stranger.carrier.other.onClose("reset");
+    expect(stranger.ended).toBe(reason);
+  });
+
+  test("by the carrier, when it is written to", async () => {
+    const stranger = await Stranger.begin();
+    stranger.carrier.other.write = bug;
+    stranger.session!.open({ use: "test" });
+    await stranger.clock.advance(1);
+    expect(stranger.ended).toBe(reason);
+  });
+});
 
 test("frames before `start` end the session", async () => {
   const stranger = await Stranger.begin(false);

@@ -67,6 +67,9 @@ export class Story implements LinkOwner {
     this.streams.push({ stream, purpose: use });
     if (!this.takesStreams) stream.reset("nobody takes streams here", resetCodes.refused);
   }
+  threw(error: unknown): void {
+    this.events.push(`threw: ${error instanceof Error ? error.message : String(error)}`);
+  }
   broken(reason: string): void {
     this.events.push(`broken: ${reason}`);
   }
@@ -91,9 +94,10 @@ export function beginLink(channel: Channel, changes: Partial<LinkOptions> = {}, 
   story.link = new Link(
     channel,
     { role, fingerprint: channel.peer, keepMs: 0, owner: story, ...changes },
-    offer,
+    offer?.hello.sessionId,
   );
   stories.set(story.link, story);
+  if (offer) story.link.accept(offer);
   return story;
 }
 

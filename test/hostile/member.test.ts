@@ -1,0 +1,333 @@
+/**
+ * A room member with a good certificate and bad intentions, by hand on the wire, against real participants: it must not
+ * reach the program beside its own link, nor a user who was not told of it.
+ */
+import { describe, expect, test } from "bun:test";
+import { makeIdentity } from "../../native/link/identity.ts";
+import type { Link } from "../../native/link/link.ts";
+import { Participant, type ParticipantEvent, type Stream } from "../../participant.ts";
+import { Driven, startIntroducer } from "../driven-fixture.ts";
+import {
+  countFrame,
+  frame,
+  frameOf,
+  helloFrame,
+  Member,
+  openFrame,
+  readReset,
+  until,
+  type RawLink,
+} from "./wire.ts";
+
+const room = "k7xq-m2vp-9dfa-w4tz";
+
+type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
+
+/** A participant in this process, as a program has it. */
+class Program extends Participant implements AsyncDisposable {
+  readonly events: ParticipantEvent[];
+
+  constructor(port: number, name: string, onEvent: (event: ParticipantEvent) => void = () => {}) {
+    const events: ParticipantEvent[] = [];
+    super({
+      ...{ host: "127.0.0.1", port, name, room, portMapping: false, direct: true },
+      identity: makeIdentity(),
+      onEvent: (event) => (events.push(event), onEvent(event)),
+    });
+    this.events = events;
+  }
+
+  told<E extends ParticipantEvent["event"]>(kind: E): EventOf<E>[] {
+    return this.events.filter((one): one is EventOf<E> => one.event === kind);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.quit();
+  }
+}
+
+/** Bob, who is real, and Eve, who is not, in one room. */
+async function meeting(onEvent?: (event: ParticipantEvent) => void) {
+  const house = startIntroducer();
+  const bob = new Program(house.port, "bob", onEvent);
+  await bob.join();
+  const eve = await Member.join(house.port, { name: "eve", room });
+  await bob.waitFor("eve");
+  return {
+    ...{ house, bob, eve },
+    async [Symbol.asyncDispose]() {
+      eve[Symbol.dispose]();
+      await bob.quit();
+      await house[Symbol.asyncDispose]();
+    },
+  };
+}
+
+const lines = openFrame(1, { use: "lines" });
+const linesSay = (text: string) =>
+  frameOf(frame.data, `${JSON.stringify({ type: "say", id: 1, text })}\n`, 1);
+const hello = (link: RawLink) => [
+  helloFrame(frame.resume, { sessionId: link.sessionId }),
+  countFrame(frame.start, 0),
+];
+
+/** JSON of a purpose that no participant sends. */
+const oddPurposes: [what: string, json: string][] = [
+  ["a use that is an object with toString", '{"use":{"toString":"x"}}'],
+  ["a use that is an object with toString and valueOf", '{"use":{"toString":{},"valueOf":1}}'],
+  ["a use that is a list of lists", `{"use":${"[".repeat(1_500)}${"]".repeat(1_500)}}`],
+  ["a use that is null", '{"use":null}'],
+  ["no use", "{}"],
+  ["a use that is a method of every object", '{"use":"__proto__"}'],
+  ["a prototype", '{"__proto__":{"use":"echo"},"use":"constructor"}'],
+  ["a use as long as fits", JSON.stringify({ use: "u".repeat(4_000) })],
+  ["half a character", '{"use":"\\ud800"}'],
+  ["escapes for the terminal", '{"use":"\\u001b[2J\\u001b]0;x\\u0007"}'],
+];
+
+describe("what a stream says it is for", () => {
+  test.each(oddPurposes)(
+    "%s: the stream is refused; the link, other links and the program go on",
+    async (_, json) => {
+      await using scene = await meeting();
+      const { house, bob, eve } = scene;
+      await using carol = new Program(house.port, "carol");
+      carol.onStream("echo", (stream) => void stream.pipe(stream));
+      await carol.join();
+      await bob.waitFor("carol");
+      const other = await bob.connect("carol");
+      using link = await eve.link("bob");
+      await link.begin(lines, frameOf(frame.open, json, 3));
+      expect(readReset(await link.hears(frame.reset, ({ stream }) => stream === 3)).code).toBe(1);
+      link.send(linesSay("still here"));
+      await link.reads(1, '{"type":"heard","id":1}\n');
+      expect(await other.ping()).toBeGreaterThan(0);
+      expect(bob.told("unlinked")).toEqual([]);
+    },
+  );
+
+  test.each([
+    ["no JSON", "{]"],
+    ["no object", "[1]"],
+    ["no UTF-8", Buffer.from([0x7b, 0xff, 0x7d])],
+    ["a number beyond all", "1e999"],
+  ] as const)("%s: the link has ended, `protocol-error`, and nothing else", async (_, payload) => {
+    await using scene = await meeting();
+    const { bob, eve } = scene;
+    using link = await eve.link("bob");
+    await link.begin(lines, frameOf(frame.open, payload, 3));
+    await until("it is told", () => bob.told("unlinked").length > 0);
+    expect(bob.told("unlinked")).toMatchObject([{ name: "eve", reason: "protocol-error" }]);
+    expect(bob.linkWith("eve")).toBeUndefined();
+    using again = await eve.link("bob");
+    await again.begin(lines, linesSay("anew"));
+    await again.reads(1, '{"type":"heard","id":1}\n');
+  });
+
+  test("the program of the command line takes no harm either", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", "--room", room);
+    await bob.registered;
+    using eve = await Member.join(house.port, { name: "eve", room });
+    using link = await eve.link("bob");
+    await link.begin(lines, frameOf(frame.open, oddPurposes[0]![1], 3), linesSay("still here"));
+    expect(await bob.next("said")).toMatchObject({ name: "eve", text: "still here" });
+  });
+});
+
+describe("what is thrown by whoever takes a stream", () => {
+  const throwers: [how: string, take: (stream: Stream) => void | Promise<void>][] = [
+    [
+      "at once",
+      () => {
+        throw new Error("a bug");
+      },
+    ],
+    ["later, by an asynchronous one", async () => Promise.reject(new Error("a bug"))],
+    [
+      "at what it reads",
+      (stream) =>
+        void stream.on("data", () => {
+          throw new Error("a bug");
+        }),
+    ],
+    [
+      "at what it has written",
+      (stream) =>
+        void stream.write("x", () => {
+          throw new Error("a bug");
+        }),
+    ],
+  ];
+  test.each(throwers)("%s: that stream is reset, an error is told, the link lives", async (_, take) => {
+    await using scene = await meeting();
+    const { bob, eve } = scene;
+    bob.onStream("game", take);
+    using link = await eve.link("bob");
+    // In the first flight, too: there it ended the link before it was one.
+    await link.begin(lines, openFrame(3, { use: "game" }), frameOf(frame.data, "move", 3));
+    expect(readReset(await link.hears(frame.reset, ({ stream }) => stream === 3))).toEqual({
+      code: 2,
+      reason: "it failed at the peer",
+    });
+    link.send(openFrame(5, { use: "game" }), frameOf(frame.data, "move", 5), linesSay("still here"));
+    expect(readReset(await link.hears(frame.reset, ({ stream }) => stream === 5)).code).toBe(2);
+    await link.reads(1, '{"type":"heard","id":1}\n');
+    const errors = bob.told("error").map(({ message }) => message);
+    expect(errors).toHaveLength(2);
+    expect(errors[0]).toContain("of eve failed here: a bug");
+    expect(bob.told("unlinked")).toEqual([]);
+  });
+
+  test("by onEvent at any event: it is told as an error, and all goes on", async () => {
+    await using scene = await meeting((event) => {
+      if (event.event !== "error") throw new Error("a bug");
+    });
+    const { bob, eve } = scene;
+    using link = await eve.link("bob");
+    await link.begin(lines, linesSay("still here"));
+    await link.reads(1, '{"type":"heard","id":1}\n');
+    expect(bob.told("error").map(({ message }) => message)).toContain("onEvent threw at `linked`: a bug");
+    expect(bob.linkWith("eve")).toBeDefined();
+  });
+});
+
+describe("the first flight", () => {
+  test("brings no stream before `linked` was told and the link is there", async () => {
+    for (let i = 0; i < 15; i++) {
+      await using scene = await meeting();
+      const { bob, eve } = scene;
+      const seen = Promise.withResolvers<{ isTold: boolean; link: Link | undefined }>();
+      bob.onStream("game", (stream, from) => {
+        stream.resume();
+        seen.resolve({ isTold: bob.told("linked").length === 1, link: bob.linkWith(from.name) });
+      });
+      using link = await eve.link("bob");
+      await link.begin(lines, openFrame(3, { use: "game" }));
+      expect(await seen.promise).toEqual({ isTold: true, link: bob.linkWith("eve") });
+      expect(bob.linkWith("eve")).toBeDefined();
+    }
+  });
+});
+
+describe("a channel that was nominated, and says nothing yet", () => {
+  async function agreeing(onEvent?: (event: ParticipantEvent) => void) {
+    const scene = await meeting(onEvent);
+    const { bob, eve } = scene;
+    const streams: Stream[] = [];
+    bob.onStream("game", (stream) => void streams.push(stream));
+    const link = await eve.link("bob");
+    link.send(link.nominationLine());
+    await until("bob has it", () => bob.rows[0]?.state === "agreeing");
+    const speak = () => link.send(...hello(link), lines, openFrame(3, { use: "game" }));
+    const dispose = async () => (link[Symbol.dispose](), scene[Symbol.asyncDispose]());
+    return { ...scene, link, speak, streams, [Symbol.asyncDispose]: dispose };
+  }
+
+  /** It was closed, and what is said on it comes to nothing. */
+  async function isClosed({ bob, link, speak, streams }: Awaited<ReturnType<typeof agreeing>>) {
+    speak();
+    await link.frames.over();
+    expect([bob.told("linked"), streams, bob.linkCount]).toEqual([[], [], 0]);
+  }
+
+  test("is in the list, and becomes a link when it speaks", async () => {
+    await using scene = await agreeing();
+    const { bob, speak, streams } = scene;
+    expect(bob.rows).toMatchObject([{ name: "eve", state: "agreeing", present: true }]);
+    speak();
+    await until("it is a link", () => streams.length > 0);
+    expect(bob.rows).toMatchObject([{ state: "linked" }]);
+  });
+
+  test("is ended by disconnect", async () => {
+    await using scene = await agreeing();
+    await scene.bob.disconnect("eve");
+    await isClosed(scene);
+    expect(scene.bob.told("failed")).toMatchObject([{ name: "eve", reason: "cancelled" }]);
+  });
+
+  test("is ended when its peer leaves the introducer, and no link is there that no list shows", async () => {
+    await using scene = await agreeing();
+    scene.eve.close();
+    await until("she has left", () => scene.bob.told("left").length > 0);
+    await isClosed(scene);
+    expect(scene.bob.told("failed")).toMatchObject([{ reason: "peer-left" }]);
+    expect(scene.bob.rows).toEqual([]);
+  });
+
+  test("is ended by leave", async () => {
+    await using scene = await agreeing();
+    scene.bob.leave();
+    await isClosed(scene);
+  });
+
+  test("is ended by quit: no link and no stream comes after it", async () => {
+    await using scene = await agreeing();
+    await scene.bob.quit();
+    await isClosed(scene);
+  });
+
+  test("outlives the introducer, and stays in the list", async () => {
+    await using scene = await agreeing();
+    const { house, bob, speak, streams } = scene;
+    await house[Symbol.asyncDispose]();
+    await until("it is lost", () => bob.told("introducer").length > 0);
+    expect(bob.rows).toMatchObject([{ name: "eve", state: "agreeing" }]);
+    speak();
+    await until("it is a link", () => streams.length > 0);
+    expect(bob.rows).toMatchObject([{ name: "eve", state: "linked" }]);
+    await bob.disconnect("eve");
+  });
+
+  test("is closed after a while, and told; what waits for the link is told, too", async () => {
+    await using scene = await agreeing();
+    const waiting = scene.bob.connect("eve");
+    waiting.catch(() => {});
+    await scene.link.frames.over();
+    await expect(waiting).rejects.toThrow("timed-out");
+    expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out" }]);
+    expect(scene.bob.rows).toMatchObject([{ state: "failed" }]);
+  }, 20_000);
+});
+
+describe("a program that", () => {
+  test("connects in its handler of `failed` gets the new answer, not the old failure", async () => {
+    await using house = startIntroducer();
+    let again: Promise<unknown> | undefined;
+    const bob: Program = new Program(house.port, "bob", ({ event }) => {
+      if (event === "failed") again = bob.connect("eve").catch((error: unknown) => error);
+    });
+    await using _ = bob;
+    await bob.join();
+    using eve = await Member.join(house.port, { name: "eve", room });
+    await bob.waitFor("eve");
+    const first = bob.connect("eve");
+    first.catch(() => {});
+    const { peer, token } = await eve.hears("punch");
+    eve.say({ type: "failed", peer: peer.id, token, reason: "refused-by-peer" });
+    await expect(first).rejects.toThrow("refused-by-peer");
+    using link = await eve.punch(await eve.hears("punch"));
+    await link.begin();
+    expect(await again).toBe(bob.linkWith("eve")!);
+  });
+
+  test("names nobody it knows is rejected, not thrown at; after quit, whoever waits is, too", async () => {
+    await using house = startIntroducer();
+    await using bob = new Program(house.port, "bob");
+    await bob.join();
+    const calls = [
+      bob.say("nobody", "x"),
+      bob.ping("nobody"),
+      bob.disconnect("nobody"),
+      bob.connect("nobody"),
+    ];
+    for (const call of calls) await expect(call).rejects.toThrow("nobody here is called nobody");
+    const waits = [bob.waitFor("carol"), bob.whenLinked("carol"), bob.waitFor("dave")];
+    const outcome = Promise.allSettled(waits);
+    await bob.quit();
+    expect((await outcome).map(({ status }) => status)).toEqual(["rejected", "rejected", "rejected"]);
+    await expect(bob.waitFor("carol")).rejects.toThrow("has quit");
+    await expect(bob.whenLinked("carol")).rejects.toThrow("has quit");
+  });
+});
