@@ -67,6 +67,7 @@ import {
 } from "./native/terminal.ts";
 import { RedisRooms } from "./native/redis/rooms.ts";
 import { Rounds, sliceMs } from "./native/rounds.ts";
+import { ToldTokens } from "./native/told.ts";
 import {
   KeptNames,
   LocalRooms,
@@ -228,6 +229,8 @@ const flushBytes = 64 * 1024;
 const closeGraceMs = 1500;
 /** A report may be under way this long after the punch's deadline. */
 const reportGraceMs = 2000;
+/** Links by a token are reported within this time: a relay may be offered as the last round ends, and has 10 s. */
+const reportableMs = 60_000;
 /** No start is put off longer, whatever round trips a participant feigns. */
 const maxStartInMs = 2000;
 /** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
@@ -471,6 +474,8 @@ interface Side {
   prediction: Prediction | undefined;
   /** What came while it was punching by an older prediction. */
   newer: Prediction | undefined;
+  /** Whether it has said that it is linked by relay. */
+  isRelayed: boolean;
 }
 
 /** How far an introduction is. Only what has been announced by a `punch` can be reported on. */
@@ -509,8 +514,7 @@ interface Introduction {
   isWelcome: boolean;
   /** Whether it has been given back to the budgets. */
   isFree: boolean;
-  /** How many have said that they are linked by relay, and when both had. */
-  relayLinks: number;
+  /** When both had said that they are linked by relay. */
   relayLinkedAt: number | undefined;
   readonly startedAt: number;
   readonly deadlineAt: number;
@@ -1017,6 +1021,7 @@ class Introductions {
   readonly #unasked = new Map<number, Unasked>();
   /** Those of other introducers for which one of our side shall measure, by that token. */
   readonly #foreign = new Map<string, Pair>();
+  readonly #told = new ToldTokens(reportableMs);
   #lastNumber = 0;
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
@@ -1106,6 +1111,7 @@ class Introductions {
   /** What will be needed to understand what our side says of it. */
   #note(pair: Pair, known: Foreign, message: Order): void {
     if (message.type === "relay") known.relayToken = message.token;
+    if (message.type === "relay" || message.type === "punch") this.#tell(message.token, pair.members);
     if (message.type === "punch") [known.hasPunched, known.isLast] = [true, message.last];
     if (message.type === "punch" || message.type === "measure") {
       this.#foreign.delete(known.token);
@@ -1126,6 +1132,7 @@ class Introductions {
     if (!pair?.foreign || !guest || !isGuest(guest)) return false;
     const known = pair.foreign;
     const isRelay = message.token === known.relayToken;
+    if (!isRelay && message.token !== known.token) return true; // of an earlier round, or of none
     if (message.type === "linked") {
       if (!isRelay || !known.hasPunched) known.isReported = true;
       if (!known.isFree) this.#refundBoth(pair, guest, member);
@@ -1208,6 +1215,15 @@ class Introductions {
     this.#punch(introduction);
   }
 
+  /** Whether that is one of the two who were told that token, and has not said yet that they are linked by it. */
+  mayReport({ peer }: Member, other: Party, token: string): boolean {
+    return this.#told.take(token, peer.instance, other.peer.instance, performance.now());
+  }
+
+  #tell(token: string, [a, b]: readonly Party[]): void {
+    this.#told.tell(token, a!.peer.instance, b!.peer.instance, performance.now());
+  }
+
   linked(member: Party, message: MessageOf<"linked">): void {
     const { token } = message;
     const introduction = this.#byToken.get(token);
@@ -1221,8 +1237,10 @@ class Introductions {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
-    if (side && ++introduction.relayLinks === sides.length) introduction.relayLinkedAt = performance.now();
-    if (!side || phase.is !== "relayed") return;
+    if (!side) return;
+    side.isRelayed = true;
+    if (sides.every(({ isRelayed }) => isRelayed)) introduction.relayLinkedAt ??= performance.now();
+    if (phase.is !== "relayed") return;
     side.report = "linked";
     if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
@@ -1504,6 +1522,7 @@ class Introductions {
       isMeasuring: false,
       prediction: undefined,
       newer: undefined,
+      isRelayed: false,
     });
     return {
       pair,
@@ -1522,7 +1541,6 @@ class Introductions {
       relayToken: "",
       isWelcome: false,
       isFree: false,
-      relayLinks: 0,
       relayLinkedAt: undefined,
       startedAt: now,
       deadlineAt: now + mostMs,
@@ -1630,6 +1648,7 @@ class Introductions {
     const { token } = offer;
     introduction.relayToken = token;
     this.#byToken.set(token, introduction);
+    this.#tell(token, [a, b]);
     this.#show(introduction, a, b, { type: "relay", role: "controlling", token });
     this.#show(introduction, b, a, { type: "relay", role: "controlled", ...offer });
     return true;
@@ -1708,6 +1727,7 @@ class Introductions {
       if (theirs) message.theirs = theirs;
       this.#show(introduction, to.member, member, message);
     };
+    this.#tell(token, [a.member, b.member]);
     punch(a, b, "controlling", delays[0]);
     punch(b, a, "controlled", delays[1]);
     this.#exchange.tell({
@@ -3032,8 +3052,10 @@ export class Introducer {
   }
 
   #linked(member: Member, message: MessageOf<"linked">): void {
-    const { peer, route, local, remote } = message;
-    const { instance } = this.#neighbour(member, peer).peer;
+    const { peer, route, local, remote, token } = message;
+    const other = this.#neighbour(member, peer);
+    if (!this.#introductions.mayReport(member, other, token)) return; // untrue, late, or said before
+    const { instance } = other.peer;
     const links = (member.links ??= new Map<string, Link>());
     if (links.size >= maxReportedLinks && !links.has(instance)) this.#forgetLinks(member, links);
     links.set(instance, { route, id: peer });

@@ -1744,9 +1744,10 @@ test("the links that a participant has when it registers are listed under its pe
 test("a link is told to be over by the id that its peer had when it left", async () => {
   await using scene = introduce();
   using anna = await scene.join("anna");
-  const token = "0".repeat(32);
   {
     using bert = await scene.join("bert");
+    anna.send({ type: "connect", peer: bert.id });
+    const { token } = await anna.next("punch");
     anna.send({ ...linkedBy(token), peer: bert.id });
     await anna.settled();
   }
@@ -2038,8 +2039,10 @@ linuxDescribe("relayed bytes", () => {
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "relay", relayedBytes: 5 }]);
     expect(scene.introducer.stats).toMatchObject({ relays: 1, relayedBytes: 5 });
-    const report = { ...linkedBy("0".repeat(32)), peer: relayed.bert.id }; // it has moved
-    relayed.anna.send(report);
+    relayed.anna.send({ type: "mapping", mapping: "unknown" });
+    relayed.anna.send({ type: "connect", peer: relayed.bert.id });
+    const { token } = await relayed.anna.next("punch");
+    relayed.anna.send({ ...linkedBy(token), peer: relayed.bert.id }); // it has moved
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "public" }]);
   });

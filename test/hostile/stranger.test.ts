@@ -2,9 +2,120 @@
  * Strangers to whom the introducer's port is open, with as many addresses, connections and names as they like, by hand
  * and against the real program: what they must not take from everyone else.
  */
-import { expect } from "bun:test";
+import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { missing, testNeeding } from "../needing-fixture.ts";
+import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
+import { hex, Inbox, Member, type Line } from "./wire.ts";
+
+const program = join(import.meta.dir, "..", "..", "introducer.ts");
+
+/** The introducer's program on loopback, with its events and commands. */
+class House implements AsyncDisposable {
+  readonly events = new Inbox<Line>();
+  port = 0;
+  readonly #child;
+
+  private constructor(options: string[]) {
+    const command = [process.execPath, program, "--host", "127.0.0.1", "--json", ...options];
+    this.#child = Bun.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
+    void this.#read();
+  }
+
+  static async open(...options: string[]): Promise<House> {
+    const port = freePort();
+    const house = new House([String(port), ...options]);
+    house.port = port;
+    await house.hears("listening");
+    return house;
+  }
+
+  async #read(): Promise<void> {
+    let held = "";
+    for await (const chunk of this.#child.stdout.pipeThrough(new TextDecoderStream())) {
+      const lines = (held + chunk).split("\n");
+      held = lines.pop()!;
+      for (const line of lines) this.events.push(JSON.parse(line));
+    }
+    this.events.end("it has ended");
+  }
+
+  type(line: string): void {
+    this.#child.stdin.write(`${line}\n`);
+    void this.#child.stdin.flush();
+  }
+
+  hears(event: string, fits: (line: Line) => boolean = () => true): Promise<Line> {
+    return this.events.next(event, (line) => line["event"] === event && fits(line));
+  }
+
+  count(event: string): number {
+    return this.events.all.filter((line) => line["event"] === event).length;
+  }
+
+  /** What a command of the operator's answers. */
+  async ask(command: string, event: string): Promise<Line> {
+    this.type(command);
+    return this.hears(event);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+  }
+}
+
+/** Resolves once all that it has said before has been read. */
+async function settled(one: Member): Promise<void> {
+  const text = crypto.randomUUID();
+  one.say({ type: "echo", text });
+  await one.hears("echo", (line) => line["text"] === text);
+}
+
+const linked = (token: string, peer: number, route: string) => ({
+  type: "linked",
+  peer,
+  token,
+  route,
+  local: "127.0.0.1:9",
+  remote: "127.0.0.1:8",
+});
+
+// --- what is said of links ---------------------------------------------------------------------------------
+
+test("a link that nobody was told to make is neither listed nor logged", async () => {
+  await using house = await House.open();
+  using eve = await Member.join(house.port, { name: "eve" });
+  using mallory = await Member.join(house.port, { name: "mallory" });
+  using bob = await Member.join(house.port, { name: "bob" });
+  eve.say({ type: "connect", peer: mallory.id });
+  const { token } = await eve.hears("punch");
+  eve.say(linked(hex(16), bob.id, "public"), linked(token, bob.id, "public")); // invented; of another pair
+  bob.say(linked(token, eve.id, "public")); // somebody else's
+  await Promise.all([settled(eve), settled(bob)]);
+  eve.say(linked(token, mallory.id, "public"), linked(token, mallory.id, "public"));
+  await settled(eve);
+  const { participants } = await house.ask("list", "participants");
+  const links = Object.fromEntries(participants.map((one: Line) => [one["name"], one["linked"]]));
+  expect(links).toEqual({ eve: [mallory.id], mallory: [], bob: [] });
+  expect(house.count("linked")).toBe(1);
+});
+
+linuxTest("one side that says twice that it is relayed is not counted as a link", async () => {
+  await using house = await House.open();
+  using eve = await Member.join(house.port, { name: "eve", from: "127.0.0.2" });
+  using bob = await Member.join(house.port, { name: "bob", from: "127.0.0.3" });
+  for (const one of [eve, bob]) one.say({ type: "mapping", mapping: "random" });
+  await Promise.all([settled(eve), settled(bob)]);
+  eve.say({ type: "connect", peer: bob.id });
+  const { token } = await eve.hears("relay");
+  eve.say(linked(token, bob.id, "relay"), linked(token, bob.id, "relay"));
+  await settled(eve);
+  bob.say({ type: "failed", peer: eve.id, token, reason: "timed-out" });
+  await house.hears("failed");
+  const { stats } = await house.ask("stats", "stats");
+  expect(stats.introductions).toEqual([{ outcome: "timed-out", way: "relay", count: 1 }]);
+});
 
 // --- whole IPv6 sites, in a namespace of their own ---------------------------------------------------------
 
