@@ -26,6 +26,8 @@ export interface RedisUser {
   connected(): Promise<void>;
   /** Every {@link beatMs}, while there is a connection. */
   beat(): Promise<void>;
+  /** There is no connection any more, or there could be none. */
+  lost(): void;
   /** Whether there is a connection; said when that changes, and once at the start. */
   isThere(isThere: boolean, message: string): void;
 }
@@ -129,6 +131,7 @@ export class RedisConnection {
     clearInterval(timer);
     this.#clients = undefined;
     for (const client of Object.values(clients)) client.close();
+    this.#user.lost();
     return reason;
   }
 

@@ -55,6 +55,8 @@ const unknown = -1;
 /** One room, as we see it. */
 interface View {
   readonly own: Map<number, Occupant>;
+  /** The names of those of ours of whom Redis may know, by their ids: also of who has left while it was away. */
+  readonly told: Map<number, string>;
   readonly guests: Map<number, Guest>;
   /** {@link unknown} before the first snapshot; 0 where Redis knows of nobody. */
   version: number;
@@ -90,6 +92,11 @@ function update(guest: Guest, now: Guest): PeerChange {
   return change;
 }
 
+/** Whether nobody of ours is in it or about to be, and Redis knows so. */
+function isUnused({ own, told, opening }: View): boolean {
+  return own.size === 0 && told.size === 0 && opening === undefined;
+}
+
 function isSameProgram(a: Peer, b: Peer): boolean {
   return a.instance === b.instance && a.fingerprint === b.fingerprint;
 }
@@ -120,6 +127,7 @@ export class RedisRooms implements Rooms {
       received: (text, channel) => this.#received(text, channel),
       connected: () => this.#connected(),
       beat: () => this.#beat(false),
+      lost: () => this.#forgetUnused(),
       isThere: (isThere, message) => owner.sharing(isThere, message),
     });
   }
@@ -138,11 +146,18 @@ export class RedisRooms implements Rooms {
   open(room: string): Promise<void> | undefined {
     const known = this.#views.get(room);
     if (known) return known.opening;
-    const [own, guests] = [new Map<number, Occupant>(), new Map<number, Guest>()];
-    const view: View = { own, guests, version: unknown, waiting: undefined, opening: undefined };
+    const [own, told, guests] = [
+      new Map<number, Occupant>(),
+      new Map<number, string>(),
+      new Map<number, Guest>(),
+    ];
+    const view: View = { own, told, guests, version: unknown, waiting: undefined, opening: undefined };
     this.#views.set(room, view);
     const looked = this.#redis.tried.then(() => this.#redis.attempt(() => this.#look(room, view)));
-    view.opening = Promise.race([looked, Bun.sleep(openMs)]).then(() => void (view.opening = undefined));
+    view.opening = Promise.race([looked, Bun.sleep(openMs)]).then(() => {
+      view.opening = undefined;
+      setImmediate(() => this.#forgetIfUnused(room)); // nobody may have come in
+    });
     return view.opening;
   }
 
@@ -161,8 +176,10 @@ export class RedisRooms implements Rooms {
 
   remove({ room, peer }: Occupant): void {
     this.#ownIds.delete(peer.id);
-    if (!this.#views.get(room)?.own.delete(peer.id)) return;
-    void this.#redis.attempt(() => this.#script("remove", roomKeys(room), [String(peer.id), peer.name]));
+    const view = this.#views.get(room);
+    if (!view?.own.delete(peer.id)) return;
+    void this.#redis.attempt(() => this.#untell(room, view, peer.id));
+    this.#forgetIfUnused(room);
   }
 
   send(guest: Guest, letter: Letter): void {
@@ -242,10 +259,24 @@ export class RedisRooms implements Rooms {
   async #keepUp(room: string, version: number, isAnew: boolean): Promise<void> {
     const view = this.#views.get(room);
     if (!view) return;
-    if (view.own.size === 0 && !view.opening) return this.#forget(room);
+    const left = [...view.told.keys()].filter((id) => !view.own.has(id)); // while Redis was away
+    await Promise.all(left.map((id) => this.#untell(room, view, id)));
+    if (isUnused(view)) return this.#forget(room);
     if (!this.#heard.has(room)) return this.#look(room, view);
     if (isAnew) await Promise.all([...view.own.values()].map((own) => this.#put(own)));
     if (isAnew || version > view.version) await this.#sync(room, view);
+  }
+
+  /** Without Redis nobody is elsewhere, and there are no beats by which to forget. */
+  #forgetIfUnused(room: string): void {
+    const view = this.#views.get(room);
+    if (!view || this.#redis.isThere || !isUnused(view)) return;
+    this.#views.delete(room);
+    this.#heard.delete(room);
+  }
+
+  #forgetUnused(): void {
+    for (const room of this.#views.keys()) this.#forgetIfUnused(room);
   }
 
   async #forget(room: string): Promise<void> {
@@ -273,9 +304,18 @@ export class RedisRooms implements Rooms {
     const { room, peer } = own;
     const [id, before] = [String(peer.id), String(replaced?.peer.id ?? "")];
     const args = [id, valueOf(this.#name, own), peer.name, prefixOf(this.#name), before];
+    this.#views.get(room)?.told.set(peer.id, peer.name);
     const taken = await this.#script("put", roomKeys(room), args);
     if (taken === "" || this.#views.get(room)?.own.get(peer.id) !== own) return;
     this.#owner.displaced(peer.id, `its ${String(taken)} is somebody else's in the room`);
+  }
+
+  /** Takes one who has left out of Redis. */
+  async #untell(room: string, { told }: View, id: number): Promise<void> {
+    const name = told.get(id);
+    if (name === undefined) return;
+    await this.#script("remove", roomKeys(room), [String(id), name]);
+    told.delete(id);
   }
 
   // --- theirs --------------------------------------------------------------------------------------------
@@ -368,6 +408,7 @@ export class RedisRooms implements Rooms {
 
   /** First hear, then look: so nothing is missed between. */
   async #look(room: string, view: View): Promise<void> {
+    if (this.#views.get(room) !== view) return; // whoever wanted to know is gone
     if (!this.#heard.has(room)) {
       this.#heard.add(room);
       await this.#redis.subscribe([channelOf(room)]);

@@ -94,3 +94,25 @@ test("pairs that linked in a later round are forgotten while both are there", as
   await until("they are forgotten", async () => (await house.heap()).maps <= most);
   for (const one of all) one.cut();
 }, 30_000);
+
+test("rooms that were visited while Redis was away are forgotten", async () => {
+  await using house = await House.start({ redis: "redis://127.0.0.1:1" }); // where nothing listens
+  const other = makeIdentity();
+  /** One comes in; another that is refused never does. */
+  const visit = async (n: number) => {
+    const room = n.toString(16).padStart(64, "0");
+    using visitor = await Member.join(house.port, { name: "eve", identity, lie: { room } });
+    using refused = await Member.connect(house.port, { identity: other });
+    await refused.register({ name: "eve", lie: { room } });
+    await refused.hears("refused");
+    visitor.close();
+    await visitor.lines.over();
+  };
+  await visit(0);
+  const gone = async () => (await house.heap()).connections === 0;
+  await until("it has gone", gone);
+  const before = await house.heap();
+  for (let n = 1; n <= 400; n += 20) await Promise.all(Array.from({ length: 20 }, (_, i) => visit(n + i)));
+  await until("all have gone", gone);
+  await until("so have their rooms", async () => (await house.heap()).maps <= before.maps + 20);
+}, 30_000);

@@ -1,6 +1,6 @@
 /** Introducers that share a Redis, while those and it are killed, stopped and started again. */
 import { expect, spyOn, test } from "bun:test";
-import { connect, createServer, type AddressInfo } from "node:net";
+import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { join } from "node:path";
 import { Introducer, type IntroducerEvent } from "../../introducer.ts";
 import { RedisRooms } from "../../native/redis/rooms.ts";
@@ -95,6 +95,33 @@ function away(port: number, oneWayMs: number) {
   }).listen(0, "127.0.0.1");
   const { port: own } = server.address() as AddressInfo;
   return { url: `redis://127.0.0.1:${own}`, [Symbol.dispose]: () => server.close() };
+}
+
+/** The same Redis by a way that can be cut, and be there again. */
+function breakable(port: number) {
+  const open = new Set<Socket>();
+  let isCut = false;
+  const server = createServer((near) => {
+    if (isCut) return void near.destroy();
+    const far = connect(port, "127.0.0.1");
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      open.add(from);
+      from
+        .on("close", () => (open.delete(from), to.destroy()))
+        .on("error", () => to.destroy())
+        .pipe(to);
+    }
+  }).listen(0, "127.0.0.1");
+  const { port: own } = server.address() as AddressInfo;
+  const cut = () => {
+    isCut = true;
+    for (const socket of open) socket.destroy();
+  };
+  const mend = () => (isCut = false);
+  return { url: `redis://127.0.0.1:${own}`, cut, mend, [Symbol.dispose]: () => (cut(), server.close()) };
 }
 
 let instances = 0;
@@ -348,6 +375,29 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       for (let stored = 0; stored < 2; stored = await count()) await Bun.sleep(20);
       await until("they are known again", () => one.guests.size + two.guests.size === 2, patienceMs);
       expect([one.displaced, two.displaced]).toEqual([[], []]);
+    },
+    timeoutMs,
+  );
+
+  test.concurrent(
+    "who left an emptied room while its introducer had no Redis has left for all, once that is back",
+    async () => {
+      await using redis = await RedisServer.start();
+      using way = breakable(redis.port);
+      await using one = share(way.url);
+      await using two = share(redis.url);
+      await Promise.all([one.isShared(), two.isShared()]);
+      await Promise.all([one.rooms.open("lobby"), two.rooms.open("lobby")]);
+      const [own, theirs] = [occupant(7), occupant(8)];
+      one.rooms.put(own);
+      two.rooms.put(theirs);
+      await until("they know each other", () => two.guests.has(7) && one.guests.has(8));
+      way.cut();
+      await until("that is noticed", () => one.told.at(-1) === false, patienceMs);
+      one.rooms.remove(own);
+      way.mend();
+      await until("it has left", () => !two.guests.has(7), patienceMs);
+      expect(await redis.command("HKEYS", "punch:{lobby}:who")).toEqual(["8"]);
     },
     timeoutMs,
   );
