@@ -69,6 +69,7 @@ import { RedisRooms } from "./native/redis/rooms.ts";
 import { Rounds, sliceMs } from "./native/rounds.ts";
 import { ToldTokens } from "./native/told.ts";
 import {
+  isSecretRoom,
   KeptNames,
   LocalRooms,
   type Answer,
@@ -168,8 +169,10 @@ export const defaultLimits = {
   /** After one that failed, none with the same peer for so long; and a target gets so many of them in that time. */
   failedBirthdayPauseMs: 60_000,
   failedBirthdaysPerTarget: 10,
-  /** Names kept of those who have left, in all rooms together. */
-  keptNames: 20_000,
+  /** Names kept of those who have left: in one room, of those who came from one address, and in how many rooms. */
+  keptNames: 1024,
+  keptNamesPerAddress: 64,
+  keptNamesRooms: 64,
   /** Lines of one session that break the protocol, before it is closed. */
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
@@ -767,7 +770,7 @@ function isOf(order: Order, { peer }: Guest): boolean {
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
 function roomName(room: string): string {
-  return /^[0-9a-f]{64}$/.test(room) ? `${room.slice(0, 8)}…` : room;
+  return isSecretRoom(room) ? `${room.slice(0, 8)}…` : room;
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -1877,7 +1880,7 @@ export class Introducer {
     this.#alternate = options.alternate;
     this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
-    this.#keptNames = new KeptNames(this.limits.keptNames, nameKeptMs);
+    this.#keptNames = new KeptNames(this.limits, nameKeptMs);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     this.#tickMs = Math.min(tickMs, Math.min(register, pingMs, silenceMs, measureMs) / 4);
     this.#introductions = new Introductions(
@@ -2846,7 +2849,7 @@ export class Introducer {
     throw new Refusal("limit", `${enough} in a room are enough: take another room`);
   }
 
-  /** A name is one participant's at a time, and its certificate's for a while after. */
+  /** A name is one participant's at a time and, but in a secret room, its certificate's for a while after. */
   #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Party[]): void {
     const isFree = (one: string) =>
       this.#keptNames.mayTake(room, one, fingerprint) && !others.some(({ peer }) => peer.name === one);
@@ -2995,7 +2998,7 @@ export class Introducer {
 
   #guestLeft(guest: Guest, reason: string): void {
     const { id, name, fingerprint } = guest.peer;
-    this.#keptNames.keep(guest.room, name, fingerprint);
+    this.#keptNames.keep(guest.room, name, fingerprint, guest.subscriber);
     this.#introductions.left(guest, reason);
     this.#tellRoom(this.#rooms.get(guest.room) ?? [], encode({ type: "left", id }));
   }
@@ -3084,7 +3087,7 @@ export class Introducer {
   #leave(session: Session, reason: string): void {
     if (!session.peer || !this.#members.delete(session.peer.id)) return;
     const { id, name, fingerprint } = session.peer;
-    this.#keptNames.keep(session.room, name, fingerprint);
+    this.#keptNames.keep(session.room, name, fingerprint, session.subscriber);
     if (session.verifyToken !== undefined) this.#verifying.delete(session.verifyToken);
     if (session.probeToken !== undefined) this.#probing.delete(session.probeToken);
     const room = this.#rooms.get(session.room);
@@ -3297,7 +3300,11 @@ function renderLimits(): string {
       `within ${seconds(limits.registerDeadlineMs)}; closed after ${seconds(limits.silenceMs)} of silence,`,
     ],
     ["", `asked every ${seconds(limits.pingMs)}`],
-    ["names", `kept for ${seconds(nameKeptMs)} after leaving, ${limits.keptNames} of them`],
+    [
+      "names",
+      `kept for ${seconds(nameKeptMs)} after leaving a room that is not private, ${limits.keptNamesPerAddress} of`,
+    ],
+    ["", `one address, ${limits.keptNames} of a room, in ${limits.keptNamesRooms} rooms and the lobby`],
     [
       "introductions",
       `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,

@@ -3,15 +3,17 @@
  * their rooms, and whose name was whose lately. {@link LocalRooms} are those of one introducer alone; native/redis/ has
  * those of several. Pure: no socket, no output. For introducer.ts and native/redis/.
  */
-import type {
-  Endpoint,
-  Peer,
-  PeerChange,
-  Prediction,
-  Route,
-  ToIntroducer,
-  ToParticipant,
+import {
+  defaultRoom,
+  type Endpoint,
+  type Peer,
+  type PeerChange,
+  type Prediction,
+  type Route,
+  type ToIntroducer,
+  type ToParticipant,
 } from "../protocol.ts";
+import { Shares } from "./budget.ts";
 
 /** Somebody in a room, whichever introducer has the connection. */
 export interface Occupant {
@@ -137,42 +139,86 @@ export class LocalRooms implements Rooms {
   async close(): Promise<void> {}
 }
 
-/** Names of those who have left, kept for their certificates: whoever comes back keeps its name. */
-export class KeptNames {
-  readonly #mostNames: number;
-  readonly #keptMs: number;
-  /** By room and name; the oldest first. */
-  readonly #kept = new Map<string, { fingerprint: string; untilMs: number }>();
+/** A room that words open: its id is a hash of them, and who is of it is shown by proofs, which participants judge. */
+export function isSecretRoom(room: string): boolean {
+  return /^[0-9a-f]{64}$/.test(room);
+}
 
-  constructor(mostNames: number, keptMs: number) {
-    this.#mostNames = mostNames;
+export interface KeptNamesLimits {
+  /** Of one room, and of those who came from one address. */
+  keptNames: number;
+  keptNamesPerAddress: number;
+  /** Rooms that have such names, beside the lobby: who invents rooms must not make us keep without end. */
+  keptNamesRooms: number;
+}
+
+/** Whose name was whose in one room. */
+interface RoomNames {
+  readonly shares: Shares;
+  /** By name; the oldest first. */
+  readonly names: Map<string, { fingerprint: string; subscriber: string; untilMs: number }>;
+}
+
+/**
+ * Names of those who have left, kept for their certificates: whoever comes back keeps its name. Each room has a list of
+ * its own, in which each address has a share: what is too much is not kept, whatever was is. Secret rooms have none.
+ */
+export class KeptNames {
+  readonly #limits: KeptNamesLimits;
+  readonly #keptMs: number;
+  readonly #rooms = new Map<string, RoomNames>();
+
+  constructor(limits: KeptNamesLimits, keptMs: number) {
+    this.#limits = limits;
     this.#keptMs = keptMs;
   }
 
-  keep(room: string, name: string, fingerprint: string): void {
-    const key = keyOf(room, name);
-    this.#kept.delete(key);
-    this.#kept.set(key, { fingerprint, untilMs: performance.now() + this.#keptMs });
-    this.#forget();
+  keep(room: string, name: string, fingerprint: string, subscriber: string): void {
+    const kept = isSecretRoom(room) ? undefined : this.#room(room);
+    if (!kept) return;
+    release(kept, name);
+    const { shares, names } = kept;
+    if (shares.isOver(subscriber, 1) || shares.isUsedUp(1)) return;
+    shares.add(subscriber);
+    names.set(name, { fingerprint, subscriber, untilMs: performance.now() + this.#keptMs });
   }
 
   /** Whether nobody else had the name lately. */
   mayTake(room: string, name: string, fingerprint: string): boolean {
-    this.#forget();
-    const kept = this.#kept.get(keyOf(room, name));
+    this.#forget(room);
+    const kept = this.#rooms.get(room)?.names.get(name);
     return kept === undefined || kept.fingerprint === fingerprint;
   }
 
-  #forget(): void {
+  /** Undefined where there are too many others. */
+  #room(room: string): RoomNames | undefined {
+    this.#forget(room);
+    const known = this.#rooms.get(room);
+    if (known) return known;
+    const { keptNames, keptNamesPerAddress, keptNamesRooms } = this.#limits;
+    if (this.#rooms.size >= keptNamesRooms) for (const one of [...this.#rooms.keys()]) this.#forget(one);
+    const others = this.#rooms.size - Number(this.#rooms.has(defaultRoom));
+    if (room !== defaultRoom && others >= keptNamesRooms) return undefined;
+    // A program of our own host has no more names than others: there is no reason to keep thousands.
+    const fresh: RoomNames = { shares: new Shares(keptNames, keptNamesPerAddress, 1), names: new Map() };
+    this.#rooms.set(room, fresh);
+    return fresh;
+  }
+
+  #forget(room: string): void {
     const now = performance.now();
-    for (const [key, { untilMs }] of this.#kept) {
-      if (untilMs > now && this.#kept.size <= this.#mostNames) return;
-      this.#kept.delete(key);
+    const kept = this.#rooms.get(room);
+    for (const [name, { untilMs }] of kept?.names ?? []) {
+      if (untilMs > now) return;
+      release(kept!, name);
     }
+    this.#rooms.delete(room);
   }
 }
 
-/** A name has no blank, so that no two pairs have the same key. */
-function keyOf(room: string, name: string): string {
-  return `${name} ${room}`;
+function release({ shares, names }: RoomNames, name: string): void {
+  const kept = names.get(name);
+  if (!kept) return;
+  names.delete(name);
+  shares.remove(kept.subscriber);
 }

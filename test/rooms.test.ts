@@ -443,23 +443,51 @@ test("where thousands of a name have been taken, one is found in a few looks", a
   for (const one of all) one[Symbol.dispose]();
 });
 
-test("kept names: for their certificate, in their room, so many of them, and so long", async () => {
-  const names = new KeptNames(2, 10_000);
-  names.keep("red", "alice", ours);
-  expect([
-    names.mayTake("red", "alice", ours),
-    names.mayTake("red", "alice", theirs),
-    names.mayTake("blue", "alice", theirs),
-    names.mayTake("red", "bert", theirs),
-  ]).toEqual([true, false, true, true]);
-  names.keep("red", "bert", ours);
-  names.keep("red", "carl", ours); // one too many: the oldest goes
-  expect(["alice", "bert", "carl"].map((name) => names.mayTake("red", name, theirs))).toEqual([
-    true,
-    false,
-    false,
-  ]);
-  const short = new KeptNames(2, 0);
-  short.keep("red", "alice", ours);
-  expect(short.mayTake("red", "alice", theirs)).toBe(true);
+describe("kept names", () => {
+  const limits = { keptNames: 8, keptNamesPerAddress: 2, keptNamesRooms: 2 };
+  const at = (index: number) => `198.51.100.${index}`;
+
+  test("for their certificate, in their room, and so long", () => {
+    const names = new KeptNames(limits, 10_000);
+    names.keep("red", "alice", ours, at(1));
+    expect([
+      names.mayTake("red", "alice", ours),
+      names.mayTake("red", "alice", theirs),
+      names.mayTake("blue", "alice", theirs),
+      names.mayTake("red", "bert", theirs),
+    ]).toEqual([true, false, true, true]);
+    const short = new KeptNames(limits, 0);
+    short.keep("red", "alice", ours, at(1));
+    expect(short.mayTake("red", "alice", theirs)).toBe(true);
+  });
+
+  test("who leaves more often than its share of a room allows takes nobody's place", () => {
+    const names = new KeptNames(limits, 10_000);
+    names.keep("red", "alice", ours, at(1));
+    for (let n = 0; n < 100; n++) names.keep("red", `mallory-${n}`, theirs, at(2));
+    names.keep("red", "alice", ours, at(1)); // once more
+    names.keep("red", "bert", ours, at(3));
+    const kept = (name: string) => !names.mayTake("red", name, "ef".repeat(32));
+    expect([kept("alice"), kept("bert"), kept("mallory-0"), kept("mallory-99")]).toEqual([
+      true,
+      true,
+      true,
+      false,
+    ]);
+  });
+
+  test("who invents rooms has names kept in few, and none of the lobby's place", () => {
+    const names = new KeptNames(limits, 10_000);
+    for (let n = 0; n < 100; n++) names.keep(`room-${n}`, "mallory", theirs, at(n));
+    names.keep("lobby", "alice", ours, at(1));
+    const kept = Array.from({ length: 100 }, (_, n) => !names.mayTake(`room-${n}`, "mallory", ours));
+    expect(kept.filter(Boolean)).toHaveLength(2);
+    expect(names.mayTake("lobby", "alice", theirs)).toBe(false);
+  });
+
+  test("none of a secret room: there proofs say whose a name is", () => {
+    const names = new KeptNames(limits, 10_000);
+    names.keep("ab".repeat(32), "alice", ours, at(1));
+    expect(names.mayTake("ab".repeat(32), "alice", theirs)).toBe(true);
+  });
 });

@@ -577,8 +577,7 @@ export class Carriers {
       if (attachment.reading !== "held") continue;
       attachment.heldAtMs = this.#clock.now();
       // Not from within the reading of another one.
-      if (attachment.position <= this.#processed)
-        this.#soon(() => this.#release(attachment, "in-sequence"));
+      if (attachment.position <= this.#processed) this.#soon(() => this.#release(attachment, "in-sequence"));
     }
   }
 

@@ -4,9 +4,10 @@
  */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
+import { Introducer } from "../../introducer.ts";
 import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
-import { hex, Inbox, Member, type Line } from "./wire.ts";
+import { hex, Inbox, makeIdentity, Member, until, type Line } from "./wire.ts";
 
 const program = join(import.meta.dir, "..", "..", "introducer.ts");
 
@@ -115,6 +116,33 @@ linuxTest("one side that says twice that it is relayed is not counted as a link"
   await house.hears("failed");
   const { stats } = await house.ask("stats", "stats");
   expect(stats.introductions).toEqual([{ outcome: "timed-out", way: "relay", count: 1 }]);
+});
+
+// --- names -------------------------------------------------------------------------------------------------
+
+/** Comes under that name from there, and goes; resolves once it is in, to the answer. */
+async function comeAndGo(port: number, name: string, from: string, lie: object = {}): Promise<Line> {
+  using one = await Member.connect(port, { identity: mallory, from });
+  await one.register({ name, lie });
+  return await one.lines.next("an answer", ({ type }) => type === "registered" || type === "refused");
+}
+const mallory = makeIdentity();
+
+linuxTest.each([
+  ["in rooms of their own", (n: number) => ({ room: `room-${n}` })],
+  ["in one other room", () => ({ room: "another" })],
+  ["in the same room", () => ({})],
+])("those who come and go %s take nobody's name", async (_, lie) => {
+  const limits = { keptNames: 40, keptNamesPerAddress: 10, keptNamesRooms: 10 };
+  await using house = Introducer.start({ host: "127.0.0.1", port: 0, limits });
+  {
+    using alice = await Member.join(house.port, { name: "alice", from: "127.0.0.3" });
+    await settled(alice);
+  }
+  await until("she has left", () => house.stats.participants === 0);
+  for (let n = 0; n < 100; n++) await comeAndGo(house.port, `m${n}`, "127.0.0.1", lie(n));
+  await until("all have left", () => house.stats.participants === 0);
+  expect(await comeAndGo(house.port, "alice", "127.0.0.2")).toMatchObject({ code: "name-taken" });
 });
 
 // --- whole IPv6 sites, in a namespace of their own ---------------------------------------------------------
