@@ -389,6 +389,7 @@ interface Probe {
   subscriber: string;
   hasSpoken: boolean;
 }
+  untilMs: number;
 
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
 class Session {
@@ -1814,6 +1815,7 @@ export class Introducer {
   readonly #probeSockets = new Set<Socket<Probe | undefined>>();
   readonly #timer: Timer;
   readonly #tickMs: number;
+  #probeTimer: Timer | undefined;
   #tickedAt = performance.now();
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
@@ -1859,7 +1861,7 @@ export class Introducer {
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
 
-  /** Throws what `Bun.listen` throws, such as EADDRINUSE, or a {@link ProbePortError}. */
+  /** Throws what `Bun.listen` throws, such as EADDRINUSE, a {@link ProbePortError}, or a TypeError for a wrong option. */
   static start(options: IntroducerOptions = {}): Introducer {
     return new Introducer(options);
   }
@@ -2124,7 +2126,8 @@ export class Introducer {
     const left = this.#elsewhere.close();
     if (this.#connections.size > 0) await gone;
     await left;
-    for (const timer of [timeout, this.#resumeTimer, this.#changeTimer]) clearTimeout(timer);
+    for (const timer of [timeout, this.#resumeTimer, this.#changeTimer, this.#probeTimer])
+      clearTimeout(timer);
     clearInterval(this.#timer);
     this.#draining?.done();
     this.#introductions.stop();
@@ -2221,7 +2224,7 @@ export class Introducer {
             socket.data = own;
             this.#probeSockets.add(socket);
             socket.setNoDelay(true);
-            socket.timeout(Math.ceil(measureMs / 1000));
+            this.#probeTimer ??= setTimeout(() => this.#probesDue(), this.limits.measureMs);
             socket.write(encode({ type: "observed", endpoint: own.observed }));
           },
           data: ({ data }, chunk) => data && this.#probed(data, chunk),
@@ -2246,7 +2249,21 @@ export class Introducer {
     const own = subscriber(splitEndpoint(observed).address);
     if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
     this.#probes.add(own);
-    return { observed, subscriber: own, hasSpoken: false };
+    const untilMs = performance.now() + this.limits.measureMs;
+    return { observed, subscriber: own, hasSpoken: false, untilMs };
+  }
+
+  /** A timeout of Bun's comes up to 4 s late, and never to one who says something. */
+  #probesDue(): void {
+    this.#probeTimer = undefined;
+    for (const socket of this.#probeSockets) {
+      const leftMs = socket.data!.untilMs - performance.now();
+      if (leftMs > 0) {
+        this.#probeTimer = setTimeout(() => this.#probesDue(), Math.ceil(leftMs));
+        return;
+      }
+      socket.terminate();
+    }
   }
 
   /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. */

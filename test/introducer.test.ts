@@ -2194,6 +2194,18 @@ test("a probe port says what it sees, nothing else, and closes who stays", async
   expect(scene.introducer.participants).toEqual([]);
 }, 20_000);
 
+test("a probe connection is closed in time, also one that goes on talking", async () => {
+  await using scene = introduce({ measureMs: 500 });
+  using silent = new Client(scene.introducer.probePorts[0]!);
+  using talking = new Client(scene.introducer.probePorts[1]!);
+  const timer = setInterval(() => talking.raw("x"), 50);
+  // The same clock as the introducer's: it is not the machine that is late.
+  const late = Bun.sleep(2500).then(() => "late");
+  const ended = Promise.all([silent.ended.promise, talking.ended.promise]).then(() => "ended");
+  expect(await Promise.race([ended, late])).toBe("ended");
+  clearInterval(timer);
+});
+
 test("so many probes at once, and no more, until one is over", async () => {
   await using scene = introduce({ probes: 2 });
   const port = scene.introducer.probePorts[0]!;
