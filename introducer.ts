@@ -65,6 +65,7 @@ import {
   type Command,
   type Terminal,
 } from "./native/terminal.ts";
+import { redisUrlProblem } from "./native/redis/connection.ts";
 import { RedisRooms } from "./native/redis/rooms.ts";
 import { Rounds, sliceMs } from "./native/rounds.ts";
 import { ToldTokens } from "./native/told.ts";
@@ -388,8 +389,8 @@ interface Probe {
   observed: Endpoint;
   subscriber: string;
   hasSpoken: boolean;
-}
   untilMs: number;
+}
 
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
 class Session {
@@ -1812,10 +1813,11 @@ export class Introducer {
   readonly #probeListeners: Listener<Probe | undefined>[];
   readonly #alternate: string | undefined;
   readonly #probes: Shares;
+  /** The oldest first, which is due first. */
   readonly #probeSockets = new Set<Socket<Probe | undefined>>();
+  #probeTimer: Timer | undefined;
   readonly #timer: Timer;
   readonly #tickMs: number;
-  #probeTimer: Timer | undefined;
   #tickedAt = performance.now();
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
@@ -1867,6 +1869,8 @@ export class Introducer {
   }
 
   private constructor(options: IntroducerOptions) {
+    const redisProblem = options.redis === undefined ? undefined : redisUrlProblem(options.redis);
+    if (redisProblem !== undefined) throw new TypeError(`the URL of the Redis is wrong: ${redisProblem}`);
     this.limits = { ...defaultLimits, ...options.limits };
     this.#onEvent = options.onEvent ?? (() => {});
     const { sessions, probes, heldBytes, processorMs, acceptsPerSecond, ownHostShares } = this.limits;
@@ -2208,7 +2212,6 @@ export class Introducer {
   }
 
   #listenForProbe(hostname: string, port: number): Listener<Probe | undefined> {
-    const { measureMs } = this.limits;
     return new Listener<Probe | undefined>(
       {
         hostname,
@@ -2232,7 +2235,6 @@ export class Introducer {
             this.#complain(error, socket.data?.observed);
             socket.terminate();
           },
-          timeout: (socket) => socket.terminate(),
           close: (socket) => {
             if (!socket.data) return;
             this.#probeSockets.delete(socket);
@@ -3536,9 +3538,8 @@ function readAlternate(text: string): string {
 }
 
 function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: SharingValues) {
-  const protocol = redis === undefined ? undefined : URL.parse(redis)?.protocol;
-  if (redis !== undefined && protocol !== "redis:" && protocol !== "rediss:")
-    throw new UsageError("--redis (or REDIS_URL) takes a URL such as redis://HOST or rediss://HOST");
+  const problem = redis === undefined ? undefined : redisUrlProblem(redis);
+  if (problem !== undefined) throw new UsageError(`the URL of --redis (or REDIS_URL) is wrong: ${problem}`);
   if (advertise !== undefined && !canonicalAddress(advertise))
     throw new UsageError(`--advertise must be an IP address, not ${advertise}`);
   if (advertise !== undefined && redis === undefined)

@@ -2242,6 +2242,15 @@ test("no probe ports: none are named, and no second address either", async () =>
   expect(await anna.next("registered")).toMatchObject({ probePorts: [], alternates: [] });
 });
 
+test.each(["nonsense", "http://localhost", "redis://localhost/rooms"])(
+  "with the Redis %s there is no introducer, and no port is open",
+  (redis) => {
+    const port = freePort();
+    expect(() => Introducer.start({ host: "127.0.0.1", port, redis })).toThrow(TypeError);
+    Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop(true);
+  },
+);
+
 test("a probe port that is taken: by default a warning, when asked for an error", async () => {
   const own = freePort();
   const probePort = own + 1;
@@ -2827,6 +2836,9 @@ for (const args of [
   ["--no-relay", "--max-relays", "8"],
   ["--redis", "localhost"],
   ["--redis", "http://localhost"],
+  ["--redis", "redis://"],
+  ["--redis", "redis://localhost:0"],
+  ["--redis", "redis://localhost/rooms"],
   ["--redis", "redis://localhost", "--advertise", "example.org"],
   ["--advertise", "203.0.113.7"],
 ]) {

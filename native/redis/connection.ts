@@ -37,6 +37,19 @@ export function digestOf(script: string): string {
   return new Bun.CryptoHasher("sha1").update(script).digest("hex");
 }
 
+/** What is wrong with the URL of a Redis; undefined when nothing is. */
+export function redisUrlProblem(url: string): string | undefined {
+  const { protocol = "", hostname = "" } = URL.parse(url) ?? {};
+  if (!["redis:", "rediss:"].includes(protocol) || hostname === "")
+    return "it must be such as redis://HOST or rediss://HOST";
+  try {
+    new RedisClient(url, { autoReconnect: false }).close(); // it has connected nowhere
+    return undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
 interface Clients {
   commands: RedisClient;
   subscriber: RedisClient;
