@@ -192,8 +192,9 @@ export const defaultLimits = {
   relaysPerAddress: 64,
   relaysPerMember: 32,
   relayOfferMs,
-  /** Connections back under way, in all: each takes a descriptor for up to {@link connectBackMs}. */
+  /** Connections back under way, in all and to one address: each takes a descriptor for up to {@link connectBackMs}. */
   connectBacks: 64,
+  connectBacksPerAddress: 16,
 };
 export type Limits = typeof defaultLimits;
 
@@ -1854,7 +1855,7 @@ export class Introducer {
   readonly #held: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
-  #connectBacks = 0;
+  readonly #connectBacks: Shares;
   /** Of what is being served now; undefined while nothing is. */
   #mistake: Mistake | undefined = undefined;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
@@ -1877,6 +1878,11 @@ export class Introducer {
     const { sessionsPerAddress, probesPerAddress, heldBytesPerAddress } = this.limits;
     this.#shares = new Shares(sessions, sessionsPerAddress, ownHostShares);
     this.#probes = new Shares(probes, probesPerAddress, ownHostShares);
+    this.#connectBacks = new Shares(
+      this.limits.connectBacks,
+      this.limits.connectBacksPerAddress,
+      ownHostShares,
+    );
     this.#held = new Shares(heldBytes, heldBytesPerAddress, ownHostShares);
     const usage = (all: number, eachSecond: number) =>
       new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, ownHostShares);
@@ -2290,17 +2296,19 @@ export class Introducer {
   #connectBack(member: Member): void {
     if (member.isConnectedBack)
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
-    const { connectBacks: most } = this.limits;
-    if (this.#connectBacks >= most)
-      throw waitRefusal(`${most} connections back at once are enough`, connectBackMs / 1000);
+    const { connectBacks: most, connectBacksPerAddress: each } = this.limits;
+    if (this.#connectBacks.isUsedUp(1) || this.#connectBacks.isOver(member.subscriber, 1)) {
+      const enough = `${most} connections back at once, ${each} to one address, are enough`;
+      throw waitRefusal(enough, connectBackMs / 1000);
+    }
     this.#countIntroduction(member);
     member.isConnectedBack = true;
-    this.#connectBacks += 1;
+    this.#connectBacks.add(member.subscriber);
     const attempts = this.#tryBack(splitEndpoint(member.observed));
     const over = (tell: () => void) =>
       this.#serve(member.socket, () => {
         member.isConnectedBack = false;
-        this.#connectBacks -= 1;
+        this.#connectBacks.remove(member.subscriber);
         tell();
       });
     attempts.then(
@@ -3341,7 +3349,7 @@ function renderLimits(): string {
       "probes",
       `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${seconds(limits.measureMs)};`,
     ],
-    ["", `${limits.connectBacks} connections back at once`],
+    ["", `${limits.connectBacks} connections back at once, ${limits.connectBacksPerAddress} to one address`],
     [
       "relays",
       `${limits.relaysPerMember} of one participant; both come within ${seconds(limits.relayOfferMs)}`,

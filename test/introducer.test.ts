@@ -2386,6 +2386,21 @@ test("one connection back at a time, and so many of all", async () => {
   expect(await anna.next("filtering")).toMatchObject({ filtering: "refused" });
 }, 10_000);
 
+linuxTest("one address has its share of the connections back", async () => {
+  await using scene = introduce({ connectBacksPerAddress: 1, ownHostShares: 1 });
+  using silent = await sharing(scene.introducer.port, 0);
+  using queued = Socket.open(4);
+  queued.connect(silent.endpoint);
+  silent.ask();
+  using anna = await scene.join("anna");
+  await until("it is under way", () => scene.introducer.stats.participants === 2);
+  anna.send({ type: "connect-back" });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
+  using bert = await scene.join("bert", "lobby", true, "127.0.0.2");
+  bert.send({ type: "connect-back" });
+  expect(await bert.next("filtering")).toMatchObject({ filtering: "refused" });
+});
+
 test.each([
   [undefined, "let-in"],
   ["ETIMEDOUT", "dropped"],
@@ -2885,6 +2900,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   relaysPerMember: /relays +32 of one participant/,
   relayOfferMs: /both come within 10 s/,
   connectBacks: /64 connections back at once/,
+  connectBacksPerAddress: /connections back at once, 16 to one address/,
 };
 
 test("--help has each limit with its default, in 80 columns", async () => {
