@@ -34,7 +34,7 @@ import {
   type PeerRow,
   type PeerSurroundings,
 } from "./native/link/peer.ts";
-import { UnaskedBudget } from "./native/punch/allowance.ts";
+import { UnaskedBudget, type Unasked } from "./native/punch/allowance.ts";
 import { hostCandidates } from "./native/punch/candidates.ts";
 import { rehearseCandidates, type Ground } from "./native/punch/introduction.ts";
 import {
@@ -382,7 +382,7 @@ export class Participant {
         this.#forgetIfGone(peer);
         this.#arrived();
       },
-      admit: ({ instance }) => (this.#hasQuit ? undefined : this.#unasked.admit(instance)),
+      admit: (peer) => this.#admit(peer),
     };
   }
 
@@ -892,6 +892,10 @@ export class Participant {
     const isSuccessor = (other: RemotePeer) =>
       other !== peer && other.isPresent && other.fingerprint === peer.fingerprint && other.name === peer.name;
     if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
+  }
+
+  #admit({ instance, row }: RemotePeer): Unasked | undefined {
+    return this.#hasQuit ? undefined : this.#unasked.admit(instance, splitEndpoint(row.public).address);
   }
 
   #stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void {

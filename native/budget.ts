@@ -2,7 +2,7 @@
  * What one client may take: so much at once and then so much a second, and no more than its share of what there is
  * for all. It owns no clock and no timer, and knows neither sessions nor messages.
  *
- * For introducer.ts, native/relay.ts and native/redis/. No FFI.
+ * For introducer.ts, native/relay.ts, native/redis/ and native/punch/. No FFI.
  */
 import { Refusal } from "../protocol.ts";
 
@@ -52,7 +52,7 @@ export function subscriber(address: string): string {
 }
 
 /** The /48 of an IPv6 subscriber, which a single site may hold (RFC 6177 §2), and 65,536 subscribers with it. */
-function siteOf(subscriber: string): string | undefined {
+export function siteOf(subscriber: string): string | undefined {
   return subscriber.includes(":") ? `${subscriber.split(":", 3).join(":")}/48` : undefined;
 }
 

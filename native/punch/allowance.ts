@@ -4,9 +4,11 @@
  * not ask for ({@link UnaskedBudget}). Pure but for the clock. For native/punch/, native/link/peer.ts and
  * participant.ts.
  */
-import { maxCandidates, roundsPerWay, scopeOf, splitEndpoint, type Endpoint } from "../../protocol.ts";
+import { maxCandidates, scopeOf, splitEndpoint, type Endpoint } from "../../protocol.ts";
+import { fairShare, siteOf, siteShares, subscriber } from "../budget.ts";
 import { isOnLink, type HostAddress } from "../interfaces.ts";
 import type { Tries } from "./dial.ts";
+import { Birthday } from "./targets.ts";
 
 /** SYNs of one introduction to all global addresses at which the introducer has not seen the peer. */
 const unverifiedTries = 6;
@@ -19,21 +21,23 @@ const maxOffLink = 4;
 
 const minuteMs = 60_000;
 /**
- * Introductions in a minute that we did not ask for and that led to no link: more than an honest introducer lets through,
- * who knows addresses and so is fair where we can't be. It grants 60 and a few of each address.
+ * Introductions in a minute that we did not ask for, where one that led to no link counts twice: more than an honest
+ * introducer lets through, which grants 60 and a few of each address.
  */
-const introductionsPerMinute = 240;
-const introductionsPerPeer = 10;
-/** The same with those that did. */
 const introductionsInAll = 480;
-/** Birthdays in a minute, each of which leaves hundreds of entries in our NAT: without a link, and in all. */
+const failedCountsAs = 2;
+/** Those that led to no link, of one peer. */
+const failedPerPeer = 10;
+/** Up to the first of these parts of all, anyone may have them; up to the second, also who has had next to none. */
+const freePart = 1 / 2;
+const newcomersPart = 3 / 4;
+const nextToNone = 4;
+/**
+ * Birthdays in a minute, each of which leaves hundreds of entries in our NAT: without a direct link, and in all. By one
+ * peer, one without any link.
+ */
 const birthdaysPerMinute = 6;
 const birthdaysInAll = 60;
-/**
- * How much sooner than ours a round of the peer's may rightly end, the round trips of both to the introducer being what
- * they are: so long, and half of the round, at the most.
- */
-const roundSkewMs = 2_000;
 
 /** What one introduction, through all its rounds, may still spend on endpoints for which only the peer's word stands. */
 export class Allowance {
@@ -60,87 +64,96 @@ export class Allowance {
 
 interface Asked {
   peer: string;
+  address: string;
   at: number;
   hasLinked: boolean;
 }
 
-interface Birthday {
+interface OfPeer {
   peer: string;
+  /** By whatever way. */
   hasLinked: boolean;
-  rounds: number;
-  /** Those of the latest round. */
-  startedAt: number;
-  endsAt: number;
+  birthday: Birthday;
 }
 
 /** An admitted introduction that we did not ask for. */
 export interface Unasked {
   /** Whether its next birthday round, which lasts so long at most, may begin; a true answer counts it. */
   mayTryBirthday(lastsMs: number): boolean;
-  /** It led to a link: it is not held against that peer. */
-  linked(): void;
+  /** It led to a link: it is not held against that peer; with a direct one, neither is its birthday. */
+  linked(isDirect: boolean): void;
 }
 
-/** Bounds the introductions that we did not ask for, by peer and in all. */
+/**
+ * Bounds the introductions that we did not ask for: in all, and such that whoever takes many of them leaves enough for
+ * the others. What a peer can't have many of is its address, so that is whose share it is; but he who shares the address
+ * of a greedy one, and has had next to none himself, is let in as long as there is a good part left.
+ */
 export class UnaskedBudget {
   readonly #now: () => number;
   #introductions: Asked[] = [];
-  #birthdays: Birthday[] = [];
+  #birthdays: OfPeer[] = [];
 
   /** `now` in milliseconds, never going back. */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
   }
 
-  /** An introduction by that peer, however the caller tells peers apart; undefined when it is one too many. */
-  admit(peer: string): Unasked | undefined {
+  /**
+   * An introduction by that peer, however the caller tells peers apart, at that public address; undefined when it is one
+   * too many.
+   */
+  admit(peer: string, address: string): Unasked | undefined {
     const since = this.#now() - minuteMs;
     this.#introductions = this.#introductions.filter(({ at }) => at > since);
-    const failed = this.#introductions.filter(({ hasLinked }) => !hasLinked);
-    const ofPeer = failed.filter((one) => one.peer === peer);
-    const isTooMany =
-      this.#introductions.length >= introductionsInAll ||
-      failed.length >= introductionsPerMinute ||
-      ofPeer.length >= introductionsPerPeer;
-    if (isTooMany) return undefined;
-    const asked: Asked = { peer, at: this.#now(), hasLinked: false };
+    if (!this.#hasRoomFor(peer, subscriber(address))) return undefined;
+    const asked: Asked = { peer, address: subscriber(address), at: this.#now(), hasLinked: false };
     this.#introductions.push(asked);
-    let own: Birthday | undefined;
+    let own: OfPeer | undefined;
     return {
       mayTryBirthday: (lastsMs) => {
-        if (own) return this.#nextRound(own, lastsMs);
+        if (own) return own.birthday.next(this.#now(), lastsMs);
         own = this.#begin(peer, lastsMs);
         return own !== undefined;
       },
-      linked: () => {
+      linked: (isDirect) => {
         asked.hasLinked = true;
-        if (own) own.hasLinked = true;
+        if (!own) return;
+        own.hasLinked = true;
+        own.birthday.hasLinked ||= isDirect;
       },
     };
   }
 
-  #begin(peer: string, lastsMs: number): Birthday | undefined {
-    const now = this.#now();
-    this.#birthdays = this.#birthdays.filter(
-      ({ startedAt, endsAt }) => now < Math.max(startedAt + minuteMs, endsAt),
-    );
-    const failed = this.#birthdays.filter(({ hasLinked }) => !hasLinked);
-    const isTooSoon = failed.some((one) => one.peer === peer);
-    const isTooMany = failed.length >= birthdaysPerMinute || this.#birthdays.length >= birthdaysInAll;
-    if (isTooSoon || isTooMany) return undefined;
-    const birthday = { peer, hasLinked: false, rounds: 1, startedAt: now, endsAt: now + lastsMs };
-    this.#birthdays.push(birthday);
-    return birthday;
+  #hasRoomFor(peer: string, address: string): boolean {
+    const isOfPeer = (one: Asked) => one.peer === peer;
+    const failed = this.#introductions.filter((one) => isOfPeer(one) && !one.hasLinked);
+    const used = this.#used(() => true);
+    if (failed.length >= failedPerPeer || used >= introductionsInAll) return false;
+    if (used < introductionsInAll * freePart) return true;
+    if (used < introductionsInAll * newcomersPart && this.#used(isOfPeer) < nextToNone) return true;
+    const share = fairShare(introductionsInAll, used);
+    const site = siteOf(address);
+    if (site !== undefined && this.#used((one) => siteOf(one.address) === site) >= share * siteShares)
+      return false;
+    return this.#used((one) => one.address === address) < share;
   }
 
-  /** The rounds of one introduction are one birthday, as long as none begins while the one before still runs. */
-  #nextRound(birthday: Birthday, lastsMs: number): boolean {
+  #used(counts: (one: Asked) => boolean): number {
+    return this.#introductions
+      .filter(counts)
+      .reduce((sum, { hasLinked }) => sum + (hasLinked ? 1 : failedCountsAs), 0);
+  }
+
+  #begin(peer: string, lastsMs: number): OfPeer | undefined {
     const now = this.#now();
-    const skewMs = Math.min(roundSkewMs, (birthday.endsAt - birthday.startedAt) / 2);
-    if (birthday.rounds >= roundsPerWay || now < birthday.endsAt - skewMs) return false;
-    birthday.rounds++;
-    birthday.startedAt = now;
-    birthday.endsAt = now + lastsMs;
-    return true;
+    this.#birthdays = this.#birthdays.filter(({ birthday }) => !birthday.isPast(now));
+    const isTooSoon = this.#birthdays.some((one) => one.peer === peer && !one.hasLinked);
+    const indirect = this.#birthdays.filter(({ birthday }) => !birthday.hasLinked);
+    const isTooMany = indirect.length >= birthdaysPerMinute || this.#birthdays.length >= birthdaysInAll;
+    if (isTooSoon || isTooMany) return undefined;
+    const own = { peer, hasLinked: false, birthday: new Birthday(now, lastsMs) };
+    this.#birthdays.push(own);
+    return own;
   }
 }

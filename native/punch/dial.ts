@@ -1,12 +1,12 @@
 /**
  * The attempts at one candidate: when the next one is due, how many there may be, and what is told of them
  * (RFC 5128 §3.4; RFC 8445 §5.1.4 for the pacing of what is not known to be the peer's). Holds the sockets of a dial,
- * which {@link Punch} opens and closes, and the one count of sockets per address that the whole program has. For
- * native/punch/ and whoever chooses candidates.
+ * which {@link Punch} opens and closes. For native/punch/ and whoever chooses candidates.
  */
-import { birthdaySockets, maxCandidates, splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
+import { splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
 import type { Channel } from "../link/channel.ts";
 import type { Socket } from "../socket.ts";
+import type { Targets } from "./targets.ts";
 
 /**
  * The pause before a refused attempt is made again, plus a random part: two equal periods would lock in phase
@@ -26,8 +26,6 @@ const unverifiedAnswerMs = 900;
  * the peer listened for others and has not yet heard of us.
  */
 const obstaclePause = { baseMs: 4, randomMs: 4, growth: 2, maxMs: 250 };
-/** Whatever an introducer says, no address is dialled by more sockets at once than one birthday needs. */
-const maxDialsPerAddress = birthdaySockets + 2 * maxCandidates;
 
 const refusals = new Set([
   "ECONNREFUSED",
@@ -75,11 +73,13 @@ export class Dial {
   /** Set once connected: from then on TLS decides. */
   channel?: Channel;
   lastOutcome?: string;
+  readonly #targets: Targets;
   #startedAt = 0;
   #obstacles = 0;
 
-  constructor(candidate: Candidate, startsAt: number) {
+  constructor(candidate: Candidate, startsAt: number, targets: Targets) {
     this.candidate = candidate;
+    this.#targets = targets;
     this.dueAt = startsAt + (candidate.afterMs ?? 0);
   }
 
@@ -91,9 +91,15 @@ export class Dial {
   /** Whether the next attempt is to be made; taking it, it counts. */
   take(now: number): boolean {
     if (this.socket || this.channel || now < this.dueAt) return false;
-    const { tries } = this.candidate;
+    const { tries, endpoint, route } = this.candidate;
     if (tries && tries.left <= 0) {
       this.dueAt = Infinity;
+      return false;
+    }
+    // A birthday was counted as a whole.
+    const waitMs = route === "birthday" ? 0 : this.#targets.attempt(endpoint);
+    if (waitMs > 0) {
+      this.dueAt = now + waitMs;
       return false;
     }
     if (tries) tries.left--;
@@ -134,30 +140,6 @@ export class Dial {
     }
     const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
     return baseMs + Math.random() * randomMs;
-  }
-}
-
-/** Dials under way by address, of every port and every punch of this program. */
-const dialled = new Map<string, number>();
-
-/** The candidates for which there is room at their addresses; each holds its place until {@link dismiss}. */
-export function admit(candidates: readonly Candidate[]): Candidate[] {
-  return candidates.filter(({ endpoint }) => {
-    const { address } = splitEndpoint(endpoint);
-    const count = dialled.get(address) ?? 0;
-    if (count >= maxDialsPerAddress) return false;
-    dialled.set(address, count + 1);
-    return true;
-  });
-}
-
-/** Gives the places of a punch back. */
-export function dismiss(dials: readonly Dial[]): void {
-  for (const { candidate } of dials) {
-    const { address } = splitEndpoint(candidate.endpoint);
-    const count = dialled.get(address)! - 1;
-    if (count > 0) dialled.set(address, count);
-    else dialled.delete(address);
   }
 }
 

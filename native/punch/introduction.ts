@@ -32,6 +32,7 @@ import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
 import { purposeOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
+import type { Aimed } from "./targets.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
@@ -110,6 +111,7 @@ export class Introduction {
   readonly #startedAt = performance.now();
   /** What all rounds together may spend on endpoints that only the peer vouches for. */
   readonly #allowance = new Allowance();
+  #birthday: Aimed | undefined;
   #peer: Peer;
   #rounds = 0;
   /** Of the round under way; undefined while we wait for the answer to our `connect`. */
@@ -245,7 +247,7 @@ export class Introduction {
       onChannel: (channel) => {
         this.#relay = undefined;
         const failure = this.#failure;
-        this.#options.unasked?.linked();
+        this.#options.unasked?.linked(false);
         this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
         if (isOnlyWay || failure) this.#end(failure);
       },
@@ -334,15 +336,16 @@ export class Introduction {
   #start(order: PunchOrder): Punch {
     const { ground, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
-    if (order.way === "birthday" && ground.takesRelay && this.#relayToken === undefined)
+    const way = order.way === "birthday" && !this.#mayTryBirthday(deadlineMs) ? "direct" : order.way;
+    if (way === "birthday" && ground.takesRelay && this.#relayToken === undefined)
       this.#reserved ??= reserve(ground.introducer);
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       fingerprint: this.#peer.fingerprint,
-      candidates: candidatesOf(order, this.#peer, ground, this.#allowance),
+      candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, ground, this.#allowance),
       startInMs,
       deadlineMs,
-      isReachable: isReachable(ground, this.#peer, order.way),
+      isReachable: isReachable(ground, this.#peer, way),
       isUnscaled: this.#isUnscaled,
       clampsSegments: ground.clampsSegments ?? false,
       onLinked: (channel) => this.#linked(channel),
@@ -352,10 +355,23 @@ export class Introduction {
     return punch;
   }
 
+  /**
+   * Whether there may be hundreds of sockets at where the introducer says that the peer is. If not, the round goes on
+   * without: the peer's own may still find us, and a relay that is offered meanwhile is taken.
+   */
+  #mayTryBirthday(lastsMs: number): boolean {
+    const isAsked = this.#options.unasked === undefined;
+    const round = { isAsked, before: this.#birthday, lastsMs };
+    const birthday = this.#options.ground.port.targets.birthday(this.#peer.public, round);
+    this.#birthday = birthday ?? this.#birthday;
+    return birthday !== undefined;
+  }
+
   #linked(channel: Channel): void {
     // Nothing is nominated before the introducer's word, which brings both.
     const [role, token] = [this.#role!, this.#token!];
-    this.#options.unasked?.linked();
+    this.#options.unasked?.linked(true);
+    this.#options.ground.port.targets.authenticated(channel.remote, this.#birthday);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     this.#end(undefined);
   }

@@ -19,7 +19,8 @@ import {
 import { SystemError } from "../libc.ts";
 import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
 import { pollSockets, Socket } from "../socket.ts";
-import { admit, describe, Dial, dismiss, isRefusal, type Candidate } from "./dial.ts";
+import { describe, Dial, isRefusal, type Candidate } from "./dial.ts";
+import { targets as programTargets, type Targets } from "./targets.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
 const pollPeriodMs = 1;
@@ -118,16 +119,20 @@ export class Punch {
   /** That of {@link purposeOf}, once introduced. */
   purpose: string | undefined;
   deadlineAt: number;
+  readonly #targets: Targets;
   readonly #onEnd: (punch: Punch) => void;
   #isOver = false;
 
-  constructor(options: PunchOptions, onEnd: (punch: Punch) => void) {
+  constructor(options: PunchOptions, targets: Targets, onEnd: (punch: Punch) => void) {
     this.options = options;
+    this.#targets = targets;
     if (options.introduction) this.#introduce(options.introduction);
     this.deadlineAt = this.startedAt + options.startInMs + options.deadlineMs;
     this.#onEnd = onEnd;
     const startsAt = this.startedAt + options.startInMs;
-    this.dials = admit(options.candidates).map((candidate) => new Dial(candidate, startsAt));
+    this.dials = options.candidates
+      .filter(({ endpoint }) => targets.enter(endpoint))
+      .map((candidate) => new Dial(candidate, startsAt, targets));
   }
 
   get isOver(): boolean {
@@ -202,8 +207,10 @@ export class Punch {
 
   #close(winner: Channel | undefined): void {
     this.#isOver = true;
-    for (const dial of this.dials) dial.close(winner);
-    dismiss(this.dials);
+    for (const dial of this.dials) {
+      dial.close(winner);
+      this.#targets.leave(dial.candidate.endpoint);
+    }
     for (const channel of this.proven) {
       if (channel !== winner) channel.destroy();
     }
@@ -214,20 +221,22 @@ export class Punch {
 /** The local port of an introducer connection, and all punches on it. */
 export class PunchPort {
   readonly port: number;
+  readonly targets: Targets;
   readonly #credentials: Credentials;
   readonly #punches = new Set<Punch>();
   readonly #listeners: Socket[] = [];
   readonly #accepted = new Set<Accepted>();
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(port: number, credentials: Credentials) {
+  constructor(port: number, credentials: Credentials, targets = programTargets) {
     this.port = port;
     this.#credentials = credentials;
+    this.targets = targets;
   }
 
   /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
   punch(options: PunchOptions): Punch {
-    const punch = new Punch(options, (ended) => this.#ended(ended));
+    const punch = new Punch(options, this.targets, (ended) => this.#ended(ended));
     this.#punches.add(punch);
     this.#listen();
     this.#filter();

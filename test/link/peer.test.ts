@@ -5,6 +5,7 @@ import { encodeCount, encodeFrame, encodeHello, frame, resumeStatus } from "../.
 import { RemotePeer, ToldError, type PeerEvent, type PeerSurroundings } from "../../native/link/peer.ts";
 import type { Stream } from "../../native/link/stream.ts";
 import type { Ground, PunchMessage } from "../../native/punch/introduction.ts";
+import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch.ts";
 import { UserError, type Endpoint, type Peer, type Role, type ToIntroducer } from "../../protocol.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
@@ -46,7 +47,7 @@ class Program implements Disposable, PeerSurroundings {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
       ...{ mapped: undefined, probeToken: undefined },
-      portFor: (port) => new PunchPort(port, credentials),
+      portFor: (port) => new PunchPort(port, credentials, new Targets()),
       send: (message) => {
         this.sent.push(message);
         queueMicrotask(() => this.onSent(message));

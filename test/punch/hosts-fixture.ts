@@ -3,6 +3,7 @@ import { expect } from "bun:test";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
 import type { Channel } from "../../native/link/channel.ts";
 import type { Link } from "../../native/link/link.ts";
+import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
@@ -35,12 +36,13 @@ export class Host implements Disposable {
   readonly endpoint: Endpoint;
   readonly #control = Socket.open(4);
 
-  constructor(identity: Identity) {
+  /** `targets`: those of its program, if that has other hosts. */
+  constructor(identity: Identity, targets = new Targets()) {
     this.identity = identity;
     const port = this.#control.bind(0);
     this.#control.shareport();
     this.endpoint = loopback(port);
-    this.punchPort = new PunchPort(port, credentialsOf(identity));
+    this.punchPort = new PunchPort(port, credentialsOf(identity), targets);
   }
 
   [Symbol.dispose](): void {

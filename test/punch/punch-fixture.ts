@@ -3,6 +3,7 @@ import { closeSync, openSync } from "node:fs";
 import { makeIdentity } from "../../native/link/identity.ts";
 import { Credentials } from "../../native/link/channel.ts";
 import type { Link } from "../../native/link/link.ts";
+import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import type { Role } from "../../protocol.ts";
@@ -16,7 +17,7 @@ function makeHost() {
   const control = Socket.open(4);
   const port = control.bind(0);
   control.shareport();
-  return { port, punchPort: new PunchPort(port, credentials) };
+  return { port, punchPort: new PunchPort(port, credentials, new Targets()) };
 }
 
 function exhaust(): number[] {

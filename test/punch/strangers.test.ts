@@ -3,6 +3,7 @@ import { describe, expect, test } from "bun:test";
 import { adopt, Channel } from "../../native/link/channel.ts";
 import { purposeOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Allowance } from "../../native/punch/allowance.ts";
+import { Targets } from "../../native/punch/targets.ts";
 import { roundCandidates } from "../../native/punch/candidates.ts";
 import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
 import { encode, formatEndpoint, splitEndpoint, type Endpoint } from "../../protocol.ts";
@@ -240,7 +241,8 @@ describe("towards one address", () => {
     await using _ = noSocketLeft();
     using bob = new Host(bobIdentity);
     using nobody = reserved();
-    const hosts = Array.from({ length: 4 }, () => new Host(aliceIdentity));
+    const program = new Targets();
+    const hosts = Array.from({ length: 4 }, () => new Host(aliceIdentity, program));
     const again = () =>
       hosts.map((host) =>
         start(host, bob, "controlling", newToken(), {
