@@ -5,12 +5,13 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
-import { hostname, userInfo } from "node:os";
+import { constants, hostname, userInfo } from "node:os";
 import { isatty } from "node:tty";
 import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
+import { Keep, notLinked } from "./native/link/keep.ts";
 import type { Link, Purpose } from "./native/link/link.ts";
 import {
   distrust,
@@ -25,7 +26,14 @@ import type { Pipe } from "./native/link/pipe.ts";
 import { resetCodes, type Stream } from "./native/link/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
 import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
-import { Uses, type ForwardRow, type From, type Transfer, type UseEvent } from "./native/link/uses.ts";
+import {
+  Uses,
+  type Forwarding,
+  type ForwardRow,
+  type From,
+  type Transfer,
+  type UseEvent,
+} from "./native/link/uses.ts";
 import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
 import {
   RemotePeer,
@@ -115,8 +123,6 @@ const maxPeers = 4096;
  */
 const firstRejoinMs = 500;
 const maxRejoinMs = 8_000;
-/** The same for a link that is to be kept up. */
-const maxReconnectMs = 30_000;
 /** A registration that lasted this long was worth coming back to: the pause begins small again. */
 const lastingMs = 10_000;
 /** The same when it was the network that ended it. */
@@ -483,13 +489,13 @@ export class Participant {
   }
 
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
-  async whenLinked(word: string): Promise<Link> {
-    for (;;) {
-      const link = this.openLink(word);
-      if (link) return link;
-      this.#mustNotHaveQuit();
-      await this.#arrival.promise;
-    }
+  whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
+    return this.#until(() => this.openLink(word), signal);
+  }
+
+  /** What a peer that is there is called, by its id, too; any other word is a name. */
+  nameOf(word: string): string {
+    return (/^\d+$/.test(word) && this.#byId(Number(word))?.name) || word;
   }
 
   /** Resolves to the round trip once the peer's program has the text. */
@@ -575,21 +581,37 @@ export class Participant {
   }
 
   /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
-  async waitFor(word: string): Promise<void> {
+  async waitFor(word: string, signal?: AbortSignal): Promise<void> {
     const announce = setTimeout(
       () => this.#emit({ event: "waiting", for: "peer", text: `waiting for ${word} to join` }),
       announceAfterMs,
     );
+    const only = () => {
+      const named = this.#named(word).filter(({ isPresent }) => isPresent);
+      if (named.length > 1) throw ambiguous(word, named);
+      return named[0];
+    };
+    try {
+      await this.#until(only, signal);
+    } finally {
+      clearTimeout(announce);
+    }
+  }
+
+  /** What is looked for, whenever something has changed; rejects when we have quit, or the signal says so. */
+  async #until<T>(look: () => T | undefined, signal: AbortSignal | undefined): Promise<T> {
+    const wake = () => this.#arrived();
+    signal?.addEventListener("abort", wake);
     try {
       for (;;) {
+        signal?.throwIfAborted();
         this.#mustNotHaveQuit();
-        const named = this.#named(word).filter(({ isPresent }) => isPresent);
-        if (named.length === 1) return;
-        if (named.length > 1) throw ambiguous(word, named);
+        const found = look();
+        if (found !== undefined) return found;
         await this.#arrival.promise;
       }
     } finally {
-      clearTimeout(announce);
+      signal?.removeEventListener("abort", wake);
     }
   }
 
@@ -1604,7 +1626,7 @@ class Prompt {
   }
 
   /** Obeys one line; rejects with what is wrong with it. */
-  async run(line: string, participant: Participant, uses: Uses): Promise<void> {
+  async run(line: string, { participant, uses, keep }: Running): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, line);
     const [peer = ""] = words;
     switch (command) {
@@ -1617,12 +1639,14 @@ class Prompt {
       case "ping":
         return void (await participant.ping(peer));
       case "disconnect":
-        return participant.disconnect(peer);
+        return this.#disconnect(peer, participant, keep);
       case "forward":
-        return void keepLinked(participant, uses.forward(peer));
-      case "unforward":
-        uses.unforward(peer);
+        return keepFor(uses.forward(peer), keep);
+      case "unforward": {
+        const { peer: wanted, listen } = uses.unforward(peer);
+        keep.release(wanted, listen);
         return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
+      }
       case "forwards":
         return this.#forwards(uses.forwards);
       case "allow":
@@ -1633,7 +1657,7 @@ class Prompt {
       case "allowed":
         return this.#allowed(uses.allowed);
       case "send":
-        participant.linkWith(peer); // or it would wait for one who is not there
+        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
         return failIfAny(await uses.send(peer, words.slice(1)));
       case "accept":
         return uses.accept(peer, ".");
@@ -1658,6 +1682,17 @@ class Prompt {
 
   nat(report: NatReport): void {
     if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
+  }
+
+  /** Also of one that is only sought. */
+  async #disconnect(peer: string, participant: Participant, keep: Keep): Promise<void> {
+    const wasKept = keep.giveUp(peer);
+    try {
+      await participant.disconnect(peer);
+    } catch (error) {
+      if (!wasKept || !(error instanceof UserError)) throw error;
+      this.#terminal.story(`a link with ${printable(peer)} is not sought any more`);
+    }
   }
 
   #list(rows: PeerRow[], isVerbose: boolean): void {
@@ -1761,7 +1796,8 @@ Results and what peers say go to standard output, all else to standard error.
 Without a terminal the commands run one after the other, and the end of the
 input quits (exit code 1 if a command failed).
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.`;
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+128 + N: signal N came before what was asked for was there.`;
 
 interface Arguments {
   introducer: string | undefined;
@@ -1934,6 +1970,9 @@ async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
 interface Running {
   participant: Participant;
   uses: Uses;
+  keep: Keep;
+  /** Resolved once we have been registered. */
+  joined: PromiseWithResolvers<void>;
   prompt: Prompt;
   terminal: Terminal;
   options: Arguments;
@@ -1948,20 +1987,22 @@ async function main(terminal: Terminal): Promise<number> {
   checkPlatform();
   terminal.isQuiet = options.quiet;
   const introducer = options.introducer ?? (await askIntroducer(terminal));
-  if (introducer === undefined) return 0;
+  if (introducer === undefined) return options.send.length > 0 || options.pipe || options.nat ? 1 : 0;
   const running = prepare(terminal, options, introducer);
-  const { participant, uses } = running;
+  const { participant, uses, keep } = running;
+  const errands = new Errands(running);
   const stopped = Promise.withResolvers<number>();
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
-    process.once(signal, () => stopped.resolve(0));
+    process.once(signal, () => stopped.resolve(errands.codeAt(signal)));
   void terminal.broken.then(() => stopped.resolve(1));
   const status = () => terminal.status(uses.transfers.map((one) => transferLine(one, performance.now())));
   const drawing = setInterval(status, statusPeriodMs);
-  const code = await Promise.race([live(running), stopped.promise]);
+  const code = await Promise.race([live(running, errands), stopped.promise]);
   clearInterval(drawing);
   terminal.status([]);
   terminal.close();
   uses.close();
+  keep.close();
   await participant.quit();
   return code;
 }
@@ -1976,8 +2017,19 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     room: chooseRoom(options, introducer, terminal),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
+  const joined = Promise.withResolvers<void>();
+  const keep = new Keep({
+    nameOf: (word) => participant.nameOf(word),
+    waitFor: async (name, signal) => {
+      await joined.promise;
+      await participant.waitFor(name, signal);
+    },
+    linkWith: (name) => participant.linkWith(name),
+    connect: (name) => participant.connect(name),
+    whenLinked: (name, signal) => participant.whenLinked(name, signal),
+  });
   const uses = new Uses({
-    link: (peer) => participant.openLink(peer) ?? participant.whenLinked(peer),
+    link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
     pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
@@ -1985,69 +2037,111 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
   });
   for (const use of ["forward", "pipe", "files"])
     participant.onStream(use, (stream, from) => uses.take(stream, from));
-  return { participant, uses, prompt, terminal, options };
+  return { participant, uses, keep, joined, prompt, terminal, options };
 }
 
-/** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
-async function live(running: Running): Promise<number> {
-  const { participant, prompt, terminal, options, uses } = running;
-  let failures = 0;
-  const attempt = async (work: () => Promise<void>) => {
+/** What the user has asked for, and whether it was got: the exit code says so. */
+class Errands {
+  readonly #running: Running;
+  readonly #isService: boolean;
+  failures = 0;
+  /** How many a signal now would cut off. */
+  #awaited = 0;
+
+  constructor(running: Running) {
+    this.#running = running;
+    this.#isService = running.terminal.isInteractive || running.options.stay;
+  }
+
+  get code(): number {
+    return this.failures > 0 ? 1 : 0;
+  }
+
+  /** To tell a service to end is no failure of it. */
+  codeAt(signal: NodeJS.Signals): number {
+    if (this.#awaited > 0) return 128 + constants.signals[signal];
+    return this.#isService ? 0 : this.code;
+  }
+
+  /** Does what someone waits for the end of. */
+  async awaiting<T>(work: Promise<T>): Promise<T> {
+    this.#awaited++;
+    try {
+      return await work;
+    } finally {
+      this.#awaited--;
+    }
+  }
+
+  /** Tells and counts what is the user's, or the network's, failure. */
+  async attempt(work: () => Promise<void>): Promise<void> {
+    const { participant, prompt } = this.#running;
     try {
       await work();
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
       if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
-      failures++;
+      this.failures++;
       // What we have ended ourselves need not be told.
-      if (!(error instanceof ToldError || participant.hasQuit))
-        prompt.event({ event: "error", message: error.message });
+      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
     }
-  };
-  const code = () => (failures > 0 ? 1 : 0);
-  const forwarded = options.forward.map((spec) => uses.forward(spec)); // whoever connects now waits for the link
-  await attempt(() => participant.join());
-  if (failures > 0) return 1;
-  for (const rule of options.allow) uses.allow(rule);
-  if (options.accept !== undefined) uses.acceptInto(options.accept);
-  for (const peer of new Set(forwarded)) void keepLinked(participant, peer);
-  if (options.nat) {
-    await attempt(async () => prompt.nat(await participant.nat()));
-    return code();
   }
-  if (options.pipe) {
-    await attempt(() => pipeThrough(running, options.pipe!));
-    return code();
-  }
-  const connecting = Promise.all(options.connect.map((peer) => attempt(() => beginLink(participant, peer))));
-  if (options.send.length > 0) {
-    await connecting;
-    if (failures === 0)
-      await attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
-    if (!options.stay || failures > 0) return code();
-  }
-  const run = (line: string) => attempt(() => prompt.run(line, participant, uses));
+}
+
+/** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
+async function live(running: Running, errands: Errands): Promise<number> {
+  const { terminal, options, participant } = running;
+  const { nat, pipe, send, connect, stay } = options;
+  const isScript = !terminal.isInteractive && !stay;
+  const wantsResult = nat || pipe !== undefined || send.length > 0 || (isScript && connect.length > 0);
+  const beginning = begin(running, errands);
+  if (!(await (wantsResult ? errands.awaiting(beginning) : beginning))) return errands.code;
+  const run = (line: string) => errands.attempt(() => running.prompt.run(line, running));
   if (terminal.isInteractive) {
     await converse(participant, terminal, run);
     return 0;
   }
-  await connecting;
   for await (const line of terminal.lines()) {
-    if (isQuit(line)) return code();
-    if (line.trim() !== "") await run(line);
+    if (isQuit(line)) return errands.code;
+    if (line.trim() !== "") await errands.awaiting(run(line));
   }
-  if (options.stay) await new Promise<never>(() => {});
-  return code();
+  if (stay) await new Promise<never>(() => {});
+  return errands.code;
 }
 
-/** The first link with a peer that is to be kept; rejects when it fails, and tries again all the same. */
-async function beginLink(participant: Participant, peer: string): Promise<void> {
-  try {
-    await participant.waitFor(peer);
-    if (!participant.linkWith(peer)) await participant.connect(peer);
-  } finally {
-    void keepLinked(participant, peer);
+/** What the command line asks for; returns whether anything may follow. */
+async function begin(running: Running, errands: Errands): Promise<boolean> {
+  const { participant, uses, keep, joined, prompt, terminal, options } = running;
+  for (const spec of options.forward) keepFor(uses.forward(spec), keep); // whoever connects now waits for the link
+  await errands.attempt(() => participant.join());
+  if (errands.failures > 0) return false;
+  joined.resolve();
+  for (const rule of options.allow) uses.allow(rule);
+  if (options.accept !== undefined) uses.acceptInto(options.accept);
+  if (options.nat) {
+    await errands.attempt(async () => prompt.nat(await participant.nat()));
+    return false;
   }
+  if (options.pipe) {
+    await errands.attempt(() => pipeThrough(running, options.pipe!));
+    return false;
+  }
+  const connecting = Promise.all(
+    options.connect.map((peer) => errands.attempt(() => keep.keep(peer, "--connect"))),
+  );
+  if (options.send.length > 0) {
+    await connecting;
+    if (errands.failures === 0)
+      await errands.attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
+    return options.stay && errands.failures === 0;
+  }
+  if (!terminal.isInteractive) await connecting;
+  return true;
+}
+
+/** A forward wants the link of its peer, whether or not there can be one now. */
+function keepFor({ peer, listen }: Forwarding, keep: Keep): void {
+  keep.keep(peer, listen).catch(() => {}); // it is told as it happens
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
@@ -2079,24 +2173,6 @@ async function pipeThrough(
     terminal.status([]);
   }
   terminal.story(`${moved()}: confirmed`);
-}
-
-/** A link that ends is made again, until we end it ourselves. What goes wrong meanwhile is told as it happens. */
-async function keepLinked(participant: Participant, word: string): Promise<void> {
-  let pauseMs = firstRejoinMs;
-  while (!participant.hasQuit) {
-    const startedAt = performance.now();
-    try {
-      await participant.waitFor(word);
-      const link = participant.linkWith(word) ?? (await participant.connect(word));
-      if ((await link.ended) === "disconnected") return;
-    } catch (error) {
-      if (!(error instanceof UserError)) throw error;
-    }
-    const hasLasted = performance.now() - startedAt >= maxReconnectMs;
-    pauseMs = hasLasted ? firstRejoinMs : Math.min(maxReconnectMs, pauseMs * 2);
-    await Bun.sleep(pauseMs * (0.5 + Math.random()));
-  }
 }
 
 /** Commands from a person run beside each other. */

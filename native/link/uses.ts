@@ -63,6 +63,12 @@ export interface From {
   purpose: Purpose;
 }
 
+/** A forward that was made or taken back: where it listens, and whose link it wants. */
+export interface Forwarding {
+  listen: string;
+  peer: string;
+}
+
 /** A forward as the table shows it. */
 export interface ForwardRow {
   listen: string;
@@ -85,7 +91,7 @@ export interface Transfer {
 }
 
 export interface UsesOptions {
-  /** The link with that peer, as soon as there is one. */
+  /** The link with that peer, as soon as there is one; rejects where none is sought. */
   link: (peer: string) => Link | Promise<Link>;
   /** Whether the room is one that only those can enter who know its words. */
   isPrivate: () => boolean;
@@ -136,8 +142,8 @@ export class Uses {
 
   // --- forwards ------------------------------------------------------------------------------------------
 
-  /** Listens at once, as `[BIND:]PORT:PEER:[HOST:]PORT` says; returns the peer. */
-  forward(text: string): string {
+  /** Listens at once, as `[BIND:]PORT:PEER:[HOST:]PORT` says. */
+  forward(text: string): Forwarding {
     const { listen, peer, target } = specified(() => parseForward(text));
     const name = formatTarget(target);
     let forward: Forward;
@@ -155,16 +161,17 @@ export class Uses {
     const at = formatHostPort(forward.listen.bind, forward.listen.port);
     this.#forwards.set(at, { forward, peer });
     this.#options.onEvent({ event: "forwarding", listen: at, name: peer, target: name });
-    return peer;
+    return { listen: at, peer };
   }
 
-  unforward(text: string): void {
+  unforward(text: string): Forwarding {
     const { bind, port } = specified(() => parseListen(text));
     const at = formatHostPort(bind, port);
     const found = this.#forwards.get(at);
     if (!found) throw new UserError(`nothing is forwarded from ${at}; \`forwards\` shows what is`);
     found.forward.close();
     this.#forwards.delete(at);
+    return { listen: at, peer: found.peer };
   }
 
   get forwards(): ForwardRow[] {
