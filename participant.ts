@@ -20,6 +20,7 @@ import {
   prove,
   roomOf,
   secretRoom,
+  type Member,
   type Room,
 } from "./native/link/room.ts";
 import type { Pipe } from "./native/link/pipe.ts";
@@ -247,6 +248,8 @@ class Registration implements Ground {
   readonly port: PunchPort;
   readonly control: ControlChannel;
   readonly credentials: Credentials;
+  readonly self: Member;
+  readonly bondKey: Uint8Array;
   readonly since = performance.now();
   behaviour: MappingBehaviour | undefined = undefined;
   portMapping: PortMapping | undefined = undefined;
@@ -255,9 +258,17 @@ class Registration implements Ground {
   roundTripMs: number | undefined = undefined;
   clampsSegments = false;
 
-  constructor(control: ControlChannel, message: Registered, credentials: Credentials, takesRelay: boolean) {
+  constructor(
+    control: ControlChannel,
+    message: Registered,
+    credentials: Credentials,
+    { self, bondKey }: Pick<Ground, "self" | "bondKey">,
+    takesRelay: boolean,
+  ) {
     const { address } = splitEndpoint(control.remote);
     this.control = control;
+    this.self = self;
+    this.bondKey = bondKey;
     this.introducer = control.remote;
     this.credentials = credentials;
     this.takesRelay = takesRelay;
@@ -386,6 +397,7 @@ export class Participant {
       returning: (peer) => this.#endIfRestarted(peer),
       changed: (peer) => {
         this.#forgetIfGone(peer);
+        if (peer.link) for (const other of this.#peers.values()) this.#endIfRestarted(other);
         this.#arrived();
       },
       admit: (peer) => this.#admit(peer),
@@ -688,11 +700,9 @@ export class Participant {
 
   #introduceOurselves(control: ControlChannel, room: Room): void {
     const { direct } = this.options;
-    const name = this.#name;
     const overLoopback = scopeOf(control.remote) === "loopback";
     const peers = [...this.#peers.values()];
-    const { fingerprint } = this.#identity;
-    const { instance } = this.#surroundings;
+    const { fingerprint, name } = this.#member;
     control.send({
       type: "register",
       version: protocolVersion,
@@ -700,11 +710,17 @@ export class Participant {
       room: room.id,
       instance: this.#instance,
       fingerprint,
-      ...(room.key && { proof: prove(room.key, { fingerprint, name, instance }) }),
+      ...(room.key && { proof: prove(room.key, this.#member) }),
       ...(direct && { direct }),
       private: hostCandidates(control.localAddress, control.port, overLoopback),
       links: peers.flatMap(({ instance, link }) => (link ? [{ peer: instance, route: link.route }] : [])),
     });
+  }
+
+  /** Ourselves, as others shall believe it. */
+  get #member(): Member {
+    const { fingerprint } = this.#identity;
+    return { fingerprint, name: this.#name, instance: this.#surroundings.instance };
   }
 
   #isCurrent(attempt: JoinAttempt): boolean {
@@ -820,7 +836,9 @@ export class Participant {
 
   #beginRegistration(control: ControlChannel, message: Registered): void {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
-    this.#state.registration = new Registration(control, message, this.#credentials, !this.options.direct);
+    const ours = { self: this.#member, bondKey: this.#room!.bondKey };
+    const takesRelay = !this.options.direct;
+    this.#state.registration = new Registration(control, message, this.#credentials, ours, takesRelay);
     this.#snapshot = [];
     const { id, name, public: observed, private: candidates } = message;
     const room = this.#room!.words;
@@ -907,13 +925,15 @@ export class Participant {
 
   /**
    * A link without a channel whose peer is gone, while another program of the same name and certificate is here: it was
-   * started anew, and the new one knows nothing of the link.
+   * started anew, if that one proves to be what it seems, and the new one knows nothing of the link.
    */
   #endIfRestarted(peer: RemotePeer): void {
     if (!peer.isReturning || peer.isPresent) return;
     const isSuccessor = (other: RemotePeer) =>
       other !== peer && other.isPresent && other.fingerprint === peer.fingerprint && other.name === peer.name;
-    if ([...this.#peers.values()].some(isSuccessor)) peer.restarted();
+    const successors = [...this.#peers.values()].filter(isSuccessor);
+    if (successors.some(({ link }) => link)) return peer.restarted();
+    for (const successor of successors) successor.askAfter(peer.link!);
   }
 
   #admit({ instance, row }: RemotePeer): Unasked | undefined {
@@ -1008,7 +1028,7 @@ export class Participant {
       void verify(registration.port.port, endpoint, token);
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.#identity.fingerprint);
+    this.#rehearsed ??= rehearse(this.#credentials, this.#member);
     await this.#rehearsed;
     rehearseCandidates(registration);
     const { last, ...behaviour } = await measuring;

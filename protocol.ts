@@ -12,11 +12,11 @@
  *       │ ◄──────────── registered, peers │ joined ──────────────────────► │
  *       │ connect ─────────────────────► │
  *       │ ◄─────────────────────── punch │ punch ───────────────────────► │
- *       │ ◄═══════ TCP simultaneous open, TLS 1.3, nominate ══════════► │
+ *       │ ◄════ TCP simultaneous open, TLS 1.3, nominate, nominated ══► │
  *       │ linked ──────────────────────► │ ◄─────────────────────── linked │
  *
- * Punched connection (participant ↔ participant): TLS 1.3 with both certificates, inside it JSON lines as
- * above, of which `nominate` is the first.
+ * Punched connection (participant ↔ participant): TLS 1.3 with both certificates, inside it a JSON line of each,
+ * `nominate` and `nominated`, and then frames (native/link/frame.ts).
  *
  * Endpoints are written `203.0.113.7:40000` and `[2001:db8::7]:40000`.
  */
@@ -540,10 +540,14 @@ export const byeReasons = ["disconnected", "quit", "replaced"] as const;
 export type ByeReason = (typeof byeReasons)[number];
 
 /**
- * Between two participants inside TLS, on a connection that is to become a carrier: sent once by the controlling side, on
- * the one that both shall keep; `token` is that of the punch.
+ * Between two participants inside TLS, on a connection that is to become a carrier. Each `proof` is bound to the room, both
+ * programs and this connection (native/link/room.ts).
  */
-export type ToPeer = { type: "nominate"; token: string };
+export type ToPeer =
+  /** Sent once by the controlling side, on the connection that both shall keep; `token` is that of the punch. */
+  | { type: "nominate"; token: string; proof: string }
+  /** The answer. Until it has come, nothing of the link counts that was nominated. */
+  | { type: "nominated"; proof: string };
 
 /** Between two linked participants, on the stream of lines of their link. */
 export type LinkLine =
@@ -836,7 +840,7 @@ const toParticipant: Table<ToParticipant> = {
   bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) } as Table<ToParticipant>["bye"],
 };
 
-const toPeer: Table<ToPeer> = { nominate: { token } };
+const toPeer: Table<ToPeer> = { nominate: { token, proof }, nominated: { proof } };
 
 const linkLine: Table<LinkLine> = {
   say: { id: count, text: message },

@@ -286,7 +286,15 @@ const goldenToParticipant: Golden<ToParticipant> = {
 };
 
 const goldenToPeer: Golden<ToPeer> = {
-  nominate: [[{ type: "nominate", token }, `{"type":"nominate","token":"00112233445566778899aabbccddeeff"}`]],
+  nominate: [
+    [
+      { type: "nominate", token, proof: "ab".repeat(32) },
+      `{"type":"nominate","token":"00112233445566778899aabbccddeeff","proof":"${"ab".repeat(32)}"}`,
+    ],
+  ],
+  nominated: [
+    [{ type: "nominated", proof: "ab".repeat(32) }, `{"type":"nominated","proof":"${"ab".repeat(32)}"}`],
+  ],
 };
 
 const goldenLinkLine: Golden<LinkLine> = {
@@ -386,7 +394,7 @@ test("a message of the other direction is refused", () => {
     ["nominate to a participant", () => parseToParticipant(`{"type":"nominate"}`)],
     ["connect to a peer", () => parseToPeer(`{"type":"connect","peer":2}`)],
     ["a text before the nomination", () => parseToPeer(encode({ type: "say", id: 1, text: "hello" }))],
-    ["a nomination on a link", () => parseLinkLine(encode({ type: "nominate", token }))],
+    ["a nomination on a link", () => parseLinkLine(`{"type":"nominate","token":"${token}"}`)],
     ["what was the end of a link once", () => parseLinkLine(`{"type":"bye","reason":"quit"}`)],
   ];
   for (const [what, run] of rows) expect([what, refusalOf(run).code]).toEqual([what, "unknown-type"]);

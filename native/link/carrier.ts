@@ -22,7 +22,10 @@ import {
 export interface Carrier {
   /** SHA-256 of the certificate that the peer has shown, 64 hex digits. */
   readonly peer: string;
-  /** Bytes taken that the kernel has not taken yet. Only when there are none does the session write again. */
+  /**
+   * Bytes taken that the kernel has not taken yet. Only when there are none does the session write again, but for its
+   * hello. Not 0, either, while the peer has not proved itself, and nothing comes till then.
+   */
   readonly queuedBytes: number;
   /** How many bytes one write should have, at most 64 KiB: what the connection takes in a few milliseconds. */
   readonly batchBytes: number;

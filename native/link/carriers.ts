@@ -213,8 +213,9 @@ export class Carriers {
     this.#isOurEpoch = true;
     const status = this.isConfirmed ? resumeStatus.known : resumeStatus.begin;
     this.#sayHello(attachment, frame.resume, status, attachment.epoch);
-    // The peer can't have anything of a session that begins: its word need not be waited for.
-    if (!this.isConfirmed && !this.#current) this.#moveTo(attachment, 0);
+    // The peer can't have anything of a session that begins: its word need not be waited for. A later carrier's must,
+    // for the first may have brought that the peer has it.
+    if (!this.isConfirmed && this.soFar === 0) this.#moveTo(attachment, 0);
   }
 
   #sayHello(attachment: Attachment, type: number, status: number, epoch: number): void {

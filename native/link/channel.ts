@@ -1,8 +1,9 @@
 /**
  * TLS 1.3 with both certificates (RFC 8446), agreed on its purpose (RFC 7301), on one connected descriptor, which
- * {@link Channel} owns from the moment it is made. Until one side nominates it (RFC 8445 §8.1.1) it carries one line;
- * from then on it is a session's carrier. It never knows the introducer, prints, or decides who the peer should be:
- * whoever opened the channel compares the fingerprint. For native/punch/ and native/link/.
+ * {@link Channel} owns from the moment it is made. Until one side nominates it (RFC 8445 §8.1.1) and both have proved
+ * that they are of one room, it carries one line each way; from then on it is a session's carrier. It never knows the
+ * introducer, prints, or decides who the peer should be: whoever opened the channel compares the fingerprint, and says
+ * what is to be proved. For native/punch/ and native/link/.
  */
 import type * as net from "node:net";
 import type * as tls from "node:tls";
@@ -11,14 +12,20 @@ import { isAcknowledged, limitUnsent, tuneForCarrier } from "../libc.ts";
 import { closedThere, inWords, type Socket } from "../socket.ts";
 import type { Carrier } from "./carrier.ts";
 import type { Identity } from "./identity.ts";
+import { isBondProved, proveBond, type Bond } from "./room.ts";
 
 /** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
 const finishTimeoutMs = 1_000;
 const acknowledgeTimeoutMs = 1_000;
 /** How often an ending channel asks for that. */
 const ackPollMs = 2;
-/** A nomination is one short line. */
+/** A nomination is one short line, and so is its answer. */
 const maxNominationBytes = 256;
+const openingBrace = "{".charCodeAt(0);
+/** How long the answer may take; the other side gives it as the nomination comes. */
+const proofTimeoutMs = 5_000;
+/** RFC 5705 §4: the label is this use's own. */
+const exporter = { bytes: 32, label: "EXPORTER-tcp-hole-punching-link-2" };
 /**
  * What waits in the kernel delays every small frame behind it: no more than the path takes in {@link unsentMs}, measured
  * over so many bytes or so long. On a fast path less would only wake us more often.
@@ -91,8 +98,12 @@ export class Channel implements Carrier {
   peer = "";
   /** Resolves when it is closed: from then on the same endpoints can be used again. */
   readonly closed: Promise<void>;
-  /** The peer's nomination. What follows it comes as data, after this returns. */
+  /** What both ends must prove; set before the nomination, by whoever has compared the certificate. */
+  bond: Bond | undefined;
+  /** The peer's nomination, with its proof. What follows it comes as data, after this returns. */
   onNominated: (token: string) => void = () => {};
+  /** The peer's answer to ours: it has proved itself. Until then nothing comes, and only a first write goes. */
+  onProved: () => void = () => {};
   onData: (chunk: Buffer) => void = () => {};
   onWritten: () => void = () => {};
   /** Called once, with the reason in plain words. */
@@ -105,8 +116,9 @@ export class Channel implements Carrier {
   /** Whether the other end did not say or show what it should have. */
   isRejected = false;
   #purpose: string | undefined;
-  /** What has come of the nomination; undefined once it is over. */
+  /** What has come of the nomination or its answer; undefined once the peer has proved itself by it. */
   #line: Buffer | undefined = Buffer.alloc(0);
+  #unproved: NodeJS.Timeout | undefined;
   #isClosed = false;
   readonly #whenClosed = Promise.withResolvers<void>();
   #closing: NodeJS.Timeout | undefined;
@@ -145,8 +157,14 @@ export class Channel implements Carrier {
     return !this.#isClosed;
   }
 
+  /** Never 0 while the peer has not proved itself. */
   get queuedBytes(): number {
-    return this.#tls.writableLength;
+    return Math.max(this.#tls.writableLength, this.isProved || this.#isClosed ? 0 : 1);
+  }
+
+  /** Whether the peer has proved that this connection is one of our room, to its program. */
+  get isProved(): boolean {
+    return this.#line === undefined;
   }
 
   get batchBytes(): number {
@@ -156,8 +174,8 @@ export class Channel implements Carrier {
   /** The peer shall keep this one, and close all others of that punch. */
   nominate(token: string): void {
     if (this.#isClosed) return;
-    this.#line = undefined;
-    this.#tls.write(encode({ type: "nominate", token }));
+    this.#tls.write(encode({ type: "nominate", token, proof: this.#proof() }));
+    this.#unproved = setTimeout(() => this.reject("it did not prove to be of the room"), proofTimeoutMs);
     this.#tune();
   }
 
@@ -243,23 +261,59 @@ export class Channel implements Carrier {
     if (this.#line === undefined) return this.onData(chunk);
     const lf = chunk.indexOf(10);
     const end = lf < 0 ? chunk.length : lf + 1;
-    if (this.#line.length + end > maxNominationBytes) return this.reject("it sent no nomination first");
+    const isNone = this.#line.length === 0 && chunk[0] !== openingBrace;
+    if (isNone || this.#line.length + end > maxNominationBytes)
+      return this.reject("it sent no nomination first");
     this.#line = Buffer.concat([this.#line, chunk.subarray(0, end)]);
     if (lf < 0) return;
-    this.#nominated(this.#line.toString());
+    this.#introduced(this.#line.toString());
     const rest = chunk.subarray(end);
     if (rest.length > 0 && !this.#isClosed) this.onData(rest);
   }
 
-  #nominated(line: string): void {
-    this.#line = undefined;
+  /** The peer's one line: only the nomination, or only the answer to ours. */
+  #introduced(line: string): void {
     try {
-      this.onNominated(parseToPeer(line).token);
-      this.#tune();
+      const message = parseToPeer(line);
+      if (!this.#isBound(message.proof)) return this.reject("its proof that it is of the room is wrong");
+      if (message.type === "nominate") this.#nominated(message.token);
+      else this.#answered();
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       this.reject(`its nomination is none: ${error.message}`);
     }
+  }
+
+  #nominated(token: string): void {
+    if (this.role === "controlling") return this.reject("it nominated what is ours to nominate");
+    this.#line = undefined;
+    this.onNominated(token);
+    if (this.#isClosed) return;
+    // Before all that the session says.
+    this.#tls.write(encode({ type: "nominated", proof: this.#proof() }));
+    this.#tune();
+  }
+
+  #answered(): void {
+    if (this.#unproved === undefined) return this.reject("it answered what nobody had said");
+    clearTimeout(this.#unproved);
+    this.#line = undefined;
+    this.onProved();
+    if (!this.#isClosed && this.#tls.writableLength === 0) this.onWritten();
+  }
+
+  #proof(): string {
+    if (!this.bond) throw new Error("a nomination without anything to prove");
+    return proveBond(this.bond, this.role, "self", this.#exported());
+  }
+
+  #isBound(proof: string): boolean {
+    return this.bond !== undefined && isBondProved(this.bond, this.role, this.#exported(), proof);
+  }
+
+  /** The same at both ends of this connection, and at no other. */
+  #exported(): Uint8Array {
+    return this.#tls.exportKeyingMaterial(exporter.bytes, exporter.label, Buffer.alloc(0));
   }
 
   #tune(): void {
@@ -278,7 +332,7 @@ export class Channel implements Carrier {
 
   /** Nothing is told any more. */
   #silence(): void {
-    this.onNominated = this.onData = this.onWritten = this.onClose = () => {};
+    this.onNominated = this.onProved = this.onData = this.onWritten = this.onClose = () => {};
   }
 
   /**
@@ -300,6 +354,7 @@ export class Channel implements Carrier {
     this.#isClosed = true;
     clearInterval(this.#closing);
     clearTimeout(this.#giveUp);
+    clearTimeout(this.#unproved);
     this.#tls.destroy();
     this.#raw.destroy();
     this.#whenClosed.resolve();

@@ -25,7 +25,7 @@
  * A hello is version u8, status u8, epoch u32, session id (16 bytes), frames processed u64.
  */
 
-export const linkVersion = 1;
+export const linkVersion = 2;
 export const headerBytes = 8;
 /** Payload of one `data` frame. Pieces are handed on as they come, so this bounds no buffer, only a turn. */
 export const maxDataBytes = 64 * 1024;

@@ -36,6 +36,8 @@ import type { Stream } from "./stream.ts";
 const maxPastSessions = 4;
 /** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
 const maxPastTokens = 16;
+/** How often we ask anew because the peer was mistaken about who we are. */
+const maxRefusals = 2;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
 /** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
@@ -101,15 +103,17 @@ export interface PeerRow {
 }
 
 /**
- * `untrusted`: its proof is wrong. `punching`: being introduced. `agreeing`: it has nominated a channel, and has yet to
- * say which link that is for. `returning`: linked, without a channel. What is not linked, and whose last punch failed,
+ * `untrusted`: its proof is wrong. `punching`: being introduced. `agreeing`: a channel is nominated, on which it has yet to
+ * say which link that is for, or to prove itself. `returning`: linked, without a channel. What is not linked, and whose last punch failed,
  * is `failed`.
  */
 export type PeerState = "untrusted" | "known" | "punching" | "agreeing" | "linked" | "returning" | "failed";
 
-/** A channel that the peer has nominated, until it says which link it is for. */
+/** A nominated channel, until the peer has spoken on it: said which link it is for or, on ours, proved itself. */
 interface Agreement {
   readonly token: string;
+  /** Ours, and what is to be a link with it, which is none to anyone until then. All of a peer are for the same. */
+  readonly proposal?: { channel: Channel; link: Link };
   /** Closes the channel, without a word. */
   end(): void;
 }
@@ -158,7 +162,7 @@ export interface PeerSurroundings {
   threw(peer: RemotePeer, error: unknown): void;
   /** Resolves once our mapping has been measured anew: it may have become one that can be punched. */
   measureAnew(): Promise<void>;
-  /** A link has lost its channel. */
+  /** A link has no channel; said again while its peer is not in the room. */
   returning(peer: RemotePeer): void;
   /** There is a link now, or no longer, or none came about. */
   changed(peer: RemotePeer): void;
@@ -171,6 +175,10 @@ export class RemotePeer {
   #isPresent = true;
   #lastSeenAt = Date.now();
   #life: Life = { is: "apart", failure: undefined };
+  /** The link of an earlier program that the introduction under way is about, unless somebody wants a link with this one. */
+  #predecessor: Link | undefined;
+  /** Of our wish for a link, by a peer that went on with one it had with an earlier program of ours. */
+  #refusals = 0;
   /** Why its proof is not believed. */
   readonly distrust: string | undefined;
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
@@ -311,6 +319,16 @@ export class RemotePeer {
     this.link?.abandon("peer-restarted", "");
   }
 
+  /**
+   * Has this one say whether that link, of a program of its name and certificate, is over. That it is listed proves
+   * nothing: what it registered with may be somebody's copy of what an earlier run did.
+   */
+  askAfter(predecessor: Link): void {
+    if (this.distrust !== undefined || !this.isIdle) return;
+    this.#predecessor = predecessor;
+    this.#introduce()?.ask(true);
+  }
+
   #absent(): void {
     if (this.#isPresent) this.#lastSeenAt = Date.now();
     this.#isPresent = false;
@@ -389,7 +407,11 @@ export class RemotePeer {
 
   /** What a link does to live on is its own business. */
   #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
-    if (!this.link || this.#isTold) this.#emit({ event: "punching", ...round });
+    if ((!this.link && !this.#isQuiet) || this.#isTold) this.#emit({ event: "punching", ...round });
+  }
+
+  get #isQuiet(): boolean {
+    return this.#predecessor !== undefined && this.#waiting.length === 0;
   }
 
   // --- what the user wants of it -------------------------------------------------------------------------
@@ -480,8 +502,53 @@ export class RemotePeer {
     if (this.#surroundings.hasQuit) return channel.destroy();
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") return this.#agree(channel, nominated);
-    if (this.link) this.link.attach(channel);
-    else this.#linked(new Link(channel, this.#linkOptions("controlling")), channel, nominated);
+    if (this.link) return this.link.attach(channel);
+    const predecessor = this.#isQuiet ? this.#predecessor : undefined;
+    this.#predecessor = undefined;
+    if (predecessor?.isReturning) predecessor.attach(channel);
+    else this.#propose(channel, nominated);
+  }
+
+  /** Begins, in one flight with the nomination, what is a link once the peer has proved itself. */
+  #propose(channel: Channel, nominated: Nominated): void {
+    const { token } = nominated;
+    const before = this.#proposed;
+    before?.attach(channel);
+    const link = before ?? new Link(channel, this.#linkOptions("controlling"));
+    const agreement: Agreement = { token, proposal: { channel, link }, end: () => this.#withdraw() };
+    this.#become({ agreements: [...this.#agreements, agreement] });
+    channel.onProved = () => this.#proved(channel, nominated);
+  }
+
+  get #proposed(): Link | undefined {
+    return this.#agreements.find(({ proposal }) => proposal)?.proposal?.link;
+  }
+
+  /** By whichever channel came first. */
+  #proved(channel: Channel, nominated: Nominated): void {
+    const link = this.#proposed;
+    this.#become({ agreements: this.#agreements.filter(({ proposal }) => !proposal) });
+    if (link) this.#linked(link, channel, nominated);
+  }
+
+  /** What we have proposed comes to nothing; its channels are closed. */
+  #withdraw(): Agreement[] {
+    const link = this.#proposed;
+    const [ours, theirs] = [true, false].map((is) =>
+      this.#agreements.filter(({ proposal }) => (proposal !== undefined) === is),
+    );
+    this.#become({ agreements: theirs! });
+    link?.abandon("disconnected", "");
+    return ours!;
+  }
+
+  /** All channels ended on which the peer could have proved itself. */
+  #unproved(detail: string): void {
+    const proposals = this.#withdraw();
+    const isRejected = proposals.some(({ proposal }) => proposal?.channel.isRejected);
+    const reason = isRejected ? "authentication-failed" : "handshake-cut";
+    for (const { token } of proposals) this.#tell({ type: "failed", peer: this.id, token, reason });
+    if (proposals.length > 0 && this.isIdle) this.#failed(reason, detail);
   }
 
   /** Until the peer has spoken on it, or it is closed, the channel is part of our state: it may become a link. */
@@ -507,15 +574,17 @@ export class RemotePeer {
   }
 
   #offered(channel: Channel, offer: Offer, nominated: Nominated): void {
-    switch (judgeOffer(offer, this.link?.session, this.#peer.fingerprint)) {
+    const held = this.link ?? this.#proposed;
+    switch (judgeOffer(offer, held?.session, this.#peer.fingerprint)) {
       case "resume":
-        return this.link!.accept(offer);
+        this.#proved(channel, nominated);
+        return held!.accept(offer);
       case "refuse":
         refuseOffer(
           offer,
           this.#pastSessions.includes(offer.hello.sessionId) ? resumedStatus.over : resumedStatus.unknown,
         );
-        return this.#unoffered("the peer goes on with a link that is not known here");
+        return this.#mistaken(nominated);
       case "begin":
         return this.#begin(channel, offer, nominated);
     }
@@ -523,6 +592,7 @@ export class RemotePeer {
 
   #begin(channel: Channel, offer: Offer, nominated: Nominated): void {
     // What is held is over at the peer: that is told first.
+    this.#withdraw();
     this.link?.abandon("replaced", "");
     const link = new Link(channel, this.#linkOptions("controlled"), offer.hello.sessionId);
     this.#linked(link, channel, nominated);
@@ -530,21 +600,31 @@ export class RemotePeer {
     link.accept(offer);
   }
 
+  /** It has learnt that we are another program than it was linked with; from now on it can be linked with us. */
+  #mistaken({ token }: Nominated): void {
+    this.#decline(token);
+    const isWanted = this.#waiting.length > 0 && this.isIdle;
+    if (isWanted && ++this.#refusals > maxRefusals)
+      return this.#unoffered("the peer goes on with a link that is not known here");
+    if (isWanted) this.#introduce()?.ask(true);
+  }
+
   #linkOptions(role: Role): LinkOptions {
     const owner: LinkOwner = {
       said: (text) => this.#emit({ event: "said", text }),
       stream: (stream, purpose) => this.#surroundings.stream(this, stream, purpose),
       threw: (error) => this.#surroundings.threw(this, error),
-      broken: (reason) => this.#broken(reason),
+      broken: (reason) => (this.link ? this.#broken(reason) : this.#unproved(reason)),
       looksDead: () => this.#seeker.want("soon", this.#isFirst),
       moved: (channel, gapMs) => this.#moved(channel, gapMs),
-      ended: (reason, detail) => this.#unlinked(reason, detail),
+      ended: (reason, detail) => (this.link ? this.#unlinked(reason, detail) : this.#unproved(detail)),
     };
     return { role, fingerprint: this.#peer.fingerprint, keepMs: this.#surroundings.keepMs, owner };
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {
     this.#become({ link });
+    this.#refusals = 0;
     const { route, local, remote } = channel;
     // First, or what the user does about it could reach the introducer before it.
     this.#tell({ type: "linked", peer: this.id, token, route, local, remote });
@@ -608,7 +688,11 @@ export class RemotePeer {
 
   #seek(): void {
     const link = this.link;
-    if (!link?.isOpen || this.#introduction || !this.#isPresent) return;
+    if (!link?.isOpen || this.#introduction) return;
+    if (!this.#isPresent) {
+      if (link.isReturning) this.#surroundings.returning(this);
+      return this.#seeker.again();
+    }
     const isInNeed = link.isReturning || link.looksDead;
     if (isInNeed) return void this.#introduce()?.ask(true);
     if (link.route !== "relay" || this.#seeker.wanted === "soon") {
@@ -622,8 +706,10 @@ export class RemotePeer {
   }
 
   #introduced(failure: { reason: FailureReason; detail: string } | undefined): void {
+    const isQuiet = this.#isQuiet;
+    if (failure) this.#predecessor = undefined;
     this.#become({ introduction: undefined });
-    if (this.link || !failure) return this.#seeker.again();
+    if (this.link || !failure || isQuiet) return this.#seeker.again();
     if (this.#agreements.length === 0) this.#failed(failure.reason, failure.detail);
   }
 

@@ -9,11 +9,13 @@ import {
   Refusal,
   relayOfferMs,
   type Endpoint,
+  type FailureReason,
   type Role,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
 import { connectShared, type Socket } from "../socket.ts";
 import { adopt, Channel, type Connection, type Credentials, type Side } from "./channel.ts";
+import type { Bond } from "./room.ts";
 
 /** How long the introducer may take to accept, and then the peer to shake hands and nominate. */
 const connectTimeoutMs = 5_000;
@@ -30,12 +32,12 @@ export interface RelayOptions {
   role: Role;
   /** Under which name both ends know the channel's purpose: derived from the token, as that of a punch. */
   purpose: string;
-  /** SHA-256 of the certificate that the peer must show. */
-  fingerprint: string;
+  /** Whose certificate it must be, and what is to be proved. */
+  bond: Bond;
   credentials: Credentials;
   /** Exactly one of these two is called, once, unless it is aborted before: the nominated channel, or why there is none. */
   onChannel(channel: Channel): void;
-  onFailed(reason: string): void;
+  onFailed(detail: string, reason: FailureReason): void;
 }
 
 /** A connection to the introducer on which nothing was said; undefined when none could be made. Never rejects. */
@@ -119,13 +121,14 @@ export class RelayAttempt {
   }
 
   #secure(): void {
-    const { role, token, purpose, fingerprint, credentials } = this.#options;
+    const { role, token, purpose, bond, credentials } = this.#options;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), handshakeTimeoutMs);
     const side: Side =
       role === "controlling" ? { role, offers: [purpose] } : { role, expects: (one) => one === purpose };
     const channel = new Channel(this.#connection!, "relay", side, credentials);
     this.#channel = channel;
+    channel.bond = bond;
     channel.onClose = (reason) => this.#fail(reason);
     channel.onNominated = (named) => {
       if (named === token && role === "controlled") this.#nominated(channel);
@@ -133,7 +136,8 @@ export class RelayAttempt {
     };
     channel.secured.then(
       (shown) => {
-        if (shown !== fingerprint) return channel.reject("it showed another certificate than the peer's");
+        if (shown !== bond.peer.fingerprint)
+          return channel.reject("it showed another certificate than the peer's");
         if (role === "controlled" || this.#isOver) return;
         channel.nominate(token);
         this.#nominated(channel);
@@ -143,14 +147,14 @@ export class RelayAttempt {
   }
 
   #nominated(channel: Channel): void {
-    if (channel.peer !== this.#options.fingerprint) return channel.reject("it is not the peer");
+    if (channel.peer !== this.#options.bond.peer.fingerprint) return channel.reject("it is not the peer");
     if (this.#end()) this.#options.onChannel(channel);
   }
 
-  #fail(reason: string): void {
+  #fail(detail: string): void {
     if (!this.#end()) return;
     this.#close();
-    this.#options.onFailed(reason);
+    this.#options.onFailed(detail, this.#channel?.isRejected ? "authentication-failed" : "relay-failed");
   }
 
   /** Whether this was its end. */

@@ -25,6 +25,7 @@ import {
 } from "../../protocol.ts";
 import { hostAddresses } from "../interfaces.ts";
 import type { Channel, Credentials } from "../link/channel.ts";
+import type { Bond, Member } from "../link/room.ts";
 import { RelayAttempt, reserve, type Reservation } from "../link/relay.ts";
 import { descriptorLimit } from "../socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
@@ -54,6 +55,9 @@ export interface Ground {
   readonly id: number;
   readonly introducer: Endpoint;
   readonly credentials: Credentials;
+  /** Ourselves, as the room knows us, and what connections of that room must prove to have. */
+  readonly self: Member;
+  readonly bondKey: Uint8Array;
   /** Whether we let ourselves be relayed. */
   readonly takesRelay: boolean;
   readonly port: PunchPort;
@@ -94,7 +98,12 @@ export interface IntroductionOptions {
   /** A nominated channel: maybe a relayed one first, and maybe a direct one later. */
   onChannel(channel: Channel, nominated: Nominated): void;
   /** Called once, at the end. A reason is why there was no direct channel. */
-  onEnd(failure: { reason: FailureReason; detail: string } | undefined): void;
+  onEnd(failure: Failure | undefined): void;
+}
+
+export interface Failure {
+  reason: FailureReason;
+  detail: string;
 }
 
 /** What a channel was nominated under. */
@@ -129,7 +138,7 @@ export class Introduction {
   /** Made before a birthday: a NAT that has no more sessions for us would put the relay out of reach. */
   #reserved: Reservation | undefined;
   /** Why the direct way failed, while the relay's outcome is awaited. */
-  #failure: { reason: FailureReason; detail: string } | undefined;
+  #failure: Failure | undefined;
   #timer: NodeJS.Timeout | undefined;
   #isOver = false;
 
@@ -182,6 +191,11 @@ export class Introduction {
       if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
     } else prediction = await (early ?? this.#predict());
     if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
+  }
+
+  get #bond(): Bond {
+    const { bondKey: key, self } = this.#options.ground;
+    return { key, self, peer: this.#peer };
   }
 
   /** Whether the first round is likely to want to know where our NAT stands. */
@@ -241,7 +255,7 @@ export class Introduction {
       introducer: endpoint ?? ground.introducer,
       reserved: endpoint ? undefined : this.#takeReserved(),
       credentials: ground.credentials,
-      fingerprint: peer.fingerprint,
+      bond: this.#bond,
       purpose: purposeOf(token),
       ...{ role, token },
       onChannel: (channel) => {
@@ -251,7 +265,7 @@ export class Introduction {
         this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
         if (isOnlyWay || failure) this.#end(failure);
       },
-      onFailed: (detail) => this.#relayFailed(token, isOnlyWay, detail),
+      onFailed: (detail, reason) => this.#relayFailed(token, isOnlyWay, { reason, detail }),
     });
   }
 
@@ -262,11 +276,12 @@ export class Introduction {
     return reserved;
   }
 
-  #relayFailed(token: string, isOnlyWay: boolean, detail: string): void {
+  #relayFailed(token: string, isOnlyWay: boolean, failure: Failure): void {
     this.#relay = undefined;
     this.#report("timed-out", token);
-    if (isOnlyWay) this.#end({ reason: "relay-failed", detail });
-    else if (this.#failure) this.#end({ ...this.#failure, detail: `${this.#failure.detail}; ${detail}` });
+    if (isOnlyWay) this.#end(failure);
+    else if (this.#failure)
+      this.#end({ ...this.#failure, detail: `${this.#failure.detail}; ${failure.detail}` });
   }
 
   /** Whoever asks, and whatever an introducer orders: no more rounds than the longest plan has. */
@@ -341,7 +356,7 @@ export class Introduction {
       this.#reserved ??= reserve(ground.introducer);
     const punch: Punch = (this.#freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
-      fingerprint: this.#peer.fingerprint,
+      bond: this.#bond,
       candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, ground, this.#allowance),
       startInMs,
       deadlineMs,
@@ -397,7 +412,7 @@ export class Introduction {
     this.#timer = setTimeout(() => this.failed(reason, detail), answerTimeoutMs);
   }
 
-  #end(failure: { reason: FailureReason; detail: string } | undefined): void {
+  #end(failure: Failure | undefined): void {
     if (this.#isOver) return;
     this.#isOver = true;
     this.#stopPunching();

@@ -18,6 +18,7 @@ import {
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
 import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
+import type { Bond, Member } from "../link/room.ts";
 import { pollSockets, Socket } from "../socket.ts";
 import { describe, Dial, isRefusal, type Candidate } from "./dial.ts";
 import { targets as programTargets, type Targets } from "./targets.ts";
@@ -61,8 +62,8 @@ export interface Attempt {
 export interface PunchOptions {
   /** Without it the punch begins before the introducer's word: what connects waits for {@link Punch.introduce}. */
   introduction?: Introduction;
-  /** SHA-256 of the certificate the peer must show, 64 hex digits. */
-  fingerprint: string;
+  /** Whose certificate the peer must show, and what both must prove. */
+  bond: Bond;
   candidates: readonly Candidate[];
   startInMs: number;
   deadlineMs: number;
@@ -156,6 +157,7 @@ export class Punch {
   authenticated(channel: Channel): void {
     if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);
+    channel.bond = this.options.bond;
     const { role, token } = this.introduction;
     if (role === "controlling") {
       channel.nominate(token);
@@ -421,7 +423,7 @@ export class PunchPort {
     channel.secured.then(
       (fingerprint) => {
         isSecured = true;
-        if (fingerprint === punch.options.fingerprint) punch.authenticated(channel);
+        if (fingerprint === punch.options.bond.peer.fingerprint) punch.authenticated(channel);
         else channel.reject("it showed another certificate than the peer's");
       },
       () => {},
@@ -508,7 +510,10 @@ export class PunchPort {
       (fingerprint) => {
         this.#accepted.delete(accepted);
         const punch = [...this.#punches].find(({ purpose }) => purpose === channel.purpose);
-        if (punch?.options.fingerprint !== fingerprint) return channel.destroy();
+        if (punch?.options.bond.peer.fingerprint !== fingerprint) return channel.destroy();
+        channel.onClose = () => {
+          if (channel.isRejected) punch.authenticationFailures++;
+        };
         punch.report("listen", channel.remote, this.port, "connected");
         punch.authenticated(channel);
       },
@@ -546,7 +551,7 @@ function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
  * One punch with ourselves over loopback. The first of a program loads TLS and runs code that is not compiled yet,
  * some 30 ms in which the peer's SYNs would meet nobody. Resolves however it went: it proves nothing.
  */
-export async function rehearse(credentials: Credentials, fingerprint: string): Promise<void> {
+export async function rehearse(credentials: Credentials, self: Member): Promise<void> {
   const sockets: Socket[] = [];
   try {
     const ports = [0, 1].map(() => {
@@ -560,7 +565,7 @@ export async function rehearse(credentials: Credentials, fingerprint: string): P
       const { promise, resolve } = Promise.withResolvers<Channel | undefined>();
       new PunchPort(port, credentials).punch({
         introduction: { role: index === 0 ? "controlling" : "controlled", token: "0".repeat(32) },
-        fingerprint,
+        bond: { key: new Uint8Array(32), self, peer: self },
         candidates: [{ endpoint: formatEndpoint("127.0.0.1", ports[1 - index]!), route: "private" }],
         startInMs: 0,
         deadlineMs: rehearsalMs,

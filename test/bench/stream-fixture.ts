@@ -14,6 +14,7 @@ import { adopt, Channel, Credentials, type Side } from "../../native/link/channe
 import { resumedStatus } from "../../native/link/frame.ts";
 import { makeIdentity } from "../../native/link/identity.ts";
 import { RelayAttempt } from "../../native/link/relay.ts";
+import type { Bond } from "../../native/link/room.ts";
 import { Session } from "../../native/link/session.ts";
 import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
 import {
@@ -152,6 +153,12 @@ function hold(made: Session): Session {
   return made;
 }
 
+/** What both ends prove: that they are in one room, with these certificates. */
+function bondWith(fingerprint: string): Bond {
+  const member = (one: string) => ({ fingerprint: one, name: "", instance: "" });
+  return { key: new Uint8Array(32), self: member(identity.fingerprint), peer: member(fingerprint) };
+}
+
 /** The sender's channel, nominated: it begins a session, or takes one further. */
 function speak(channel: Channel): void {
   if (!session) hold(new Session({ role: "controlling", peer: channel.peer }));
@@ -185,6 +192,7 @@ async function dial(to: Endpoint): Promise<void> {
     const channel = new Channel(adopt(socket), "public", side, credentials);
     await channel.secured;
     securedAt = performance.now();
+    channel.bond = bondWith(channel.peer);
     channel.nominate(token);
     return speak(channel);
   }
@@ -217,6 +225,7 @@ function listenForLinks(): void {
     if (!socket) return;
     const side: Side = { role: "controlled", expects: (asked) => asked === purpose };
     const channel = new Channel(adopt(socket), "listen", side, credentials);
+    void channel.secured.then((fingerprint) => (channel.bond = bondWith(fingerprint)));
     channel.onNominated = () => listenTo(channel);
   }, acceptPeriodMs);
   tell({ event: "listening", port });
@@ -259,7 +268,7 @@ function obey(control: Bun.Socket, introducer: Endpoint, message: ToParticipant)
     token: message.token,
     role: message.role,
     purpose,
-    fingerprint: message.peer.fingerprint,
+    bond: bondWith(message.peer.fingerprint),
     credentials,
     onChannel: (channel) => (role === "send" ? speak(channel) : listenTo(channel)),
     onFailed: (reason) => console.error(reason),

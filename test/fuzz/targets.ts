@@ -184,7 +184,10 @@ const toParticipant: Samples<ToParticipant> = {
   bye: { type: "bye", reason: "the introducer was stopped", retryInMs: 700 },
 };
 
-const toPeer: Samples<ToPeer> = { nominate: { type: "nominate", token } };
+const toPeer: Samples<ToPeer> = {
+  nominate: { type: "nominate", token, proof: "0".repeat(64) },
+  nominated: { type: "nominated", proof: "0".repeat(64) },
+};
 
 const linkLines: Samples<LinkLine> = {
   say: { type: "say", id: 1, text: "hello" },

@@ -85,6 +85,7 @@ test("a peer that came back as another program often leaves no row behind", asyn
   await alice.registered;
   for (let round = 0; round < 3; round++) {
     await using bob = new Driven(house.port, "bob", "--connect", "alice");
+    if (round > 0) await alice.next("unlinked", ({ reason }) => reason === "peer-restarted");
     await alice.next("linked");
     bob.signal("SIGKILL");
     await alice.next("left");

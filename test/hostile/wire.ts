@@ -299,6 +299,21 @@ export interface Shown {
 export const memberProof = (key: Uint8Array, { fingerprint, name, instance }: Shown): string =>
   macOf(key, "member", fingerprint, name, instance).toString("hex");
 
+/** What both ends of a connection in the lobby prove to have. */
+export const lobbyKey: Uint8Array = createHash("sha256").update("tcp-hole-punching lobby").digest();
+
+/** What the side with that role shows on one TLS connection, of which both ends `exported` the same. */
+export const bondProof = (
+  key: Uint8Array,
+  exported: Uint8Array,
+  prover: "controlling" | "controlled",
+  controlling: Shown,
+  controlled: Shown,
+): string => {
+  const parts = [controlling, controlled].flatMap((one) => [one.fingerprint, one.name, one.instance]);
+  return macOf(key, "connection", exported, prover, ...parts).toString("hex");
+};
+
 /** What others see of the secret that a program registers with. */
 export const shownInstance = (instance: string): string => sha256(instance).slice(0, instance.length);
 
@@ -463,7 +478,7 @@ export interface HelloFields {
 }
 
 export function helloFrame(type: number, hello: HelloFields): Buffer {
-  const { version = 1, status = 1, epoch = 1, sessionId, processed = 0 } = hello;
+  const { version = 2, status = 1, epoch = 1, sessionId, processed = 0 } = hello;
   const payload = Buffer.alloc(30);
   payload[0] = version;
   payload[1] = status;
@@ -490,12 +505,24 @@ export const readReset = ({ payload }: Frame) => ({
 /** Names the punch in clear (ALPN). */
 export const alpnOf = (token: string): string => `${sha256("punch", token).slice(0, 32)}.punch`;
 
+/** Whose end of a connection it is: a {@link Member}, or as much of one as is to be shown. */
+export interface Bearer {
+  identity: Identity;
+  name?: string;
+  /** As others see it. */
+  instance?: string;
+  /** Without a key: the lobby. */
+  room?: { key?: Uint8Array };
+}
+
 /**
  * One connection to a participant, with TLS on it: as client (`controlling`) or server. It acknowledges what comes
  * unless told not to, and counts what it sends, since the frames of a carrier are numbered.
  */
 export class RawLink implements Disposable {
   readonly tls: tls.TLSSocket;
+  /** What is proved: the room's key, and both. A lie changes them before {@link begin}. */
+  bond: { key: Uint8Array; self: Shown; peer: Shown };
   readonly role: "controlling" | "controlled";
   readonly token: string;
   readonly frames = new Inbox<Frame>();
@@ -509,14 +536,16 @@ export class RawLink implements Disposable {
   processed = 0;
   /** Keep `data` payloads in {@link frames} and {@link text}; off for floods. */
   keeps = true;
-  /** The nomination that came, on the controlled side. */
+  /** The line that came first: the nomination, or on the controlling side the answer to ours. */
   readonly nomination = Promise.withResolvers<Line>();
   #held: Buffer = Buffer.alloc(0);
-  #awaitsLine: boolean;
+  #awaitsLine = true;
 
-  constructor(socket: net.Socket, { role, token }: Line, identity: Identity) {
+  constructor(socket: net.Socket, { role, token, peer }: Line, who: Bearer) {
+    const { identity, name = "", instance = "", room } = who;
     [this.role, this.token] = [role, token];
-    this.#awaitsLine = role === "controlled";
+    const self = { fingerprint: identity.fingerprint, name, instance };
+    this.bond = { key: room?.key ?? lobbyKey, self, peer: peer as Shown };
     this.nomination.promise.catch(() => {});
     const { key, certificate: cert } = identity;
     const common = { key, cert, minVersion: "TLSv1.3" as const, rejectUnauthorized: false };
@@ -537,7 +566,7 @@ export class RawLink implements Disposable {
   }
 
   /** Dials where a `punch` says the peer is until somebody answers with TLS. */
-  static async punch(punch: Line, { identity }: { identity: Identity }): Promise<RawLink> {
+  static async punch(punch: Line, who: Bearer): Promise<RawLink> {
     const all: string[] = [punch.peer.public, ...punch.peer.private];
     const target = all.find((one) => one.startsWith("127.0.0.1:")) ?? all[0]!;
     const port = Number(target.slice(target.lastIndexOf(":") + 1));
@@ -545,7 +574,7 @@ export class RawLink implements Disposable {
     for (;;) {
       try {
         // The participant listens while it punches, and only then.
-        const link = new RawLink(await dial("127.0.0.1", port), punch, identity);
+        const link = new RawLink(await dial("127.0.0.1", port), punch, who);
         await link.secured();
         return link;
       } catch (error) {
@@ -556,7 +585,7 @@ export class RawLink implements Disposable {
   }
 
   /** By way of the introducer, as its `relay` said; the other side must come, too. */
-  static async relayed(port: number, relay: Line, { identity }: { identity: Identity }): Promise<RawLink> {
+  static async relayed(port: number, relay: Line, who: Bearer): Promise<RawLink> {
     const way = new LineSocket(await dial("127.0.0.1", port));
     way.say({ type: "relay", token: relay.token });
     // From this line on the bytes are TLS.
@@ -569,7 +598,7 @@ export class RawLink implements Disposable {
     way.socket.removeAllListeners("data").pause();
     const held = way.takeHeld();
     if (held.length > 0) way.socket.unshift(held);
-    const link = new RawLink(way.socket, relay, identity);
+    const link = new RawLink(way.socket, relay, who);
     await link.secured();
     return link;
   }
@@ -599,6 +628,7 @@ export class RawLink implements Disposable {
       return this.send(this.nominationLine(), hello, countFrame(frame.start, 0), ...more);
     }
     await this.nomination.promise;
+    this.send(this.answerLine());
     const { payload } = await this.hears(frame.resume);
     const { sessionId, epoch } = readHello(payload);
     this.sessionId = sessionId;
@@ -610,8 +640,21 @@ export class RawLink implements Disposable {
   }
 
   /** What comes before all frames. */
-  nominationLine(token = this.token): Buffer {
-    return Buffer.from(JSON.stringify({ type: "nominate", token }) + "\n");
+  nominationLine(token = this.token, proof = this.proof()): Buffer {
+    return Buffer.from(JSON.stringify({ type: "nominate", token, proof }) + "\n");
+  }
+
+  /** The same, of the controlled side. */
+  answerLine(proof = this.proof()): Buffer {
+    return Buffer.from(JSON.stringify({ type: "nominated", proof }) + "\n");
+  }
+
+  /** Ours; or the one that the other side should show. */
+  proof(prover: "controlling" | "controlled" = this.role): string {
+    const { key, self, peer } = this.bond;
+    const exported = this.tls.exportKeyingMaterial(32, "EXPORTER-tcp-hole-punching-link-2", Buffer.alloc(0));
+    const both: [Shown, Shown] = this.role === "controlling" ? [self, peer] : [peer, self];
+    return bondProof(key, exported, prover, ...both);
   }
 
   send(...frames: (Buffer | string)[]): void {

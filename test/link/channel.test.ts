@@ -12,8 +12,10 @@ import {
   channels,
   client,
   credentialsOf,
+  nominationOn,
   purpose,
   rejection,
+  securedAs,
   server,
   sideOf,
   token,
@@ -46,8 +48,9 @@ async function againstRogue() {
   const rogue = tls.connect({ ...options, ALPNProtocols: [purpose] });
   rogue.on("error", () => {});
   const channel = new Channel(adopt(await accepted(listener.socket)), "listen", server, bobs);
-  await channel.secured;
-  return { rogue, channel, seen: told(channel), [Symbol.dispose]: () => void rogue.destroy() };
+  await securedAs(channel, bobIdentity);
+  const nomination = nominationOn(rogue, aliceIdentity, bobIdentity);
+  return { rogue, channel, nomination, seen: told(channel), [Symbol.dispose]: () => void rogue.destroy() };
 }
 
 // --- who is at the other end -------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ describe("a channel", () => {
 
   const plaintext: Record<string, string> = {
     "plain HTTP": "GET / HTTP/1.0\r\n\r\n",
-    "our lines without TLS": encode({ type: "nominate", token: "0".repeat(32) }),
+    "our lines without TLS": encode({ type: "nominate", token: "0".repeat(32), proof: "0".repeat(64) }),
     zeros: "\0".repeat(100_000),
   };
   test.each(
@@ -202,7 +205,8 @@ describe("a nomination", () => {
     const { alice, bob } = await channels();
     const seen = told(bob);
     alice.nominate(token);
-    const again = encode({ type: "nominate", token: "f".repeat(32) });
+    const again = encode({ type: "nominate", token: "f".repeat(32), proof: "0".repeat(64) });
+    await until("bob has proved himself", () => alice.isProved);
     alice.write(Buffer.from(again));
     await until("it has come", () => seen.bytes === again.length);
     expect([seen.nominations, seen.text, seen.ends]).toEqual([[token], again, []]);
@@ -213,13 +217,13 @@ describe("a nomination", () => {
   test("and bytes behind it in the same write: they come as data, after it", async () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
-    const { rogue, channel, seen } = scene;
+    const { rogue, channel, nomination, seen } = scene;
     const order: string[] = [];
     channel.onNominated = () => {
       order.push("nominated");
       channel.onData = (chunk) => order.push(chunk.toString()); // as a session does, which takes it over
     };
-    rogue.write(`${encode({ type: "nominate", token })}\0\n{"not":"ours"}`);
+    rogue.write(`${nomination}\0\n{"not":"ours"}`);
     await until("all has come", () => order.length === 2);
     expect([order, seen.ends]).toEqual([["nominated", '\0\n{"not":"ours"}'], []]);
     channel.destroy();
@@ -228,8 +232,8 @@ describe("a nomination", () => {
   test("of which the bytes come one by one is one", async () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
-    const { rogue, channel, seen } = scene;
-    for (const byte of `${encode({ type: "nominate", token })}and data`) {
+    const { rogue, channel, nomination, seen } = scene;
+    for (const byte of `${nomination}and data`) {
       await new Promise<void>((sent) => rogue.write(byte, () => sent()));
     }
     await until("all has come", () => seen.text === "and data");
@@ -240,9 +244,9 @@ describe("a nomination", () => {
   test("that closes the channel keeps what followed it to itself", async () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
-    const { rogue, channel, seen } = scene;
+    const { rogue, channel, nomination, seen } = scene;
     channel.onNominated = () => channel.reject("it was nominated for something else");
-    rogue.write(`${encode({ type: "nominate", token })}data`);
+    rogue.write(`${nomination}data`);
     await until("it is closed", () => seen.ends.length > 0);
     expect([seen.bytes, seen.ends, channel.isRejected]).toEqual([
       0,
@@ -255,15 +259,25 @@ describe("a nomination", () => {
     "a line without end": ["x".repeat(257), "it sent no nomination first"],
     "a line that is too long": [`{"type":"nominate","token":"${token}","x":"${"x".repeat(256)}"}\n`, "first"],
     "a megabyte without a line": [new Uint8Array(1 << 20), "it sent no nomination first"],
-    "an empty line": ["\n", "its nomination is none: a line must be one JSON object"],
-    "no JSON": ["hello\n", "its nomination is none: a line must be one JSON object"],
+    "an empty line": ["\n", "it sent no nomination first"],
+    "no object": ["hello\n", "it sent no nomination first"],
+    "no JSON": ["{hello\n", "its nomination is none: a line must be one JSON object"],
     "no UTF-8": [
-      new Uint8Array([0xff, 0xfe, 0x0a]),
+      new Uint8Array([0x7b, 0xfe, 0x0a]),
       "its nomination is none: a line must be one JSON object",
     ],
     "another message": ['{"type":"say","id":1,"text":"x"}\n', "its nomination is none: type must be one of"],
     "no token": ['{"type":"nominate"}\n', "its nomination is none: token must be"],
-    "a frame": [new Uint8Array([0x83, 0, 0, 30, 0, 0, 0, 0, 10]), "its nomination is none: "],
+    "a frame": [new Uint8Array([0x83, 0, 0, 30, 0, 0, 0, 0]), "it sent no nomination first"],
+    "no proof": [`{"type":"nominate","token":"${token}"}\n`, "its nomination is none: proof must be"],
+    "a proof of something else": [
+      encode({ type: "nominate", token, proof: "0".repeat(64) }),
+      "its proof that it is of the room is wrong",
+    ],
+    "an answer": [
+      encode({ type: "nominated", proof: "0".repeat(64) }),
+      "its proof that it is of the room is wrong",
+    ],
   };
   test.each(Object.entries(bad))(
     "that is %s closes the channel, with the reason",
@@ -286,7 +300,8 @@ async function carriers() {
   const wire = await Wire.between("alice");
   const seen = { alice: told(wire.alice), bob: told(wire.bob) };
   wire.nominate();
-  await until("it is nominated", () => seen.bob.nominations.length > 0);
+  await until("both have proved themselves", () => seen.bob.nominations.length > 0 && wire.alice.isProved);
+  seen.alice.writtenAll = seen.bob.writtenAll = 0;
   return { wire, alice: wire.alice, bob: wire.bob, seen };
 }
 
@@ -460,7 +475,7 @@ describe("a channel as carrier", () => {
     const connection = adopt(socket);
     const alice = new Channel(connection, "public", client, alices);
     const bob = new Channel(adopt(await accepted(listener.socket)), "listen", server, bobs);
-    await Promise.all([alice.secured, bob.secured]);
+    await Promise.all([securedAs(alice, aliceIdentity), securedAs(bob, bobIdentity)]);
     const seen = told(bob);
     alice.nominate(token);
     const states: boolean[] = [];

@@ -28,8 +28,9 @@ import {
   hasEnded,
   purpose,
   rejection,
+  nominationOn,
+  securedAs,
   server,
-  token,
   type Story,
 } from "./story-fixture.ts";
 
@@ -59,9 +60,12 @@ class Rogue implements Disposable {
       },
       onFrame: (type, stream, payload) => this.#onFrame(type, stream, Buffer.from(payload)),
     });
+    let hasAnswer = false;
     this.socket.on("data", (chunk: Buffer) => {
       const before = this.#processed;
-      decoder.push(chunk);
+      const lf = hasAnswer ? -1 : chunk.indexOf(10);
+      hasAnswer ||= lf >= 0;
+      if (hasAnswer) decoder.push(chunk.subarray(lf + 1));
       if (this.acknowledges && this.#processed > before) this.send(encodeCount(frame.ack, this.#processed));
     });
     this.socket.on("error", () => {}).on("close", () => (this.isClosed = true));
@@ -81,7 +85,7 @@ class Rogue implements Disposable {
   begin(...more: Buffer[]): void {
     const [status, epoch, sessionId, processed] = [resumeStatus.begin, 1, "5e".repeat(16), 0];
     this.send(
-      Buffer.from(encode({ type: "nominate", token })),
+      Buffer.from(nominationOn(this.socket, aliceIdentity, bobIdentity)),
       encodeHello(frame.resume, { status, epoch, sessionId, processed }),
       encodeCount(frame.start, 0),
       encodeOpen(lines, { use: "lines" }),
@@ -111,7 +115,7 @@ async function againstRogue(...more: Buffer[]): Promise<{ rogue: Rogue; bob: Sto
     server,
     credentialsOf(bobIdentity),
   );
-  const fingerprint = await side.secured;
+  const fingerprint = await securedAs(side, bobIdentity);
   const bob = linkOn(side, { keepMs: 0, fingerprint });
   rogue.begin(...more);
   return { rogue, bob: await bob, [Symbol.dispose]: () => rogue[Symbol.dispose]() };
@@ -164,7 +168,10 @@ describe("a peer that", () => {
     "no object": [text("[1]\n"), "a line must be one JSON object"],
     "an unknown message": [text('{"type":"open-door"}\n'), "type must be one of"],
     "a message of the other protocol": [text('{"type":"echo","text":"x"}\n'), "type must be one of"],
-    "a nomination on the link": [text(encode({ type: "nominate", token })), "type must be one of"],
+    "a nomination on the link": [
+      text(encode({ type: "nominated", proof: "0".repeat(64) })),
+      "type must be one of",
+    ],
     "a missing field": [text('{"type":"say","id":1}\n'), "text must be text of at most"],
     "a text that is too long": [
       text(`{"type":"say","id":1,"text":"${"x".repeat(maxTextLength + 1)}"}\n`),

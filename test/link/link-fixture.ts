@@ -6,12 +6,12 @@ import type { Identity } from "../../native/link/identity.ts";
 import { adopt, Channel, Credentials } from "../../native/link/channel.ts";
 import { connectShared } from "../../native/socket.ts";
 import { parseEndpoint } from "../../protocol.ts";
-import { beginLink, client, token } from "./story-fixture.ts";
+import { beginLink, client, securedAs, token } from "./story-fixture.ts";
 
 const identity: Identity = await Bun.stdin.json();
 const { socket } = await connectShared(parseEndpoint(process.argv[2]!)!, 5_000);
 const channel = new Channel(adopt(socket), "public", client, new Credentials(identity));
-await channel.secured;
+await securedAs(channel, identity);
 channel.nominate(token);
 const { link } = beginLink(channel);
 void link.ended.then((reason) => console.log(reason));

@@ -19,6 +19,7 @@ import {
   offerOn,
   hasEnded,
   rejection,
+  securedAs,
   server,
   type Story,
   Wire,
@@ -432,7 +433,7 @@ async function linkWithProcess(keepMs = 0) {
     credentialsOf(bobIdentity),
   );
   const bob = linkOn(side, { keepMs, fingerprint: aliceIdentity.fingerprint });
-  expect(await side.secured).toBe(aliceIdentity.fingerprint);
+  expect(await securedAs(side, bobIdentity)).toBe(aliceIdentity.fingerprint);
   return { child, bob: await bob };
 }
 

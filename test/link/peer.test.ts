@@ -46,7 +46,7 @@ class Program implements Disposable, PeerSurroundings {
     return {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
-      ...{ mapped: undefined, probeToken: undefined },
+      ...{ mapped: undefined, probeToken: undefined, self: this.listed(1), bondKey: new Uint8Array(32) },
       portFor: (port) => new PunchPort(port, credentials, new Targets()),
       send: (message) => {
         this.sent.push(message);
@@ -593,7 +593,7 @@ describe("a peer that was let in, and then", () => {
     const { promise, resolve } = Promise.withResolvers<Channel>();
     alice.host.punchPort.punch({
       introduction: { role: "controlling", token },
-      fingerprint: bobIdentity.fingerprint,
+      bond: { key: new Uint8Array(32), self: alice.listed(1), peer: bob.listed(2) },
       candidates: [{ endpoint: bob.host.endpoint, route: "public" }],
       ...{ startInMs: 0, deadlineMs: 5_000, isReachable: true },
       onLinked: resolve,

@@ -8,7 +8,16 @@ import { connectShared } from "../../native/socket.ts";
 import { encode, type Endpoint, type Role } from "../../protocol.ts";
 import { listening, noSocketLeft, openSockets, refusing, unanswering, until } from "../native-fixture.ts";
 import { copy, hand, joining, relaying, relayOffer, Scripted } from "./relay-fixture.ts";
-import { aliceIdentity, bobIdentity, closeBoth, credentialsOf, linkOn, token } from "./story-fixture.ts";
+import {
+  aliceIdentity,
+  bobIdentity,
+  bondOf,
+  closeBoth,
+  credentialsOf,
+  linkOn,
+  securedAs,
+  token,
+} from "./story-fixture.ts";
 
 const carolIdentity = makeIdentity();
 
@@ -22,7 +31,7 @@ class Try {
     const [own, peer] = role === "controlling" ? [aliceIdentity, bobIdentity] : [bobIdentity, aliceIdentity];
     this.attempt = new RelayAttempt({
       ...{ introducer, role, token, purpose: purposeOf(changes.token ?? token) },
-      fingerprint: peer.fingerprint,
+      bond: bondOf(own, peer),
       credentials: credentialsOf(own),
       onChannel: (channel) => this.channels.push(channel),
       onFailed: (reason) => this.failures.push(reason),
@@ -215,9 +224,9 @@ describe("an introducer that", () => {
       using scripted = await joining();
       const side = new Try(scripted.endpoint, role);
       const other = role === "controlling" ? "controlled" : "controlling";
-      const fingerprint = role === "controlling" ? aliceIdentity.fingerprint : bobIdentity.fingerprint;
+      const bond = bondOf(carolIdentity, role === "controlling" ? aliceIdentity : bobIdentity);
       const credentials = credentialsOf(carolIdentity);
-      const carol = new Try(scripted.endpoint, other, { credentials, fingerprint });
+      const carol = new Try(scripted.endpoint, other, { credentials, bond });
       expect(await side.failure()).toBe("it showed another certificate than the peer's");
       await until("carol's is over", () => carol.isOver);
       // A TLS client has nominated before it hears that its certificate is not welcome.
@@ -250,7 +259,7 @@ describe("an introducer that", () => {
     using scripted = await joining();
     const bob = new Try(scripted.endpoint, "controlled");
     const mallory = await connect(scripted.endpoint, aliceIdentity);
-    await mallory.secured;
+    await securedAs(mallory, aliceIdentity);
     mallory.nominate("f".repeat(32));
     expect(await bob.failure()).toBe("it was nominated for something else");
     await until("it is closed", () => !mallory.isOpen);
@@ -271,7 +280,11 @@ describe("an introducer that", () => {
       if (chunk.length > relaying.length) connection.raw.unshift(chunk.subarray(relaying.length));
       const side = { role: "controlled", expects: () => true } as const;
       const mallory = new Channel(connection, "relay", side, credentialsOf(bobIdentity));
-      mallory.nominate(token); // before TLS is up: it comes first of all
+      // The first that comes.
+      securedAs(mallory, bobIdentity).then(
+        () => mallory.nominate(token),
+        () => {},
+      );
     });
     await until("alice's is over", () => alice.isOver);
     // She takes the channel that she nominates herself, and what came before is no link's.

@@ -1,12 +1,14 @@
 /** What the tests of links share: pairs of real channels over loopback, and what a link told its owner. */
 import * as net from "node:net";
+import type * as tls from "node:tls";
 import { readOffer, type Offer } from "../../native/link/carrier.ts";
 import { adopt, Channel, Credentials, LinkError, type Side } from "../../native/link/channel.ts";
 import { makeIdentity, type Identity } from "../../native/link/identity.ts";
 import { Link, type LinkOptions, type LinkOwner, type Purpose } from "../../native/link/link.ts";
+import { proveBond, type Bond } from "../../native/link/room.ts";
 import { resetCodes, type Stream } from "../../native/link/stream.ts";
 import { connectShared, type Socket } from "../../native/socket.ts";
-import { splitEndpoint, type Role, type UnlinkReason } from "../../protocol.ts";
+import { encode, splitEndpoint, type Role, type UnlinkReason } from "../../protocol.ts";
 import { listening, loopback, until } from "../native-fixture.ts";
 
 export const aliceIdentity = makeIdentity();
@@ -24,6 +26,28 @@ export const token = "0123456789abcdef".repeat(2);
 export const client: Side = { role: "controlling", offers: [purpose] };
 export const server: Side = { role: "controlled", expects: (asked) => asked === purpose };
 export const sideOf = (role: Role): Side => (role === "controlling" ? client : server);
+
+/** What the bearers of two certificates prove to each other, in a room of theirs. */
+export function bondOf(self: { fingerprint: string }, peer: { fingerprint: string }): Bond {
+  const member = ({ fingerprint }: { fingerprint: string }) => ({
+    ...{ fingerprint, name: "a member", instance: fingerprint.slice(0, 16) },
+  });
+  return { key: new Uint8Array(32), self: member(self), peer: member(peer) };
+}
+
+/** Once TLS is up, the channel is taken for one between these two. Resolves to the certificate that was shown. */
+export async function securedAs(channel: Channel, self: Identity): Promise<string> {
+  const fingerprint = await channel.secured;
+  channel.bond = bondOf(self, { fingerprint });
+  return fingerprint;
+}
+
+/** What a TLS client that is no channel says to nominate the connection. */
+export function nominationOn(socket: tls.TLSSocket, self: Identity, peer: Identity): string {
+  const exported = socket.exportKeyingMaterial(32, "EXPORTER-tcp-hole-punching-link-2", Buffer.alloc(0));
+  const proof = proveBond(bondOf(self, peer), "controlling", "self", exported);
+  return encode({ type: "nominate", token, proof });
+}
 
 /** Bun.listen and its like may miss the first bytes; a descriptor of ours that the kernel holds never does. */
 export async function accepted(listener: Socket): Promise<Socket> {
@@ -45,7 +69,7 @@ export async function channels(controlling: keyof Ends = "alice"): Promise<Ends>
     controlling === "alice" ? [aliceIdentity, bobIdentity] : [bobIdentity, aliceIdentity];
   const dialled = new Channel(adopt(socket), "public", client, credentialsOf(clients));
   const taken = new Channel(adopt(await accepted(listener.socket)), "listen", server, credentialsOf(servers));
-  await Promise.all([dialled.secured, taken.secured]);
+  await Promise.all([securedAs(dialled, clients), securedAs(taken, servers)]);
   return controlling === "alice" ? { alice: dialled, bob: taken } : { alice: taken, bob: dialled };
 }
 
@@ -127,6 +151,7 @@ export async function links(keepMs = 0): Promise<Linked> {
   const first = await Wire.between("alice");
   const { alice, bob } = first.nominate();
   const [atAlice, atBob] = await Promise.all([linkOn(alice, { keepMs }), linkOn(bob, { keepMs })]);
+  await until("bob has proved himself", () => alice.isProved);
   return { alice: atAlice, bob: atBob, first };
 }
 
@@ -187,7 +212,7 @@ export class Wire {
     const taken = await accepted(listener.socket);
     relay.close();
     const other = new Channel(adopt(taken), "listen", server, credentialsOf(identities[1]!));
-    await Promise.all([dialled.secured, other.secured]);
+    await Promise.all([securedAs(dialled, identities[0]!), securedAs(other, identities[1]!)]);
     const ends = controlling === "alice" ? { alice: dialled, bob: other } : { alice: other, bob: dialled };
     return (wire = new Wire(ends, sockets, controlling));
   }

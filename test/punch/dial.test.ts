@@ -9,6 +9,7 @@ import {
   Host,
   aliceIdentity,
   bobIdentity,
+  bondOf,
   carolIdentity,
   closeBoth,
   expectLinked,
@@ -36,7 +37,7 @@ describe("a head start", () => {
       resolve(outcome);
     };
     const punch = host.punchPort.punch({
-      fingerprint: peer.identity.fingerprint,
+      bond: bondOf(host.identity, peer.identity),
       candidates: [{ endpoint: peer.endpoint, route: "private" }],
       startInMs: 0,
       deadlineMs: 8_000,

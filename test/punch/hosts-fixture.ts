@@ -7,11 +7,11 @@ import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
-import { aliceIdentity, bobIdentity, credentialsOf, linkOn, stories } from "../link/story-fixture.ts";
+import { aliceIdentity, bobIdentity, bondOf, credentialsOf, linkOn, stories } from "../link/story-fixture.ts";
 import { loopback } from "../native-fixture.ts";
 
 export const isLinux = process.platform === "linux";
-export { aliceIdentity, bobIdentity, credentialsOf };
+export { aliceIdentity, bobIdentity, bondOf, credentialsOf };
 export const carolIdentity = makeIdentity();
 
 export type Outcome = Linked | { is: "failed"; reason: FailureReason; detail: string };
@@ -77,7 +77,7 @@ export function start(
   };
   const punch = host.punchPort.punch({
     introduction: { role, token },
-    fingerprint: peer.identity.fingerprint,
+    bond: bondOf(host.identity, peer.identity),
     candidates: [{ endpoint: peer.endpoint, route: "private" }],
     startInMs: 0,
     deadlineMs: 8_000,

@@ -7,7 +7,7 @@ import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/socket.ts";
 import type { Role } from "../../protocol.ts";
-import { linkOn } from "../link/story-fixture.ts";
+import { bondOf, linkOn } from "../link/story-fixture.ts";
 import { loopback, openSockets, until } from "../native-fixture.ts";
 
 const identity = makeIdentity();
@@ -34,7 +34,7 @@ function exhaust(): number[] {
 const [alice, bob] = [makeHost(), makeHost()];
 const options = (peer: { port: number }, role: Role): Omit<PunchOptions, "onLinked" | "onFailed"> => ({
   introduction: { role, token: "0".repeat(32) },
-  fingerprint: identity.fingerprint,
+  bond: bondOf(identity, identity),
   candidates: [{ endpoint: loopback(peer.port), route: "private" }],
   startInMs: 0,
   isReachable: true,

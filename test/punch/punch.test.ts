@@ -17,6 +17,7 @@ import {
   Host,
   aliceIdentity,
   bobIdentity,
+  bondOf,
   carolIdentity,
   closeBoth,
   expectLinked,
@@ -389,7 +390,7 @@ describe("it fails", () => {
       using alice = new Host(aliceIdentity);
       using bob = new Host(bobIdentity);
       const token = newToken();
-      const expected = { fingerprint: carolIdentity.fingerprint, deadlineMs: 700 };
+      const expected = { bond: bondOf(aliceIdentity, carolIdentity), deadlineMs: 700 };
       const ofAlice = start(alice, bob, role, token, expected);
       const other = role === "controlling" ? "controlled" : "controlling";
       // TLS 1.3: a client learns only afterwards that its certificate was not welcome, so Bob may link.

@@ -288,7 +288,7 @@ describe("a stranger at the peer's private endpoint", () => {
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
     const { key, certificate } = carolIdentity;
-    const nominate = encode({ type: "nominate", token: newToken() });
+    const nominate = encode({ type: "nominate", token: newToken(), proof: "0".repeat(64) });
     using server = Bun.listen({
       hostname: "127.0.0.1",
       port: 0,

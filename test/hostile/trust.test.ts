@@ -1,0 +1,331 @@
+/**
+ * Who is not linked: whoever has a stolen certificate, what an introducer has seen, or another connection's proof, and
+ * not the room's words. With the real programs; the attackers and their introducer are by hand.
+ */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import type * as net from "node:net";
+import { Driven, homeOf } from "../driven-fixture.ts";
+import { loadIdentity } from "../../native/link/identity.ts";
+import {
+  Bait,
+  frame,
+  helloFrame,
+  hex,
+  type LineSocket,
+  lobbyKey,
+  LyingIntroducer,
+  makeIdentity,
+  memberProof,
+  openFrame,
+  peerLine,
+  peersLine,
+  punchLine,
+  RawLink,
+  readHello,
+  registered,
+  roomKey,
+  shownInstance,
+  type Line,
+} from "./wire.ts";
+
+const words = "k7xq-m2vp-9dfa-w4tz";
+const room = await roomKey(words);
+
+type Role = RawLink["role"];
+const roles = ["controlling", "controlled"] as const;
+const otherRole = (role: Role): Role => (role === "controlling" ? "controlled" : "controlling");
+
+/** Where a visitor's control connection comes from: there it punches. */
+const endpointOf = ({ socket }: LineSocket) => `127.0.0.1:${socket.remotePort}`;
+
+/** Bob's program in the private room, with an introducer that lies, and alice, whose certificate was stolen. */
+class Scene implements AsyncDisposable {
+  readonly house: LyingIntroducer;
+  readonly bob: Driven;
+  readonly identity = makeIdentity();
+  readonly instance = hex(8);
+  /** As it was sniffed: what alice has shown of herself. */
+  readonly alice: Line;
+  register!: Line;
+  control!: LineSocket;
+
+  private constructor(house: LyingIntroducer, bob: Driven) {
+    this.house = house;
+    this.bob = bob;
+    this.alice = this.listed();
+  }
+
+  static async open(...options: string[]): Promise<Scene> {
+    const greet = (line: Line, visitor: LineSocket) => {
+      if (line.type !== "register") return;
+      [scene.register, scene.control] = [line, visitor];
+      visitor.say(registered(line, { public: endpointOf(visitor) }), peersLine(scene.alice));
+    };
+    const house = await LyingIntroducer.listen(greet);
+    const bob = new Driven(house.port, "bob", "--room", words, "--no-portmap", ...options);
+    const scene = new Scene(house, bob);
+    await bob.seen("alice");
+    return scene;
+  }
+
+  listed(lie: object = {}): Line {
+    const { fingerprint } = this.identity;
+    return peerLine({ name: "alice", fingerprint, instance: this.instance, ...lie }, room.key);
+  }
+
+  /** What an honest alice would be told of bob. */
+  get shownBob(): Line {
+    const { name, fingerprint, instance } = this.register;
+    return peerLine({
+      id: 1,
+      name,
+      fingerprint,
+      instance: shownInstance(instance),
+      public: endpointOf(this.control),
+    });
+  }
+
+  /** Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears alice's name. */
+  async punched(role: Role, peer = this.alice): Promise<RawLink> {
+    if (role === "controlled") await this.asks();
+    const token = hex(16);
+    this.control.say(punchLine(peer, { role: otherRole(role), token, deadlineMs: 600 }));
+    return RawLink.punch(punchLine(this.shownBob, { role, token }), this.bearer);
+  }
+
+  /** The same by the relay, which the introducer plays. */
+  async relayed(role: Role): Promise<RawLink> {
+    if (role === "controlled") await this.asks();
+    const token = hex(16);
+    this.control.say({ type: "relay", peer: this.alice, role: otherRole(role), token });
+    await this.house.hears("relay", (line) => line.token === token);
+    const visitor = this.house.visitors.at(-1)!;
+    const way: net.Socket = visitor.socket;
+    way.removeAllListeners("data").pause();
+    way.write(JSON.stringify({ type: "relaying" }) + "\n");
+    const link = new RawLink(way, { type: "", role, token, peer: this.shownBob }, this.bearer);
+    await link.secured();
+    return link;
+  }
+
+  async asks(): Promise<void> {
+    this.bob.type("connect alice");
+    await this.house.hears("connect");
+  }
+
+  get bearer() {
+    return { identity: this.identity, name: "alice", instance: this.instance, room };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.house[Symbol.dispose]();
+    await this.bob[Symbol.asyncDispose]();
+  }
+}
+
+/** The first flight of the attacker with that line instead of a right one; what a member would send at once follows. */
+async function flight(link: RawLink, line: () => Buffer | Promise<Buffer>, ...more: Buffer[]): Promise<void> {
+  if (link.role === "controlled") await link.nomination.promise;
+  const { sessionId } = link;
+  const [type, status] = link.role === "controlling" ? [frame.resume, 1] : [frame.resumed, 0];
+  link.send(await line(), helloFrame(type, { status, sessionId }), ...more);
+}
+
+const lineOf = (link: RawLink, proof: string) =>
+  link.role === "controlling" ? link.nominationLine(link.token, proof) : link.answerLine(proof);
+
+/** Bob was not linked, for nothing but the proof, and told nothing of what is his. */
+async function expectNothing({ bob }: Scene, link: RawLink): Promise<void> {
+  expect(await bob.next("failed")).toMatchObject({ name: "alice", reason: "authentication-failed" });
+  await link.frames.over();
+  expect([bob.count("linked"), bob.count("said")]).toEqual([0, 0]);
+  const kinds = link.frames.all.map(({ type }) => type);
+  expect(kinds.filter((type) => type !== frame.resume)).toEqual([]);
+}
+
+// --- without the words ---------------------------------------------------------------------------------------
+
+const lies: Record<string, (link: RawLink, scene: Scene) => Buffer | Promise<Buffer>> = {
+  "no words, but a stolen certificate and a sniffed `register`": (link) => {
+    link.bond.key = lobbyKey;
+    return lineOf(link, link.proof());
+  },
+  "what `register` has shown": (link, { alice }) => lineOf(link, alice.proof),
+  "no proof at all": (link) => {
+    const [first] = lineOf(link, "").toString().split(',"proof"');
+    return Buffer.from(link.role === "controlling" ? `${first}}\n` : `{"type":"nominated"}\n`);
+  },
+  "no line at all": () => Buffer.alloc(0),
+  "the proof of the other role": (link) => lineOf(link, link.proof(otherRole(link.role))),
+  "the line of the other role": (link) =>
+    link.role === "controlling" ? link.answerLine() : link.nominationLine(),
+  "bob's own proof, sent back": async (link) =>
+    lineOf(
+      link,
+      link.role === "controlled" ? (await link.nomination.promise).proof : link.proof("controlled"),
+    ),
+  "another name": (link) => {
+    link.bond.self = { ...link.bond.self, name: "carol" };
+    return lineOf(link, link.proof());
+  },
+  "another run of the program": (link) => {
+    link.bond.self = { ...link.bond.self, instance: hex(8) };
+    return lineOf(link, link.proof());
+  },
+  "a proof for somebody else": (link) => {
+    link.bond.peer = { ...link.bond.peer, fingerprint: hex(32) };
+    return lineOf(link, link.proof());
+  },
+};
+
+const cases = Object.keys(lies).flatMap((what) => roles.map((role) => [what, role] as const));
+
+test.each(cases)("nobody is linked by %s, as %s side", async (what, role) => {
+  await using secret = await Bait.listen();
+  await using scene = await Scene.open("--allow", String(secret.port));
+  using link = await scene.punched(role);
+  const purpose = { use: "forward", host: "127.0.0.1", port: secret.port };
+  await flight(link, () => lies[what]!(link, scene), openFrame(link.firstStream, purpose));
+  await expectNothing(scene, link);
+  expect(secret.total).toBe(0);
+});
+
+test.each(roles)(
+  "nobody is linked by the relay of an introducer, as %s side, without the words",
+  async (role) => {
+    await using scene = await Scene.open();
+    using link = await scene.relayed(role);
+    link.bond.key = lobbyKey;
+    await flight(link, () => lineOf(link, link.proof()), openFrame(link.firstStream, { use: "lines" }));
+    await expectNothing(scene, link);
+  },
+);
+
+test.each(roles)("nobody is linked by the proof of another connection, as %s side", async (role) => {
+  await using scene = await Scene.open();
+  using first = await scene.punched(role);
+  const proof = first.proof();
+  first.cut();
+  if (role === "controlled") await scene.bob.next("failed");
+  using link = await scene.punched(role);
+  await flight(link, () => lineOf(link, proof));
+  await expectNothing(scene, link);
+});
+
+test.each(roles)(
+  "who has the words, and proves it on this connection, is linked as %s side",
+  async (role) => {
+    await using scene = await Scene.open();
+    using link = await scene.punched(role);
+    await link.begin();
+    expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" });
+  },
+);
+
+// --- a link that is there ------------------------------------------------------------------------------------
+
+test("who knows the id of a session does not go on with it without the words", async () => {
+  await using scene = await Scene.open();
+  const { bob } = scene;
+  using honest = await scene.punched("controlling");
+  await honest.begin();
+  await bob.next("linked");
+  const { sessionId, processed } = honest;
+  honest.cut();
+  await bob.next("broken");
+  using thief = await scene.punched("controlling");
+  thief.bond.key = lobbyKey;
+  const hello = { sessionId, status: 0, epoch: 2, processed };
+  thief.send(thief.nominationLine(), helloFrame(frame.resume, hello));
+  await thief.frames.over();
+  expect(thief.frames.all).toEqual([]);
+  using again = await scene.punched("controlling");
+  again.send(again.nominationLine(), helloFrame(frame.resume, hello));
+  expect(readHello((await again.hears(frame.resumed)).payload)).toMatchObject({ status: 0, sessionId });
+  await bob.next("moved");
+  expect([bob.count("linked"), bob.count("moved"), bob.count("unlinked")]).toEqual([1, 1, 0]);
+});
+
+test("what an earlier run of the peer has shown does not end the link", async () => {
+  await using scene = await Scene.open();
+  const { bob, house, control, alice } = scene;
+  using honest = await scene.punched("controlling");
+  await honest.begin();
+  await bob.next("linked");
+  const { sessionId, processed } = honest;
+  control.say({ type: "left", id: alice.id });
+  await bob.next("left");
+  honest.cut();
+  await bob.next("broken");
+  const replayed = scene.listed({ id: 7, instance: "00".repeat(8) });
+  control.say({ type: "joined", peer: replayed });
+  await bob.next("joined", ({ peer }) => peer === 7);
+  // Bob asks that one, which can't prove to be alice.
+  await house.hears("connect", ({ peer }) => peer === 7);
+  const token = hex(16);
+  control.say(punchLine(replayed, { role: "controlling", token, deadlineMs: 600 }));
+  const thieves = { identity: scene.identity, name: "alice", instance: "00".repeat(8) };
+  using thief = await RawLink.punch(punchLine(scene.shownBob, { role: "controlled", token }), thieves);
+  await thief.nomination.promise;
+  const refusal = helloFrame(frame.resumed, { status: 1, epoch: 2, sessionId });
+  thief.send(thief.answerLine(), refusal);
+  await thief.frames.over();
+  control.say({ type: "joined", peer: alice });
+  using again = await scene.punched("controlling");
+  again.send(again.nominationLine(), helloFrame(frame.resume, { sessionId, status: 0, epoch: 3, processed }));
+  await bob.next("moved");
+  expect(bob.count("unlinked")).toBe(0);
+});
+
+// --- a lobby and a private room ------------------------------------------------------------------------------
+
+test.each(roles)(
+  "a program in the lobby is not crossed with one in a private room, as %s side",
+  async (role) => {
+    const visitors = new Map<string, { line: Line; visitor: LineSocket }>();
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type !== "register") return;
+      visitors.set(`${line.name} in ${line.room === "lobby" ? "the lobby" : "private"}`, { line, visitor });
+      visitor.say(registered(line, { public: endpointOf(visitor) }), peersLine());
+    });
+    // Alice runs both, with one certificate.
+    await using inLobby = new Driven(house.port, "alice", "--no-portmap");
+    await inLobby.registered;
+    await using inPrivate = new Driven(house.port, "alice", "--no-portmap", "--room", words);
+    await using bob = new Driven(house.port, "bob", "--no-portmap", "--room", words);
+    await Promise.all([inPrivate.registered, bob.registered]);
+    const shown = (who: string, lie: object): Line => {
+      const { name, fingerprint, instance, proof } = visitors.get(who)!.line;
+      return peerLine({ name, fingerprint, proof, instance: shownInstance(instance), ...lie });
+    };
+    const [atLobby, atBob] = [
+      visitors.get("alice in the lobby")!.visitor,
+      visitors.get("bob in private")!.visitor,
+    ];
+    const alice = shown("alice in private", {
+      id: 2,
+      public: endpointOf(atLobby),
+      private: [endpointOf(atLobby)],
+    });
+    const asBob = shown("bob in private", { id: 2, public: endpointOf(atBob), private: [endpointOf(atBob)] });
+    atLobby.say({ type: "joined", peer: asBob });
+    atBob.say({ type: "joined", peer: alice });
+    await Promise.all([inLobby.next("joined"), bob.next("joined")]);
+    const [asker, asked] = role === "controlling" ? [bob, inLobby] : [inLobby, bob];
+    asker.type(`connect ${asked.name}`);
+    await house.hears("connect");
+    const token = hex(16);
+    atBob.say(punchLine(alice, { role, token, deadlineMs: 600 }));
+    atLobby.say(punchLine(asBob, { role: otherRole(role), token, deadlineMs: 600 }));
+    await Promise.all([bob.next("failed"), inLobby.next("failed")]);
+    expect([bob.count("linked"), inLobby.count("linked")]).toEqual([0, 0]);
+  },
+);
+
+test("a thief of identity.pem has what alice's program had", async () => {
+  await using scene = await Scene.open();
+  const { fingerprint } = loadIdentity(join(homeOf("bob"), "tcp-hole-punching"));
+  expect(scene.register.fingerprint).toBe(fingerprint);
+  expect(scene.alice.proof).toBe(memberProof(room.key, scene.alice as never));
+});
