@@ -2345,7 +2345,7 @@ test("connect-back comes from the alternate address, too", async () => {
   expect(from.toSorted()).toEqual(["127.0.0.1", "127.0.0.2"]);
 });
 
-linuxTest(
+linuxTest.concurrent(
   "connect-back is dropped where nothing answers",
   async () => {
     await using scene = introduce();
@@ -2358,35 +2358,42 @@ linuxTest(
   10_000,
 );
 
-test("more connect-backs than a person asks for are refused, but the connection lives on", async () => {
-  await using scene = introduce({ introductionsPerMinute: 2 });
-  using anna = await scene.join("anna");
-  for (let n = 0; n < 2; n++) {
+test.concurrent(
+  "more connect-backs than a person asks for are refused, but the connection lives on",
+  async () => {
+    await using scene = introduce({ introductionsPerMinute: 2 });
+    using anna = await scene.join("anna");
+    for (let n = 0; n < 2; n++) {
+      anna.send({ type: "connect-back" });
+      await anna.next("filtering");
+    }
     anna.send({ type: "connect-back" });
-    await anna.next("filtering");
-  }
-  anna.send({ type: "connect-back" });
-  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
-  await anna.settled();
-});
+    expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
+    await anna.settled();
+  },
+);
 
-test("one connection back at a time, and so many of all", async () => {
-  await using scene = introduce({ connectBacks: 1 });
-  using silent = await sharing(scene.introducer.port, 0);
-  using queued = Socket.open(4); // it fills the queue, so that Linux drops every further SYN
-  queued.connect(silent.endpoint);
-  silent.ask();
-  silent.ask();
-  expect(await silent.refused).toMatchObject({ code: "limit", request: "connect-back" });
-  using anna = await scene.join("anna");
-  anna.send({ type: "connect-back" });
-  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
-  await silent.filtering;
-  anna.send({ type: "connect-back" });
-  expect(await anna.next("filtering")).toMatchObject({ filtering: "refused" });
-}, 10_000);
+test.concurrent(
+  "one connection back at a time, and so many of all",
+  async () => {
+    await using scene = introduce({ connectBacks: 1 });
+    using silent = await sharing(scene.introducer.port, 0);
+    using queued = Socket.open(4); // it fills the queue, so that Linux drops every further SYN
+    queued.connect(silent.endpoint);
+    silent.ask();
+    silent.ask();
+    expect(await silent.refused).toMatchObject({ code: "limit", request: "connect-back" });
+    using anna = await scene.join("anna");
+    anna.send({ type: "connect-back" });
+    expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect-back" });
+    await silent.filtering;
+    anna.send({ type: "connect-back" });
+    expect(await anna.next("filtering")).toMatchObject({ filtering: "refused" });
+  },
+  10_000,
+);
 
-linuxTest("one address has its share of the connections back", async () => {
+linuxTest.concurrent("one address has its share of the connections back", async () => {
   await using scene = introduce({ connectBacksPerAddress: 1, ownHostShares: 1 });
   using silent = await sharing(scene.introducer.port, 0);
   using queued = Socket.open(4);

@@ -43,12 +43,21 @@ export async function until(what: string, isTrue: () => boolean, mostMs = 4_000)
   }
 }
 
-/** Disposed of, it waits until all sockets made since have been closed. */
+/** How many look now, and what there was before the first of them began. */
+let looking = 0;
+let before = new Set<string>();
+
+/**
+ * Disposed of, it waits until all sockets made since have been closed. Of tests that run at once the last one looks, for all
+ * of them: a socket does not say whose it is.
+ */
 export function noSocketLeft(): AsyncDisposable {
-  const before = new Set(openSockets());
+  if (looking++ === 0) before = new Set(openSockets());
   return {
     async [Symbol.asyncDispose]() {
-      const isClean = () => openSockets().every((socket) => before.has(socket));
+      if (--looking > 0) return;
+      const known = before;
+      const isClean = () => openSockets().every((socket) => known.has(socket));
       await until("all sockets of the test are closed", isClean);
     },
   };

@@ -284,7 +284,7 @@ describe("a peer that", () => {
     await until("it is heard", () => bob.texts.length > 0);
   });
 
-  test.each([true, false])(
+  test.concurrent.each([true, false])(
     "never answers the end, and acknowledges it: %p: it comes nevertheless",
     async (acknowledges) => {
       await using _ = noSocketLeft();
@@ -300,7 +300,7 @@ describe("a peer that", () => {
     15_000,
   );
 
-  test("breaks the channel at the end does not change why it ended", async () => {
+  test.concurrent("breaks the channel at the end does not change why it ended", async () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
     const { rogue, bob } = scene;
@@ -312,7 +312,7 @@ describe("a peer that", () => {
     expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
   });
 
-  test("ends it with a reason of its own is quoted", async () => {
+  test.concurrent("ends it with a reason of its own is quoted", async () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
     const { rogue, bob } = scene;
@@ -321,16 +321,20 @@ describe("a peer that", () => {
     expect(bob.ends).toEqual([{ reason: "peer-disconnected", detail: "\u001b[2J no more of you" }]);
   });
 
-  test("has stopped reading does not keep the link from being closed", async () => {
-    await using _ = noSocketLeft();
-    using scene = await againstRogue();
-    const { rogue, bob } = scene;
-    await until("the link is begun", () => rogue.has(frame.resumed));
-    rogue.socket.pause();
-    const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
-    const settled = Promise.allSettled(unheard);
-    await bob.link.close("disconnected");
-    expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
-    expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
-  }, 15_000);
+  test.concurrent(
+    "has stopped reading does not keep the link from being closed",
+    async () => {
+      await using _ = noSocketLeft();
+      using scene = await againstRogue();
+      const { rogue, bob } = scene;
+      await until("the link is begun", () => rogue.has(frame.resumed));
+      rogue.socket.pause();
+      const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
+      const settled = Promise.allSettled(unheard);
+      await bob.link.close("disconnected");
+      expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
+      expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
+    },
+    15_000,
+  );
 });

@@ -111,7 +111,7 @@ class Watched {
 
 const protocolOf = (state: PortMappingState) => ("protocol" in state ? state.protocol : state.is);
 
-test("PCP: mapped, deleted at the end", async () => {
+test.concurrent("PCP: mapped, deleted at the end", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({ mapping: (request) => [granted(request)] });
   const { mapping, states } = new Watched(router);
@@ -124,7 +124,7 @@ test("PCP: mapped, deleted at the end", async () => {
   expect(states).toHaveLength(1);
 });
 
-test("NAT-PMP, where PCP is not spoken", async () => {
+test.concurrent("NAT-PMP, where PCP is not spoken", async () => {
   await using _ = noSocketLeft();
   const unsupported = new Uint8Array([0, 0x81, 0, 1, 0, 0, 0, 5]);
   using router = await FakeGateway.open({
@@ -135,7 +135,7 @@ test("NAT-PMP, where PCP is not spoken", async () => {
   await watched.mapping.close();
 });
 
-test("NAT-PMP, where PCP is not heard", async () => {
+test.concurrent("NAT-PMP, where PCP is not heard", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({
     mapping: (request) => (isPcp(request) ? [] : [granted(request)]),
@@ -147,20 +147,23 @@ test("NAT-PMP, where PCP is not heard", async () => {
   await until("taken back", () => router.datagrams.some((one) => isPcp(one) && isDeletion(one)));
 });
 
-test("UPnP, while PCP is not heard; a late answer of PCP changes nothing, and is taken back", async () => {
-  await using _ = noSocketLeft();
-  using router: FakeGateway = await FakeGateway.open({ mapping: () => [], ...upnp(() => router.location) });
-  const watched = new Watched(router);
-  expect(protocolOf(await watched.next())).toBe("upnp");
-  const late = router.datagrams[0]!;
-  router.say(granted(late));
-  await watched.mapping.close();
-  await until("taken back", () => router.datagrams.some(isDeletion));
-  expect(watched.states).toHaveLength(1);
-  expect(router.requests.at(-1)?.action).toBe("DeletePortMapping");
-});
+test.concurrent(
+  "UPnP, while PCP is not heard; a late answer of PCP changes nothing, and is taken back",
+  async () => {
+    await using _ = noSocketLeft();
+    using router: FakeGateway = await FakeGateway.open({ mapping: () => [], ...upnp(() => router.location) });
+    const watched = new Watched(router);
+    expect(protocolOf(await watched.next())).toBe("upnp");
+    const late = router.datagrams[0]!;
+    router.say(granted(late));
+    await watched.mapping.close();
+    await until("taken back", () => router.datagrams.some(isDeletion));
+    expect(watched.states).toHaveLength(1);
+    expect(router.requests.at(-1)?.action).toBe("DeletePortMapping");
+  },
+);
 
-test("a router that answers PCP after three seconds", async () => {
+test.concurrent("a router that answers PCP after three seconds", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({ mapping: () => [] });
   const askedAt = performance.now();
@@ -173,18 +176,22 @@ test("a router that answers PCP after three seconds", async () => {
   await watched.mapping.close();
 });
 
-test("no router that answers: so it is said, once, and no socket is left", async () => {
-  await using _ = noSocketLeft();
-  using router = await FakeGateway.open({ mapping: () => [] });
-  const watched = new Watched(router);
-  expect(await watched.next()).toEqual({
-    is: "unavailable",
-    reason: "PCP: no answer; NAT-PMP: no answer; UPnP: no answer",
-  });
-  await watched.mapping.close();
-}, 15_000);
+test.concurrent(
+  "no router that answers: so it is said, once, and no socket is left",
+  async () => {
+    await using _ = noSocketLeft();
+    using router = await FakeGateway.open({ mapping: () => [] });
+    const watched = new Watched(router);
+    expect(await watched.next()).toEqual({
+      is: "unavailable",
+      reason: "PCP: no answer; NAT-PMP: no answer; UPnP: no answer",
+    });
+    await watched.mapping.close();
+  },
+  15_000,
+);
 
-test("a router that refuses, by every protocol", async () => {
+test.concurrent("a router that refuses, by every protocol", async () => {
   await using _ = noSocketLeft();
   using router: FakeGateway = await FakeGateway.open({
     mapping: (request) => [refused(request)],
@@ -200,7 +207,7 @@ test("a router that refuses, by every protocol", async () => {
   expect(router.datagrams.filter(isDeletion)).toEqual([]);
 });
 
-test("a double NAT: no candidate, and nothing is left open", async () => {
+test.concurrent("a double NAT: no candidate, and nothing is left open", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({ mapping: (request) => [granted(request, "192.168.0.2")] });
   const watched = new Watched(router);
@@ -209,7 +216,7 @@ test("a double NAT: no candidate, and nothing is left open", async () => {
   await watched.mapping.close();
 });
 
-test("a router that grants a second: it is not asked every moment", async () => {
+test.concurrent("a router that grants a second: it is not asked every moment", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({
     mapping: (request) => [granted(request).fill(0, 4, 7).fill(1, 7, 8)],
@@ -219,30 +226,34 @@ test("a router that grants a second: it is not asked every moment", async () => 
   await watched.mapping.close();
 });
 
-test("renewed at half; another port then is told; refused until it ends, it is lost", async () => {
-  await using _ = noSocketLeft();
-  let count = 0;
-  using router: FakeGateway = await FakeGateway.open({
-    ...upnp(() => router.location),
-    http: () => [httpAnswer("", "404 Not Found")],
-    mapping: (request) => {
-      if (++count === 2) return [granted(request).fill(0x42, 43, 44)];
-      return [count === 1 || isDeletion(request) ? granted(request) : refused(request)];
-    },
-  });
-  const watched = new Watched(router, shortS);
-  const first = judgeGrant("pcp", { ...grant, lifetimeS: shortS }, observed);
-  expect(await watched.next()).toEqual(first);
-  expect(await watched.next()).toEqual(
-    judgeGrant("pcp", { ...grant, externalPort: 0x9c42, lifetimeS: shortS }, observed),
-  );
-  await watched.next();
-  if (watched.mapping.state.is === "asking") await watched.next();
-  expect(watched.states.slice(2).map(({ is }) => is)).toEqual(["asking", "unavailable"]);
-  await watched.mapping.close();
-}, 30_000);
+test.concurrent(
+  "renewed at half; another port then is told; refused until it ends, it is lost",
+  async () => {
+    await using _ = noSocketLeft();
+    let count = 0;
+    using router: FakeGateway = await FakeGateway.open({
+      ...upnp(() => router.location),
+      http: () => [httpAnswer("", "404 Not Found")],
+      mapping: (request) => {
+        if (++count === 2) return [granted(request).fill(0x42, 43, 44)];
+        return [count === 1 || isDeletion(request) ? granted(request) : refused(request)];
+      },
+    });
+    const watched = new Watched(router, shortS);
+    const first = judgeGrant("pcp", { ...grant, lifetimeS: shortS }, observed);
+    expect(await watched.next()).toEqual(first);
+    expect(await watched.next()).toEqual(
+      judgeGrant("pcp", { ...grant, externalPort: 0x9c42, lifetimeS: shortS }, observed),
+    );
+    await watched.next();
+    if (watched.mapping.state.is === "asking") await watched.next();
+    expect(watched.states.slice(2).map(({ is }) => is)).toEqual(["asking", "unavailable"]);
+    await watched.mapping.close();
+  },
+  30_000,
+);
 
-test("closed before anything was answered: what was asked for is taken back", async () => {
+test.concurrent("closed before anything was answered: what was asked for is taken back", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({ mapping: () => [] });
   const watched = new Watched(router);
@@ -252,13 +263,13 @@ test("closed before anything was answered: what was asked for is taken back", as
   expect(watched.states).toEqual([]);
 });
 
-test("closed at once: nothing is asked any more, no socket is left", async () => {
+test.concurrent("closed at once: nothing is asked any more, no socket is left", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({ mapping: () => [] });
   await new Watched(router).mapping.close();
 });
 
-test("closed while the router has fallen silent: the end comes all the same", async () => {
+test.concurrent("closed while the router has fallen silent: the end comes all the same", async () => {
   await using _ = noSocketLeft();
   using router = await FakeGateway.open({
     mapping: (request) => (isDeletion(request) ? [] : [granted(request)]),
