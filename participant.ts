@@ -323,7 +323,16 @@ interface JoinAttempt {
   resolve: () => void;
   reject: (error: UserError) => void;
   control?: ControlChannel;
+  /** Set once we have said `register`: how long its answer may take. */
+  timer?: NodeJS.Timeout;
   namesTried: number;
+}
+
+/** What went wrong on the way to the introducer, for the user. */
+function joinError(error: unknown): UserError {
+  if (error instanceof UserError) return error;
+  const reason = error instanceof Error ? error.message : String(error);
+  return new UserError(`cannot reach the introducer: ${reason}`, { cause: error });
 }
 
 // --- the participant -------------------------------------------------------------------------------------
@@ -670,30 +679,27 @@ export class Participant {
       () => this.#emit({ event: "waiting", for: "introducer", text }),
       announceAfterMs,
     );
-    const timer = setTimeout(() => attempt.control?.close("it did not answer `register`"), registerTimeoutMs);
-    void this.#register(attempt, timer);
+    void this.#register(attempt).catch((error: unknown) => this.#joinFailed(attempt, joinError(error)));
     return promise.finally(() => {
       clearTimeout(announce);
-      clearTimeout(timer);
+      clearTimeout(attempt.timer);
     });
   }
 
-  async #register(attempt: JoinAttempt, timer: NodeJS.Timeout): Promise<void> {
+  async #register(attempt: JoinAttempt): Promise<void> {
     const { host, port = defaultPort } = this.options;
-    let control: ControlChannel;
-    let room: Room;
-    try {
-      const opening = ControlChannel.open(host, port, otherStartedAs("introducer"));
-      [room, control] = await Promise.all([this.#roomToBe, opening]);
-    } catch (error) {
-      if (!(error instanceof UserError)) throw error;
-      return this.#joinFailed(attempt, error);
-    }
+    const roomToBe = Promise.resolve(this.#roomToBe);
+    roomToBe.catch(() => {}); // it is waited for below
+    const control = await ControlChannel.open(host, port, otherStartedAs("introducer"));
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
-    timer.refresh();
     attempt.control = control;
+    // The words are still being made a room of, and the introducer may say that it has no place for us, or go.
     control.onMessage = (message) => this.#receive(control, message);
     control.onClose = (reason) => this.#closed(control, reason);
+    const room = await roomToBe;
+    if (!this.#isCurrent(attempt)) return;
+    const late = new UserError("the introducer did not register us: it did not answer `register`");
+    attempt.timer = setTimeout(() => this.#joinFailed(attempt, late), registerTimeoutMs);
     this.#room = room;
     this.#introduceOurselves(control, room);
   }
@@ -767,7 +773,9 @@ export class Participant {
 
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): ControlState {
-    const retryInMs = this.#retryInMs ?? Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    // No introducer has us back sooner than we would come by ourselves: each is a registration for it and for the room.
+    const pauseMs = Math.round(this.#rejoinMs * (0.5 + Math.random() / 2));
+    const retryInMs = Math.max(this.#retryInMs ?? 0, pauseMs);
     this.#retryInMs = undefined;
     this.#rejoinMs = Math.min(maxRejoinMs, this.#rejoinMs * 2);
     this.#emit({ event: "introducer", state, reason, retryInMs });
@@ -783,6 +791,9 @@ export class Participant {
   // --- what the introducer says --------------------------------------------------------------------------
 
   #receive(control: ControlChannel, message: ToParticipant): void {
+    const isEarly = this.#state.is === "joining" && this.#state.attempt.timer === undefined;
+    if (isEarly && message.type !== "refused" && message.type !== "bye")
+      return control.close(`it said \`${message.type}\` before we had registered`);
     switch (message.type) {
       case "registered":
         return this.#beginRegistration(control, message);
@@ -981,7 +992,8 @@ export class Participant {
 
   #refused({ request, message, code, peer, name }: ToParticipant & { type: "refused" }): void {
     const text = `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
-    if (this.#state.is === "joining" && code === "name-taken" && name !== undefined)
+    const hasRegistered = this.#state.is === "joining" && this.#state.attempt.timer !== undefined;
+    if (this.#state.is === "joining" && hasRegistered && code === "name-taken" && name !== undefined)
       return this.#renamed(this.#state.attempt, name, text);
     if (this.#state.is === "joining") return this.#joinFailed(this.#state.attempt, new UserError(text));
     if (request === "echo") return this.#echoes.shift()?.reject(new UserError(text));

@@ -41,15 +41,15 @@ export class ControlChannel {
   readonly remote: Endpoint;
   readonly port: number;
   onMessage: (message: ToParticipant) => void = () => {};
-  /** Called once, with a reason for people. */
-  onClose: (reason: string) => void = () => {};
   /** Whether the network broke it, and not the introducer. */
   isBroken = false;
   readonly #decoder = new LineDecoder();
   readonly #silence: NodeJS.Timeout;
   #unsent = new Uint8Array(0);
   #socket: BunSocket | undefined;
-  #isClosed = false;
+  #onClose: (reason: string) => void = () => {};
+  /** Why it is closed. */
+  #end: string | undefined;
 
   private constructor(remote: Endpoint, port: number) {
     this.remote = remote;
@@ -111,12 +111,22 @@ export class ControlChannel {
     this.#write(new TextEncoder().encode(encode(message)));
   }
 
+  /** Called once, with a reason for people; at once where it is closed already. */
+  set onClose(told: (reason: string) => void) {
+    this.#onClose = told;
+    if (this.#end !== undefined) told(this.#end);
+  }
+
   close(reason: string): void {
     if (this.#isClosed) return;
-    this.#isClosed = true;
+    this.#end = reason;
     clearTimeout(this.#silence);
     this.#socket?.end();
-    this.onClose(reason);
+    this.#onClose(reason);
+  }
+
+  get #isClosed(): boolean {
+    return this.#end !== undefined;
   }
 
   #broken(reason: string): void {

@@ -1,0 +1,119 @@
+/** An introducer that goes, or talks, before a participant has registered: whoever waits is told, and it comes back. */
+import { expect, test } from "bun:test";
+import { Participant, type ParticipantEvent } from "../../participant.ts";
+import { secretRoom } from "../../native/link/room.ts";
+import { Driven, outcome } from "../driven-fixture.ts";
+import { LyingIntroducer, makeIdentity, peersLine, registered, until, type LineSocket } from "./wire.ts";
+
+const words = "k7xq-m2vp-9dfa-w4tz";
+const room = await secretRoom(words);
+const identity = makeIdentity();
+
+function participant(port: number, of: ConstructorParameters<typeof Participant>[0]["room"] = room) {
+  const events: ParticipantEvent[] = [];
+  const onEvent = (event: ParticipantEvent) => void events.push(event);
+  const me = new Participant({ host: "127.0.0.1", port, name: "alice", room: of, identity, onEvent });
+  return { me, events };
+}
+
+const settled = (joining: Promise<void>): Promise<string> =>
+  joining.then(
+    () => "joined",
+    (error: Error) => error.message,
+  );
+
+// --- while the words are made a room of ----------------------------------------------------------------------
+
+const early: Record<string, [(visitor: LineSocket) => void, string]> = {
+  "ends the connection": [(visitor) => visitor.close(), "it closed the connection"],
+  "resets the connection": [(visitor) => visitor.cut(), "reset"],
+  "says bye, and why": [(visitor) => visitor.say({ type: "bye", reason: "no place" }), "no place"],
+  "refuses, and why": [
+    (visitor) => visitor.say({ type: "refused", code: "limit", message: "256 of your address" }),
+    "256 of your address",
+  ],
+  "offers another name": [
+    (visitor) => visitor.say({ type: "refused", code: "name-taken", message: "taken", name: "alice-2" }),
+    "taken",
+  ],
+  "says that we are registered": [
+    (visitor) => visitor.say(registered({ type: "register", name: "alice", room: room.id }), peersLine()),
+    "it said `registered` before we had registered",
+  ],
+  "says what is no message": [
+    (visitor) => visitor.raw("HTTP/1.1 400 Bad Request\r\n\r\n"),
+    "not in the protocol",
+  ],
+};
+
+test.each(Object.entries(early))(
+  "an introducer that %s before we have registered",
+  async (_what, [act, why]) => {
+    const { promise, resolve } = Promise.withResolvers<typeof room>();
+    const closed = Promise.withResolvers<void>();
+    using house = await LyingIntroducer.listen(
+      () => {},
+      (visitor) => {
+        visitor.socket.on("close", () => closed.resolve());
+        act(visitor);
+      },
+    );
+    const { me } = participant(house.port, promise);
+    const joining = settled(me.join());
+    await until("it has come", () => house.visitors.length > 0);
+    house.visitors[0]!.socket.resume();
+    const told = await Promise.race([joining, closed.promise.then(() => Bun.sleep(20)).then(() => "closed")]);
+    resolve(room); // where it is over, nothing more is said
+    expect(await joining).toContain(why);
+    expect([told, house.heard.all]).toEqual([expect.stringContaining(why), []]);
+    await me.quit();
+  },
+);
+
+test.each([0, 10, 40, 80])(
+  "the program whose introducer leaves %d ms after it came ends, and says why",
+  async (delayMs) => {
+    using house = await LyingIntroducer.listen(
+      () => {},
+      (visitor) => void setTimeout(() => visitor.close(), delayMs),
+    );
+    const { code, stderr } = await outcome([`127.0.0.1:${house.port}`, "--name", "alice", "--room", words]);
+    expect([code, stderr]).toEqual([1, expect.stringContaining("it closed the connection")]);
+  },
+);
+
+test("a participant that was registered comes back, whenever the introducer left it", async () => {
+  let visits = 0;
+  using house = await LyingIntroducer.listen(
+    (line, visitor) => line.type === "register" && visitor.say(registered(line), peersLine()),
+    (visitor) => {
+      visits++;
+      if (visits > 1 && visits < 4) visitor.cut();
+    },
+  );
+  const { me, events } = participant(house.port);
+  await me.join();
+  house.visitors[0]!.cut();
+  await until("it is registered again", () => visits >= 4 && me.isRegistered);
+  const states = events.flatMap((one) => (one.event === "introducer" ? [one.state] : []));
+  expect(states).toEqual(["lost", "unreachable", "unreachable"]);
+  await me.quit();
+});
+
+// --- come back at once ---------------------------------------------------------------------------------------
+
+test("an introducer that has everyone back at once is not flooded by them", async () => {
+  let registrations = 0;
+  using house = await LyingIntroducer.listen((line, visitor) => {
+    if (line.type !== "register") return;
+    registrations++;
+    visitor.say(registered(line), peersLine(), { type: "bye", reason: "again", retryInMs: 0 });
+  });
+  await using alice = new Driven(house.port, "alice");
+  const pauses: number[] = [];
+  for (let round = 0; round < 4; round++)
+    pauses.push((await alice.next("introducer", ({ state }) => state === "lost")).retryInMs!);
+  // Half a second, doubled each time; half of it is jitter.
+  expect(pauses.map((ms, round) => ms >= 250 * 2 ** round)).toEqual([true, true, true, true]);
+  expect(registrations).toBe(4);
+});
