@@ -13,12 +13,15 @@ import {
 } from "node:crypto";
 import {
   closeSync,
+  constants,
   fstatSync,
   linkSync,
   mkdirSync,
   openSync,
   readFileSync,
   rmSync,
+  statSync,
+  type Stats,
   writeFileSync,
 } from "node:fs";
 import { homedir } from "node:os";
@@ -40,6 +43,8 @@ export class IdentityError extends Error {}
 export class UnkeepableError extends IdentityError {}
 
 const fileName = "identity.pem";
+/** With room for other text around the two blocks, which are some 900 bytes. */
+const maxFileBytes = 64 * 1024;
 const keyBlock = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/;
 const certificateBlock = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/;
 
@@ -121,6 +126,7 @@ export function identityOrOneForNow(warn: (message: string) => void, folder?: st
 /** The identity kept in that folder, made at the first call. */
 export function loadIdentity(folder: string = stateFolder()): Identity {
   const file = join(folder, fileName);
+  refuseFolderOfOthers(folder);
   const kept = readKept(file);
   if (kept !== undefined) return parseIdentity(file, kept);
   create(folder, file);
@@ -139,14 +145,17 @@ function errnoOf(error: unknown): string {
 function readKept(file: string): string | undefined {
   let fd: number | undefined;
   try {
-    fd = openSync(file, "r");
-    refuseReadableByOthers(file, fstatSync(fd).mode);
+    // A FIFO would be waited for. A link may lead to what somebody else can change.
+    const { O_RDONLY, O_NOFOLLOW = 0, O_NONBLOCK = 0 } = constants;
+    fd = openSync(file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    refuseUnfit(file, fstatSync(fd));
     return readFileSync(fd, "utf8");
   } catch (error) {
     if (error instanceof IdentityError) throw error;
     const errno = errnoOf(error);
     if (errno === "ENOENT" || errno === "ENOTDIR") return undefined;
-    if (errno === "EISDIR") throw new IdentityError(`${file} is a folder, not a file; move it away`);
+    if (errno === "ELOOP")
+      throw new IdentityError(`${file} is a symbolic link; put the file itself in its place`);
     throw new IdentityError(`cannot read ${file} (${errno}); it must be a file that you own`, {
       cause: error,
     });
@@ -155,13 +164,52 @@ function readKept(file: string): string | undefined {
   }
 }
 
-function refuseReadableByOthers(file: string, mode: number): void {
-  if (process.platform === "win32" || (mode & 0o077) === 0) return;
-  const octal = (mode & 0o777).toString(8).padStart(4, "0");
+/** Only a file of our own that nobody else can read or change says who we are. */
+function refuseUnfit(file: string, found: Stats): void {
+  if (found.isDirectory()) throw new IdentityError(`${file} is a folder, not a file; move it away`);
+  if (!found.isFile()) throw new IdentityError(`${file} is no regular file; move it away`);
+  if (found.size > maxFileBytes)
+    throw new IdentityError(
+      `${file} has ${found.size} bytes, too many for what it should hold; move it away`,
+    );
+  if (process.platform === "win32") return;
+  refuseOwner(file, found.uid);
+  if ((found.mode & 0o077) === 0) return;
   throw new IdentityError(
-    `${file} holds a key, but others can use it (mode ${octal}); run: chmod 600 ${file}`,
+    `${file} holds a key, but others can use it (mode ${octal(found.mode)}); run: chmod 600 ${file}`,
   );
 }
+
+/** Whoever can write to the folder could put another file there. Nothing is said of one that is not there yet. */
+function refuseFolderOfOthers(folder: string): void {
+  const found = statOf(folder);
+  if (!found?.isDirectory() || process.platform === "win32") return;
+  if (found.uid !== 0) refuseOwner(folder, found.uid);
+  if ((found.mode & 0o022) === 0) return;
+  throw new IdentityError(
+    `${folder} holds a key, but others can write to it (mode ${octal(found.mode)}); run: chmod 700 ${folder}`,
+  );
+}
+
+/** Undefined for what can't be looked at: whoever reads or makes the file says so. */
+function statOf(path: string): Stats | undefined {
+  try {
+    return statSync(path);
+  } catch (error) {
+    errnoOf(error);
+    return undefined;
+  }
+}
+
+function refuseOwner(path: string, uid: number): void {
+  const own = process.geteuid?.();
+  if (own === undefined || uid === own) return;
+  throw new IdentityError(
+    `${path} belongs to another user (${uid}, and this is ${own}); run this as that user, or set XDG_STATE_HOME to a folder of yours`,
+  );
+}
+
+const octal = (mode: number): string => (mode & 0o777).toString(8).padStart(4, "0");
 
 /** Reads what such a file holds; throws an {@link IdentityError} that names `file`. */
 export function parseIdentity(file: string, kept: string): Identity {
