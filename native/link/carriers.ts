@@ -36,6 +36,10 @@ import { blockBytes, ResendBuffer } from "./resend.ts";
 
 /** Bytes written before others of this program have their turn. */
 const turnBytes = 512 * 1024;
+/** Sequenced frames read before others have their turn; what costs more than reading it counts as several. */
+export const turnFrames = 256;
+/** The longest that a peer which asks for too much is not read at a time: well below what looks dead. */
+const maxRestMs = 250;
 /** The peer learns that its frames came after so many bytes, or so much time; sooner if anything else is sent. */
 const ackBytes = 512 * 1024;
 const ackDelayMs = 20;
@@ -121,6 +125,9 @@ export class Carriers {
   #willPump = false;
   #pings = 0;
   // receiving
+  /** Those since the last rest; and what ends the one under way. */
+  #turnFrames = 0;
+  #cancelRest: (() => void) | undefined;
   #processed = 0;
   /** Bytes of the next frame that were handed on, by whichever carrier. */
   #partial = 0;
@@ -169,7 +176,8 @@ export class Carriers {
       this.#consider(attachment, hello);
       attachment.rest.push(...rest);
       this.#readRest(attachment);
-      if (this.#attachments.has(attachment) && attachment.reading !== "held") carrier.resume();
+      const isRead = this.#attachments.has(attachment) && attachment.reading !== "held";
+      if (isRead && !this.#cancelRest) carrier.resume();
     });
   }
 
@@ -340,6 +348,8 @@ export class Carriers {
       if (heir) this.#moveTo(heir, 0);
     }
     this.#rewindWhatWaitsInVain();
+    // Spare buffers are of no use until there is a carrier.
+    if (this.#attachments.size === 0) this.#outbox.trim();
     if (this.#isClosed || this.#current || [...this.#attachments].some(({ is }) => is === "offered")) return;
     this.#owner.onEvent({ is: "lost", reason });
   }
@@ -347,6 +357,7 @@ export class Carriers {
   /** Says `last`, a sequenced frame, where the peer can still take it, and closes all carriers. */
   close(last: Buffer | undefined): void {
     this.#isClosed = true;
+    this.#cancelRest?.();
     this.#cancelTick?.();
     this.#cancelAck?.();
     const current = this.#current;
@@ -418,10 +429,10 @@ export class Carriers {
     return Math.max(patience.leastMs, patience.roundTrips * (this.roundTripMs ?? 0));
   }
 
-  /** Since when an answer has been due; undefined when none is. A held carrier is not listened to. */
+  /** Since when an answer has been due; undefined when none is, or we do not listen. */
   #dueSince(attachment: Attachment): number | undefined {
     const isDue = attachment.ping !== undefined || this.#outbox.acknowledged < this.#outbox.made;
-    if (!isDue || attachment.reading === "held") return undefined;
+    if (!isDue || attachment.reading === "held" || this.#cancelRest) return undefined;
     return Math.max(attachment.heardAtMs, attachment.askedAtMs);
   }
 
@@ -455,6 +466,9 @@ export class Carriers {
     attachment.heardAtMs = this.#clock.now();
     attachment.rest.push(chunk);
     this.#readRest(attachment);
+    // What is read later, in case of a rest or a hold, must not change with the chunk.
+    const isOfChunk = ({ buffer }: Buffer) => buffer === chunk.buffer;
+    attachment.rest = attachment.rest.map((piece) => (isOfChunk(piece) ? Buffer.from(piece) : piece));
     // Nothing newer has come of it: whichever speaks first goes on.
     if (!this.#current && attachment.is === "old" && this.#attachments.has(attachment)) {
       this.#moveTo(attachment, 0);
@@ -462,7 +476,7 @@ export class Carriers {
   }
 
   #readRest(attachment: Attachment): void {
-    while (attachment.reading !== "held" && this.#attachments.has(attachment)) {
+    while (attachment.reading !== "held" && !this.#cancelRest && this.#attachments.has(attachment)) {
       const chunk = attachment.rest.shift();
       if (!chunk) break;
       const rest = attachment.decoder.push(chunk);
@@ -499,12 +513,48 @@ export class Carriers {
   }
 
   #frameRead(attachment: Attachment): void {
-    if (this.#isClosed || attachment.position++ < this.#processed) return;
+    if (this.#isClosed) return;
+    this.spend(1);
+    if (attachment.position++ < this.#processed) return;
     this.#processed++;
     this.#partial = 0;
     if (this.#unackedBytes >= ackBytes) this.ackNow();
     else this.#cancelAck ??= this.#after(ackDelayMs, () => this.ackNow());
     if (this.#attachments.size > 1) this.#releaseHeld();
+  }
+
+  /** What was read has cost as much as so many frames. */
+  spend(frames: number): void {
+    this.#turnFrames += frames;
+    if (this.#turnFrames >= turnFrames) this.rest(0);
+  }
+
+  /** Nothing is read for so long, and at least until others of the program have had their turn. */
+  rest(forMs: number): void {
+    if (this.#isClosed) return;
+    if (this.#cancelRest && forMs === 0) return;
+    this.#cancelRest?.();
+    for (const { carrier, decoder } of this.#attachments) {
+      decoder.stop();
+      carrier.pause();
+    }
+    const goOn = () => this.#guard(() => this.#goOn());
+    if (forMs > 0) this.#cancelRest = this.#clock.after(Math.min(forMs, maxRestMs), goOn);
+    else {
+      const immediate = setImmediate(goOn);
+      this.#cancelRest = () => clearImmediate(immediate);
+    }
+  }
+
+  #goOn(): void {
+    this.#cancelRest = undefined;
+    this.#turnFrames = 0;
+    for (const attachment of [...this.#attachments]) {
+      if (attachment.reading === "held") continue;
+      attachment.heardAtMs = this.#clock.now();
+      attachment.carrier.resume();
+      this.#readRest(attachment);
+    }
   }
 
   /** Tells the peer how far we are, with the next write. */
@@ -587,6 +637,7 @@ export class Carriers {
     attachment.reading = reading;
     attachment.heardAtMs = this.#clock.now();
     this.#retireOld();
+    if (this.#cancelRest) return; // it is read when that is over
     attachment.carrier.resume();
     this.#readRest(attachment);
   }

@@ -19,6 +19,7 @@ import {
 } from "../../protocol.ts";
 import type { CarrierEvent, Offer } from "./carrier.ts";
 import { LinkError, type Channel } from "./channel.ts";
+import { Queue } from "./resend.ts";
 import { Session, type EndedBy } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
@@ -26,6 +27,13 @@ import { resetCodes, type Stream } from "./stream.ts";
 const maxWaiting = 1024;
 /** The session says so again while it does. */
 const looksDeadForMs = 5_000;
+/**
+ * How long it is kept without a channel where nobody here uses it, if that is shorter: nobody has asked for it, or all
+ * that there is to say are answers.
+ */
+const defaultUnwantedKeepMs = 60_000;
+/** Answers that the peer has not acknowledged, with all that keeping them costs a megabyte: no more of its lines are read. */
+const maxUnacknowledgedAnswers = 8 * 1024;
 /** How long an orderly end may take when nothing has to be sent first. */
 const endTimeoutMs = 1_000;
 
@@ -69,6 +77,9 @@ export interface LinkOptions {
   fingerprint: string;
   /** How long it is kept without a channel: milliseconds; 0 ends it with its first one. */
   keepMs: number;
+  /** Whether somebody here has asked for it; and how long it is kept while nobody wants it. */
+  isAsked?: boolean;
+  unwantedKeepMs?: number;
   owner: LinkOwner;
 }
 
@@ -77,6 +88,8 @@ export class Link {
   readonly session: Session;
   readonly #owner: LinkOwner;
   readonly #keepMs: number;
+  readonly #isAsked: boolean;
+  readonly #unwantedKeepMs: number;
   readonly #ended = Promise.withResolvers<UnlinkReason>();
   readonly #waiting = new Map<number, Waiting>();
   /** The latest. */
@@ -85,6 +98,9 @@ export class Link {
   /** What was said before the stream of lines had come. */
   #unsent: LinkLine[] = [];
   #unsentAnswers = 0;
+  /** Bytes written to the stream of lines; and where in them the answers end that are not acknowledged. */
+  #lineBytes = 0;
+  readonly #answersUntil = new Queue<number>();
   #nextId = 1;
   #brokenSince: number | undefined;
   #looksDeadSince = -Infinity;
@@ -99,14 +115,20 @@ export class Link {
    * Without an `id` we have nominated the channel, and speak first. With one the peer has spoken on it and named that
    * session: {@link accept} what it offered once everybody knows of the link, for streams may come with it.
    */
-  constructor(channel: Channel, { role, fingerprint, keepMs, owner }: LinkOptions, id?: string) {
+  constructor(channel: Channel, options: LinkOptions, id?: string) {
+    const { role, fingerprint, keepMs, isAsked, owner, unwantedKeepMs = defaultUnwantedKeepMs } = options;
     this.#channel = channel;
     this.#owner = owner;
     this.#keepMs = keepMs;
+    this.#isAsked = isAsked ?? true;
+    this.#unwantedKeepMs = unwantedKeepMs;
     this.session = new Session({ role, peer: fingerprint, ...(id !== undefined && { id }) });
     this.session.onStream = (stream, purpose) => this.#onStream(stream, purpose);
     this.session.onThrown = (error) => owner.threw(error);
     this.session.onCarrier = (event) => this.#onCarrier(event);
+    this.session.isWanted = () => this.#isWanted;
+    this.session.onGivenUp = () =>
+      this.abandon("connection-lost", "and its memory is needed for other links");
     this.session.onEnd = (reason, by) => this.#onEnd(reason, by);
     if (id !== undefined) return;
     this.session.attach(channel);
@@ -202,7 +224,8 @@ export class Link {
       if (!isBusy()) this.session.abandon(reason);
     }, endTimeoutMs);
     void this.#ended.promise.then(() => clearInterval(timer));
-    this.session.finish(reason);
+    // What was said before the stream of lines has come goes first.
+    if (this.#lines || this.#unsent.length === 0) this.session.finish(reason);
   }
 
   // --- lines ---------------------------------------------------------------------------------------------
@@ -223,7 +246,7 @@ export class Link {
   #send(line: LinkLine): void {
     // It could not be sent, and would break the stream on which the peer's last words may still come.
     if (this.session.isEnding) return;
-    if (this.#lines) this.#lines.write(encode(line));
+    if (this.#lines) this.#write(this.#lines, line);
     else this.#unsent.push(line);
   }
 
@@ -238,7 +261,10 @@ export class Link {
   #useLines(stream: Stream): void {
     const decoder = new LineDecoder();
     this.#lines = stream;
+    stream.isCounted = true;
+    stream.onAcknowledged = () => this.#readLines(stream);
     for (const line of this.#unsent.splice(0)) this.#send(line);
+    if (this.#closing) this.session.finish(this.#closing.reason);
     stream.on("error", () => {}); // the link's end says it
     for (const event of ["end", "close"]) stream.once(event, () => this.#linesOver());
     stream.on("data", (chunk: Buffer) => {
@@ -279,11 +305,28 @@ export class Link {
     const lines = this.#lines!;
     if (this.session.isEnding) return;
     this.#unsentAnswers++;
-    lines.write(encode(line), () => {
+    this.#write(lines, line, () => {
       this.#unsentAnswers--;
-      if (lines.isPaused()) lines.resume();
+      this.#readLines(lines);
     });
-    if (this.#unsentAnswers > maxWaiting) lines.pause();
+    this.#answersUntil.push(this.#lineBytes);
+    if (this.#isOwing) lines.pause();
+  }
+
+  #write(lines: Stream, line: LinkLine, written?: () => void): void {
+    const bytes = Buffer.from(encode(line));
+    this.#lineBytes += bytes.length;
+    lines.write(bytes, written);
+  }
+
+  get #isOwing(): boolean {
+    return this.#unsentAnswers > maxWaiting || this.#answersUntil.length > maxUnacknowledgedAnswers;
+  }
+
+  #readLines(lines: Stream): void {
+    const { acknowledgedBytes } = lines;
+    while ((this.#answersUntil.at(0) ?? Infinity) <= acknowledgedBytes) this.#answersUntil.shift();
+    if (lines.isPaused() && !this.#isOwing) lines.resume();
   }
 
   #answered(id: number): void {
@@ -314,12 +357,23 @@ export class Link {
     if (this.#closing) return this.session.abandon(this.#closing.reason);
     if (this.#keepMs === 0) return this.abandon("connection-lost", reason);
     this.#brokenSince = performance.now();
-    const minutes = this.#keepMs / 60_000;
-    this.#keepTimer = setTimeout(
-      () => this.abandon("connection-lost", `it did not come back within ${minutes} min`),
-      this.#keepMs,
-    );
+    const firstMs = this.#isWanted ? this.#keepMs : Math.min(this.#keepMs, this.#unwantedKeepMs);
+    this.#keepTimer = setTimeout(() => this.#kept(firstMs), firstMs);
     this.#owner.broken(reason);
+  }
+
+  #kept(forMs: number): void {
+    const leftMs = this.#keepMs - forMs;
+    if (leftMs <= 0 || !this.#isWanted)
+      return this.abandon("connection-lost", `it did not come back within ${forMs / 60_000} min`);
+    this.#keepTimer = setTimeout(() => this.#kept(this.#keepMs), leftMs);
+  }
+
+  /** Whether somebody here uses it, or has asked for it and there is more to it than what the peer made us say. */
+  get #isWanted(): boolean {
+    const { streamsInUse, owedBytes } = this.session;
+    const isUsed = this.#waiting.size > 0 || streamsInUse > (this.#lines ? 1 : 0);
+    return isUsed || (this.#isAsked && owedBytes === 0);
   }
 
   #onEnd(said: string, by: EndedBy): void {

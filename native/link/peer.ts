@@ -514,7 +514,7 @@ export class RemotePeer {
     const { token } = nominated;
     const before = this.#proposed;
     before?.attach(channel);
-    const link = before ?? new Link(channel, this.#linkOptions("controlling"));
+    const link = before ?? new Link(channel, this.#linkOptions("controlling", true));
     const agreement: Agreement = { token, proposal: { channel, link }, end: () => this.#withdraw() };
     this.#become({ agreements: [...this.#agreements, agreement] });
     channel.onProved = () => this.#proved(channel, nominated);
@@ -594,7 +594,11 @@ export class RemotePeer {
     // What is held is over at the peer: that is told first.
     this.#withdraw();
     this.link?.abandon("replaced", "");
-    const link = new Link(channel, this.#linkOptions("controlled"), offer.hello.sessionId);
+    const link = new Link(
+      channel,
+      this.#linkOptions("controlled", this.#waiting.length > 0),
+      offer.hello.sessionId,
+    );
     this.#linked(link, channel, nominated);
     // Only now: streams may come with it.
     link.accept(offer);
@@ -609,7 +613,7 @@ export class RemotePeer {
     if (isWanted) this.#introduce()?.ask(true);
   }
 
-  #linkOptions(role: Role): LinkOptions {
+  #linkOptions(role: Role, isAsked: boolean): LinkOptions {
     const owner: LinkOwner = {
       said: (text) => this.#emit({ event: "said", text }),
       stream: (stream, purpose) => this.#surroundings.stream(this, stream, purpose),
@@ -619,7 +623,8 @@ export class RemotePeer {
       moved: (channel, gapMs) => this.#moved(channel, gapMs),
       ended: (reason, detail) => (this.link ? this.#unlinked(reason, detail) : this.#unproved(detail)),
     };
-    return { role, fingerprint: this.#peer.fingerprint, keepMs: this.#surroundings.keepMs, owner };
+    const { keepMs } = this.#surroundings;
+    return { role, fingerprint: this.#peer.fingerprint, keepMs, isAsked, owner };
   }
 
   #linked(link: Link, channel: Channel, { token, elapsedMs }: Nominated): void {

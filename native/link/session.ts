@@ -10,6 +10,7 @@
  * acknowledgement of its own, closes.
  */
 import { type Role } from "../../protocol.ts";
+import { fill, type Bucket } from "../budget.ts";
 import {
   refuseOffer,
   systemClock,
@@ -36,6 +37,13 @@ import {
   sessionIdBytes,
   writeHeader,
 } from "./frame.ts";
+import {
+  floorBytes,
+  programMemory,
+  type MemoryBudget,
+  type MemoryOwner,
+  type MemoryShare,
+} from "./memory.ts";
 import { blockBytes, Queue } from "./resend.ts";
 import { resetCodes, Stream, type StreamOwner } from "./stream.ts";
 
@@ -47,14 +55,32 @@ const maxUnreadBytes = 128 * 1024 * 1024;
 const maxGrowthBytes = 64 * 1024 * 1024;
 /** Frames kept for the next carrier: with more, no data is framed, and users feel it. */
 export const maxKeptBytes = 64 * 1024 * 1024;
-/** What the peer makes us keep and queue by its own doing comes on top: credit, resets. With more, it is an attack. */
-const maxOwedBytes = 32 * 1024 * 1024;
-/** What a frame that waits costs besides its bytes: an object. */
+/** What our own users make us queue comes on top: streams that are opened and reset. */
+const maxControlBytes = 32 * 1024 * 1024;
+/**
+ * What the peer makes us say by its own doing, resets and credit, until it has acknowledged that. With more, it is an
+ * attack: 4096 streams that are refused at once, with short reasons from the half on, come to a third.
+ */
+export const maxOwedBytes = 1024 * 1024;
+/** What a frame that waits costs besides its bytes: an object. And one that is owed, until it is acknowledged. */
 const frameOverheadBytes = 200;
+const owedOverheadBytes = 64;
+/** A stream that is open, whatever it carries. */
+const streamCostBytes = 4 * 1024;
+/** One that we have reset and the peer has not: a number, and how much of its credit is left. */
+const remnantCostBytes = 64;
 /** What a stream may send before others have their turn, header included: one TLS record (RFC 8446 §5.1). */
 const quantumBytes = 16 * 1024;
 /** An orderly end waits so long without any progress. */
 const finishPatienceMs = 5_000;
+
+/**
+ * Streams that the peer may open: so many at once, then so many a second, else it is not read for a while. More than a
+ * link can carry of those that somebody takes; one that is refused counts as many.
+ */
+const opens = { burst: 16_384, perSecond: 10_000, refused: 50 };
+/** What a stream costs of a turn, in frames: an object, and whatever takes it. */
+const openTurnFrames = 8;
 
 /** Who ended a session: this side; the peer (orderly, or because its program restarted); a breach of the protocol. */
 export type EndedBy = "us" | "peer" | "protocol";
@@ -67,6 +93,23 @@ export interface SessionOptions {
   /** 32 hex digits: that of the {@link Offer}. Without it, a new one. */
   id?: string;
   clock?: Clock;
+  /** Where what is kept for the peer is counted. */
+  memory?: MemoryBudget;
+}
+
+/** A frame of our own ahead of the data of streams. `isOwed`: the peer has made us say it. */
+interface ControlFrame {
+  readonly bytes: Buffer;
+  readonly isOwed: boolean;
+}
+
+/** What becomes free when so many frames are acknowledged. */
+interface Unacknowledged {
+  readonly frames: number;
+  readonly owedBytes: number;
+  /** Whose bytes they are, where that is counted. */
+  readonly stream?: Stream;
+  readonly streamBytes?: number;
 }
 
 /**
@@ -83,20 +126,30 @@ export class Session implements KnownSession {
   /** What the user of a stream threw at what came for it: that stream is reset, and no other. */
   onThrown: (error: unknown) => void = () => {};
   onCarrier: (event: CarrierEvent) => void = () => {};
+  /** Whether somebody here uses it, beyond answering the peer. */
+  isWanted: () => boolean = () => true;
+  /** It has no carrier, and what it holds is needed for others: it must end. */
+  onGivenUp: () => void = () => this.abandon("its memory is needed for other links");
   /** Called once; every stream is over by then, or has only what came left to be read. */
   onEnd: (reason: string, by: EndedBy) => void = () => {};
   readonly #clock: Clock;
   readonly #carriers: Carriers;
   readonly #streamOwner: StreamOwner;
   readonly #streams = new Map<number, Stream>();
+  /** Of streams that we have reset and the peer has not: what it may still send on them. */
+  readonly #remnants = new Map<number, number>();
+  readonly #memory: MemoryShare;
   readonly #opened = { here: 0, there: 0 };
+  readonly #opens: Bucket;
   #nextId: number;
   #highestPeerId = 0;
   #grownBytes = 0;
   #unreadBytes = 0;
   /** Frames ahead of the data of streams. */
-  readonly #control = new Queue<Buffer>();
+  readonly #control = new Queue<ControlFrame>();
   #controlCost = 0;
+  readonly #unacknowledged = new Queue<Unacknowledged>();
+  #owedBytes = 0;
   /** Streams that may send: those that have just begun to, and those that had a turn. */
   readonly #fresh = new Queue<Stream>();
   readonly #busy = new Queue<Stream>();
@@ -108,14 +161,16 @@ export class Session implements KnownSession {
   #hasPeerFinished = false;
   #cancelPatience: (() => void) | undefined;
 
-  constructor({ role, peer, id, clock = systemClock }: SessionOptions) {
+  constructor({ role, peer, id, clock = systemClock, memory = programMemory }: SessionOptions) {
     this.id = id ?? Buffer.from(crypto.getRandomValues(new Uint8Array(sessionIdBytes))).toString("hex");
     this.role = role;
     this.peer = peer;
     this.#clock = clock;
+    this.#opens = { tokens: opens.burst, at: clock.now() };
     this.#nextId = role === "controlling" ? 1 : 2;
     this.#streamOwner = this.#ownStreams();
     this.#carriers = new Carriers({ sessionId: this.id, role, clock, owner: this.#ownFrames() });
+    this.#memory = memory.share(this.#ownMemory());
   }
 
   get isEnded(): boolean {
@@ -152,7 +207,19 @@ export class Session implements KnownSession {
     return this.#carriers.keptBytes;
   }
   get streamCount(): number {
+    return this.#streams.size + this.#remnants.size;
+  }
+  /** Those that somebody here has opened or taken. */
+  get streamsInUse(): number {
     return this.#streams.size;
+  }
+  /** What the peer has made us say, and has not acknowledged. */
+  get owedBytes(): number {
+    return this.#owedBytes;
+  }
+  /** What is kept in memory for it. */
+  get heldBytes(): number {
+    return this.#memory.heldBytes;
   }
 
   /** A carrier on which this side speaks first. The session owns it from now on. */
@@ -183,7 +250,7 @@ export class Session implements KnownSession {
     const encoded = encodeOpen(this.#nextId, purpose);
     const stream = this.#addStream(this.#nextId);
     this.#nextId += 2;
-    this.#send(encoded);
+    this.#send(encoded, false);
     return stream;
   }
 
@@ -203,6 +270,7 @@ export class Session implements KnownSession {
     const stream = new Stream(this.#streamOwner, id);
     this.#streams.set(id, stream);
     this.#opened[this.#side(id)]++;
+    this.#count();
     return stream;
   }
 
@@ -225,10 +293,10 @@ export class Session implements KnownSession {
       },
       onReady: (stream) => this.#streamReady(stream),
       onFlushed: () => this.#sayFinishOnceFlushed(),
-      onCredit: (stream, bytes) => this.#send(encodeCredit(stream.id, bytes)),
+      onCredit: (stream, bytes) => this.#send(encodeCredit(stream.id, bytes), true),
       onDestroyed: (stream, code, reason) => this.#streamDestroyed(stream, code, reason),
       mayGrow: (bytes) => this.#mayGrow(bytes),
-      onUnread: (bytes) => (this.#unreadBytes += bytes) <= maxUnreadBytes,
+      onUnread: (bytes) => this.#unread(bytes),
       onThrown: (stream, error) => this.#userThrew(stream, error),
     };
   }
@@ -247,17 +315,73 @@ export class Session implements KnownSession {
   }
 
   #streamDestroyed(stream: Stream, code: number, reason: string): void {
-    if (this.#isEnded || (stream.isOverHere && stream.isOverThere)) return;
-    this.#send(encodeReset(stream.id, code, reason));
+    if (this.#isEnded) return void this.#streams.delete(stream.id);
+    if (stream.isOverHere && stream.isOverThere) return;
+    const isTheirs = this.#side(stream.id) === "there";
+    if (isTheirs && code === resetCodes.refused) this.#spendOpens(opens.refused);
+    const isMuch = isTheirs && this.#owedBytes > maxOwedBytes / 2;
+    this.#send(encodeReset(stream.id, code, isMuch ? "" : reason), isTheirs);
     stream.isOverHere = true;
-    this.#forgetIfOver(stream);
+    if (stream.isOverThere) this.#forgetIfOver(stream);
+    else this.#abridge(stream);
     this.#sayFinishOnceFlushed();
+  }
+
+  /** Who opens more than that is not read until it may again: it slows down itself, and nobody else. */
+  #spendOpens(amount: number): void {
+    fill(this.#opens, opens.burst, opens.perSecond, this.#clock.now());
+    this.#opens.tokens -= amount;
+    if (this.#opens.tokens < 0) this.#carriers.rest((-this.#opens.tokens / opens.perSecond) * 1000);
   }
 
   #forgetIfOver(stream: Stream): void {
     if (!stream.isOverHere || !stream.isOverThere || !this.#streams.delete(stream.id)) return;
     this.#opened[this.#side(stream.id)]--;
     this.#grownBytes -= stream.grownBytes;
+    this.#count();
+  }
+
+  /** Nobody here has it any more: until the peer has reset it, too, what it may send on it is all there is to know. */
+  #abridge(stream: Stream): void {
+    if (!this.#streams.delete(stream.id)) return;
+    this.#remnants.set(stream.id, stream.allowedBytes);
+    this.#grownBytes -= stream.grownBytes;
+    this.#count();
+  }
+
+  #remnantOver(id: number): void {
+    if (this.#remnants.delete(id)) this.#opened[this.#side(id)]--;
+  }
+
+  #ownMemory(): MemoryOwner {
+    const session = this;
+    return {
+      get isGone() {
+        return session.carrier === undefined && session.carriersSoFar > 0;
+      },
+      get isWanted() {
+        return !session.#isEnded && session.isWanted();
+      },
+      giveUp: () => {
+        if (this.#isEnded) for (const stream of this.#streams.values()) stream.destroy();
+        else this.onGivenUp();
+      },
+    };
+  }
+
+  /** False: that is too much. */
+  #unread(bytes: number): boolean {
+    this.#unreadBytes += bytes;
+    this.#count();
+    return bytes <= 0 || (this.#unreadBytes <= maxUnreadBytes && this.#memory.mayHold(0));
+  }
+
+  /** What is held has changed. After the end, that is what users have not read yet. */
+  #count(): void {
+    if (this.#isEnded && this.#unreadBytes === 0) return this.#memory.close();
+    if (this.#isEnded) return this.#memory.hold(this.#unreadBytes);
+    const streams = this.#streams.size * streamCostBytes + this.#remnants.size * remnantCostBytes;
+    this.#memory.hold(this.#carriers.keptBytes + this.#controlCost + this.#unreadBytes + streams);
   }
 
   #mayGrow(bytes: number): boolean {
@@ -277,7 +401,7 @@ export class Session implements KnownSession {
       fill: (batch) => this.#fill(batch),
       onPiece: (id, piece) => this.#onPiece(id, piece),
       onFrame: (type, id, payload) => this.#onFrame(type, id, payload),
-      onAcknowledged: () => this.#endOnceFinished(),
+      onAcknowledged: () => this.#onAcknowledged(),
       onEvent: (event) => this.#onCarrierEvent(event),
       onOver: (reason) => this.#end(reason, "peer", "abandoned"),
       onThrown: (error) => this.#thrown(error),
@@ -301,9 +425,18 @@ export class Session implements KnownSession {
 
   #onPiece(id: number, piece: Buffer): void {
     const stream = this.#streams.get(id);
+    const allowed = this.#remnants.get(id);
+    if (allowed !== undefined) return this.#onRemnantPiece(id, allowed - piece.length);
     if (!stream || stream.isOverThere) throw new ProtocolError(`bytes for stream ${id}, which is not open`);
     if (this.#hasPeerFinished) throw new ProtocolError("bytes after `finish`");
     if (!stream.receive(piece)) throw new ProtocolError(`more for stream ${id} than it has credit for`);
+  }
+
+  /** What was under way when we reset it. */
+  #onRemnantPiece(id: number, allowed: number): void {
+    if (this.#hasPeerFinished) throw new ProtocolError("bytes after `finish`");
+    if (allowed < 0) throw new ProtocolError(`more for stream ${id} than it has credit for`);
+    this.#remnants.set(id, allowed);
   }
 
   #onFrame(type: number, id: number, payload: Buffer): void {
@@ -312,6 +445,7 @@ export class Session implements KnownSession {
     const stream = this.#streams.get(id);
     if (!stream && !this.#wasOpen(id))
       throw new ProtocolError(`a frame for stream ${id}, which never was open`);
+    if (this.#remnants.has(id)) return type === frame.credit ? undefined : this.#remnantOver(id);
     switch (type) {
       case frame.credit:
         return stream?.isOverHere === false ? this.#onCredit(stream, decodeCredit(payload)) : undefined;
@@ -335,7 +469,11 @@ export class Session implements KnownSession {
     const purpose = decodePurpose(payload);
     this.#highestPeerId = id;
     const stream = this.#addStream(id);
+    this.#carriers.spend(openTurnFrames);
+    this.#spendOpens(1);
     if (this.#finishing) stream.seal();
+    if (!this.#memory.mayHold(0))
+      return stream.reset("the other side has no memory left", resetCodes.refused);
     this.onStream(stream, purpose);
   }
 
@@ -352,7 +490,7 @@ export class Session implements KnownSession {
 
   #onStreamReset(stream: Stream, { code, reason }: { code: number; reason: string }): void {
     stream.isOverThere = true;
-    if (!stream.isOverHere) this.#send(encodeReset(stream.id, resetCodes.cancelled, ""));
+    if (!stream.isOverHere) this.#send(encodeReset(stream.id, resetCodes.cancelled, ""), true);
     stream.isOverHere = true;
     this.#forgetIfOver(stream);
     stream.receiveReset(code, reason);
@@ -361,37 +499,64 @@ export class Session implements KnownSession {
 
   // --- sending -------------------------------------------------------------------------------------------
 
-  #send(encoded: Buffer): void {
+  #send(bytes: Buffer, isOwed: boolean): void {
     if (this.#isEnded) return;
-    this.#control.push(encoded);
-    this.#controlCost += encoded.length + frameOverheadBytes;
-    if (this.#controlCost > maxOwedBytes) {
+    this.#control.push({ bytes, isOwed });
+    this.#controlCost += bytes.length + frameOverheadBytes;
+    if (isOwed) this.#owedBytes += bytes.length + owedOverheadBytes;
+    if (this.#owedBytes > maxOwedBytes || this.#controlCost > maxControlBytes) {
       return this.#end("the peer asks for answers and does not take them", "protocol", "abandoned");
     }
+    this.#count();
     this.#carriers.pumpSoon();
   }
 
   get #hasTurns(): boolean {
-    return this.#fresh.length + this.#busy.length > 0 && this.#carriers.keptBytes < maxKeptBytes;
+    const { keptBytes } = this.#carriers;
+    if (this.#fresh.length + this.#busy.length === 0 || keptBytes >= maxKeptBytes) return false;
+    // Below the floor always, so that there is an acknowledgement to go on by.
+    return keptBytes < floorBytes || this.#memory.mayHold(0);
   }
 
   #fill(batch: Batch): void {
     this.#addControl(batch);
     if (this.#hasTurns) this.#addTurns(batch);
-    if (this.#carriers.keptBytes > maxKeptBytes + maxOwedBytes) {
+    if (this.#carriers.keptBytes > maxKeptBytes + maxControlBytes) {
       this.#end("the peer acknowledges nothing", "protocol", "abandoned");
     }
+    this.#count();
   }
 
   #addControl(batch: Batch): void {
+    let owedBytes = 0;
     for (let next = this.#control.at(0); next; next = this.#control.at(0)) {
-      if (next.length > batch.room.length - batch.at) return;
-      if (next[0] === frame.finish) this.#finishNumber = this.#carriers.framesMade + batch.frames;
+      const { bytes, isOwed } = next;
+      if (bytes.length > batch.room.length - batch.at) break;
+      if (bytes[0] === frame.finish) this.#finishNumber = this.#carriers.framesMade + batch.frames;
       this.#control.shift();
-      this.#controlCost -= next.length + frameOverheadBytes;
-      batch.at += next.copy(batch.room, batch.at);
+      this.#controlCost -= bytes.length + frameOverheadBytes;
+      if (isOwed) owedBytes += bytes.length + owedOverheadBytes;
+      batch.at += bytes.copy(batch.room, batch.at);
       batch.frames++;
     }
+    if (owedBytes > 0) this.#unacknowledged.push({ frames: this.#framesWith(batch), owedBytes });
+  }
+
+  /** How many frames there are once the batch is among them. */
+  #framesWith(batch: Batch): number {
+    return this.#carriers.framesMade + batch.frames;
+  }
+
+  #onAcknowledged(): void {
+    const { framesAcknowledged } = this.#carriers;
+    for (let next = this.#unacknowledged.at(0); next; next = this.#unacknowledged.at(0)) {
+      if (next.frames > framesAcknowledged) break;
+      this.#unacknowledged.shift();
+      this.#owedBytes -= next.owedBytes;
+      next.stream?.acknowledged(next.streamBytes!);
+    }
+    this.#count();
+    this.#endOnceFinished();
   }
 
   #addTurns(batch: Batch): void {
@@ -414,6 +579,7 @@ export class Session implements KnownSession {
     const most = Math.min(room.length - batch.at, bytes) - headerBytes;
     const filled = stream.fill(room, batch.at + headerBytes, most);
     if (filled > 0) this.#addHeader(batch, frame.data, filled, stream.id);
+    if (filled > 0 && stream.isCounted) this.#countUnacknowledged(stream, filled, batch);
     if (stream.mayEnd && room.length - batch.at >= headerBytes) {
       this.#addHeader(batch, frame.end, 0, stream.id);
       stream.endSent();
@@ -421,6 +587,10 @@ export class Session implements KnownSession {
     }
     stream.isQueued = stream.sendableBytes > 0 || stream.mayEnd;
     if (stream.isQueued) this.#busy.push(stream);
+  }
+
+  #countUnacknowledged(stream: Stream, streamBytes: number, batch: Batch): void {
+    this.#unacknowledged.push({ frames: this.#framesWith(batch), owedBytes: 0, stream, streamBytes });
   }
 
   #addHeader(batch: Batch, type: number, length: number, id: number): void {
@@ -455,7 +625,7 @@ export class Session implements KnownSession {
     if (!this.#finishing || this.#hasSaidFinish || this.#isEnded) return;
     for (const stream of this.#streams.values()) if (!stream.isFlushed) return;
     this.#hasSaidFinish = true;
-    this.#send(encodeFinish(this.#finishing.by === "us" ? this.#finishing.reason : ""));
+    this.#send(encodeFinish(this.#finishing.by === "us" ? this.#finishing.reason : ""), false);
   }
 
   #onFinish(reason: string): void {
@@ -495,8 +665,14 @@ export class Session implements KnownSession {
     this.#isEnded = true;
     this.#cancelPatience?.();
     this.#carriers.close(this.#finishNumber === Infinity ? encodeFinish(reason) : undefined);
-    for (const stream of this.#streams.values()) stream.linkEnded(reason, how === "orderly");
-    this.#streams.clear();
+    for (const stream of this.#streams.values()) {
+      stream.linkEnded(reason, how === "orderly");
+      if (stream.destroyed) this.#streams.delete(stream.id);
+    }
+    this.#remnants.clear();
+    this.#unacknowledged.clear();
+    this.#owedBytes = 0;
+    this.#count();
     this.#control.clear();
     this.#fresh.clear();
     this.#busy.clear();

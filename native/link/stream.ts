@@ -110,6 +110,11 @@ export class Stream extends Duplex {
   /** For the session: whether our `end` or `reset` was sent, and the peer's arrived. */
   isOverHere = false;
   isOverThere = false;
+  /** Whether it is counted how many bytes of it the peer has acknowledged; and those. */
+  isCounted = false;
+  acknowledgedBytes = 0;
+  /** They have become more. */
+  onAcknowledged: () => void = () => {};
   readonly #owner: StreamOwner;
   // sending
   readonly #chunks = new Queue<Buffer>();
@@ -155,6 +160,17 @@ export class Stream extends Duplex {
   /** Whether there is no carrier now, so that nothing comes or goes. */
   get isWaiting(): boolean {
     return !this.#owner.hasCarrier;
+  }
+
+  /** For the session: what the peer may still send. */
+  get allowedBytes(): number {
+    return this.#allowed;
+  }
+
+  /** For the session. */
+  acknowledged(bytes: number): void {
+    this.acknowledgedBytes += bytes;
+    this.onAcknowledged();
   }
 
   /** For the session: what may exceed {@link firstCreditBytes}. */

@@ -335,6 +335,41 @@ describe("a link without a channel", () => {
     expect(errors[0]!.message).toContain("the link has ended");
   });
 
+  test("that nobody here asked for is not kept for long, unless somebody uses it", async () => {
+    await using _ = noSocketLeft();
+    const hour = 3_600_000;
+    const unasked = { isAsked: false, unwantedKeepMs: 100 };
+    const [idle, used] = [await links(hour, unasked), await links(hour, unasked)];
+    used.bob.takesStreams = true;
+    const stream = used.alice.link.open("a test");
+    await until("it is taken", () => used.bob.streams.length > 0);
+    used.first.cut();
+    await until("it is broken", () => used.bob.events.length > 0);
+    idle.first.cut();
+    await until("the idle one has ended", hasEnded(idle.bob));
+    expect(idle.bob.ends).toEqual([
+      { reason: "connection-lost", detail: `it did not come back within ${100 / 60_000} min` },
+    ]);
+    expect([used.bob.ends, idle.alice.ends]).toEqual([[], []]);
+    stream.destroy();
+    for (const { link } of [idle.alice, used.alice, used.bob]) link.abandon("quit", "the test is over");
+  });
+
+  test("that only owes answers is not kept for long, though it was asked for", async () => {
+    await using _ = noSocketLeft();
+    const { alice, bob, first } = await links(3_600_000, { isAsked: true, unwantedKeepMs: 100 });
+    bob.stream = (stream) => {
+      first.silence(); // nobody acknowledges what follows
+      stream.reset("nobody takes streams here");
+    };
+    alice.link.open("a test");
+    await until("bob owes an answer", () => bob.link.session.owedBytes > 0);
+    first.cut();
+    await until("it has ended", hasEnded(bob));
+    expect([bob.ends[0]!.reason, alice.ends]).toEqual(["connection-lost", []]);
+    alice.link.abandon("quit", "the test is over");
+  });
+
   test("that came back in time is kept for as long as its channel lives", async () => {
     await using _ = noSocketLeft();
     const keepMs = 200;

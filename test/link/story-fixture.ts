@@ -147,10 +147,10 @@ export interface Linked {
 }
 
 /** Alice's and Bob's link, on a channel that can be cut and silenced. */
-export async function links(keepMs = 0): Promise<Linked> {
+export async function links(keepMs = 0, atBobs: Partial<LinkOptions> = {}): Promise<Linked> {
   const first = await Wire.between("alice");
   const { alice, bob } = first.nominate();
-  const [atAlice, atBob] = await Promise.all([linkOn(alice, { keepMs }), linkOn(bob, { keepMs })]);
+  const [atAlice, atBob] = await Promise.all([linkOn(alice, { keepMs }), linkOn(bob, { keepMs, ...atBobs })]);
   await until("bob has proved himself", () => alice.isProved);
   return { alice: atAlice, bob: atBob, first };
 }
