@@ -11,6 +11,7 @@ import { basename } from "node:path";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
+import { Gathering } from "./native/link/gather.ts";
 import { Keep, notLinked } from "./native/link/keep.ts";
 import type { Link, Purpose } from "./native/link/link.ts";
 import {
@@ -378,6 +379,8 @@ export class Participant {
   #retryInMs: number | undefined;
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #snapshot: Peer[] = [];
+  /** What handlers of streams throw, by peer. */
+  readonly #thrown = new Gathering();
   #rehearsed: Promise<void> | undefined;
   #filtering: ((answer: Filtered | undefined) => void) | undefined;
   /** Resolved, and made anew, whenever we are registered or a peer is seen. */
@@ -968,7 +971,13 @@ export class Participant {
   /** What code that was given a stream has thrown: the link has nothing to do with it. */
   #threw({ name }: RemotePeer, what: string, error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
-    this.#emit({ event: "error", message: `${printable(what)} of ${printable(name)} failed here: ${text}` });
+    const message = `${printable(what)} of ${printable(name)} failed here: ${text}`;
+    this.#thrown.add(name, (more) =>
+      this.#emit({
+        event: "error",
+        message: more > 0 ? `${message}; and ${count(more, "other")} like it` : message,
+      }),
+    );
   }
 
   #arrived(): void {
@@ -1389,7 +1398,8 @@ function tellUse(event: UseEvent, c: Colors): string {
       return `forwarding ${event.listen} → ${name} → ${event.target}`;
     case "forward-refused": {
       const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
-      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}`;
+      const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
+      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
     }
     case "offered": {
       const many = event.files === 1 ? "" : ` (${event.files} files)`;

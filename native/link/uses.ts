@@ -7,6 +7,7 @@ import { printable, UserError } from "../../protocol.ts";
 import { collectFiles } from "./collect.ts";
 import { type Offer, type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
+import { Gathering } from "./gather.ts";
 import type { Link, Purpose } from "./link.ts";
 import { ToldError } from "./peer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
@@ -31,8 +32,15 @@ const openRoom = "in the open lobby anyone could use it; a private room is a con
 /** Of forwards, pipes and files; `name` is the peer's. */
 export type UseEvent =
   | { event: "forwarding"; listen: string; name: string; target: string }
-  /** `by`: whether we or the peer refused it. */
-  | { event: "forward-refused"; name: string; target: string; reason: string; by: "us" | "peer" }
+  /** `by`: whether we or the peer refused it. `more`: so many others of that second are not told. */
+  | {
+      event: "forward-refused";
+      name: string;
+      target: string;
+      reason: string;
+      by: "us" | "peer";
+      more?: number;
+    }
   | { event: "offered"; offer: number; name: string; what: string; files: number; bytes: number }
   | {
       event: "transferring";
@@ -115,6 +123,7 @@ export class Uses {
   readonly #transfers = new Map<number, Transfer>();
   /** What the peer opens for our `pipe`. */
   readonly #incoming = Promise.withResolvers<Pipe>();
+  readonly #refusals = new Gathering();
   #lastId = 0;
   #acceptInto: string | undefined;
 
@@ -152,8 +161,7 @@ export class Uses {
         listen,
         target,
         link: () => this.#options.link(peer),
-        onRefused: (reason) =>
-          this.#options.onEvent({ event: "forward-refused", name: peer, target: name, reason, by: "peer" }),
+        onRefused: (reason) => this.#refused(peer, name, reason, "peer"),
       });
     } catch (error) {
       throw new UserError(error instanceof Error ? error.message : String(error));
@@ -202,8 +210,16 @@ export class Uses {
     serve: typeof serveForward | typeof servePipe,
   ): Promise<void> {
     const { target, refused } = await serve(stream, purpose, { allow: this.#allow, peer });
-    if (refused !== undefined)
-      this.#options.onEvent({ event: "forward-refused", name, target, reason: refused, by: "us" });
+    if (refused !== undefined) this.#refused(name, target, refused, "us");
+  }
+
+  #refused(name: string, target: string, reason: string, by: "us" | "peer"): void {
+    this.#refusals.add(`${by} ${name}`, (more) =>
+      this.#options.onEvent({
+        ...{ event: "forward-refused", name, target, reason, by },
+        ...(more > 0 && { more }),
+      }),
+    );
   }
 
   #mustBePrivate(what: string): void {

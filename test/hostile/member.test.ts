@@ -5,6 +5,7 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { makeIdentity } from "../../native/link/identity.ts";
 import type { Link } from "../../native/link/link.ts";
+import { programMemory } from "../../native/link/memory.ts";
 import { Participant, type ParticipantEvent, type Stream } from "../../participant.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import {
@@ -291,6 +292,86 @@ describe("a channel that was nominated, and says nothing yet", () => {
     await expect(waiting).rejects.toThrow("timed-out");
     expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out" }]);
     expect(scene.bob.rows).toMatchObject([{ state: "failed" }]);
+  });
+});
+
+describe("a flood of streams", () => {
+  const flood = (first: number, many: number, purpose: object) =>
+    Buffer.concat(
+      Array.from({ length: many }, (_, i) => [
+        openFrame(first + 2 * i, purpose),
+        frameOf(frame.end, "", first + 2 * i),
+      ]).flat(),
+    );
+
+  test("of five members takes few turns from others, and little memory, also when they are gone", async () => {
+    await using scene = await meeting();
+    const { house, bob } = scene;
+    await using carol = new Program(house.port, "carol");
+    await carol.join();
+    await bob.waitFor("carol");
+    const other = await bob.connect("carol");
+    let [turn, most, taken] = [0, 0, 0];
+    const turns = setInterval(() => (turn = 0), 0);
+    bob.onStream("game", (stream) => {
+      taken++;
+      most = Math.max(most, ++turn);
+      stream.reset("x".repeat(256), 1);
+    });
+    const before = programMemory.heldBytes;
+    const links: RawLink[] = [];
+    for (let i = 0; i < 5; i++) {
+      const eve = await Member.join(house.port, { name: `eve-${i}`, room });
+      const link = await eve.link("bob");
+      link.acknowledges = link.keeps = false;
+      await link.begin(lines);
+      links.push(link);
+      link.send(flood(3, 20_000, { use: "game" }));
+    }
+    await until("all have been refused many", () => taken > 5 * 400);
+    for (let i = 0; i < 20; i++) await other.ping();
+    clearInterval(turns);
+    // A turn of the loop reads each link at most twice.
+    expect(most).toBeLessThan(5 * 2 * 40);
+    expect(taken).toBeLessThan(5 * 4_000);
+    for (const link of links) link.cut();
+    await until("bob knows", () => bob.told("broken").length === 5);
+    expect(programMemory.heldBytes - before).toBeLessThan(5 * 1.5 * 1024 * 1024);
+  });
+
+  test("that are refused is a line a second, and none is left out of the count", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", "--room", room, "--allow", "1");
+    await bob.registered;
+    using eve = await Member.join(house.port, { name: "eve", room });
+    using link = await eve.link("bob");
+    await link.begin(lines, flood(3, 400, { use: "forward", host: "localhost", port: 2 }));
+    await until(
+      "all are refused",
+      () => link.frames.all.filter(({ type }) => type === frame.reset).length === 400,
+    );
+    const told = () => bob.events.filter((one) => one.event === "forward-refused");
+    await until(
+      "all are told or counted",
+      () => told().reduce((sum, { more = 0 }) => sum + 1 + more, 0) === 400,
+    );
+    expect(told().length).toBeLessThan(12);
+  });
+
+  test("whose handler throws is gathered, too", async () => {
+    await using scene = await meeting();
+    const { bob, eve } = scene;
+    bob.onStream("game", () => {
+      throw new Error("a bug");
+    });
+    using link = await eve.link("bob");
+    await link.begin(lines, flood(3, 1_000, { use: "game" }));
+    await until(
+      "all are reset",
+      () => link.frames.all.filter(({ type }) => type === frame.reset).length === 1_000,
+    );
+    await until("it is told", () => bob.told("error").some(({ message }) => /others like it/.test(message)));
+    expect(bob.told("error").length).toBeLessThan(12);
   });
 });
 
