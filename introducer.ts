@@ -32,7 +32,7 @@ import {
   type Bucket,
 } from "./native/budget.ts";
 import { Deadlines, neverDue, type Due } from "./native/deadlines.ts";
-import { isSupported, limitUnread, unlimitUnread } from "./native/libc.ts";
+import { isSupported, limitUnread, segmentsReceived, unlimitUnread } from "./native/libc.ts";
 import { Listener } from "./native/listener.ts";
 import {
   Metrics,
@@ -1928,6 +1928,15 @@ export class Introducer {
       refuse: (session, refusal) => this.#refuse(session, refusal, { request: "relay" }),
       close: (session, reason) => this.#close(session, reason),
       serve: (session, work) => this.#serve(session?.socket ?? nobody, work),
+      charge: (session, work, moreMs = 0) =>
+        this.#serve(session.socket, () => this.#chargeRelayed(session, work, moreMs)),
+      segments: ({ socket }) => segmentsReceived(socket.fd),
+      limitUnread: ({ socket: { fd } }, unread) => {
+        if (!isSupported()) return;
+        if (unread === "much") unlimitUnread(fd, unreadRelayBytes);
+        else limitUnread(fd, unreadBytes);
+      },
+      mayRead: (session, now) => !this.#processor.isOver(session.subscriber, now),
       tell: (event) => this.#tell(event),
     });
   }
@@ -2390,6 +2399,15 @@ export class Introducer {
     this.#processor.spend(session.subscriber, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
+  /** Relayed bytes have rates of their own: that part is not charged which `work` returns. */
+  #chargeRelayed({ subscriber: own }: Session, work: () => number, moreMs: number): void {
+    const from = performance.now();
+    const unpaid = 1 - work();
+    const now = performance.now();
+    const spentMs = unpaid * (readMs + Math.min(now - from, mostChargedMs)) + moreMs;
+    if (spentMs > 0) this.#processor.spend(own, spentMs, now);
+  }
+
   #data(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
     if (session.closing) {
@@ -2799,7 +2817,6 @@ export class Introducer {
     if (session.peer) throw new Refusal("already-registered", "relay belongs on a connection of its own");
     if (!this.#relays) throw new Refusal("bad-field", "this introducer does not relay");
     this.#relays.join(session, token);
-    if (isSupported() && session.relayed) unlimitUnread(session.socket.fd, unreadRelayBytes);
   }
 
   /** Registers it once it is known who is in its room elsewhere. */

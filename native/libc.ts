@@ -37,6 +37,7 @@ export interface Platform {
   SO_DETACH_FILTER: number | undefined;
   /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
   unacknowledged: { level: number; name: number; offset: number };
+  segmentsReceived: { level: number; name: number; offset: number } | undefined;
   IPPROTO_IPV6: number;
   IPV6_V6ONLY: number;
   F_DUPFD_CLOEXEC: number;
@@ -77,6 +78,7 @@ export const platforms = {
     SO_ATTACH_FILTER: 26,
     SO_DETACH_FILTER: 27,
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
+    segmentsReceived: { level: 6, name: 11, offset: 152 }, // TCP_INFO, tcpi_data_segs_in (Linux 4.6)
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
     F_DUPFD_CLOEXEC: 1030,
@@ -141,6 +143,7 @@ export const platforms = {
     SO_ATTACH_FILTER: undefined,
     SO_DETACH_FILTER: undefined,
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
+    segmentsReceived: undefined,
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
     F_DUPFD_CLOEXEC: 67,
@@ -353,6 +356,13 @@ export function isAcknowledged(fd: number): boolean {
   const value = getOption(fd, level, name, offset + 4);
   // A descriptor that is closed already has nothing left to wait for.
   return value === undefined || value.getInt32(offset, true) === 0;
+}
+
+/** How many segments that carry something have come by a connection; undefined where the kernel does not say. */
+export function segmentsReceived(fd: number): number | undefined {
+  if (!isSupported() || !platform.segmentsReceived) return undefined;
+  const { level, name, offset } = platform.segmentsReceived;
+  return getOption(fd, level, name, offset + 4)?.getUint32(offset, true);
 }
 
 /** The largest window that can be announced without scaling (RFC 7323 §2.2). */

@@ -16,6 +16,17 @@ const relaySliceMs = 20;
 const relayTurnMs = 5;
 /** What may be made up for after a pause, lest a timer that comes late costs throughput. */
 const relayBurstMs = 100;
+/**
+ * The rates are of bytes, and what costs is a read: one of so many bytes, or of a slice, is paid for by the rates, and of
+ * a smaller one the rest is of its address's share of the processor. So are segments smaller than any path makes of a
+ * stream (RFC 9293 §3.7.1: 536 bytes), each of which costs the kernel so much. Whoever has used that share up rests: TCP
+ * gathers what comes meanwhile, and with the next read it is more. Of those who rest so many are read again in one turn.
+ */
+const paidBytes = 16 * 1024;
+const leastSegmentBytes = 536;
+const segmentMs = 0.001;
+const readAtOnce = 8;
+const lookedAtOnce = 64;
 /** A relayed link that says nothing for so long is over: participants ping each other far more often. */
 const relaySilenceMs = 3 * 60_000;
 
@@ -50,6 +61,10 @@ export interface RelayEnd<Connection> {
   /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
   held: Uint8Array;
   readonly bucket: Bucket;
+  /** How many have come by it. */
+  segments: number;
+  /** How much may wait in the kernel to be read: little of who rests and sends tiny segments. */
+  unread: "little" | "much";
   /** Whether it will send no more, and whether the other has been told so. */
   hasEnded: boolean;
   isFinished: boolean;
@@ -86,6 +101,13 @@ interface Sessions<Connection> {
   close(session: Connection, reason: string): void;
   /** Does what serves a session, or nobody in particular: what fails in it costs that one only. */
   serve(session: Connection | undefined, work: () => void): void;
+  /** The same, of its address's share of the processor; `work` returns which part of it, 0 to 1, is not. `moreMs` is. */
+  charge(session: Connection, work: () => number, moreMs?: number): void;
+  /** How many segments have come by its connection; undefined where that can't be known. */
+  segments(session: Connection): number | undefined;
+  limitUnread(session: Connection, unread: RelayEnd<Connection>["unread"]): void;
+  /** Whether its address has anything left of that. */
+  mayRead(session: Connection, now: number): boolean;
   tell(event: RelayEvent): void;
 }
 
@@ -106,6 +128,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   readonly #total: Bucket;
   /** Ends with something held that may go on with the next slice; who was served last is served last again. */
   readonly #waiting = new Set<RelayEnd<Connection>>();
+  /** Ends that are not read because their addresses have made us read enough; who came first goes on first. */
+  readonly #resting = new Set<RelayEnd<Connection>>();
   #timer: Timer | undefined;
   #bytes = 0;
 
@@ -172,6 +196,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       other: undefined,
       held: nothing,
       bucket,
+      segments: 0,
+      unread: "much",
       hasEnded: false,
       isFinished: false,
       isGone: false,
@@ -179,6 +205,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       isBlocked: false,
     };
     session.relayed = end;
+    this.#sessions.limitUnread(session, end.unread);
     relay.ends.push(end);
     if (relay.ends.length === 2) this.#pair(relay, now);
   }
@@ -196,25 +223,53 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** Something has come from one end. */
   data(end: RelayEnd<Connection>, chunk: Uint8Array): void {
-    if (end.other?.isGone) return;
-    end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
-    if (end.other) this.#pump(end, end.other, performance.now());
-    if (end.held.length === 0 || end.isPaused) return;
+    const segments = this.#sessions.segments(end.session) ?? end.segments;
+    const tooMany = Math.max(0, segments - end.segments - chunk.length / leastSegmentBytes);
+    end.segments = segments;
+    const work = () => {
+      const now = performance.now();
+      if (!this.#sessions.mayRead(end.session, now)) this.#rest(end, tooMany > 0);
+      else if (tooMany === 0 && chunk.length >= paidBytes) this.#keepUnread(end, "much");
+      this.#read(end, chunk, now);
+      return this.#paidPart(chunk.length);
+    };
+    this.#sessions.charge(end.session, work, tooMany * segmentMs);
+  }
+
+  /** Thousands of tiny segments at once would hold up all others. */
+  #keepUnread(end: RelayEnd<Connection>, unread: "little" | "much"): void {
+    if (end.unread === unread) return;
+    end.unread = unread;
+    this.#sessions.limitUnread(end.session, unread);
+  }
+
+  #read(end: RelayEnd<Connection>, chunk: Uint8Array, now: number): void {
+    if (!end.other?.isGone) {
+      end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
+      if (end.other) this.#pump(end, end.other, now);
+    }
+    if (end.isPaused || (end.held.length === 0 && !this.#resting.has(end))) return;
     end.session.socket.pause();
     end.isPaused = true;
   }
 
+  /** Which part of the work is paid for by the bytes, 0 to 1. */
+  #paidPart(bytes: number): number {
+    return Math.min(1, bytes / Math.min(paidBytes, (this.rates.rate * relaySliceMs) / 1000));
+  }
+
   /** One end takes more again. */
   drained(end: RelayEnd<Connection>): void {
-    if (!end.other) return;
-    end.other.isBlocked = false;
-    this.#pump(end.other, end, performance.now());
+    const { other } = end;
+    if (!other) return;
+    other.isBlocked = false;
+    this.#sessions.charge(end.session, () => this.#paidPart(this.#pump(other, end, performance.now())));
   }
 
   /** One end will send no more. */
   ended(end: RelayEnd<Connection>): void {
     end.hasEnded = true;
-    if (end.other) return this.#pump(end, end.other, performance.now());
+    if (end.other) return void this.#pump(end, end.other, performance.now());
     this.#withdraw(end);
     this.#sessions.close(end.session, "it did not wait for the other side of the relay");
   }
@@ -229,6 +284,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   closed(end: RelayEnd<Connection>): void {
     const { relay, other } = end;
     end.hasEnded = end.isGone = true;
+    this.#resting.delete(end);
     if (!other) return this.#withdraw(end);
     this.#waiting.delete(other);
     if (other.isGone) return this.#forget(relay);
@@ -255,9 +311,9 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     this.#sessions.refuse(session, new Refusal("limit", "the other side did not come", true));
   }
 
-  /** Writes of what one end has sent as much as the rates and the other end allow. */
-  #pump(end: RelayEnd<Connection>, other: RelayEnd<Connection>, now: number): void {
-    if (other.isGone || end.isBlocked) return;
+  /** Writes of what one end has sent as much as the rates and the other end allow; returns how much. */
+  #pump(end: RelayEnd<Connection>, other: RelayEnd<Connection>, now: number): number {
+    if (other.isGone || end.isBlocked) return 0;
     const { relay, bucket } = end;
     const { rate, total } = this.rates;
     const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
@@ -273,6 +329,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     this.#waiting.delete(end);
     if (end.held.length === 0) this.#emptied(end, other);
     else if (!end.isBlocked) this.#wait(end);
+    return written;
   }
 
   /** All that one end has sent so far has been written to the other. */
@@ -285,28 +342,60 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   }
 
   #resume(end: RelayEnd<Connection>): void {
+    if (this.#resting.has(end)) return;
     if (end.isPaused) end.session.socket.resume();
     end.isPaused = false;
   }
 
   #wait(end: RelayEnd<Connection>): void {
     this.#waiting.add(end);
-    this.#timer ??= setInterval(() => this.#turn(), relayTurnMs);
+    this.#takeTurns();
   }
 
-  /** Lets those go on whose next slice is due, as far as the rate of all goes. */
+  #rest(end: RelayEnd<Connection>, isTiny: boolean): void {
+    if (isTiny) this.#keepUnread(end, "little");
+    this.#resting.add(end);
+    this.#takeTurns();
+  }
+
+  #takeTurns(): void {
+    this.#timer ??= setInterval(() => this.#sessions.serve(undefined, () => this.#turn()), relayTurnMs);
+  }
+
   #turn(): void {
     const now = performance.now();
+    this.#goOnReading(now);
+    this.#goOnWriting(now);
+    if (this.#waiting.size + this.#resting.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  /** Has some of those read that rest, if their addresses have something left; the others are looked at later. */
+  #goOnReading(now: number): void {
+    let read = 0;
+    let looked = 0;
+    for (const end of this.#resting) {
+      this.#resting.delete(end);
+      if (!this.#sessions.mayRead(end.session, now)) this.#resting.add(end);
+      else if (end.held.length === 0) {
+        this.#resume(end);
+        read += 1;
+      }
+      if (read === readAtOnce || ++looked === lookedAtOnce) return;
+    }
+  }
+
+  /** Lets those go on whose next slice is due, as far as the rate of all goes, and for no longer than others can wait. */
+  #goOnWriting(now: number): void {
     const { rate, total } = this.rates;
     const slice = (rate * relaySliceMs) / 1000;
     for (const end of [...this.#waiting]) {
       if (this.#fill(this.#total, total, now) < 1) return;
       const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
-      if (isDue) this.#sessions.serve(end.session, () => this.#pump(end, end.other!, now));
+      if (!isDue) continue;
+      this.#sessions.charge(end.session, () => this.#paidPart(this.#pump(end, end.other!, now)));
     }
-    if (this.#waiting.size > 0) return;
-    clearInterval(this.#timer);
-    this.#timer = undefined;
   }
 
   #fill(bucket: Bucket, rate: number, now: number): number {

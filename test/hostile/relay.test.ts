@@ -1,0 +1,105 @@
+/** Who makes an introducer relay: neither the introducer nor those who are relayed beside can be held up by it. */
+import { expect } from "bun:test";
+import { join } from "node:path";
+import { linuxTest } from "../needing-fixture.ts";
+import { House, linesOf } from "./house.ts";
+import { dial, LineSocket, makeIdentity, Member, until } from "./wire.ts";
+
+const identity = makeIdentity();
+let rooms = 0;
+
+/** Two ends of a relayed link, whose members have no direct way. */
+async function relayed(port: number, addresses: [string, string]): Promise<[LineSocket, LineSocket]> {
+  const room = `${++rooms}`.padStart(64, "a");
+  const sides = addresses.map((from, side) =>
+    Member.join(port, { name: `honest${side}`, identity, from, lie: { room } }),
+  );
+  const [anna, bert] = (await Promise.all(sides)) as [Member, Member];
+  for (const one of [anna, bert]) one.say({ type: "mapping", mapping: "random" });
+  await anna.hears("updated", ({ id, mapping }) => id === bert.id && mapping === "random");
+  await bert.hears("updated", ({ id, mapping }) => id === anna.id && mapping === "random");
+  anna.say({ type: "connect", peer: bert.id });
+  const [{ token }] = await Promise.all([anna.hears("relay"), bert.hears("relay")]);
+  const ends = addresses.map(async (from) => {
+    const end = new LineSocket(await dial("127.0.0.1", port, from));
+    end.say({ type: "relay", token });
+    await end.hears("relaying");
+    end.bytes = 0;
+    end.onBytes = () => {};
+    return end;
+  });
+  return Promise.all(ends) as Promise<[LineSocket, LineSocket]>;
+}
+
+/** As much as it takes, in full segments. */
+function sendAll({ socket }: LineSocket): void {
+  const part = new Uint8Array(64 * 1024);
+  const more = () => {
+    while (!socket.destroyed && socket.write(part));
+  };
+  socket.on("drain", more);
+  more();
+}
+
+const measureMs = 2_000;
+
+linuxTest(
+  "links of one-byte segments take a share of the processor, and no other link's rate",
+  async () => {
+    await using house = await House.start({ probePorts: [] });
+    const [from, to] = await relayed(house.port, ["127.0.0.4", "127.0.0.5"]);
+    sendAll(from);
+    await until("the honest are relayed", () => to.bytes > 256 * 1024);
+    const measure = async () => {
+      const [{ busyMs }, bytes, startedAt] = [await house.heap(), to.bytes, performance.now()];
+      await Bun.sleep(measureMs); // what is measured is a rate
+      const elapsedMs = performance.now() - startedAt;
+      const { busyMs: busyThen } = await house.heap();
+      return { busy: (busyThen - busyMs) / elapsedMs, rate: (to.bytes - bytes) / elapsedMs };
+    };
+    const quiet = await measure();
+    const fixture = join(import.meta.dir, "relay-flood-fixture.ts");
+    await using flood = Bun.spawn([process.execPath, fixture, String(house.port)], { stdout: "pipe" });
+    const said = linesOf(flood.stdout);
+    await said.next();
+    // The flood and whoever else works on this machine take processor time from both ends, too.
+    let isKept = false;
+    for (let times = 0; times < 5 && !isKept; times++) {
+      const during = await measure();
+      expect(during.busy - quiet.busy).toBeLessThan(0.2);
+      isKept = during.rate > 0.8 * quiet.rate;
+    }
+    expect(isKept).toBe(true);
+    flood.kill("SIGUSR2");
+    const { value = "{}" } = await said.next();
+    flood.kill("SIGKILL");
+    expect(JSON.parse(value).sent).toBeGreaterThan(10_000);
+    for (const end of [from, to]) end.cut();
+  },
+  30_000,
+);
+
+linuxTest(
+  "whoever has used its address's share up is relayed all the same, byte for byte, to the end",
+  async () => {
+    const limits = { processorMs: 0.2 };
+    await using house = await House.start({ probePorts: [], limits });
+    const [from, to] = await relayed(house.port, ["127.0.0.4", "127.0.0.5"]);
+    let heard = "";
+    to.onBytes = (chunk) => (heard += chunk.toString());
+    let sent = "";
+    for (let n = 0; n < 2_000; n++) {
+      const text = String(n % 10);
+      sent += text;
+      from.raw(text);
+      await new Promise(setImmediate);
+    }
+    from.close();
+    await to.lines.over();
+    expect(heard).toBe(sent);
+    to.close();
+    await from.lines.over();
+    await until("it is over", async () => (await house.heap()).relays === 0);
+  },
+  20_000,
+);
