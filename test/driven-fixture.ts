@@ -110,6 +110,10 @@ export class Driven implements AsyncDisposable {
     while (!this.events.some(shows)) await this.#news.promise;
   }
 
+  get pid(): number {
+    return this.#child.pid;
+  }
+
   count(kind: ParticipantEvent["event"]): number {
     return this.events.filter(({ event }) => event === kind).length;
   }

@@ -65,7 +65,7 @@ export class Inbox<T> {
       }
       const leftMs = giveUpAt - performance.now();
       if (this.ended !== undefined || leftMs <= 0) {
-        const came = this.all.slice(-20).map((one) => JSON.stringify(one).slice(0, 300));
+        const came = this.all.slice(-20).map((one) => Bun.inspect(one).slice(0, 300));
         throw new Error(`${what} never came (${this.ended ?? "too late"}); what did: ${came.join(" ")}`);
       }
       await Promise.race([this.#news.promise, Bun.sleep(leftMs)]);
@@ -339,6 +339,9 @@ export class Member extends LineSocket {
   /** The room's id and key; no key in the lobby. */
   room: { id: string; key?: Uint8Array } = { id: "lobby" };
   id = 0;
+  /** Who has connected to the one host candidate that it offers, unless a lie offers others. */
+  arrivals: Inbox<net.Socket> | undefined;
+  #door: Bait | undefined;
 
   private constructor(socket: net.Socket, identity: Identity) {
     super(socket, (line) => line.type === "ping" && this.say({ type: "pong", id: line.id }));
@@ -353,6 +356,7 @@ export class Member extends LineSocket {
   /** Registers with the introducer at 127.0.0.1; resolves once that has said who else is there. */
   static async join(port: number, options: MemberOptions): Promise<Member> {
     const member = await Member.connect(port, options);
+    if (options.lie === undefined || !("private" in options.lie)) await member.#listen();
     await member.register(options);
     const answer = await member.hears("registered");
     await member.hears("peers", ({ more }) => !more);
@@ -360,6 +364,12 @@ export class Member extends LineSocket {
     member.say({ type: "mapping", mapping: "endpoint-independent" });
     [member.id, member.name] = [answer.id, answer.name];
     return member;
+  }
+
+  /** To be dialled there: a participant that finds nobody at our public endpoint closes its own listener. */
+  async #listen(): Promise<void> {
+    const arrivals = (this.arrivals = new Inbox<net.Socket>());
+    this.#door = await Bait.listen("127.0.0.1", (socket) => arrivals.push(socket));
   }
 
   async register({ name, room, lie }: MemberOptions): Promise<void> {
@@ -375,11 +385,16 @@ export class Member extends LineSocket {
       room: id,
       instance: this.secret,
       fingerprint,
-      private: [],
+      private: this.#door ? [`127.0.0.1:${this.#door.port}`] : [],
       links: [],
       ...(key && { proof: memberProof(key, { fingerprint, name, instance: this.instance }) }),
       ...lie,
     });
+  }
+
+  override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
+    this.#door?.[Symbol.dispose]();
   }
 
   /** The peer of that name, as the introducer has told of it. */
@@ -513,6 +528,8 @@ export interface Bearer {
   instance?: string;
   /** Without a key: the lobby. */
   room?: { key?: Uint8Array };
+  /** Connections of whoever dials it. */
+  arrivals?: Inbox<net.Socket> | undefined;
 }
 
 /**
@@ -565,8 +582,32 @@ export class RawLink implements Disposable {
     socket.on("error", (error) => this.#over(String(error)));
   }
 
-  /** Dials where a `punch` says the peer is until somebody answers with TLS. */
+  /** Waits to be dialled, or dials where a `punch` says the peer is, until TLS is up with somebody. */
   static async punch(punch: Line, who: Bearer): Promise<RawLink> {
+    return who.arrivals ? RawLink.#accepted(punch, who, who.arrivals) : RawLink.#dialled(punch, who);
+  }
+
+  /** Of those who come, some were for an earlier punch, and never say a word. */
+  static async #accepted(punch: Line, who: Bearer, arrivals: Inbox<net.Socket>): Promise<RawLink> {
+    const { promise, resolve, reject } = Promise.withResolvers<RawLink>();
+    let isOver = false;
+    const giveUp = setTimeout(() => reject(new Error("nobody came for that punch")), patienceMs);
+    const next = async (): Promise<void> => {
+      const socket = await arrivals.next("a connection", () => !isOver);
+      void next().catch(() => {});
+      const link = new RawLink(socket, punch, who);
+      await link.secured();
+      if (isOver) link[Symbol.dispose]();
+      else resolve(link);
+    };
+    next().catch(() => {});
+    return promise.finally(() => {
+      isOver = true;
+      clearTimeout(giveUp);
+    });
+  }
+
+  static async #dialled(punch: Line, who: Bearer): Promise<RawLink> {
     const all: string[] = [punch.peer.public, ...punch.peer.private];
     const target = all.find((one) => one.startsWith("127.0.0.1:")) ?? all[0]!;
     const port = Number(target.slice(target.lastIndexOf(":") + 1));
@@ -733,7 +774,7 @@ export async function dial(host: string, port: number, from?: string): Promise<n
   const options = { host, port, allowHalfOpen: true, noDelay: true, ...(from && { localAddress: from }) };
   const socket = net.connect(options);
   socket.once("connect", () => resolve(socket));
-  socket.once("error", reject);
+  socket.on("error", reject); // later ones, too: whoever has the socket looks at its end
   return promise;
 }
 
