@@ -876,7 +876,7 @@ export class Participant {
     const { attempt } = this.#state;
     this.#state = { is: "registered", registration };
     this.#hasBeenRegistered = true;
-    registration.classified = this.#classify(registration, firstRemeasureMs);
+    registration.classified = this.#classified(registration, firstRemeasureMs);
     this.#mapPort(registration);
     this.#watchAddresses(registration);
     this.#onceLasting(registration);
@@ -1040,16 +1040,27 @@ export class Participant {
     timer.unref();
   }
 
+  /** Never rejects: it is nothing that could end a registration, let alone the program. */
+  async #classified(registration: Registration, againInMs: number): Promise<void> {
+    try {
+      await this.#classify(registration, againInMs);
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      this.#emit({ event: "warning", message: `how our NAT maps could not be measured: ${text}` });
+    }
+  }
+
   /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
   async #classify(registration: Registration, againInMs: number): Promise<void> {
     if (registration.probes.length === 0) return;
     const measuring = registration.measure();
+    measuring.catch(() => {}); // it is awaited below, maybe not before it fails
     if (registration.verify) {
       const { endpoint, token } = registration.verify;
       void verify(registration.port.port, endpoint, token);
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.#member);
+    this.#rehearsed ??= rehearse(this.#credentials, this.#member).catch(() => {});
     await this.#rehearsed;
     rehearseCandidates(registration);
     const { last, ...behaviour } = await measuring;
@@ -1096,7 +1107,7 @@ export class Participant {
   }
 
   #remeasure(registration: Registration, beforeMs: number): void {
-    registration.classified = this.#classify(registration, Math.min(2 * beforeMs, maxRemeasureMs));
+    registration.classified = this.#classified(registration, Math.min(2 * beforeMs, maxRemeasureMs));
   }
 
   // --- looking things up ---------------------------------------------------------------------------------

@@ -337,21 +337,23 @@ export class RemotePeer {
   measure(message: ToParticipant & { type: "measure" }): void {
     const introduction = this.#introductionOf(message);
     introduction?.measure(message).catch((error: unknown) => {
-      introduction.abort("timed-out", `measuring failed: ${error instanceof Error ? error.message : error}`);
+      introduction.abort("no-candidate-answered", `we could not measure: ${inText(error)}`);
     });
   }
 
   punch(message: PunchMessage): void {
     // Whoever asks is controlling: if that is us, it answers a `connect` that was cancelled meanwhile.
     if (!this.#introduction && message.role === "controlling") return this.#decline(message.token);
-    this.#introductionOf(message)?.punch(message);
+    const introduction = this.#introductionOf(message);
+    if (introduction) this.#try(introduction, () => introduction.punch(message));
   }
 
   relay(message: ToParticipant & { type: "relay" }): void {
     const isUnwanted = this.#surroundings.ground()?.takesRelay === false;
     const isStale = !this.#introduction && message.role === "controlling";
     if (isUnwanted || isStale) return this.#decline(message.token);
-    this.#introductionOf(message)?.relay(message);
+    const introduction = this.#introductionOf(message);
+    if (introduction) this.#try(introduction, () => introduction.relay(message));
   }
 
   /** A round's failure at the other side, or the answer to our `connect`. */
@@ -401,6 +403,20 @@ export class RemotePeer {
     return introduction;
   }
 
+  /** What goes wrong at once, such as that no descriptor is left, costs the introduction, and nothing else. */
+  #try(introduction: Introduction, work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      introduction.abort("no-candidate-answered", `we could not try: ${inText(error)}`);
+    }
+  }
+
+  #askFor(mayRelay: boolean): void {
+    const introduction = this.#introduce();
+    if (introduction) this.#try(introduction, () => introduction.ask(mayRelay));
+  }
+
   get #isTold(): boolean {
     return this.#surroundings.isVerbose || this.#isVerbose;
   }
@@ -428,7 +444,7 @@ export class RemotePeer {
     if (isNew && !introduction) throw new UserError("not registered with the introducer; `join` first");
     const { promise, resolve, reject } = Promise.withResolvers<Link>();
     this.#waiting.push({ resolve, reject });
-    introduction?.ask(true);
+    if (introduction) this.#try(introduction, () => introduction.ask(true));
     return promise;
   }
 
@@ -699,14 +715,14 @@ export class RemotePeer {
       return this.#seeker.again();
     }
     const isInNeed = link.isReturning || link.looksDead;
-    if (isInNeed) return void this.#introduce()?.ask(true);
+    if (isInNeed) return this.#askFor(true);
     if (link.route !== "relay" || this.#seeker.wanted === "soon") {
       this.#seeker.rest(); // it lives after all
       return this.#seekDirect();
     }
     void this.#surroundings.measureAnew().then(() => {
-      const isStillRelayed = this.link === link && link.route === "relay" && !link.isReturning;
-      if (isStillRelayed && !this.#introduction && this.#isPresent) this.#introduce()?.ask(false);
+      const isStillRelayed = this.link === link && link.isOpen && link.route === "relay" && !link.isReturning;
+      if (isStillRelayed && !this.#introduction && this.#isPresent) this.#askFor(false);
     });
   }
 
@@ -752,6 +768,8 @@ function linkRow(link: Link): Partial<PeerRow> {
   const ageMs = Date.now() - openedAt;
   return { route, local, remote, ageMs, bytesIn, bytesOut, carriers: carriersSoFar, ...measured };
 }
+
+const inText = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /** What helps with a failure that the other side or the introducer told us of. */
 function failureDetail(reason: FailureReason, peer: Peer): string {

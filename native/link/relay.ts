@@ -86,8 +86,7 @@ export class RelayAttempt {
       }
       this.#ask(this.#connection);
     } catch (error) {
-      if (!(error instanceof SystemError)) throw error;
-      this.#fail(`the relay could not be reached: ${error.code}`);
+      this.#fail(`the relay could not be reached: ${error instanceof SystemError ? error.code : error}`);
     }
   }
 
@@ -134,16 +133,15 @@ export class RelayAttempt {
       if (named === token && role === "controlled") this.#nominated(channel);
       else channel.reject("it was nominated for something else");
     };
-    channel.secured.then(
-      (shown) => {
+    channel.secured
+      .then((shown) => {
         if (shown !== bond.peer.fingerprint)
           return channel.reject("it showed another certificate than the peer's");
         if (role === "controlled" || this.#isOver) return;
         channel.nominate(token);
         this.#nominated(channel);
-      },
-      () => {},
-    );
+      })
+      .catch((error: unknown) => this.#fail(String(error)));
   }
 
   #nominated(channel: Channel): void {

@@ -136,16 +136,14 @@ export class Uses {
   }
 
   /** A stream that a peer has opened for one of our uses. */
-  take(stream: Stream, from: From): void {
+  take(stream: Stream, from: From): void | Promise<void> {
     switch (from.purpose["use"]) {
       case "forward":
-        return void this.#serve(stream, from, serveForward);
+        return this.#serve(stream, from, serveForward);
       case "pipe":
-        return "host" in from.purpose
-          ? void this.#serve(stream, from, servePipe)
-          : this.#takePipe(stream, from);
+        return "host" in from.purpose ? this.#serve(stream, from, servePipe) : this.#takePipe(stream, from);
       case "files":
-        return void this.#receive(stream, from);
+        return this.#receive(stream, from);
     }
   }
 

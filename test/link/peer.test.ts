@@ -193,6 +193,23 @@ test("a link, from `connect` to `disconnect`: both are told alike, and so is the
   expect([alice.peer.isIdle, bob.peer.isIdle]).toEqual([true, true]);
 });
 
+test("an introduction that can't even begin, for want of descriptors, has failed, and nothing is thrown", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  const { alice, bob } = pair;
+  const refuse = () => {
+    throw new Error("EMFILE");
+  };
+  for (const program of [alice, bob]) {
+    const ground = program.ground()!;
+    Object.defineProperty(ground.port, "punch", { value: refuse });
+  }
+  await expect(alice.peer.connect(false)).rejects.toThrow("no-candidate-answered");
+  expect(alice.last("failed")).toMatchObject({ detail: "we could not try: EMFILE" });
+  await until("bob, who was asked, has failed, too", () => bob.peer.state === "failed");
+  expect([alice.peer.state, alice.peer.isIdle, bob.peer.isIdle]).toEqual(["failed", true, true]);
+});
+
 test("an introduction that we did not ask for is declined where it is one too many", async () => {
   await using _ = noSocketLeft();
   await using pair = acquainted();
