@@ -103,6 +103,7 @@ import {
   maxProbePorts,
   maxReportedLinks,
   mayOffer,
+  nameSkeleton,
   numberedName,
   planRounds,
   predictedPorts,
@@ -280,6 +281,14 @@ const maxProbeBytes = 256;
 
 /** How long a name is kept for the certificate that held it, for such as come back: more than their longest pause. */
 const nameKeptMs = 30_000;
+/** What the names of those in a room look like: asked at each registration there, and long to find out for some. */
+const looks = new WeakMap<Peer, string>();
+function looksOf(peer: Peer): string {
+  const known = looks.get(peer) ?? nameSkeleton(peer.name);
+  looks.set(peer, known);
+  return known;
+}
+
 /** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
 const countedNames = 16;
 const mostNameNumber = 1_000_000;
@@ -2895,8 +2904,9 @@ export class Introducer {
 
   /** A name is one participant's at a time and, but in a secret room, its certificate's for a while after. */
   #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Party[]): void {
+    const taken = new Set(others.map(({ peer }) => looksOf(peer)));
     const isFree = (one: string) =>
-      this.#keptNames.mayTake(room, one, fingerprint) && !others.some(({ peer }) => peer.name === one);
+      this.#keptNames.mayTake(room, one, fingerprint) && !taken.has(nameSkeleton(one));
     if (isFree(name)) return;
     let number = 2;
     while (!isFree(numberedName(name, number)))

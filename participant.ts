@@ -87,6 +87,7 @@ import {
   isUntranslated,
   jsonLine,
   nameProblem,
+  nameSkeleton,
   planRounds,
   printable,
   protocolVersion,
@@ -483,7 +484,9 @@ export class Participant {
    */
   async connect(word: string, isVerbose = false): Promise<Link> {
     this.#mustNotHaveQuit();
-    return this.#find(word).connect(isVerbose);
+    const peer = this.#find(word);
+    this.#refuseLookAlikes(word, peer);
+    return peer.connect(isVerbose);
   }
 
   /** The link with a peer, while there is one. */
@@ -613,6 +616,7 @@ export class Participant {
     const only = () => {
       const named = this.#named(word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
+      if (named[0]) this.#refuseLookAlikes(word, named[0]);
       return named[0];
     };
     try {
@@ -1122,6 +1126,15 @@ export class Participant {
     return byId ? [byId] : [...this.#peers.values()].filter(({ name }) => name === word);
   }
 
+  /** Whoever was meant by a name, if that is not the id, must not be taken for another one who is there. */
+  #refuseLookAlikes(word: string, found: RemotePeer): void {
+    if (found.name !== word) return;
+    const looks = nameSkeleton(word);
+    const alike = [...this.#peers.values()].filter(
+      (peer) => peer !== found && peer.isPresent && nameSkeleton(peer.name) === looks,
+    );
+    if (alike.length > 0) throw ambiguous(word, [found, ...alike]);
+  }
   #find(word: string): RemotePeer {
     const named = this.#named(word);
     // Of several, the one that is there is meant.

@@ -643,12 +643,49 @@ const reservedNames: ReadonlySet<string> = new Set([
   "me",
 ]);
 
+/**
+ * Letters that look like Latin ones, or nearly, and what they are taken for: of Cyrillic, Greek and their neighbours, as
+ * most keyboards or character pickers have them, and the digits 0 and 1. A choice from Unicode's confusables (UTS #39);
+ * whole alphabets of look-alikes are in compatibility forms already.
+ */
+const lookAlikes: ReadonlyMap<string, string> = new Map(
+  [
+    // Before upper case is folded, for В looks like B where в hardly does.
+    ["АВЕЅІЈКМНОРСТУХҮԌԚԜ", "abesijkmhopctyxygqw"],
+    ["ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "abezhikmnoptyx"],
+    ["авеѕіјкмнорстухүһԁԛԝѵӏ", "abesijkmhopctyxyhdqwvl"],
+    ["αβεηικνορτυχγωϲϳ", "abenikvoptuxywcj"],
+    ["ıɩɑɡʋոօսհց", "iiagvnouhq"],
+    ["01", "ol"],
+  ].flatMap(([alike, latin]) => [...alike!].map((one, index) => [one, latin![index]!] as const)),
+);
+const lookAlike = new RegExp(`[${[...lookAlikes.keys()].join("")}]`, "gu");
+const invisible = /[\p{White_Space}\p{Default_Ignorable_Code_Point}\p{Mn}\p{Me}\p{C}\u2800]/gu;
+const plainName = /^[!-~]+$/;
+/** One letter may stand for eighteen: of those, so many tell two names apart. */
+const maxSkeletonLength = 2 * maxNameLength;
+
+/**
+ * What a name looks like: two of the same are taken for each other, and can't be both somebody's. Without what can't be
+ * seen (blanks, fillers, variation selectors) and marks above or below letters, in one case, in Latin letters where it
+ * looks like such.
+ */
+export function nameSkeleton(name: string): string {
+  const seen = plainName.test(name)
+    ? name
+    : name.normalize("NFKD").slice(0, maxSkeletonLength).replace(invisible, "");
+  const latin = (text: string) => text.replace(lookAlike, (char) => lookAlikes.get(char)!);
+  return latin(latin(seen).toLowerCase());
+}
+
 /** A name is one word, so that it can be typed as a command's argument, and never a number, which is an id. */
 export function nameProblem(name: string): string | undefined {
   if (name.length < 1 || name.length > maxNameLength) return `must have 1 to ${maxNameLength} characters`;
   if (!/^[^\s\p{C}]+$/u.test(name)) return "must be one word without blanks or control characters";
-  if (/^\d+$/.test(name)) return "must not be a number: that is how ids look";
-  if (reservedNames.has(name.toLowerCase())) return "must not be one of the program's own words";
+  if (/^\d+$/.test(name.normalize("NFKC"))) return "must not be a number: that is how ids look";
+  const skeleton = nameSkeleton(name);
+  if (skeleton === "") return "must have something that can be seen";
+  if (reservedNames.has(skeleton)) return "must not be one of the program's own words";
   return undefined;
 }
 

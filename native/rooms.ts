@@ -5,6 +5,7 @@
  */
 import {
   defaultRoom,
+  nameSkeleton,
   type Endpoint,
   type Peer,
   type PeerChange,
@@ -155,7 +156,7 @@ export interface KeptNamesLimits {
 /** Whose name was whose in one room. */
 interface RoomNames {
   readonly shares: Shares;
-  /** By name; the oldest first. */
+  /** By what a name looks like; the oldest first. */
   readonly names: Map<string, { fingerprint: string; subscriber: string; untilMs: number }>;
 }
 
@@ -176,17 +177,18 @@ export class KeptNames {
   keep(room: string, name: string, fingerprint: string, subscriber: string): void {
     const kept = isSecretRoom(room) ? undefined : this.#room(room);
     if (!kept) return;
-    release(kept, name);
+    const looks = nameSkeleton(name);
+    release(kept, looks);
     const { shares, names } = kept;
     if (shares.isOver(subscriber, 1) || shares.isUsedUp(1)) return;
     shares.add(subscriber);
-    names.set(name, { fingerprint, subscriber, untilMs: performance.now() + this.#keptMs });
+    names.set(looks, { fingerprint, subscriber, untilMs: performance.now() + this.#keptMs });
   }
 
   /** Whether nobody else had the name lately. */
   mayTake(room: string, name: string, fingerprint: string): boolean {
     this.#forget(room);
-    const kept = this.#rooms.get(room)?.names.get(name);
+    const kept = this.#rooms.get(room)?.names.get(nameSkeleton(name));
     return kept === undefined || kept.fingerprint === fingerprint;
   }
 

@@ -4,7 +4,7 @@
  * nowhere where a participant would: while that is away, rooms are what is here, and guests stay as they were. For
  * introducer.ts alone.
  */
-import type { Peer, PeerChange } from "../../protocol.ts";
+import { nameSkeleton, type Peer, type PeerChange } from "../../protocol.ts";
 import { take, type Bucket } from "../budget.ts";
 import type { Answer, Answers, Guest, Letter, Occupant, Question, Rooms, RoomsOwner } from "../rooms.ts";
 import { digestOf, RedisConnection } from "./connection.ts";
@@ -303,8 +303,8 @@ export class RedisRooms implements Rooms {
   async #put(own: Occupant, replaced?: Guest): Promise<void> {
     const { room, peer } = own;
     const [id, before] = [String(peer.id), String(replaced?.peer.id ?? "")];
-    const args = [id, valueOf(this.#name, own), peer.name, prefixOf(this.#name), before];
-    this.#views.get(room)?.told.set(peer.id, peer.name);
+    const args = [id, valueOf(this.#name, own), nameSkeleton(peer.name), prefixOf(this.#name), before];
+    this.#views.get(room)?.told.set(peer.id, nameSkeleton(peer.name));
     const taken = await this.#script("put", roomKeys(room), args);
     if (taken === "" || this.#views.get(room)?.own.get(peer.id) !== own) return;
     this.#owner.displaced(peer.id, `its ${String(taken)} is somebody else's in the room`);
@@ -443,7 +443,7 @@ export class RedisRooms implements Rooms {
     const ours = [...there].filter(([, value]) => value.startsWith(prefixOf(this.#name)));
     for (const [id, value] of ours.filter(([id]) => !view.own.has(Number(id)))) {
       // It left while Redis was away.
-      const name = readValue(room, id, value)?.peer.name ?? "";
+      const name = nameSkeleton(readValue(room, id, value)?.peer.name ?? "");
       await this.#script("remove", roomKeys(room), [id, name]);
     }
     for (const own of [...view.own.values()].filter(({ peer }) => isMissing(peer.id))) await this.#put(own);
