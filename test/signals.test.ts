@@ -56,26 +56,6 @@ describe.each(signals)("%s before the result is there ends with it:", (signal, c
     patienceMs,
   );
 
-  test.each([
-    ["--send", ["--connect", "bob", "--send", file]],
-    ["--connect, in a script", ["--connect", "bob"]],
-    ["--pipe", ["--pipe", "bob"]],
-  ])("%s, whose peer is not there", async (_, options) => {
-    await using house = startIntroducer();
-    await using alice = started(house.port, "alice", ...options);
-    await alice.shows("registered");
-    alice.kill(signal);
-    expect(await alice.exited).toBe(code);
-  });
-
-  test("--nat, without an answer", async () => {
-    using introducer = await silent();
-    await using alice = started(introducer.port, "alice", "--nat");
-    await introducer.connected;
-    alice.kill(signal);
-    expect(await alice.exited).toBe(code);
-  });
-
   test(
     "both ends of a pipe",
     async () => {
@@ -100,6 +80,30 @@ describe.each(signals)("%s before the result is there ends with it:", (signal, c
     },
     patienceMs,
   );
+});
+
+describe("so does any signal:", () => {
+  const [signal, code] = signals[1];
+
+  test.each([
+    ["--send", ["--connect", "bob", "--send", file]],
+    ["--connect, in a script", ["--connect", "bob"]],
+    ["--pipe", ["--pipe", "bob"]],
+  ])("%s, whose peer is not there", async (_, options) => {
+    await using house = startIntroducer();
+    await using alice = started(house.port, "alice", ...options);
+    await alice.shows("registered");
+    alice.kill(signal);
+    expect(await alice.exited).toBe(code);
+  });
+
+  test("--nat, without an answer", async () => {
+    using introducer = await silent();
+    await using alice = started(introducer.port, "alice", "--nat");
+    await introducer.connected;
+    alice.kill(signal);
+    expect(await alice.exited).toBe(code);
+  });
 
   test(
     "a line of a script",
@@ -117,60 +121,59 @@ describe.each(signals)("%s before the result is there ends with it:", (signal, c
   );
 });
 
-describe.each(signals.map(([signal]) => signal))(
-  "%s tells a service to end, which is no failure:",
-  (signal) => {
-    test.each([[["--stay"]], [["--allow", "80"]], [["-L", `${freePort()}:bob:80`]], [["--accept", folder]]])(
-      "%j",
-      async (options) => {
-        await using house = startIntroducer();
-        await using alice = started(house.port, "alice", ...options);
-        await alice.shows("registered");
-        alice.kill(signal);
-        expect(await alice.exited).toBe(0);
-        using introducer = await silent();
-        await using early = started(introducer.port, "alice", ...options);
-        await introducer.connected;
-        early.kill(signal);
-        expect(await early.exited).toBe(0);
-      },
-    );
+describe("a service that is told to end has not failed:", () => {
+  const [signal] = signals[1];
 
-    test("a prompt, also while a peer is waited for", async () => {
+  test.each([[["--stay"]], [["--allow", "80"]], [["-L", `${freePort()}:bob:80`]], [["--accept", folder]]])(
+    "%j",
+    async (options) => {
       await using house = startIntroducer();
-      const command = [process.execPath, "participant.ts", `127.0.0.1:${house.port}`, "--name", "alice"];
-      await using alice = new Pty([...command, "--connect", "bob"], { XDG_STATE_HOME: homeOf("alice") });
-      await alice.shows("> ");
-      process.kill(alice.pid, signal);
+      await using alice = started(house.port, "alice", ...options);
+      await alice.shows("registered");
+      alice.kill(signal);
       expect(await alice.exited).toBe(0);
-    });
+      using introducer = await silent();
+      await using early = started(introducer.port, "alice", ...options);
+      await introducer.connected;
+      early.kill(signal);
+      expect(await early.exited).toBe(0);
+    },
+  );
 
-    test("a script that has all it asked for", async () => {
-      await using house = startIntroducer();
-      await using _ = new Driven(house.port, "alice", ...room);
-      await using bob = new Driven(house.port, "bob", ...room, "--connect", "alice");
-      await bob.next("linked");
-      bob.type("say alice hello");
-      await bob.next("sent");
-      bob.signal(signal);
-      expect(await bob.exited()).toBe(0);
-    });
+  test("a script that has all it asked for", async () => {
+    await using house = startIntroducer();
+    await using _ = new Driven(house.port, "alice", ...room);
+    await using bob = new Driven(house.port, "bob", ...room, "--connect", "alice");
+    await bob.next("linked");
+    bob.type("say alice hello");
+    await bob.next("sent");
+    bob.signal(signal);
+    expect(await bob.exited()).toBe(0);
+  });
 
-    test("--send with --stay, once it is sent", async () => {
-      await using house = startIntroducer();
-      const target = mkdtempSync(join(folder, "target-"));
-      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
-      const options = ["--connect", "bob", "--send", file, "--stay"];
-      await using alice = new Driven(house.port, "alice", ...room, ...options);
-      await alice.next("transferred");
-      alice.type("list");
-      await alice.next("peers");
-      alice.signal(signal);
-      expect(await alice.exited()).toBe(0);
-      expect(bob.count("transferred")).toBe(1);
-    });
-  },
-);
+  test("--send with --stay, once it is sent", async () => {
+    await using house = startIntroducer();
+    const target = mkdtempSync(join(folder, "target-"));
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+    const options = ["--connect", "bob", "--send", file, "--stay"];
+    await using alice = new Driven(house.port, "alice", ...room, ...options);
+    await alice.next("transferred");
+    alice.type("list");
+    await alice.next("peers");
+    alice.signal(signal);
+    expect(await alice.exited()).toBe(0);
+    expect(bob.count("transferred")).toBe(1);
+  });
+
+  test.each(signals)("a prompt, by %s, also while a peer is waited for", async (signal) => {
+    await using house = startIntroducer();
+    const command = [process.execPath, "participant.ts", `127.0.0.1:${house.port}`, "--name", "alice"];
+    await using alice = new Pty([...command, "--connect", "bob"], { XDG_STATE_HOME: homeOf("alice") });
+    await alice.shows("> ");
+    process.kill(alice.pid, signal);
+    expect(await alice.exited).toBe(0);
+  });
+});
 
 testNeeding(missing(["bash"], "package bash"))(
   "Ctrl-C in a shell does not reach what comes after &&",
