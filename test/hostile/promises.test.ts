@@ -60,8 +60,9 @@ const trust: Record<string, Shown[]> = {
     ],
   "They learn names, endpoints, fingerprints, who links with whom and when, and how many bytes are relayed; they can refuse, mislead and cut off; and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
     [["link/room.test.ts", "new words are four groups of four that differ each time"]],
-  "Who knows them is inside; a second bearer of a name is `name-2`.": [
+  "Who knows them is inside; who bears another's name, or one that looks like it, is `name-2`.": [
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
+    ["hostile/names.test.ts", "who calls herself bob %s is given another name"],
   ],
   "**The lobby**, where you are without `--room`, keeps nobody out: anyone may enter, and whoever runs the introducer, or can change packets on the way to it, can announce their own fingerprints and stand in the middle.":
     noPromise,
