@@ -11,10 +11,10 @@ import { RedisServer } from "../redis/redis-fixture.ts";
 import { connectFrom } from "./crowd.ts";
 import type { Heap } from "./heap-fixture.ts";
 import { address4, introducerPort, Program, runInNamespace } from "./program.ts";
-import { table } from "./run.ts";
+import { quick, table } from "./run.ts";
 
 /** Couples that are there at once, and how often one of them goes to the lobby. */
-const couples = 48;
+const couples = quick(48, 8);
 const lobbyPart = 0.2;
 /** Who comes uses one of so many addresses; another one when it comes again. */
 const addresses = 20_000;
@@ -215,7 +215,7 @@ export async function bench(args: string[]): Promise<void> {
   if (await runInNamespace("churn", args)) return;
   await using redis = args.includes("redis") ? await RedisServer.start() : undefined;
   await using program = await Program.start(redis ? ["--redis", redis.url] : [], "heap-fixture.ts");
-  const totalMs = 60_000 * Number(args.find((arg) => arg !== "redis") ?? 10);
+  const totalMs = 60_000 * Number(args.find((arg) => arg !== "redis") ?? quick(10, 0.05));
   const startedAt = performance.now();
   const all = Array.from({ length: couples }, () => comeAndGo(startedAt + totalMs));
   const looks: Look[] = [];

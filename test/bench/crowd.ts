@@ -8,9 +8,9 @@ import * as libc from "../../native/libc.ts";
 import { encodeSockaddr } from "../../native/sockaddr.ts";
 import { adoptable } from "../../native/socket.ts";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
-import { median } from "./run.ts";
+import { median, quick } from "./run.ts";
 
-const settleMs = 1500;
+const settleMs = quick(1500, 100);
 /** How many introductions, or joins, are under way at once. */
 export const underWay = 200;
 /** Participants at one address of loopback: the kernel has 28,000 ports for each. */
@@ -284,7 +284,10 @@ export interface Pace {
   introductionsMs: number;
   idleMs: number;
 }
-export const shortPace: Pace = { runs: 3, introductionsMs: 1500, idleMs: 3000 };
+export const shortPace: Pace = quick(
+  { runs: 3, introductionsMs: 1500, idleMs: 3000 },
+  { runs: 1, introductionsMs: 100, idleMs: 100 },
+);
 export const longPace: Pace = { runs: 5, introductionsMs: 4000, idleMs: 6000 };
 
 /** A server, or several that are as one. */

@@ -9,7 +9,7 @@
  */
 import { Client, openLoop, Pairs, percentile } from "./crowd.ts";
 import { address4, behind, introducerPort, Program, runInNamespace } from "./program.ts";
-import { median, table } from "./run.ts";
+import { isQuick, median, quick, table } from "./run.ts";
 
 const kinds = [
   "connections",
@@ -29,15 +29,16 @@ const sources = [
 ];
 type Source = (typeof sources)[number];
 /** Honest pairs, each participant at an address of its own, and how many of them are introduced in a second. */
-const pairs = 40;
-const perSecond = 80;
-const rounds = 3;
-const quietMs = 3000;
-const floodMs = 12_000;
+const pairs = quick(40, 10);
+const perSecond = quick(80, 20);
+const rounds = quick(3, 1);
+const quietMs = quick(3000, 100);
+const floodMs = quick(12_000, 400);
+const warmUpMs = quick(1000, 100);
 /** After a flood, until its last connection is over. */
-const settleMs = 2000;
+const settleMs = quick(2000, 50);
 /** An introduction that takes longer has failed. */
-const giveUpMs = 3000;
+const giveUpMs = quick(3000, 300);
 const goal = 2;
 
 class Flood implements AsyncDisposable {
@@ -122,13 +123,14 @@ async function flood(program: Program, honest: Honest, kind: string, source: Sou
   return { without, during, busy, tries: (await flooding.tries()) / elapsedMs };
 }
 
-/** The sources by turns. */
+/** The sources by turns; in a quick run one of them, another one for each kind. */
 async function measure(kind: string): Promise<string[][]> {
   await using program = await Program.start();
   const honest = new Honest();
   await honest.join();
-  await honest.introduce(1000); // warms up
-  const all = sources.map((source) => ({ source, had: [] as Round[] }));
+  await honest.introduce(warmUpMs);
+  const chosen = isQuick ? [sources[kinds.indexOf(kind) % sources.length]!] : sources;
+  const all = chosen.map((source) => ({ source, had: [] as Round[] }));
   for (let n = 0; n < rounds; n++) {
     for (const { source, had } of all) {
       had.push(await flood(program, honest, kind, source));

@@ -10,11 +10,16 @@ import { noNginx, Nginx } from "../lab/nginx.ts";
 import { People, root, thisHost, type IntroducerProgram, type ParticipantProgram } from "../lab/people.ts";
 import { noSshd, Sshd } from "../lab/sshd.ts";
 import { freePort } from "../sockets-fixture.ts";
-import { median, table } from "./run.ts";
+import { median, quick, table } from "./run.ts";
 
 /** Of each measure in each round. */
-const seconds = 2;
-const connectionCounts = [1, 32, 1000];
+const seconds = quick(2, 1);
+const connectionCounts = quick([1, 32, 1000], [1]);
+/** What iperf3 sends: for that time, or so much. */
+const amount = quick(["-t", `${seconds}`], ["-n", "8M"]);
+/** A server of iperf3 serves one client at a time, and sees the end of the last a moment after us. */
+const busyPauseMs = 50;
+const busyDeadlineMs = 5_000;
 const room = ["--room", "of-the-bench"];
 const cipher = ["-c", "aes128-gcm@openssh.com"];
 
@@ -100,6 +105,12 @@ async function run(command: string[]): Promise<string> {
   return out;
 }
 
+/** What a program says that tells its errors there, too. */
+async function ended(command: string[]): Promise<string> {
+  const program = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+  return program.stdout.text();
+}
+
 interface Iperf {
   error?: string;
   end?: { sum_received?: { bits_per_second: number } };
@@ -108,10 +119,15 @@ interface Iperf {
 /** Gbit/s, by the receiver's word. */
 function throughput(...options: string[]): Measure {
   return async ({ iperf }) => {
-    const command = ["iperf3", "-c", "127.0.0.1", "-p", `${iperf}`, "-t", `${seconds}`, "-J", ...options];
-    const report = JSON.parse(await run(command)) as Iperf;
-    if (!report.end?.sum_received) throw new Error(`iperf3: ${report.error}`);
-    return report.end.sum_received.bits_per_second / 1e9;
+    const command = ["iperf3", "-c", "127.0.0.1", "-p", `${iperf}`, ...amount, "-J", ...options];
+    const deadline = performance.now() + busyDeadlineMs;
+    for (;;) {
+      const report = JSON.parse(await ended(command)) as Iperf;
+      if (report.end?.sum_received) return report.end.sum_received.bits_per_second / 1e9;
+      if (!report.error?.includes("busy") || performance.now() > deadline)
+        throw new Error(`iperf3: ${report.error}`);
+      await Bun.sleep(busyPauseMs);
+    }
   };
 }
 
@@ -246,7 +262,10 @@ function residentMb({ process: { pid } }: ParticipantProgram): number {
 
 // --- the tables ------------------------------------------------------------------------------------------
 
-export async function bench([roundsText = "3", gibText = "2"]: string[]): Promise<void> {
+export async function bench([
+  roundsText = quick("3", "1"),
+  gibText = quick("2", "0.03125"),
+]: string[]): Promise<void> {
   const obstacle = noSshd ?? noNginx ?? (Bun.which("iperf3") ? undefined : "not installed: iperf3");
   if (obstacle) throw new Error(`skipped: ${obstacle}`);
   const [rounds, gib] = [Number(roundsText), Number(gibText)];

@@ -21,25 +21,26 @@ import {
   type Pace,
 } from "./crowd.ts";
 import { measurePeerJs } from "./peerjs.ts";
-import { table } from "./run.ts";
+import { quick, table } from "./run.ts";
 import { compareShared } from "./shared.ts";
 
 /** Of this process and of the server: each connection takes one in both. */
-const descriptors = Math.min(descriptorLimit() - 1000, 60_000);
+const descriptors = Math.min(descriptorLimit() - 1000, quick(60_000, 400));
 const scenarios = [
   { name: "rooms of 10", roomSize: 10, rooms: Math.floor(descriptors / 10), goal: 20_000, peerJs: true },
-  { name: "rooms of 250", roomSize: 250, rooms: 4, goal: 10_000, peerJs: false },
-  { name: "room of 2000", roomSize: 2000, rooms: 1, goal: 10_000, peerJs: false },
+  { name: "rooms of 250", roomSize: 250, rooms: quick(4, 1), goal: 10_000, peerJs: false },
+  { name: "room of 2000", roomSize: quick(2000, 500), rooms: 1, goal: 10_000, peerJs: false },
 ];
 type Scenario = (typeof scenarios)[number];
 const goals = { p99Ms: 50, kib: 4, relayed: 2, peerJs: 10 };
 /** Relayed links that send all they may, and the introductions a second beside them. */
-const relays = 50;
-const besideRelays = 3000;
+const relays = quick(50, 4);
+const besideRelays = quick(3000, 300);
+const besideRooms = quick(100, 10);
 /** A room in which everybody is being introduced to everybody: 16,110 introductions. */
-const crowdSize = 180;
-const echoes = 300;
-const settleMs = 1500;
+const crowdSize = quick(180, 20);
+const echoes = quick(300, 30);
+const settleMs = quick(1500, 100);
 
 // --- one server, one scenario ----------------------------------------------------------------------------
 
@@ -104,9 +105,9 @@ async function people(
 
 async function besideFullRelays({ introductionsMs }: Pace): Promise<void> {
   await using server = await Server.start("introducer");
-  const crowd = await people(server.port, 1000, (index) => `room ${Math.floor(index / 10)}`);
+  const crowd = await people(server.port, 10 * besideRooms, (index) => `room ${Math.floor(index / 10)}`);
   const relayed = await people(server.port, 2 * relays, () => "relayed", crowd.length);
-  const inRooms = Array.from({ length: 100 }, (_, n) => crowd.slice(n * 10, n * 10 + 10));
+  const inRooms = Array.from({ length: besideRooms }, (_, n) => crowd.slice(n * 10, n * 10 + 10));
   const pairs = new Pairs(inRooms);
   await openLoop(besideRelays, introductionsMs, () => pairs.introduce()); // warms up
   const alone = await openLoop(besideRelays, introductionsMs, () => pairs.introduce());

@@ -6,11 +6,11 @@
 import { Lab, type Nat, type NatOptions } from "../lab/lab.ts";
 import { now, People, Program, type ParticipantProgram } from "../lab/people.ts";
 import { formatEndpoint } from "../../protocol.ts";
-import { median, table } from "./run.ts";
+import { median, quick, table } from "./run.ts";
 
-const oneWayDelaysMs = [20, 60];
-const tries = 24;
-const floorTries = 12;
+const oneWayDelaysMs = quick([20, 60], [20]);
+const tries = quick(24, 1);
+const floorTries = quick(12, 1);
 /** How far ahead the moment lies at which both sides of a bare open start. */
 const signalMs = 30;
 const fixture = `${import.meta.dir}/simultaneous-open-fixture.ts`;

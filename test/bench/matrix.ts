@@ -16,7 +16,7 @@ import {
   programKinds,
   type Side,
 } from "../lab/sides.ts";
-import { median } from "./run.ts";
+import { isQuick, median, quick } from "./run.ts";
 
 /** One-way delay of each site, so 20 ms between any two. */
 const owdMs = 10;
@@ -51,6 +51,9 @@ const kinds: Kind[] = [
   },
   { name: "random", side: behind({ owdMs, mapping: "random" }), isDependent: true, isRandom: true },
 ];
+
+/** Of a quick run: one with each way. */
+const quickKinds = ["kept, drop", "sequential", "random"];
 
 const programs = Object.entries<ProgramOptions>(programKinds).map(([name, program]): Kind => {
   const { mapping = "endpoint-independent", allocation, pooling } = program;
@@ -147,7 +150,8 @@ type Pair = { row: Kind; column: Kind; cell: Cell };
 function plan(wanted: string[]): Plan {
   if (wanted[0] === "programs") return { rows: programs, columns: kinds, isWanted: () => true };
   if (wanted.length === 0) {
-    return { rows: kinds, columns: kinds, isWanted: (a, b) => kinds.indexOf(b) <= kinds.indexOf(a) };
+    const some = isQuick ? kinds.filter(({ name }) => quickKinds.includes(name)) : kinds;
+    return { rows: some, columns: some, isWanted: (a, b) => kinds.indexOf(b) <= kinds.indexOf(a) };
   }
   const isWanted = (a: Kind, b: Kind) => wanted.includes(`${a.name}/${b.name}`);
   const every = [...kinds, ...programs];
@@ -205,7 +209,7 @@ function tableText({ rows, columns }: Plan, pairs: Pair[], tries: number): strin
 /**
  * Arguments: the tries a pair; then `programs`, or, to try some pairs only, their names such as `sequential/random`.
  */
-export async function bench([word = "10", ...wanted]: string[]): Promise<void> {
+export async function bench([word = quick("10", "1"), ...wanted]: string[]): Promise<void> {
   const tries = Number(word);
   if (!Number.isInteger(tries) || tries < 1) throw new RangeError(`not a number of tries: ${word}`);
   const startedAt = now();

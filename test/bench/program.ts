@@ -6,6 +6,7 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { isQuick, quick } from "./run.ts";
 
 /** Where it listens: nobody else does in that namespace. */
 export const introducerPort = 7000;
@@ -40,16 +41,24 @@ export async function runInNamespace(name: string, args: string[]): Promise<bool
     process.exit(1);
   }
   const first = ["chrt", "--fifo", "2"];
-  const goesFirst = await isPossible(...first);
+  // A quick one would stand in the way of those beside it.
+  const goesFirst = !isQuick && (await isPossible(...first));
   const command = [...(goesFirst ? first : []), ...unshare];
   const env = { ...process.env, [mark]: goesFirst ? "first" : "equal" };
-  const run = [...command, process.execPath, `${import.meta.dir}/run.ts`, name, ...args];
+  const run = [
+    ...command,
+    process.execPath,
+    `${import.meta.dir}/run.ts`,
+    name,
+    ...args,
+    ...quick([], ["--quick"]),
+  ];
   process.exitCode = await Bun.spawn(run, { env, stdio: ["ignore", "inherit", "inherit"] }).exited;
   return true;
 }
 
-/** How to start what shall have only the time that is left. */
-export const behind = () => (isFirst() ? ["chrt", "--other", "0"] : ["nice", "-n", "19"]);
+/** How to start what shall have only the time that is left; a quick run leaves none to start in. */
+export const behind = () => (isFirst() ? ["chrt", "--other", "0"] : quick(["nice", "-n", "19"], []));
 
 export class Program implements AsyncDisposable {
   readonly #folder = mkdtempSync(join(tmpdir(), "bench-introducer-"));

@@ -14,10 +14,10 @@ import {
   type Joins,
   type Pace,
 } from "./crowd.ts";
-import { table } from "./run.ts";
+import { quick, table } from "./run.ts";
 
 const roomSize = 10;
-const rooms = 300;
+const rooms = quick(300, 10);
 
 type Result = Joins & Introduced & { joinRedisMicroseconds: number; redisMicroseconds: number };
 

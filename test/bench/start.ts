@@ -7,14 +7,15 @@
 import type { Socket } from "bun";
 import { encode, LineDecoder, parseToParticipant, protocolVersion, type Endpoint } from "../../protocol.ts";
 import { now, People, root, thisHost } from "../lab/people.ts";
-import { median, table } from "./run.ts";
+import { median, quick, table } from "./run.ts";
 
-const rounds = 9;
-const idleParticipants = 1000;
+const rounds = quick(9, 1);
+const idleParticipants = quick(1000, 50);
 const roomSize = 50;
 /** KiB of an introducer's participant above a bare connection. */
 const goalKib = 6;
 const settleDeadlineMs = 15_000;
+const lookPeriodMs = quick(250, 20);
 
 /** Registers, and reports once it has read something. */
 const bareClient = `
@@ -95,7 +96,7 @@ async function settled(pid: number): Promise<Kib> {
     looks = [...looks.slice(-4), await memoryOf(pid)];
     const seen = looks.map(({ resident }) => resident);
     if (seen.length === 5 && Math.max(...seen) - Math.min(...seen) <= 32) break;
-    await Bun.sleep(250); // the period of the looks, not a guess at when it is settled
+    await Bun.sleep(lookPeriodMs); // the period of the looks, not a guess at when it is settled
   }
   return looks.at(-1)!;
 }

@@ -245,7 +245,7 @@ async function relay(introducer: Endpoint): Promise<void> {
     encode({
       type: "register",
       version: protocolVersion,
-      name: role,
+      name: `${role}-${process.pid}`, // the introducer keeps a name for its certificate
       room: purpose,
       instance: identity.fingerprint.slice(0, 16),
       fingerprint: identity.fingerprint,

@@ -8,7 +8,7 @@ import { readFileSync } from "node:fs";
 import { formatEndpoint, type Endpoint } from "../../protocol.ts";
 import { Lab, unavailable } from "../lab/lab.ts";
 import { People, Program, thisHost, type Place } from "../lab/people.ts";
-import { median, table } from "./run.ts";
+import { median, quick, table } from "./run.ts";
 import type { EndCommand, EndEvent, Kind } from "./stream-fixture.ts";
 
 const fixture = `${import.meta.dir}/stream-fixture.ts`;
@@ -20,11 +20,23 @@ const clockTickMs = 10;
 /** A relay that is no bottleneck. */
 const relayOptions = ["--relay-rate", "99G", "--relay-total", "99G"];
 
-const loopback = { rounds: 7, bytes: gib, warmUpBytes: gib / 4, goal: 0.9 };
-const small = { rounds: 3, owdMs: 20, upMbits: 50, bytes: 24 * mib, settleMs: 1_000, times: 40, goal: 2 };
-const fat = { rounds: 3, owdMs: 50, bytes: 96 * mib, goal: 1 };
-const move = { rounds: 3, owdMs: 50, introducerMs: 10, upMbits: 100, bytes: 48 * mib, phaseMs: 1_200 };
-const memory = { warmUpBytes: gib, bytes: 10e9, periodMs: 100, streams: 32, awayMs: 1_500 };
+const loopback = {
+  ...{ rounds: quick(7, 1), bytes: quick(gib, 16 * mib), warmUpBytes: quick(gib / 4, 4 * mib) },
+  goal: 0.9,
+};
+const small = {
+  ...{ rounds: quick(3, 1), owdMs: 20, upMbits: 50, bytes: quick(24, 3) * mib, goal: 2 },
+  ...{ settleMs: quick(1_000, 200), times: quick(40, 4) },
+};
+const fat = { rounds: quick(3, 1), owdMs: 50, bytes: quick(96, 4) * mib, goal: 1 };
+const move = {
+  ...{ rounds: quick(3, 1), owdMs: 50, introducerMs: 10, upMbits: 100 },
+  ...{ bytes: quick(48, 12) * mib, phaseMs: quick(1_200, 200) },
+};
+const memory = {
+  ...{ warmUpBytes: quick(gib, 16 * mib), bytes: quick(10e9, 64e6), periodMs: quick(100, 20), streams: 32 },
+  awayMs: quick(1_500, 200),
+};
 
 // --- two ends --------------------------------------------------------------------------------------------
 
@@ -375,7 +387,7 @@ async function inMemory(): Promise<void> {
   clearInterval(look);
   const after = both.map((end) => end.residentMib);
   await ends.dial();
-  const sent = ends.send(gib, memory.streams);
+  const sent = ends.send(memory.warmUpBytes * quick(1, 16), memory.streams);
   await Bun.sleep(memory.periodMs);
   ends.sender.tell({ type: "drop" });
   await Promise.all([ends.sender.next("dropped"), ends.taker.next("dropped")]);
