@@ -46,6 +46,7 @@ import {
 } from "./native/link/peer.ts";
 import { UnaskedBudget, type Unasked } from "./native/punch/allowance.ts";
 import { hostCandidates } from "./native/punch/candidates.ts";
+import { Gate, isAsFar } from "./native/punch/gate.ts";
 import { rehearseCandidates, type Ground } from "./native/punch/introduction.ts";
 import {
   classifyMapping,
@@ -259,6 +260,7 @@ class Registration implements Ground {
   classified: Promise<void> = Promise.resolve();
   roundTripMs: number | undefined = undefined;
   clampsSegments = false;
+  readonly #gate: Gate;
 
   constructor(
     control: ControlChannel,
@@ -266,8 +268,10 @@ class Registration implements Ground {
     credentials: Credentials,
     { self, bondKey }: Pick<Ground, "self" | "bondKey">,
     takesRelay: boolean,
+    gate: Gate,
   ) {
     const { address } = splitEndpoint(control.remote);
+    this.#gate = gate;
     this.control = control;
     this.self = self;
     this.bondKey = bondKey;
@@ -277,9 +281,13 @@ class Registration implements Ground {
     this.id = message.id;
     this.public = message.public;
     this.private = message.private;
-    this.probes = message.probePorts.map((port) => formatEndpoint(address, port));
-    this.alternates = message.alternates;
-    this.verify = message.verify;
+    const { verify } = message;
+    this.probes = message.probePorts
+      .map((port) => formatEndpoint(address, port))
+      .filter((endpoint) => this.mayVisit(endpoint));
+    this.alternates = message.alternates.filter((endpoint) => this.mayVisit(endpoint));
+    this.verify =
+      verify && this.#isOtherFamily(verify.endpoint) && this.mayVisit(verify.endpoint) ? verify : undefined;
     this.probeToken = message.probeToken;
     this.port = this.portFor(control.port);
   }
@@ -298,6 +306,14 @@ class Registration implements Ground {
 
   portFor(localPort: number): PunchPort {
     return new PunchPort(localPort, this.credentials);
+  }
+
+  mayVisit(endpoint: Endpoint): boolean {
+    return this.#gate.admits(endpoint, this.introducer);
+  }
+
+  #isOtherFamily(endpoint: Endpoint): boolean {
+    return splitEndpoint(endpoint).family !== splitEndpoint(this.introducer).family;
   }
 
   send(message: ToIntroducer): void {
@@ -368,6 +384,7 @@ export class Participant {
   readonly #takers = new Map<string, (stream: Stream, from: From) => void | Promise<void>>();
   /** For all peers together. */
   readonly #unasked = new UnaskedBudget();
+  readonly #gate = new Gate();
   #state: ControlState = { is: "away" };
   /** Our public address in the latest registration. */
   #lastAddress: string | undefined;
@@ -577,7 +594,8 @@ export class Participant {
     const { last: _, ...behaviour } = await registration.measure();
     const { filtering, elsewhere } = (await port.listenDuring(() => this.#connectBack(registration))) ?? {};
     const isTranslated = !isUntranslated(registration);
-    const hairpinning = isTranslated && (await testHairpinning(port.port, observed, probes[0]));
+    const canBeOurs = isAsFar(observed, registration.introducer);
+    const hairpinning = isTranslated && canBeOurs && (await testHairpinning(port.port, observed, probes[0]));
     await registration.portMapping?.answered;
     const { private: hosts, mapped, portMapping } = registration;
     const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
@@ -855,8 +873,8 @@ export class Participant {
   #beginRegistration(control: ControlChannel, message: Registered): void {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
     const ours = { self: this.#member, bondKey: this.#room!.bondKey };
-    const takesRelay = !this.options.direct;
-    this.#state.registration = new Registration(control, message, this.#credentials, ours, takesRelay);
+    const [credentials, takesRelay] = [this.#credentials, !this.options.direct];
+    this.#state.registration = new Registration(control, message, credentials, ours, takesRelay, this.#gate);
     this.#snapshot = [];
     const { id, name, public: observed, private: candidates } = message;
     const room = this.#room!.words;

@@ -198,7 +198,11 @@ export function addressScope(address: string): AddressScope {
   if (address.includes(":")) {
     if (address === "::1") return "loopback";
     if (address === "::" || /^f(f[^:]|e[89ab])[^:]:/.test(address)) return "unusable";
-    return /^f[cd][^:]{2}:/.test(address) ? "private" : "global"; // RFC 4193
+    if (/^(f[cd][^:]{2}|fe[c-f][^:]|64:ff9b:1):/.test(address)) return "private"; // RFC 4193, 3879, 8215
+    const embedded = embeddedIPv4(address);
+    if (embedded === undefined) return "global";
+    const scope = addressScope(embedded);
+    return scope === "loopback" ? "unusable" : scope;
   }
   const [a, b] = [parseInt(address), parseInt(address.slice(address.indexOf(".") + 1))];
   if (a === 127) return "loopback";
@@ -209,6 +213,22 @@ export function addressScope(address: string): AddressScope {
     (a === 192 && b === 168) ||
     (a === 100 && b >= 64 && b < 128);
   return isPrivate ? "private" : "global"; // RFC 1918, RFC 6598
+}
+
+/**
+ * The IPv4 address to which a translator or a tunnel takes what is sent to that IPv6 address, which is no nearer or farther
+ * than that one: NAT64 (RFC 6052 §2.1), 6to4 (RFC 3056 §2), IPv4-compatible (RFC 4291 §2.5.5.1).
+ */
+function embeddedIPv4(address: string): string | undefined {
+  const [head = "", tail = ""] = address.split("::");
+  const groups = (text: string) => text.split(":").filter(Boolean);
+  const zeros = Array<string>(Math.max(0, 8 - groups(head).length - groups(tail).length)).fill("0");
+  const all = [...groups(head), ...zeros, ...groups(tail)].map((group) => parseInt(group, 16));
+  const has = (...prefix: number[]) => prefix.every((group, index) => all[index] === group);
+  const isLast = has(0x64, 0xff9b, 0, 0, 0, 0) || has(0, 0, 0, 0, 0, 0);
+  const at = isLast ? 6 : has(0x2002) ? 1 : undefined;
+  if (at === undefined) return undefined;
+  return [all[at]! >> 8, all[at]! & 255, all[at + 1]! >> 8, all[at + 1]! & 255].join(".");
 }
 
 /**

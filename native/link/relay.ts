@@ -26,6 +26,11 @@ const maxAnswerBytes = 1024;
 export interface RelayOptions {
   /** Of the relay: ours, or the one that the peer's connection is at. */
   introducer: Endpoint;
+  /**
+   * Whether our introducer named the endpoint, and is not there itself: until somebody there has answered as a relay,
+   * when we say that it failed must not tell who else listens there.
+   */
+  isForeign?: boolean;
   /** A connection there that was made before, and is ours from now on. */
   reserved?: Reservation | undefined;
   token: string;
@@ -58,20 +63,22 @@ export class RelayAttempt {
   #connection: Connection | undefined;
   #channel: Channel | undefined;
   #timer: NodeJS.Timeout;
+  /** Before that nothing is said of a failure. */
+  #toldFrom = 0;
   #isOver = false;
 
   constructor(options: RelayOptions) {
     this.#options = options;
-    this.#timer = setTimeout(
-      () => this.#fail("the peer did not come to the relay"),
-      connectTimeoutMs + relayOfferMs,
-    );
-    void this.#connect();
+    const mostMs = connectTimeoutMs + relayOfferMs;
+    if (options.isForeign) this.#toldFrom = performance.now() + mostMs;
+    this.#timer = setTimeout(() => this.#fail("the peer did not come to the relay"), mostMs);
+    void this.#connect().catch(() => this.#fail("the relay could not be used"));
   }
 
   /** Does nothing once it is over. */
   abort(): void {
     if (this.#end()) this.#close();
+    clearTimeout(this.#timer); // a failure may wait to be told
   }
 
   async #connect(): Promise<void> {
@@ -111,7 +118,10 @@ export class RelayAttempt {
     if (this.#isOver) return;
     try {
       const message = parseToParticipant(line);
-      if (message.type === "relaying") return this.#secure();
+      if (message.type === "relaying") {
+        this.#toldFrom = 0;
+        return this.#secure();
+      }
       this.#fail(message.type === "refused" ? message.message : `the relay said ${message.type}`);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -152,13 +162,16 @@ export class RelayAttempt {
   #fail(detail: string): void {
     if (!this.#end()) return;
     this.#close();
-    this.#options.onFailed(detail, this.#channel?.isRejected ? "authentication-failed" : "relay-failed");
+    const reason = this.#channel?.isRejected ? "authentication-failed" : "relay-failed";
+    const waitMs = this.#toldFrom - performance.now();
+    if (waitMs <= 0) return this.#options.onFailed(detail, reason);
+    this.#timer = setTimeout(() => this.#options.onFailed(detail, reason), waitMs);
   }
 
   /** Whether this was its end. */
   #end(): boolean {
-    clearTimeout(this.#timer);
     if (this.#isOver) return false;
+    clearTimeout(this.#timer);
     this.#isOver = true;
     return true;
   }

@@ -8,14 +8,13 @@ import { maxCandidates, scopeOf, splitEndpoint, type Endpoint } from "../../prot
 import { fairShare, siteOf, siteShares, subscriber } from "../budget.ts";
 import { isOnLink, type HostAddress } from "../interfaces.ts";
 import type { Tries } from "./dial.ts";
+import { firstPeerPort } from "./gate.ts";
 import { Birthday } from "./targets.ts";
 
 /** SYNs of one introduction to all global addresses at which the introducer has not seen the peer. */
 const unverifiedTries = 6;
 /** Attempts of one introduction at each private endpoint. */
 const privateTries = 6;
-/** Below are the services of a network: a participant's port is one that the system chose. */
-const firstPrivatePort = 1024;
 /** Private addresses of one introduction that lie beyond the links of this host. */
 const maxOffLink = 4;
 
@@ -44,18 +43,26 @@ export class Allowance {
   readonly #unverified: Tries = { left: unverifiedTries };
   readonly #private = new Map<Endpoint, Tries>();
   readonly #offLink = new Set<string>();
+  readonly #isInBudget: (endpoint: Endpoint) => boolean;
+
+  /** `isInBudget`: whether the whole program may dial there for that peer. */
+  constructor(isInBudget: (endpoint: Endpoint) => boolean = () => true) {
+    this.#isInBudget = isInBudget;
+  }
 
   /** The attempts left at an unverified endpoint; undefined where it is not to be dialled at all. */
   triesAt(endpoint: Endpoint, hosts: readonly HostAddress[]): Tries | undefined {
-    if (scopeOf(endpoint) === "global") return this.#unverified;
     const known = this.#private.get(endpoint);
     if (known) return known;
     const { address, port } = splitEndpoint(endpoint);
-    if (port < firstPrivatePort || this.#private.size >= maxCandidates) return undefined;
+    const isGlobal = scopeOf(endpoint) === "global";
+    if (port < firstPeerPort || (!isGlobal && this.#private.size >= maxCandidates)) return undefined;
+    if (isGlobal) return this.#isInBudget(endpoint) ? this.#unverified : undefined;
     if (!isOnLink(address, hosts)) {
       if (!this.#offLink.has(address) && this.#offLink.size >= maxOffLink) return undefined;
-      this.#offLink.add(address);
     }
+    if (!this.#isInBudget(endpoint)) return undefined;
+    if (!isOnLink(address, hosts)) this.#offLink.add(address);
     const tries = { left: privateTries };
     this.#private.set(endpoint, tries);
     return tries;

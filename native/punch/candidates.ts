@@ -25,6 +25,7 @@ import {
 import { hostAddresses, type HostAddress } from "../interfaces.ts";
 import type { Allowance } from "./allowance.ts";
 import type { Candidate } from "./dial.ts";
+import { firstPeerPort, isAsFar } from "./gate.ts";
 
 /**
  * Birthday sockets start in steps, 8,000 SYNs a second at the most: a home router creates mappings faster than
@@ -39,6 +40,8 @@ export interface Round {
   way: Way;
   own: Situation;
   peer: Peer;
+  /** Who names all this. */
+  introducer: Endpoint;
   ownPrediction?: Prediction | undefined;
   peerPrediction?: Prediction | undefined;
   /** Our own endpoints: never dialled. */
@@ -71,32 +74,44 @@ export function hostCandidates(
 
 /** The candidates of a round, those that matter most first. */
 export function roundCandidates(round: Round): Candidate[] {
-  const { own, peer, ours, budget } = round;
-  const isOverLoopback = scopeOf(own.public) === "loopback";
+  const { own, peer, ours, budget, introducer } = round;
+  const isOverLoopback = scopeOf(own.public) === "loopback" && scopeOf(introducer) === "loopback";
   const isUsable = (endpoint: Endpoint) => {
     const scope = scopeOf(endpoint);
-    return !ours.has(endpoint) && scope !== "unusable" && (scope !== "loopback" || isOverLoopback);
+    const isPeers = splitEndpoint(endpoint).port >= firstPeerPort && !ours.has(endpoint);
+    return isPeers && scope !== "unusable" && (scope !== "loopback" || isOverLoopback);
   };
-  const reflexive = [...byWay(round), ...mapped(round)].filter(({ endpoint }) => isUsable(endpoint));
+  const seen = isAsFar(peer.public, introducer) ? [...byWay(round), ...mapped(round)] : [];
+  const reflexive = seen.filter(({ endpoint }) => isUsable(endpoint));
   // A peer may claim what we must not dial: that takes no part of what it may claim.
-  const hosts = hostsOf(peer)
+  const hosts = hostsOf(round)
     .filter(isUsable)
     .flatMap((endpoint) => host(round, endpoint) ?? []);
   return [...reflexive, ...hosts].slice(0, Math.max(budget, hosts.length + 1));
 }
 
 /** Where the peer may be without any NAT in between, and where it was seen in the other address family. */
-function hostsOf(peer: Peer): Endpoint[] {
+function hostsOf({ peer, introducer }: Round): Endpoint[] {
   const isPlausible = (endpoint: Endpoint) =>
     mayOffer(endpoint, peer.public) || isVerified(peer, splitEndpoint(endpoint).address);
   const all = new Set([...(peer.otherPublic ? [peer.otherPublic] : []), ...peer.private.filter(isPlausible)]);
-  all.delete(peer.public);
+  if (isAsFar(peer.public, introducer)) all.delete(peer.public);
+  else all.add(peer.public);
   return [...all];
 }
 
-function host({ own, peer, hosts, allowance }: Round, endpoint: Endpoint): Candidate | undefined {
+/**
+ * Whether the introducer has seen the peer at that address, where it can see better than we: one that is out in the
+ * Internet can only claim what is in our own network.
+ */
+function isSeen({ peer, introducer }: Round, endpoint: Endpoint): boolean {
+  return isVerified(peer, splitEndpoint(endpoint).address) && isAsFar(endpoint, introducer);
+}
+
+function host(round: Round, endpoint: Endpoint): Candidate | undefined {
+  const { own, hosts, allowance } = round;
   const delay = own.mapping === "sequential" ? { afterMs: hostDelayMs } : {};
-  if (isVerified(peer, splitEndpoint(endpoint).address)) return { endpoint, route: "public", ...delay };
+  if (isSeen(round, endpoint)) return { endpoint, route: "public", ...delay };
   const tries = allowance.triesAt(endpoint, hosts);
   return tries && { endpoint, route: scopeOf(endpoint) === "global" ? "public" : "private", tries, ...delay };
 }

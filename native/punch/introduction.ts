@@ -11,9 +11,7 @@ import {
   isUntranslated,
   punchDeadlineMs,
   roundsPerWay,
-  scopeOf,
   splitEndpoint,
-  type AddressScope,
   type Endpoint,
   type FailureReason,
   type Peer,
@@ -74,6 +72,8 @@ export interface Ground {
   readonly roundTripMs: number | undefined;
   /** Set once a connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
   clampsSegments?: boolean;
+  /** Whether we may connect to an endpoint that the introducer names beside its own; a true answer counts it. */
+  mayVisit(endpoint: Endpoint): boolean;
   /** A port of our own beside the shared one, for a round that wants fresh mappings. */
   portFor(localPort: number): PunchPort;
   /** To the introducer; nowhere once this registration is over. */
@@ -119,7 +119,7 @@ export class Introduction {
   readonly #options: IntroductionOptions;
   readonly #startedAt = performance.now();
   /** What all rounds together may spend on endpoints that only the peer vouches for. */
-  readonly #allowance = new Allowance();
+  readonly #allowance: Allowance;
   #birthday: Aimed | undefined;
   #peer: Peer;
   #rounds = 0;
@@ -145,6 +145,8 @@ export class Introduction {
   constructor(options: IntroductionOptions) {
     this.#options = options;
     this.#peer = options.peer;
+    const { targets } = options.ground.port;
+    this.#allowance = new Allowance((endpoint) => targets.claim(endpoint, this.#peer.public));
   }
 
   get isOver(): boolean {
@@ -246,13 +248,15 @@ export class Introduction {
   relay({ peer, role, token, endpoint }: RelayMessage): void {
     const { ground } = this.#options;
     if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
-    if (endpoint && !isAsFar(endpoint, ground.introducer)) return this.#report("refused-by-peer", token);
+    const isForeign = endpoint !== undefined && endpoint !== ground.introducer;
+    if (isForeign && !ground.mayVisit(endpoint)) return this.#report("refused-by-peer", token);
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
       introducer: endpoint ?? ground.introducer,
+      isForeign,
       reserved: endpoint ? undefined : this.#takeReserved(),
       credentials: ground.credentials,
       bond: this.#bond,
@@ -345,7 +349,8 @@ export class Introduction {
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
     const distanceMs = (ours + theirs) / 2;
     const { viaMs = 0 } = this.#peer;
-    return viaMs + Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
+    const waitMs = viaMs + Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
+    return waitMs < punchDeadlineMs ? waitMs : undefined;
   }
 
   #start(order: PunchOrder): Punch {
@@ -429,12 +434,6 @@ export class Introduction {
   }
 }
 
-/** Whether it is no nearer to us than the introducer that names it: none may send us to what is in our own network only. */
-export function isAsFar(endpoint: Endpoint, introducer: Endpoint): boolean {
-  const distance: AddressScope[] = ["unusable", "loopback", "private", "global"];
-  return distance.indexOf(scopeOf(endpoint)) >= distance.indexOf(scopeOf(introducer));
-}
-
 /**
  * Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. Or else our router
  * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch.ts, #stopListening), because one
@@ -450,7 +449,7 @@ function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {
 function candidatesOf(
   { way, own, theirs }: Partial<PunchOrder>,
   peer: Peer,
-  { public: observed, private: offered, port, behaviour }: Ground,
+  { public: observed, private: offered, port, behaviour, introducer }: Ground,
   allowance: Allowance,
 ): Candidate[] {
   const hosts = hostAddresses();
@@ -458,6 +457,7 @@ function candidatesOf(
     way: way ?? "direct",
     own: { mapping: behaviour?.mapping ?? "unknown", private: offered, public: observed },
     peer,
+    introducer,
     ownPrediction: own,
     peerPrediction: theirs,
     ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, hosts)),

@@ -18,7 +18,10 @@ import { adoptable, connectFrom, connectShared } from "../socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;
-/** How much longer than the others one to another address may take. */
+/**
+ * How much longer than the others one to another address may take. It takes so long wherever nobody answers as an
+ * introducer does: when we say how our NAT maps must not tell who else listens there.
+ */
 const alternateGraceMs = 250;
 /** How long a connection to ourselves may take: it goes to our own NAT and back. */
 const hairpinTimeoutMs = 1_500;
@@ -224,10 +227,11 @@ export async function sampleMapping(
   // All at once, so that nobody else's connection gets a port in between.
   const round = async () => {
     const main = probes.map((destination) => observe(port, destination));
-    const isLate = Promise.all(main).then(() => Bun.sleep(alternateGraceMs));
-    const others = alternates.map((destination) =>
-      Promise.race([observe(port, destination), isLate.then(() => undefined)]),
-    );
+    const isLate = Promise.all(main).then(() => Bun.sleep(alternates.length > 0 ? alternateGraceMs : 0));
+    const others = alternates.map((destination) => {
+      const seen = observe(port, destination).then((observed) => observed ?? isLate.then(() => undefined));
+      return Promise.race([seen, isLate.then(() => undefined)]);
+    });
     const seen = await Promise.all([...main, ...others]);
     seen.forEach((observed, index) => {
       if (observed) samples.push({ destination: [...probes, ...alternates][index]!, observed });
@@ -254,7 +258,9 @@ export async function predict(
  */
 export async function testHairpinning(port: number, external: Endpoint, probe: Endpoint): Promise<boolean> {
   const other = await observeFresh(probe);
-  if (!other) return false;
+  // Whoever answers the probe must not choose whom we call.
+  const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
+  if (!other || address(other.observed) !== address(external)) return false;
   const attempts = [
     connectFrom(port, other.observed, hairpinTimeoutMs),
     connectFrom(other.port, external, hairpinTimeoutMs),

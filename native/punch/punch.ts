@@ -400,7 +400,8 @@ export class PunchPort {
     const failure = socket.error() ?? selfConnect(socket);
     if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
     delete dial.socket;
-    punch.needsUnscaled = needsUnscaled(punch, socket, failure);
+    // What only somebody's word stands for must not decide when we say that a round has failed.
+    punch.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
     if (failure !== undefined || punch.needsUnscaled) socket.close();
     if (punch.needsUnscaled) return punch.abort("handshake-cut", unscalable);
     if (failure !== undefined) return this.#retry(punch, dial, failure);

@@ -11,9 +11,14 @@ import {
   splitEndpoint,
   type Endpoint,
 } from "../../protocol.ts";
-import { subscriber, Usage } from "../budget.ts";
+import { fairShare, subscriber, Usage } from "../budget.ts";
 
 const minuteMs = 60_000;
+/**
+ * Endpoints in a minute that are dialled because peers claim them, most of them private: whoever names many, at whatever
+ * address, leaves enough for others. Up to half of it anyone may have.
+ */
+const claimsPerMinute = 240;
 /** No address is dialled by more sockets at once than one birthday needs. */
 const maxSockets = birthdaySockets + 2 * maxCandidates;
 /**
@@ -73,6 +78,12 @@ export class Birthday {
   }
 }
 
+interface Claim {
+  endpoint: Endpoint;
+  by: string;
+  at: number;
+}
+
 /** One at an address. */
 export interface Aimed {
   readonly at: string;
@@ -87,6 +98,7 @@ export class Targets {
   readonly #attempts = new Usage(attemptsInAll, minAttempts, minuteMs, 1);
   readonly #authenticated = new Set<string>();
   #birthdays: Aimed[] = [];
+  #claims: Claim[] = [];
   #tidiedAt = 0;
 
   /** `now` in milliseconds, never going back. */
@@ -120,6 +132,19 @@ export class Targets {
       this.#attempts.tick(now);
     }
     return 0;
+  }
+
+  /** Whether an endpoint may be dialled because a peer, whom the introducer sees at `seenAt`, says that it is its own. */
+  claim(endpoint: Endpoint, seenAt: Endpoint): boolean {
+    const [now, by] = [this.#now(), keyOf(seenAt)];
+    this.#claims = this.#claims.filter(({ at }) => now - at < minuteMs);
+    const own = this.#claims.filter((one) => one.by === by);
+    if (own.some((one) => one.endpoint === endpoint)) return true;
+    const used = this.#claims.length;
+    const isFree = used < claimsPerMinute / 2;
+    if (!isFree && (used >= claimsPerMinute || own.length >= fairShare(claimsPerMinute, used))) return false;
+    this.#claims.push({ endpoint, by, at: now });
+    return true;
   }
 
   /** A peer has shown its certificate on a connection that goes straight there, maybe after that birthday. */

@@ -4,8 +4,11 @@
  * to the participant as itself, and dialled as any address would be.
  */
 import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
 import { Driven } from "../driven-fixture.ts";
+import { labTest } from "../lab/lab.ts";
 import { Bait, hex, LyingIntroducer, peerLine, peersLine, punchLine, registered, type Line } from "./wire.ts";
+import { until } from "../native-fixture.ts";
 
 const own = { public: "127.0.0.1:4000" };
 const silent = () => {};
@@ -114,4 +117,94 @@ describe("greedy members leave enough to the others", () => {
     },
     60_000,
   );
+});
+
+describe("what only we can reach is not dialled for an introducer", () => {
+  labTest(
+    "out in the Internet: not this host, no services, and in our network only what a peer may claim",
+    async () => {
+      const fixture = join(import.meta.dir, "far-introducer-fixture.ts");
+      const child = Bun.spawn(["unshare", "-Urn", process.execPath, fixture], {
+        stdout: "pipe",
+        timeout: 60_000,
+      });
+      const { visits, heard, counts } = JSON.parse(await child.stdout.text()) as {
+        visits: number;
+        heard: Record<string, number>;
+        counts: Record<string, number>;
+      };
+      expect(visits).toBeGreaterThanOrEqual(6);
+      expect(heard["failed"]).toBeGreaterThan(100);
+      const visited = Object.entries(counts).filter(([, total]) => total > 0);
+      const near = ["192.168.1.5 high", "10.1.2.3 high", "fd00::5 high", "2001:db8::5 high"];
+      expect(visited.map(([name]) => name)).toEqual(["203.0.113.9 high", ...near]);
+      for (const [, total] of visited) expect(total).toBeLessThan(60);
+    },
+    90_000,
+  );
+
+  test("of a relay elsewhere nothing is told by when it failed, whatever is there", async () => {
+    const answers: Record<string, (socket: import("node:net").Socket) => void> = {
+      silent,
+      "hangs up": (socket) => void socket.end(),
+      resets: (socket) => void socket.resetAndDestroy(),
+      "talks nonsense": (socket) => void socket.write("SSH-2.0-OpenSSH_9.6\r\n"),
+      refuses: (socket) => void socket.write('{"type":"refused","code":"limit","message":"no"}\n'),
+    };
+    const baits = await Promise.all(Object.values(answers).map((answer) => Bait.listen("127.0.0.3", answer)));
+    const closed = await Bait.listen("127.0.0.3");
+    closed[Symbol.dispose]();
+    const failedAt = new Map<string, number>();
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type === "register") visitor.say(registered(line, own), peersLine());
+      if (line.type === "failed") failedAt.set(line.token, performance.now());
+    });
+    await using alice = new Driven(house.port, "alice");
+    await alice.registered;
+    [...baits, closed].forEach(({ port }, n) => {
+      const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "203.0.113.9:4000" });
+      house.visitors[0]!.say({
+        type: "relay",
+        peer,
+        role: "controlled",
+        token: hex(16),
+        endpoint: `127.0.0.3:${port}`,
+      });
+    });
+    const since = performance.now();
+    await until("all have failed", () => failedAt.size === baits.length + 1, 40_000);
+    expect(baits.map(({ total }) => total)).toEqual(baits.map(() => 1));
+    for (const bait of baits) bait[Symbol.dispose]();
+    const times = [...failedAt.values()];
+    const spreadMs = Math.max(...times) - Math.min(...times);
+    expect(spreadMs).toBeLessThan((Math.min(...times) - since) / 4);
+  }, 60_000);
+
+  test("few new endpoints are visited: relays, alternates and probe ports, by however many messages", async () => {
+    const baits = await Promise.all(Array.from({ length: 60 }, () => Bait.listen("127.0.0.3")));
+    const others = await Promise.all(Array.from({ length: 60 }, () => Bait.listen("127.0.0.4")));
+    const itsOwn = await Promise.all(Array.from({ length: 60 }, () => Bait.listen("127.0.0.1")));
+    let visits = 0;
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type !== "register") return;
+      const next = (some: Bait[]) => some.slice(4 * (visits % 15), 4 * (visits % 15) + 4);
+      const alternates = next(others).map(({ port }) => `127.0.0.4:${port}`);
+      const probePorts = next(itsOwn).map(({ port }) => port);
+      visitor.say(registered(line, { ...own, alternates, probePorts }), peersLine());
+      visits++;
+      baits.forEach(({ port }, n) => {
+        const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "203.0.113.9:4000" });
+        const endpoint = `127.0.0.3:${port}`;
+        visitor.say({ type: "relay", peer, role: "controlled", token: hex(16), endpoint });
+      });
+      visitor.say({ type: "bye", reason: "again", retryInMs: 1 });
+    });
+    await using alice = new Driven(house.port, "alice", "--quiet");
+    await until("it has come eight times", () => visits >= 8, 30_000);
+    expect(alice.count("registered")).toBeGreaterThan(1);
+    const visited = (some: Bait[]) => some.filter(({ total }) => total > 0).length;
+    expect(visited(baits) + visited(others)).toBeLessThanOrEqual(12);
+    expect(visited(itsOwn)).toBeLessThanOrEqual(32);
+    for (const bait of [...baits, ...others, ...itsOwn]) bait[Symbol.dispose]();
+  }, 60_000);
 });

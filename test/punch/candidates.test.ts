@@ -47,6 +47,7 @@ function round(way: Way, { own, peer, ...changes }: Changes = {}): Round {
   return {
     way,
     own: { ...kept, private: [at("10.0.0.4:40000")], public: ownPublic, ...own },
+    introducer: at("127.0.0.1:7000"),
     peer: {
       id: 2,
       name: "bob",
@@ -98,9 +99,9 @@ test.each<[what: string, Round, expected: Candidate[]]>([
   ["a mapped port elsewhere is not dialled", mappedAt(at("203.0.113.8:50001")), [observed, host]],
   [
     "a mapped port where the peer was seen by its other family is",
-    round("direct", { peer: { public: at("[2001:db8::7]:5"), otherPublic: peerPublic, mapped } }),
+    round("direct", { peer: { public: at("[2001:db8::7]:50000"), otherPublic: peerPublic, mapped } }),
     [
-      { endpoint: at("[2001:db8::7]:5"), route: "public" },
+      { endpoint: at("[2001:db8::7]:50000"), route: "public" },
       { endpoint: mapped, route: "mapped" },
       { endpoint: peerPublic, route: "public" },
       host,
@@ -292,9 +293,46 @@ test.each([
 
 // --- what only the peer vouches for ------------------------------------------------------------------------
 
+describe("what an introducer out in the Internet says that it has seen", () => {
+  const far = { introducer: at("192.0.2.1:7000") };
+
+  test.each([["192.168.1.9:8080"], ["10.0.0.9:8080"], ["[fd00::9]:8080"], ["[64:ff9b::c0a8:109]:8080"]])(
+    "%s: is only claimed, however it is told",
+    (text) => {
+      const victim = at(text);
+      for (const way of ways) {
+        for (const mapping of mappings) {
+          const prediction = { ownPrediction, peerPrediction: { endpoint: victim, step: 1 } };
+          const there = { mapping, public: victim, otherPublic: victim, mapped: victim, private: [victim] };
+          const dialled = roundCandidates(round(way, { ...far, ...prediction, peer: there }));
+          expect(dialled).toEqual([{ endpoint: victim, route: "private", tries: { left: 6 } }]);
+        }
+      }
+    },
+  );
+
+  test.each([
+    ["127.0.0.1:8080"],
+    ["[::1]:8080"],
+    ["[64:ff9b::7f00:1]:8080"],
+    ["[2002:7f00:1::]:8080"],
+    ["198.51.100.9:25"],
+    ["[2001:db8::9]:22"],
+  ])("%s: is never dialled", (text) => {
+    const victim = at(text);
+    // Nor by one who says that we are on loopback ourselves.
+    for (const observed of [ownPublic, at("127.0.0.1:40000")]) {
+      for (const way of ["direct", "predicted", "fresh"] as const) {
+        const there = { public: victim, otherPublic: victim, mapped: victim, private: [victim] };
+        expect(roundCandidates(round(way, { ...far, own: { public: observed }, peer: there }))).toEqual([]);
+      }
+    }
+  });
+});
+
 describe("an endpoint at which the introducer has not seen the peer", () => {
   const triesOf = (given: Round) => roundCandidates(given).flatMap(({ tries }) => tries ?? []);
-  const victims = Array.from({ length: 10 }, (_, n) => at(`[2001:db8::${n + 1}]:443`));
+  const victims = Array.from({ length: 10 }, (_, n) => at(`[2001:db8::${n + 1}]:4430`));
 
   test("global: all of them share six attempts, through all rounds", () => {
     const allowance = new Allowance();

@@ -213,6 +213,7 @@ describe("an endpoint for which only the peer's word stands", () => {
       const candidates = roundCandidates({
         way: "direct",
         own,
+        introducer: loopback(7000),
         peer: { ...mallory, private: scanned, public: formatEndpoint("127.0.2.1", 50_000) },
         ours: new Set([alice.endpoint]),
         hosts: [],
