@@ -37,7 +37,9 @@ import { blockBytes, ResendBuffer } from "./resend.ts";
 /** Bytes written before others of this program have their turn. */
 const turnBytes = 512 * 1024;
 /** Sequenced frames read before others have their turn; what costs more than reading it counts as several. */
-export const turnFrames = 256;
+const turnFrames = 256;
+/** Of larger ones a read of the connection brings only few, so that they need no turns. */
+const smallFrameBytes = 1024;
 /** The longest that a peer which asks for too much is not read at a time: well below what looks dead. */
 const maxRestMs = 250;
 /** The peer learns that its frames came after so many bytes, or so much time; sooner if anything else is sent. */
@@ -467,8 +469,9 @@ export class Carriers {
     attachment.rest.push(chunk);
     this.#readRest(attachment);
     // What is read later, in case of a rest or a hold, must not change with the chunk.
-    const isOfChunk = ({ buffer }: Buffer) => buffer === chunk.buffer;
-    attachment.rest = attachment.rest.map((piece) => (isOfChunk(piece) ? Buffer.from(piece) : piece));
+    const { rest } = attachment;
+    for (let i = 0; i < rest.length; i++)
+      if (rest[i]!.buffer === chunk.buffer) rest[i] = Buffer.from(rest[i]!);
     // Nothing newer has come of it: whichever speaks first goes on.
     if (!this.#current && attachment.is === "old" && this.#attachments.has(attachment)) {
       this.#moveTo(attachment, 0);
@@ -502,20 +505,20 @@ export class Carriers {
       if (this.#attachments.size > 1) this.#releaseHeld();
       this.#owner.onPiece(stream, fresh);
     }
+    if (isLast && end < smallFrameBytes) this.spend(1);
     if (isLast) this.#frameRead(attachment);
   }
 
   #onFrame(attachment: Attachment, type: number, stream: number, payload: Buffer): void {
     if (!isSequenced(type)) return this.#onUnsequenced(attachment, type, payload);
     if (!this.#isInSequence(attachment)) return;
+    this.spend(1);
     if (attachment.position === this.#processed) this.#owner.onFrame(type, stream, payload);
     this.#frameRead(attachment);
   }
 
   #frameRead(attachment: Attachment): void {
-    if (this.#isClosed) return;
-    this.spend(1);
-    if (attachment.position++ < this.#processed) return;
+    if (this.#isClosed || attachment.position++ < this.#processed) return;
     this.#processed++;
     this.#partial = 0;
     if (this.#unackedBytes >= ackBytes) this.ackNow();

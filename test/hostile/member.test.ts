@@ -2,7 +2,7 @@
  * A room member with a good certificate and bad intentions, by hand on the wire, against real participants: it must not
  * reach the program beside its own link, nor a user who was not told of it.
  */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { makeIdentity } from "../../native/link/identity.ts";
 import type { Link } from "../../native/link/link.ts";
 import { programMemory } from "../../native/link/memory.ts";
@@ -10,12 +10,14 @@ import { Participant, type ParticipantEvent, type Stream } from "../../participa
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import {
   countFrame,
+  creditFrame,
   frame,
   frameOf,
   helloFrame,
   Member,
   openFrame,
   readReset,
+  resetFrame,
   until,
   type RawLink,
 } from "./wire.ts";
@@ -292,6 +294,151 @@ describe("a channel that was nominated, and says nothing yet", () => {
     await expect(waiting).rejects.toThrow("timed-out");
     expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out" }]);
     expect(scene.bob.rows).toMatchObject([{ state: "failed" }]);
+  });
+});
+
+/** Frames behind the first flight, the stream of lines being 1. `ends`: that the link has; else it lives. */
+const absurdities: [what: string, ends: boolean, frames: (link: RawLink) => Buffer[]][] = [
+  ["a second hello", true, hello],
+  [
+    "an answer to a hello that nobody said",
+    true,
+    (link) => [helloFrame(frame.resumed, { ...link, status: 0 })],
+  ],
+  ["a nomination again", true, (link) => [link.nominationLine()]],
+  ["an unknown type", true, () => [frameOf(9)]],
+  ["an unknown unsequenced type", true, () => [frameOf(0xff, "12345678")]],
+  ["a frame of 16 MiB", true, () => [frameOf(frame.data, "x", 1, 0xff_ffff)]],
+  ["an open without a payload", true, () => [frameOf(frame.open, "", 3)]],
+  ["an open of stream 0", true, () => [openFrame(0, { use: "x" })]],
+  ["an open of stream 4294967295", false, () => [openFrame(0xffff_ffff, { use: "x" })]],
+  ["an open with a number of ours", true, () => [openFrame(2, { use: "x" })]],
+  ["an open twice", true, () => [openFrame(3, { use: "x" }), openFrame(3, { use: "x" })]],
+  ["a second stream of lines", false, () => [openFrame(3, { use: "lines" })]],
+  ["data for no stream", true, () => [frameOf(frame.data, "x", 77)]],
+  ["data without a byte", true, () => [frameOf(frame.data, "", 1)]],
+  [
+    "data beyond all credit",
+    true,
+    () =>
+      Array(5)
+        .fill(frameOf(frame.data, Buffer.alloc(65_536), 3))
+        .toSpliced(0, 0, openFrame(3, { use: "kept" })),
+  ],
+  ["credit of nothing", true, () => [creditFrame(1, 0)]],
+  ["credit of 4 GiB", true, () => [creditFrame(1, 0xffff_ffff)]],
+  ["credit that sums up to more than 2 GiB", true, () => Array(3).fill(creditFrame(1, 0x4000_0000))],
+  ["credit of three bytes", true, () => [frameOf(frame.credit, "123", 1)]],
+  ["an end with a payload", true, () => [frameOf(frame.end, "x", 1)]],
+  [
+    "an end twice",
+    true,
+    () => [openFrame(3, { use: "kept" }), frameOf(frame.end, "", 3), frameOf(frame.end, "", 3)],
+  ],
+  ["a reset of nothing", true, () => [resetFrame(9, 0, "")]],
+  [
+    "a reset with half a character",
+    false,
+    () => [openFrame(3, { use: "kept" }), frameOf(frame.reset, Buffer.from([0, 0, 0, 9, 0xf0, 0x9f]), 3)],
+  ],
+  ["a reset of the lines", true, () => [resetFrame(1, 0, "")]],
+  ["the end of the lines", true, () => [frameOf(frame.end, "", 1)]],
+  ["finish, then data", true, () => [frameOf(frame.finish, ""), frameOf(frame.data, "x", 1)]],
+  ["finish, then an open", true, () => [frameOf(frame.finish, "quit"), openFrame(3, { use: "x" })]],
+  ["finish twice", true, () => [frameOf(frame.finish, ""), frameOf(frame.finish, "")]],
+  ["an acknowledgement of what was never sent", true, () => [countFrame(frame.ack, 1e9)]],
+  ["an acknowledgement of 2^64 - 1", true, () => [frameOf(frame.ack, Buffer.alloc(8, 0xff))]],
+  ["an acknowledgement that goes back", false, () => [countFrame(frame.ack, 0)]],
+  ["a pong that nobody asked for", false, () => [countFrame(frame.pong, 7)]],
+  ["a pong of 2^64 - 1", true, () => [frameOf(frame.pong, Buffer.alloc(8, 0xff))]],
+  ["a ping of noise", false, () => [frameOf(frame.ping, Buffer.alloc(8, 0xff))]],
+  ["a start after what never came", true, () => [countFrame(frame.start, 1e6)]],
+  ["a rewind for nothing", true, () => [countFrame(frame.rewind, 0)]],
+  ["a line that is no JSON", true, () => [frameOf(frame.data, "no JSON\n", 1)]],
+  ["a line of nothing but brackets", true, () => [frameOf(frame.data, `${"[".repeat(4_000)}\n`, 1)]],
+  [
+    "a line without an end",
+    true,
+    () => [
+      frameOf(frame.data, Buffer.alloc(65_536, "x"), 1),
+      frameOf(frame.data, Buffer.alloc(65_536, "x"), 1),
+    ],
+  ],
+  ["a line of an unknown type", true, () => [frameOf(frame.data, '{"type":"toString"}\n', 1)]],
+  [
+    "a text that is an object",
+    true,
+    () => [frameOf(frame.data, '{"type":"say","id":1,"text":{"toString":1}}\n', 1)],
+  ],
+  ["an answer to what was not said", false, () => [frameOf(frame.data, '{"type":"heard","id":99}\n', 1)]],
+  [
+    "a purpose whose fields are odd",
+    false,
+    () => [
+      openFrame(3, { use: "forward", host: { toString: 1 }, port: "0x50" }),
+      openFrame(5, { use: "pipe", host: [], port: -1 }),
+      openFrame(7, { use: "files", name: { toString: 1 }, files: 1e308, bytes: -1 }),
+    ],
+  ],
+];
+
+describe("frames that no participant sends", () => {
+  let scene: Awaited<ReturnType<typeof meeting>>;
+  let carol: Program;
+  let other: Link;
+  beforeAll(async () => {
+    scene = await meeting();
+    scene.bob.onStream("kept", () => {});
+    carol = new Program(scene.house.port, "carol");
+    await carol.join();
+    await scene.bob.waitFor("carol");
+    other = await scene.bob.connect("carol");
+  });
+  afterAll(async () => {
+    await carol.quit();
+    await scene[Symbol.asyncDispose]();
+  });
+
+  test.each(absurdities)("%s", async (what, ends, frames) => {
+    const { house, bob } = scene;
+    const name = `eve-${absurdities.findIndex(([one]) => one === what)}`;
+    using eve = await Member.join(house.port, { name, room });
+    using link = await eve.link("bob");
+    await link.begin(lines);
+    await until("it is a link", () => bob.told("linked").some((one) => one.name === name));
+    link.send(...frames(link));
+    const ended = () => bob.told("unlinked").filter((one) => one.name === name);
+    if (ends) {
+      await until("it has ended", () => ended().length > 0);
+      expect(ended()).toMatchObject([{ reason: "protocol-error" }]);
+      expect(bob.linkWith(name)).toBeUndefined();
+    } else {
+      link.send(linesSay("still here"));
+      await link.reads(1, '{"type":"heard","id":1}\n');
+      expect(ended()).toEqual([]);
+    }
+    expect(await other.ping()).toBeGreaterThan(0);
+    expect(bob.told("error")).toEqual([]);
+  });
+
+  test("a flood of pings, acknowledgements, credit and texts takes no turn from another link", async () => {
+    const { bob, eve } = scene;
+    using link = await eve.link("bob");
+    link.keeps = false;
+    await link.begin(lines);
+    const floods = [
+      Array(4_000).fill(frameOf(frame.ping, "12345678")),
+      Array(4_000).fill(countFrame(frame.ack, 0)),
+      Array(1_000).fill(creditFrame(1, 1)),
+      Array(200).fill(linesSay("x")),
+    ];
+    for (const one of floods) {
+      link.send(...(one as Buffer[]));
+      expect(await other.ping()).toBeGreaterThan(0);
+    }
+    const said = () => bob.told("said").filter(({ name }) => name === "eve");
+    await until("all was read", () => said().length === 200);
+    expect(bob.linkWith("eve")).toBeDefined();
   });
 });
 
