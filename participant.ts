@@ -8,6 +8,7 @@
 import { constants, hostname, userInfo } from "node:os";
 import { isatty } from "node:tty";
 import { basename } from "node:path";
+import { hideArgument } from "./native/arguments.ts";
 import { ControlChannel, verify } from "./native/control.ts";
 import { requirePlatform } from "./native/libc.ts";
 import { Credentials } from "./native/link/channel.ts";
@@ -151,7 +152,8 @@ const announceAfterMs = 1_000;
 export type ParticipantEvent =
   | PeerEvent
   | UseEvent
-  | { event: "registered"; id: number; name: string; room: string; public: Endpoint; private: Endpoint[] }
+  /** The words of a private room are nobody's but those who know them: they are in no event. */
+  | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
   | {
@@ -176,6 +178,8 @@ export type ParticipantEvent =
   /** Something that we can do without, but should not have to. */
   | { event: "warning"; message: string }
   | { event: "error"; message: string };
+
+export type RoomKind = "lobby" | "private";
 
 type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
@@ -203,7 +207,7 @@ export interface NatReport extends MappingBehaviour {
 export interface Self {
   id: number;
   name: string;
-  room: string;
+  room: RoomKind;
   public: Endpoint;
   private: Endpoint[];
   mapped?: Endpoint;
@@ -454,7 +458,7 @@ export class Participant {
     const { id, public: observed, private: hosts, mapped, behaviour } = registration;
     const name = this.#name;
     const { fingerprint } = this.#identity;
-    const room = this.#room!.words;
+    const room = this.#roomKind;
     const mapping = behaviour?.mapping ?? "unknown";
     const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
     return { ...own, fingerprint, mapping };
@@ -520,6 +524,10 @@ export class Participant {
    */
   onStream(use: string, take: (stream: Stream, from: From) => void | Promise<void>): void {
     this.#takers.set(use, take);
+  }
+
+  get #roomKind(): RoomKind {
+    return this.#room?.words === defaultRoom ? "lobby" : "private";
   }
 
   /** Whether only those can be in the room who know its words. */
@@ -877,7 +885,7 @@ export class Participant {
     this.#state.registration = new Registration(control, message, credentials, ours, takesRelay, this.#gate);
     this.#snapshot = [];
     const { id, name, public: observed, private: candidates } = message;
-    const room = this.#room!.words;
+    const room = this.#roomKind;
     this.#emit({ event: "registered", id, name, room, public: observed, private: candidates });
   }
 
@@ -1502,8 +1510,8 @@ function renderForwards(rows: ForwardRow[], width: number): string {
 }
 
 /** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
-function roomWords(room: string): string {
-  return room === defaultRoom ? `room ${defaultRoom}, which is open to everyone` : "a private room";
+function roomWords(room: RoomKind): string {
+  return room === "lobby" ? `room ${defaultRoom}, which is open to everyone` : "a private room";
 }
 
 function tellPeers(rows: PeerRow[]): string {
@@ -1850,7 +1858,8 @@ Options:
   --name NAME     what others call you: one word (default: user@host)
   --room WORDS    the private room of those who know the WORDS, which the
                   introducer never learns (also from ROOM in the environment);
-                  new: makes such words (default: ${defaultRoom}, open to everyone)
+                  new: makes such words; -: asks for them, and shows nothing
+                  (default: ${defaultRoom}, open to everyone)
   --connect PEER  keep a link to PEER, from when it is there
   -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
                   listen on PORT here, and connect from PEER to HOST:PORT
@@ -1883,11 +1892,19 @@ input quits (exit code 1 if a command failed).
 Exit codes: 0 done, 1 failed, 2 wrong usage.
 128 + N: signal N came before what was asked for was there.`;
 
+const shownRoom =
+  "whoever is logged in to this host can read the words of --room (ps): give them in ROOM, or have --room - ask for them";
+/** What stands in the place of a room's words. */
+const newRoom = "new";
+const askedRoom = "-";
+
 interface Arguments {
   introducer: string | undefined;
   name: string;
-  /** Undefined for the lobby. */
+  /** Undefined for the lobby; {@link askedRoom} where the user is to be asked. */
   room: string | undefined;
+  /** Whether it is one of the arguments. */
+  isRoomArgument: boolean;
   connect: string[];
   forward: string[];
   allow: string[];
@@ -1953,6 +1970,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
     name,
     room: room === defaultRoom ? undefined : room,
+    isRoomArgument: values.room !== undefined && ![defaultRoom, newRoom, askedRoom].includes(values.room),
     connect: values.connect ?? [],
     forward: values.forward ?? [],
     allow: values.allow ?? [],
@@ -1991,9 +2009,9 @@ function readKeep(text: string | undefined): number {
 function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
   // Who only measures disturbs nobody.
   if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
-  if (room !== "new") return roomOf(room ?? defaultRoom);
+  if (room !== newRoom) return roomOf(room ?? defaultRoom);
   const words = newRoomWords();
-  const invitation = `${startedAs("participant")} ${introducer} --room ${words}`;
+  const invitation = `ROOM=${words} ${startedAs("participant")} ${introducer}`;
   terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);
   return secretRoom(words);
 }
@@ -2034,6 +2052,19 @@ function checkPlatform(): void {
   }
 }
 
+/** Asks for the words until they can be a private room's; undefined when the user gives up. */
+async function askRoom(terminal: Terminal): Promise<string | undefined> {
+  if (!terminal.isInteractive)
+    throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
+  return terminal.askSecret("Words of the room (not shown): ", (answer) => {
+    const words = answer.trim();
+    const isOther = [defaultRoom, newRoom, askedRoom].includes(words);
+    const problem = isOther ? "must have words of its own here" : roomProblem(words);
+    if (problem) terminal.error(`a room ${problem}`);
+    return problem ? undefined : words;
+  });
+}
+
 /** Asks until the answer can be an introducer; undefined when the user gives up. */
 async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
   if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
@@ -2068,11 +2099,18 @@ async function main(terminal: Terminal): Promise<number> {
     terminal.result(options === "help" ? usage : version);
     return 0;
   }
+  const isRoomShown = options.isRoomArgument && hideArgument(options.room!);
   checkPlatform();
   terminal.isQuiet = options.quiet;
+  if (options.room === askedRoom) {
+    const words = await askRoom(terminal);
+    if (words === undefined) return 1;
+    options.room = words;
+  }
   const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return options.send.length > 0 || options.pipe || options.nat ? 1 : 0;
   const running = prepare(terminal, options, introducer);
+  if (isRoomShown) running.prompt.event({ event: "warning", message: shownRoom });
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
   const stopped = Promise.withResolvers<number>();

@@ -3,7 +3,7 @@
  * the errno names. Pointers and raw return values never leave it: every call returns a checked number, or
  * throws {@link SystemError}. It holds no descriptor: that is socket.ts.
  */
-import { dlopen, ptr, read, type FFIFunction } from "bun:ffi";
+import { dlopen, ptr, read, toArrayBuffer, type FFIFunction, type Pointer } from "bun:ffi";
 import { readFileSync } from "node:fs";
 
 /** What differs between the kernels we know; linux x64 and arm64 agree in all of it. */
@@ -298,6 +298,11 @@ const c = () => (loaded ??= load());
 let canLoad: boolean | undefined;
 
 /** Whether the functions of this file work here. */
+/** So many bytes of our own memory, which must be there as long as the array is used. */
+export function memoryAt(address: number, bytes: number): Uint8Array {
+  return new Uint8Array(toArrayBuffer(address as Pointer, 0, bytes));
+}
+
 export function isSupported(): boolean {
   if (canLoad !== undefined) return canLoad;
   try {

@@ -455,6 +455,24 @@ export class Terminal {
     return answer;
   }
 
+  /** The same for an answer that is not shown as it is typed; before anything else is asked. */
+  async askSecret<T>(question: string, read: (answer: string) => T | undefined): Promise<T | undefined> {
+    const { promise, resolve } = Promise.withResolvers<T | undefined>();
+    const { Writable } = process.getBuiltinModule("node:stream");
+    const output = new Writable({ write: (_chunk, _encoding, written) => written() });
+    process.stdin.on("error", () => {}); // its end follows
+    const reader = readlineModule().createInterface({ input: process.stdin, output, terminal: true });
+    reader.on("line", (text) => {
+      process.stderr.write("\n");
+      const value = read(text);
+      if (value === undefined) process.stderr.write(question);
+      else resolve(value);
+    });
+    for (const event of ["SIGINT", "close"]) reader.on(event, () => resolve(undefined));
+    process.stderr.write(question);
+    return promise.finally(() => reader.close());
+  }
+
   /** Reads commands until the user wants no more. */
   async converse({ prompt, onLine, complete, reasonToStay }: Conversation): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();

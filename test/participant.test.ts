@@ -179,7 +179,7 @@ test("escape sequences from the network stay harmless", () => {
     { event: "waiting", for: "peer", text: evil },
     { event: "echo", text: evil, rttMs: 1 },
     { event: "introducer", state: "lost", reason: evil },
-    { event: "registered", id: 1, name: evil, room: evil, public: known.public, private: [] },
+    { event: "registered", id: 1, name: evil, room: "private", public: known.public, private: [] },
     { event: "peers", peers: [{ ...known, name: evil }] },
   ];
   const shown = [

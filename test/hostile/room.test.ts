@@ -55,14 +55,16 @@ test("those who know the words link; who knows others is not seen", async () => 
 test("--room new makes words, and says what to tell others", async () => {
   await using house = startIntroducer();
   await using alice = new Driven(house.port, "alice", "--room", "new");
-  const { room: made } = await alice.registered;
-  expect(made).toMatch(/^(\w{4}-){3}\w{4}$/);
-  await using bob = new Driven(house.port, "bob", "--room", made);
-  await met(alice, bob);
-  await link(alice, bob);
+  await alice.registered;
   alice.type("quit");
   await alice.exited();
-  expect(await alice.stderr).toContain(`bun run participant 127.0.0.1:${house.port} --room ${made}`);
+  const invitation = new RegExp(`ROOM=(\\S+) bun run participant 127.0.0.1:${house.port}\n`);
+  const made = invitation.exec(await alice.stderr)?.[1] ?? "";
+  expect(made).toMatch(/^(\w{4}-){3}\w{4}$/);
+  await using again = new Driven(house.port, "alice", "--room", made);
+  await using bob = new Driven(house.port, "bob", "--room", made);
+  await met(again, bob);
+  await link(again, bob);
 });
 
 test("the lobby says that it is open to everyone; the words of a private room are not printed", async () => {
