@@ -880,6 +880,7 @@ export class Participant {
 
   #beginRegistration(control: ControlChannel, message: Registered): void {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
+    if (this.#state.registration) return control.close("it registered us twice");
     const ours = { self: this.#member, bondKey: this.#room!.bondKey };
     const [credentials, takesRelay] = [this.#credentials, !this.options.direct];
     this.#state.registration = new Registration(control, message, credentials, ours, takesRelay, this.#gate);
@@ -891,6 +892,8 @@ export class Participant {
 
   /** A part of the list; with the last one we are registered. */
   #list(registration: Registration, peers: Peer[], more: boolean): void {
+    // Changes are told one by one; each whole list would be an event of all that is known, however short its line.
+    if (this.#state.is !== "joining") return registration.control.close("it listed the room twice");
     this.#snapshot.push(...peers);
     if (this.#snapshot.length > maxPeers)
       return registration.control.close("it lists more peers than a room can have");
@@ -902,7 +905,6 @@ export class Participant {
     this.#lastAddress = address;
     for (const peer of this.#peers.values()) peer.groundChanged(hasMoved);
     this.#emit({ event: "peers", peers: this.rows });
-    if (this.#state.is !== "joining") return;
     const { attempt } = this.#state;
     this.#state = { is: "registered", registration };
     this.#hasBeenRegistered = true;

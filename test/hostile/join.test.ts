@@ -3,7 +3,15 @@ import { expect, test } from "bun:test";
 import { Participant, type ParticipantEvent } from "../../participant.ts";
 import { secretRoom } from "../../native/link/room.ts";
 import { Driven, outcome } from "../driven-fixture.ts";
-import { LyingIntroducer, makeIdentity, peersLine, registered, until, type LineSocket } from "./wire.ts";
+import {
+  LyingIntroducer,
+  makeIdentity,
+  peerLine,
+  peersLine,
+  registered,
+  until,
+  type LineSocket,
+} from "./wire.ts";
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 const room = await secretRoom(words);
@@ -116,4 +124,34 @@ test("an introducer that has everyone back at once is not flooded by them", asyn
   // Half a second, doubled each time; half of it is jitter.
   expect(pauses.map((ms, round) => ms >= 250 * 2 ** round)).toEqual([true, true, true, true]);
   expect(registrations).toBe(4);
+});
+
+// --- little that makes much ----------------------------------------------------------------------------------
+
+test("a line of 41 bytes does not have the whole room told again", async () => {
+  const peers = Array.from({ length: 500 }, (_, index) =>
+    peerLine({ id: 2 + index, name: `peer-${index}`, instance: index.toString(16).padStart(16, "0") }),
+  );
+  using house = await LyingIntroducer.listen((line, visitor) => {
+    if (line.type !== "register" || house.visitors.length > 1) return;
+    visitor.say(
+      registered(line),
+      ...peers.map((one) => ({ type: "peers", peers: [one], more: true })),
+      peersLine(),
+    );
+    for (let count = 0; count < 100; count++) visitor.say(peersLine());
+  });
+  await using alice = new Driven(house.port, "alice");
+  const { reason } = await alice.next("introducer", ({ state }) => state === "lost");
+  expect([reason, alice.count("peers")]).toEqual(["it listed the room twice", 1]);
+});
+
+test("an introducer that registers us again and again does so once", async () => {
+  using house = await LyingIntroducer.listen((line, visitor) => {
+    if (line.type === "register")
+      visitor.say(registered(line), registered(line), registered(line), peersLine());
+  });
+  const { code, stdout, stderr } = await outcome([`127.0.0.1:${house.port}`, "--name", "alice", "--json"]);
+  expect([code, stdout.match(/"event":"registered"/g)?.length]).toEqual([1, 1]);
+  expect(stdout + stderr).toContain("it registered us twice");
 });
