@@ -235,8 +235,6 @@ const flushBytes = 64 * 1024;
 const closeGraceMs = 1500;
 /** A report may be under way this long after the punch's deadline. */
 const reportGraceMs = 2000;
-/** Links by a token are reported within this time: a relay may be offered as the last round ends, and has 10 s. */
-const reportableMs = 60_000;
 /** No start is put off longer, whatever round trips a participant feigns. */
 const maxStartInMs = 2000;
 /** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
@@ -751,6 +749,11 @@ function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
   return mostMs + maxStartInMs + reportGraceMs;
 }
 
+/** Links by a token are reported within this time: a relay may be offered as the last round ends. */
+function reportableMs(limits: Limits): number {
+  return introductionMs(limits) + limits.relayOfferMs + reportGraceMs;
+}
+
 function foreign(number: number, expiresAt: number): Foreign {
   const none = { relayToken: "", token: "", way: undefined };
   const so = { hasPunched: false, isLast: false, isReported: false, isFree: false };
@@ -1036,7 +1039,7 @@ class Introductions {
   readonly #unasked = new Map<number, Unasked>();
   /** Those of other introducers for which one of our side shall measure, by that token. */
   readonly #foreign = new Map<string, Pair>();
-  readonly #told = new ToldTokens(reportableMs);
+  readonly #told: ToldTokens;
   #lastNumber = 0;
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
@@ -1047,6 +1050,7 @@ class Introductions {
     this.#exchange = exchange;
     this.#duePairs = new Deadlines(tickMs, performance.now());
     this.#dueUnasked = new Deadlines(tickMs, performance.now());
+    this.#told = new ToldTokens(reportableMs(exchange.limits));
   }
 
   /** The ids that a member is being introduced to. */
@@ -1332,6 +1336,7 @@ class Introductions {
   tick(): void {
     this.#rounds.begin();
     this.#unaskedRounds.begin();
+    this.#told.forget(performance.now());
   }
 
   #lookAt(pair: Pair, now: number): void {

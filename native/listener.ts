@@ -60,7 +60,8 @@ export class Listener<Data> {
     try {
       this.#resting = duplicate((this.#listener as Descriptor<Data>).fd);
     } catch (error) {
-      if (error instanceof SystemError && error.code === "EMFILE") return; // nor can more be accepted
+      // Nor can more be accepted, by this program or by any.
+      if (error instanceof SystemError && ["EMFILE", "ENFILE"].includes(error.code)) return;
       throw error;
     }
     this.#listener.stop();

@@ -22,7 +22,7 @@ export class ToldTokens {
   }
 
   tell(token: string, a: string, b: string, now: number): void {
-    this.#forget(now);
+    this.forget(now);
     const silent = new Map([
       [a, b],
       [b, a],
@@ -32,12 +32,16 @@ export class ToldTokens {
 
   /** Whether `one` may say now that it is linked with `other` by that token: then it has said so. */
   take(token: string, one: string, other: string, now: number): boolean {
-    this.#forget(now);
-    const told = this.#told.get(token);
-    return told?.silent.get(one) === other && told.silent.delete(one);
+    this.forget(now);
+    const silent = this.#told.get(token)?.silent;
+    if (silent?.get(one) !== other) return false;
+    silent.delete(one);
+    if (silent.size === 0) this.#told.delete(token);
+    return true;
   }
 
-  #forget(now: number): void {
+  /** Those that are too old. */
+  forget(now: number): void {
     for (const [token, { untilMs }] of this.#told) {
       if (untilMs > now) return;
       this.#told.delete(token);

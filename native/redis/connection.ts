@@ -90,7 +90,15 @@ export class RedisConnection {
 
   /** Once on a connection. */
   async subscribe(channels: string[]): Promise<void> {
-    await this.#there().subscriber.subscribe(channels, (text, channel) => this.#user.received(text, channel));
+    await this.#there().subscriber.subscribe(channels, (text, channel) => this.#hear(text, channel));
+  }
+
+  #hear(text: string, channel: string): void {
+    try {
+      this.#user.received(text, channel);
+    } catch (error) {
+      this.#lost.resolve(messageOf(error));
+    }
   }
 
   async unsubscribe(channel: string): Promise<void> {
@@ -121,7 +129,7 @@ export class RedisConnection {
     let pauseMs = firstPauseMs;
     while (!this.#isClosed) {
       const startedAt = performance.now();
-      const reason = await this.#live();
+      const reason = await this.#live().catch(messageOf);
       // Whatever is wrong, Bun says that the connection was closed.
       const hint =
         this.#wasThere === undefined ? "; is it there, and are password and certificate right?" : "";

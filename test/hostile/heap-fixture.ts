@@ -18,7 +18,7 @@ console.log(JSON.stringify({ port, probePorts }));
 
 for await (const _ of console) {
   for (let times = 0; times < 3; times++) {
-    await Bun.sleep(1); // what was under way is over, and on no stack
+    await Bun.sleep(20); // what was under way is over, and on no stack
     Bun.gc(true);
   }
   const {
