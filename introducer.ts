@@ -179,6 +179,9 @@ export const defaultLimits = {
   badLines: 20,
   /** Bytes that wait for a slow reader: a full room's snapshot is a third of that. */
   unsentBytes: 1024 * 1024,
+  /** The same for all of one address, where as many as may be in a room get its snapshot, and for all. */
+  unsentBytesPerAddress: 16 * 1024 * 1024,
+  unsentBytesInAll: 128 * 1024 * 1024,
   registerDeadlineMs,
   pingMs: introducerPingMs,
   silenceMs: controlSilenceMs,
@@ -1867,6 +1870,7 @@ export class Introducer {
   /** When the first came of those who have come together. */
   #turnAt: number | undefined;
   readonly #held: Shares;
+  readonly #unsent: Shares;
   #resumeTimer: Timer | undefined;
   #changeTimer: Timer | undefined;
   readonly #connectBacks: Shares;
@@ -1898,6 +1902,8 @@ export class Introducer {
       ownHostShares,
     );
     this.#held = new Shares(heldBytes, heldBytesPerAddress, ownHostShares);
+    const { unsentBytesInAll, unsentBytesPerAddress } = this.limits;
+    this.#unsent = new Shares(unsentBytesInAll, unsentBytesPerAddress, ownHostShares);
     const usage = (all: number, eachSecond: number) =>
       new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, ownHostShares);
     this.#processor = usage(sharedProcessorMs, processorMs);
@@ -2621,21 +2627,38 @@ export class Introducer {
     if (written < 0 || written === Buffer.byteLength(text)) return;
     const rest = Buffer.from(text).subarray(written);
     (session.unsent ??= []).push(rest);
-    session.unsentBytes += rest.length;
-    if (session.unsentBytes <= this.limits.unsentBytes) return;
+    this.#countUnsent(session, session.unsentBytes + rest.length);
+    const isOverAll = this.#unsent.isUsedUp() || this.#unsent.isOver(session.subscriber);
+    if (session.unsentBytes <= this.limits.unsentBytes && !isOverAll) return;
     session.closing = true;
-    session.unsent = undefined;
+    this.#forgetUnsent(session);
     // Later, because whoever is sending may be walking through the room.
     queueMicrotask(() => this.#serve(session.socket, () => this.#drop(session, "it reads too slowly")));
   }
 
+  #countUnsent(session: Session, bytes: number): void {
+    const more = bytes - session.unsentBytes;
+    session.unsentBytes = bytes;
+    if (more < 0) this.#unsent.remove(session.subscriber, -more);
+    else this.#unsent.add(session.subscriber, more);
+  }
+
+  #forgetUnsent(session: Session): void {
+    session.unsent = undefined;
+    if (session.unsentBytes > 0) this.#countUnsent(session, 0);
+  }
+
   #drain(session: Session): void {
     if (session.relayed && !session.closing) return this.#relays?.drained(session.relayed);
-    if (session.unsent === undefined) return;
-    const bytes = Buffer.concat(session.unsent);
+    if (session.unsent !== undefined) this.#charge(session, () => this.#sendRest(session, session.unsent!));
+  }
+
+  #sendRest(session: Session, unsent: Uint8Array[]): void {
+    // One part is not copied: who reads a little at a time would have it copied each time.
+    const bytes = unsent.length === 1 ? unsent[0]! : Buffer.concat(unsent);
     const rest = bytes.subarray(Math.max(0, session.socket.write(bytes)));
     session.unsent = rest.length > 0 ? [rest] : undefined;
-    session.unsentBytes = rest.length;
+    this.#countUnsent(session, rest.length);
     if (session.closing && rest.length === 0) session.socket.shutdown();
   }
 
@@ -2712,6 +2735,7 @@ export class Introducer {
     if (!this.#connections.delete(session)) return;
     this.#deadlines.remove(session);
     this.#shares.remove(session.subscriber);
+    this.#forgetUnsent(session);
     session.closing = true;
     session.outgoing = "";
     session.decoder = undefined;
@@ -3351,7 +3375,11 @@ function renderLimits(): string {
       "bytes waiting",
       `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all;`,
     ],
-    ["", `${amount(limits.unsentBytes)} for one that reads too slowly`],
+    [
+      "",
+      `${amount(limits.unsentBytes)} for one that reads too slowly, ${amount(limits.unsentBytesPerAddress)} for those of`,
+    ],
+    ["", `one address, ${amount(limits.unsentBytesInAll)} for all`],
     ["processor", `${limits.processorMs} ms a second of one address, more while it is idle;`],
     ["", `${limits.acceptsPerSecond} new connections a second of one address, more likewise`],
     [
@@ -3634,7 +3662,10 @@ function readLimits(values: {
 /** A quarter of a room for one address, but a household in any, and as much unsent as its snapshot may take. */
 export function roomLimits(size: number): Partial<Limits> {
   const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
-  return { roomSize: size, roomShare: Math.max(leastRoomShare, Math.ceil(size / 4)), unsentBytes };
+  const unsentBytesPerAddress = Math.max(defaultLimits.unsentBytesPerAddress, 2 * unsentBytes);
+  const unsentBytesInAll = Math.max(defaultLimits.unsentBytesInAll, 8 * unsentBytesPerAddress);
+  const roomShare = Math.max(leastRoomShare, Math.ceil(size / 4));
+  return { roomSize: size, roomShare, unsentBytes, unsentBytesPerAddress, unsentBytesInAll };
 }
 
 interface RelayValues {

@@ -455,6 +455,27 @@ test("who doesn't read is dropped, and what waits for it is bounded", async () =
   expect(process.memoryUsage().rss - before).toBeLessThan(100 * 1024 * 1024);
 });
 
+test("those of one address that don't read are dropped before others are, and what waits for them is bounded", async () => {
+  const limits = { unsentBytes: 1e9, unsentBytesPerAddress: 512 * 1024, ownHostShares: 1 };
+  await using scene = introduce(limits);
+  using other = await scene.join("other");
+  const slow = await Promise.all(
+    Array.from({ length: 8 }, (_, n) => scene.join(`slow${n}`, undefined, false, "127.0.0.2")),
+  );
+  for (const one of slow) one.pause();
+  const reasons = () => scene.events.flatMap((event) => (event.event === "left" ? [event.reason] : []));
+  const text = "x".repeat(8000);
+  // The kernel takes some MiB for each.
+  for (let sent = 0; reasons().length < slow.length - 1 && sent < 2_000; sent++) {
+    for (const { id } of slow) await scene.introducer.tell(text, id);
+    if (sent % 50 === 0) await other.settled();
+  }
+  expect(reasons().length).toBeGreaterThanOrEqual(slow.length - 1);
+  expect(new Set(reasons())).toEqual(new Set(["it reads too slowly"]));
+  await other.settled();
+  for (const one of slow) one[Symbol.dispose]();
+});
+
 test("one address may hold only so many connections", async () => {
   await using scene = introduce({ sessionsPerAddress: 2, ownHostShares: 1 });
   using anna = await scene.join("anna");
@@ -2895,6 +2916,8 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   keptNamesRooms: /in 64 rooms and the lobby/,
   badLines: /closed after 20 that break the protocol/,
   unsentBytes: /1.0 MiB for one that reads too slowly/,
+  unsentBytesPerAddress: /16.0 MiB for those of\s+one address/,
+  unsentBytesInAll: /128.0 MiB for all/,
   registerDeadlineMs: /registering +within 10 s/,
   pingMs: /asked every 25 s/,
   silenceMs: /closed after 60 s of silence/,

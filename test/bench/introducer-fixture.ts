@@ -26,6 +26,8 @@ function introducer(redis?: string): number {
       processorMs: unlimited,
       heldBytes: unlimited,
       heldBytesPerAddress: unlimited,
+      unsentBytesPerAddress: unlimited,
+      unsentBytesInAll: unlimited,
       relaysPerAddress: unlimited,
       registerDeadlineMs: 600_000,
       messageBurst: unlimited,

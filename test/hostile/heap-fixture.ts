@@ -30,7 +30,20 @@ for await (const _ of console) {
   const { connections, participants, rooms, relays } = introducer.stats;
   const { user, system } = process.cpuUsage();
   const busyMs = (user + system) / 1000;
+  const rss = Math.round(process.memoryUsage.rss() / 1024 ** 2);
   console.log(
-    JSON.stringify({ objects, maps, sets, arrays, connections, participants, rooms, relays, busyMs, events }),
+    JSON.stringify({
+      objects,
+      maps,
+      sets,
+      arrays,
+      connections,
+      participants,
+      rooms,
+      relays,
+      busyMs,
+      rss,
+      events,
+    }),
   );
 }
