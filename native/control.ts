@@ -20,12 +20,17 @@ import {
   type ToParticipant,
 } from "../protocol.ts";
 import { SystemError } from "./libc.ts";
-import { adoptable, connectFrom, connectShared, inWords } from "./socket.ts";
+import { connectFrom, connectShared, handOver, inWords, type Socket } from "./socket.ts";
 
 /** How long one address of the introducer may take to accept. */
 const connectTimeoutMs = 8_000;
 /** TCP keepalive: it keeps the mapping, and finds out when that is gone. */
 const keepaliveMs = 5_000;
+/**
+ * What may wait for the introducer to read: a `register` of the longest line, and some hundred reports and answers. The
+ * kernel holds as much and more beside it.
+ */
+const maxUnsentBytes = 256 * 1024;
 /** How long the introducer may take to see a `verify`. */
 const verifyTimeoutMs = 3_000;
 
@@ -45,7 +50,9 @@ export class ControlChannel {
   isBroken = false;
   readonly #decoder = new LineDecoder();
   readonly #silence: NodeJS.Timeout;
-  #unsent = new Uint8Array(0);
+  /** What the kernel has not taken yet. */
+  #unsent: Uint8Array[] = [];
+  #unsentBytes = 0;
   #socket: BunSocket | undefined;
   #onClose: (reason: string) => void = () => {};
   /** Why it is closed. */
@@ -67,12 +74,14 @@ export class ControlChannel {
   static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
     const failures: string[] = [];
     for (const remote of await resolve(host, port)) {
+      let channel: ControlChannel | undefined;
       try {
         const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
-        const channel = new ControlChannel(remote, localPort);
-        await channel.#adopt(socket.release());
+        channel = new ControlChannel(remote, localPort);
+        await channel.#adopt(socket);
         return channel;
       } catch (error) {
+        channel?.close("it can't be used");
         if (!(error instanceof SystemError)) throw error;
         failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
       }
@@ -82,21 +91,18 @@ export class ControlChannel {
     );
   }
 
-  async #adopt(fd: number): Promise<void> {
-    await Bun.connect({
-      ...adoptable(fd),
-      socket: {
-        open: (socket) => {
-          this.#socket = socket;
-          // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
-          socket.setKeepAlive(true, keepaliveMs);
-        },
-        data: (_, chunk) => this.#read(chunk),
-        drain: () => this.#write(new Uint8Array(0)),
-        end: () => this.close("it closed the connection"),
-        close: (_, error) => (error ? this.#broken(inWords(error)) : this.close("it closed the connection")),
-        error: (_, error) => this.#broken(inWords(error)),
+  async #adopt(socket: Socket): Promise<void> {
+    await handOver(socket, {
+      open: (opened) => {
+        this.#socket = opened;
+        // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
+        opened.setKeepAlive(true, keepaliveMs);
       },
+      data: (_, chunk) => this.#read(chunk),
+      drain: () => this.#flush(),
+      end: () => this.close("it closed the connection"),
+      close: (_, error) => (error ? this.#broken(inWords(error)) : this.close("it closed the connection")),
+      error: (_, error) => this.#broken(inWords(error)),
     });
   }
 
@@ -108,7 +114,13 @@ export class ControlChannel {
 
   /** Does nothing once the channel is closed. */
   send(message: ToIntroducer): void {
-    this.#write(new TextEncoder().encode(encode(message)));
+    if (this.#isClosed) return;
+    const bytes = new TextEncoder().encode(encode(message));
+    this.#unsent.push(bytes);
+    this.#unsentBytes += bytes.length;
+    // While the kernel takes no more, it says when it does.
+    if (this.#unsent.length === 1) this.#flush();
+    if (this.#unsentBytes > maxUnsentBytes) this.#giveUp("it does not read what we send");
   }
 
   /** Called once, with a reason for people; at once where it is closed already. */
@@ -131,14 +143,21 @@ export class ControlChannel {
 
   #broken(reason: string): void {
     this.isBroken = true;
-    this.close(reason);
+    this.#giveUp(reason);
   }
 
-  #write(bytes: Uint8Array): void {
-    if (this.#isClosed) return;
-    this.#unsent = this.#unsent.length === 0 ? new Uint8Array(bytes) : Buffer.concat([this.#unsent, bytes]);
-    const written = this.#socket?.write(this.#unsent) ?? 0;
-    this.#unsent = this.#unsent.slice(Math.max(0, written));
+  /** Without waiting for what can't be sent. */
+  #giveUp(reason: string): void {
+    this.close(reason);
+    this.#socket?.terminate();
+  }
+
+  #flush(): void {
+    if (this.#isClosed || this.#unsentBytes === 0) return;
+    const all = this.#unsent.length === 1 ? this.#unsent[0]! : Buffer.concat(this.#unsent);
+    const written = Math.max(0, this.#socket?.write(all) ?? 0);
+    this.#unsentBytes -= written;
+    this.#unsent = written < all.length ? [all.subarray(written)] : [];
   }
 
   #read(chunk: Uint8Array): void {
@@ -174,13 +193,11 @@ async function resolve(host: string, port: number): Promise<Endpoint[]> {
  */
 export async function verify(port: number, introducer: Endpoint, token: string): Promise<void> {
   try {
-    const socket = await connectFrom(port, introducer, verifyTimeoutMs);
+    using socket = await connectFrom(port, introducer, verifyTimeoutMs);
     const { promise, resolve: done } = Promise.withResolvers<void>();
+    const handlers = { data: () => done(), end: () => done(), close: () => done(), error: () => done() };
+    const connection = await handOver(socket.closeAbortively(), handlers);
     const timer = setTimeout(done, verifyTimeoutMs);
-    const connection = await Bun.connect({
-      ...adoptable(socket.closeAbortively().release()),
-      socket: { data: () => done(), end: () => done(), close: () => done(), error: () => done() },
-    });
     connection.write(encode({ type: "verify", token }));
     await promise;
     clearTimeout(timer);

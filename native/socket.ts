@@ -126,6 +126,15 @@ export class Socket implements Disposable {
     return fd;
   }
 
+  /** Closes with RST. */
+  abort(): void {
+    try {
+      this.closeAbortively();
+    } finally {
+      this.close();
+    }
+  }
+
   close(): void {
     if (this.#fd < 0) return;
     libc.close(this.#fd);
@@ -200,6 +209,29 @@ export async function connectFrom(port: number, remote: Endpoint, timeoutMs: num
 /** A connected descriptor as an option of Bun.connect, which takes it although its types (1.4.5) do not list it. */
 export function adoptable(fd: number): { unix: string } {
   return { fd } as unknown as { unix: string };
+}
+
+/**
+ * Hands a connected socket to Bun, for good: when Bun does not take it, the descriptor is closed. Rejects with a
+ * {@link libc.SystemError}, and nothing else.
+ */
+export async function handOver(
+  socket: Socket,
+  handlers: Bun.SocketHandler<undefined>,
+): Promise<Bun.Socket<undefined>> {
+  try {
+    const connection = await Bun.connect<undefined>({ ...adoptable(socket.fd), socket: handlers });
+    socket.release();
+    return connection;
+  } catch (error) {
+    socket.close();
+    throw systemError(error);
+  }
+}
+
+/** Bun says ECONNREFUSED whatever it was that it could not do with a descriptor. */
+function systemError(error: unknown): libc.SystemError {
+  return error instanceof libc.SystemError ? error : new libc.SystemError("EBADF", "adopt");
 }
 
 async function connectEnd(socket: Socket, timeoutMs: number): Promise<void> {

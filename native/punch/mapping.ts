@@ -14,7 +14,7 @@ import {
   type ToIntroducer,
 } from "../../protocol.ts";
 import { SystemError } from "../libc.ts";
-import { adoptable, connectFrom, connectShared } from "../socket.ts";
+import { connectFrom, connectShared, handOver, type Socket } from "../socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;
@@ -141,9 +141,9 @@ function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
 /** What the introducer sees of a connection from our shared `port`; undefined when no answer came. */
 export async function observe(port: number, destination: Endpoint): Promise<Endpoint | undefined> {
   try {
-    const socket = await connectFrom(port, destination, probeTimeoutMs);
+    using socket = await connectFrom(port, destination, probeTimeoutMs);
     // With a FIN the port could not be measured again for a minute (TIME_WAIT).
-    return await readObserved(socket.closeAbortively().release());
+    return await readObserved(socket.closeAbortively());
   } catch (error) {
     if (error instanceof SystemError) return undefined;
     throw error;
@@ -160,7 +160,7 @@ export async function observeFresh(
 ): Promise<{ port: number; observed: Endpoint } | undefined> {
   try {
     const { socket, port } = await connectShared(destination, probeTimeoutMs);
-    const observed = await readObserved(socket.release(), says);
+    const observed = await readObserved(socket, says);
     return observed && { port, observed };
   } catch (error) {
     if (error instanceof SystemError) return undefined;
@@ -168,23 +168,21 @@ export async function observeFresh(
   }
 }
 
+/** Takes over the socket. */
 async function readObserved(
-  fd: number,
+  socket: Socket,
   says?: ToIntroducer & { type: "probe" },
 ): Promise<Endpoint | undefined> {
   const { promise, resolve } = Promise.withResolvers<Endpoint | undefined>();
   const decoder = new LineDecoder();
   let timer: NodeJS.Timeout | undefined;
-  const connection = await Bun.connect({
-    ...adoptable(fd),
-    socket: {
-      data: (_, chunk) => readAnswer(decoder, chunk, resolve),
-      close: () => {
-        clearTimeout(timer);
-        resolve(undefined);
-      },
-      error: () => resolve(undefined),
+  const connection = await handOver(socket, {
+    data: (_, chunk) => readAnswer(decoder, chunk, resolve),
+    close: () => {
+      clearTimeout(timer);
+      resolve(undefined);
     },
+    error: () => resolve(undefined),
   });
   if (says) connection.write(encode(says));
   timer = setTimeout(() => {
@@ -266,6 +264,6 @@ export async function testHairpinning(port: number, external: Endpoint, probe: E
     connectFrom(other.port, external, hairpinTimeoutMs),
   ];
   const outcomes = await Promise.allSettled(attempts);
-  for (const outcome of outcomes) if (outcome.status === "fulfilled") outcome.value.closeAbortively().close();
+  for (const outcome of outcomes) if (outcome.status === "fulfilled") outcome.value.abort();
   return outcomes.some(({ status }) => status === "fulfilled");
 }
