@@ -325,7 +325,12 @@ class Registration implements Ground {
   }
 
   /** How our NAT maps, by probes from the shared port, and what the last of them was seen as. */
-  async measure(): Promise<MappingBehaviour & { last: Endpoint }> {
+  measure(): Promise<MappingBehaviour & { last: Endpoint }> {
+    return this.port.measurements.alone(() => this.sample());
+  }
+
+  /** The same, for whoever has the shared port for measurements to himself. */
+  async sample(): Promise<MappingBehaviour & { last: Endpoint }> {
     const control = { destination: this.control.remote, observed: this.public };
     const samples = await sampleMapping(this.port.port, control, this.probes, this.alternates);
     return { ...classifyMapping(samples, this.port.port), last: samples.at(-1)!.observed };
@@ -599,11 +604,16 @@ export class Participant {
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     }
     await registration.classified;
-    const { last: _, ...behaviour } = await registration.measure();
-    const { filtering, elsewhere } = (await port.listenDuring(() => this.#connectBack(registration))) ?? {};
     const isTranslated = !isUntranslated(registration);
-    const canBeOurs = isAsFar(observed, registration.introducer);
-    const hairpinning = isTranslated && canBeOurs && (await testHairpinning(port.port, observed, probes[0]));
+    const mayHairpin = isTranslated && isAsFar(observed, registration.introducer);
+    const [probe] = probes;
+    const { behaviour, filtered, hairpinning } = await port.measurements.alone(async () => {
+      const { last: _, ...behaviour } = await registration.sample();
+      const filtered = await port.listenDuring(() => this.#connectBack(registration));
+      const hairpinning = mayHairpin && (await testHairpinning(port.port, observed, probe));
+      return { behaviour, filtered, hairpinning };
+    });
+    const { filtering, elsewhere } = filtered ?? {};
     await registration.portMapping?.answered;
     const { private: hosts, mapped, portMapping } = registration;
     const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
@@ -1089,7 +1099,7 @@ export class Participant {
     measuring.catch(() => {}); // it is awaited below, maybe not before it fails
     if (registration.verify) {
       const { endpoint, token } = registration.verify;
-      void verify(registration.port.port, endpoint, token);
+      void verify(registration.port.port, endpoint, token).catch(() => {}); // whether it came through, nobody waits for
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
     this.#rehearsed ??= rehearse(this.#credentials, this.#member).catch(() => {});

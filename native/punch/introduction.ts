@@ -37,6 +37,8 @@ import type { Aimed } from "./targets.ts";
 const answerTimeoutMs = 10_000;
 /** Rounds of one introduction: of one way, then of another, and the one that worked the last time. */
 const maxRounds = 2 * roundsPerWay + 2;
+/** Each may be measured for, and once more where the NAT has gone on meanwhile. */
+const maxMeasures = 2 * maxRounds;
 /**
  * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
  * that comes too early is dropped, and costs more than one that comes late.
@@ -140,6 +142,7 @@ export class Introduction {
   /** Why the direct way failed, while the relay's outcome is awaited. */
   #failure: Failure | undefined;
   #timer: NodeJS.Timeout | undefined;
+  #measures = 0;
   #isOver = false;
 
   constructor(options: IntroductionOptions) {
@@ -180,6 +183,8 @@ export class Introduction {
 
   /** Measures for a round that dials predicted or fresh ports. */
   async measure({ peer, token, way }: MeasureMessage): Promise<void> {
+    if (++this.#measures > maxMeasures)
+      return this.cancel("refused-by-peer", "it had us measure more often than there are rounds");
     this.#nextRound(peer, token);
     this.#expect("timed-out", "the introducer did not begin the round it had us measure for");
     const { ground } = this.#options;
@@ -188,7 +193,7 @@ export class Introduction {
     this.#early = undefined;
     let prediction: Prediction | undefined;
     if (way === "fresh") {
-      const fresh = probe && (await observeFresh(probe));
+      const fresh = probe && (await this.#fresh(() => observeFresh(probe)));
       if (fresh && token === this.#token) this.#freshPort = ground.portFor(fresh.port);
       if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
     } else prediction = await (early ?? this.#predict());
@@ -216,7 +221,13 @@ export class Introduction {
     const step = behaviour?.step || 1;
     const says =
       token === undefined ? undefined : ({ type: "probe", token, peer: this.#peer.id, step } as const);
-    return probes[0] && predict(probes[0], step, says);
+    const [probe] = probes;
+    return probe && this.#fresh(() => predict(probe, step, says));
+  }
+
+  /** Undefined when it can't be measured, or too much is being measured already; never rejects. */
+  #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
+    return this.#options.ground.port.measurements.beside(measure).catch(() => undefined);
   }
 
   /** Begins a round. Said twice, it begins once. */

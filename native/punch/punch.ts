@@ -21,6 +21,7 @@ import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts"
 import type { Bond, Member } from "../link/room.ts";
 import { pollSockets, Socket } from "../socket.ts";
 import { describe, Dial, isRefusal, type Candidate } from "./dial.ts";
+import { Measurements } from "./measurements.ts";
 import { targets as programTargets, type Targets } from "./targets.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
@@ -224,6 +225,8 @@ export class Punch {
 export class PunchPort {
   readonly port: number;
   readonly targets: Targets;
+  /** Of how our NAT maps this port, and fresh ones. */
+  readonly measurements = new Measurements();
   readonly #credentials: Credentials;
   readonly #punches = new Set<Punch>();
   readonly #listeners: Socket[] = [];

@@ -67,7 +67,7 @@ const house = await LyingIntroducer.listen(
     const endpoint = unusable[visits % unusable.length];
     if (visits % 2 === 0)
       visitor.say({ type: "relay", peer: peerLine(), role: "controlled", token: hex(16), endpoint });
-    if (visits < 6) setTimeout(() => visitor.say({ type: "bye", reason: "again", retryInMs: 100 }), 500);
+    if (visits < 4) setTimeout(() => visitor.say({ type: "bye", reason: "again", retryInMs: 100 }), 500);
   },
   () => {},
   "203.0.113.1",
@@ -84,7 +84,7 @@ const child = Bun.spawn(
   },
 );
 const deadline = performance.now() + 20_000;
-while (visits < 6 && performance.now() < deadline) await Bun.sleep(50);
+while (visits < 4 && performance.now() < deadline) await Bun.sleep(50);
 await Bun.sleep(2_000);
 child.kill("SIGKILL");
 await child.exited;

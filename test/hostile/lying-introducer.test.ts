@@ -92,8 +92,8 @@ describe("a third party is not shot at", () => {
 
 describe("greedy members leave enough to the others", () => {
   test.each([
-    ["at another address", "198.51.100.7:4000"],
-    ["at their own address", "203.0.113.66:5000"],
+    ["at another address", "127.0.0.77:4000"],
+    ["at their own address", "127.0.0.66:5000"],
   ])(
     "after 40 of one address who ask for ever more, one %s is let in",
     async (_, address) => {
@@ -112,7 +112,7 @@ describe("greedy members leave enough to the others", () => {
         await house.hears("failed", (line) => line.token === token);
         return reasons.get(token);
       };
-      for (let n = 0; n < 40 * 12; n++) await ask(2 + (n % 40), `203.0.113.66:${2000 + (n % 40)}`);
+      for (let n = 0; n < 40 * 12; n++) await ask(2 + (n % 40), `127.0.0.66:${2000 + (n % 40)}`);
       expect(await ask(1000, address)).not.toBe("refused-by-peer");
     },
     60_000,
@@ -133,7 +133,7 @@ describe("what only we can reach is not dialled for an introducer", () => {
         heard: Record<string, number>;
         counts: Record<string, number>;
       };
-      expect(visits).toBeGreaterThanOrEqual(6);
+      expect(visits).toBeGreaterThanOrEqual(4);
       expect(heard["failed"]).toBeGreaterThan(100);
       const visited = Object.entries(counts).filter(([, total]) => total > 0);
       const near = ["192.168.1.5 high", "10.1.2.3 high", "fd00::5 high", "2001:db8::5 high"];
@@ -162,7 +162,7 @@ describe("what only we can reach is not dialled for an introducer", () => {
     await using alice = new Driven(house.port, "alice");
     await alice.registered;
     [...baits, closed].forEach(({ port }, n) => {
-      const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "203.0.113.9:4000" });
+      const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "127.0.0.9:4000" });
       house.visitors[0]!.say({
         type: "relay",
         peer,
@@ -193,14 +193,14 @@ describe("what only we can reach is not dialled for an introducer", () => {
       visitor.say(registered(line, { ...own, alternates, probePorts }), peersLine());
       visits++;
       baits.forEach(({ port }, n) => {
-        const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "203.0.113.9:4000" });
+        const peer = peerLine({ id: 2 + n, name: `bob${n}`, instance: hex(8), public: "127.0.0.9:4000" });
         const endpoint = `127.0.0.3:${port}`;
         visitor.say({ type: "relay", peer, role: "controlled", token: hex(16), endpoint });
       });
       visitor.say({ type: "bye", reason: "again", retryInMs: 1 });
     });
     await using alice = new Driven(house.port, "alice", "--quiet");
-    await until("it has come eight times", () => visits >= 8, 30_000);
+    await until("it has come four times", () => visits >= 4, 30_000);
     expect(alice.count("registered")).toBeGreaterThan(1);
     const visited = (some: Bait[]) => some.filter(({ total }) => total > 0).length;
     expect(visited(baits) + visited(others)).toBeLessThanOrEqual(12);
@@ -208,3 +208,92 @@ describe("what only we can reach is not dialled for an introducer", () => {
     for (const bait of [...baits, ...others, ...itsOwn]) bait[Symbol.dispose]();
   }, 60_000);
 });
+
+describe("a participant is not worn out", () => {
+  test("by an introducer that pings and does not read", async () => {
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type === "register") visitor.say(registered(line), peersLine());
+    });
+    await using alice = new Driven(house.port, "alice");
+    await alice.registered;
+    const deaf = house.visitors[0]!;
+    deaf.stopReading();
+    const ping = JSON.stringify({ type: "ping", id: Number.MAX_SAFE_INTEGER }) + "\n";
+    const many = ping.repeat(2_000);
+    // Its answers to this are more than the kernel holds: it gives up, and comes anew, at once ready for others.
+    for (let count = 0; count < 400 && house.visitors.length === 1; count++) {
+      if (!deaf.socket.write(many)) await Promise.race([drained(deaf.socket), Bun.sleep(100)]);
+    }
+    expect((await alice.next("introducer")).reason).toBe("it does not read what we send");
+    await alice.next("registered");
+    house.visitors[1]!.say({ type: "ping", id: 7 });
+    await house.hears("pong", ({ id }) => id === 7);
+  }, 30_000);
+
+  test("by 3,000 `measure` of one introduction that it did not ask for, nor by as many of many", async () => {
+    let atOnce = 0;
+    using probes = await LyingIntroducer.listen(silent, (visitor) => {
+      atOnce = Math.max(atOnce, probes.visitors.filter(({ socket }) => !socket.destroyed).length);
+      visitor.socket.on("end", () => visitor.socket.destroy());
+    });
+    const reasons: string[] = [];
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      const lie = { ...own, probePorts: [probes.port], probeToken: hex(16) };
+      if (line.type === "register") visitor.say(registered(line, lie), peersLine());
+      if (line.type === "failed") reasons.push(line.reason);
+    });
+    await using alice = new Driven(house.port, "alice", "--quiet");
+    await alice.registered;
+    const visitor = house.visitors[0]!;
+    const of = (id: number) => peerLine({ id, name: `bob${id}`, instance: hex(8), public: "127.0.0.9:4000" });
+    const ways = ["predicted", "fresh", "direct", "birthday"];
+    const one = of(2);
+    for (let n = 0; n < 3_000; n++)
+      visitor.say({ type: "measure", peer: one, token: hex(16), way: ways[n % ways.length] });
+    await house.hears("failed", ({ reason }) => reason === "refused-by-peer");
+    const others = Array.from({ length: 100 }, (_, n) => of(3 + n));
+    for (let n = 0; n < 3_000; n++)
+      visitor.say({ type: "measure", peer: others[n % 100], token: hex(16), way: ways[n % ways.length] });
+    visitor.say({ type: "ping", id: 7 });
+    await house.hears("pong", ({ id }) => id === 7);
+    expect(atOnce).toBeLessThan(20);
+    expect(probes.visitors.length).toBeLessThan(200);
+    expect(alice.events.filter(({ event }) => event === "error")).toEqual([]);
+  }, 30_000);
+
+  test("by gigantic numbers, and lines that come byte by byte", async () => {
+    const huge = Number.MAX_SAFE_INTEGER;
+    const bob = peerLine({
+      roundTripMs: huge,
+      since: huge,
+      mapping: "endpoint-independent",
+      public: "127.0.0.9:4000",
+    });
+    using probes = await LyingIntroducer.listen(silent, (visitor) =>
+      visitor.say({ type: "observed", endpoint: own.public }),
+    );
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      const lie = { ...own, id: huge, probePorts: [probes.port], relay: { rate: huge, total: huge } };
+      if (line.type === "register") visitor.say(registered(line, lie), peersLine(bob));
+      if (line.type === "register") visitor.say({ type: "updated", id: huge, roundTripMs: huge });
+      const rest = { role: "controlling", startInMs: 0, deadlineMs: 200 };
+      if (line.type === "connect") visitor.say(punchLine(bob, rest));
+    });
+    await using alice = new Driven(house.port, "alice", "--verbose");
+    await alice.next("mapping");
+    for (const byte of JSON.stringify({ type: "notice", text: "drip" }) + "\n") {
+      house.visitors[0]!.raw(byte);
+      await Bun.sleep(1);
+    }
+    expect((await alice.next("notice")).text).toBe("drip");
+    alice.type("connect bob");
+    expect((await alice.next("failed")).reason).toBe("no-candidate-answered");
+    expect(started(alice, "127.0.0.9:")).toBeGreaterThan(0); // it was dialled when it was to be
+  }, 30_000);
+});
+
+async function drained(socket: import("node:net").Socket): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  socket.once("drain", resolve).once("close", () => resolve());
+  await promise;
+}
