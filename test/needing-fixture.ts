@@ -42,3 +42,5 @@ const notLinux = process.platform === "linux" ? undefined : "only on Linux";
 /** For what only Linux has or does. */
 export const linuxTest = testNeeding(notLinux);
 export const linuxDescribe = describeNeeding(notLinux);
+/** Of what a Windows has not: shells, jobs, modes of files. */
+export const onWindows = process.platform === "win32" ? "not on Windows" : undefined;

@@ -23,6 +23,7 @@ import {
 import manifest from "../package.json" with { type: "json" };
 import { maxTextLength } from "../protocol.ts";
 import { Pty, root } from "./pty-fixture.ts";
+import { describeNeeding, onWindows } from "./needing-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "terminal-test-"));
@@ -468,7 +469,7 @@ function childOf(pid: number): number {
   return Number(found.trim());
 }
 
-describe.skipIf(process.platform === "win32").each(shells)("under %s", (shell) => {
+function jobsUnder(shell: string): void {
   const compiled = Object.fromEntries(programs.map((program) => [program, join(folder, program)]));
   beforeAll(async () => {
     for (const program of programs) {
@@ -523,7 +524,8 @@ describe.skipIf(process.platform === "win32").each(shells)("under %s", (shell) =
     await pty.answers("dance\r", "there is no command dance");
     await pty.answers("\x03", "shell$ ");
   });
-});
+}
+for (const shell of shells) describeNeeding(onWindows)(`under ${shell}`, () => jobsUnder(shell));
 
 test("without a shell that could continue it, Ctrl-Z stops nothing", async () => {
   await using pty = start("participant");

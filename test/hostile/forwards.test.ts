@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
+import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
 
 const words = "k7xq-m2vp-9dfa-w4tz";
@@ -46,7 +47,7 @@ const loopbackName = readFileSync("/etc/hosts", "utf8")
   .map((line) => line.replace(/#.*/, "").trim().split(/\s+/))
   .flatMap(([address, ...names]) => (address?.startsWith("127.") ? names : []))
   .find((name) => !name.includes("localhost"));
-const whereNamed = describe.skipIf(loopbackName === undefined);
+const whereNamed = describeNeeding(loopbackName ? undefined : "/etc/hosts names no other loopback address");
 
 describe("a room member", () => {
   test("reaches what is allowed, by its address and as localhost, and nothing beside it", async () => {

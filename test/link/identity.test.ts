@@ -23,7 +23,7 @@ import {
   makeIdentity,
   stateFolder,
 } from "../../native/link/identity.ts";
-import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
+import { linuxTest, missing, onWindows, testNeeding } from "../needing-fixture.ts";
 
 function temporaryFolder(): Disposable & { path: string } {
   const path = mkdtempSync(join(tmpdir(), `identity-${process.pid}-`));
@@ -285,7 +285,7 @@ test("a whole file with other text around the two blocks is read", () => {
   expect(loadIdentity(folder.path).fingerprint).toBe(fingerprint);
 });
 
-test.skipIf(process.platform === "win32")("a file that others can use is refused with the command", () => {
+testNeeding(onWindows)("a file that others can use is refused with the command", () => {
   using folder = temporaryFolder();
   const file = join(folder.path, "identity.pem");
   const { fingerprint } = loadIdentity(folder.path);
