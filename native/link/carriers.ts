@@ -177,9 +177,7 @@ export class Carriers {
       this.bytesIn += rest.reduce((sum, { length }) => sum + length, headerBytes + helloBytes);
       this.#consider(attachment, hello);
       attachment.rest.push(...rest);
-      this.#readRest(attachment);
-      const isRead = this.#attachments.has(attachment) && attachment.reading !== "held";
-      if (isRead && !this.#cancelRest) carrier.resume();
+      this.#readOn(attachment);
     });
   }
 
@@ -555,9 +553,18 @@ export class Carriers {
     for (const attachment of [...this.#attachments]) {
       if (attachment.reading === "held") continue;
       attachment.heardAtMs = this.#clock.now();
-      attachment.carrier.resume();
-      this.#readRest(attachment);
+      this.#readOn(attachment);
     }
+  }
+
+  /**
+   * First what waits here: a carrier that is resumed and paused again in the same turn would go on to read, and keep all
+   * that comes (a TLSSocket of Bun 1.4.5).
+   */
+  #readOn(attachment: Attachment): void {
+    this.#readRest(attachment);
+    const isRead = this.#attachments.has(attachment) && attachment.reading !== "held";
+    if (isRead && !this.#cancelRest) attachment.carrier.resume();
   }
 
   /** Tells the peer how far we are, with the next write. */
@@ -640,9 +647,7 @@ export class Carriers {
     attachment.reading = reading;
     attachment.heardAtMs = this.#clock.now();
     this.#retireOld();
-    if (this.#cancelRest) return; // it is read when that is over
-    attachment.carrier.resume();
-    this.#readRest(attachment);
+    if (!this.#cancelRest) this.#readOn(attachment); // else it is read when that is over
   }
 
   /** A held carrier waits for an older one; without any it would wait for ever. */
