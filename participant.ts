@@ -386,7 +386,8 @@ export class Participant {
   /** Another than in the options where that is taken; peers know us by it, so we come back with it. */
   #name: string;
   #room: Room | undefined;
-  readonly #credentials: Credentials;
+  /** Sealed for the room and our name there; another key where that is another one. */
+  #credentials: { name: string; sealed: Credentials } | undefined;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   readonly #surroundings: PeerSurroundings;
@@ -418,7 +419,6 @@ export class Participant {
     const warn = (message: string) => this.#emit({ event: "warning", message });
     this.#name = options.name;
     this.#identity = options.identity ?? identityOrOneForNow(warn);
-    this.#credentials = new Credentials(this.#identity);
     this.#roomToBe = typeof options.room === "string" ? roomOf(options.room) : options.room;
     const hasQuit = () => this.#hasQuit;
     this.#surroundings = {
@@ -772,6 +772,15 @@ export class Participant {
     return { fingerprint, name: this.#name, instance: this.#surroundings.instance };
   }
 
+  #sealedCredentials(): Credentials {
+    const self = this.#member;
+    if (this.#credentials?.name !== self.name) {
+      const sealed = new Credentials(this.#identity, { key: this.#room!.bondKey, self });
+      this.#credentials = { name: self.name, sealed };
+    }
+    return this.#credentials.sealed;
+  }
+
   #isCurrent(attempt: JoinAttempt): boolean {
     return this.#state.is === "joining" && this.#state.attempt === attempt;
   }
@@ -892,7 +901,7 @@ export class Participant {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
     if (this.#state.registration) return control.close("it registered us twice");
     const ours = { self: this.#member, bondKey: this.#room!.bondKey };
-    const [credentials, takesRelay] = [this.#credentials, !this.options.direct];
+    const [credentials, takesRelay] = [this.#sealedCredentials(), !this.options.direct];
     this.#state.registration = new Registration(control, message, credentials, ours, takesRelay, this.#gate);
     this.#snapshot = [];
     const { id, name, public: observed, private: candidates } = message;
@@ -1102,7 +1111,7 @@ export class Participant {
       void verify(registration.port.port, endpoint, token).catch(() => {}); // whether it came through, nobody waits for
     }
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    this.#rehearsed ??= rehearse(this.#credentials, this.#member).catch(() => {});
+    this.#rehearsed ??= rehearse(registration.credentials, this.#member).catch(() => {});
     await this.#rehearsed;
     rehearseCandidates(registration);
     const { last, ...behaviour } = await measuring;

@@ -11,8 +11,8 @@ import { encode, parseToPeer, Refusal, type Endpoint, type Role, type Route } fr
 import { isAcknowledged, limitUnsent, tuneForCarrier } from "../libc.ts";
 import { closedThere, inWords, type Socket } from "../socket.ts";
 import type { Carrier } from "./carrier.ts";
-import type { Identity } from "./identity.ts";
-import { isBondProved, proveBond, type Bond } from "./room.ts";
+import { makeRun, readShown, type Identity, type Shown } from "./identity.ts";
+import { isBondProved, isRunSealed, proveBond, sealRun, type Bond } from "./room.ts";
 
 /** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
 const finishTimeoutMs = 1_000;
@@ -47,15 +47,25 @@ const tlsModule = () => process.getBuiltinModule("node:tls");
 /** What a TLS endpoint needs, made once, at the first use. */
 export class Credentials {
   readonly #identity: Identity;
+  readonly #seal: Pick<Bond, "key" | "self"> | undefined;
   #context: tls.SecureContext | undefined;
 
-  constructor(identity: Identity) {
+  /** With whom we are in which room, peers need not wait for our word: see {@link sealRun}. */
+  constructor(identity: Identity, seal?: Pick<Bond, "key" | "self">) {
     this.#identity = identity;
+    this.#seal = seal;
   }
 
   get context(): tls.SecureContext {
-    const { key, certificate: cert } = this.#identity;
-    return (this.#context ??= tlsModule().createSecureContext({ key, cert, minVersion: "TLSv1.3" }));
+    return (this.#context ??= this.#make());
+  }
+
+  #make(): tls.SecureContext {
+    const seal = this.#seal;
+    const { key, certificate: cert } = seal
+      ? makeRun(this.#identity, (publicKey) => sealRun(seal.key, seal.self, publicKey))
+      : this.#identity;
+    return tlsModule().createSecureContext({ key, cert, minVersion: "TLSv1.3" });
   }
 }
 
@@ -102,7 +112,10 @@ export class Channel implements Carrier {
   bond: Bond | undefined;
   /** The peer's nomination, with its proof. What follows it comes as data, after this returns. */
   onNominated: (token: string) => void = () => {};
-  /** The peer's answer to ours: it has proved itself. Until then nothing comes, and only a first write goes. */
+  /**
+   * The peer's answer to ours: it has proved itself. Until then nothing comes and, unless {@link isProved} by the
+   * certificate that it has shown, only a first write goes.
+   */
   onProved: () => void = () => {};
   onData: (chunk: Buffer) => void = () => {};
   onWritten: () => void = () => {};
@@ -116,6 +129,9 @@ export class Channel implements Carrier {
   /** Whether the other end did not say or show what it should have. */
   isRejected = false;
   #purpose: string | undefined;
+  #run: Shown["run"];
+  /** Whether the key that the peer has shown is its program's in our room: we need not wait for its answer. */
+  #isSealed = false;
   /** What has come of the nomination or its answer; undefined once the peer has proved itself by it. */
   #line: Buffer | undefined = Buffer.alloc(0);
   #unproved: NodeJS.Timeout | undefined;
@@ -162,9 +178,9 @@ export class Channel implements Carrier {
     return Math.max(this.#tls.writableLength, this.isProved || this.#isClosed ? 0 : 1);
   }
 
-  /** Whether the peer has proved that this connection is one of our room, to its program. */
+  /** Whether the peer has proved that this connection is one of our room, to its program: by a line, or by its key. */
   get isProved(): boolean {
-    return this.#line === undefined;
+    return this.#line === undefined || this.#isSealed;
   }
 
   get batchBytes(): number {
@@ -174,6 +190,7 @@ export class Channel implements Carrier {
   /** The peer shall keep this one, and close all others of that punch. */
   nominate(token: string): void {
     if (this.#isClosed) return;
+    this.#isSealed = this.bond !== undefined && this.#run !== undefined && isRunSealed(this.bond, this.#run);
     this.#tls.write(encode({ type: "nominate", token, proof: this.#proof() }));
     this.#unproved = setTimeout(() => this.reject("it did not prove to be of the room"), proofTimeoutMs);
     this.#tune();
@@ -220,10 +237,12 @@ export class Channel implements Carrier {
       this.reject(complaint);
     };
     this.#tls.once(this.role === "controlling" ? "secureConnect" : "secure", () => {
-      const digest = this.#tls.getPeerCertificate()?.fingerprint256;
-      if (this.#tls.getProtocol() !== "TLSv1.3" || !digest) return refuse("no certificate was shown");
+      const shown = this.#tls.getPeerCertificate(true);
+      if (this.#tls.getProtocol() !== "TLSv1.3" || !shown?.raw) return refuse("no certificate was shown");
       if (!this.#agree()) return refuse("the other side did not say what it came for");
-      this.peer = digest.replaceAll(":", "").toLowerCase();
+      const read = readShown(shown.raw, shown.issuerCertificate?.raw);
+      if (!read) return refuse("its certificates can't be read");
+      [this.peer, this.#run] = [read.fingerprint, read.run];
       resolve(this.peer);
     });
     this.#tls.once("close", () => reject(new LinkError("closed during the TLS handshake")));

@@ -1,7 +1,8 @@
 /**
  * Who a participant is: a P-256 key and its self-signed certificate, made at first run and kept in one file.
  * Peers know the certificate by its SHA-256; nothing else in it is checked. The few DER lines are here because
- * no API of Bun or Node makes a certificate. Prints nothing. RFC 5280 (certificate), RFC 5480 (key).
+ * no API of Bun or Node makes a certificate. Beside it, certificates that it issues for one run of the program. Prints
+ * nothing. RFC 5280 (certificate), RFC 5480 (key).
  */
 import {
   X509Certificate,
@@ -10,6 +11,7 @@ import {
   generateKeyPairSync,
   randomBytes,
   sign,
+  type KeyObject,
 } from "node:crypto";
 import {
   closeSync,
@@ -61,7 +63,8 @@ function der(tag: number, ...contents: Uint8Array[]): Buffer {
 const sequence = (...contents: Uint8Array[]) => der(0x30, ...contents);
 const ecdsaWithSha256 = sequence(der(0x06, Buffer.from("2a8648ce3d040302", "hex")));
 const commonName = der(0x06, Buffer.from("550403", "hex"));
-const subject = sequence(der(0x31, sequence(commonName, der(0x0c, Buffer.from("tcp-hole-punching")))));
+const named = (name: string) => sequence(der(0x31, sequence(commonName, der(0x0c, Buffer.from(name)))));
+const subject = named("tcp-hole-punching");
 
 /** RFC 8446 §4.4.2.2: "The certificate type MUST be X.509v3". */
 const version3 = der(0xa0, der(0x02, Buffer.from([2])));
@@ -85,21 +88,62 @@ function identity(key: string, certificate: X509Certificate): Identity {
   return { key, certificate: certificate.toString(), fingerprint };
 }
 
-export function makeIdentity(): Identity {
-  const pair = generateKeyPairSync("ec", { namedCurve: "prime256v1" });
-  const publicKey = pair.publicKey.export({ type: "spki", format: "der" });
+const makePair = () => generateKeyPairSync("ec", { namedCurve: "prime256v1" });
+const derOf = (key: KeyObject): Buffer => key.export({ type: "spki", format: "der" });
+const pemOf = (key: KeyObject): string => key.export({ type: "pkcs8", format: "pem" }).toString();
+
+function issue(bearer: Buffer, publicKey: Buffer, signer: KeyObject): X509Certificate {
   const signed = sequence(
     version3,
     serialNumber(),
     ecdsaWithSha256,
     subject, // the issuer
     validity,
-    subject,
+    bearer,
     publicKey,
   );
-  const signature = der(0x03, Buffer.from([0]), sign("sha256", signed, pair.privateKey));
-  const certificate = new X509Certificate(sequence(signed, ecdsaWithSha256, signature));
-  return identity(pair.privateKey.export({ type: "pkcs8", format: "pem" }).toString(), certificate);
+  const signature = der(0x03, Buffer.from([0]), sign("sha256", signed, signer));
+  return new X509Certificate(sequence(signed, ecdsaWithSha256, signature));
+}
+
+export function makeIdentity(): Identity {
+  const { publicKey, privateKey } = makePair();
+  return identity(pemOf(privateKey), issue(subject, derOf(publicKey), privateKey));
+}
+
+// --- one run ---------------------------------------------------------------------------------------------
+
+/** What a peer has shown in TLS. */
+export interface Shown {
+  /** SHA-256 of the certificate of its identity. */
+  fingerprint: string;
+  /** Where it showed one for this run that the identity has issued: its key, as DER, and what is said of that. */
+  run?: { publicKey: Uint8Array; seal: string };
+}
+
+/**
+ * A key that never leaves this process, and its certificate, issued by the identity, whose own follows: for TLS. `sealOf`
+ * says of that key what the certificate is to bear: at most 64 characters.
+ */
+export function makeRun(own: Identity, sealOf: (publicKey: Uint8Array) => string) {
+  const { publicKey, privateKey } = makePair();
+  const der = derOf(publicKey);
+  const issued = issue(named(sealOf(der)), der, createPrivateKey(own.key));
+  return { key: pemOf(privateKey), certificate: issued.toString() + own.certificate };
+}
+
+/** Who showed these DER certificates, the second of which may have issued the first; undefined if they are none. */
+export function readShown(first: Uint8Array, second: Uint8Array | undefined): Shown | undefined {
+  const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex");
+  if (!second || Buffer.from(first).equals(second)) return { fingerprint: sha256(first) };
+  try {
+    const [run, issuer] = [new X509Certificate(first), new X509Certificate(second)];
+    if (!run.verify(issuer.publicKey)) return undefined;
+    const seal = /^CN=([^\n]*)$/.exec(run.subject)?.[1] ?? "";
+    return { fingerprint: sha256(second), run: { publicKey: derOf(run.publicKey), seal } };
+  } catch {
+    return undefined; // parsed by TLS, and odd in some other way
+  }
 }
 
 // --- the file --------------------------------------------------------------------------------------------

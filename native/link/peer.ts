@@ -533,7 +533,8 @@ export class RemotePeer {
     const link = before ?? new Link(channel, this.#linkOptions("controlling", true));
     const agreement: Agreement = { token, proposal: { channel, link }, end: () => this.#withdraw() };
     this.#become({ agreements: [...this.#agreements, agreement] });
-    channel.onProved = () => this.#proved(channel, nominated);
+    if (channel.isProved) this.#proved(channel, nominated);
+    else channel.onProved = () => this.#proved(channel, nominated);
   }
 
   get #proposed(): Link | undefined {

@@ -7,6 +7,7 @@
  * RFC 7914 (scrypt), RFC 2104 (HMAC), RFC 5705 and 8446 §7.5 (exporters).
  */
 
+import type { Shown } from "./identity.ts";
 import { defaultRoom, roomProblem, UserError, type Peer, type Role } from "../../protocol.ts";
 
 /** RFC 7914 §2; memory is 128·N·r = 32 MiB. A guess at somebody's words costs as much as one honest start. */
@@ -100,6 +101,18 @@ export function distrust({ key }: Room, peer: Member & { proof?: string | undefi
   return isSame(peer.proof, prove(key, peer))
     ? undefined
     : "its proof that it knows the room's words is wrong";
+}
+
+/**
+ * What a member says in the certificate of its run: that this key is of this program in this room. Whoever has shown in
+ * TLS to have the key is that program, before it has said a word.
+ */
+export function sealRun(key: Uint8Array, member: Member, publicKey: Uint8Array): string {
+  return macOf(key, ["run", publicKey, ...partsOf(member)]);
+}
+
+export function isRunSealed({ key, peer }: Bond, { publicKey, seal }: NonNullable<Shown["run"]>): boolean {
+  return isSame(seal, sealRun(key, peer, publicKey));
 }
 
 /** What the two ends of a connection must agree on: the room's key, and whom each takes itself and the other for. */

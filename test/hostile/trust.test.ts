@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import type * as net from "node:net";
 import { Driven, homeOf } from "../driven-fixture.ts";
-import { loadIdentity } from "../../native/link/identity.ts";
+import { loadIdentity, makeRun, type Identity } from "../../native/link/identity.ts";
 import {
   Bait,
   frame,
@@ -25,6 +25,7 @@ import {
   readHello,
   registered,
   roomKey,
+  runSeal,
   shownInstance,
   type Line,
 } from "./wire.ts";
@@ -47,6 +48,8 @@ class Scene implements AsyncDisposable {
   readonly instance = hex(8);
   /** As it was sniffed: what alice has shown of herself. */
   readonly alice: Line;
+  /** In TLS, if not the certificate of her identity. */
+  shows: Identity | undefined;
   register!: Line;
   control!: LineSocket;
 
@@ -115,7 +118,12 @@ class Scene implements AsyncDisposable {
   }
 
   get bearer() {
-    return { identity: this.identity, name: "alice", instance: this.instance, room };
+    return { identity: this.shows ?? this.identity, name: "alice", instance: this.instance, room };
+  }
+
+  /** The certificates that alice shows are those of a run, with a key of its own that is sealed like that. */
+  run(sealOf: (publicKey: Uint8Array) => string): void {
+    this.shows = { ...makeRun(this.identity, sealOf), fingerprint: this.identity.fingerprint };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -222,6 +230,52 @@ test.each(roles)(
     expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" });
   },
 );
+
+// --- the key of a run ----------------------------------------------------------------------------------------
+
+const seals: Record<string, (scene: Scene) => void> = {
+  "is sealed without the words": (scene) =>
+    scene.run((publicKey) => runSeal(lobbyKey, publicKey, scene.alice as never)),
+  "bears the seal of alice's own": (scene) => {
+    let seal = "";
+    scene.run((publicKey) => (seal = runSeal(room.key, publicKey, scene.alice as never)));
+    scene.run(() => seal);
+  },
+  "is sealed for another run": (scene) =>
+    scene.run((publicKey) => runSeal(room.key, publicKey, { ...scene.alice, instance: hex(8) } as never)),
+  "says nothing": (scene) => scene.run(() => ""),
+};
+const runs = Object.keys(seals).flatMap((what) => roles.map((role) => [what, role] as const));
+
+test.each(runs)("nobody is linked by a key of a run that %s, as %s side", async (what, role) => {
+  await using scene = await Scene.open();
+  seals[what]!(scene);
+  using link = await scene.punched(role);
+  link.bond.key = lobbyKey;
+  await flight(link, () => lineOf(link, link.proof()), openFrame(link.firstStream, { use: "lines" }));
+  await expectNothing(scene, link);
+});
+
+test.each(roles)("alice's certificate behind another's does not make that hers, as %s side", async (role) => {
+  await using scene = await Scene.open();
+  const other = makeIdentity();
+  scene.shows = { ...other, certificate: other.certificate + scene.identity.certificate };
+  const punching = scene.punched(role);
+  expect(await scene.bob.next("failed")).toMatchObject({ name: "alice" });
+  expect(scene.bob.count("linked")).toBe(0);
+  await Promise.race([punching.then((link) => link.frames.over()), Bun.sleep(0)]).catch(() => {});
+});
+
+test("who asks has the link as soon as TLS has shown the other's key, which the room's words have sealed", async () => {
+  await using scene = await Scene.open();
+  scene.run((publicKey) => runSeal(room.key, publicKey, scene.alice as never));
+  using link = await scene.punched("controlled");
+  expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" }); // and we have said nothing yet
+  await link.begin();
+  scene.bob.type("say alice hello");
+  const { stream } = await link.hears(frame.open);
+  await link.reads(stream, '"text":"hello"');
+});
 
 // --- a link that is there ------------------------------------------------------------------------------------
 

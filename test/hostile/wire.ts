@@ -314,6 +314,13 @@ export const bondProof = (
   return macOf(key, "connection", exported, prover, ...parts).toString("hex");
 };
 
+/** What the certificate of a member's run says of its key (DER). */
+export const runSeal = (
+  key: Uint8Array,
+  publicKey: Uint8Array,
+  { fingerprint, name, instance }: Shown,
+): string => macOf(key, "run", publicKey, fingerprint, name, instance).toString("hex");
+
 /** What others see of the secret that a program registers with. */
 export const shownInstance = (instance: string): string => sha256(instance).slice(0, instance.length);
 
@@ -545,7 +552,7 @@ export class RawLink implements Disposable {
   readonly frames = new Inbox<Frame>();
   /** The payloads of `data`, by stream. */
   readonly text = new Map<number, string>();
-  /** SHA-256 of the certificate that was shown. */
+  /** SHA-256 of the certificate of the identity that was shown. */
   peer = "";
   sessionId = hex(16);
   /** Whether what comes is acknowledged; and how many sequenced frames have come. */
@@ -651,7 +658,10 @@ export class RawLink implements Disposable {
     this.tls.once("close", () => reject(new Error("closed during the TLS handshake")));
     this.tls.once("error", reject);
     await promise;
-    this.peer = (this.tls.getPeerCertificate().fingerprint256 ?? "").replaceAll(":", "").toLowerCase();
+    // Its own, by which that of its run is issued.
+    const shown = this.tls.getPeerCertificate(true);
+    const { fingerprint256 = "" } = shown.issuerCertificate ?? shown;
+    this.peer = fingerprint256.replaceAll(":", "").toLowerCase();
   }
 
   /** Streams that this side opens have odd numbers where it is controlling, else even ones. */
