@@ -44,7 +44,7 @@ import {
   type OutcomeWay,
   type Stats,
 } from "./native/metrics.ts";
-import { defaultRelayRates, relayKey, Relays, type RelayEnd } from "./native/relay.ts";
+import { defaultRelayRates, relayKey, Relays, segmentMs, type RelayEnd } from "./native/relay.ts";
 import {
   CommandError,
   completions,
@@ -445,6 +445,8 @@ class Session {
   decoder: LineDecoder | undefined = undefined;
   /** Read, but more than it may say now: while there is any, its socket is paused. */
   held: Uint8Array | undefined = undefined;
+  /** How many had come by it when that was last looked at. */
+  segments = 0;
   /** Of its held bytes and of a line that is not whole. */
   heldBytes = 0;
   hasEnded = false;
@@ -2265,7 +2267,12 @@ export class Introducer {
             this.#probeTimer ??= setTimeout(() => this.#probesDue(), this.limits.measureMs);
             socket.write(encode({ type: "observed", endpoint: own.observed }));
           },
-          data: ({ data }, chunk) => data && this.#probed(data, chunk),
+          data: (socket, chunk) => {
+            const { data: probe } = socket;
+            if (!probe) return;
+            if (probe.hasSpoken) socket.terminate();
+            this.#charge(probe, () => this.#probed(probe, chunk));
+          },
           error: (socket, error) => {
             this.#complain(error, socket.data?.observed);
             socket.terminate();
@@ -2303,10 +2310,11 @@ export class Introducer {
     }
   }
 
-  /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. */
+  /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. Who says more is closed. */
   #probed(probe: Probe, chunk: Uint8Array): void {
-    if (probe.hasSpoken || chunk.length > maxProbeBytes) return;
+    if (probe.hasSpoken) return;
     probe.hasSpoken = true;
+    if (chunk.length > maxProbeBytes) return;
     try {
       for (const line of new LineDecoder().push(chunk)) {
         const message = parseToIntroducer(line);
@@ -2410,13 +2418,13 @@ export class Introducer {
   }
 
   /** What a session makes us do is of its address's share of the processor. */
-  #charge(session: Session, work: () => void): void {
+  #charge({ subscriber: own }: Pick<Session, "subscriber">, work: () => void): void {
     const from = performance.now();
     const writes = this.#outgoing.length;
     work();
     const now = performance.now();
     const laterMs = (this.#outgoing.length - writes) * flushMs;
-    this.#processor.spend(session.subscriber, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
+    this.#processor.spend(own, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   /** Relayed bytes have rates of their own: that part is not charged which `work` returns. */
@@ -2432,13 +2440,14 @@ export class Introducer {
     session.heardAt = performance.now();
     if (session.closing) {
       // It is closed whatever it says, and at once when it ends: unless there is much of it, it is read for that.
+      this.#processor.spend(session.subscriber, readMs, session.heardAt);
       if (this.#processor.isBusy(session.subscriber, session.heardAt)) session.socket.pause();
       return;
     }
     if (session.relayed) return this.#relays?.data(session.relayed, chunk);
     // There may be more of one that is late, and Bun hands over what it had read before a socket was paused.
     if (session.held) this.#hold(session, Buffer.concat([session.held, chunk]));
-    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#hold(session, chunk);
+    else if (this.#processor.isOver(session.subscriber, session.heardAt)) this.#holdMany(session, chunk);
     else if (this.#isLate(session)) this.#postpone(session, chunk);
     else this.#charge(session, () => this.#read(session, chunk, session.heardAt));
   }
@@ -2498,6 +2507,15 @@ export class Introducer {
       () => sessions.values(),
       (session, sliceAt) => this.#serve(session.socket, () => this.#goOn(session, sliceAt)),
     );
+  }
+
+  /** Of who has used up its share what it has cost to receive counts, too: that may be a segment for each byte. */
+  #holdMany(session: Session, chunk: Uint8Array): void {
+    const segments = segmentsReceived(session.socket.fd) ?? 0;
+    const receivedMs = Math.min(mostChargedMs, Math.max(0, segments - session.segments) * segmentMs);
+    session.segments = segments;
+    this.#processor.spend(session.subscriber, readMs + receivedMs, session.heardAt);
+    this.#hold(session, chunk);
   }
 
   /** Too many lines are answered by not reading: then TCP makes the sender wait. */

@@ -24,7 +24,7 @@ const relayBurstMs = 100;
  */
 const paidBytes = 16 * 1024;
 const leastSegmentBytes = 536;
-const segmentMs = 0.001;
+export const segmentMs = 0.0015;
 const readAtOnce = 8;
 const lookedAtOnce = 64;
 /** A relayed link that says nothing for so long is over: participants ping each other far more often. */
@@ -373,6 +373,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** Has some of those read that rest, if their addresses have something left; the others are looked at later. */
   #goOnReading(now: number): void {
+    const most = Math.min(lookedAtOnce, this.#resting.size);
     let read = 0;
     let looked = 0;
     for (const end of this.#resting) {
@@ -382,7 +383,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
         this.#resume(end);
         read += 1;
       }
-      if (read === readAtOnce || ++looked === lookedAtOnce) return;
+      if (read === readAtOnce || ++looked === most) return;
     }
   }
 

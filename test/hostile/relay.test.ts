@@ -1,4 +1,4 @@
-/** Who makes an introducer relay: neither the introducer nor those who are relayed beside can be held up by it. */
+/** Who makes an introducer read, or relay, a byte at a time: neither it nor those who are relayed beside are held up. */
 import { expect } from "bun:test";
 import { join } from "node:path";
 import { linuxTest } from "../needing-fixture.ts";
@@ -41,7 +41,59 @@ function sendAll({ socket }: LineSocket): void {
   more();
 }
 
-const measureMs = 2_000;
+/** byte-flood-fixture.ts. */
+class Flood implements AsyncDisposable {
+  readonly #child: Bun.Subprocess<"ignore", "pipe", "inherit">;
+  readonly #said: AsyncIterator<string>;
+
+  private constructor(kind: string, port: number) {
+    const command = [process.execPath, join(import.meta.dir, "byte-flood-fixture.ts"), kind, String(port)];
+    this.#child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+    this.#said = linesOf(this.#child.stdout);
+  }
+
+  /** Resolves once it has begun. */
+  static async start(kind: string, port: number): Promise<Flood> {
+    const flood = new Flood(kind, port);
+    await flood.#said.next();
+    return flood;
+  }
+
+  async sent(): Promise<number> {
+    this.#child.kill("SIGUSR2");
+    return (JSON.parse((await this.#said.next()).value) as { sent: number }).sent;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.exited;
+  }
+}
+
+async function busyOf(house: House): Promise<number> {
+  const [{ busyMs }, startedAt] = [await house.heap(), performance.now()];
+  await Bun.sleep(measureMs); // what is measured is a rate
+  return ((await house.heap()).busyMs - busyMs) / (performance.now() - startedAt);
+}
+
+const measureMs = 1_000;
+
+for (const [kind, who] of [
+  ["probes", "connections to a probe port"],
+  ["closing", "connections that are closed already"],
+  ["half", "lines without an end"],
+] as const)
+  linuxTest(
+    `${who} take a share of the processor by one-byte segments, and no more`,
+    async () => {
+      await using house = await House.start({ probePorts: [0] });
+      const quiet = await busyOf(house);
+      await using flood = await Flood.start(kind, kind === "probes" ? house.probePorts[0]! : house.port);
+      expect((await busyOf(house)) - quiet).toBeLessThan(0.2);
+      expect(await flood.sent()).toBeGreaterThan(1_000);
+    },
+    30_000,
+  );
 
 linuxTest(
   "links of one-byte segments take a share of the processor, and no other link's rate",
@@ -58,10 +110,7 @@ linuxTest(
       return { busy: (busyThen - busyMs) / elapsedMs, rate: (to.bytes - bytes) / elapsedMs };
     };
     const quiet = await measure();
-    const fixture = join(import.meta.dir, "relay-flood-fixture.ts");
-    await using flood = Bun.spawn([process.execPath, fixture, String(house.port)], { stdout: "pipe" });
-    const said = linesOf(flood.stdout);
-    await said.next();
+    await using flood = await Flood.start("relays", house.port);
     // The flood and whoever else works on this machine take processor time from both ends, too.
     let isKept = false;
     for (let times = 0; times < 5 && !isKept; times++) {
@@ -70,10 +119,7 @@ linuxTest(
       isKept = during.rate > 0.8 * quiet.rate;
     }
     expect(isKept).toBe(true);
-    flood.kill("SIGUSR2");
-    const { value = "{}" } = await said.next();
-    flood.kill("SIGKILL");
-    expect(JSON.parse(value).sent).toBeGreaterThan(10_000);
+    expect(await flood.sent()).toBeGreaterThan(10_000);
     for (const end of [from, to]) end.cut();
   },
   30_000,
