@@ -98,7 +98,8 @@ export class Socket implements Disposable {
    */
   dropFrom(endpoints: readonly Endpoint[]): void {
     if (endpoints.length === 0 && !this.#isFiltered) return; // there is no filter to take away: ENOENT
-    this.#isFiltered = libc.attachFilter(this.fd, endpoints.length === 0 ? [] : dropProgram(endpoints));
+    const isDone = libc.attachFilter(this.fd, endpoints.length === 0 ? [] : dropProgram(endpoints));
+    this.#isFiltered = isDone && endpoints.length > 0;
   }
 
   accept(): Socket | undefined {
