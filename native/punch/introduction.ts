@@ -377,6 +377,7 @@ export class Introduction {
       startInMs,
       deadlineMs,
       isReachable: isReachable(ground, this.#peer, way),
+      isAsked: this.#options.unasked === undefined,
       isUnscaled: this.#isUnscaled,
       clampsSegments: ground.clampsSegments ?? false,
       onLinked: (channel) => this.#linked(channel),

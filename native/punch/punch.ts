@@ -70,6 +70,8 @@ export interface PunchOptions {
   deadlineMs: number;
   /** Whether no NAT stands between the peer and our listener. */
   isReachable: boolean;
+  /** Whether it is we who asked for it: what others ask for leaves sockets to that. */
+  isAsked?: boolean;
   /** Whether the sockets do without window scaling. */
   isUnscaled?: boolean;
   /** Whether long packets seem to get lost on the way. */
@@ -133,7 +135,7 @@ export class Punch {
     this.#onEnd = onEnd;
     const startsAt = this.startedAt + options.startInMs;
     this.dials = options.candidates
-      .filter(({ endpoint }) => targets.enter(endpoint))
+      .filter(({ endpoint }) => targets.enter(endpoint, options.isAsked ?? true))
       .map((candidate) => new Dial(candidate, startsAt, targets));
   }
 

@@ -12,6 +12,7 @@ import {
   type Endpoint,
 } from "../../protocol.ts";
 import { fairShare, subscriber, Usage } from "../budget.ts";
+import { descriptorLimit } from "../socket.ts";
 
 const minuteMs = 60_000;
 /**
@@ -95,27 +96,37 @@ export class Targets {
   readonly #now: () => number;
   /** Sockets at once. */
   readonly #sockets = new Map<string, number>();
+  #socketsInAll = 0;
+  /** Half of what the system allows is for everything else. */
+  readonly #maxSocketsInAll: number;
   readonly #attempts = new Usage(attemptsInAll, minAttempts, minuteMs, 1);
   readonly #authenticated = new Set<string>();
   #birthdays: Aimed[] = [];
   #claims: Claim[] = [];
   #tidiedAt = 0;
 
-  /** `now` in milliseconds, never going back. */
-  constructor(now: () => number = () => performance.now()) {
+  /** `now` in milliseconds, never going back; `descriptors`: how many the program may have. */
+  constructor(now: () => number = () => performance.now(), descriptors = descriptorLimit()) {
     this.#now = now;
+    this.#maxSocketsInAll = Math.floor(descriptors / 2);
   }
 
-  /** Whether there is a place for one more that is dialled there; it is held until {@link leave}. */
-  enter(endpoint: Endpoint): boolean {
+  /**
+   * Whether there is a place for one more that is dialled there; it is held until {@link leave}. What others ask for
+   * leaves half of all places to what we ask for.
+   */
+  enter(endpoint: Endpoint, isAsked: boolean): boolean {
     const at = keyOf(endpoint);
     const count = this.#sockets.get(at) ?? 0;
-    if (count >= maxSockets) return false;
+    const most = isAsked ? this.#maxSocketsInAll : this.#maxSocketsInAll / 2;
+    if (count >= maxSockets || this.#socketsInAll >= most) return false;
     this.#sockets.set(at, count + 1);
+    this.#socketsInAll++;
     return true;
   }
 
   leave(endpoint: Endpoint): void {
+    this.#socketsInAll--;
     const at = keyOf(endpoint);
     const count = this.#sockets.get(at)! - 1;
     if (count > 0) this.#sockets.set(at, count);

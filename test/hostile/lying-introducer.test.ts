@@ -5,10 +5,21 @@
  */
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { Driven } from "../driven-fixture.ts";
+import { readdirSync } from "node:fs";
+import { Driven, homeOf, program } from "../driven-fixture.ts";
 import { labTest } from "../lab/lab.ts";
-import { Bait, hex, LyingIntroducer, peerLine, peersLine, punchLine, registered, type Line } from "./wire.ts";
-import { until } from "../native-fixture.ts";
+import {
+  Bait,
+  hex,
+  limitedTo,
+  LyingIntroducer,
+  peerLine,
+  peersLine,
+  punchLine,
+  registered,
+  type Line,
+} from "./wire.ts";
+import { unanswering, until } from "../native-fixture.ts";
 
 const own = { public: "127.0.0.1:4000" };
 const silent = () => {};
@@ -259,6 +270,47 @@ describe("a participant is not worn out", () => {
     expect(atOnce).toBeLessThan(20);
     expect(probes.visitors.length).toBeLessThan(200);
     expect(alice.events.filter(({ event }) => event === "error")).toEqual([]);
+  }, 30_000);
+
+  test("of its descriptors, by introductions at which everybody is silent", async () => {
+    const holes = Array.from({ length: 10 }, () => unanswering());
+    // Whoever listens at one address of loopback does at all.
+    const endpoints = (n: number) =>
+      holes.map(({ endpoint }) => endpoint.replace("127.0.0.1", `127.1.0.${n}`));
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type === "register") visitor.say(registered(line, own), peersLine());
+    });
+    const command = [process.execPath, program, `127.0.0.1:${house.port}`, "--name", "alice", "--stay", "-q"];
+    const home = homeOf("limited");
+    const env = { PATH: process.env.PATH, XDG_STATE_HOME: home };
+    await using alice = Bun.spawn(limitedTo(256, command), {
+      cwd: home,
+      env,
+      stdin: "ignore",
+      stdout: "ignore",
+    });
+    await house.hears("register");
+    for (let n = 0; n < 200; n++) {
+      const lie = {
+        id: 2 + n,
+        name: `bob${n}`,
+        instance: hex(8),
+        public: endpoints(n)[0],
+        private: endpoints(n),
+      };
+      house.visitors[0]!.say(punchLine(peerLine(lie), { deadlineMs: 3_000 }));
+    }
+    house.visitors[0]!.say({ type: "ping", id: 7 });
+    await house.hears("pong");
+    const descriptors = () => readdirSync(`/proc/${alice.pid}/fd`).length;
+    await until("it dials", () => descriptors() > 60);
+    const counts: number[] = [];
+    for (let count = 0; count < 20; count++) {
+      counts.push(descriptors());
+      await Bun.sleep(10);
+    }
+    for (const hole of holes) hole[Symbol.dispose]();
+    expect(Math.max(...counts)).toBeLessThan(128);
   }, 30_000);
 
   test("by gigantic numbers, and lines that come byte by byte", async () => {

@@ -264,3 +264,32 @@ test("an answer that comes in pieces is put together", async () => {
   expect(await observeFresh(loopback(server.port))).toMatchObject({ observed });
   server.stop(true);
 });
+
+test("when the mapping is told does not tell who listens at an alternate address", async () => {
+  using answering = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      open: (socket) => void socket.write('{"type":"observed","endpoint":"203.0.113.1:5"}\n'),
+      data() {},
+    },
+  });
+  using banner = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: { open: (socket) => void socket.end("SSH-2.0-OpenSSH_9.6\r\n"), data() {} },
+  });
+  using hole = unanswering();
+  const own = { destination: loopback(answering.port), observed: "203.0.113.1:5" as Endpoint };
+  const tookMs = async (...alternates: Endpoint[]) => {
+    const { socket, port } = await connectShared(own.destination, 1_000);
+    const since = performance.now();
+    const samples = await sampleMapping(port, own, [], alternates);
+    expect(samples.length).toBe(1 + alternates.filter((one) => one === own.destination).length);
+    socket.close();
+    return performance.now() - since;
+  };
+  const silent = await tookMs(hole.endpoint);
+  for (const endpoint of [refusing(), loopback(banner.port)])
+    expect(await tookMs(endpoint)).toBeGreaterThan(silent / 2);
+});

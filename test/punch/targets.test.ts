@@ -20,6 +20,20 @@ function program() {
   return { clock, targets, attempts, birthday };
 }
 
+test("sockets at once: half of all descriptors, of which what others ask for leaves half to us", () => {
+  const targets = new Targets(() => 0, 200);
+  const entered = (isAsked: boolean) =>
+    Array.from({ length: 300 }, (_, n) => at(`203.0.${n % 250}.1:4000`)).filter((one) =>
+      targets.enter(one, isAsked),
+    );
+  const unasked = entered(false);
+  expect(unasked.length).toBe(50);
+  const asked = entered(true);
+  expect(asked.length).toBe(50);
+  for (const endpoint of [...unasked, ...asked]) targets.leave(endpoint);
+  expect(entered(true).length).toBe(100);
+});
+
 describe("attempts", () => {
   test("a thousand at one address, all its ports together, and then 17 a second", () => {
     const { clock, attempts } = program();
