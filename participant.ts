@@ -2120,7 +2120,7 @@ async function main(terminal: Terminal): Promise<number> {
     terminal.result(options === "help" ? usage : version);
     return 0;
   }
-  const isRoomShown = options.isRoomArgument && hideArgument(options.room!);
+  const isRoomShown = options.isRoomArgument && hideArgument("--room", options.room!);
   checkPlatform();
   terminal.isQuiet = options.quiet;
   if (options.room === askedRoom) {

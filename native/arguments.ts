@@ -9,34 +9,37 @@ import { memoryAt } from "./libc.ts";
 const maxAncestors = 4;
 
 /**
- * Overwrites each argument that is that text, or ends in `=` and it, where others see it. What has been read of
- * `process.argv` stays. Returns whether somebody may still see it: here, or in what started us.
+ * Overwrites each argument that is that value of `option` (`--room`), or ends in `=` and it, where others see it. What has
+ * been read of `process.argv` stays. Returns whether somebody may still see it: here, or in what started us.
  */
-export function hideArgument(secret: string): boolean {
+export function hideArgument(option: string, secret: string): boolean {
   try {
-    const { startsAt, bytes } = argumentsOf("self");
-    overwrite(memoryAt(startsAt, bytes), Buffer.from(secret));
-    return isShown(secret);
+    const { parent, startsAt, bytes } = argumentsOf("self");
+    const { buffer, byteOffset, length } = memoryAt(startsAt, bytes);
+    const ours = Buffer.from(buffer, byteOffset, length);
+    for (const at of occurrences(ours, secret)) ours.fill("x", at, at + Buffer.byteLength(secret));
+    return (
+      occurrences(readFileSync("/proc/self/cmdline"), secret).length > 0 || isShown(parent, option, secret)
+    );
   } catch {
     return true; // no /proc, or another one than Linux's
   }
 }
 
-function overwrite(memory: Uint8Array, secret: Buffer): void {
-  const shown = Buffer.from(memory.buffer, memory.byteOffset, memory.length);
-  for (let from = 0; from < shown.length;) {
-    const end = shown.indexOf(0, from) < 0 ? shown.length : shown.indexOf(0, from);
-    const at = end - secret.length;
-    const isIt = at === from || (at > from && shown[at - 1] === "=".charCodeAt(0));
-    if (isIt && shown.subarray(at, end).equals(secret)) shown.fill("x", at, end);
-    from = end + 1;
-  }
+/** Where it is a whole argument, or all that follows `=`. */
+function occurrences(shown: Buffer, secret: string): number[] {
+  const found: number[] = [];
+  const bytes = Buffer.from(`${secret}\0`);
+  for (let at = shown.indexOf(bytes); at >= 0; at = shown.indexOf(bytes, at + 1))
+    if (at > 0 && (shown[at - 1] === 0 || shown[at - 1] === "=".charCodeAt(0))) found.push(at);
+  return found;
 }
 
-function isShown(secret: string): boolean {
-  let pid = "self";
-  for (let generation = 0; generation <= maxAncestors && pid !== "0"; generation++) {
-    if (readFileSync(`/proc/${pid}/cmdline`).includes(secret)) return true;
+/** Whether a process that led to us has been given it: as an argument of its own, or in a line for a shell. */
+function isShown(pid: string, option: string, secret: string): boolean {
+  for (let generation = 1; generation <= maxAncestors && pid !== "0"; generation++) {
+    const shown = readFileSync(`/proc/${pid}/cmdline`);
+    if (shown.includes(option) && shown.includes(secret)) return true;
     pid = argumentsOf(pid).parent;
   }
   return false;
