@@ -21,6 +21,8 @@ import {
   identityOrOneForNow,
   loadIdentity,
   makeIdentity,
+  makeRun,
+  readShown,
   stateFolder,
 } from "../../native/link/identity.ts";
 import { linuxTest, missing, onWindows, testNeeding } from "../needing-fixture.ts";
@@ -81,6 +83,27 @@ test("200 identities: all parse, all differ, every serial is a minimal positive 
     seen.add(parsed.serialNumber);
   }
   expect(seen.size).toBe(200);
+});
+
+test("what is shown is an identity, or the key of a run that it has issued, and nothing else", () => {
+  const [own, other] = [makeIdentity(), makeIdentity()];
+  const keys: Uint8Array[] = [];
+  const sealed = makeRun(own, (publicKey) => (keys.push(publicKey), "ab".repeat(32)));
+  const [run, identity] = sealed.certificate
+    .split(/(?<=-----END CERTIFICATE-----\n)/)
+    .map((pem) => new X509Certificate(pem));
+  const [ofOwn, ofOther] = [own, other].map(({ certificate }) => new X509Certificate(certificate).raw);
+  expect(identity!.raw.equals(ofOwn!)).toBe(true);
+  expect(run!.checkPrivateKey(createPrivateKey(sealed.key))).toBe(true);
+  expect(run!.checkPrivateKey(createPrivateKey(own.key))).toBe(false);
+  const { fingerprint } = own;
+  const shown = { fingerprint, run: { publicKey: keys[0]!, seal: "ab".repeat(32) } };
+  expect(readShown(run!.raw, ofOwn)).toEqual(shown as never);
+  expect(readShown(ofOwn!, undefined)).toEqual({ fingerprint });
+  expect(readShown(ofOwn!, ofOwn)).toEqual({ fingerprint }); // as a self-signed one names its issuer
+  expect(readShown(run!.raw, ofOther)).toBeUndefined();
+  expect(readShown(ofOther!, ofOwn)).toBeUndefined();
+  expect(readShown(new Uint8Array(8), ofOwn)).toBeUndefined();
 });
 
 test("a signature of a certificate that was changed does not verify", () => {

@@ -1,6 +1,18 @@
 /** A room's secret: the same words make the same room, others another, and a proof holds for one member only. */
 import { expect, test } from "bun:test";
-import { distrust, newRoomWords, openRoom, prove, secretRoom } from "../../native/link/room.ts";
+import {
+  distrust,
+  isBondProved,
+  isRunSealed,
+  newRoomWords,
+  openRoom,
+  prove,
+  proveBond,
+  sealRun,
+  secretRoom,
+  type Bond,
+} from "../../native/link/room.ts";
+import type { Role } from "../../protocol.ts";
 
 const member = { fingerprint: "ab".repeat(32), name: "bob", instance: "0123456789abcdef" };
 
@@ -54,4 +66,52 @@ test("what stands in one field can't be moved to the next", async () => {
 
 test("in an open room everyone is believed", () => {
   expect(distrust(openRoom("lobby"), member)).toBeUndefined();
+});
+
+// --- a connection ------------------------------------------------------------------------------------------
+
+const [key, exported] = [new Uint8Array(32).fill(7), new Uint8Array(32).fill(9)];
+const [alice, bob] = ["alice", "bob"].map((name) => ({
+  name,
+  fingerprint: "ab".repeat(32),
+  instance: "cd".repeat(8),
+}));
+const atAlice: Bond = { key, self: alice!, peer: bob! };
+const atBob: Bond = { key, self: bob!, peer: alice! };
+
+test("what one end shows is what the other expects, and nothing else is", () => {
+  const shown = proveBond(atAlice, "controlling", "self", exported);
+  expect(shown).toMatch(/^[0-9a-f]{64}$/);
+  expect(isBondProved(atBob, "controlled", exported, shown)).toBe(true);
+  const others: Record<string, [Bond, Role, Uint8Array]> = {
+    "sent back": [atAlice, "controlling", exported],
+    "the roles swapped": [atBob, "controlling", exported],
+    "another connection": [atBob, "controlled", new Uint8Array(32)],
+    "another room": [{ ...atBob, key: new Uint8Array(32) }, "controlled", exported],
+    "another peer": [{ ...atBob, peer: { ...alice!, name: "carol" } }, "controlled", exported],
+    "another run of the peer": [
+      { ...atBob, peer: { ...alice!, instance: "00".repeat(8) } },
+      "controlled",
+      exported,
+    ],
+    "another certificate": [
+      { ...atBob, peer: { ...alice!, fingerprint: "00".repeat(32) } },
+      "controlled",
+      exported,
+    ],
+    "taken for another": [{ ...atBob, self: { ...bob!, name: "dave" } }, "controlled", exported],
+  };
+  for (const [what, [bond, role, bytes]] of Object.entries(others))
+    expect([what, isBondProved(bond, role, bytes, shown)]).toEqual([what, false]);
+  for (const short of ["", shown.slice(1), `${shown}0`])
+    expect(isBondProved(atBob, "controlled", exported, short)).toBe(false);
+});
+
+test("the key of a run is sealed for one member of one room", () => {
+  const publicKey = new Uint8Array(91).fill(3);
+  const seal = sealRun(key, alice!, publicKey);
+  expect(isRunSealed(atBob, { publicKey, seal })).toBe(true);
+  expect(isRunSealed(atBob, { publicKey: new Uint8Array(91), seal })).toBe(false);
+  expect(isRunSealed({ ...atBob, key: new Uint8Array(32) }, { publicKey, seal })).toBe(false);
+  expect(isRunSealed(atAlice, { publicKey, seal })).toBe(false); // it is alice's, not bob's
 });
