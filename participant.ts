@@ -1006,6 +1006,7 @@ export class Participant {
   }
 
   #stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void {
+    if (this.#hasQuit) return stream.reset("it has quit", resetCodes.refused);
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
     if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);

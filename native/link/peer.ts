@@ -38,6 +38,8 @@ const maxPastSessions = 4;
 const maxPastTokens = 16;
 /** How often we ask anew because the peer was mistaken about who we are. */
 const maxRefusals = 2;
+/** Channels at once on which the peer has yet to say which link they are for; an introduction brings two at most. */
+const maxAgreements = 4;
 /** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
 const offerTimeoutMs = 5_000;
 /** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
@@ -585,6 +587,8 @@ export class RemotePeer {
       unoffered("the peer did not say which link it is for");
     }, offerTimeoutMs);
     const agreement: Agreement = { token, end: () => (channel.destroy(), void over()) };
+    const theirs = this.#agreements.filter(({ proposal }) => !proposal);
+    if (theirs.length >= maxAgreements) theirs[0]!.end();
     this.#become({ agreements: [...this.#agreements, agreement] });
     channel.onClose = unoffered;
     readOffer(channel, (offer) => over() && this.#offered(channel, offer, nominated), unoffered);

@@ -8,6 +8,12 @@
  * time, and jittered by half.
  */
 const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
+/**
+ * What is lost again so soon after it was found was not worth much: its pauses grow from one time to the next, so that a
+ * peer can't have us ask the introducer, which counts, again and again.
+ */
+const lastingMs = 10_000;
+const mostFlappingMs = 8_000;
 /** When the other side of a link without a channel asks, too. */
 const secondAsksAfterMs = 1_500;
 
@@ -15,6 +21,9 @@ export class Seeker {
   readonly #seek: () => void;
   #wanted: keyof typeof pauses | undefined;
   #pauseMs = 0;
+  #restedAtMs = -Infinity;
+  /** How long the latest pause was that was due to that; 0 when what was found had lasted. */
+  #flappingMs = 0;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(seek: () => void) {
@@ -30,6 +39,12 @@ export class Seeker {
     if (this.#wanted === what) return;
     this.#wanted = what;
     this.#pauseMs = pauses[what].firstMs;
+    if (what === "soon" && performance.now() - this.#restedAtMs < lastingMs) {
+      this.#flappingMs = Math.min(mostFlappingMs, Math.max(this.#pauseMs, 2 * this.#flappingMs));
+      this.#pauseMs = this.#flappingMs;
+      return this.#in(this.#jittered() + (isFirst ? 0 : secondAsksAfterMs));
+    }
+    this.#flappingMs = 0;
     this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
   }
 
@@ -44,10 +59,11 @@ export class Seeker {
   again(): void {
     if (!this.#wanted) return;
     this.#in(this.#jittered());
-    this.#pauseMs = Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs);
+    this.#pauseMs = Math.max(this.#flappingMs, Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs));
   }
 
   rest(): void {
+    this.#restedAtMs = performance.now();
     this.#wanted = undefined;
     clearTimeout(this.#timer);
   }

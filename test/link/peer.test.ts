@@ -330,6 +330,25 @@ describe("a link that broke", () => {
     expect([alice.said("unlinked"), bob.said("unlinked")]).toEqual([[], []]);
   });
 
+  test("that is lost again and again is sought after growing pauses: the introducer counts who asks", async () => {
+    await using pair = acquainted();
+    const { alice, bob } = pair;
+    await pair.linked();
+    const asked = () => alice.said("connect").length + bob.said("connect").length;
+    const before = asked();
+    const waits: number[] = [];
+    for (let i = 1; i <= 4; i++) {
+      const cutAt = performance.now();
+      alice.cut();
+      await until("it has moved", () => alice.told().filter((one) => one === "moved").length === i, 10_000);
+      waits.push(performance.now() - cutAt);
+      await until("bob's, too", () => bob.told().filter((one) => one === "moved").length === i);
+    }
+    expect(asked() - before).toBe(4);
+    // At once, then after 0.25, 0.5 and 1 s, jittered by half: never less than half of it.
+    for (const [i, leastMs] of [0, 125, 250, 500].entries()) expect(waits[i]).toBeGreaterThan(leastMs);
+  }, 20_000);
+
   test("is sought by the other side when nothing comes of it", async () => {
     await using _ = noSocketLeft();
     await using pair = acquainted();
