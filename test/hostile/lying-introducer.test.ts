@@ -99,6 +99,45 @@ describe("a third party is not shot at", () => {
     expect(bait.total).toBeLessThan(3_500);
     expect(bait.total).toBeGreaterThan(100);
   }, 60_000);
+
+  test("by rounds whose sockets it refuses", async () => {
+    const victim = peerLine({
+      public: "127.0.0.2:4000",
+      private: [4001, 4002, 4003].map((port) => `127.0.0.2:${port}`),
+    });
+    const prediction = { endpoint: "127.0.0.2:5000", step: 1 };
+    using house = await LyingIntroducer.listen(async (line, visitor) => {
+      if (line.type === "register") visitor.say(registered(line, own), peersLine(victim));
+      if (line.type !== "connect") return;
+      for (const way of ["direct", "predicted", "fresh", "predicted"]) {
+        const rest = { way, role: "controlling", last: false, deadlineMs: 10_000, theirs: prediction };
+        visitor.say(punchLine(victim, rest));
+        await Bun.sleep(1_200);
+      }
+      visitor.say({ type: "bye", reason: "enough" });
+    });
+    await using alice = new Driven(house.port, "alice", "--verbose");
+    await alice.registered;
+    alice.type("connect bob");
+    await alice.next("introducer");
+    expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
+  }, 60_000);
+
+  test("by introductions that nobody here asked for, under ever new names", async () => {
+    using house = await LyingIntroducer.listen((line, visitor) => {
+      if (line.type === "register") visitor.say(registered(line, own), peersLine());
+    });
+    await using alice = new Driven(house.port, "alice", "--verbose");
+    await alice.registered;
+    for (let n = 0; n < 400; n++) {
+      const endpoints = Array.from({ length: 10 }, (_, port) => `127.0.0.2:${4000 + 10 * n + port}`);
+      const lie = { id: 2 + n, name: `bob${n}`, instance: hex(8), public: endpoints[0], private: endpoints };
+      house.visitors[0]!.say(punchLine(peerLine(lie), { deadlineMs: 3_000 }));
+      if (n % 40 === 0) await Bun.sleep(50);
+    }
+    await alice.next("failed");
+    expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
+  }, 60_000);
 });
 
 describe("greedy members leave enough to the others", () => {
