@@ -900,6 +900,9 @@ export class Participant {
   #beginRegistration(control: ControlChannel, message: Registered): void {
     if (this.#state.is !== "joining" || this.#state.attempt.control !== control) return;
     if (this.#state.registration) return control.close("it registered us twice");
+    // Our user would take it for the name that others see, and tell them.
+    if (message.name !== this.#name)
+      return control.close(`it calls us ${printable(message.name)}, not ${printable(this.#name)}`);
     const ours = { self: this.#member, bondKey: this.#room!.bondKey };
     const [credentials, takesRelay] = [this.#sealedCredentials(), !this.options.direct];
     this.#state.registration = new Registration(control, message, credentials, ours, takesRelay, this.#gate);

@@ -712,7 +712,7 @@ test("an introducer that is lost while we register is tried again", async () => 
     {
       type: "registered",
       id: 1,
-      name: "a",
+      name: "alice",
       room: "r",
       public: at("127.0.0.1:4000"),
       private: [],
@@ -746,7 +746,7 @@ test("an introducer can't make us punch at our own host", async () => {
     {
       type: "registered",
       id: 1,
-      name: "a",
+      name: "alice",
       room: "r",
       public: at("203.0.113.1:4000"),
       private: [],
