@@ -977,6 +977,8 @@ export class Participant {
    * of the room is another one than who can.
    */
   #remember(peer: Peer): RemotePeer | undefined {
+    // What we have shown ourselves would be believed.
+    if (peer.instance === this.#surroundings.instance) return undefined;
     const doubt = distrust(this.#room!, peer);
     const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
     let known = this.#peers.get(key);

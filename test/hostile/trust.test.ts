@@ -332,6 +332,19 @@ test("what an earlier run of the peer has shown does not end the link", async ()
   expect(bob.count("unlinked")).toBe(0);
 });
 
+test("nobody is linked with himself by what he has shown", async () => {
+  await using scene = await Scene.open();
+  const { bob, control, register } = scene;
+  const mirrored = { ...scene.shownBob, id: 9, proof: register.proof };
+  control.say({ type: "joined", peer: mirrored });
+  for (const role of roles) control.say(punchLine(mirrored, { role, deadlineMs: 600 }));
+  control.say({ type: "joined", peer: scene.listed({ id: 10, name: "carol", instance: hex(8) }) });
+  await bob.next("joined", ({ peer }) => peer === 10);
+  bob.type("connect 9");
+  expect((await bob.next("error")).message).toContain("nobody here is called 9");
+  expect([bob.count("joined"), bob.count("punching")]).toEqual([1, 0]);
+});
+
 // --- a lobby and a private room ------------------------------------------------------------------------------
 
 test.each(roles)(
