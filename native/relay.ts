@@ -14,6 +14,8 @@ export const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
 /** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
 const relaySliceMs = 20;
 const relayTurnMs = 5;
+/** Of each turn, writing takes so long at most: it may be one byte for each of hundreds. */
+const writingMs = 2;
 /** What may be made up for after a pause, lest a timer that comes late costs throughput. */
 const relayBurstMs = 100;
 /**
@@ -103,11 +105,12 @@ interface Sessions<Connection> {
   serve(session: Connection | undefined, work: () => void): void;
   /** The same, of its address's share of the processor; `work` returns which part of it, 0 to 1, is not. `moreMs` is. */
   charge(session: Connection, work: () => number, moreMs?: number): void;
-  /** How many segments have come by its connection; undefined where that can't be known. */
-  segments(session: Connection): number | undefined;
-  limitUnread(session: Connection, unread: RelayEnd<Connection>["unread"]): void;
   /** Whether its address has anything left of that. */
   mayRead(session: Connection, now: number): boolean;
+  /** How many segments have come by its connection; undefined where that can't be known. */
+  segments(session: Connection): number | undefined;
+  /** How much may wait in the kernel to be read of it. */
+  limitUnread(session: Connection, unread: RelayEnd<Connection>["unread"]): void;
   tell(event: RelayEvent): void;
 }
 
@@ -387,7 +390,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     }
   }
 
-  /** Lets those go on whose next slice is due, as far as the rate of all goes, and for no longer than others can wait. */
+  /** Lets those go on whose next slice is due, as far as the rate of all goes; the rest at the next turn. */
   #goOnWriting(now: number): void {
     const { rate, total } = this.rates;
     const slice = (rate * relaySliceMs) / 1000;
@@ -395,6 +398,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       if (this.#fill(this.#total, total, now) < 1) return;
       const isDue = this.#fill(end.bucket, rate, now) >= Math.min(slice, end.held.length);
       if (!isDue) continue;
+      if (performance.now() - now >= writingMs) return;
       this.#sessions.charge(end.session, () => this.#paidPart(this.#pump(end, end.other!, now)));
     }
   }
