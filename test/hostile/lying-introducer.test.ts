@@ -55,10 +55,12 @@ describe("a third party is not shot at", () => {
   test("by birthdays in answer to our own `connect`, again and again", async () => {
     const victim = peerLine({ public: "127.0.0.2:4000", mapping: "random" });
     let asked = 0;
+    const relay = { type: "relay", peer: victim, role: "controlling", token: hex(16) };
     using house = await LyingIntroducer.listen((line, visitor) => {
       if (line.type === "register") visitor.say(registered(line, own), peersLine(victim));
-      if (line.type === "connect") asked++;
-      if (line.type === "connect") void cannonade(visitor, victim);
+      if (line.type !== "connect") return;
+      if (++asked <= 10) return void cannonade(visitor, victim);
+      visitor.say(punchLine(victim, { way: "birthday", role: "controlling", deadlineMs: 500 }), relay);
     });
     await using alice = new Driven(house.port, "alice", "--verbose");
     await alice.registered;
@@ -69,6 +71,10 @@ describe("a third party is not shot at", () => {
     expect(asked).toBe(10);
     expect(started(alice, "127.0.0.2:")).toBeLessThan(3_500);
     expect(started(alice, "127.0.0.2:")).toBeGreaterThan(500); // a birthday was begun at all
+    // One too many is a round without: whoever means well offers a relay meanwhile, which is taken.
+    alice.type("connect bob");
+    await house.hears("relay", ({ token }) => token === relay.token);
+    expect(house.heard.all.filter(({ reason }) => reason === "refused-by-peer")).toEqual([]);
   }, 60_000);
 
   test("by a birthday's sockets at one port of it, whatever its peers are called", async () => {
