@@ -154,7 +154,7 @@ export class Channel implements Carrier {
     this.secured = this.#handshake();
     // A channel that is dropped before anybody waits for it must not count as an unhandled failure.
     this.secured.catch(() => {});
-    this.#tls.on("data", (chunk: Buffer) => this.#read(chunk));
+    this.#tls.on("data", (chunk: Buffer) => this.#guard(() => this.#read(chunk)));
     this.#tls.on("error", (error: Error) => this.#end(inWords(error)));
     this.#tls.on("end", () => this.#closeOnceAcknowledged());
     this.#tls.on("close", () => this.#end(closedThere));
@@ -337,15 +337,26 @@ export class Channel implements Carrier {
 
   #tune(): void {
     if (this.#isClosed) return;
-    tuneForCarrier(this.#fd);
-    limitUnsent(this.#fd, unsentBytes.first);
+    this.#guard(() => {
+      tuneForCarrier(this.#fd);
+      limitUnsent(this.#fd, unsentBytes.first);
+    });
+  }
+
+  /** What throws, such as an option of a descriptor that is gone, costs the connection, and nothing else. */
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#end(error instanceof Error ? inWords(error) : String(error));
+    }
   }
 
   /** The callbacks of pending writes come after `destroy`, too, when the descriptor may be somebody else's. */
   readonly #written = (): void => {
     if (this.#isClosed || this.#tls.writableLength > 0) return;
     const unsent = this.#rate.end();
-    if (unsent !== undefined) limitUnsent(this.#fd, unsent);
+    if (unsent !== undefined) this.#guard(() => limitUnsent(this.#fd, unsent));
     this.onWritten();
   };
 
