@@ -47,7 +47,7 @@ class Rogue implements Disposable {
   isClosed = false;
   /** Whether it acknowledges what comes. */
   acknowledges = true;
-  #processed = 0;
+  processed = 0;
 
   constructor(port: number) {
     const { key, certificate: cert } = aliceIdentity;
@@ -56,24 +56,24 @@ class Rogue implements Disposable {
     const decoder = new FrameDecoder({
       onPiece: (_stream, piece, _at, isLast) => {
         this.text += piece.toString();
-        if (isLast) this.#processed++;
+        if (isLast) this.processed++;
       },
       onFrame: (type, stream, payload) => this.#onFrame(type, stream, Buffer.from(payload)),
     });
     let hasAnswer = false;
     this.socket.on("data", (chunk: Buffer) => {
-      const before = this.#processed;
+      const before = this.processed;
       const lf = hasAnswer ? -1 : chunk.indexOf(10);
       hasAnswer ||= lf >= 0;
       if (hasAnswer) decoder.push(chunk.subarray(lf + 1));
-      if (this.acknowledges && this.#processed > before) this.send(encodeCount(frame.ack, this.#processed));
+      if (this.acknowledges && this.processed > before) this.send(encodeCount(frame.ack, this.processed));
     });
     this.socket.on("error", () => {}).on("close", () => (this.isClosed = true));
   }
 
   #onFrame(type: number, stream: number, payload: Buffer): void {
     this.frames.push({ type, stream, payload });
-    if (isSequenced(type)) this.#processed++;
+    if (isSequenced(type)) this.processed++;
     if (type === frame.credit && stream === lines) this.credit += payload.readUInt32BE(0);
   }
 
@@ -262,6 +262,32 @@ describe("a peer that", () => {
     await until("all are answered", () => rogue.text.length >= (sent / 1_000) * pings.length);
     expect(bob.ends).toEqual([]);
   });
+
+  test("asks without end and acknowledges no answer makes us keep little, and is not read any more", async () => {
+    await using _ = noSocketLeft();
+    using scene = await againstRogue();
+    const { rogue, bob } = scene;
+    rogue.acknowledges = false;
+    rogue.send(encodeCredit(lines, 1 << 30));
+    const pings = ourLines(Array.from({ length: 1_000 }, (_, id) => ({ type: "ping", id })));
+    let [sent, stuckAt, quietSince] = [0, -1, performance.now()];
+    await until(
+      "it gets no more credit",
+      () => {
+        for (; rogue.credit >= pings.length; rogue.credit -= pings.length, sent += 1_000)
+          rogue.send(encodeFrame(frame.data, pings, lines));
+        if (sent !== stuckAt) [stuckAt, quietSince] = [sent, performance.now()];
+        return sent > 100_000 || performance.now() - quietSince > 500;
+      },
+      20_000,
+    );
+    expect(sent).toBeLessThan(100_000);
+    expect(bob.link.session.heldBytes).toBeLessThan(3 * 1024 * 1024);
+    rogue.acknowledges = true;
+    rogue.send(encodeCount(frame.ack, rogue.processed));
+    await until("all are answered", () => rogue.text.length >= (sent / 1_000) * pings.length, 20_000);
+    expect(bob.ends).toEqual([]);
+  }, 40_000);
 
   test("sends a million pings of its channel and reads nothing costs nothing", async () => {
     await using _ = noSocketLeft();
