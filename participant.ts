@@ -57,14 +57,17 @@ import {
 } from "./native/punch/mapping.ts";
 import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
+import { byTurns } from "./native/rounds.ts";
 import {
   CommandError,
   completions,
   count,
+  jsonPieces,
   otherStartedAs,
   readCommand,
   readOptions,
   renderCommands,
+  renderRows,
   renderTable,
   runProgram,
   startedAs,
@@ -451,9 +454,20 @@ export class Participant {
     return this.#state.is === "registered";
   }
 
-  /** The list, in the order of the ids. */
+  /** The list, in the order of the ids: at once, so where there may be thousands {@link listed} is better. */
   get rows(): PeerRow[] {
     return [...this.#peers.values()].map(({ row }) => row).sort((a, b) => a.id - b.id);
+  }
+
+  *names(): Generator<string, void> {
+    for (const { name } of this.#peers.values()) yield name;
+  }
+
+  /** The rows, made by turns with all else. */
+  async listed(): Promise<PeerRow[]> {
+    const rows: PeerRow[] = [];
+    await byTurns(this.#peers.values(), ({ row }) => void rows.push(row));
+    return rows.sort((a, b) => a.id - b.id);
   }
 
   /** What the introducer knows of us, while we are registered. */
@@ -1281,18 +1295,22 @@ const wideList: Column[] = [
   { head: "bytes", optional: 3 },
 ];
 
-/** The list in `columns` columns, of which it needs 80; Infinity, for a pipe, cuts and wraps nothing. */
-export function renderList(rows: PeerRow[], columns: number, c: Colors): string {
+/**
+ * The list in `columns` columns, of which it needs 80, in pieces, made by turns with all else; Infinity, for a pipe, cuts
+ * and wraps nothing.
+ */
+export async function renderList(rows: readonly PeerRow[], columns: number, c: Colors): Promise<string[]> {
   if (rows.length === 0)
-    return "Nobody else is in the room. Others join with the same introducer and --room.";
+    return ["Nobody else is in the room. Others join with the same introducer and --room."];
   const isWide = columns >= wideColumns;
-  const cells = rows.map((row) => [
+  const cells = (row: PeerRow): Cell[] => [
     [{ text: stateMarks[row.state], paint: stateLabels[row.state](c) }],
     [row.present ? String(row.id) : "-"],
     [{ text: printable(row.name), paint: c.bold }],
     ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
-  ]);
-  return `${renderTable(isWide ? wideList : narrowList, cells, columns)}\n${total(rows)}`;
+  ];
+  const pieces = await renderRows(isWide ? wideList : narrowList, rows, cells, columns);
+  return [...pieces, total(rows)];
 }
 
 function narrowCells(row: PeerRow, c: Colors): Cell[] {
@@ -1338,9 +1356,11 @@ function linkWords(row: PeerRow): string {
   return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
 }
 
-/** `list -v`: what the table has no room for. */
-export function renderDetails(rows: PeerRow[], c: Colors): string {
-  return rows.map((row) => renderDetail(row, c)).join("\n");
+/** `list -v`: what the table has no room for, likewise. */
+export async function renderDetails(rows: readonly PeerRow[], c: Colors): Promise<string[]> {
+  const pieces: string[] = [];
+  await byTurns(rows, (row) => void pieces.push(pieces.length > 0 ? "\n" : "", renderDetail(row, c)));
+  return pieces;
 }
 
 function renderDetail(row: PeerRow, c: Colors): string {
@@ -1373,7 +1393,7 @@ function traffic(row: PeerRow): string {
 }
 
 /** `3 peers: 2 linked, 1 known`. */
-function total(rows: PeerRow[]): string {
+function total(rows: readonly PeerRow[]): string {
   const states = Object.entries(Object.groupBy(rows, ({ state }) => state));
   return `${count(rows.length, "peer")}: ${states.map(([state, all]) => `${all.length} ${state}`).join(", ")}`;
 }
@@ -1750,7 +1770,7 @@ class Prompt {
     const [peer = ""] = words;
     switch (command) {
       case "list":
-        return this.#list(participant.rows, flags.includes("-v"));
+        return this.#list(await participant.listed(), flags.includes("-v"));
       case "connect":
         return connectAll(words, flags.includes("-v"), participant);
       case "say":
@@ -1814,11 +1834,11 @@ class Prompt {
     }
   }
 
-  #list(rows: PeerRow[], isVerbose: boolean): void {
-    if (this.#isJson) return this.#json({ event: "peers", peers: rows });
+  async #list(rows: readonly PeerRow[], isVerbose: boolean): Promise<void> {
+    if (this.#isJson) return this.#terminal.longResult(await jsonPieces({ event: "peers" }, "peers", rows));
     const { width, resultColors: colors } = this.#terminal;
-    this.#terminal.result(renderList(rows, width, colors));
-    if (isVerbose && rows.length > 0) this.#terminal.result(renderDetails(rows, colors));
+    this.#terminal.longResult(await renderList(rows, width, colors));
+    if (isVerbose && rows.length > 0) this.#terminal.longResult(await renderDetails(rows, colors));
   }
 
   #forwards(rows: ForwardRow[]): void {
@@ -2337,12 +2357,7 @@ function converse(
       void run(line);
       return false;
     },
-    complete: (line) =>
-      completions(
-        commands,
-        participant.rows.map(({ name }) => name),
-        line,
-      ),
+    complete: (line) => completions(commands, participant.names(), line),
     reasonToStay: () => {
       const links = participant.linkCount;
       return links === 0 ? undefined : `${count(links, "link")} up`;

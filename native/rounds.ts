@@ -1,7 +1,7 @@
 /**
  * What there is to do for each of many, by turns with everything else the program does: a thousand sessions to end take
- * 15 ms, and whoever says something meanwhile would wait for all of them. It owns neither those nor a timer. For
- * introducer.ts alone.
+ * 15 ms, and whoever says something meanwhile would wait for all of them. It owns neither those nor a timer. For both
+ * programs.
  */
 
 /** How long others wait for what concerns them less, or as long as it takes to look at one. */
@@ -59,4 +59,33 @@ export class Rounds<T> {
     }
     return false;
   }
+}
+
+/**
+ * Does something with each of them, a slice at once; resolves when it has been done with all. What it throws ends that,
+ * and rejects.
+ */
+export function byTurns<T>(all: Iterable<T>, work: (one: T) => void): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const left = all[Symbol.iterator]();
+  const slice = () => {
+    const sliceAt = performance.now();
+    do {
+      const { done, value } = left.next();
+      if (done) return false;
+      work(value);
+    } while (performance.now() - sliceAt < sliceMs);
+    return true;
+  };
+  enqueue(() => {
+    try {
+      const hasMore = slice();
+      if (!hasMore) resolve();
+      return hasMore;
+    } catch (error) {
+      reject(error);
+      return false;
+    }
+  });
+  return promise;
 }

@@ -49,8 +49,12 @@ const linked: PeerRow = {
 };
 const longest = at("[2001:db8:1111:2222:3333:4444:5555:6666]:54321");
 
-test("the list shows every state, endpoint and measure of a peer", () => {
-  const shown = renderList(
+/** The list, and what more there is with -v. */
+const list = async (...all: Parameters<typeof renderList>) => (await renderList(...all)).join("");
+const details = async (...all: Parameters<typeof renderDetails>) => (await renderDetails(...all)).join("");
+
+test("the list shows every state, endpoint and measure of a peer", async () => {
+  const shown = await list(
     [
       known,
       { ...known, id: 3, state: "punching" },
@@ -86,15 +90,15 @@ test.each([
   ["big numbers", { ...linked, id: 2 ** 53 - 1, rttMs: 123_456.7, bytesIn: 2 ** 53, bytesOut: 999_999 }],
   ["ten private endpoints", { ...known, private: Array<Endpoint>(10).fill(longest) }],
   ["the longest reason", { ...known, state: "failed", reason: "authentication-failed" }],
-] satisfies [string, PeerRow][])("the list fits in 80 columns with %s", (_, row) => {
-  const lines = renderList([row, known], 80, plain).split("\n");
+] satisfies [string, PeerRow][])("the list fits in 80 columns with %s", async (_, row) => {
+  const lines = (await list([row, known], 80, plain)).split("\n");
   expect(lines.filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
   expect(lines.join("")).not.toContain("…"); // cli-table3's mark where it cut something off
   expect(lines.join("")).not.toContain("\x1b");
 });
 
-test("a wide terminal shows IPv6 endpoints whole", () => {
-  expect(renderList([{ ...linked, public: longest, local: longest, remote: longest }], 140, plain)).toContain(
+test("a wide terminal shows IPv6 endpoints whole", async () => {
+  expect(await list([{ ...linked, public: longest, local: longest, remote: longest }], 140, plain)).toContain(
     `→ ${longest}`,
   );
 });
@@ -106,28 +110,28 @@ const several: PeerRow[] = [
   { ...known, id: 4, state: "failed", reason: "no-candidate-answered" },
 ];
 
-test.each([120, 121, 140, 200, 250, Infinity])("in %d columns each peer has one line", (columns) => {
-  const lines = renderList(several, columns, plain).split("\n");
+test.each([120, 121, 140, 200, 250, Infinity])("in %d columns each peer has one line", async (columns) => {
+  const lines = (await list(several, columns, plain)).split("\n");
   expect(lines.length).toBe(1 + several.length + 1);
   expect(lines.at(-1)).toBe("3 peers: 2 linked, 1 failed");
   expect(lines.filter((line) => Bun.stringWidth(line) > columns)).toEqual([]);
 });
 
-test("a name is whole wherever it fits, and in a pipe nothing is missing", () => {
-  expect(renderList([several[0]!], 120, plain)).toContain(longName);
-  expect(renderList([{ ...known, name: "x".repeat(30) }], 80, plain)).toContain("x".repeat(30));
-  const piped = renderList(several, Infinity, plain);
+test("a name is whole wherever it fits, and in a pipe nothing is missing", async () => {
+  expect(await list([several[0]!], 120, plain)).toContain(longName);
+  expect(await list([{ ...known, name: "x".repeat(30) }], 80, plain)).toContain("x".repeat(30));
+  const piped = await list(several, Infinity, plain);
   for (const text of [longName, `${longest}, ${longest}`, `→ ${longest}`, "in 1.5 kB out 2.0 MB"])
     expect(piped).toContain(text);
 });
 
-test("an empty list says what to do; colours only when asked for", () => {
-  expect(renderList([], 80, plain)).toContain("--room");
-  expect(renderList([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
+test("an empty list says what to do; colours only when asked for", async () => {
+  expect(await list([], 80, plain)).toContain("--room");
+  expect(await list([linked], 80, pc.createColors(true))).toContain("\x1b[32m● linked");
 });
 
-test("`list -v` adds what the table has no room for", () => {
-  const shown = renderDetails(
+test("`list -v` adds what the table has no room for", async () => {
+  const shown = await details(
     [
       { ...linked, carriers: 3, roundTripMs: 21 },
       { ...known, state: "untrusted", distrust: "its proof is wrong" },
@@ -139,13 +143,13 @@ test("`list -v` adds what the table has no room for", () => {
   expect(shown).toContain("distrust     its proof is wrong");
 });
 
-test("what is relayed, coming back or untrusted is told apart in the list", () => {
+test("what is relayed, coming back or untrusted is told apart in the list", async () => {
   const rows: PeerRow[] = [
     { ...linked, route: "relay" },
     { ...linked, id: 3, state: "returning", route: "public" },
     { ...known, id: 4, state: "untrusted", distrust: "no proof" },
   ];
-  const shown = renderList(rows, 80, pc.createColors(true));
+  const shown = await list(rows, 80, pc.createColors(true));
   expect(shown).toContain("\x1b[33mrelay 12.3 ms 1m");
   expect(shown).toContain("\x1b[33m◌ coming back");
   expect(shown).toContain("\x1b[31m✗ untrusted");
@@ -168,7 +172,7 @@ test.each<[string, Partial<NatReport>, string, boolean]>([
   expect(shown.includes("peer's NAT")).toBe(hasTable);
 });
 
-test("escape sequences from the network stay harmless", () => {
+test("escape sequences from the network stay harmless", async () => {
   const evil = "\x1b]0;owned\x07\u009b2J\u202e\r\n";
   const events: ParticipantEvent[] = [
     { event: "said", peer: 2, name: evil, text: evil },
@@ -184,7 +188,7 @@ test("escape sequences from the network stay harmless", () => {
   ];
   const shown = [
     ...events.map((event) => tell(event, plain)),
-    renderList([{ ...known, name: evil }], 80, plain),
+    await list([{ ...known, name: evil }], 80, plain),
   ];
   for (const text of shown) expect(text).not.toMatch(/[^\P{C}\n]/u);
 });

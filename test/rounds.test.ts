@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { Rounds, sliceMs } from "../native/rounds.ts";
+import { byTurns, Rounds, sliceMs } from "../native/rounds.ts";
 import { toil, until } from "./native-fixture.ts";
 
 /** More than one slice takes. */
@@ -58,4 +58,23 @@ test("several rounds take turns, a slice each", async () => {
   }
   await until("both are over", () => seen.length === 6);
   expect(seen.join("")).toBe("a1b2c3");
+});
+
+test("what is done by turns is done with all, in order, with others between, and what it throws rejects", async () => {
+  const seen: string[] = [];
+  const turn = () => void (seen.push("-"), (timer = setImmediate(turn)));
+  let timer = setImmediate(turn);
+  await byTurns("abc", (one) => {
+    toil(tooLongMs);
+    seen.push(one);
+  });
+  clearImmediate(timer);
+  expect(seen.join("")).toMatch(/^-*a-+b-+c-*$/);
+  const failing = byTurns([1, 2], (one) => {
+    seen.push(`${one}`);
+    throw new Error("a mistake");
+  });
+  expect(failing).rejects.toThrow("a mistake");
+  await failing.catch(() => {});
+  expect(seen).not.toContain("2");
 });

@@ -13,6 +13,7 @@ import {
   readCommand,
   readOptions,
   renderCommands,
+  renderRows,
   renderTable,
   shorten,
   UsageError,
@@ -90,6 +91,30 @@ test.each([15, 16, 17, 20, 25, 33, 40, 47, 80])("a table is at most %i columns w
   const wide: Cell[] = [["12"], [family.repeat(20)], ["🇩🇪❤️👍🏽日本".repeat(5)], ["x"], ["y"]];
   const lines = renderTable(columns, [...rows, wide], width).split("\n");
   expect(lines.filter((line) => Bun.stringWidth(line) > width)).toEqual([]);
+});
+
+test.each([15, 16, 20, 33, 47, 80, Infinity])(
+  "in %i columns a table of many rows looks like a small one",
+  async (width) => {
+    const two = columns.with(1, { head: "name\nof it", least: 6, isCut: true });
+    const wide: Cell[] = [["12"], [family.repeat(20)], ["🇩🇪❤️👍🏽日本".repeat(5)], ["x"], ["y"]];
+    const paint = (text: string) => `\x1b[31m${text}\x1b[39m`;
+    const red: Cell[] = [[{ text: "3", paint }], [{ text: "red as blood", paint }], ["a", "b"], [""], [""]];
+    const all = [...rows, wide, red];
+    const pieces = await renderRows(two, all, (row) => row, width);
+    expect(pieces).toHaveLength(1 + all.length);
+    expect(pieces.join("")).toBe(`${renderTable(two, all, width)}\n`);
+  },
+);
+
+test("while a table of many rows is made, everything else has its turn", async () => {
+  let turns = 0;
+  const turn = () => void (++turns, (timer = setImmediate(turn)));
+  let timer = setImmediate(turn);
+  const many = Array.from({ length: 2000 }, (_, index) => [[String(index)], ["name"], ["here"], [""], [""]]);
+  await renderRows(columns, many, (row) => row, 80);
+  clearImmediate(timer);
+  expect(turns).toBeGreaterThan(5);
 });
 
 test("colours only on a terminal, and not where NO_COLOR is set", () => {
