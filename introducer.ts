@@ -49,11 +49,12 @@ import {
   CommandError,
   completions,
   count,
+  jsonPieces,
   otherStartedAs,
   readCommand,
   readOptions,
   renderCommands,
-  renderTable,
+  renderRows,
   runProgram,
   startedAs,
   UsageError,
@@ -67,7 +68,7 @@ import {
 } from "./native/terminal.ts";
 import { redisUrlProblem } from "./native/redis/connection.ts";
 import { RedisRooms } from "./native/redis/rooms.ts";
-import { Rounds, sliceMs } from "./native/rounds.ts";
+import { byTurns, Rounds, sliceMs } from "./native/rounds.ts";
 import { ToldTokens } from "./native/told.ts";
 import {
   isSecretRoom,
@@ -728,6 +729,11 @@ function snapshot(others: Iterable<Party>): string {
   return parts.map(line).join("");
 }
 
+/** After how long one shall come back who is sent away. */
+function retryInMs(): number {
+  return Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
+}
+
 /** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
 export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
   const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
@@ -871,18 +877,22 @@ function row(one: Participant, width: number, colors: Colors, now: number, isSha
   return [...who, [one.mapping], [dim(hosts)], [one.public], [all], [punching], since];
 }
 
-/** The participants as a table: of at most 80 columns, or as wide as `width`; Infinity, for a pipe, cuts nothing. */
-export function renderParticipants(
-  participants: Participant[],
+/**
+ * The participants as a table, in pieces, made by turns with all else: of at most 80 columns, or as wide as `width`;
+ * Infinity, for a pipe, cuts nothing.
+ */
+export async function renderParticipants(
+  participants: readonly Participant[],
   colors: Colors,
   now: number,
   width = 80,
-): string {
-  if (participants.length === 0) return "nobody is here yet";
+): Promise<string[]> {
+  if (participants.length === 0) return ["nobody is here yet"];
   const isShared = participants.some(({ introducer }) => introducer !== undefined);
-  const rows = participants.map((one) => row(one, width, colors, now, isShared));
   const columns = columnsOf(width < wideColumns, isShared);
-  return `${renderTable(columns, rows, width)}\n${total(participants)}`;
+  const cells = (one: Participant) => row(one, width, colors, now, isShared);
+  const pieces = await renderRows(columns, participants, cells, width);
+  return [...pieces, await total(participants)];
 }
 
 function columnsOf(isNarrow: boolean, isShared: boolean): Column[] {
@@ -892,12 +902,16 @@ function columnsOf(isNarrow: boolean, isShared: boolean): Column[] {
 }
 
 /** `3 participants in 1 room, 1 link`. */
-function total(participants: Participant[]): string {
-  const rooms = new Set(participants.map(({ room }) => room)).size;
-  const links = Math.ceil(participants.reduce((sum, { linked }) => sum + linked.length, 0) / 2);
-  const ends = participants.flatMap((one) => one.links.filter(({ route }) => route === "relay"));
-  const summary = `${count(participants.length, "participant")} in ${count(rooms, "room")}, ${count(links, "link")}`;
-  return ends.length > 0 ? `${summary}, ${Math.ceil(ends.length / 2)} relayed` : summary;
+async function total(participants: readonly Participant[]): Promise<string> {
+  const rooms = new Set<string>();
+  let [ends, relayed] = [0, 0];
+  await byTurns(participants, ({ room, linked, links }) => {
+    rooms.add(room);
+    ends += linked.length;
+    for (const { route } of links) relayed += Number(route === "relay");
+  });
+  const summary = `${count(participants.length, "participant")} in ${count(rooms.size, "room")}, ${count(Math.ceil(ends / 2), "link")}`;
+  return relayed > 0 ? `${summary}, ${Math.ceil(relayed / 2)} relayed` : summary;
 }
 
 /** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
@@ -1879,7 +1893,8 @@ export class Introducer {
   /** Of what is being served now; undefined while nothing is. */
   #mistake: Mistake | undefined = undefined;
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
-  #draining: { reason: string; untilMs: number; done: () => void } | undefined;
+  /** `isUnderWay`: while those are sent away who may go. */
+  #draining: { reason: string; untilMs: number; isUnderWay: boolean; done: () => void } | undefined;
   #drained: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
   #allGone: (() => void) | undefined;
@@ -2025,15 +2040,42 @@ export class Introducer {
     return [...new Set(this.#probeListeners.map(({ port }) => port))];
   }
 
-  /** Everyone who has registered, by id. */
+  /** Everyone who has registered, by id: at once, so where there may be thousands {@link listed} is better. */
   get participants(): Participant[] {
-    const ids = new Map<string, number>();
-    for (const name of this.#rooms.keys())
-      for (const { peer } of this.#everyone(name)) ids.set(`${peer.instance} ${name}`, peer.id);
+    return [...this.#members.values()].map(this.#shower());
+  }
+
+  /** The same by turns with all else, as it is when each has its turn. */
+  async listed(): Promise<Participant[]> {
+    const all: Participant[] = [];
+    const show = this.#shower();
+    await byTurns(this.#members.values(), (member) => void all.push(show(member)));
+    return all;
+  }
+
+  /** How many have registered, and what they are called. */
+  get size(): number {
+    return this.#members.size;
+  }
+  *names(): Generator<string, void> {
+    for (const { peer } of this.#members.values()) yield peer.name;
+  }
+
+  /** Shows one after the other, and looks up what it needs only once. */
+  #shower(): (member: Member) => Participant {
     const relayed = this.#relays?.bytes();
-    return [...this.#members.values()].map((member) => {
+    const rooms = new Map<string, Map<string, number>>();
+    const idsIn = (room: string) => {
+      const known = rooms.get(room);
+      if (known) return known;
+      const ids = new Map<string, number>();
+      for (const { peer } of this.#everyone(room)) ids.set(peer.instance, peer.id);
+      rooms.set(room, ids);
+      return ids;
+    };
+    return (member) => {
       const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
-        const id = this.#idOf(member.room, instance, told) ?? ids.get(`${instance} ${member.room}`);
+        const id = this.#idOf(member.room, instance, told) ?? idsIn(member.room).get(instance);
         const other = id === undefined ? undefined : this.#inRoom(member.room, id);
         if (id === undefined || !other) return [];
         const bytes = route === "relay" ? relayed?.get(relayKey(member, other)) : undefined;
@@ -2042,7 +2084,7 @@ export class Introducer {
       const { peer, room } = member;
       const punching = this.#introductions.punching(peer.id);
       return { ...peer, room, linked: links.map(({ id }) => id), links, punching };
-    });
+    };
   }
 
   /** That id, if it is still that instance's. */
@@ -2063,7 +2105,7 @@ export class Introducer {
 
   /** Asks all introducers that share the rooms; our own answer is the first. */
   async ask(question: Question): Promise<Answers> {
-    const own = this.#answer(question);
+    const own = await this.#answer(question);
     const { all, problem } = await this.#elsewhere.ask(question);
     return { all: [own, ...all], ...(problem !== undefined && { problem }) };
   }
@@ -2071,27 +2113,44 @@ export class Introducer {
   /** Says something to everyone, or to one, wherever they are; resolves to how many could be told. */
   async tell(text: string, to?: number): Promise<{ told: number; problem?: string }> {
     const question = { about: "notice", text, ...(to !== undefined && { to }) } as const;
-    if (to !== undefined && this.#members.has(to)) return { told: this.#answer(question).count };
+    if (to !== undefined && this.#members.has(to)) return { told: (await this.#answer(question)).count };
     const { all, ...problem } = await this.ask(question);
     return { told: all.reduce((sum, { count: told }) => sum + told, 0), ...problem };
   }
 
   /** None, if that fails. */
-  #answerOther(question: Question): Answer | undefined {
-    let answer: Answer | undefined;
-    this.#serve(nobody, () => (answer = this.#answer(question)));
-    return answer;
+  async #answerOther(question: Question): Promise<Answer | undefined> {
+    try {
+      return await this.#answer(question);
+    } catch (error) {
+      this.#complain(error);
+      return undefined;
+    }
   }
 
-  #answer(question: Question): Answer {
+  async #answer(question: Question): Promise<Answer> {
     const place = formatEndpoint(this.#advertised ?? publicAddress(this.host), this.port);
     const { size } = this.#members;
     if (question.about === "count") return { place, count: size, participants: [] };
-    if (question.about === "list") return { place, count: size, participants: this.participants };
-    const { text, to } = question;
-    const told = [...this.#members.values()].filter(({ peer }) => to === undefined || peer.id === to);
-    this.#tellRoom(told, encode({ type: "notice", text }));
-    return { place, count: told.length, participants: [] };
+    if (question.about === "list") return { place, count: size, participants: await this.listed() };
+    return { place, count: await this.#notify(question.text, question.to), participants: [] };
+  }
+
+  /** Says something to all, or to one; resolves to how many could be told. */
+  async #notify(text: string, to: number | undefined): Promise<number> {
+    const line = encode({ type: "notice", text });
+    const one = to === undefined ? undefined : this.#members.get(to);
+    const whom = to === undefined ? this.#members.values() : one ? [one] : [];
+    let told = 0;
+    await byTurns(whom, (member) => {
+      if (member.closing) return;
+      told += 1;
+      this.#serve(member.socket, () => {
+        this.#write(member, line);
+        this.#flush(member); // now, or they would all be flushed in one turn
+      });
+    });
+    return told;
   }
 
   /**
@@ -2104,40 +2163,65 @@ export class Introducer {
 
   async #endInOrder(reason: string): Promise<void> {
     const { promise, resolve: done } = Promise.withResolvers<void>();
-    const now = performance.now();
-    this.#draining = { reason, untilMs: now + drainMs, done };
+    this.#draining = { reason, untilMs: performance.now() + drainMs, isUnderWay: false, done };
     const participants = this.#members.size;
-    const punching = participants - this.#idleMembers().length;
+    let punching = 0;
+    await byTurns(this.#members.values(), (member) => void (punching += Number(this.#isPunching(member))));
     this.#tell({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
-    this.#dismiss(now);
+    this.#dismiss();
     await promise;
     await this.stop(reason);
   }
 
-  #idleMembers(): Member[] {
-    return [...this.#members.values()].filter(
-      ({ peer }) => this.#introductions.punching(peer.id).length === 0,
-    );
+  #isPunching({ peer }: Member): boolean {
+    return this.#introductions.punching(peer.id).length > 0;
   }
 
-  /** While it drains: sends away whoever waits for nothing here. */
-  #dismiss(now: number): void {
+  /** While it drains: sends away whoever waits for nothing here, by turns, all being silenced before the first leaves. */
+  #dismiss(): void {
+    if (!this.#draining || this.#draining.isUnderWay) return;
+    this.#draining.isUnderWay = true;
+    const { reason, untilMs } = this.#draining;
+    const isLate = performance.now() >= untilMs;
+    const leaving: Member[] = [];
+    const dismiss = (member: Member) => {
+      if (member.closing || (!isLate && this.#isPunching(member))) return;
+      this.#silence(member, { type: "bye", reason, retryInMs: retryInMs() });
+      leaving.push(member);
+    };
+    void byTurns(this.#members.values(), (member) => this.#serve(member.socket, () => dismiss(member)))
+      .then(() => this.#closeAll(leaving, reason))
+      .then(() => this.#dismissed(isLate));
+  }
+
+  #dismissed(isLate: boolean): void {
     if (!this.#draining) return;
-    const { reason, untilMs, done } = this.#draining;
-    const isLate = now >= untilMs;
-    const leaving = isLate ? [...this.#members.values()] : this.#idleMembers();
-    for (const member of leaving) this.#serve(member.socket, () => this.#dismissOne(member, reason));
-    for (const member of leaving) this.#serve(member.socket, () => this.#close(member, reason));
+    this.#draining.isUnderWay = false;
     const isPunching = this.#members.size > 0 || this.#relays?.isAwaited;
     // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
     if (!isPunching) this.#listener.stop();
-    if (isLate || (!isPunching && (this.#relays?.size ?? 0) === 0)) done();
+    if (isLate || (!isPunching && (this.#relays?.size ?? 0) === 0)) this.#draining.done();
   }
 
   #dismissOne(session: Session, reason: string): void {
-    const retryInMs = Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
-    this.#send(session, { type: "bye", reason, retryInMs });
-    session.closing = true; // so that nobody is told of everyone else's leaving
+    this.#silence(session, { type: "bye", reason, retryInMs: retryInMs() });
+    this.#close(session, reason);
+  }
+
+  /** The last that a session is told, once it is closed: of everyone else who leaves meanwhile it hears nothing. */
+  #silence(session: Session, message: ToParticipant): void {
+    session.outgoing += encode(message);
+    session.closing = true;
+    session.deadlineAt = Infinity;
+  }
+
+  /** By turns. */
+  #closeAll(sessions: Iterable<Session>, reason: string): Promise<void> {
+    return byTurns(sessions, (session) => {
+      if (!this.#connections.has(session)) return; // it has gone by itself
+      if (session.relayed) session.socket.terminate();
+      else this.#serve(session.socket, () => this.#close(session, reason));
+    });
   }
 
   /** Tells everyone, and resolves when all connections are closed. */
@@ -2152,17 +2236,13 @@ export class Introducer {
   async #stop(reason: string): Promise<void> {
     this.#listener.stop();
     for (const listener of this.#probeListeners) listener.stop();
-    for (const probe of this.#probeSockets) probe.terminate();
     const gone = new Promise<void>((resolve) => (this.#allGone = resolve));
     const sessions = [...this.#connections];
-    for (const session of sessions) {
-      if (!session.relayed) this.#serve(session.socket, () => this.#send(session, { type: "bye", reason }));
-      session.closing = true; // so that nobody is told of everyone else's leaving
-    }
-    for (const session of sessions) {
-      if (session.relayed) session.socket.terminate();
-      else this.#serve(session.socket, () => this.#close(session, reason));
-    }
+    await byTurns(this.#probeSockets, (probe) => probe.terminate());
+    await byTurns(sessions, (session) => {
+      if (!session.closing) this.#silence(session, { type: "bye", reason });
+    });
+    await this.#closeAll(sessions, reason);
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
     const left = this.#elsewhere.close();
     if (this.#connections.size > 0) await gone;
@@ -2774,7 +2854,7 @@ export class Introducer {
       () => this.#accepted.tick(now),
       () => this.#introductions.tick(),
       () => this.#relays?.tick(now),
-      () => this.#dismiss(now),
+      () => this.#dismiss(),
       () => this.#metrics.ticked(now - this.#tickedAt - this.#tickMs),
     ];
     for (const step of steps) this.#serve(nobody, step);
@@ -2900,8 +2980,7 @@ export class Introducer {
     if (session.peer) throw new Refusal("already-registered", `you are registered as ${session.peer.id}`);
     if (this.#draining) {
       const { reason } = this.#draining;
-      this.#dismissOne(session, reason);
-      return this.#close(session, reason);
+      return this.#dismissOne(session, reason);
     }
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
@@ -3109,7 +3188,6 @@ export class Introducer {
     const member = this.#members.get(id);
     if (!member) return;
     this.#dismissOne(member, reason);
-    this.#close(member, reason);
   }
 
   /** What another introducer says, of its participant and one of ours. */
@@ -3272,8 +3350,8 @@ class Prompt {
   }
 
   #converse(introducer: Introducer): Promise<void> {
-    const here = () => count(introducer.participants.length, "participant");
-    const isAlone = () => introducer.participants.length === 0;
+    const here = () => count(introducer.size, "participant");
+    const isAlone = () => introducer.size === 0;
     return this.#terminal.converse({
       prompt: "introducer> ",
       onLine: async (line) => {
@@ -3283,12 +3361,7 @@ class Prompt {
           isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
         );
       },
-      complete: (line) =>
-        completions(
-          commands,
-          introducer.participants.map(({ name }) => name),
-          line,
-        ),
+      complete: (line) => completions(commands, introducer.names(), line),
       reasonToStay: () => (isAlone() ? undefined : `${here()} here`),
     });
   }
@@ -3314,11 +3387,12 @@ class Prompt {
   async #list(introducer: Introducer): Promise<void> {
     const { all, problem } = await introducer.ask({ about: "list" });
     const participants = all.flatMap((one) => one.participants);
-    if (this.#isJson) this.#json({ event: "participants", participants });
-    else {
-      const { resultColors, width } = this.#terminal;
-      this.#terminal.result(renderParticipants(participants, resultColors, Date.now(), width));
-    }
+    const { resultColors, width } = this.#terminal;
+    const pieces = this.#isJson
+      ? await jsonPieces({ event: "participants" }, "participants", participants)
+      : await renderParticipants(participants, resultColors, Date.now(), width);
+    this.flush();
+    this.#terminal.longResult(pieces);
     complain("those of others may be missing", problem);
   }
 

@@ -90,7 +90,7 @@ export interface RoomsOwner {
   displaced(id: number, reason: string): void;
   received(letter: Letter): void;
   /** What another introducer's operator wants; undefined where that can't be told. */
-  answer(question: Question): Answer | undefined;
+  answer(question: Question): Promise<Answer | undefined>;
   /** That guest can't be told anything now. */
   undelivered(guest: Guest): void;
   /** Whether the rooms are shared now; said when that changes, and once at the start. */

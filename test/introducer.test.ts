@@ -73,6 +73,11 @@ function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = { 
   return { introducer, events, happened, join, [Symbol.asyncDispose]: dispose };
 }
 
+/** The operator's table. */
+async function rendered(...all: Parameters<typeof renderParticipants>): Promise<string> {
+  return (await renderParticipants(...all)).join("");
+}
+
 /** Registers and never looks at what comes; the introducer's end closes it. */
 async function joinAndIgnore(port: number, message: ToIntroducer): Promise<void> {
   const answered = Promise.withResolvers<void>();
@@ -2000,12 +2005,7 @@ test("a proof is handed on untouched, and a secret room is shown short", async (
   using bert = await scene.join("bert", room);
   const [peers] = bert.seen.filter((message) => message.type === "peers");
   expect(peers!.peers[0]!.proof).toBe(proof);
-  const table = renderParticipants(
-    scene.introducer.participants,
-    picocolors.createColors(false),
-    0,
-    Infinity,
-  );
+  const table = await rendered(scene.introducer.participants, picocolors.createColors(false), 0, Infinity);
   expect(table).toContain("efefefef…");
   expect(table).not.toContain(room);
 });
@@ -2485,7 +2485,7 @@ test("who registers anew replaces its old session, even in a full room; its name
 
 // --- the table -------------------------------------------------------------------------------------------
 
-test("the table fits 80 columns, with the longest of everything and without colour", () => {
+test("the table fits 80 columns, with the longest of everything and without colour", async () => {
   const some = {
     instance: hash("anna"),
     fingerprint,
@@ -2500,7 +2500,7 @@ test("the table fits 80 columns, with the longest of everything and without colo
     public: at("203.113.113.123:54321"),
   };
   const ipv6 = at("[2001:db8:1234:5678:9abc:def0:1234:5678]:40000");
-  const table = renderParticipants(
+  const table = await rendered(
     [
       { id: 1, name: "anna", room: "lobby", ...some, ...ipv4 },
       {
@@ -2530,7 +2530,7 @@ test("the table fits 80 columns, with the longest of everything and without colo
   }
 });
 
-test("a wide table has one line a participant; in a pipe nothing is cut", () => {
+test("a wide table has one line a participant; in a pipe nothing is cut", async () => {
   const one = {
     id: 1,
     name: "n".repeat(64),
@@ -2546,36 +2546,38 @@ test("a wide table has one line a participant; in a pipe nothing is cut", () => 
     public: at("203.113.113.123:54321"),
   };
   const show = (width: number) =>
-    renderParticipants([one, { ...one, id: 2 }], picocolors.createColors(false), 180_000, width);
+    rendered([one, { ...one, id: 2 }], picocolors.createColors(false), 180_000, width);
   for (const width of [120, 160]) {
-    const lines = show(width).split("\n");
+    const lines = (await show(width)).split("\n");
     expect(lines.length).toBe(4);
     expect(lines.filter((line) => Bun.stringWidth(line) > width)).toEqual([]);
     expect(lines[1]).toContain("endpoint-independent");
   }
-  expect(show(80)).toMatch(/endpoint-\s/);
-  const piped = show(Infinity);
+  expect(await show(80)).toMatch(/endpoint-\s/);
+  const piped = await show(Infinity);
   for (const text of [one.name, one.room, "192.168.178.123:54321, 10.0.0.1:1", "2, 3, 4, 5, 6, 7, 8, 9, 10"])
     expect(piped).toContain(text);
   expect(piped).toEndWith("2 participants in 1 room, 9 links");
   expect(piped).not.toContain("introducer");
-  const shared = (width: number) =>
-    renderParticipants(
-      [one, { ...one, id: 2, introducer: at("203.0.113.2:7000") }],
-      picocolors.createColors(false),
-      180_000,
-      width,
+  const shared = async (width: number) =>
+    (
+      await rendered(
+        [one, { ...one, id: 2, introducer: at("203.0.113.2:7000") }],
+        picocolors.createColors(false),
+        180_000,
+        width,
+      )
     ).split("\n");
-  expect(shared(Infinity).slice(0, 3)).toEqual([
+  expect((await shared(Infinity)).slice(0, 3)).toEqual([
     expect.stringMatching(/room +introducer +mapping/),
     expect.stringContaining(" here "),
     expect.stringContaining(" 203.0.113.2:7000 "),
   ]);
-  expect(shared(80).filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
-  for (const text of ["introducer", "here", "203.0."]) expect(shared(80).join("\n")).toContain(text);
+  expect((await shared(80)).filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
+  for (const text of ["introducer", "here", "203.0."]) expect((await shared(80)).join("\n")).toContain(text);
 });
 
-test("the table tells which links are relayed, and how much has gone that way", () => {
+test("the table tells which links are relayed, and how much has gone that way", async () => {
   const one = {
     id: 1,
     name: "anna",
@@ -2595,7 +2597,7 @@ test("the table tells which links are relayed, and how much has gone that way", 
     public: at("203.113.113.123:54321"),
   };
   for (const width of [80, 160, Infinity]) {
-    const table = renderParticipants([one], picocolors.createColors(false), 0, width);
+    const table = await rendered([one], picocolors.createColors(false), 0, width);
     for (const text of ["2 relayed 1.5 MiB", "3 relayed 0 B"])
       expect(table.replace(/\s+/g, " ")).toContain(text);
     expect(table).toEndWith("1 participant in 1 room, 2 links, 1 relayed");

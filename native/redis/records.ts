@@ -202,13 +202,20 @@ export interface AnswerPart extends Answer {
   more: boolean;
 }
 
+/** Tells one from a letter before it is read. */
+export const answerStart = '{"type":"peers",';
+
 /** Each part is a `peers` with more in it, and so is read as one. */
-export function writeAnswer(by: string, number: number, { participants, ...answer }: Answer): string[] {
+export function* writeAnswer(
+  by: string,
+  number: number,
+  { participants, ...answer }: Answer,
+): Generator<string, void> {
   const parts = Math.max(1, Math.ceil(participants.length / partSize));
-  return Array.from({ length: parts }, (_, part) => {
+  for (let part = 0; part < parts; part++) {
     const peers = participants.slice(part * partSize, (part + 1) * partSize);
-    return JSON.stringify({ type: "peers", by, number, ...answer, peers, more: part < parts - 1 });
-  });
+    yield JSON.stringify({ type: "peers", by, number, ...answer, peers, more: part < parts - 1 });
+  }
 }
 
 /** Undefined for what is none. */

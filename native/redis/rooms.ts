@@ -6,9 +6,11 @@
  */
 import { nameSkeleton, type Peer, type PeerChange } from "../../protocol.ts";
 import { take, type Bucket } from "../budget.ts";
+import { byTurns } from "../rounds.ts";
 import type { Answer, Answers, Guest, Letter, Occupant, Question, Rooms, RoomsOwner } from "../rooms.ts";
 import { digestOf, RedisConnection } from "./connection.ts";
 import {
+  answerStart,
   channelOf,
   everyone,
   inbox,
@@ -333,8 +335,13 @@ export class RedisRooms implements Rooms {
   }
 
   #receivedOwn(text: string): void {
+    // An answer may come in hundreds of parts at once, of which each takes as long as a thousand letters.
+    if (text.startsWith(answerStart)) return void byTurns([text], (part) => this.#receivedAnswer(part));
     const letter = readLetter(text);
-    if (letter) return this.#owner.received(letter);
+    if (letter) this.#owner.received(letter);
+  }
+
+  #receivedAnswer(text: string): void {
     const answer = readAnswer(text);
     const asking = answer && this.#asking.get(answer.number);
     if (!asking) return;
@@ -351,12 +358,16 @@ export class RedisRooms implements Rooms {
   #answer({ by, number, question }: Asked): void {
     if (by === this.#name || !take(this.#questions, questionBurst, questionsPerSecond, performance.now()))
       return;
-    const answer = this.#owner.answer(question);
-    if (!answer) return;
-    const parts = writeAnswer(this.#name, number, answer);
-    void this.#redis.attempt(() =>
-      Promise.all(parts.map((part) => this.#redis.command("PUBLISH", [inbox(by), part]))),
-    );
+    void this.#redis.attempt(async () => {
+      const answer = await this.#owner.answer(question);
+      const sent: Promise<unknown>[] = [];
+      await byTurns(answer ? writeAnswer(this.#name, number, answer) : [], (part) => {
+        const one = this.#redis.command("PUBLISH", [inbox(by), part]);
+        one.catch(() => {}); // until all are waited for
+        sent.push(one);
+      });
+      await Promise.all(sent);
+    });
   }
 
   #apply(room: string, view: View, text: string): void {

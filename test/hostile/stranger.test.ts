@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
-import { hex, Inbox, makeIdentity, Member, until, type Line } from "./wire.ts";
+import { dial, hex, Inbox, LineSocket, makeIdentity, Member, sha256, until, type Line } from "./wire.ts";
 
 const program = join(import.meta.dir, "..", "..", "introducer.ts");
 
@@ -144,6 +144,57 @@ linuxTest.each([
   await until("all have left", () => house.stats.participants === 0);
   expect(await comeAndGo(house.port, "alice", "127.0.0.2")).toMatchObject({ code: "name-taken" });
 });
+
+// --- a crowd -----------------------------------------------------------------------------------------------
+
+/** So many who register and answer pings, in rooms of 16. */
+async function crowd(port: number, size: number): Promise<DisposableStack> {
+  const all = new DisposableStack();
+  const answers = Array.from({ length: size }, async (_, n) => {
+    const one = all.use(new LineSocket(await dial("127.0.0.1", port)));
+    const shown = { name: `n${n}`, room: `room ${n >> 4}`, instance: sha256(`n${n}`).slice(0, 16) };
+    const rest = { fingerprint: "ab".repeat(32), private: ["192.168.1.5:40000"], links: [] };
+    one.say({ type: "register", version: 2, ...shown, ...rest });
+    await one.hears("registered");
+  });
+  await Promise.all(answers);
+  return all;
+}
+
+test.each([[[]], [["--json"]]])(
+  "`list` of two thousand keeps nobody waiting (%p)",
+  async (options) => {
+    const port = freePort();
+    const command = [process.execPath, program, String(port), "--host", "127.0.0.1", "-q", ...options];
+    await using child = Bun.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
+    let output = "";
+    void (async () => {
+      for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) output += text;
+    })();
+    const isListening = () =>
+      dial("127.0.0.1", port).then(
+        (socket) => !!socket.destroy(),
+        () => false,
+      );
+    await until("it listens", isListening);
+    using eve = await Member.join(port, { name: "eve" });
+    using _crowd = await crowd(port, 2000);
+    await settled(eve);
+    output = "";
+    child.stdin.write("list\n");
+    await child.stdin.flush();
+    let echoes = 0; // that she got while it was made
+    const end = options.length > 0 ? /\],"at":[\d.]+\}\n$/ : /2001 participants in 126 rooms, 0 links\n$/;
+    while (!end.test(output)) {
+      await settled(eve);
+      echoes++;
+    }
+    expect(output).toContain("n1999");
+    expect(echoes).toBeGreaterThan(5);
+    child.kill("SIGKILL");
+  },
+  30_000,
+);
 
 // --- whole IPv6 sites, in a namespace of their own ---------------------------------------------------------
 

@@ -163,7 +163,7 @@ async function plainConnect(host: Host, bob: ParticipantProgram): Promise<void> 
 async function list(program: ParticipantProgram): Promise<void> {
   type(program, "list");
   const { peers } = await program.next("peers");
-  say(renderList(peers, width, colors)); // as wide as the screen: no room for a name before it
+  say((await renderList(peers, width, colors)).join("")); // as wide as the screen: no room for a name before it
 }
 
 async function punch(
@@ -225,7 +225,7 @@ async function story(stack: AsyncDisposableStack): Promise<void> {
   chapter("What the introducer knows");
   type(introducer, "list");
   const { participants } = await introducer.next("participants");
-  say(renderParticipants(participants, colors, Date.now()));
+  say((await renderParticipants(participants, colors, Date.now())).join(""));
 }
 
 // --- main ------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ function share(url: string) {
     displaced: (id) => void displaced.push(id),
     received: () => {},
     undelivered: () => {},
-    answer: () => ({ place: formatEndpoint("127.0.0.1", 1), count: 0, participants: [] }),
+    answer: async () => ({ place: formatEndpoint("127.0.0.1", 1), count: 0, participants: [] }),
     sharing: (isShared) => void told.push(isShared),
   });
   const isShared = () => until("they are shared", () => told.at(-1) === true, patienceMs);
