@@ -1499,16 +1499,37 @@ function tellUse(event: UseEvent, c: Colors): string {
       return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
     }
     case "offered": {
-      const many = event.files === 1 ? "" : ` (${event.files} files)`;
-      return `${name} offers ${printable(event.what)}${many}, ${bytes(event.bytes)}: accept ${event.offer} | refuse ${event.offer}`;
+      const head = `${name} offers ${offerWords(event)}: accept ${event.offer} | refuse ${event.offer}`;
+      return [head, ...listingLines(event, c)].join("\n");
     }
-    case "transferring":
-      return `${event.direction} ${printable(event.what)}, ${bytes(event.bytes)}, ${event.direction === "sending" ? "to" : "from"} ${name}`;
+    case "transferring": {
+      if (event.direction === "sending")
+        return `sending ${printable(event.what)}, ${bytes(event.bytes)}, to ${name}`;
+      return [`receiving ${offerWords(event)}, from ${name}`, ...listingLines(event, c)].join("\n");
+    }
     case "transferred":
       return tellTransferred(event, c);
     case "transfer-failed":
       return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
   }
+}
+
+function offerWords({ what, files, bytes: total }: { what: string; files: number; bytes: number }): string {
+  const many = files === 1 ? "" : ` (${files} files)`;
+  return `${printable(what)}${many}, ${bytes(total)}`;
+}
+
+/** What an offer lists: it is seen before it is accepted. */
+function listingLines(event: UseEvent & { event: "offered" | "transferring" }, c: Colors): string[] {
+  const { what, storedAs, paths = [], more = 0, odd = [], moreOdd = 0 } = event;
+  const isAlone = more === 0 && paths.length === 1 && paths[0] === what;
+  return [
+    ...(isAlone ? [] : paths.map((path) => `  ${printable(path)}`)),
+    ...(more > 0 ? [`  and ${more} more`] : []),
+    ...odd.map(({ path, why }) => `  ${c.yellow("odd")}: ${printable(path)}: ${why}`),
+    ...(moreOdd > 0 ? [`  ${c.yellow("odd")}: and ${moreOdd} more`] : []),
+    ...(storedAs !== undefined && storedAs !== what ? [`  stored as ${printable(storedAs)}`] : []),
+  ];
 }
 
 const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);
@@ -1520,9 +1541,9 @@ const natMayTell: ReadonlySet<FailureReason> = new Set([
 ] as const);
 
 function tellTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
-  const { direction, what, files, failed, failures, elapsedMs } = event;
+  const { direction, what, storedAs = what, files, failed, failures, elapsedMs } = event;
   const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
-  const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
+  const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}${storedAs === what ? "" : ` as ${printable(storedAs)}`}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
   if (failed === 0) return done;
   const lines = failures.slice(0, 10).map(({ path, reason }) => `  ${printable(path)}: ${printable(reason)}`);
   return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
@@ -1915,7 +1936,10 @@ Options:
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
   --send PATH     with --connect PEER: send it, and end
-  --accept DIR    take the files that peers send, into DIR
+                  (fails when PEER accepts, and then does nothing for 60 s)
+  --accept DIR    take the files that peers send, into DIR: a file as itself,
+                  a folder or several things as a new folder
+  --executable    what was executable there is so here (default: nothing is)
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
@@ -1958,6 +1982,7 @@ interface Arguments {
   pipe: PipeSpec | undefined;
   send: string[];
   accept: string | undefined;
+  executable: boolean;
   keepMinutes: number;
   direct: boolean;
   portMapping: boolean;
@@ -1977,6 +2002,7 @@ const options = {
   pipe: { type: "string" },
   send: { type: "string", multiple: true },
   accept: { type: "string" },
+  executable: { type: "boolean" },
   keep: { type: "string" },
   direct: { type: "boolean" },
   "no-portmap": { type: "boolean" },
@@ -2024,6 +2050,7 @@ function readArguments(args: string[]): Arguments | "help" | "version" {
     pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
     send: values.send ?? [],
     accept: values.accept,
+    executable: values.executable ?? false,
     keepMinutes: readKeep(values.keep),
     direct: values.direct ?? false,
     portMapping: !values["no-portmap"],
@@ -2202,6 +2229,7 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
     pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
+    executable: options.executable,
     onEvent,
   });
   for (const use of ["forward", "pipe", "files"])

@@ -42,6 +42,10 @@ const filesIn = (folder: string): string[] =>
     .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1))
     .sort();
 
+/** The same, without the name of the new folder that several things come in. */
+const filesInNew = (): string[] =>
+  filesIn(target).map((path) => path.replace(/^from-(alice|mallory)-\d{4}-\d\d-\d\d-\d{6}\//, "NEW/"));
+
 const read = (path: string): string => fs.readFileSync(join(target, path), "utf8");
 
 describe("by option", () => {
@@ -66,7 +70,8 @@ describe("by option", () => {
       });
       expect(await alice.exited()).toBe(0);
       expect(await alice.next("transferred")).toMatchObject({ name: "bob", direction: "sending", files: 3 });
-      expect(filesIn(target)).toEqual(["photo.jpg", "tree/a/1", "tree/b"]);
+      expect(filesInNew()).toEqual(["NEW/photo.jpg", "NEW/tree/a/1", "NEW/tree/b"]);
+      target = join(target, fs.readdirSync(target)[0]!);
       expect(sha256(fs.readFileSync(join(target, "photo.jpg")))).toBe(sha256(fs.readFileSync(photo)));
       expect([read("tree/a/1"), read("tree/b")]).toEqual(["one", "two"]);
     },
@@ -114,7 +119,7 @@ describe("by option", () => {
       const failures = [{ path: "con.txt", reason: "its name is that of a device" }];
       for (const one of [alice, bob])
         expect(await one.next("transferred")).toMatchObject({ files: 1, failed: 1, failures });
-      expect(filesIn(target)).toEqual(["good"]);
+      expect(filesInNew()).toEqual(["NEW/good"]);
       expect(alice.count("error")).toBe(0);
     },
     patienceMs,
@@ -223,6 +228,36 @@ describe("on a terminal", () => {
   );
 
   test(
+    "what an offer lists is seen before it is accepted",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = atTerminal(house.port, "bob");
+      await bob.shows("our mapping: ");
+      await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob", "--stay");
+      await alice.next("linked");
+      for (let index = 0; index < 12; index++) write(`tree/${index}`, "x");
+      write("tree/.git/config", "x");
+      fs.chmodSync(write("tree/run", "x"), 0o755);
+      fs.mkdirSync(join(target, "tree"));
+      alice.type(`send bob ${join(source, "tree")}`);
+      await bob.shows("alice offers tree (14 files), 14 B: accept 1 | refuse 1");
+      await bob.shows(/  tree\/\.git\/config\r?\n  tree\/0\r?\n[^]*  and 4 more/);
+      await bob.shows(
+        /odd.*: tree\/\.git\/: hidden: its name begins with a dot[^]*odd.*: tree\/run: executable/,
+      );
+      await bob.answers("accept 1\r", "received tree as tree (2): 14 files");
+      expect(filesIn(join(target, "tree (2)"))).toHaveLength(14);
+      expect(fs.statSync(join(target, "tree (2)/run")).mode & 0o111).toBe(0);
+      const one = write(".profile", "x");
+      alice.type(`send bob ${one}`);
+      await bob.shows(
+        /alice offers \.profile, 1 B: accept 3[^]*odd.*: \.profile: hidden[^]*stored as _\.profile/,
+      );
+    },
+    patienceMs,
+  );
+
+  test(
     "the line of progress stays above the prompt, and does not tear what is being typed",
     async () => {
       await using house = startIntroducer();
@@ -310,18 +345,7 @@ describe("a hostile sender", () => {
       await bob.registered;
       await using mallory = await Hostile.meets(house.port, "bob");
       const names = [
-        ...[
-          "../escaped",
-          "a/../../escaped",
-          "/etc/escaped",
-          "out/escaped",
-          "",
-          ".",
-          "..",
-          "a//b",
-          "a/",
-          "./a",
-        ],
+        ...["../escaped", "a/../../escaped", "/etc/escaped", "", ".", "..", "a//b", "a/", "./a"],
         ...[
           "C:\\escaped",
           "..\\escaped",
@@ -336,7 +360,7 @@ describe("a hostile sender", () => {
         ...["\u202egpj.exe", "\u001b[2J", "trailing.", "blank ", "x".repeat(256), "y/".repeat(80) + "y"],
         ...[`.${"a".repeat(24)}.part`],
       ];
-      const stream = mallory.offer("many", names.length + 1, names.length + 1);
+      const stream = mallory.offer("many", names.length + 1, names.length + 1, names.slice(0, 10));
       for (const path of [...names, "honest"]) {
         stream.write(encodeMessage({ type: "file", path, bytes: 1, mode: 0o777, modifiedMs: 0 }));
       }
@@ -348,7 +372,7 @@ describe("a hostile sender", () => {
       expect([files, failed]).toEqual([1, names.length]);
       expect(failures.map(({ path }) => path)).toEqual(names);
       expect(mallory.said.match(/"refused"/g)).toHaveLength(names.length);
-      expect([filesIn(target).sort(), filesIn(source)]).toEqual([["honest", "out"], []]);
+      expect([filesInNew().sort(), filesIn(source)]).toEqual([["NEW/honest", "out"], []]);
     },
     patienceMs,
   );
@@ -411,7 +435,10 @@ describe("a hostile sender", () => {
       await using mallory = await Hostile.meets(house.port, "bob");
       for (let offer = 0; offer < 65; offer++) mallory.offer(`x${offer}`, 1, 1);
       await mallory.hears((said) => said.includes("too many offers wait already"));
-      expect(bob.count("offered")).toBe(64);
+      await using carol = await Hostile.meets(house.port, "bob", "carol");
+      carol.offer("mine", 1, 1);
+      await bob.next("offered", ({ what }) => what === "mine");
+      expect(bob.count("offered")).toBe(32 + 1);
       bob.type("whoami");
       await bob.next("whoami" as "echo");
     },
@@ -426,9 +453,9 @@ class Hostile implements AsyncDisposable {
   readonly link: Link;
   readonly #participant: Participant;
 
-  static async meets(port: number, peer: string): Promise<Hostile> {
+  static async meets(port: number, peer: string, name = "mallory"): Promise<Hostile> {
     const identity = makeIdentity();
-    const mallory = new Participant({ host: "127.0.0.1", port, name: "mallory", room: words, identity });
+    const mallory = new Participant({ host: "127.0.0.1", port, name, room: words, identity });
     await mallory.join();
     await mallory.waitFor(peer);
     return new Hostile(mallory, await mallory.connect(peer));
@@ -439,8 +466,11 @@ class Hostile implements AsyncDisposable {
     this.link = link;
   }
 
-  offer(name: string, files: number, bytes: number): Stream {
-    const stream = this.link.open({ use: "files", name, files, bytes });
+  /** Of several things, with the paths that it lists; or of one file, with none. */
+  offer(name: string, files: number, bytes: number, paths: string[] = []): Stream {
+    const counts = { things: Math.max(1, paths.length), listed: paths.length };
+    const stream = this.link.open({ use: "files", name, files, bytes, ...counts });
+    for (const path of paths) stream.write(encodeMessage({ type: "listed", path }));
     stream.on("data", (piece: Buffer) => (this.said += piece));
     stream.on("error", ({ message }) => (this.said += message));
     return stream;

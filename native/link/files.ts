@@ -2,9 +2,11 @@
  * What the two sides of a transfer of files say to each other, and what they tell their owners. Pure but for the
  * stream it is given. For native/link/send.ts and receive.ts, and for whoever uses a link.
  *
- * The purpose of the stream is `{"use":"files","name":…,"files":n,"bytes":n}`; a refusal resets it with the reason.
+ * The purpose of the stream is `{"use":"files","name":…,"files":n,"bytes":n,"things":n,"listed":n,"moreOdd":n}`
+ * (native/link/offer.ts); a refusal resets it with the reason.
  *
  *   sender                                          receiver
+ *     │ listed {path} … odd {path} … ────────────────► │    as many as `listed` says
  *     │ ◄──────────────────────────────────── accepted │
  *     │ file {path, bytes, mode, modifiedMs} ────────► │    at most 64 ahead of the one being sent
  *     │ ◄─────────────────────── have {bytes, sha256} │    what is there already; or `refused {reason}`: not that one
@@ -17,7 +19,7 @@
  * side it failed. The sender ends its half after the last file, the receiver after the last answer.
  */
 import { Refusal } from "../../protocol.ts";
-import { MessageDecoder, text, wholeNumber, type Message } from "./message.ts";
+import { MessageDecoder, text, type Message } from "./message.ts";
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
 
 /** Files announced ahead, so that small ones do not cost a round trip each. */
@@ -25,16 +27,8 @@ export const maxAhead = 64;
 /** Read, hashed and written at once. */
 export const blockBytes = 512 * 1024;
 export const maxFiles = 1_000_000;
-const maxNameLength = 512;
 const maxReasonLength = 1024;
 export const maxPathLength = 4096;
-
-/** What a peer would like to send. The name is as it came: text of theirs. */
-export interface Offer {
-  name: string;
-  files: number;
-  bytes: number;
-}
 
 /** Never confirmed: the other side or this one says why. */
 export interface FileFailure {
@@ -63,6 +57,8 @@ export class TransferProgress {
   bytesMoved = 0;
   /** The file that is being sent. */
   path = "";
+  /** What the receiver has named the file or the folder. */
+  storedAs: string | undefined = undefined;
 
   constructor({ files, bytes }: { files: number; bytes: number }) {
     this.files = files;
@@ -82,19 +78,6 @@ export class Tally implements TransferOutcome {
     if (this.failed++ < maxFailures) this.failures.push({ path, reason });
   }
 }
-
-/** The offer in a purpose; throws a {@link Refusal}. */
-export function readOffer(purpose: Record<string, unknown>): Offer {
-  return {
-    name: text(purpose, "name", maxNameLength),
-    files: wholeNumber(purpose, "files", maxFiles, 1),
-    bytes: wholeNumber(purpose, "bytes"),
-  };
-}
-
-export const filesPurpose = ({ name, files, bytes }: Offer): object => ({
-  ...{ use: "files", name: name.slice(0, maxNameLength).toWellFormed(), files, bytes },
-});
 
 /** A reason as it may be sent. */
 export const reasonOf = (message: Message): string => text(message, "reason", maxReasonLength);
@@ -133,6 +116,12 @@ const problems: Readonly<Record<string, string>> = {
   ENOENT: "it is not there",
   EIO: "the disk fails",
 };
+
+/** What is wrong here, in words for both sides. */
+export class LocalProblem extends Error {}
+
+export const problemOf = (error: unknown): string =>
+  error instanceof LocalProblem ? error.message : fileProblem(error);
 
 /** What a file system says, without the paths of this host. */
 export function fileProblem(error: unknown): string {

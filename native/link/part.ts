@@ -1,13 +1,16 @@
 /**
  * A file that is being received, on the disk: what is there of it, writing on, and its name once it is whole. Writes
- * nothing over what is there, and follows no symbolic link. For native/link/receive.ts.
+ * nothing over what is there, and follows no symbolic link. All names are in a {@link Folder}. For native/link/receive.ts.
  */
 import { constants } from "node:fs";
 import { link, lstat, open, rename, statfs, unlink, type FileHandle } from "node:fs/promises";
-import { basename, join } from "node:path";
-import { blockBytes, fileProblem } from "./files.ts";
+import { blockBytes, LocalProblem } from "./files.ts";
 import { maxNumber, numbered } from "./filename.ts";
+import { unlessCode, type Folder } from "./folder.ts";
 import { without } from "./message.ts";
+
+/** Of files with one name but for the number, so many of the first and of the last are looked at. */
+const maxAlike = 8;
 
 /** What is there of a file: as a part, or whole under its name. */
 export interface Have {
@@ -17,47 +20,50 @@ export interface Have {
   isWhole: boolean;
 }
 
-/** What is wrong here, in words for both sides. */
-export class LocalProblem extends Error {}
-
-export const problemOf = (error: unknown): string =>
-  error instanceof LocalProblem ? error.message : fileProblem(error);
-
-/** Expects that failure. */
-export function unlessCode(code: string): (error: NodeJS.ErrnoException) => undefined {
-  return (error) => {
-    if (error.code !== code) throw error;
-    return undefined;
-  };
+interface Wanted {
+  /** What it is to be called. */
+  name: string;
+  bytes: number;
+  modifiedMs: number;
 }
 
 /** The same file, whole, under its name or a numbered one: another try must not make a second. */
 export async function wholeFile(
-  folder: string,
-  { path, bytes, modifiedMs }: { path: string; bytes: number; modifiedMs: number },
+  folder: Folder,
+  { name, bytes, modifiedMs }: Wanted,
 ): Promise<Have | undefined> {
-  for (let number = 1; number <= maxNumber; number++) {
-    const name = join(folder, numbered(basename(path), number));
-    const found = await lstat(name).catch(unlessCode("ENOENT"));
+  const named = (number: number) => numbered(name, number);
+  let last = maxNumber;
+  for (let number = 1; number <= last; number++) {
+    const path = folder.at(named(number));
+    const found = await lstat(path).catch(unlessCode("ENOENT"));
     if (!found) return undefined;
     // File systems round times in their own ways.
     const isSame = found.isFile() && found.size === bytes && Math.abs(found.mtimeMs - modifiedMs) < 2;
-    if (isSame) return { ...(await hashFile(name, bytes)), isWhole: true };
+    if (isSame) return { ...(await hashFile(path, bytes)), isWhole: true };
+    if (number !== maxAlike) continue;
+    last = (await folder.nextFree(named, number)) - 1;
+    number = Math.max(number, last - maxAlike);
   }
   return undefined;
 }
 
 /** What a try before this one has left. What has another name, too, is not ours to write to. */
-export async function unfinishedFile(part: string, bytes: number): Promise<Have> {
-  const found = await lstat(part).catch(unlessCode("ENOENT"));
+export async function unfinishedFile(folder: Folder, part: string, bytes: number): Promise<Have> {
+  const path = folder.at(part);
+  const found = await lstat(path).catch(unlessCode("ENOENT"));
   const length = found?.isFile() && found.nlink === 1 ? Math.min(found.size, bytes) : 0;
-  return { ...(await hashFile(part, length)), isWhole: false };
+  return { ...(await hashFile(path, length)), isWhole: false };
 }
+
+/** Nothing is there of a file whose folder is not. */
+export const nothing = (): Have => ({ bytes: 0, hash: new Bun.CryptoHasher("sha256"), isWhole: false });
 
 async function hashFile(path: string, bytes: number): Promise<{ bytes: number; hash: Bun.CryptoHasher }> {
   const hash = new Bun.CryptoHasher("sha256");
   if (bytes === 0) return { bytes, hash };
-  await using handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants;
+  await using handle = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
   const block = Buffer.allocUnsafeSlow(blockBytes);
   let at = 0;
   while (at < bytes) {
@@ -69,13 +75,16 @@ async function hashFile(path: string, bytes: number): Promise<{ bytes: number; h
   return { bytes: at, hash };
 }
 
-export async function openPart(part: string, from: number): Promise<FileHandle> {
-  const { O_RDWR, O_CREAT, O_NOFOLLOW, O_EXCL } = constants;
-  if (from === 0) await unlink(part).catch(unlessCode("ENOENT"));
-  const handle = await open(part, O_RDWR | O_NOFOLLOW | (from === 0 ? O_CREAT | O_EXCL : 0), 0o600);
+export async function openPart(folder: Folder, part: string, from: number): Promise<FileHandle> {
+  const { O_RDWR, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_EXCL } = constants;
+  const path = folder.at(part);
+  if (from === 0) await unlink(path).catch(unlessCode("ENOENT"));
+  const flags = O_RDWR | O_NOFOLLOW | O_NONBLOCK | (from === 0 ? O_CREAT | O_EXCL : 0);
+  const handle = await open(path, flags, 0o600);
   try {
     const found = await handle.stat();
-    if (!found.isFile() || found.size < from) throw new LocalProblem("its beginning has gone");
+    if (!found.isFile() || found.nlink !== 1 || found.size < from)
+      throw new LocalProblem("its beginning has gone");
     await handle.truncate(from);
     return handle;
   } catch (error) {
@@ -84,8 +93,8 @@ export async function openPart(part: string, from: number): Promise<FileHandle> 
   }
 }
 
-export async function checkSpace(folder: string, bytes: number): Promise<void> {
-  const { bavail, bsize, blocks } = await statfs(folder);
+export async function checkSpace(folder: Folder, bytes: number): Promise<void> {
+  const { bavail, bsize, blocks } = await statfs(folder.at("."));
   // Some file systems do not say.
   if (blocks === 0 || bavail * bsize >= bytes) return;
   throw new LocalProblem(`the disk is too full: ${bavail * bsize} bytes are free, ${bytes} are needed`);
@@ -100,10 +109,11 @@ export async function writeAt(handle: FileHandle, pieces: readonly Buffer[], at:
   }
 }
 
-/** Gives a whole file its name, or the next that is free, and never one that is taken. */
-export async function place(part: string, folder: string, name: string): Promise<void> {
-  for (let number = 1; number <= maxNumber; number++) {
-    if (await placeAs(part, join(folder, numbered(name, number)))) return;
+/** Gives a whole file its name, or a numbered one that is free, and never one that is taken. Returns it. */
+export async function place(folder: Folder, part: string, name: string): Promise<string> {
+  const named = (number: number) => numbered(name, number);
+  for (let number = 1; number <= maxNumber; number = await folder.nextFree(named, number)) {
+    if (await placeAs(folder.at(part), folder.at(named(number)))) return named(number);
   }
   throw new LocalProblem(`there are ${maxNumber} files of that name`);
 }

@@ -1,43 +1,45 @@
 /**
- * Receives files into one folder. Owns the stream, the descriptor of the file that is being written, and the names of
- * the unfinished ones. For whoever uses a link; the wire is described in native/link/files.ts.
+ * Receives files into one folder. Owns the stream, the descriptors of the file that is being written and of its folder,
+ * and the names of the unfinished ones. For whoever uses a link; the wire is described in native/link/files.ts, where
+ * files go in destination.ts.
  *
- * Nothing is written outside of the folder, through a symbolic link, or over what is there. A file has its name only
- * once it is whole and compared; before that it is `.KEY.part` beside it, where KEY comes from the sender, the path,
- * the size and the time: what another try of the same file goes on with.
+ * Nothing is written outside of the folder, through a symbolic link, or over what is there, and nothing comes that was
+ * not offered. A file has its name only once it is whole and compared; before that it is `.KEY.part` beside it, where KEY
+ * comes from the sender, the path, the size and the time: what another try of the same file goes on with.
  */
-import { lstat, mkdir, realpath, unlink, type FileHandle } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { unlink, type FileHandle } from "node:fs/promises";
+import { join } from "node:path";
 import { Refusal } from "../../protocol.ts";
+import { Destination, keyOf } from "./destination.ts";
 import {
   blockBytes,
   cutOff,
-  fileProblem,
+  LocalProblem,
   maxAhead,
   maxPathLength,
-  readOffer,
+  problemOf,
   readParts,
   reasonOf,
   sha256Of,
   Tally,
   TransferProgress,
-  type Offer,
   type TransferOutcome,
 } from "./files.ts";
 import { partNameOf, pathProblem } from "./filename.ts";
+import type { Folder } from "./folder.ts";
 import { encodeMessage, text, wholeNumber, type Message } from "./message.ts";
+import { isOneFile, OfferCheck, readOffer, type Offer } from "./offer.ts";
 import {
   checkSpace,
-  LocalProblem,
+  nothing,
   openPart,
   place,
-  problemOf,
   unfinishedFile,
-  unlessCode,
   wholeFile,
   writeAt,
   type Have,
 } from "./part.ts";
+import { Silence } from "./silence.ts";
 import { resetCodes, StreamError, type Stream } from "./stream.ts";
 import { WhileOpen } from "./while-open.ts";
 
@@ -50,40 +52,58 @@ export type Decision = { directory: string } | { refuse: string };
 export interface ReceiveOptions {
   /** SHA-256 of the sender's certificate: nobody goes on with the file of another. */
   peer: string;
+  /** What the sender is called. */
+  name?: string;
   /** Asked once; the signal says that the sender waits no more. */
   decide: (offer: Offer, signal: AbortSignal) => Promise<Decision> | Decision;
   /** Called when it begins. */
-  onProgress?: (progress: TransferProgress) => void;
+  onProgress?: (progress: TransferProgress, offer: Offer) => void;
+  /** Files that can be executed at the sender's can be so here; otherwise none can. */
+  executable?: boolean;
+  /** How long the sender may do nothing when it is its turn. */
+  maxSilenceMs?: number;
 }
 
 /**
  * Takes an offer, or refuses it. Resolves when each file is there, or it is known why not; rejects when the offer is
- * refused, malformed or taken back, or the link ends: unfinished files are kept for the next try.
+ * refused, malformed or taken back, the sender falls silent, or the link ends: unfinished files are kept for the next try.
  */
 export async function receiveFiles(
   stream: Stream,
   purpose: Record<string, unknown>,
-  { peer, decide, onProgress }: ReceiveOptions,
+  options: ReceiveOptions,
 ): Promise<TransferOutcome> {
+  const { peer: fingerprint, name = "somebody", decide, onProgress } = options;
   const abort = new AbortController();
   stream.on("close", () => abort.abort());
   const whileOpen = new WhileOpen(stream);
+  let receiving: Receiving | undefined;
+  using silence = new Silence(stream, {
+    busyBytes: () => receiving?.busyBytes ?? 0,
+    maxMs: options.maxSilenceMs,
+  });
   try {
-    const offer = readOffer(purpose);
+    const parts = readParts(stream);
+    const next = () => silence.during(parts.next());
+    const offer = await readOffer(purpose, next);
     const decision = await whileOpen.wait(Promise.resolve(decide(offer, abort.signal)));
     if ("refuse" in decision) {
       stream.reset(decision.refuse, resetCodes.refused);
       throw new StreamError(resetCodes.refused, decision.refuse);
     }
+    const sender = { fingerprint, name };
+    await using destination = await Destination.open(decision.directory, offer, sender, abort.signal).catch(
+      (error) => {
+        throw new Error(`the folder for what comes: ${problemOf(error)}`);
+      },
+    );
     const progress = new TransferProgress(offer);
-    onProgress?.(progress);
-    const root = await realpath(decision.directory).catch((error) => {
-      throw new Error(`the folder for what comes: ${fileProblem(error)}`);
-    });
-    await using receiving = new Receiving(stream, offer, root, peer, progress);
-    return await receiving.run();
+    progress.storedAs = destination.name;
+    onProgress?.(progress, offer);
+    await using receiver = (receiving = new Receiving(stream, offer, destination, progress, options));
+    return await receiver.run(next);
   } catch (error) {
-    throw cutOff(stream, error);
+    throw cutOff(stream, silence.error ?? error);
   }
 }
 
@@ -93,8 +113,12 @@ interface Announced {
   readonly bytes: number;
   readonly mode: number;
   readonly modifiedMs: number;
-  readonly folder: string;
+  /** From the destination: the folders to it, and what it is to be called. */
+  readonly folders: readonly string[];
+  readonly name: string;
   readonly part: string;
+  /** The path of the part: what is claimed. */
+  readonly claim: string;
   readonly have: Have;
 }
 
@@ -107,6 +131,8 @@ interface Current {
   unwritten: Buffer[];
   unwrittenBytes: number;
   handle: FileHandle | undefined;
+  /** That it is in, as long as there is something to write. */
+  folder: Folder | undefined;
   /** The sender was told that it has failed. */
   isFailed: boolean;
 }
@@ -123,8 +149,11 @@ const claimed = new Set<string>();
 
 class Receiving implements AsyncDisposable {
   readonly #stream: Stream;
-  readonly #root: string;
+  readonly #destination: Destination;
+  readonly #check: OfferCheck;
   readonly #peer: string;
+  readonly #mayExecute: boolean;
+  readonly #isOneFile: boolean;
   readonly #progress: TransferProgress;
   readonly #tally = new Tally();
   #filesLeft: number;
@@ -132,32 +161,49 @@ class Receiving implements AsyncDisposable {
   readonly #announced: Announced[] = [];
   #current: Current | undefined;
 
-  constructor(stream: Stream, offer: Offer, root: string, peer: string, progress: TransferProgress) {
+  constructor(
+    stream: Stream,
+    offer: Offer,
+    destination: Destination,
+    progress: TransferProgress,
+    { peer, executable = false }: ReceiveOptions,
+  ) {
     this.#stream = stream;
-    this.#root = root;
+    this.#destination = destination;
+    this.#check = new OfferCheck(offer);
     this.#peer = peer;
+    this.#mayExecute = executable;
+    this.#isOneFile = isOneFile(offer);
     this.#progress = progress;
     this.#filesLeft = offer.files;
     this.#bytesLeft = offer.bytes;
   }
 
-  async run(): Promise<TransferOutcome> {
+  /** Of the largest file that the sender may be reading before it says something. */
+  get busyBytes(): number {
+    return this.#announced.reduce((most, { bytes }) => Math.max(most, bytes), this.#current?.file.bytes ?? 0);
+  }
+
+  /** `next` is what comes from the sender. */
+  async run(next: () => Promise<IteratorResult<Message | Buffer, void>>): Promise<TransferOutcome> {
     this.#say({ type: "accepted" });
-    for await (const part of readParts(this.#stream)) {
-      if (Buffer.isBuffer(part)) await this.#receive(part);
-      else await this.#hear(part);
+    for (let part = await next(); !part.done; part = await next()) {
+      if (Buffer.isBuffer(part.value)) await this.#receive(part.value);
+      else await this.#hear(part.value);
     }
     if (this.#current || this.#announced.length > 0 || this.#filesLeft > 0) {
       throw new Refusal("bad-line", "the sender ended before its time");
     }
+    await this.#destination.over();
     this.#stream.end();
     return this.#tally;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#current?.handle?.close();
-    for (const { part } of this.#announced) claimed.delete(part);
-    if (this.#current) claimed.delete(this.#current.file.part);
+    await this.#current?.folder?.[Symbol.asyncDispose]();
+    for (const { claim } of this.#announced) claimed.delete(claim);
+    if (this.#current) claimed.delete(this.#current.file.claim);
   }
 
   #say(message: Message): void {
@@ -188,7 +234,12 @@ class Receiving implements AsyncDisposable {
     this.#bytesLeft -= bytes;
     if (this.#filesLeft-- === 0 || this.#bytesLeft < 0) throw new Refusal("limit", "more than was offered");
     if (this.#announced.length >= maxAhead) throw new Refusal("limit", "too many files announced ahead");
-    const problem = pathProblem(path) ?? (await this.#prepare({ path, bytes, mode, modifiedMs }));
+    const checked = this.#check.next(path, mode);
+    const problem =
+      pathProblem(path) ??
+      ("problem" in checked
+        ? checked.problem
+        : await this.#prepare({ path, bytes, modifiedMs, mode: this.#modeOf(mode, checked) }));
     if (problem === undefined) return;
     this.#tally.fail(path, problem);
     this.#progress.filesDone++;
@@ -196,17 +247,29 @@ class Receiving implements AsyncDisposable {
     this.#say({ type: "refused", reason: problem });
   }
 
+  /** What its owner's umask leaves, and nothing that can be executed unless that was asked for. */
+  #modeOf(mode: number, { isExecutable }: { isExecutable: boolean }): number {
+    return mode & ~process.umask() & (this.#mayExecute && isExecutable ? 0o777 : 0o666);
+  }
+
   /** Looks what is there of the file, and says so. Resolves to why it is not taken. */
-  async #prepare(file: Omit<Announced, "folder" | "part" | "have">): Promise<string | undefined> {
-    const folder = join(this.#root, dirname(file.path));
-    const identity = [this.#peer, file.path, file.bytes, file.modifiedMs].join("\n");
-    const part = join(folder, partNameOf(Bun.SHA256.hash(identity, "hex").slice(0, 24)));
-    if (claimed.has(part)) return "it is being received already";
+  async #prepare(
+    file: Pick<Announced, "path" | "bytes" | "mode" | "modifiedMs">,
+  ): Promise<string | undefined> {
+    const { path, bytes, modifiedMs } = file;
+    const folders = this.#destination.inside(path).split("/");
+    const name = folders.pop()!;
+    const part = partNameOf(keyOf(this.#peer, path, bytes, modifiedMs));
+    const claim = join(this.#destination.folder.path, ...folders, part);
+    if (claimed.has(claim)) return "it is being received already";
     try {
-      await this.#checkFolders(file.path, false);
-      const have = (await wholeFile(folder, file)) ?? (await unfinishedFile(part, file.bytes));
-      claimed.add(part);
-      this.#announced.push({ ...file, folder, part, have });
+      await using folder = await this.#destination.folder.walk(folders, false);
+      const have = folder
+        ? ((await wholeFile(folder, { name, bytes, modifiedMs })) ??
+          (await unfinishedFile(folder, part, bytes)))
+        : nothing();
+      claimed.add(claim);
+      this.#announced.push({ ...file, folders, name, part, claim, have });
       this.#say({ type: "have", bytes: have.bytes, sha256: have.hash.copy().digest("hex") });
       return undefined;
     } catch (error) {
@@ -214,28 +277,18 @@ class Receiving implements AsyncDisposable {
     }
   }
 
-  /** No part of the path may lead elsewhere. Makes what lacks, if asked to. */
-  async #checkFolders(path: string, makes: boolean): Promise<void> {
-    let folder = this.#root;
-    for (const name of path.split("/").slice(0, -1)) {
-      folder = join(folder, name);
-      if (makes) await mkdir(folder).catch(unlessCode("EEXIST"));
-      const found = await lstat(folder).catch(unlessCode("ENOENT"));
-      if (!found) return;
-      if (found.isSymbolicLink()) throw new LocalProblem(`${name} is a symbolic link`);
-      if (!found.isDirectory()) throw new LocalProblem(`${name} is not a folder`);
-    }
-  }
-
   // --- one file ------------------------------------------------------------------------------------------
 
   async #begin(from: number): Promise<void> {
     const { file } = this.#take(from);
-    if (from === file.have.bytes && file.have.isWhole) return;
+    const isThere = from === file.have.bytes && file.have.isWhole;
     await this.#unlessFailed(async (current) => {
-      await this.#checkFolders(file.path, true);
-      await checkSpace(file.folder, file.bytes - from);
-      current.handle = await openPart(file.part, from);
+      const folder = await this.#destination.folder.walk(file.folders, !isThere);
+      if (isThere) return void (current.folder = folder);
+      if (!folder) throw new LocalProblem("its folder has gone");
+      current.folder = folder;
+      await checkSpace(folder, file.bytes - from);
+      current.handle = await openPart(folder, file.part, from);
     });
   }
 
@@ -248,7 +301,13 @@ class Receiving implements AsyncDisposable {
     const hash = from === file.have.bytes ? file.have.hash : new Bun.CryptoHasher("sha256");
     this.#progress.path = file.path;
     this.#progress.bytesDone += from;
-    const nothing = { unwritten: [], unwrittenBytes: 0, handle: undefined, isFailed: false };
+    const nothing = {
+      unwritten: [],
+      unwrittenBytes: 0,
+      handle: undefined,
+      folder: undefined,
+      isFailed: false,
+    };
     return (this.#current = { file, hash, at: from, ...nothing });
   }
 
@@ -274,16 +333,17 @@ class Receiving implements AsyncDisposable {
     }
     await this.#unlessFailed(async (one) => {
       await flush(one);
-      const { handle, hash, file } = one;
+      const { handle, folder, hash, file } = one;
       if (hash.digest("hex") !== sha256) throw new LocalProblem("its SHA-256 differs");
       // It was whole; a try that died right after naming it may have left the part.
-      if (!handle) return unlink(file.part).catch(() => {});
+      if (!handle || !folder) return this.#dropPart(one);
       await handle.chmod(file.mode);
       const modified = new Date(file.modifiedMs);
       await handle.utimes(modified, modified);
       // The sender may delete its own once we have confirmed.
       await handle.sync();
-      await place(file.part, file.folder, basename(file.path));
+      const name = await place(folder, file.part, file.name);
+      if (this.#isOneFile) this.#progress.storedAs = name;
     });
     await this.#over(current);
   }
@@ -291,7 +351,12 @@ class Receiving implements AsyncDisposable {
   async #failedThere(reason: string): Promise<void> {
     const current = this.#current ?? this.#take(0);
     // Its beginning may be of another version.
-    if (!current.isFailed) await unlink(current.file.part).catch(() => {});
+    if (!current.isFailed) {
+      current.folder ??= await this.#destination.folder
+        .walk(current.file.folders, false)
+        .catch(() => undefined);
+      await this.#dropPart(current);
+    }
     if (!current.isFailed) this.#fail(current, reason);
     await this.#over(current);
   }
@@ -303,9 +368,13 @@ class Receiving implements AsyncDisposable {
     try {
       await work(current);
     } catch (error) {
-      if (current.handle) await unlink(current.file.part).catch(() => {});
+      if (current.handle) await this.#dropPart(current);
       this.#fail(current, problemOf(error));
     }
+  }
+
+  async #dropPart({ folder, file }: Current): Promise<void> {
+    if (folder) await unlink(folder.at(file.part)).catch(() => {});
   }
 
   #fail(current: Current, reason: string): void {
@@ -315,10 +384,11 @@ class Receiving implements AsyncDisposable {
   }
 
   async #over(current: Current): Promise<void> {
-    const { file, handle, at, isFailed } = current;
+    const { file, handle, folder, at, isFailed } = current;
     this.#current = undefined;
-    claimed.delete(file.part);
+    claimed.delete(file.claim);
     await handle?.close();
+    await folder?.[Symbol.asyncDispose]();
     this.#progress.filesDone++;
     this.#progress.bytesDone += file.bytes - at;
     if (isFailed) return;

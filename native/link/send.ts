@@ -3,13 +3,12 @@
  * file that is being read. For whoever uses a link; the wire is described in native/link/files.ts.
  */
 import { constants, type Stats } from "node:fs";
-import { open, type FileHandle } from "node:fs/promises";
+import { open, readlink, realpath, type FileHandle } from "node:fs/promises";
 import { Refusal } from "../../protocol.ts";
 import {
   blockBytes,
   cutOff,
   fileProblem,
-  filesPurpose,
   maxAhead,
   readParts,
   reasonOf,
@@ -18,9 +17,11 @@ import {
   TransferProgress,
   type TransferOutcome,
 } from "./files.ts";
-import type { Collection, SourceFile } from "./collect.ts";
+import { isWithin, type Collection, type SourceFile } from "./collect.ts";
 import type { StreamOpener } from "./forward.ts";
 import { encodeChunk, encodeMessage, wholeNumber, type Message } from "./message.ts";
+import { encodeOffer, offerOf } from "./offer.ts";
+import { Silence } from "./silence.ts";
 import { StreamError, type Stream } from "./stream.ts";
 import { WhileOpen } from "./while-open.ts";
 
@@ -39,16 +40,21 @@ interface Announced {
 
 /**
  * Offers files and sends them. Resolves when the receiver has confirmed each, or it is known why not; rejects when the
- * offer is refused or the link ends: what was sent so far is kept there, and the next try goes on behind it.
+ * offer is refused, the receiver has accepted and then does nothing, or the link ends: what was sent so far is kept
+ * there, and the next try goes on behind it.
  */
 export async function sendFiles(
   link: StreamOpener,
-  { name, files, bytes }: Collection,
-  progress = new TransferProgress({ files: files.length, bytes }),
+  collection: Collection,
+  progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes }),
+  maxSilenceMs?: number,
 ): Promise<TransferOutcome> {
+  const { files } = collection;
   if (files.length === 0) return new Tally();
-  const stream = link.open(filesPurpose({ name, files: files.length, bytes }));
-  return new Sending(stream, files, progress).run();
+  const { purpose, messages } = encodeOffer(offerOf(collection));
+  const stream = link.open(purpose);
+  for (const message of messages) stream.write(encodeMessage(message));
+  return new Sending(stream, files, progress).run(maxSilenceMs);
 }
 
 class Sending {
@@ -58,6 +64,7 @@ class Sending {
   readonly #tally = new Tally();
   readonly #accepted = Promise.withResolvers<void>();
   readonly #whileOpen: WhileOpen;
+  #silence: Silence | undefined;
   /** Announced and not sent yet; of these, not answered; and those that wait for their result. All in order. */
   readonly #unsent: Announced[] = [];
   readonly #unanswered: Announced[] = [];
@@ -72,22 +79,30 @@ class Sending {
     this.#whileOpen = new WhileOpen(stream);
   }
 
-  async run(): Promise<TransferOutcome> {
+  async run(maxMs: number | undefined): Promise<TransferOutcome> {
     try {
       const heard = this.#listen();
       heard.catch((error) => this.#whileOpen.fail(error));
-      await this.#whileOpen.wait(this.#accepted.promise);
+      await this.#whileOpen.wait(this.#accepted.promise); // as long as whoever decides needs
+      const busyBytes = () => this.#busyBytes;
+      using silence = (this.#silence = new Silence(this.#stream, { busyBytes, maxMs }));
       let announced = 0;
       for (const index of this.#files.keys()) {
         while (announced < Math.min(this.#files.length, index + maxAhead)) this.#announce(announced++);
         await this.#sendNext();
       }
       this.#stream.end();
-      await heard;
+      await silence.during(heard);
       return this.#tally;
     } catch (error) {
-      throw cutOff(this.#stream, error);
+      throw cutOff(this.#stream, this.#silence?.error ?? error);
     }
+  }
+
+  /** Of the largest file that the receiver may have to read or to write before it says something. */
+  get #busyBytes(): number {
+    const all = [...this.#unsent, ...this.#unanswered, ...this.#unconfirmed];
+    return all.reduce((most, { file }) => Math.max(most, file.bytes), 0);
   }
 
   #say(message: Message): void {
@@ -99,6 +114,7 @@ class Sending {
   async #listen(): Promise<void> {
     for await (const part of readParts(this.#stream)) {
       if (Buffer.isBuffer(part)) throw new Refusal("bad-line", "bytes from the receiver");
+      this.#silence?.heard();
       this.#hear(part);
     }
     const isOver = this.#stream.writableEnded && this.#unconfirmed.length + this.#unanswered.length === 0;
@@ -156,7 +172,7 @@ class Sending {
 
   async #sendNext(): Promise<void> {
     const announced = this.#unsent.shift()!;
-    const have = await this.#whileOpen.wait(announced.answer.promise);
+    const have = await this.#silence!.during(this.#whileOpen.wait(announced.answer.promise));
     if (!have) return;
     this.#progress.path = announced.file.path;
     const problem = await this.#sendContent(announced, have).catch((error) => {
@@ -175,7 +191,9 @@ class Sending {
     // Not to hang on a named pipe that has taken its place.
     await using handle = await open(file.source, constants.O_RDONLY | constants.O_NONBLOCK);
     const before = await handle.stat();
-    if (!before.isFile() || !isUnchanged(before, file)) return "it has changed since it was offered";
+    const isSame =
+      before.isFile() && isUnchanged(before, file) && isWithin(await pathOf(handle, file), file.within);
+    if (!isSame) return "it has changed since it was offered";
     const hash = new Bun.CryptoHasher("sha256");
     const isVerified = await this.#hashBeginning(handle, have.bytes, hash, have.sha256);
     const from = isVerified ? have.bytes : 0;
@@ -231,7 +249,8 @@ class Sending {
 
   #sendChunk(piece: Buffer): Promise<void> {
     this.#stream.write(encodeChunk(piece.length));
-    return this.#whileOpen.wait(new Promise((written) => void this.#stream.write(piece, () => written())));
+    const written = new Promise<void>((resolve) => void this.#stream.write(piece, () => resolve()));
+    return this.#silence!.during(this.#whileOpen.wait(written));
   }
 
   #count(announced: Announced, bytes: number): void {
@@ -239,6 +258,11 @@ class Sending {
     announced.bytesDone += bytes;
     this.#progress.bytesDone += bytes;
   }
+}
+
+/** Where what was opened lies, by no link: another may have taken the place of a folder on the way to it. */
+async function pathOf(handle: FileHandle, { source }: SourceFile): Promise<string> {
+  return readlink(`/proc/self/fd/${handle.fd}`).catch(() => realpath(source));
 }
 
 function isUnchanged(now: Stats, { bytes, mtimeMs }: SourceFile): boolean {

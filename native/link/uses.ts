@@ -5,14 +5,16 @@
  */
 import { printable, UserError } from "../../protocol.ts";
 import { collectFiles } from "./collect.ts";
-import { type Offer, type TransferOutcome, TransferProgress } from "./files.ts";
+import { type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
 import { Gathering } from "./gather.ts";
 import type { Link, Purpose } from "./link.ts";
+import { listingOf, storedName, type Listing, type Offer } from "./offer.ts";
 import { ToldError } from "./peer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
 import { receiveFiles, type Decision } from "./receive.ts";
 import { sendFiles } from "./send.ts";
+import { FairShare } from "./share.ts";
 import { serveForward, servePipe } from "./serve.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 import {
@@ -25,8 +27,12 @@ import {
   type Target,
 } from "./target.ts";
 
-/** Offers that wait for the user's word at once. */
+/** Offers that wait for the user's word at once, of all peers in fair shares. */
 const maxOffers = 64;
+/** The same for what is being received: each holds four descriptors. */
+const maxReceiving = 64;
+/** What was not sent of what was named, as far as it is told. */
+const maxSkippedTold = 1_000;
 const openRoom = "in the open lobby anyone could use it; a private room is a condition: --room WORDS";
 
 /** Of forwards, pipes and files; `name` is the peer's. */
@@ -41,16 +47,36 @@ export type UseEvent =
       by: "us" | "peer";
       more?: number;
     }
-  | { event: "offered"; offer: number; name: string; what: string; files: number; bytes: number }
-  | {
+  /** `storedAs`: what it would be called here, if not as it is there; a folder of that name might get a number. */
+  | ({
+      event: "offered";
+      offer: number;
+      name: string;
+      what: string;
+      files: number;
+      bytes: number;
+      storedAs?: string;
+    } & Listing)
+  /** When receiving, with what the offer said, and the name in the folder. */
+  | ({
       event: "transferring";
       transfer: number;
       direction: Direction;
       name: string;
       what: string;
+      files: number;
       bytes: number;
-    }
-  | ({ event: "transferred"; transfer: number; direction: Direction; name: string; what: string } & Outcome)
+      storedAs?: string;
+    } & Partial<Listing>)
+  /** `storedAs`: the name in the folder, when receiving. */
+  | ({
+      event: "transferred";
+      transfer: number;
+      direction: Direction;
+      name: string;
+      what: string;
+      storedAs?: string;
+    } & Outcome)
   | {
       event: "transfer-failed";
       transfer: number;
@@ -107,12 +133,13 @@ export interface UsesOptions {
   canAsk: boolean;
   /** Whose pipe is joined to ours: a name or an id. Without it nobody's is. */
   pipesWith?: string | undefined;
+  /** Whether what is received may be executable. */
+  executable?: boolean;
   onEvent: (event: UseEvent) => void;
 }
 
 interface Asked {
   decide: (decision: Decision) => void;
-  name: string;
 }
 
 export class Uses {
@@ -121,6 +148,7 @@ export class Uses {
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
   readonly #offers = new Map<number, Asked>();
   readonly #transfers = new Map<number, Transfer>();
+  readonly #shares = { offers: new FairShare(maxOffers), receiving: new FairShare(maxReceiving) };
   /** What the peer opens for our `pipe`. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
@@ -269,12 +297,16 @@ export class Uses {
     if (collection.files.length === 0)
       throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
     const link = await this.#options.link(peer);
-    const progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes });
-    const sent = await this.#transfer("sending", peer, collection.name, progress, () =>
-      sendFiles(link, collection, progress),
-    );
-    const { skipped } = collection;
-    return { ...sent, failed: sent.failed + skipped.length, failures: [...sent.failures, ...skipped] };
+    const { name, files, bytes, skipped } = collection;
+    const progress = new TransferProgress({ files: files.length, bytes });
+    return await this.#transfer({ direction: "sending", name: peer, what: name, progress }, async () => {
+      const sent = await sendFiles(link, collection, progress);
+      return {
+        files: sent.files,
+        failed: sent.failed + skipped.length,
+        failures: [...skipped.slice(0, maxSkippedTold), ...sent.failures],
+      };
+    });
   }
 
   #asked(text: string): Asked {
@@ -284,60 +316,88 @@ export class Uses {
   }
 
   async #receive(stream: Stream, { name, fingerprint, purpose }: From): Promise<void> {
-    let progress = new TransferProgress({ files: 0, bytes: 0 });
-    let isAccepted = false;
-    const decide = (offer: Offer, signal: AbortSignal) => this.#decide(offer, name, signal);
-    const what = typeof purpose["name"] === "string" ? purpose["name"] : "?";
-    const { promise: began, resolve: begin } = Promise.withResolvers<void>();
+    const begun = Promise.withResolvers<{ progress: TransferProgress; offer: Offer }>();
+    let give: (() => void) | undefined;
     const receiving = receiveFiles(stream, purpose, {
-      peer: fingerprint,
-      decide,
-      onProgress: (told) => {
-        progress = told;
-        isAccepted = true;
-        begin();
+      ...{ peer: fingerprint, name, executable: this.#options.executable ?? false },
+      decide: async (offer, signal) => {
+        const decision = await this.#decide(offer, { name, fingerprint }, signal);
+        if ("refuse" in decision) return decision;
+        give = this.#shares.receiving.take(fingerprint);
+        return give ? decision : { refuse: "too many files are being received already" };
       },
+      onProgress: (progress, offer) => begun.resolve({ progress, offer }),
     });
-    await Promise.race([began, receiving.catch(() => {})]);
-    if (!isAccepted) return;
-    await this.#transfer("receiving", name, what, progress, () => receiving).catch(() => {}); // it was told
+    const over = receiving.finally(() => give?.());
+    const begin = await Promise.race([
+      begun.promise,
+      over.then(
+        () => undefined,
+        () => undefined,
+      ),
+    ]);
+    if (!begin) return;
+    const { progress, offer } = begin;
+    const about = { direction: "receiving", name, what: offer.name, progress } as const;
+    await this.#transfer(about, () => over, listingOf(offer)).catch(() => {}); // it was told
   }
 
-  #decide(offer: Offer, name: string, signal: AbortSignal): Promise<Decision> | Decision {
+  #decide(
+    offer: Offer,
+    from: Pick<From, "name" | "fingerprint">,
+    signal: AbortSignal,
+  ): Promise<Decision> | Decision {
+    const { name, fingerprint } = from;
     if (!this.#options.isPrivate()) return { refuse: "it takes no files in the open lobby" };
     if (this.#acceptInto !== undefined) return { directory: this.#acceptInto };
     if (!this.#options.canAsk) return { refuse: "nobody is there to accept it (--accept DIR)" };
-    if (this.#offers.size >= maxOffers) return { refuse: "too many offers wait already" };
+    const give = this.#shares.offers.take(fingerprint);
+    if (!give) return { refuse: "too many offers wait already" };
     const id = ++this.#lastId;
     const { promise, resolve } = Promise.withResolvers<Decision>();
-    this.#offers.set(id, { decide: resolve, name });
+    this.#offers.set(id, { decide: resolve });
     const { name: what, files, bytes } = offer;
-    this.#options.onEvent({ event: "offered", offer: id, name, what, files, bytes });
+    const stored = offer.things === 1 ? storedName(what) : `from-${name}-…`;
+    const renamed = stored === what ? {} : { storedAs: stored };
+    this.#options.onEvent({
+      event: "offered",
+      offer: id,
+      name,
+      what,
+      files,
+      bytes,
+      ...renamed,
+      ...listingOf(offer),
+    });
     signal.addEventListener("abort", () => resolve({ refuse: "it was taken back" }));
-    return promise.finally(() => this.#offers.delete(id));
+    return promise.finally(() => {
+      give();
+      this.#offers.delete(id);
+    });
   }
 
   async #transfer(
-    direction: Direction,
-    name: string,
-    what: string,
-    progress: TransferProgress,
+    about: Pick<Transfer, "direction" | "name" | "what" | "progress">,
     work: () => Promise<TransferOutcome>,
+    listing: Partial<Listing> = {},
   ): Promise<TransferOutcome> {
+    const { direction, name, what, progress } = about;
     const id = ++this.#lastId;
     const startedAt = performance.now();
-    const about = { transfer: id, direction, name, what };
-    this.#transfers.set(id, { id, direction, name, what, progress, startedAt });
-    this.#options.onEvent({ event: "transferring", ...about, bytes: progress.bytes });
+    const told = { transfer: id, direction, name, what };
+    const stored = () => (progress.storedAs === undefined ? {} : { storedAs: progress.storedAs });
+    this.#transfers.set(id, { ...about, id, startedAt });
+    const { files, bytes } = progress;
+    this.#options.onEvent({ event: "transferring", ...told, files, bytes, ...stored(), ...listing });
     try {
       const { files, failed, failures } = await work();
       const elapsedMs = performance.now() - startedAt;
       const moved = { files, failed, failures, bytes: progress.bytesDone, elapsedMs };
-      this.#options.onEvent({ event: "transferred", ...about, ...moved });
+      this.#options.onEvent({ event: "transferred", ...told, ...moved, ...stored() });
       return { files, failed, failures };
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
-      this.#options.onEvent({ event: "transfer-failed", ...about, reason });
+      this.#options.onEvent({ event: "transfer-failed", ...told, reason });
       throw new ToldError(reason, { cause: error });
     } finally {
       this.#transfers.delete(id);

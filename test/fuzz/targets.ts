@@ -7,7 +7,8 @@ import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
 import { normalize } from "node:path";
 import { pathProblem } from "../../native/link/filename.ts";
-import { readOffer as filesOffer, reasonOf, sha256Of } from "../../native/link/files.ts";
+import { reasonOf, sha256Of } from "../../native/link/files.ts";
+import { readOfferHead } from "../../native/link/offer.ts";
 import {
   decodeCount,
   decodeCredit,
@@ -358,7 +359,7 @@ function readUse(message: Message): string[] {
   const path = typeof message.path === "string" ? message.path : "x";
   if (pathProblem(path) === undefined && !normalize(`/folder/${path}`).startsWith("/folder/"))
     throw new Broken(`${path} leaves the folder`);
-  return [filesOffer, sha256Of, reasonOf, readPurposeTarget].map((read) => {
+  return [readOfferHead, sha256Of, reasonOf, readPurposeTarget].map((read) => {
     try {
       return JSON.stringify(read(message));
     } catch (error) {

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type { TransferOutcome, TransferProgress } from "../../native/link/files.ts";
 import { numbered, pathProblem } from "../../native/link/filename.ts";
 import { encodeMessage, type Message } from "../../native/link/message.ts";
-import { receiveFiles, type Decision } from "../../native/link/receive.ts";
+import { receiveFiles, type Decision, type ReceiveOptions } from "../../native/link/receive.ts";
 import { collectFiles } from "../../native/link/collect.ts";
 import { sendFiles } from "../../native/link/send.ts";
 import { until } from "../native-fixture.ts";
@@ -55,6 +55,12 @@ const inTarget = (): string[] =>
     .map((entry) => join(entry.parentPath, entry.name).slice(target.length + 1))
     .sort();
 
+/** The same, without the name of the new folder that several things come in. */
+const inNew = (): string[] =>
+  inTarget()
+    .map((path) => path.replace(/^from-alice-\d{4}-\d\d-\d\d-\d{6}\//, "NEW/"))
+    .sort();
+
 interface Transfer {
   sent: Promise<TransferOutcome>;
   received: Promise<TransferOutcome>;
@@ -66,13 +72,17 @@ function transfer(
   link: Linked,
   paths: string[],
   decide: () => Decision | Promise<Decision> = () => ({ directory: target }),
+  options: Partial<ReceiveOptions> = {},
 ): Transfer {
   const received = Promise.withResolvers<TransferOutcome>();
   const progress = Promise.withResolvers<TransferProgress>();
   received.promise.catch(() => {});
   link.onStream = (stream, purpose) =>
     received.resolve(
-      receiveFiles(stream, purpose, { peer: fingerprints.alice, decide, onProgress: progress.resolve }),
+      receiveFiles(stream, purpose, {
+        ...{ peer: fingerprints.alice, name: "alice", decide, onProgress: progress.resolve },
+        ...options,
+      }),
     );
   const sent = collectFiles(paths).then((collection) => sendFiles(link.alice, collection));
   sent.catch(() => {});
@@ -102,7 +112,7 @@ describe("what arrives", () => {
       contents[path] = randomBytes(randomFrom(index), index % 10 === 0 ? 300_000 + index : index);
       write(path, contents[path], index % 2 ? 0o640 : 0o755, 1_600_000_000_000 + index * 1_001);
     }
-    const work = both(transfer(link, [join(source, "tree")]));
+    const work = both(transfer(link, [join(source, "tree")], undefined, { executable: true }));
     expect(await link.shaken(work)).toBeGreaterThan(1);
     const [sent, received] = await work;
     expect([{ ...sent }, { ...received }]).toEqual([all(150), all(150)]);
@@ -128,13 +138,17 @@ describe("what arrives", () => {
       write("other/empty", "z"),
     ];
     expect((await both(transfer(link, paths))).map((one) => ({ ...one }))).toEqual([all(4), all(4)]);
-    expect(inTarget()).toEqual(["10:30.log", "empty", "empty (2)", "über 写真 👩‍👩‍👧.jpg"].sort());
+    const names = ["10:30.log", "empty", "empty (2)", "über 写真 👩‍👩‍👧.jpg"];
+    expect(inNew()).toEqual(names.map((name) => `NEW/${name}`).sort());
   });
 
-  test("the setuid bit does not", async () => {
+  test.each([
+    [false, 0o644],
+    [true, 0o755],
+  ])("executable, where that was asked for: %j; the setuid bit never", async (executable, mode) => {
     using link = new Linked();
-    await both(transfer(link, [write("tool", "x", 0o4755)]));
-    expect(fs.statSync(join(target, "tool")).mode & 0o7777).toBe(0o755);
+    await both(transfer(link, [write("tool", "x", 0o4755)], undefined, { executable }));
+    expect(fs.statSync(join(target, "tool")).mode & 0o7777).toBe(mode);
   });
 
   test("what is no file is told, and not waited for", async () => {
@@ -339,7 +353,7 @@ describe("what goes wrong with a file is said on both sides", () => {
   test("it grew", async () => {
     const outcomes = await meanwhile((path) => fs.appendFileSync(path, "more"));
     expect(outcomes.map((one) => ({ ...one }))).toEqual(others("it grew while it was being read"));
-    expect(inTarget()).toEqual(["other"]);
+    expect(inNew()).toEqual(["NEW/other"]);
   });
 
   test("it shrank", async () => {
@@ -348,13 +362,13 @@ describe("what goes wrong with a file is said on both sides", () => {
       /^it shrank from 4000000 to \d+ bytes while it was being read$/,
     );
     expect({ ...outcomes[1] }).toEqual({ ...outcomes[0] } as TransferOutcome);
-    expect(inTarget()).toEqual(["other"]);
+    expect(inNew()).toEqual(["NEW/other"]);
   });
 
   test("it was written to", async () => {
     const outcomes = await meanwhile((path) => fs.writeFileSync(path, Buffer.alloc(4_000_000, "y")));
     expect(outcomes[0]!.failures[0]!.path).toBe("log");
-    expect(inTarget()).toEqual(["other"]);
+    expect(inNew()).toEqual(["NEW/other"]);
   });
 
   test("it was gone, or another, before its turn", async () => {
@@ -370,30 +384,55 @@ describe("what goes wrong with a file is said on both sides", () => {
       { path: "changed", reason: "it has changed since it was offered" },
     ];
     expect([{ ...sent }, { ...(await received) }]).toEqual(Array(2).fill({ files: 1, failed: 2, failures }));
-    expect(inTarget()).toEqual(["other"]);
+    expect(inNew()).toEqual(["NEW/other"]);
   });
 
-  test("a folder's place is taken by a file, or by a link that leads out", async () => {
-    using link = new Linked();
+  test("a folder's name is taken by a file, or by a link that leads out: it is another one", async () => {
     fs.writeFileSync(join(target, "a"), "a file");
     const outside = join(source, "outside");
     fs.mkdirSync(outside);
     fs.symlinkSync(outside, join(target, "b"));
-    write("a/1", "x");
-    write("b/1", "x");
-    write("c/1", "x");
-    const outcomes = await both(
-      transfer(
-        link,
-        ["a", "b", "c"].map((name) => join(source, name)),
-      ),
-    );
+    for (const name of ["a", "b", "c"]) {
+      using link = new Linked();
+      write(`${name}/1`, "x");
+      const outcomes = await both(transfer(link, [join(source, name)]));
+      expect(outcomes.map((one) => ({ ...one }))).toEqual([all(1), all(1)]);
+    }
+    expect([inTarget(), fs.readdirSync(outside)]).toEqual([["a", "a (2)/1", "b", "b (2)/1", "c/1"], []]);
+  });
+
+  test("a folder in it has become a file, or a link that leads out", async () => {
+    const link = new Linked();
+    const outside = join(source, "outside");
+    fs.mkdirSync(outside);
+    for (const name of ["a", "b", "c"]) write(`tree/${name}/1`, "x");
+    const place = () => {
+      fs.mkdirSync(join(target, "tree"));
+      return { directory: target };
+    };
+    // Another try finds the folder by its mark; meanwhile somebody was there.
+    const stream = link.alice.open({ use: "files", name: "tree", files: 3, bytes: 3, listed: 3 });
+    link.onStream = (stream, purpose) =>
+      void receiveFiles(stream, purpose, { peer: fingerprints.alice, decide: place }).catch(() => {});
+    for (const name of ["a", "b", "c"])
+      stream.write(encodeMessage({ type: "listed", path: `tree/${name}/1` }));
+    stream.write(encodeMessage({ type: "file", path: "tree/a/1", bytes: 1, mode: 0o644, modifiedMs: 5 }));
+    stream.write(encodeMessage({ type: "from", bytes: 0 }));
+    await until("it has begun", () => inTarget().some((path) => path.startsWith("tree (2)/a/")));
+    link[Symbol.dispose]();
+    await until("its descriptors are closed", () => openFiles().length === 0);
+    fs.rmSync(join(target, "tree (2)/a"), { recursive: true });
+    fs.writeFileSync(join(target, "tree (2)/a"), "a file");
+    fs.symlinkSync(outside, join(target, "tree (2)/b"));
+    using next = new Linked();
+    const outcomes = await both(transfer(next, [join(source, "tree")]));
     const failures = [
-      { path: "a/1", reason: "a is not a folder" },
-      { path: "b/1", reason: "b is a symbolic link" },
+      { path: "tree/a/1", reason: "a is not a folder" },
+      { path: "tree/b/1", reason: "b is a symbolic link" },
     ];
     expect(outcomes.map((one) => ({ ...one }))).toEqual(Array(2).fill({ files: 1, failed: 2, failures }));
-    expect([inTarget(), fs.readdirSync(outside)]).toEqual([["a", "b", "c/1"], []]);
+    expect(inTarget()).toEqual(["tree (2)/a", "tree (2)/b", "tree (2)/c/1"]);
+    expect(fs.readdirSync(outside)).toEqual([]);
   });
 
   const mount = (options: string) => [
@@ -421,10 +460,14 @@ describe("what goes wrong with a file is said on both sides", () => {
 });
 
 describe("names from the peer", () => {
+  test.each(["../x", "/etc/passwd", "C:\\x/y", "./x"])("no folder of that name: %j", async (path) => {
+    const { received } = await byHand([{ type: "file", path, bytes: 0, mode: 0o644, modifiedMs: 0 }]);
+    expect(await outcome(received)).toContain(`the folder that is offered: ${pathProblem(path)}`);
+    expect(fs.readdirSync(target)).toEqual([]);
+  });
+
   test.each([
-    ["../x", "its path leaves the folder"],
     ["a/../../x", "its path leaves the folder"],
-    ["/etc/passwd", "its path leaves the folder"],
     ["a//b", "its path leaves the folder"],
     ["a/", "its path leaves the folder"],
     ["", "its path leaves the folder"],
@@ -478,7 +521,12 @@ async function byHand(lines: (Message | string)[], offer: object = {}) {
     };
   });
   received.catch(() => {});
-  const stream = link.alice.open({ use: "files", name: "x", files: 1, bytes: 1000, ...offer });
+  const names = lines.flatMap((line) => (typeof line !== "string" && line.type === "file" ? [line] : []));
+  const { files = 1 } = offer as { files?: number };
+  const paths = names.slice(0, Math.min(files, 10)).map(({ path }) => ({ type: "listed", path }));
+  const purpose = { use: "files", name: "x", files, bytes: 1000, things: paths.length || 1, ...offer };
+  const stream = link.alice.open({ ...purpose, listed: paths.length });
+  for (const path of paths) stream.write(encodeMessage(path));
   for (const line of lines) stream.write(typeof line === "string" ? line : encodeMessage(line));
   stream.end();
   let answers = "";
@@ -576,5 +624,116 @@ describe("a receiver that does not keep to the protocol", () => {
     link.onStream = (stream) => void stream.resume().end('{"type":"accepted"}\n');
     const collection = await collectFiles([write("a", "x")]);
     expect(await outcome(sendFiles(link.alice, collection))).toContain("the receiver ended before its time");
+  });
+});
+
+describe("a peer that falls silent", () => {
+  /** Tests need not wait as long as people do. */
+  const maxSilenceMs = 400;
+  const have = line({ type: "have", bytes: 0, sha256: sha256(Buffer.alloc(0)) });
+
+  function line(message: Message): string {
+    return encodeMessage(message).toString();
+  }
+
+  test.each([
+    ["once it has accepted", line({ type: "accepted" })],
+    ["once it has said what it has", line({ type: "accepted" }) + have],
+    ["when it should take more", line({ type: "accepted" }) + have],
+  ])("a receiver, %s: the sender fails and says so", async (when, said) => {
+    using link = new Linked();
+    const told = Promise.withResolvers<string>();
+    link.onStream = (stream) => {
+      stream.on("error", ({ message }) => told.resolve(message)).write(said);
+      if (!when.includes("more")) stream.resume();
+    };
+    const collection = await collectFiles([
+      write("a", when.includes("more") ? Buffer.alloc(4_000_000) : "x"),
+    ]);
+    // Of so many bytes it may be writing some for another second.
+    const failed = outcome(sendFiles(link.alice, collection, undefined, maxSilenceMs));
+    expect(await failed).toMatch(/^the peer did nothing for \d s$/);
+    expect(await told.promise).toContain("the peer did nothing");
+  });
+
+  test("a sender: the receiver gives the file up, and keeps what it has", async () => {
+    using link = new Linked();
+    const received = Promise.withResolvers<TransferOutcome>();
+    link.onStream = (stream, purpose) =>
+      received.resolve(
+        receiveFiles(stream, purpose, {
+          ...{ peer: fingerprints.alice, decide: () => ({ directory: target }), maxSilenceMs },
+        }),
+      );
+    const stream = link.alice.open({ use: "files", name: "a", files: 1, bytes: 4 });
+    stream.write(line({ type: "file", path: "a", bytes: 4, mode: 0o644, modifiedMs: 0 }));
+    stream.write(line({ type: "from", bytes: 0 }));
+    expect(await outcome(received.promise)).toMatch(/^the peer did nothing for \d s$/);
+    expect(inTarget()).toEqual([expect.stringMatching(/\.part$/)]);
+    await until("no descriptor is left", () => openFiles().length === 0);
+  });
+
+  test("not one whose link is broken, however long", async () => {
+    using link = new Linked({ bytesPerMs: 2_000 });
+    const work = both(transfer(link, [write("a", Buffer.alloc(1_000_000))], undefined, { maxSilenceMs }));
+    await until("a part has come", () => inTarget().length > 0);
+    link.carriers.alice.cut();
+    link.carriers.bob.cut();
+    await Bun.sleep(5 * maxSilenceMs); // there is nothing that would tell it earlier
+    link.reconnect();
+    expect((await work).map((one) => ({ ...one }))).toEqual([all(1), all(1)]);
+  });
+
+  test("nor one that thinks about the offer", async () => {
+    using link = new Linked();
+    const { promise, resolve } = Promise.withResolvers<Decision>();
+    const { sent } = transfer(link, [write("a", "x")], () => promise, { maxSilenceMs });
+    await Bun.sleep(3 * maxSilenceMs); // the same
+    resolve({ directory: target });
+    expect({ ...(await sent) }).toEqual(all(1));
+  });
+});
+
+describe("a folder that is sent is not what it was when it was offered", () => {
+  test("nothing is sent by a link that has taken the place of a folder or of a file", async () => {
+    using link = new Linked();
+    const outside = join(place, `${count}-outside`);
+    const at = new Date(1_700_000_000_123);
+    for (const name of ["a/key", "b/key", "c/key"]) write(`tree/${name}`, "mine");
+    fs.mkdirSync(outside);
+    fs.writeFileSync(join(outside, "key"), "hers"); // of the same size and time
+    fs.utimesSync(join(outside, "key"), at, at);
+    const collection = await collectFiles([join(source, "tree")]);
+    fs.rmSync(join(source, "tree/a"), { recursive: true });
+    fs.symlinkSync(outside, join(source, "tree/a"));
+    fs.rmSync(join(source, "tree/b/key"));
+    fs.symlinkSync(join(outside, "key"), join(source, "tree/b/key"));
+    const { received } = transfer(link, []);
+    const failures = ["a", "b"].map((name) => ({
+      path: `tree/${name}/key`,
+      reason: "it has changed since it was offered",
+    }));
+    const sent = await sendFiles(link.alice, collection);
+    expect([{ ...sent }, { ...(await received) }]).toEqual(Array(2).fill({ files: 1, failed: 2, failures }));
+    expect(inTarget()).toEqual(["tree/c/key"]);
+  });
+
+  test("links lead to what is in it, and nowhere else", async () => {
+    const outside = join(place, `${count}-outside`);
+    fs.writeFileSync(outside, "a key");
+    write("tree/file", "x");
+    write("tree-2/file", "x");
+    fs.symlinkSync("file", join(source, "tree/inside"));
+    fs.symlinkSync(outside, join(source, "tree/outside"));
+    fs.symlinkSync("../tree-2/file", join(source, "tree/beside"));
+    fs.symlinkSync(join(source, "tree"), join(source, "named"));
+    for (const named of ["tree", "named"]) {
+      const { files, skipped } = await collectFiles([join(source, named)]);
+      expect(files.map(({ path }) => path)).toEqual([`${named}/file`, `${named}/inside`]);
+      const reason = "it is a link that leads out of the folder";
+      expect(skipped).toEqual(["beside", "outside"].map((name) => ({ path: `${named}/${name}`, reason })));
+    }
+    // One that was named itself is meant.
+    expect((await collectFiles([join(source, "tree/outside")])).files).toMatchObject([{ path: "outside" }]);
   });
 });

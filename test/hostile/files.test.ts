@@ -1,0 +1,440 @@
+/** Who sends files, by hand on the wire, and who else can write where they arrive: what neither may reach. */
+import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import * as fs from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Driven, homeOf, outcome, startIntroducer } from "../driven-fixture.ts";
+import { frame, frameOf, Member, openFrame, RawLink, readReset, sha256, until } from "./wire.ts";
+
+const words = "of the files of strangers";
+const room = ["--room", words];
+const patienceMs = 30_000;
+
+const place = fs.mkdtempSync(join(tmpdir(), "hostile-files-"));
+afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
+let count = 0;
+/** What is to be sent, where it goes, and where nothing may ever go. */
+let source: string, target: string, outside: string;
+beforeEach(() => {
+  const around = join(place, String(++count));
+  [source, target, outside] = [join(around, "source"), join(around, "in/target"), join(around, "in/outside")];
+  for (const folder of [source, target, outside]) fs.mkdirSync(folder, { recursive: true });
+});
+
+/** Relative paths of all that is in a folder, unfinished files left out. */
+const filesIn = (folder: string): string[] =>
+  fs
+    .readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => !entry.isDirectory() && !entry.name.endsWith(".part"))
+    .map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1))
+    .sort();
+
+interface FileLine {
+  path: string;
+  bytes?: number;
+  mode?: number;
+  modifiedMs?: number;
+}
+const line = (message: object): string => JSON.stringify(message) + "\n";
+const fileLine = ({ path, bytes = 1, mode = 0o644, modifiedMs = 0 }: FileLine) =>
+  line({ type: "file", path, bytes, mode, modifiedMs });
+/** All that follows `have`: the content and its end. */
+const content = (text: string) =>
+  line({ type: "from", bytes: 0 }) +
+  line({ type: "chunk", bytes: text.length }) +
+  text +
+  line({ type: "end", sha256: sha256(text) });
+
+/** Mallory, who is in the room, and linked with bob; each offer is a stream of hers. */
+class Mallory implements Disposable {
+  readonly link: RawLink;
+  readonly #member: Member;
+  #stream: number;
+
+  static async meets(port: number, name = "mallory"): Promise<Mallory> {
+    const member = await Member.join(port, { name, room: words });
+    const link = await member.link("bob");
+    await link.begin(openFrame(1, { use: "lines" }));
+    return new Mallory(member, link);
+  }
+
+  private constructor(member: Member, link: RawLink) {
+    [this.#member, this.link] = [member, link];
+    this.#stream = link.firstStream;
+  }
+
+  /** What is not said is what it takes for files of those paths; returns the number of the stream. */
+  offer(lie: object, listed: string[] = [], odd: string[] = []): number {
+    const stream = (this.#stream += 2);
+    const counts = { files: 1, bytes: 1, things: 1, listed: listed.length + odd.length };
+    this.link.send(openFrame(stream, { use: "files", name: "x", ...counts, ...lie }));
+    for (const path of listed) this.say(stream, line({ type: "listed", path }));
+    for (const path of odd) this.say(stream, line({ type: "odd", path }));
+    return stream;
+  }
+
+  say(stream: number, ...texts: string[]): void {
+    for (const text of texts) this.link.send(frameOf(frame.data, text, stream));
+  }
+
+  heard(stream: number): string {
+    return this.link.text.get(stream) ?? "";
+  }
+
+  /** One file under an offer of its own; resolves to what came of it. */
+  async sends(path: string, more: Partial<FileLine> & { text?: string } = {}): Promise<string> {
+    const { text = "x", mode } = more;
+    const isOne = !path.includes("/");
+    const stream = this.offer({ name: path, bytes: text.length }, isOne ? [] : [path]);
+    this.say(stream, fileLine({ path, bytes: text.length, ...(mode !== undefined && { mode }) }));
+    const over = this.link.hears(frame.reset, (one) => one.stream === stream);
+    over.catch(() => {});
+    const answered = until("an answer", () => /"(have|refused)"/.test(this.heard(stream)));
+    const first = await Promise.race([answered, over]);
+    if (first) return readReset(first).reason;
+    const end = frameOf(frame.end, "", stream);
+    if (this.heard(stream).includes('"refused"')) this.link.send(end);
+    if (this.heard(stream).includes('"refused"')) return /"reason":"([^"]*)"/.exec(this.heard(stream))![1]!;
+    this.say(stream, content(text));
+    this.link.send(end);
+    await until("it is over", () => /"(received|failed)"/.test(this.heard(stream)));
+    return /"(received|failed)"/.exec(this.heard(stream))![1]!;
+  }
+
+  [Symbol.dispose](): void {
+    this.link[Symbol.dispose]();
+    this.#member[Symbol.dispose]();
+  }
+}
+
+/** The house, bob who takes all, and mallory. */
+async function met(...options: string[]) {
+  const house = startIntroducer();
+  const bob = new Driven(house.port, "bob", ...room, "--accept", target, ...options);
+  await bob.registered;
+  const mallory = await Mallory.meets(house.port);
+  return {
+    ...{ house, bob, mallory },
+    async [Symbol.asyncDispose]() {
+      mallory[Symbol.dispose]();
+      await bob[Symbol.asyncDispose]();
+      await house[Symbol.asyncDispose]();
+    },
+  };
+}
+
+describe("a sender", () => {
+  test(
+    "reaches nothing outside of the folder",
+    async () => {
+      await using all = await met();
+      const paths = [
+        "../x",
+        "../outside/x",
+        "/etc/x",
+        `${outside}/x`,
+        "a/../../b",
+        "a/../../outside/x",
+        "a/..",
+        "",
+      ];
+      paths.push(
+        "..",
+        ".",
+        "./../x",
+        "x\0",
+        "\0/x",
+        "a/\0/../../../x",
+        "..\\x",
+        "a\\..\\..\\x",
+        "//x",
+        "~/x\n",
+      );
+      for (const path of paths) expect([path, await all.mallory.sends(path)]).not.toEqual([path, "received"]);
+      // Among several things, too.
+      for (const path of paths) {
+        const stream = all.mallory.offer({ things: 2, files: 2, bytes: 2 }, [path, path]);
+        all.mallory.say(stream, fileLine({ path }), fileLine({ path }));
+      }
+      expect(await all.mallory.sends("honest")).toBe("received");
+      expect([filesIn(target), filesIn(outside)]).toEqual([["honest"], []]);
+      expect(fs.readdirSync(join(target, "..")).sort()).toEqual(["outside", "target"]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "leaves nothing that is hidden, an option or a setting at the top, and it is told",
+    async () => {
+      await using all = await met();
+      const names = [".bashrc", "-rf", "bunfig.toml", "BunFig.toml", "tsconfig.json", ".env"];
+      for (const name of names) {
+        expect(await all.mallory.sends(name)).toBe("received");
+        const odd = [{ path: name, why: expect.any(String) }];
+        const told = { what: name, storedAs: `_${name}`, paths: [name], more: 0, odd };
+        expect(await all.bob.next("transferring")).toMatchObject(told);
+        expect(await all.bob.next("transferred")).toMatchObject({ what: name, storedAs: `_${name}` });
+      }
+      expect(await all.mallory.sends(".ssh/keys")).toBe("the offer did not list it, and it is odd");
+      const stream = all.mallory.offer({}, ["-folder/.hidden"], ["-folder/"]);
+      all.mallory.say(stream, fileLine({ path: "-folder/.hidden" }));
+      await until("it may come", () => all.mallory.heard(stream).includes('"have"'));
+      all.mallory.say(stream, content("x"));
+      all.mallory.link.send(frameOf(frame.end, "", stream));
+      await all.bob.next("transferred", ({ storedAs }) => storedAs === "_-folder");
+      expect(filesIn(target)).toEqual([...names.map((name) => `_${name}`), "_-folder/.hidden"].sort());
+    },
+    patienceMs,
+  );
+
+  test(
+    "brings nothing that its offer did not list",
+    async () => {
+      await using all = await met();
+      const listed = Array.from({ length: 10 }, (_, index) => `photos/${index}.jpg`);
+      const later = [
+        "photos/.git/hooks/post-checkout",
+        "other/x",
+        "photos",
+        "photos/-rf",
+        "photos/bunfig.toml",
+      ];
+      const stream = all.mallory.offer({ files: 17, bytes: 17 }, listed, ["photos/.told/"]);
+      const sent = ["photos/.vimrc", ...listed.slice(1), ...later, "photos/.told/x", "photos/ten.jpg"];
+      for (const path of sent) all.mallory.say(stream, fileLine({ path, mode: 0o777 }));
+      const taken = [...listed.slice(1), "photos/.told/x", "photos/ten.jpg"];
+      const { said } = { said: () => all.mallory.heard(stream) };
+      await until("all are answered", () => said().split("\n").length - 1 === 1 + sent.length);
+      for (const _ of taken) all.mallory.say(stream, content("x"));
+      all.mallory.link.send(frameOf(frame.end, "", stream));
+      const { files, failures } = await all.bob.next("transferred");
+      expect([files, failures.map(({ path }) => path)]).toEqual([taken.length, ["photos/.vimrc", ...later]]);
+      expect(filesIn(target)).toEqual([...taken].sort());
+      for (const path of taken) expect(fs.statSync(join(target, path)).mode & 0o111).toBe(0);
+    },
+    patienceMs,
+  );
+
+  test(
+    "mixes nothing with what is there",
+    async () => {
+      await using all = await met();
+      for (const name of ["src", "src (2)", "from-mallory"]) fs.mkdirSync(join(target, name));
+      fs.writeFileSync(join(target, "src/main.ts"), "mine");
+      for (const path of ["src/main.ts", "src/node_modules/x"])
+        expect(await all.mallory.sends(path)).toBe("received");
+      expect(filesIn(target)).toEqual(["src (3)/main.ts", "src (4)/node_modules/x", "src/main.ts"]);
+      expect(fs.readFileSync(join(target, "src/main.ts"), "utf8")).toBe("mine");
+    },
+    patienceMs,
+  );
+
+  test(
+    "overwrites nothing by names that are alike to a file system",
+    async () => {
+      await using all = await met();
+      const names = ["Photo.jpg", "photo.jpg", "PHOTO.JPG", "u\u0308ber", "\u00fcber", "photo.jpg"];
+      for (const [index, name] of names.entries())
+        expect(await all.mallory.sends(name, { text: `the text ${index}` })).toBe("received");
+      const texts = filesIn(target).map((name) => fs.readFileSync(join(target, name), "utf8"));
+      expect(texts.sort()).toEqual(names.map((_, index) => `the text ${index}`));
+    },
+    patienceMs,
+  );
+
+  test(
+    "gives nobody the rights of its owner, nor to be executed, nor to be written by others",
+    async () => {
+      await using all = await met();
+      for (const mode of [0o4755, 0o2755, 0o1777, 0o100644, -1])
+        expect(await all.mallory.sends("setuid", { mode })).toContain("mode must be");
+      for (const mode of [0o777, 0o111, 0o666])
+        expect(await all.mallory.sends(`m${mode.toString(8)}`, { mode })).toBe("received");
+      expect(filesIn(target)).toEqual(["m111", "m666", "m777"]);
+      for (const name of filesIn(target)) expect(fs.statSync(join(target, name)).mode & 0o7133).toBe(0);
+    },
+    patienceMs,
+  );
+
+  test.each<[string, object, string[], string[], string]>([
+    ["more paths than an offer may list", { files: 1_000_000, listed: 1_000_000 }, [], [], "listed must be"],
+    ["no paths", { files: 2, bytes: 2 }, [], [], "an offer must list its first 10 paths"],
+    ["fewer paths than files", { files: 7, things: 7, bytes: 7 }, ["a", "b"], [], "must list its first 10"],
+    ["paths of no folder", { files: 2, bytes: 2 }, ["a/x", "b/x"], [], "begin with its name"],
+    ["a folder that leads out", { files: 1 }, ["../x"], [], "its path leaves the folder"],
+    ["more odd ones than files", { moreOdd: 2 }, [], [], "moreOdd must be"],
+    ["more bytes than offered", { name: "big", bytes: 1 }, [], [], "more than was offered"],
+  ])("that offers %s is cut off", async (_, lie, listed, odd, reason) => {
+    await using all = await met();
+    const stream = all.mallory.offer(lie, listed, odd);
+    all.mallory.say(stream, fileLine({ path: "big", bytes: 2 }));
+    const reset = await all.mallory.link.hears(frame.reset, (one) => one.stream === stream);
+    expect(readReset(reset).reason).toContain(reason);
+    expect(filesIn(target)).toEqual([]);
+  });
+
+  test(
+    "has so many under way at once, and others have theirs",
+    async () => {
+      await using all = await met();
+      for (let index = 0; index < 40; index++) {
+        const stream = all.mallory.offer({ name: `held ${index}` });
+        all.mallory.say(stream, fileLine({ path: `held ${index}` }), line({ type: "from", bytes: 0 }));
+      }
+      const refused = await all.mallory.link.hears(frame.reset);
+      expect(readReset(refused).reason).toBe("too many files are being received already");
+      using carol = await Mallory.meets(all.house.port, "carol");
+      expect(await carol.sends("hers")).toBe("received");
+      expect(fs.readdirSync(target).filter((name) => name.endsWith(".part"))).toHaveLength(32);
+    },
+    patienceMs,
+  );
+
+  test(
+    "sends many of one name in time that grows as their number does",
+    async () => {
+      await using all = await met();
+      const elapsedMs: number[] = [];
+      for (const many of [200, 1_400]) {
+        const startedAt = performance.now();
+        const same = Array.from({ length: 10 }, () => "same");
+        const stream = all.mallory.offer({ things: many, files: many, bytes: many }, same);
+        for (let index = 0; index < many; index++) {
+          all.mallory.say(stream, fileLine({ path: "same", modifiedMs: index * 1000 }) + content("x"));
+          if (index % 32 === 31)
+            await until("they are there", () => all.mallory.heard(stream).split('"received"').length > index);
+        }
+        all.mallory.link.send(frameOf(frame.end, "", stream));
+        expect(await all.bob.next("transferred")).toMatchObject({ files: many });
+        elapsedMs.push(performance.now() - startedAt);
+      }
+      // Seven times as many: had each to try all names before it, it would be 49 times the work.
+      expect(elapsedMs[1]! / elapsedMs[0]!).toBeLessThan(21);
+    },
+    2 * patienceMs,
+  );
+});
+
+describe("a local user who can write to the folder", () => {
+  /** Exchanges a folder with a link that leads outside, again and again, until it is killed; says how often. */
+  const swapper = `
+    const fs = require("node:fs");
+    const [name, outside] = process.argv.slice(1);
+    const [aside, link] = [name + " aside", name + " link"];
+    fs.symlinkSync(outside, link);
+    let swaps = 0;
+    const told = setInterval(() => console.log(swaps), 10);
+    (function swap() {
+      for (let turn = 0; turn < 100; turn++) {
+        try {
+          fs.renameSync(name, aside);
+          try {
+            fs.renameSync(link, name);
+            swaps++;
+            fs.renameSync(name, link);
+          } catch {} // it has just been made anew
+          fs.renameSync(aside, name);
+        } catch {
+          try {
+            fs.renameSync(name, name + " " + swaps + "." + turn);
+          } catch {}
+          try {
+            fs.renameSync(aside, name);
+          } catch {}
+        }
+      }
+      setImmediate(swap);
+    })();`;
+
+  test.each(["photos", "photos/summer"])(
+    "gets no file outside by exchanging %s for a link, however often",
+    async (swapped) => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      for (let index = 0; index < 1_500; index++) {
+        const path = join(source, "photos/summer", String(index));
+        fs.mkdirSync(join(path, ".."), { recursive: true });
+        fs.writeFileSync(path, String(index));
+      }
+      const send = ["--connect", "bob", "--send", join(source, "photos")];
+      await using alice = new Driven(house.port, "alice", ...room, ...send);
+      await until("it is there", () => fs.existsSync(join(target, swapped)));
+      const command = [process.execPath, "-e", swapper, join(target, swapped), outside];
+      await using local = Bun.spawn(command, { stdout: "pipe", stderr: "inherit" });
+      const told = new Response(local.stdout).text();
+      await bob.next("transferred");
+      await alice.exited();
+      local.kill("SIGKILL");
+      const swaps = Number((await told).trim().split("\n").at(-1));
+      expect(swaps).toBeGreaterThan(100);
+      expect(filesIn(outside)).toEqual([]);
+    },
+    2 * patienceMs,
+  );
+
+  test(
+    "gets no file written through a link in the place of a part, or of the mark of a folder",
+    async () => {
+      await using all = await met();
+      const mine = join(outside, "mine");
+      fs.writeFileSync(mine, "mine");
+      const stream = all.mallory.offer({ files: 2, bytes: 2 }, ["tree/a", "tree/b"]);
+      all.mallory.say(stream, fileLine({ path: "tree/a" }), line({ type: "from", bytes: 0 }));
+      const parts = (folder: string) => fs.readdirSync(folder).filter((name) => name.endsWith(".part"));
+      await until(
+        "it has begun",
+        () => fs.existsSync(join(target, "tree")) && parts(join(target, "tree")).length > 0,
+      );
+      all.mallory.link.send(frameOf(frame.reset, Buffer.alloc(4), stream));
+      await all.bob.next("transfer-failed");
+      for (const folder of [target, join(target, "tree")])
+        for (const name of parts(folder)) {
+          fs.rmSync(join(folder, name));
+          fs.symlinkSync(mine, join(folder, name));
+        }
+      const again = all.mallory.offer({ files: 2, bytes: 2 }, ["tree/a", "tree/b"]);
+      for (const name of ["a", "b"])
+        all.mallory.say(again, fileLine({ path: `tree/${name}` }) + content("x"));
+      all.mallory.link.send(frameOf(frame.end, "", again));
+      expect(await all.bob.next("transferred")).toMatchObject({ files: 2 });
+      expect([filesIn(outside), fs.readFileSync(mine, "utf8")]).toEqual([["mine"], "mine"]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "gets nothing sent by links in a folder that is sent, and who sends is told",
+    async () => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+      await bob.registered;
+      const key = join(outside, "key");
+      fs.writeFileSync(key, "a private key");
+      const tree = join(source, "tree");
+      fs.mkdirSync(join(tree, "sub"), { recursive: true });
+      fs.writeFileSync(join(tree, "file"), "a file");
+      fs.symlinkSync(key, join(tree, "absolute"));
+      fs.symlinkSync("../../../in/outside/key", join(tree, "sub/relative"));
+      fs.symlinkSync("../file", join(tree, "sub/inside"));
+      const send = [
+        `127.0.0.1:${house.port}`,
+        "--name",
+        "alice",
+        ...room,
+        "--connect",
+        "bob",
+        "--send",
+        tree,
+      ];
+      const { code, stderr } = await outcome(send, { XDG_STATE_HOME: homeOf("alice") });
+      const { failed, files } = await bob.next("transferred");
+      expect([code, files, failed]).toEqual([1, 2, 0]);
+      for (const path of ["tree/absolute", "tree/sub/relative"])
+        expect(stderr).toContain(`${path}: it is a link that leads out of the folder`);
+      expect(filesIn(target)).toEqual(["tree/file", "tree/sub/inside"]);
+      expect(fs.readFileSync(join(target, "tree/sub/inside"), "utf8")).toBe("a file");
+    },
+    patienceMs,
+  );
+});
