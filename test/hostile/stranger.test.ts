@@ -54,6 +54,10 @@ class House implements AsyncDisposable {
     return this.events.all.filter((line) => line["event"] === event).length;
   }
 
+  signal(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
   /** What a command of the operator's answers. */
   async ask(command: string, event: string): Promise<Line> {
     this.type(command);
@@ -147,18 +151,27 @@ linuxTest.each([
 
 // --- a crowd -----------------------------------------------------------------------------------------------
 
-/** So many who register and answer pings, in rooms of 16. */
-async function crowd(port: number, size: number): Promise<DisposableStack> {
-  const all = new DisposableStack();
+/** So many who register, in rooms of 16. */
+async function crowd(port: number, size: number) {
+  const stack = new DisposableStack();
+  const all: LineSocket[] = [];
   const answers = Array.from({ length: size }, async (_, n) => {
-    const one = all.use(new LineSocket(await dial("127.0.0.1", port)));
+    const one = stack.use(new LineSocket(await dial("127.0.0.1", port)));
+    all.push(one);
     const shown = { name: `n${n}`, room: `room ${n >> 4}`, instance: sha256(`n${n}`).slice(0, 16) };
     const rest = { fingerprint: "ab".repeat(32), private: ["192.168.1.5:40000"], links: [] };
     one.say({ type: "register", version: 2, ...shown, ...rest });
     await one.hears("registered");
   });
   await Promise.all(answers);
-  return all;
+  return { all, [Symbol.dispose]: () => stack.dispose() };
+}
+
+/** How often one hears an echo until that has happened. */
+async function echoesUntil(one: Member, hasHappened: () => boolean): Promise<number> {
+  let echoes = 0;
+  for (; !hasHappened(); echoes++) await settled(one);
+  return echoes;
 }
 
 test.each([[[]], [["--json"]]])(
@@ -183,18 +196,38 @@ test.each([[[]], [["--json"]]])(
     output = "";
     child.stdin.write("list\n");
     await child.stdin.flush();
-    let echoes = 0; // that she got while it was made
     const end = options.length > 0 ? /\],"at":[\d.]+\}\n$/ : /2001 participants in 126 rooms, 0 links\n$/;
-    while (!end.test(output)) {
-      await settled(eve);
-      echoes++;
-    }
+    expect(await echoesUntil(eve, () => end.test(output))).toBeGreaterThan(5);
     expect(output).toContain("n1999");
-    expect(echoes).toBeGreaterThan(5);
     child.kill("SIGKILL");
   },
   30_000,
 );
+
+test("a word to two thousand keeps nobody waiting", async () => {
+  await using house = await House.open();
+  using eve = await Member.join(house.port, { name: "eve" });
+  using others = await crowd(house.port, 2000);
+  await settled(eve);
+  house.type("broadcast so long");
+  expect(await echoesUntil(eve, () => house.count("told") > 0)).toBeGreaterThan(5);
+  await Promise.all(others.all.map((one) => one.hears("notice")));
+}, 30_000);
+
+test("the end for two thousand keeps nobody waiting who is still introduced, and nobody hears of the others", async () => {
+  await using house = await House.open();
+  using eve = await Member.join(house.port, { name: "eve" });
+  using bob = await Member.join(house.port, { name: "bob" });
+  using others = await crowd(house.port, 2000);
+  eve.say({ type: "connect", peer: bob.id });
+  await eve.hears("punch");
+  house.signal("SIGTERM");
+  await house.hears("draining", ({ participants, punching }) => participants === 2002 && punching === 2);
+  expect(await echoesUntil(eve, () => house.count("left") === 2000)).toBeGreaterThan(5);
+  await Promise.all(others.all.map((one) => one.hears("bye")));
+  const heard = others.all.flatMap(({ lines }) => lines.all.filter(({ type }) => type === "left"));
+  expect(heard).toEqual([]);
+}, 30_000);
 
 // --- whole IPv6 sites, in a namespace of their own ---------------------------------------------------------
 
