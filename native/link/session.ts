@@ -425,7 +425,7 @@ export class Session implements KnownSession {
 
   #onPiece(id: number, piece: Buffer): void {
     const stream = this.#streams.get(id);
-    const allowed = this.#remnants.get(id);
+    const allowed = stream ? undefined : this.#remnants.get(id);
     if (allowed !== undefined) return this.#onRemnantPiece(id, allowed - piece.length);
     if (!stream || stream.isOverThere) throw new ProtocolError(`bytes for stream ${id}, which is not open`);
     if (this.#hasPeerFinished) throw new ProtocolError("bytes after `finish`");
