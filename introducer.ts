@@ -390,6 +390,7 @@ type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
 /** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
 interface Link {
   route: Route;
+  /** Undefined for one that it said when it registered: anybody can say so, and it counts when the other says so, too. */
   id: number | undefined;
 }
 
@@ -780,6 +781,11 @@ function whoseTurn({ introduction, members }: Pair): Party | undefined {
 /** Whether an introduction is under way that the other side's introducer runs. */
 function isOrdered({ foreign: known }: Pair, now: number): boolean {
   return known !== undefined && !known.isReported && now < known.expiresAt;
+}
+
+/** Whether the other side says, too, that they are linked: of a guest it can't be known. */
+function saysSo(other: Party, { peer }: Member): boolean {
+  return isGuest(other) || other.links?.has(peer.instance) === true;
 }
 
 /** Whether it is at a participant's own address: nobody is sent to another one. */
@@ -2077,7 +2083,7 @@ export class Introducer {
       const links = [...(member.links ?? [])].flatMap(([instance, { route, id: told }]) => {
         const id = this.#idOf(member.room, instance, told) ?? idsIn(member.room).get(instance);
         const other = id === undefined ? undefined : this.#inRoom(member.room, id);
-        if (id === undefined || !other) return [];
+        if (id === undefined || !other || (told === undefined && !saysSo(other, member))) return [];
         const bytes = route === "relay" ? relayed?.get(relayKey(member, other)) : undefined;
         return [{ id, route, ...(bytes !== undefined && { relayedBytes: bytes }) }];
       });

@@ -1753,14 +1753,25 @@ test("the links that a participant has when it registers are listed under its pe
   anna.send({ ...registration("anna"), links });
   await anna.next("registered");
   expect(linksOf(scene)).toEqual({ anna: [] });
+  const comesBack = async () => {
+    const bert = new Client(scene.introducer.port);
+    bert.send({ ...registration("bert"), links: [{ peer: hash(hash("anna")), route: "birthday" }] });
+    return Object.assign(bert, await bert.next("registered"));
+  };
   {
-    using bert = await scene.join("bert");
-    expect(linksOf(scene)).toEqual({ anna: [{ id: bert.id, route: "birthday" }], bert: [] });
+    using stranger = await scene.join("bert"); // who does not say so
+    expect(linksOf(scene)).toEqual({ anna: [], bert: [] });
+    await stranger.settled();
+  }
+  {
+    using bert = await comesBack();
+    const link = (id: number) => [{ id, route: "birthday" as const }];
+    expect(linksOf(scene)).toEqual({ anna: link(bert.id), bert: link(1) });
     using namesake = await scene.join("gone", "elsewhere");
     expect(linksOf(scene)).toMatchObject({ anna: [{ id: bert.id }], gone: [] });
     await namesake.settled();
   }
-  using bert = await scene.join("bert");
+  using bert = await comesBack();
   expect(linksOf(scene)["anna"]).toEqual([{ id: bert.id, route: "birthday" }]);
   anna.send({ type: "unlinked", peer: bert.id, reason: "connection-lost" });
   await anna.settled();

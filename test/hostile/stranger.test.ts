@@ -93,6 +93,9 @@ test("a link that nobody was told to make is neither listed nor logged", async (
   using eve = await Member.join(house.port, { name: "eve" });
   using mallory = await Member.join(house.port, { name: "mallory" });
   using bob = await Member.join(house.port, { name: "bob" });
+  const links = [{ peer: bob.instance, route: "public" }];
+  using liar = await Member.join(house.port, { name: "liar", lie: { links } });
+  await settled(liar);
   eve.say({ type: "connect", peer: mallory.id });
   const { token } = await eve.hears("punch");
   eve.say(linked(hex(16), bob.id, "public"), linked(token, bob.id, "public")); // invented; of another pair
@@ -101,8 +104,8 @@ test("a link that nobody was told to make is neither listed nor logged", async (
   eve.say(linked(token, mallory.id, "public"), linked(token, mallory.id, "public"));
   await settled(eve);
   const { participants } = await house.ask("list", "participants");
-  const links = Object.fromEntries(participants.map((one: Line) => [one["name"], one["linked"]]));
-  expect(links).toEqual({ eve: [mallory.id], mallory: [], bob: [] });
+  const listed = Object.fromEntries(participants.map((one: Line) => [one["name"], one["linked"]]));
+  expect(listed).toEqual({ eve: [mallory.id], mallory: [], bob: [], liar: [] });
   expect(house.count("linked")).toBe(1);
 });
 
