@@ -71,18 +71,20 @@ redis.call('HSET',who,id,value)
 redis.call('HSET',names,name,id)
 tell(' + '..id..' '..value)
 return ''`,
-  /** id, name. */
+  /** id, what its name looks like. */
   remove: `${begin}drop(ARGV[1],ARGV[2],'-')`,
   /** Further key: that of an introducer's life; its prefix. All of its go, if it is dead at this very moment. */
   reap: `${begin}if redis.call('EXISTS',KEYS[5])==1 then return end
-local all=redis.call('HGETALL',who)
+local all,gone=redis.call('HGETALL',who),{}
 for at=1,#all,2 do
   local id,value=all[at],all[at+1]
   if value:sub(1,#ARGV[1])==ARGV[1] then
-    local isPeer,peer=pcall(cjson.decode,value:match('{.*') or '')
-    drop(id,isPeer and tostring(peer.name) or '','-')
+    gone[id]=true
+    drop(id,'','-')
   end
-end`,
+end
+local held=redis.call('HGETALL',names)
+for at=1,#held,2 do if gone[held[at+1]] then redis.call('HDEL',names,held[at]) end end`,
   snapshot: `return {redis.call('GET',KEYS[2]) or '0',redis.call('HGETALL',KEYS[1])}`,
   /** Keys: of our life, then three of every room. Returns whether we were alive, and the version of every room. */
   beat: `local told={redis.call('EXISTS',KEYS[1])}
