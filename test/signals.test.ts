@@ -1,5 +1,5 @@
 /** What a signal ends with: whoever has asked for a result and has not got it must not go on as if he had. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -16,7 +16,9 @@ const signals = [
   ["SIGTERM", 143],
   ["SIGHUP", 129],
 ] as const;
+/** Several programs on a busy machine. */
 const patienceMs = 20_000;
+setDefaultTimeout(patienceMs);
 const folder = mkdtempSync(join(tmpdir(), "signals-test-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 const file = join(folder, "big");
@@ -31,7 +33,9 @@ function started(port: number, name: string, ...options: string[]) {
   void (async () => {
     for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) story += text;
   })();
-  return Object.assign(child, { shows: (text: string) => until(text, () => story.includes(text)) });
+  return Object.assign(child, {
+    shows: (text: string) => until(text, () => story.includes(text), patienceMs),
+  });
 }
 
 /** An introducer that takes everybody and says nothing. */
@@ -43,43 +47,35 @@ async function silent() {
 }
 
 describe.each(signals)("%s before the result is there ends with it:", (signal, code) => {
-  test(
-    "--send, whose offer waits for an answer",
-    async () => {
-      await using house = startIntroducer();
-      await using bob = new Driven(house.port, "bob", ...room, "--stay");
-      await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob", "--send", file);
-      await bob.next("offered");
-      alice.signal(signal);
-      expect(await alice.exited()).toBe(code);
-    },
-    patienceMs,
-  );
+  test("--send, whose offer waits for an answer", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob", "--send", file);
+    await bob.next("offered");
+    alice.signal(signal);
+    expect(await alice.exited()).toBe(code);
+  });
 
-  test(
-    "both ends of a pipe",
-    async () => {
-      await using house = startIntroducer();
-      await using alice = started(house.port, "alice", "--pipe", "bob");
-      await using bob = started(house.port, "bob", "--pipe", "alice");
-      alice.stdin.write("a part of it");
-      await alice.stdin.flush();
-      expect((await bob.stdout.getReader().read()).value?.length).toBe("a part of it".length);
-      bob.kill(signal);
-      expect(await bob.exited).toBe(code);
-      expect(await alice.exited).toBe(1);
+  test("both ends of a pipe", async () => {
+    await using house = startIntroducer();
+    await using alice = started(house.port, "alice", "--pipe", "bob");
+    await using bob = started(house.port, "bob", "--pipe", "alice");
+    alice.stdin.write("a part of it");
+    await alice.stdin.flush();
+    expect((await bob.stdout.getReader().read()).value?.length).toBe("a part of it".length);
+    bob.kill(signal);
+    expect(await bob.exited).toBe(code);
+    expect(await alice.exited).toBe(1);
 
-      await using carol = started(house.port, "carol", "--pipe", "dave");
-      await using dave = started(house.port, "dave", "--pipe", "carol");
-      carol.stdin.write("a part of it");
-      await carol.stdin.flush();
-      await dave.stdout.getReader().read();
-      carol.kill(signal);
-      expect(await carol.exited).toBe(code);
-      expect(await dave.exited).toBe(1);
-    },
-    patienceMs,
-  );
+    await using carol = started(house.port, "carol", "--pipe", "dave");
+    await using dave = started(house.port, "dave", "--pipe", "carol");
+    carol.stdin.write("a part of it");
+    await carol.stdin.flush();
+    await dave.stdout.getReader().read();
+    carol.kill(signal);
+    expect(await carol.exited).toBe(code);
+    expect(await dave.exited).toBe(1);
+  });
 });
 
 describe("so does any signal:", () => {
@@ -105,20 +101,16 @@ describe("so does any signal:", () => {
     expect(await alice.exited).toBe(code);
   });
 
-  test(
-    "a line of a script",
-    async () => {
-      await using house = startIntroducer();
-      await using bob = new Driven(house.port, "bob", ...room, "--stay");
-      await using alice = new Driven(house.port, "alice", ...room);
-      await met(alice, bob);
-      alice.type("connect bob", `send bob ${file}`);
-      await bob.next("offered");
-      alice.signal(signal);
-      expect(await alice.exited()).toBe(code);
-    },
-    patienceMs,
-  );
+  test("a line of a script", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using alice = new Driven(house.port, "alice", ...room);
+    await met(alice, bob);
+    alice.type("connect bob", `send bob ${file}`);
+    await bob.next("offered");
+    alice.signal(signal);
+    expect(await alice.exited()).toBe(code);
+  });
 });
 
 describe("a service that is told to end has not failed:", () => {
@@ -192,7 +184,6 @@ testNeeding(missing(["bash"], "package bash"))(
     expect(shell.screen).not.toContain("removed");
     await shell.answers('echo "exit"=$?\r', /exit=130\r/);
   },
-  patienceMs,
 );
 
 test("who gives no introducer to send by has sent nothing", async () => {
