@@ -4,6 +4,7 @@
  * that anyone may enter. It knows no registration and never prints. For participant.ts.
  */
 import { printable, UserError } from "../../protocol.ts";
+import { take, type Bucket } from "../budget.ts";
 import { collectFiles } from "./collect.ts";
 import { type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
@@ -33,6 +34,8 @@ const maxOffers = 64;
 const maxReceiving = 64;
 /** What was not sent of what was named, as far as it is told. */
 const maxSkippedTold = 1_000;
+/** Offers of one peer, each of which is a line for the user or two: so many at once, then so many a second. */
+const offers = { burst: 128, perSecond: 2, peers: 1_024 };
 const openRoom = "in the open lobby anyone could use it; a private room is a condition: --room WORDS";
 
 /** Of forwards, pipes and files; `name` is the peer's. */
@@ -152,6 +155,7 @@ export class Uses {
   /** What the peer opens for our `pipe`. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
+  readonly #offered = new Map<string, Bucket>();
   #lastId = 0;
   #acceptInto: string | undefined;
 
@@ -342,6 +346,16 @@ export class Uses {
     await this.#transfer(about, () => over, listingOf(offer)).catch(() => {}); // it was told
   }
 
+  #mayOffer(fingerprint: string): boolean {
+    const now = performance.now();
+    const bucket = this.#offered.get(fingerprint) ?? { tokens: offers.burst, at: now };
+    this.#offered.delete(fingerprint); // the latest are last
+    this.#offered.set(fingerprint, bucket);
+    const [oldest] = this.#offered.keys();
+    if (this.#offered.size > offers.peers) this.#offered.delete(oldest!);
+    return take(bucket, offers.burst, offers.perSecond, now);
+  }
+
   #decide(
     offer: Offer,
     from: Pick<From, "name" | "fingerprint">,
@@ -349,6 +363,8 @@ export class Uses {
   ): Promise<Decision> | Decision {
     const { name, fingerprint } = from;
     if (!this.#options.isPrivate()) return { refuse: "it takes no files in the open lobby" };
+    if (!this.#mayOffer(fingerprint))
+      return { refuse: "too many offers of yours came at once: wait a while" };
     if (this.#acceptInto !== undefined) return { directory: this.#acceptInto };
     if (!this.#options.canAsk) return { refuse: "nobody is there to accept it (--accept DIR)" };
     const give = this.#shares.offers.take(fingerprint);

@@ -505,6 +505,30 @@ describe("a flood of streams", () => {
     expect(told().length).toBeLessThan(12);
   });
 
+  test("of offers that are taken back at once is told so far, and then at a pace", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", "--room", room, "--stay");
+    await bob.registered;
+    using eve = await Member.join(house.port, { name: "eve", room });
+    using link = await eve.link("bob");
+    await link.begin(lines);
+    const purpose = { use: "files", name: "x", files: 1, bytes: 1, things: 1, listed: 1, moreOdd: 0 };
+    const line = `${JSON.stringify({ type: "listed", path: "x" })}\n`;
+    const startedAt = performance.now();
+    for (let id = 3; id < 603; id += 2) {
+      link.send(openFrame(id, purpose), frameOf(frame.data, line, id));
+      await Promise.race([
+        link.hears(frame.reset, ({ stream }) => stream === id),
+        bob.next("offered").then(() => link.send(resetFrame(id, 0, ""))),
+      ]).catch(() => {});
+    }
+    link.send(linesSay("the last"));
+    await bob.next("said");
+    const told = bob.events.filter((one) => one.event === "offered").length;
+    expect(told).toBeGreaterThanOrEqual(100);
+    expect(told).toBeLessThanOrEqual(129 + 2 * ((performance.now() - startedAt) / 1000));
+  });
+
   test("whose handler throws is gathered, too", async () => {
     await using scene = await meeting();
     const { bob, eve } = scene;
