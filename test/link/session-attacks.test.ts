@@ -12,6 +12,7 @@ import {
   frame,
   FrameDecoder,
 } from "../../native/link/frame.ts";
+import { MemoryBudget } from "../../native/link/memory.ts";
 import { maxOwedBytes, Session } from "../../native/link/session.ts";
 import { firstCreditBytes, resetCodes, type Stream } from "../../native/link/stream.ts";
 import { carrierPair, fingerprints, TestClock, type MemoryCarrier } from "./memory-fixture.ts";
@@ -33,10 +34,12 @@ class Stranger {
   carrier!: MemoryCarrier;
   session: Session | undefined;
   ended: string | undefined;
+  #memory!: MemoryBudget;
 
   /** `started`: with `resume` and `start` behind it. */
-  static async begin(started = true): Promise<Stranger> {
+  static async begin(started = true, memory = new MemoryBudget()): Promise<Stranger> {
     const stranger = new Stranger();
+    stranger.#memory = memory;
     stranger.connect();
     stranger.say(hello(1, 0, 1));
     if (started) stranger.say(encodeCount(frame.start, 0));
@@ -85,6 +88,7 @@ class Stranger {
       peer: fingerprints.alice,
       id: sessionId,
       clock: this.clock,
+      memory: this.#memory,
     });
     session.onStream = (stream) => this.streams.push(stream);
     session.onEnd = (reason, by) => (this.ended = `${by}: ${reason}`);
@@ -275,6 +279,38 @@ test("what nobody reads is bounded: the stream that exceeds it is reset, the oth
   kept[0]!.on("data", (chunk: Buffer) => (read += chunk.length));
   await stranger.clock.until("a kept one is read", () => read === firstCreditBytes);
   stranger.session!.abandon("the test is over");
+});
+
+test("what nobody reads of one peer leaves others their share of the program's memory, and comes back with its end", async () => {
+  const memory = new MemoryBudget(16 * megabyte);
+  const [greedy, other] = [await Stranger.begin(true, memory), await Stranger.begin(true, memory)];
+  const full = Array.from({ length: 4 }, () => 64 * 1024);
+  for (let id = 1; id < 2 * 100; id += 2) {
+    greedy.say(open(id), ...full.map((length) => bytes(id, length)));
+    await greedy.clock.advance(1);
+  }
+  await greedy.clock.advance(100);
+  expect(greedy.session!.heldBytes).toBeGreaterThan(6 * megabyte);
+  expect(greedy.session!.heldBytes).toBeLessThan(9 * megabyte);
+  expect(greedy.ended).toBeUndefined();
+  await other.hear(open(1), ...full.map((length) => bytes(1, length)));
+  expect([other.streams[0]!.destroyed, other.streams[0]!.bytesIn]).toEqual([false, firstCreditBytes]);
+  greedy.session!.abandon("the test is over");
+  expect(greedy.session!.heldBytes).toBe(0);
+  other.session!.abandon("the test is over");
+  expect(memory.heldBytes).toBe(0);
+});
+
+test("what was not read when a session ended in order is counted until it is", async () => {
+  const memory = new MemoryBudget(16 * megabyte);
+  const stranger = await Stranger.begin(true, memory);
+  await stranger.hear(open(1), bytes(1, 60_000), end(1), encodeFinish(""));
+  const sent = stranger.heard.filter(({ type }) => type < 0x80).length;
+  await stranger.hear(encodeCount(frame.ack, sent));
+  expect(stranger.ended).toBe("peer: ");
+  expect(memory.heldBytes).toBeGreaterThan(60_000);
+  expect(stranger.streams[0]!.read()).toHaveLength(60_000);
+  expect(memory.heldBytes).toBe(0);
 });
 
 test("a flood of single bytes that nobody reads costs little more than its bytes", async () => {
