@@ -16,10 +16,10 @@ import { descriptorLimit } from "../socket.ts";
 
 const minuteMs = 60_000;
 /**
- * Endpoints in a minute that are dialled because peers claim them, most of them private: whoever names many, at whatever
- * address, leaves enough for others. Up to half of it anyone may have.
+ * Endpoints in a minute that are dialled because peers claim them, most of them private: whoever names many leaves enough
+ * for others. Up to half of it anyone may have: 64 people in one house, with some addresses each.
  */
-const claimsPerMinute = 240;
+const claimsPerMinute = 720;
 /** No address is dialled by more sockets at once than one birthday needs. */
 const maxSockets = birthdaySockets + 2 * maxCandidates;
 /**

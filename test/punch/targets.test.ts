@@ -34,6 +34,27 @@ test("sockets at once: half of all descriptors, of which what others ask for lea
   expect(entered(true).length).toBe(100);
 });
 
+describe("endpoints that peers claim", () => {
+  const claimed = (n: number) => at(`192.168.${n >> 8}.${n & 255}:4000`);
+  const claims = (targets: Targets, seenAt: (n: number) => Endpoint, wanted = 2_000) =>
+    Array.from({ length: wanted }, (_, n) => targets.claim(claimed(n), seenAt(n))).filter(Boolean).length;
+
+  test("half of all a minute for one who names many, and a newcomer's are dialled all the same", () => {
+    const { clock, targets } = program();
+    expect(claims(targets, () => victim)).toBe(360);
+    expect(claims(targets, () => victim, 360)).toBe(360); // known ones cost nothing
+    expect(claims(targets, () => at("198.51.100.7:5000"), 10)).toBe(10);
+    clock.now += minute;
+    expect(claims(targets, () => victim)).toBe(360);
+  });
+
+  test("720 a minute, whoever is said to name them", () => {
+    const { targets } = program();
+    expect(claims(targets, (n) => at(`203.0.${n % 250}.1:${4000 + n}`))).toBeLessThanOrEqual(720);
+    expect(claims(targets, (n) => at(`198.51.${n % 250}.1:${4000 + n}`))).toBeLessThan(720);
+  });
+});
+
 describe("attempts", () => {
   test("a thousand at one address, all its ports together, and then 17 a second", () => {
     const { clock, attempts } = program();
