@@ -1,10 +1,10 @@
 /**
  * The descriptors that the connections of forwards and pipes hold, of which a program has a fixed number: at most half
- * of them, in fair shares, and only a few for peers whose link has been broken for a while. Owns the count and one timer; each
- * socket is its connection's, which must close it when told. For native/link/serve.ts and forward.ts.
+ * of them, in equal parts where they get scarce, and only a few for peers whose link has been broken for a while. Owns
+ * the count and one timer; each socket is its connection's, which closes it when told. For native/link/serve.ts and
+ * forward.ts.
  */
 import { descriptorLimit } from "../socket.ts";
-import { FairShare } from "./share.ts";
 
 /** The rest is for files, for punching (half of a small limit), and for the control channel to come back. */
 const part = 1 / 2;
@@ -16,12 +16,12 @@ const waitingPart = 1 / 4;
 const sweepMs = 1_000;
 
 export interface Holder {
-  /** Whose share it is of. */
+  /** Whose part it is of. */
   readonly of: string;
   /** Whether its link has no channel now. */
   isWaiting(): boolean;
-  /** To close its socket. */
-  giveUp(reason: string): void;
+  /** To close its socket at once. False: it can't, or need not. */
+  giveUp(reason: string): boolean;
 }
 
 interface Held {
@@ -31,48 +31,68 @@ interface Held {
 }
 
 export class Descriptors {
-  readonly #share: FairShare;
   readonly #max: number;
-  /** The oldest first. */
-  readonly #held = new Set<Held>();
+  /** By whose they are; the oldest first. */
+  readonly #held = new Map<string, Set<Held>>();
+  #total = 0;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(limit: number) {
     this.#max = Math.max(1, Math.floor(limit * part));
-    this.#share = new FairShare(this.#max);
   }
 
-  /** One more: what gives it back once the socket is closed; undefined when that peer has its share. */
+  /**
+   * One more: what gives it back once the socket is closed; undefined when that peer has its part. One alone gets half,
+   * n get one of n + 1 parts each; who had more before others came gives up his newest for them.
+   */
   take(holder: Holder): (() => void) | undefined {
-    const give = this.#share.take(holder.of);
-    if (!give) return undefined;
+    const own = this.#held.get(holder.of);
+    const holders = this.#held.size + (own ? 0 : 1);
+    if ((own?.size ?? 0) >= Math.max(1, Math.floor(this.#max / (holders + 1)))) return undefined;
+    if (this.#total >= this.#max && !this.#takeFromRichest((own?.size ?? 0) + 1)) return undefined;
     const held: Held = { holder, waitingSince: undefined };
-    this.#held.add(held);
+    const all = this.#held.get(holder.of) ?? new Set();
+    this.#held.set(holder.of, all.add(held));
+    this.#total++;
     this.#timer ??= setInterval(() => this.#sweep(), sweepMs).unref();
-    return () => {
-      give();
-      this.#held.delete(held);
-      if (this.#held.size > 0) return;
-      clearInterval(this.#timer);
-      this.#timer = undefined;
-    };
+    return () => this.#give(held);
+  }
+
+  #give(held: Held): void {
+    const { of } = held.holder;
+    const all = this.#held.get(of);
+    if (!all?.delete(held)) return;
+    this.#total--;
+    if (all.size === 0) this.#held.delete(of);
+    if (this.#total > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  /** From whoever has most, and more than so many. */
+  #takeFromRichest(min: number): boolean {
+    const [richest] = [...this.#held.values()].sort((a, b) => b.size - a.size);
+    if (!richest || richest.size <= min) return false;
+    for (const held of [...richest].reverse()) {
+      if (!held.holder.giveUp("others need a connection, too")) continue;
+      this.#give(held);
+      return true;
+    }
+    return false;
   }
 
   #sweep(): void {
     const now = performance.now();
-    const kept = new Map<string, number>();
     let total = 0;
-    for (const held of [...this.#held]) {
-      const { holder } = held;
-      held.waitingSince = holder.isWaiting() ? (held.waitingSince ?? now) : undefined;
-      if (held.waitingSince === undefined || now - held.waitingSince < breakMs) continue;
-      const ofOne = kept.get(holder.of) ?? 0;
-      if (ofOne >= maxWaitingOfOne || total >= this.#max * waitingPart) {
-        holder.giveUp("the link has been broken for too long");
-        continue;
+    for (const all of [...this.#held.values()]) {
+      let kept = 0;
+      for (const held of [...all]) {
+        held.waitingSince = held.holder.isWaiting() ? (held.waitingSince ?? now) : undefined;
+        if (held.waitingSince === undefined || now - held.waitingSince < breakMs) continue;
+        if (kept >= maxWaitingOfOne || total >= this.#max * waitingPart)
+          held.holder.giveUp("the link has been broken for too long");
+        else (total++, kept++);
       }
-      kept.set(holder.of, ofOne + 1);
-      total++;
     }
   }
 }

@@ -82,9 +82,9 @@ export class Forward {
     const connection = new Connection();
     socket.data = connection;
     const { bind, port } = this.listen;
-    // Whoever can reach the port may connect, and what waits here for its link is the user's own.
+    // Whoever can reach the port may connect; what has is the user's own, and not given up for peers.
     const of = `listener ${formatHostPort(bind, port)}`;
-    const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => {} });
+    const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => false });
     if (!free) return void socket.terminate();
     connection.onOver = (error) => this.#over(connection, error);
     this.#open.set(connection, free);

@@ -33,25 +33,20 @@ interface Known {
 export class Names {
   readonly #resolve: Resolve;
   readonly #known = new Map<string, Known>();
-  readonly #underWay = new FairShare(maxUnderWay);
-  readonly #perMinute = new FairShare(maxPerMinute);
+  readonly #underWay = new FairShare(maxUnderWay, 1 / 2);
+  readonly #perMinute = new FairShare(maxPerMinute, 1 / 8);
 
   constructor(resolve: Resolve = resolveBySystem) {
     this.#resolve = resolve;
   }
 
-  /** Its addresses, canonical, each once; rejects with a {@link NameError}. */
-  async addresses(name: string, peer: string): Promise<string[]> {
+  /** Its addresses, canonical, each once; rejects with a {@link NameError}. A name of a rule costs no peer's share. */
+  async addresses(name: string, peer: string, isOfRule = false): Promise<string[]> {
     const known = this.#known.get(name);
     if (known && !isOver(known)) return known.addresses;
     this.#forget();
-    const ended = this.#underWay.take(peer);
-    const later = ended && this.#perMinute.take(peer);
-    if (!later) {
-      ended?.();
-      throw new NameError("too many names are looked up for you; try again in a minute");
-    }
-    setTimeout(later, minuteMs).unref();
+    const ended = isOfRule ? () => {} : this.#mayAsk(peer);
+    if (!ended) throw new NameError("too many names are looked up for you; try again in a minute");
     const asked: Known = { addresses: this.#ask(name), until: undefined };
     this.#known.set(name, asked);
     const settled = () => {
@@ -60,6 +55,15 @@ export class Names {
     };
     asked.addresses.then(settled, settled);
     return asked.addresses;
+  }
+
+  /** What is called when the question has been answered; undefined when it may not be asked. */
+  #mayAsk(peer: string): (() => void) | undefined {
+    const ended = this.#underWay.take(peer);
+    const later = ended && this.#perMinute.take(peer);
+    if (later) setTimeout(later, minuteMs).unref();
+    else ended?.();
+    return later && ended;
   }
 
   async #ask(name: string): Promise<string[]> {

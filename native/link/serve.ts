@@ -22,7 +22,7 @@ import {
 /** How long a target may take to accept, all of its addresses together. */
 const dialPatienceMs = 10_000;
 /** Bun cannot give up an attempt, so the kernel's own patience (2 min) holds a descriptor for each. */
-const dialling = new FairShare(2_048);
+const dialling = new FairShare(2_048, 1 / 8);
 
 /** Of the whole program: whatever peers ask, its resolver is one. */
 const namesOfAll = new Names();
@@ -66,11 +66,7 @@ export async function serveForward(
   try {
     const wanted = readPurposeTarget(purpose);
     target = formatTarget(wanted);
-    const holder: Holder = {
-      of: options.peer,
-      isWaiting: () => stream.isWaiting,
-      giveUp: (reason) => connection.reset(reason),
-    };
+    const holder = { of: options.peer, isWaiting: () => stream.isWaiting };
     await dial(await permittedAddresses(wanted, options), wanted, connection, holder);
     if (stream.destroyed) connection.reset("the client went away");
     else connection.join(stream);
@@ -104,7 +100,7 @@ async function permittedAddresses(
   const { host, port } = target;
   if (host === "localhost") return permittedOf([...localhostAddresses]);
   if (canonicalAddress(host)) return permittedOf([host]);
-  const addresses = await names.addresses(host, peer);
+  const addresses = await names.addresses(host, peer, allow.names(target));
   const rule = formatHostPort(addresses[0]!, port);
   return permittedOf(addresses, `${refused} at ${addresses.slice(0, 4).join(", ")} (\`--allow ${rule}\`)`);
 
@@ -120,7 +116,7 @@ async function dial(
   addresses: readonly string[],
   target: Target,
   connection: Connection,
-  holder: Holder,
+  holder: Omit<Holder, "giveUp">,
 ): Promise<void> {
   let unserved: Unserved | undefined;
   for (const address of addresses) {
@@ -141,9 +137,10 @@ async function dialOne(
   port: number,
   connection: Connection,
   patienceMs: number,
-  holder: Holder,
+  holder: Omit<Holder, "giveUp">,
 ): Promise<string | undefined> {
-  const free = takenBy(holder);
+  let isOpen = false;
+  const free = takenBy({ ...holder, giveUp: (reason) => (isOpen && connection.reset(reason), isOpen) });
   if (!free) return "too many connections are open for you";
   // An attempt that is given up must not touch the connection, which another attempt may have by then.
   let isGivenUp = false;
@@ -156,7 +153,10 @@ async function dialOne(
     if (isGivenUp || (socket.localPort === port && isSelfConnected(socket))) {
       socket.data = new Connection();
       socket.terminate();
-    } else connection.socketOpened(socket);
+    } else {
+      isOpen = true;
+      connection.socketOpened(socket);
+    }
   };
   const close = (socket: Bun.Socket<Connection>, error?: Error) => {
     free.socket();

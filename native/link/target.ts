@@ -262,6 +262,13 @@ export class AllowList {
     );
   }
 
+  /** Whether a rule has that very name. */
+  names(target: Target): boolean {
+    return this.#rulesFor(target).some(
+      ({ host }) => host !== "*" && "name" in host && host.name === target.host,
+    );
+  }
+
   /** Those of the target's addresses, all canonical, that may be dialled. */
   permitted(target: Target, addresses: readonly string[]): string[] {
     const rules = this.#rulesFor(target);

@@ -187,11 +187,27 @@ describe("the descriptors of a participant", () => {
     await until("what was given back is free", () => bait.open.size === 0);
     expect(await eve.forwards(400, bait.port)).toBe(64);
     using mallory = await linked(house.port, "mallory");
-    expect(await mallory.forwards(400, bait.port)).toBe(32);
+    expect(await mallory.forwards(400, bait.port)).toBe(42);
     using carol = await linked(house.port, "carol");
-    expect(await carol.forwards(4, bait.port)).toBe(4);
+    expect(await carol.forwards(32, bait.port)).toBe(32); // of which eve has given some
+    expect(bait.open.size).toBe(128);
     expect(scene.open()).toBeLessThan(128 + 64);
   }, 30_000);
+
+  test("are not taken by twelve members' forwards either", async () => {
+    await using scene = await tight(256);
+    const { bait, house } = scene;
+    const all: Disposable[] = [];
+    for (let number = 1; number <= 12; number++) {
+      const eve = await linked(house.port, `eve-${number}`);
+      all.push(eve);
+      expect(await eve.forwards(70, bait.port)).toBe(Math.floor(128 / (number + 1)));
+    }
+    using carol = await linked(house.port, "carol");
+    expect(await carol.forwards(9, bait.port)).toBe(9);
+    expect(bait.open.size).toBeLessThanOrEqual(128);
+    for (const one of all) one[Symbol.dispose]();
+  }, 60_000);
 
   test("are not held by forwards of those who are gone", async () => {
     await using scene = await tight(256);
