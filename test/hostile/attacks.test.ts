@@ -1,7 +1,10 @@
 /** What was found by attacks of all kinds, each small: a lying introducer, a room member, a stranger, a local user. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Driven } from "../driven-fixture.ts";
 import { LyingIntroducer, peersLine, registered } from "./wire.ts";
+
+/** Several programs on a busy machine. */
+setDefaultTimeout(60_000);
 
 test("an introducer that registers us under another name is left, and that name is told to nobody", async () => {
   using house = await LyingIntroducer.listen((line, visitor) => {

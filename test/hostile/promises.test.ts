@@ -2,7 +2,7 @@
  * The README's section on trust, sentence by sentence, and the test that shows each. A sentence that is new or changed
  * fails here until it has one, and so does a test that is gone.
  */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as tls from "node:tls";
@@ -19,6 +19,9 @@ import {
   punchLine,
   registered,
 } from "./wire.ts";
+
+/** Several programs on a busy machine. */
+setDefaultTimeout(60_000);
 
 const tests = join(import.meta.dir, "..");
 

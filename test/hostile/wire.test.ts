@@ -1,5 +1,5 @@
 /** That the attackers' programs can talk to the real ones at all: else their attacks would prove nothing. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import {
   frame,
@@ -12,6 +12,9 @@ import {
   registered,
   run,
 } from "./wire.ts";
+
+/** Several programs on a busy machine. */
+setDefaultTimeout(60_000);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 
