@@ -14,6 +14,8 @@ const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000
  */
 const lastingMs = 10_000;
 const mostFlappingMs = 8_000;
+/** What changes at the peer makes us ask no oftener than that. */
+const hurryEveryMs = 3_000;
 /** When the other side of a link without a channel asks, too. */
 const secondAsksAfterMs = 1_500;
 
@@ -22,6 +24,7 @@ export class Seeker {
   #wanted: keyof typeof pauses | undefined;
   #pauseMs = 0;
   #restedAtMs = -Infinity;
+  #hurriedAtMs = -Infinity;
   /** How long the latest pause was that was due to that; 0 when what was found had lasted. */
   #flappingMs = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -48,11 +51,15 @@ export class Seeker {
     this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
   }
 
-  /** The pauses begin anew, with the shortest. */
+  /** The pauses begin anew, with the shortest, but not at any time that the peer says something new of itself. */
   hurry(isFirst: boolean): void {
     if (!this.#wanted) return;
-    this.#pauseMs = pauses[this.#wanted].firstMs;
-    this.#in(isFirst ? 0 : secondAsksAfterMs);
+    this.#pauseMs = Math.max(this.#flappingMs, pauses[this.#wanted].firstMs);
+    const now = performance.now();
+    if (this.#hurriedAtMs > now) return; // it will
+    const waitMs = Math.max(0, this.#hurriedAtMs + hurryEveryMs - now);
+    this.#hurriedAtMs = now + waitMs;
+    this.#in(waitMs + (isFirst ? 0 : secondAsksAfterMs));
   }
 
   /** It came to nothing. */
