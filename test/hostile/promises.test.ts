@@ -31,28 +31,30 @@ type Shown = [file: string, name: string];
 const noPromise: Shown[] = [];
 
 const trust: Record<string, Shown[]> = {
-  "**A private room** (`--room WORDS`, or ROOM, which `ps` does not show) is a secret that the introducer never learns.":
+  "**A private room** (ROOM or `--room -`; `ps` may show `--room WORDS`) is a secret that the introducer never learns.":
     [
       [
         "hostile/introducer.test.ts",
         "the introducer never sees the words, and ours is the proof that others can check",
       ],
+      ["hostile/local.test.ts", "other users don't see the words of %j"],
+      ["hostile/local.test.ts", "--room - asks for the words, and shows nothing of them"],
       ["hostile/promises.test.ts", "no list of programs shows the words in ROOM"],
     ],
   "scrypt (N 2^15, r 8) makes of the words the room's id, which it sees, and a key (room.ts).": [
     ["link/room.test.ts", "the words alone make the id and the key"],
   ],
-  "An HMAC-SHA-256 of name, certificate and running program in `register` is static, and decides who is listed as trusted, no more.":
+  "In `register` a static HMAC-SHA-256 of name, certificate and program decides who is listed as trusted.": [
+    ["hostile/introducer.test.ts", "%s: shown as untrusted, never dialled, never let in"],
+  ],
+  "On each connection both prove the key anew, over its TLS exporter, names, programs, certificates and roles, or it is no link; TLS shows it to the asker, by a key of the run that the room's has sealed.":
     [
-      ["hostile/introducer.test.ts", "%s: shown as untrusted, never dialled, never let in"],
       ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
-    ],
-  "On each connection both prove the key anew, over its TLS exporter, both names, programs, certificates and roles: before that it is no link.":
-    [
       ["hostile/trust.test.ts", "nobody is linked by the proof of another connection, as %s side"],
       ["hostile/trust.test.ts", "who has the words, and proves it on this connection, is linked as %s side"],
+      ["hostile/trust.test.ts", "nobody is linked by a key of a run that %s, as %s side"],
     ],
-  "So neither the introducer, nor who sits on the plain TCP way to it, nor a thief of `identity.pem` can be one of the room or stand between two of it.":
+  "So no introducer, nobody on the plain TCP way to it and no thief of `identity.pem` can be one of the room, or stand between two.":
     [
       [
         "hostile/trust.test.ts",
@@ -61,9 +63,9 @@ const trust: Record<string, Shown[]> = {
       ["hostile/trust.test.ts", "a thief of identity.pem has what alice's program had"],
       ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
     ],
-  "They learn names, endpoints, fingerprints, who links with whom and when, and how many bytes are relayed; they can refuse, mislead and cut off; and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
+  "They learn names, endpoints, fingerprints, who links with whom and when, and how much is relayed; can refuse, mislead and cut off, and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
     [["link/room.test.ts", "new words are four groups of four that differ each time"]],
-  "Who knows them is inside; who bears another's name, or one that looks like it, is `name-2`.": [
+  "Who knows them is inside; a second of a name, or its like, is `name-2`.": [
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
     ["hostile/names.test.ts", "who calls herself bob %s is given another name"],
   ],
@@ -89,10 +91,11 @@ const trust: Record<string, Shown[]> = {
         "link/identity.test.ts",
         "first run makes folder 0700 and file 0600, whatever the umask; later runs reuse them",
       ],
+      ["hostile/local.test.ts", "an identity.pem that %s is not taken"],
     ],
-  "What others can make a participant send is bounded (native/punch/targets.ts, allowance.ts): many SYNs go only to where the introducer has seen the peer; else 6 an introduction to global IPv6, none to global IPv4, 6 to each private candidate.":
+  "What others can make a participant send is bounded (native/punch/targets.ts, allowance.ts, gate.ts): many SYNs go only where the introducer has seen the peer; else 6 an introduction to global IPv6, none to global IPv4, 6 to each private candidate.":
     [["punch/strangers.test.ts", "is not scanned: six attempts at each of four addresses, in three rounds"]],
-  "At one address: 532 sockets at once, some 1,000 attempts a minute, 2 birthdays; where a peer has shown its certificate 4,000, 6.":
+  "At one address: 532 sockets at once, 1,000 attempts a minute, 2 birthdays; 4,000 and 6 once a peer has proved to be there.":
     [
       ["punch/strangers.test.ts", "all ports and punches of the program have one count, which is given back"],
       ["punch/targets.test.ts", "a thousand at one address, all its ports together, and then 17 a second"],
@@ -105,8 +108,20 @@ const trust: Record<string, Shown[]> = {
       ["punch/allowance.test.ts", "240 a minute by all, whatever they call themselves"],
       ["punch/allowance.test.ts", "six failed ones a minute with all"],
     ],
-  "The other side is told a reason only, never what became of a candidate.": [
+  "Relays and alternates: 12 new ones a minute, none nearer than the introducer.": [
+    ["punch/gate.test.ts", "names few endpoints a minute, and an hour, and those that are known again"],
+    ["punch/gate.test.ts", "a relay at %s, named by an introducer at %s: taken is %p"],
+    [
+      "hostile/lying-introducer.test.ts",
+      "few new endpoints are visited: relays, alternates and probe ports, by however many messages",
+    ],
+  ],
+  "Never told is what became of a candidate, nor when.": [
     ["hostile/introducer.test.ts", "nothing of a single candidate is told to the introducer"],
+    [
+      "hostile/lying-introducer.test.ts",
+      "of a relay elsewhere nothing is told by when it failed, whatever is there",
+    ],
   ],
 };
 
