@@ -1815,7 +1815,7 @@ class Introductions {
     this.#relayAt.delete(introduction);
     pair.introduction = undefined;
     if (isCounted) this.#settleBirthday(introduction, now);
-    if (this.#isKnown(pair)) this.#duePairs.put(pair, this.#dueAt(pair, now));
+    this.#duePairs.put(pair, now);
   }
 
   /** What failed directly, but is relayed, has linked. */

@@ -7,8 +7,9 @@
 /** Two programs, by their instances, which stay when they come back with other ids. */
 interface Told {
   readonly untilMs: number;
-  /** Those that have not said it yet, each with the other. */
-  readonly silent: Map<string, string>;
+  readonly programs: readonly [string, string];
+  /** Those that have not said it yet. */
+  silent: readonly string[];
 }
 
 export class ToldTokens {
@@ -23,20 +24,17 @@ export class ToldTokens {
 
   tell(token: string, a: string, b: string, now: number): void {
     this.forget(now);
-    const silent = new Map([
-      [a, b],
-      [b, a],
-    ]);
-    this.#told.set(token, { untilMs: now + this.#lastsMs, silent });
+    const programs = [a, b] as const;
+    this.#told.set(token, { untilMs: now + this.#lastsMs, programs, silent: programs });
   }
 
   /** Whether `one` may say now that it is linked with `other` by that token: then it has said so. */
   take(token: string, one: string, other: string, now: number): boolean {
     this.forget(now);
-    const silent = this.#told.get(token)?.silent;
-    if (silent?.get(one) !== other) return false;
-    silent.delete(one);
-    if (silent.size === 0) this.#told.delete(token);
+    const told = this.#told.get(token);
+    if (!told?.silent.includes(one) || !told.programs.includes(other) || one === other) return false;
+    told.silent = told.silent.filter((program) => program !== one);
+    if (told.silent.length === 0) this.#told.delete(token);
     return true;
   }
 
