@@ -84,8 +84,7 @@ export async function receiveFiles(
   });
   try {
     const parts = readParts(stream);
-    const next = () => silence.during(parts.next());
-    const offer = await readOffer(purpose, next);
+    const offer = await readOffer(purpose, () => silence.during(parts.next()));
     const decision = await whileOpen.wait(Promise.resolve(decide(offer, abort.signal)));
     if ("refuse" in decision) {
       stream.reset(decision.refuse, resetCodes.refused);
@@ -101,7 +100,7 @@ export async function receiveFiles(
     progress.storedAs = destination.name;
     onProgress?.(progress, offer);
     await using receiver = (receiving = new Receiving(stream, offer, destination, progress, options));
-    return await receiver.run(next);
+    return await receiver.run(parts, silence);
   } catch (error) {
     throw cutOff(stream, silence.error ?? error);
   }
@@ -184,13 +183,16 @@ class Receiving implements AsyncDisposable {
     return this.#announced.reduce((most, { bytes }) => Math.max(most, bytes), this.#current?.file.bytes ?? 0);
   }
 
-  /** `next` is what comes from the sender. */
-  async run(next: () => Promise<IteratorResult<Message | Buffer, void>>): Promise<TransferOutcome> {
+  async run(parts: AsyncGenerator<Message | Buffer, void>, silence: Silence): Promise<TransferOutcome> {
     this.#say({ type: "accepted" });
-    for (let part = await next(); !part.done; part = await next()) {
-      if (Buffer.isBuffer(part.value)) await this.#receive(part.value);
-      else await this.#hear(part.value);
+    silence.begin();
+    for await (const part of parts) {
+      silence.end();
+      if (Buffer.isBuffer(part)) await this.#receive(part);
+      else await this.#hear(part);
+      silence.begin();
     }
+    silence.end();
     if (this.#current || this.#announced.length > 0 || this.#filesLeft > 0) {
       throw new Refusal("bad-line", "the sender ended before its time");
     }

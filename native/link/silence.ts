@@ -15,7 +15,7 @@ export interface SilenceOptions {
 }
 
 /**
- * While {@link during} lasts it is the peer's turn; if nothing is {@link heard} of it then, the stream is cut off, and
+ * While {@link during} lasts, or from {@link begin} to {@link end}, it is the peer's turn; if nothing is {@link heard} of it then, the stream is cut off, and
  * {@link error} says why. A link without a connection is no silence: time counts anew when it is back.
  */
 export class Silence implements Disposable {
@@ -43,13 +43,22 @@ export class Silence implements Disposable {
     this.#silentMs = 0;
   }
 
+  /** It is the peer's turn. */
+  begin(): void {
+    if (this.#turns++ === 0) this.heard();
+  }
+  /** It was. */
+  end(): void {
+    this.#turns--;
+  }
+
   /** It is the peer's turn until that settles. */
   async during<T>(promise: Promise<T>): Promise<T> {
-    if (this.#turns++ === 0) this.heard();
+    this.begin();
     try {
       return await promise;
     } finally {
-      this.#turns--;
+      this.end();
     }
   }
 
