@@ -9,6 +9,7 @@
 import { constants } from "node:fs";
 import { open, rmdir, unlink } from "node:fs/promises";
 import { pathProblem, partNameOf } from "./filename.ts";
+import { LocalProblem } from "./files.ts";
 import { Folder, unlessCode } from "./folder.ts";
 import { isOneFile, storedName, topOf, type Offer } from "./offer.ts";
 
@@ -59,13 +60,15 @@ export class Destination implements AsyncDisposable {
 
   /** In a folder of the user's; makes what is to be new. The signal says that nothing more comes. */
   static async open(
-    directory: string,
+    { directory, isReal = false }: { directory: string; isReal?: boolean },
     offer: Offer,
     sender: Sender,
     signal: AbortSignal,
   ): Promise<Destination> {
     const root = await Folder.open(directory);
     try {
+      if (isReal && (await root.location()) !== directory)
+        throw new LocalProblem("somebody has put a link in its place");
       return isOneFile(offer)
         ? await Destination.#file(root, offer, signal)
         : await Destination.#new(root, offer, sender, signal);

@@ -8,7 +8,7 @@
  * might still exchange it between two calls.
  */
 import { constants } from "node:fs";
-import { lstat, mkdir, open, stat, type FileHandle } from "node:fs/promises";
+import { lstat, mkdir, open, readlink, realpath, stat, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import { LocalProblem } from "./files.ts";
 import { maxNumber } from "./filename.ts";
@@ -70,6 +70,11 @@ export class Folder implements AsyncDisposable {
   async id(): Promise<string> {
     const { dev, ino } = await this.#handle.stat({ bigint: true });
     return `${dev}:${ino}`;
+  }
+
+  /** Where it is now, by no link. */
+  async location(): Promise<string> {
+    return readlink(`/proc/self/fd/${this.#handle.fd}`).catch(() => realpath(this.path));
   }
 
   /** The folder of that name in it, to be closed by the caller; undefined if there is none. */

@@ -46,8 +46,8 @@ import { WhileOpen } from "./while-open.ts";
 /** What ECMAScript takes for a time (±100 million days). */
 const maxTimeMs = 8.64e15;
 
-/** Where files go, or why they do not. */
-export type Decision = { directory: string } | { refuse: string };
+/** Where files go, or why they do not. One that `isReal` was by no link, and must not have become one. */
+export type Decision = { directory: string; isReal?: boolean } | { refuse: string };
 
 export interface ReceiveOptions {
   /** SHA-256 of the sender's certificate: nobody goes on with the file of another. */
@@ -91,11 +91,9 @@ export async function receiveFiles(
       throw new StreamError(resetCodes.refused, decision.refuse);
     }
     const sender = { fingerprint, name };
-    await using destination = await Destination.open(decision.directory, offer, sender, abort.signal).catch(
-      (error) => {
-        throw new Error(`the folder for what comes: ${problemOf(error)}`);
-      },
-    );
+    await using destination = await Destination.open(decision, offer, sender, abort.signal).catch((error) => {
+      throw new Error(`the folder for what comes: ${problemOf(error)}`);
+    });
     const progress = new TransferProgress(offer);
     progress.storedAs = destination.name;
     onProgress?.(progress, offer);

@@ -3,6 +3,7 @@
  * forwards, the list of what peers may reach, and the transfers; sees to it that nothing is opened to others in a room
  * that anyone may enter. It knows no registration and never prints. For participant.ts.
  */
+import { realpathSync } from "node:fs";
 import { printable, UserError } from "../../protocol.ts";
 import { take, type Bucket } from "../budget.ts";
 import { collectFiles } from "./collect.ts";
@@ -157,7 +158,7 @@ export class Uses {
   readonly #refusals = new Gathering();
   readonly #offered = new Map<string, Bucket>();
   #lastId = 0;
-  #acceptInto: string | undefined;
+  #acceptInto: Decision | undefined;
 
   constructor(options: UsesOptions) {
     this.#options = options;
@@ -280,7 +281,7 @@ export class Uses {
   /** From now on files are put there, without asking. */
   acceptInto(directory: string): void {
     this.#mustBePrivate("accept");
-    this.#acceptInto = directory;
+    this.#acceptInto = resolved(directory);
   }
 
   accept(offer: string, directory: string): void {
@@ -365,7 +366,7 @@ export class Uses {
     if (!this.#options.isPrivate()) return { refuse: "it takes no files in the open lobby" };
     if (!this.#mayOffer(fingerprint))
       return { refuse: "too many offers of yours came at once: wait a while" };
-    if (this.#acceptInto !== undefined) return { directory: this.#acceptInto };
+    if (this.#acceptInto) return this.#acceptInto;
     if (!this.#options.canAsk) return { refuse: "nobody is there to accept it (--accept DIR)" };
     const give = this.#shares.offers.take(fingerprint);
     if (!give) return { refuse: "too many offers wait already" };
@@ -425,6 +426,15 @@ export class Uses {
     for (const { forward } of this.#forwards.values()) forward.close();
     this.#forwards.clear();
     for (const { decide } of this.#offers.values()) decide({ refuse: "the program has ended" });
+  }
+}
+
+/** The folder that a user means: links that are there now are meant, those that come later are not. */
+function resolved(directory: string): Decision {
+  try {
+    return { directory: realpathSync(directory), isReal: true };
+  } catch {
+    return { directory }; // it may come yet, and whoever sends is told that it has not
   }
 }
 

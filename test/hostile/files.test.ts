@@ -374,6 +374,21 @@ describe("a local user who can write to the folder", () => {
   );
 
   test(
+    "gets none by exchanging the folder itself between files",
+    async () => {
+      await using all = await met();
+      const command = [process.execPath, "-e", swapper, target, outside];
+      await using local = Bun.spawn(command, { stdout: "pipe", stderr: "inherit" });
+      const told = new Response(local.stdout).text();
+      for (let index = 0; index < 150; index++) await all.mallory.sends(`file ${index}`);
+      local.kill("SIGKILL");
+      expect(Number((await told).trim().split("\n").at(-1))).toBeGreaterThan(10);
+      expect(filesIn(outside)).toEqual([]);
+    },
+    patienceMs,
+  );
+
+  test(
     "gets no file written through a link in the place of a part, or of the mark of a folder",
     async () => {
       await using all = await met();
