@@ -30,7 +30,9 @@ async function visit(from: string, says: string): Promise<void> {
     end.raw(says);
     end.onBytes = () => {};
     ends.add(end);
-    await Promise.race([end.lines.over().catch(() => {}), Bun.sleep(1_400)]);
+    // Whoever is being closed may go on until its time is over.
+    const isOver = kind === "closing" ? [] : [end.lines.over().catch(() => {})];
+    await Promise.race([...isOver, Bun.sleep(1_400)]);
     ends.delete(end);
     end.cut();
   }
