@@ -36,7 +36,7 @@ import { blockBytes, ResendBuffer } from "./resend.ts";
 
 /** Bytes written before others of this program have their turn. */
 const turnBytes = 512 * 1024;
-/** Sequenced frames read before others have their turn; what costs more than reading it counts as several. */
+/** Sequenced frames read in one turn of the event loop; what costs more than reading it counts as several. */
 const turnFrames = 256;
 /** Of larger ones a read of the connection brings only few, so that they need no turns. */
 const smallFrameBytes = 1024;
@@ -127,7 +127,7 @@ export class Carriers {
   #willPump = false;
   #pings = 0;
   // receiving
-  /** Those since the last rest; and what ends the one under way. */
+  /** Those of this turn; and what ends the rest under way. */
   #turnFrames = 0;
   #cancelRest: (() => void) | undefined;
   #processed = 0;
@@ -526,6 +526,7 @@ export class Carriers {
 
   /** What was read has cost as much as so many frames. */
   spend(frames: number): void {
+    if (this.#turnFrames === 0) setImmediate(() => (this.#turnFrames = 0));
     this.#turnFrames += frames;
     if (this.#turnFrames >= turnFrames) this.rest(0);
   }

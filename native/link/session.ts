@@ -80,7 +80,7 @@ const finishPatienceMs = 5_000;
  */
 const opens = { burst: 16_384, perSecond: 10_000, refused: 50 };
 /** What a stream costs of a turn, in frames: an object, and whatever takes it. */
-const openTurnFrames = 8;
+const openTurnFrames = 4;
 
 /** Who ended a session: this side; the peer (orderly, or because its program restarted); a breach of the protocol. */
 export type EndedBy = "us" | "peer" | "protocol";
