@@ -76,9 +76,12 @@ export async function said(
   if (text !== word) throw new Error(`a fixture said "${text}", not "${word}"`);
 }
 
-/** Each where that side puts them. */
+/** Each where that side puts them, at once: it is half of what a test of the lab takes before it begins. */
 export function between(a: Side, b: Side): Layout {
-  return async (lab) => ({ alice: await a(lab, "alice"), bob: await b(lab, "bob") });
+  return async (lab) => {
+    const [alice, bob] = await Promise.all([a(lab, "alice"), b(lab, "bob")]);
+    return { alice, bob };
+  };
 }
 
 /** Each behind a NAT of their own. */
