@@ -2260,7 +2260,7 @@ export class Introducer {
     this.#introductions.stop();
     this.#relays?.stop();
     for (const { socket } of this.#connections) socket.terminate();
-    await this.#metricsServer?.stop();
+    this.#metricsServer?.stop();
   }
 
   #listen(host: string | undefined, port: number): Listener<Session | undefined> {

@@ -13,8 +13,10 @@ import type { FailureReason, RefusalCode, Way } from "../protocol.ts";
 const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
 /** From what nobody notices to what spoils a simultaneous start, and what makes participants give up. */
 const delayBoundsMs = [1, 2, 5, 10, 20, 50, 100, 500, 2000];
-/** Whoever reads the metrics may stay idle for so long. */
-const idleTimeoutS = 30;
+/** Whoever reads the metrics takes no descriptors of participants: so many at once, so long, and so much is read of each. */
+const maxReaders = 16;
+const readerDeadlineMs = 5_000;
+const maxRequestBytes = 8 * 1024;
 
 /** What became of an introduction; `superseded`: its asker has asked anew meanwhile. */
 export type Outcome = "linked" | "superseded" | FailureReason;
@@ -214,38 +216,99 @@ export function renderPrometheus(stats: Stats, version: string): string {
   return `${[...lines, ...memory].join("\n")}\n`;
 }
 
+/** One connection: a request, an answer, and its end. */
+interface Reader {
+  request: string;
+  /** Of the answer, once there is one: what the kernel has not taken yet. */
+  unsent: Uint8Array | undefined;
+  deadline: NodeJS.Timeout;
+}
+
 /**
- * Shows `/metrics` to whoever can connect. Throws what `Bun.serve` throws, such as EADDRINUSE; `onMistake` hears what
+ * Shows `/metrics` to whoever can connect: HTTP/1.1 (RFC 9112), one request a connection. Bun's own server takes as many
+ * connections as there are descriptors. Throws what `Bun.listen` throws, such as EADDRINUSE; `onMistake` hears what
  * `page` throws, of which the visitor is told nothing.
  */
 export class MetricsServer {
-  readonly #server: Bun.Server<undefined>;
+  readonly #server: Bun.TCPSocketListener<Reader>;
+  readonly #page: () => string;
+  readonly #onMistake: (error: unknown) => void;
+  /** The oldest first: it goes when there are too many, for a reader that is in order is gone at once. */
+  readonly #readers = new Set<Bun.Socket<Reader>>();
 
   constructor(hostname: string, port: number, page: () => string, onMistake: (error: unknown) => void) {
-    this.#server = Bun.serve({
+    this.#page = page;
+    this.#onMistake = onMistake;
+    this.#server = Bun.listen<Reader>({
       hostname,
       port,
-      idleTimeout: idleTimeoutS,
-      error(error) {
-        onMistake(error);
-        return new Response("an error in the introducer\n", { status: 500 });
-      },
-      fetch(request) {
-        if (new URL(request.url).pathname !== "/metrics")
-          return new Response("see /metrics\n", { status: 404 });
-        if (request.method !== "GET") return new Response("GET only\n", { status: 405 });
-        return new Response(page(), {
-          headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-        });
+      socket: {
+        open: (socket) => this.#opened(socket),
+        data: (socket, chunk) => this.#read(socket, chunk),
+        drain: (socket) => this.#write(socket),
+        close: (socket) => this.#closed(socket),
+        error: (socket) => void socket.terminate(),
       },
     });
   }
 
   get port(): number {
-    return this.#server.port!;
+    return this.#server.port;
   }
 
-  async stop(): Promise<void> {
-    await this.#server.stop(true);
+  stop(): void {
+    this.#server.stop(true);
+  }
+
+  #opened(socket: Bun.Socket<Reader>): void {
+    const deadline = setTimeout(() => socket.terminate(), readerDeadlineMs);
+    socket.data = { request: "", unsent: undefined, deadline };
+    const [oldest] = this.#readers;
+    if (oldest && this.#readers.size >= maxReaders) oldest.terminate();
+    this.#readers.add(socket);
+  }
+
+  #closed(socket: Bun.Socket<Reader>): void {
+    clearTimeout(socket.data.deadline);
+    this.#readers.delete(socket);
+  }
+
+  #read(socket: Bun.Socket<Reader>, chunk: Buffer): void {
+    const reader = socket.data;
+    if (reader.unsent) return; // what follows the one request
+    reader.request += chunk.toString("latin1", 0, maxRequestBytes);
+    const isWhole = reader.request.includes("\r\n\r\n");
+    if (!isWhole && reader.request.length < maxRequestBytes) return;
+    reader.unsent = new TextEncoder().encode(isWhole ? this.#answer(reader.request) : tooLarge);
+    this.#write(socket);
+  }
+
+  #write(socket: Bun.Socket<Reader>): void {
+    const reader = socket.data;
+    if (!reader.unsent) return;
+    const written = socket.write(reader.unsent);
+    reader.unsent = reader.unsent.subarray(Math.max(0, written));
+    if (reader.unsent.length === 0) socket.end();
+  }
+
+  #answer(request: string): string {
+    const [method, target = ""] = request.split(" ", 2);
+    if (URL.parse(target, "http://introducer")?.pathname !== "/metrics")
+      return answer("404 Not Found", "see /metrics\n");
+    if (method !== "GET") return answer("405 Method Not Allowed", "GET only\n");
+    try {
+      return answer("200 OK", this.#page(), "text/plain; version=0.0.4; charset=utf-8");
+    } catch (error) {
+      this.#onMistake(error);
+      return answer("500 Internal Server Error", "an error in the introducer\n");
+    }
   }
 }
+
+function answer(status: string, body: string, type = "text/plain; charset=utf-8"): string {
+  const length = Buffer.byteLength(body);
+  const head = [`HTTP/1.1 ${status}`, `content-type: ${type}`, `content-length: ${length}`];
+  return `${head.join("\r\n")}\r\nconnection: close\r\n\r\n${body}`;
+}
+
+const tooLarge = answer("431 Request Header Fields Too Large", "too much\n");

@@ -145,7 +145,7 @@ test("the server has one page, which is read only", async () => {
   expect(asked.map(({ status }) => status)).toEqual([200, 404, 405]);
   expect(asked[0].headers.get("content-type")).toContain("version=0.0.4");
   expect(await asked[0].text()).toBe("introducer_participants 0\n");
-  await server.stop();
+  server.stop();
   expect(fetch(`${at}/metrics`)).rejects.toThrow();
 });
 
@@ -158,5 +158,5 @@ test("a page that fails is told to the operator, and nothing of it to who asked"
   const response = await fetch(`http://127.0.0.1:${server.port}/metrics`);
   expect([response.status, await response.text()]).toEqual([500, "an error in the introducer\n"]);
   expect(mistakes).toEqual([new Error("of our own")]);
-  await server.stop();
+  server.stop();
 });
