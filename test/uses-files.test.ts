@@ -292,22 +292,26 @@ describe("on a terminal", () => {
 describe("a transfer that was killed goes on behind what is there", () => {
   const size = 96 * 1024 * 1024;
 
-  /** Kills one of the two once a part is there, starts it again, and returns what was sent the second time. */
-  async function killed(victim: "alice" | "bob"): Promise<void> {
+  /** Kills one of the two once a part of that file is there, starts it again, and looks at what is sent then. */
+  async function killed(victim: "alice" | "bob", name = "big"): Promise<void> {
     await using house = startIntroducer();
     const block = randomBytes(randomFrom(9), 1024 * 1024);
-    const path = write("big", Buffer.concat(Array<Buffer>(size / block.length).fill(block)));
-    const send = ["--connect", "bob", "--send", path, "--stay"];
+    const path = write(name, Buffer.concat(Array<Buffer>(size / block.length).fill(block)));
+    const send = ["--connect", "bob", "--send", join(source, name.split("/")[0]!), "--stay"];
+    const folder = name.slice(0, name.lastIndexOf("/") + 1);
     const sending = () => new Driven(house.port, "alice", ...room, ...send);
     const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
     const all = { alice: sending(), bob: receiving() };
     try {
-      const part = () => filesIn(target).find((name) => name.endsWith(".part"));
+      const part = () => filesIn(target).find((one) => one.endsWith(".part") && one.startsWith(`${folder}.`));
       const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
       await until("a part is there", () => there() > 8 * 1024 * 1024);
       all[victim].signal("SIGKILL");
       await all[victim].exited();
-      expect(filesIn(target)).toEqual([part()!]); // nothing half-written has its name
+      // Nothing half-written has its name; beside a folder is its mark.
+      expect(filesIn(target).filter((one) => !/^\.[0-9a-f]{24}\.part$/.test(one) || folder === "")).toEqual([
+        part()!,
+      ]);
       if (victim === "bob") {
         await all.alice[Symbol.asyncDispose]();
         all.bob = receiving();
@@ -323,8 +327,8 @@ describe("a transfer that was killed goes on behind what is there", () => {
       const sent = peers.find(({ name }) => name === "bob")!.bytesOut!;
       expect(before).toBeGreaterThan(8 * 1024 * 1024);
       expect(sent).toBeLessThan(size - before + 2 * 1024 * 1024);
-      expect(filesIn(target)).toEqual(["big"]);
-      const [is, was] = [join(target, "big"), path].map((one) => sha256(fs.readFileSync(one)));
+      expect(filesIn(target)).toEqual([name]);
+      const [is, was] = [join(target, name), path].map((one) => sha256(fs.readFileSync(one)));
       expect(is).toBe(was!);
     } finally {
       await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
@@ -333,6 +337,7 @@ describe("a transfer that was killed goes on behind what is there", () => {
 
   test("its sender", () => killed("alice"), 2 * patienceMs);
   test("its receiver", () => killed("bob"), 2 * patienceMs);
+  test("its sender, of a folder", () => killed("alice", "tree/below/big"), 2 * patienceMs);
 });
 
 describe("a hostile sender", () => {
