@@ -125,6 +125,31 @@ describe("by option", () => {
     patienceMs,
   );
 
+  test.each([
+    [[], 0o600],
+    [["--executable"], 0o700],
+  ])(
+    "a program comes with the rights that %j gives it, and each offer lists it",
+    async (options, rights) => {
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--accept", target, ...options);
+      await bob.registered;
+      const tool = write("tool", "#!/bin/sh");
+      fs.chmodSync(tool, 0o700);
+      await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob", "--send", tool);
+      const odd = [{ path: "tool", why: "executable" }];
+      expect(await bob.next("transferring")).toMatchObject({
+        paths: ["tool"],
+        more: 0,
+        odd,
+        storedAs: "tool",
+      });
+      expect(await alice.exited()).toBe(0);
+      expect(fs.statSync(join(target, "tool")).mode & 0o777).toBe(rights);
+    },
+    patienceMs,
+  );
+
   test(
     "without --accept and without anybody to ask it is refused",
     async () => {
@@ -163,7 +188,8 @@ describe("by command", () => {
       const path = write("photo.jpg", "a photo");
       alice.type("connect bob", `send bob ${path}`);
       const first = await bob.next("offered");
-      expect(first).toMatchObject({ name: "alice", what: "photo.jpg", files: 1, bytes: 7 });
+      const listed = { paths: ["photo.jpg"], more: 0, odd: [], moreOdd: 0 };
+      expect(first).toMatchObject({ name: "alice", what: "photo.jpg", files: 1, bytes: 7, ...listed });
       bob.type(`refuse ${first.offer}`);
       expect((await alice.next("transfer-failed")).reason).toContain("it was refused");
       alice.type(`send bob ${path}`);
