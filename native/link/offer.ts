@@ -14,6 +14,8 @@ import { text, wholeNumber, type Message } from "./message.ts";
 const maxListed = 10;
 /** Odd ones that it lists; of more it tells how many. What waits for a decision must stay small. */
 const maxOdd = 100;
+/** Characters of all that an offer lists: ten paths of the longest and some odd ones. */
+const maxListingLength = 64 * 1024;
 const maxNameLength = 512;
 
 /** What a peer would like to send. Names and paths are as they came: text of theirs. */
@@ -97,17 +99,25 @@ export function offerOf(collection: {
   bytes: number;
 }): Offer {
   const { name, things, files, bytes } = collection;
+  const paths = files.slice(0, maxListed).map(({ path }) => path.toWellFormed());
   const odd = new Set<string>();
   let moreOdd = 0;
+  let length = lengthOf(paths);
   for (const { path, mode } of files) {
     const heads = [oddHead(path), isExecutable(mode) ? path : undefined];
     const unlisted = heads.filter((head) => head !== undefined && !odd.has(head.toWellFormed())) as string[];
-    if (odd.size + unlisted.length > maxOdd) moreOdd++;
-    else for (const head of unlisted) odd.add(head.toWellFormed());
+    const added = lengthOf(unlisted);
+    if (odd.size + unlisted.length > maxOdd || length + added > maxListingLength) {
+      moreOdd++;
+      continue;
+    }
+    for (const head of unlisted) odd.add(head.toWellFormed());
+    length += added;
   }
-  const paths = files.slice(0, maxListed).map(({ path }) => path.toWellFormed());
   return { name, things, files: files.length, bytes, paths, odd: [...odd], moreOdd };
 }
+
+const lengthOf = (paths: readonly string[]): number => paths.reduce((sum, { length }) => sum + length, 0);
 
 const isExecutable = (mode: number): boolean => (mode & 0o111) !== 0;
 
@@ -160,6 +170,8 @@ export async function readOffer(
     if (!message || Buffer.isBuffer(message) || (type !== "listed" && type !== "odd"))
       throw new Refusal("bad-line", "a path of the offer was expected");
     (type === "odd" ? odd : paths).push(text(message, "path", maxPathLength));
+    if (lengthOf(paths) + lengthOf(odd) > maxListingLength)
+      throw new Refusal("limit", "an offer that lists too much");
   }
   if (listed === 0 && files === 1) paths.push(name);
   if (listed === 0 && oddHead(name)) odd.push(name);

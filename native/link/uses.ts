@@ -29,7 +29,7 @@ import {
   type Target,
 } from "./target.ts";
 
-/** Offers that wait for the user's word at once, of all peers in fair shares. */
+/** Offers that are being read, and that wait for the user's word, at once: of all peers in fair shares. */
 const maxOffers = 64;
 /** The same for what is being received: each holds four descriptors. */
 const maxReceiving = 64;
@@ -152,7 +152,11 @@ export class Uses {
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
   readonly #offers = new Map<number, Asked>();
   readonly #transfers = new Map<number, Transfer>();
-  readonly #shares = { offers: new FairShare(maxOffers), receiving: new FairShare(maxReceiving) };
+  readonly #shares = {
+    reading: new FairShare(maxOffers),
+    offers: new FairShare(maxOffers),
+    receiving: new FairShare(maxReceiving),
+  };
   /** What the peer opens for our `pipe`. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
@@ -322,10 +326,13 @@ export class Uses {
 
   async #receive(stream: Stream, { name, fingerprint, purpose }: From): Promise<void> {
     const begun = Promise.withResolvers<{ progress: TransferProgress; offer: Offer }>();
+    const isRead = this.#shares.reading.take(fingerprint);
+    if (!isRead) return stream.reset("too many offers wait already", resetCodes.refused);
     let give: (() => void) | undefined;
     const receiving = receiveFiles(stream, purpose, {
       ...{ peer: fingerprint, name, executable: this.#options.executable ?? false },
       decide: async (offer, signal) => {
+        isRead();
         const decision = await this.#decide(offer, { name, fingerprint }, signal);
         if ("refuse" in decision) return decision;
         give = this.#shares.receiving.take(fingerprint);
@@ -333,7 +340,10 @@ export class Uses {
       },
       onProgress: (progress, offer) => begun.resolve({ progress, offer }),
     });
-    const over = receiving.finally(() => give?.());
+    const over = receiving.finally(() => {
+      isRead();
+      give?.();
+    });
     const begin = await Promise.race([
       begun.promise,
       over.then(

@@ -263,6 +263,13 @@ describe("a sender", () => {
     ["paths of no folder", { files: 2, bytes: 2 }, ["a/x", "b/x"], [], "begin with its name"],
     ["a folder that leads out", { files: 1 }, ["../x"], [], "its path leaves the folder"],
     ["more odd ones than files", { moreOdd: 2 }, [], [], "moreOdd must be"],
+    [
+      "paths without end",
+      { files: 20, things: 20, listed: 30 },
+      Array.from({ length: 30 }, () => "x".repeat(4_000)),
+      [],
+      "lists too much",
+    ],
     ["more bytes than offered", { name: "big", bytes: 1 }, [], [], "more than was offered"],
   ])("that offers %s is cut off", async (_, lie, listed, odd, reason) => {
     await using all = await met();
@@ -274,6 +281,23 @@ describe("a sender", () => {
   });
 
   test(
+    "keeps nobody's memory with offers that never end, nor others from offering",
+    async () => {
+      await using all = await met();
+      const long = Array.from({ length: 10 }, (_, index) => `${index}/`.padEnd(4_000, "x"));
+      for (let index = 0; index < 60; index++)
+        all.mallory.offer({ files: 10, things: 10, listed: 110 }, long);
+      for (let refused = 0; refused < 60 - 32; refused++)
+        expect(readReset(await all.mallory.link.hears(frame.reset)).reason).toBe(
+          "too many offers wait already",
+        );
+      using carol = await Mallory.meets(all.house.port, "carol");
+      expect(await carol.sends("hers")).toBe("received");
+    },
+    patienceMs,
+  );
+
+  test(
     "has so many under way at once, and others have theirs",
     async () => {
       await using all = await met();
@@ -282,7 +306,7 @@ describe("a sender", () => {
         all.mallory.say(stream, fileLine({ path: `held ${index}` }), line({ type: "from", bytes: 0 }));
       }
       const refused = await all.mallory.link.hears(frame.reset);
-      expect(readReset(refused).reason).toBe("too many files are being received already");
+      expect(readReset(refused).reason).toMatch(/^too many (files are being received|offers wait) already$/);
       using carol = await Mallory.meets(all.house.port, "carol");
       expect(await carol.sends("hers")).toBe("received");
       expect(fs.readdirSync(target).filter((name) => name.endsWith(".part"))).toHaveLength(32);
