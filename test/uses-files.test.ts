@@ -458,18 +458,26 @@ describe("a hostile sender", () => {
   );
 
   test(
-    "that offers without end is refused before the list is full of it",
+    "that offers without end, and nine friends who do, are refused before the list is full of it",
     async () => {
       await using house = startIntroducer();
       await using bob = new Driven(house.port, "bob", ...room, "--stay");
       await bob.registered;
       await using mallory = await Hostile.meets(house.port, "bob");
-      for (let offer = 0; offer < 65; offer++) mallory.offer(`x${offer}`, 1, 1);
-      await mallory.hears((said) => said.includes("too many offers wait already"));
+      const friends = [mallory];
+      for (let number = 1; number < 10; number++)
+        friends.push(await Hostile.meets(house.port, "bob", `mallory-${number}`));
+      for (const friend of friends) {
+        for (let offer = 0; offer < 20; offer++) friend.offer(`x${offer}`, 1, 1);
+        await friend.hears((said) => said.includes("too many offers wait already"));
+      }
       await using carol = await Hostile.meets(house.port, "bob", "carol");
       carol.offer("mine", 1, 1);
       await bob.next("offered", ({ what }) => what === "mine");
-      expect(bob.count("offered")).toBe(32 + 1);
+      const isOfFirst = (one: (typeof bob.events)[number]) =>
+        one.event === "offered" && one.name === "mallory";
+      expect(bob.events.filter(isOfFirst)).toHaveLength(8);
+      for (const friend of friends.slice(1)) await friend[Symbol.asyncDispose]();
       bob.type("whoami");
       await bob.next("whoami" as "echo");
     },

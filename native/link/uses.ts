@@ -29,7 +29,10 @@ import {
   type Target,
 } from "./target.ts";
 
-/** Offers that are being read, and that wait for the user's word, at once: of all peers in fair shares. */
+/**
+ * Offers that are being read, and that wait for the user's word, at once: of all peers in fair shares. Those that wait
+ * do so for long, and in small shares: seven peers with halves would leave nothing.
+ */
 const maxOffers = 64;
 /** The same for what is being received: each holds four descriptors. */
 const maxReceiving = 64;
@@ -154,7 +157,7 @@ export class Uses {
   readonly #transfers = new Map<number, Transfer>();
   readonly #shares = {
     reading: new FairShare(maxOffers),
-    offers: new FairShare(maxOffers),
+    offers: new FairShare(maxOffers, 1 / 8),
     receiving: new FairShare(maxReceiving),
   };
   /** What the peer opens for our `pipe`. */
