@@ -47,3 +47,5 @@ for await (const _ of console) {
     }),
   );
 }
+
+process.exit(); // whoever asked is gone
