@@ -316,15 +316,6 @@ export function scopeOf(endpoint: Endpoint): AddressScope {
 }
 
 /**
- * Where a NAT stood when it was measured: the last external endpoint, and the step to the next (0: the measured port
- * itself is dialled from).
- */
-export interface Prediction {
-  endpoint: Endpoint;
-  step: number;
-}
-
-/**
  * Whether what a round aims at, by an older measurement, still lies before a NAT that stands at `now`: far enough, too,
  * that others may take some ports before our SYN does.
  */
@@ -342,248 +333,23 @@ export function predictPort({ endpoint, step }: Prediction, count: number): numb
   return first + ((((splitEndpoint(endpoint).port - first + step * count) % size) + size) % size);
 }
 
-// --- messages --------------------------------------------------------------------------------------------
-
-/** What everyone in a room knows of a participant. */
-export interface Peer {
-  id: number;
-  name: string;
-  /**
-   * A hash of what the participant registers with, which is random and made at each start of the program: it
-   * recognises one that came back with another id.
-   */
-  instance: string;
-  /** SHA-256 of its certificate, 64 hex digits. */
-  fingerprint: string;
-  /** What shows those who know the room that it does, too: 64 hex digits, made and judged by participants only. */
-  proof?: string;
-  /** Host candidates (RFC 8445 §5.1.1.1). */
-  private: Endpoint[];
-  /** What the introducer saw: the server-reflexive candidate. */
-  public: Endpoint;
-  /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
-  otherPublic?: Endpoint;
-  /** At the address that the introducer saw, the port that its router has opened for it. */
-  mapped?: Endpoint;
-  /** How its NAT maps, as far as it has measured. */
-  mapping: Mapping;
-  /** Its round trip to the introducer, once measured. */
-  roundTripMs?: number;
-  /** Where that is another introducer than the receiver's: how long it takes from one to the other. */
-  viaMs?: number;
-  /** When it registered: milliseconds since the epoch, the introducer's clock. */
-  since: number;
-}
-
-/** What others may know of an instance: with the value itself they could pass for a participant that comes back. */
-export function publicInstance(instance: string): string {
-  return new Bun.CryptoHasher("sha256").update(instance).digest("hex").slice(0, instance.length);
-}
-
-/** What can change of a peer while it is registered. `mapped` is null when there is none any more. */
-export type PeerChange = Partial<Pick<Peer, "otherPublic" | "mapping" | "roundTripMs">> & {
-  mapped?: Endpoint | null;
-};
-
-/** The peer after a change. */
-export function changedPeer(
-  { mapped: before, ...peer }: Peer,
-  { mapped = before, ...change }: PeerChange,
-): Peer {
-  return { ...peer, ...change, ...(mapped && { mapped }) };
-}
-
-/** Whether the introducer has seen the participant at that address: only there may many SYNs be sent. */
-export function isVerified({ public: observed, otherPublic }: Peer, address: string): boolean {
-  const isSeen = (endpoint: Endpoint) => splitEndpoint(endpoint).address === address;
-  return isSeen(observed) || (otherPublic !== undefined && isSeen(otherPublic));
-}
-
-/** A link that outlived the registration under which it was made; `peer` is the peer's {@link Peer.instance}. */
-export interface ReportedLink {
-  peer: string;
-  route: Route;
-}
-
-/** Bytes a second. */
-export interface RelayRates {
-  rate: number;
-  total: number;
-}
-
-/** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
-export type Role = "controlling" | "controlled";
-/** How a connection came about: accepted by our listener, by our connect() to that kind of candidate, or by relay. */
-export const routes = ["listen", "private", "public", "mapped", "predicted", "birthday", "relay"] as const;
-export type Route = (typeof routes)[number];
-
-/** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
-export const filterings = ["dropped", "refused", "let-in"] as const;
-export type Filtering = (typeof filterings)[number];
-
-/** From a participant to the introducer. */
-export type ToIntroducer =
-  /** Sent by a participant, once, first. */
-  | {
-      type: "register";
-      version: number;
-      name: string;
-      room: string;
-      instance: string;
-      fingerprint: string;
-      private: Endpoint[];
-      /** Handed on as {@link Peer.proof}. */
-      proof?: string;
-      /** The links it has already. */
-      links: ReportedLink[];
-      /** It takes no relay. */
-      direct?: true;
-    }
-  /**
-   * The one line of a further connection to the introducer, from the shared port to `registered.verify`: shows where the
-   * participant is seen in the other address family. Answered by `observed`, and told to the room.
-   */
-  | { type: "verify"; token: string }
-  /**
-   * The one line of a further connection to the introducer: takes what `relay` offered. Answered by `relaying` once the
-   * other side has come; from then on its bytes are the other side's.
-   */
-  | { type: "relay"; token: string }
-  /**
-   * The one line of a connection to a probe port, by which the introducer knows where the NAT of whom it gave the token
-   * in `registered` stands, and for which peer that is measured: half a round trip before `measured` could say it.
-   */
-  | { type: "probe"; token: string; peer: number; step: number }
-  /**
-   * Sent by the side that wants a link, when the user says `connect`; with `relay: false` by one that looks for a direct
-   * way to replace what it has.
-   */
-  | { type: "connect"; peer: number; relay?: false }
-  /** Sent by both sides when they hold the nominated connection; `token` is that of the punch, or of the relay. */
-  | { type: "linked"; peer: number; token: string; route: Route; local: Endpoint; remote: Endpoint }
-  /** Sent by both sides when a link has ended. */
-  | { type: "unlinked"; peer: number; reason: UnlinkReason }
-  /**
-   * Sent by a side whose round failed. A reason and no detail: what became of a single candidate would tell others what
-   * is in our network.
-   */
-  | { type: "failed"; peer: number; token: string; reason: FailureReason }
-  /** Sent when a participant knows how its NAT maps and, with sequential ports, where it stood. */
-  | { type: "mapping"; mapping: Mapping; prediction?: Prediction }
-  /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
-  | { type: "mapped"; endpoint?: Endpoint }
-  /** Answers `measure`, where no `probe` has told it before; without `prediction` when measuring failed. */
-  | { type: "measured"; token: string; prediction?: Prediction }
-  /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
-  | { type: "connect-back" }
-  /** Sent when the user says `echo`; the introducer sends it back. */
-  | { type: "echo"; text: string }
-  /** Answers `ping`. */
-  | { type: "pong"; id: number };
-
-/** From the introducer to a participant. */
-export type ToParticipant =
-  /** Answers `register`. */
-  | {
-      type: "registered";
-      id: number;
-      name: string;
-      room: string;
-      public: Endpoint;
-      private: Endpoint[];
-      /** Where mapping probes go: ports of the introducer, and endpoints at a further address of it. */
-      probePorts: number[];
-      alternates: Endpoint[];
-      /** What `probe` repeats, where there are probe ports. */
-      probeToken?: string;
-      /** Where the introducer can be reached in the other address family, and what `verify` repeats. */
-      verify?: { endpoint: Endpoint; token: string };
-      /** Where it relays: bytes a second, of one link in each direction and of all links. */
-      relay?: RelayRates;
-    }
-  /** Sent on a connection to a probe port, at once, and in answer to `verify`: what the introducer sees. */
-  | { type: "observed"; endpoint: Endpoint }
-  /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
-  | { type: "peers"; peers: Peer[]; more: boolean }
-  /** Sent to the room when somebody registered, changed (the changed fields only), left. */
-  | { type: "joined"; peer: Peer }
-  | ({ type: "updated"; id: number } & PeerChange)
-  | { type: "left"; id: number }
-  /**
-   * Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer
-   * `measured`. A `predicted` round may begin meanwhile, by what was measured last; another follows if that was wrong.
-   */
-  | { type: "measure"; peer: Peer; token: string; way: Way }
-  /** Sent to both sides of an introduction: start punching in `startInMs`. */
-  | {
-      type: "punch";
-      peer: Peer;
-      role: Role;
-      token: string;
-      startInMs: number;
-      way: Way;
-      /** Counted from 1; after a failed round that is not the `last`, another `punch` or `failed` follows. */
-      round: number;
-      last: boolean;
-      deadlineMs: number;
-      /** What the sides have measured for this round. */
-      own?: Prediction;
-      theirs?: Prediction;
-    }
-  /**
-   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
-   * `endpoint` where that is another introducer than theirs.
-   */
-  | { type: "relay"; peer: Peer; role: Role; token: string; endpoint?: Endpoint }
-  /** Answers `relay` on its connection: what follows is the other side's. */
-  | { type: "relaying" }
-  /** Answers `connect-back`; `elsewhere` is what a SYN from the introducer's alternate address met, if it has one. */
-  | { type: "filtering"; filtering: Filtering; elsewhere?: Filtering }
-  /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */
-  | { type: "failed"; peer: number; token: string; reason: FailureReason }
-  /** Sent when the introducer's operator says `tell` or `broadcast`. */
-  | { type: "notice"; text: string }
-  /** Sends an `echo` back. */
-  | { type: "echo"; text: string }
-  /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
-  | { type: "ping"; id: number }
-  /**
-   * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
-   * {@link numberedName} that is free: register again with it, on the same connection.
-   */
-  | { type: "refused"; code: RefusalCode; message: string; request?: string; peer?: number; name?: string }
-  /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
-  | { type: "bye"; reason: string; retryInMs?: number };
-
-/** Why a side ends a link on purpose: what it says to the other as it ends it. */
-export const byeReasons = ["disconnected", "quit", "replaced"] as const;
-export type ByeReason = (typeof byeReasons)[number];
-
-/**
- * Between two participants inside TLS, on a connection that is to become a carrier. Each `proof` is bound to the room, both
- * programs and this connection (native/link/room.ts).
- */
-export type ToPeer =
-  /** Sent once by the controlling side, on the connection that both shall keep; `token` is that of the punch. */
-  | { type: "nominate"; token: string; proof: string }
-  /** The answer. Until it has come, nothing of the link counts that was nominated. */
-  | { type: "nominated"; proof: string };
-
-/** Between two linked participants, on the stream of lines of their link. */
-export type LinkLine =
-  /** Sent when the user says `say`; answered by `heard`. */
-  | { type: "say"; id: number; text: string }
-  | { type: "heard"; id: number }
-  /** Sent when the user says `ping`; answered by `pong`. */
-  | { type: "ping"; id: number }
-  | { type: "pong"; id: number };
-
-// --- validation ------------------------------------------------------------------------------------------
+// --- checks ----------------------------------------------------------------------------------------------
 
 /** Turns a parsed JSON value into its exact type, or throws a {@link Refusal} that names the field. */
 type Check<T> = (value: unknown, field: string) => T;
-type Fields<M> = { [K in keyof Omit<M, "type">]: Check<M[K]> };
-type Table<Union extends { type: string }> = { [M in Union as M["type"]]: Fields<M> };
+/** Of a field that may be left out. */
+type Optional<T> = Check<T | undefined> & { readonly isOptional: true };
+type Fields = Record<string, Check<unknown>>;
+/** What a table of checks lets pass: the one place where a message is written is its table. */
+type Read<F extends Fields> = {
+  [K in keyof F as F[K] extends { isOptional: true } ? never : K]: ReturnType<F[K]>;
+} & {
+  [K in keyof F as F[K] extends { isOptional: true } ? K : never]?: Exclude<ReturnType<F[K]>, undefined>;
+};
+/** The union of a table's messages, each with its key as `type`. */
+type MessageOf<Table extends Record<string, Fields>> = {
+  [Type in keyof Table]: { type: Type } & Read<Table[Type]>;
+}[keyof Table];
 
 function refuse(field: string, expected: string): never {
   throw new Refusal("bad-field", `${field} must be ${expected}`);
@@ -633,8 +399,10 @@ function nullable<T>(check: Check<T>): Check<T | null> {
   return (value, field) => (value === null ? null : check(value, field));
 }
 
-function optional<T>(check: Check<T>): Check<T | undefined> {
-  return (value, field) => (value === undefined ? undefined : check(value, field));
+function optional<T>(check: Check<T>): Optional<T> {
+  const read: Check<T | undefined> = (value, field) =>
+    value === undefined ? undefined : check(value, field);
+  return Object.assign(read, { isOptional: true } as const);
 }
 
 const boolean: Check<boolean> = (value, field) =>
@@ -648,6 +416,8 @@ const endpoint: Check<Endpoint> = (value, field) => {
   }
   return parsed;
 };
+
+// --- names and rooms -------------------------------------------------------------------------------------
 
 /** A name must not let its bearer pass for the program, or for somebody's idea of everyone. */
 const reservedNames: ReadonlySet<string> = new Set([
@@ -742,6 +512,8 @@ const room: Check<string> = (value, field) => {
   return words;
 };
 
+// --- messages --------------------------------------------------------------------------------------------
+
 const id = integer(1, Number.MAX_SAFE_INTEGER);
 const count = integer(0, Number.MAX_SAFE_INTEGER);
 const instance = hex(16);
@@ -758,19 +530,17 @@ const ownReasons: ReadonlySet<string> = new Set<FailureReason>([
   "introducer-lost",
 ]);
 const reason = oneOf((Object.keys(failureReasons) as FailureReason[]).filter((one) => !ownReasons.has(one)));
-const route = oneOf(routes);
-const mapping = oneOf(mappings);
 const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
 
 type Entries = [key: string, check: Check<unknown>][];
 
-function fieldsOf<T extends object>(fields: { [K in keyof T]: Check<T[K]> }): Check<T> {
+function fieldsOf<F extends Fields>(fields: F): Check<Read<F>> {
   const entries: Entries = Object.entries(fields);
   return (value, field) => {
     if (typeof value !== "object" || value === null || Array.isArray(value))
       return refuse(field, "an object");
-    return readFields(entries, value as Record<string, unknown>, `${field}.`) as T;
+    return readFields(entries, value as Record<string, unknown>, `${field}.`) as Read<F>;
   };
 }
 
@@ -787,28 +557,103 @@ function readFields(
   return result;
 }
 
-const peer = fieldsOf<Peer>({
+/** The side that asked is `controlling`: it nominates, and is the TLS client. Never who called connect(). */
+export const roles = ["controlling", "controlled"] as const;
+export type Role = (typeof roles)[number];
+/** How a connection came about: accepted by our listener, by our connect() to that kind of candidate, or by relay. */
+export const routes = ["listen", "private", "public", "mapped", "predicted", "birthday", "relay"] as const;
+export type Route = (typeof routes)[number];
+/** What an unsolicited SYN from the introducer met (RFC 5382 §4.3): silence, RST or ICMP, or our listener. */
+export const filterings = ["dropped", "refused", "let-in"] as const;
+export type Filtering = (typeof filterings)[number];
+
+const role = oneOf(roles);
+const route = oneOf(routes);
+const filtering = oneOf(filterings);
+const way = oneOf(ways);
+const mapping = oneOf(mappings);
+const step = integer(-4096, 4096);
+
+/**
+ * Where a NAT stood when it was measured: the last external endpoint, and the step to the next (0: the measured port
+ * itself is dialled from).
+ */
+const predictionFields = { endpoint, step };
+export interface Prediction extends Read<typeof predictionFields> {}
+const prediction = fieldsOf(predictionFields);
+
+/** Bytes a second. */
+const relayRates = { rate: count, total: count };
+export interface RelayRates extends Read<typeof relayRates> {}
+
+/** A link that outlived the registration under which it was made; `peer` is the peer's {@link Peer.instance}. */
+const reportedLink = { peer: instance, route };
+export interface ReportedLink extends Read<typeof reportedLink> {}
+
+/** What everyone in a room knows of a participant. */
+const peerFields = {
   id,
   name,
+  /**
+   * A hash of what the participant registers with, which is random and made at each start of the program: it
+   * recognises one that came back with another id.
+   */
   instance,
+  /** SHA-256 of its certificate, 64 hex digits: its own word, until TLS has shown it. */
   fingerprint,
+  /** What shows those who know the room that it does, too: made and judged by participants only. */
   proof: optional(proof),
+  /** Host candidates (RFC 8445 §5.1.1.1): its own word. */
   private: endpoints,
+  /** What the introducer saw: the server-reflexive candidate. */
   public: endpoint,
+  /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
   otherPublic: optional(endpoint),
+  /** At the address that the introducer saw, the port that its router has opened for it: its own word. */
   mapped: optional(endpoint),
+  /** How its NAT maps, as far as it has measured: its own word. */
   mapping,
+  /** Its round trip to the introducer, once measured. */
   roundTripMs: optional(count),
+  /** Where that is another introducer than the receiver's: how long it takes from one to the other. */
   viaMs: optional(integer(0, punchDeadlineMs)),
+  /** When it registered: milliseconds since the epoch, the introducer's clock. */
   since: count,
-} as Parameters<typeof fieldsOf<Peer>>[0]);
+};
+export interface Peer extends Read<typeof peerFields> {}
+const peer = fieldsOf(peerFields);
 
-const step = integer(-4096, 4096);
-const prediction = fieldsOf<Prediction>({ endpoint, step });
+/** What can change of a peer while it is registered. `mapped` is null when there is none any more. */
+const peerChange = {
+  otherPublic: optional(endpoint),
+  mapped: optional(nullable(endpoint)),
+  mapping: optional(mapping),
+  roundTripMs: optional(count),
+};
+export type PeerChange = Read<typeof peerChange>;
 
-const reportedLink = fieldsOf<ReportedLink>({ peer: instance, route });
+/** What others may know of an instance: with the value itself they could pass for a participant that comes back. */
+export function publicInstance(instance: string): string {
+  return new Bun.CryptoHasher("sha256").update(instance).digest("hex").slice(0, instance.length);
+}
 
-const toIntroducer: Table<ToIntroducer> = {
+/** The peer after a change. */
+export function changedPeer(
+  { mapped: before, ...peer }: Peer,
+  { mapped = before, ...change }: PeerChange,
+): Peer {
+  return { ...peer, ...change, ...(mapped && { mapped }) };
+}
+
+/** Whether the introducer has seen the participant at that address: only there may many SYNs be sent. */
+export function isVerified({ public: observed, otherPublic }: Peer, address: string): boolean {
+  const isSeen = (endpoint: Endpoint) => splitEndpoint(endpoint).address === address;
+  return isSeen(observed) || (otherPublic !== undefined && isSeen(otherPublic));
+}
+
+/** From a participant to the introducer. */
+const toIntroducer = {
+  /** Sent by a participant, once, first. */
   register: {
     version: count,
     name,
@@ -816,99 +661,167 @@ const toIntroducer: Table<ToIntroducer> = {
     instance,
     fingerprint,
     private: endpoints,
+    /** Handed on as {@link Peer.proof}. */
     proof: optional(proof),
-    links: listOf(reportedLink, maxReportedLinks),
+    /** The links it has already. */
+    links: listOf(fieldsOf(reportedLink), maxReportedLinks),
+    /** It takes no relay. */
     direct: optional(exactly(true)),
-  } as Table<ToIntroducer>["register"],
+  },
+  /**
+   * The one line of a further connection to the introducer, from the shared port to `registered.verify`: shows where the
+   * participant is seen in the other address family. Answered by `observed`, and told to the room.
+   */
   verify: { token },
+  /**
+   * The one line of a further connection to the introducer: takes what `relay` offered. Answered by `relaying` once the
+   * other side has come; from then on its bytes are the other side's.
+   */
   relay: { token },
+  /**
+   * The one line of a connection to a probe port, by which the introducer knows where the NAT of whom it gave the token
+   * in `registered` stands, and for which peer that is measured: half a round trip before `measured` could say it.
+   */
   probe: { token, peer: id, step },
-  connect: { peer: id, relay: optional(exactly(false)) } as Table<ToIntroducer>["connect"],
+  /**
+   * Sent by the side that wants a link, when the user says `connect`; with `relay: false` by one that looks for a direct
+   * way to replace what it has.
+   */
+  connect: { peer: id, relay: optional(exactly(false)) },
+  /** Sent by both sides when they hold the nominated connection; `token` is that of the punch, or of the relay. */
   linked: { peer: id, token, route, local: endpoint, remote: endpoint },
+  /** Sent by both sides when a link has ended. */
   unlinked: { peer: id, reason: oneOf(Object.keys(unlinkReasons) as UnlinkReason[]) },
+  /**
+   * Sent by a side whose round failed. A reason and no detail: what became of a single candidate would tell others what
+   * is in our network.
+   */
   failed: { peer: id, token, reason },
-  mapping: { mapping, prediction: optional(prediction) } as Table<ToIntroducer>["mapping"],
-  mapped: { endpoint: optional(endpoint) } as Table<ToIntroducer>["mapped"],
-  measured: { token, prediction: optional(prediction) } as Table<ToIntroducer>["measured"],
+  /** Sent when a participant knows how its NAT maps and, with sequential ports, where it stood. */
+  mapping: { mapping, prediction: optional(prediction) },
+  /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
+  mapped: { endpoint: optional(endpoint) },
+  /** Answers `measure`, where no `probe` has told it before; without `prediction` when measuring failed. */
+  measured: { token, prediction: optional(prediction) },
+  /** Asks to be connected back to, at the endpoint that the introducer sees; answered by `filtering`. */
   "connect-back": {},
+  /** Sent when the user says `echo`; the introducer sends it back. */
   echo: { text: message },
+  /** Answers `ping`. */
   pong: { id: count },
 };
+export type ToIntroducer = MessageOf<typeof toIntroducer>;
 
-const toParticipant: Table<ToParticipant> = {
+/** From the introducer to a participant: all of it only its word. */
+const toParticipant = {
+  /** Answers `register`. */
   registered: {
     id,
     name,
     room,
     public: endpoint,
     private: endpoints,
+    /** Where mapping probes go: ports of the introducer, and endpoints at a further address of it. */
     probePorts: listOf(port, maxProbePorts),
     alternates: listOf(endpoint, maxProbePorts),
+    /** What `probe` repeats, where there are probe ports. */
     probeToken: optional(token),
-    verify: optional(fieldsOf<{ endpoint: Endpoint; token: string }>({ endpoint, token })),
-    relay: optional(fieldsOf<RelayRates>({ rate: count, total: count })),
-  } as Table<ToParticipant>["registered"],
+    /** Where the introducer can be reached in the other address family, and what `verify` repeats. */
+    verify: optional(fieldsOf({ endpoint, token })),
+    /** Where it relays: bytes a second, of one link in each direction and of all links. */
+    relay: optional(fieldsOf(relayRates)),
+  },
+  /** Sent on a connection to a probe port, at once, and in answer to `verify`: what the introducer sees. */
   observed: { endpoint },
+  /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
   peers: { peers: listOf(peer, 1024), more: boolean },
+  /** Sent to the room when somebody registered, changed (the changed fields only), left. */
   joined: { peer },
-  updated: {
-    id,
-    otherPublic: optional(endpoint),
-    mapped: optional(nullable(endpoint)),
-    mapping: optional(mapping),
-    roundTripMs: optional(count),
-  } as Table<ToParticipant>["updated"],
+  updated: { id, ...peerChange },
   left: { id },
-  measure: { peer, token, way: oneOf(ways) },
+  /**
+   * Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer
+   * `measured`. A `predicted` round may begin meanwhile, by what was measured last; another follows if that was wrong.
+   */
+  measure: { peer, token, way },
+  /** Sent to both sides of an introduction: start punching in `startInMs`. */
   punch: {
     peer,
-    role: oneOf<Role>(["controlling", "controlled"]),
+    role,
     token,
     startInMs: integer(0, punchDeadlineMs),
-    way: oneOf(ways),
+    way,
+    /** Counted from 1; after a failed round that is not the `last`, another `punch` or `failed` follows. */
     round: integer(1, 100),
     last: boolean,
     deadlineMs: integer(1, punchDeadlineMs),
+    /** What the sides have measured for this round. */
     own: optional(prediction),
     theirs: optional(prediction),
-  } as Table<ToParticipant>["punch"],
-  relay: {
-    peer,
-    role: oneOf<Role>(["controlling", "controlled"]),
-    token,
-    endpoint: optional(endpoint),
-  } as Table<ToParticipant>["relay"],
+  },
+  /**
+   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
+   * `endpoint` where that is another introducer than theirs.
+   */
+  relay: { peer, role, token, endpoint: optional(endpoint) },
+  /** Answers `relay` on its connection: what follows is the other side's. */
   relaying: {},
-  filtering: {
-    filtering: oneOf(filterings),
-    elsewhere: optional(oneOf(filterings)),
-  } as Table<ToParticipant>["filtering"],
+  /** Answers `connect-back`; `elsewhere` is what a SYN from the introducer's alternate address met, if it has one. */
+  filtering: { filtering, elsewhere: optional(filtering) },
+  /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */
   failed: { peer: id, token, reason },
+  /** Sent when the introducer's operator says `tell` or `broadcast`. */
   notice: { text: message },
+  /** Sends an `echo` back. */
   echo: { text: message },
+  /** Measures the round trip and keeps the mapping alive; answered by `pong`. */
   ping: { id: count },
+  /**
+   * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
+   * {@link numberedName} that is free: register again with it, on the same connection.
+   */
   refused: {
     code: oneOf(refusalCodes),
     message: shortText,
     request: optional(shortText),
     peer: optional(id),
     name: optional(name),
-  } as Table<ToParticipant>["refused"],
-  bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) } as Table<ToParticipant>["bye"],
+  },
+  /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
+  bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) },
 };
+export type ToParticipant = MessageOf<typeof toParticipant>;
 
-const toPeer: Table<ToPeer> = { nominate: { token, proof }, nominated: { proof } };
+/** Why a side ends a link on purpose: what it says to the other as it ends it. */
+export const byeReasons = ["disconnected", "quit", "replaced"] as const;
+export type ByeReason = (typeof byeReasons)[number];
 
-const linkLine: Table<LinkLine> = {
+/**
+ * Between two participants inside TLS, on a connection that is to become a carrier. Each `proof` is bound to the room, both
+ * programs and this connection (native/secure/room.ts).
+ */
+const toPeer = {
+  /** Sent once by the controlling side, on the connection that both shall keep; `token` is that of the punch. */
+  nominate: { token, proof },
+  /** The answer. Until it has come, nothing of the link counts that was nominated. */
+  nominated: { proof },
+};
+export type ToPeer = MessageOf<typeof toPeer>;
+
+/** Between two linked participants, on the stream of lines of their link. */
+const linkLine = {
+  /** Sent when the user says `say`; answered by `heard`. */
   say: { id: count, text: message },
   heard: { id: count },
+  /** Sent when the user says `ping`; answered by `pong`. */
   ping: { id: count },
   pong: { id: count },
 };
+export type LinkLine = MessageOf<typeof linkLine>;
 
-function parser<Union extends { type: string }>(table: Table<Union>) {
-  const checks = table as unknown as Record<string, Record<string, Check<unknown>>>;
-  const fields = new Map(Object.entries(checks).map(([type, ofType]) => [type, Object.entries(ofType)]));
+function parser<Table extends Record<string, Fields>>(table: Table) {
+  type Union = MessageOf<Table>;
+  const fields = new Map(Object.entries(table).map(([type, ofType]) => [type, Object.entries(ofType)]));
   /** Of what was parsed already, as {@link parse}. */
   const check = (value: unknown): Union => {
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
@@ -932,10 +845,10 @@ function parser<Union extends { type: string }>(table: Table<Union>) {
   return { check, parse };
 }
 
-export const { check: checkToIntroducer, parse: parseToIntroducer } = parser<ToIntroducer>(toIntroducer);
-export const { check: checkToParticipant, parse: parseToParticipant } = parser<ToParticipant>(toParticipant);
-export const { parse: parseToPeer } = parser<ToPeer>(toPeer);
-export const { parse: parseLinkLine } = parser<LinkLine>(linkLine);
+export const { check: checkToIntroducer, parse: parseToIntroducer } = parser(toIntroducer);
+export const { check: checkToParticipant, parse: parseToParticipant } = parser(toParticipant);
+export const { parse: parseToPeer } = parser(toPeer);
+export const { parse: parseLinkLine } = parser(linkLine);
 
 /** One message as its line, LF included. */
 export function encode(message: ToIntroducer | ToParticipant | ToPeer | LinkLine): string {
