@@ -7,7 +7,7 @@
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
  * {@link Introducer} has the sessions and the rooms, {@link Introductions} how two members are brought together, and
- * native/relay.ts the bytes between two connections.
+ * native/introducer/relay.ts the bytes between two connections.
  * Imported by whoever runs an introducer inside a program of his own, never by a participant.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
@@ -30,10 +30,10 @@ import {
   waitRefusal,
   waitSeconds,
   type Bucket,
-} from "./native/budget.ts";
-import { Deadlines, neverDue, type Due } from "./native/deadlines.ts";
-import { isSupported, limitUnread, segmentsReceived, unlimitUnread } from "./native/libc.ts";
-import { Listener } from "./native/listener.ts";
+} from "./native/shares/budget.ts";
+import { Deadlines, neverDue, type Due } from "./native/introducer/wheel.ts";
+import { isSupported, limitUnread, segmentsReceived, unlimitUnread } from "./native/host/libc.ts";
+import { Listener } from "./native/introducer/listener.ts";
 import {
   Metrics,
   MetricsServer,
@@ -43,8 +43,8 @@ import {
   type Outcome,
   type OutcomeWay,
   type Stats,
-} from "./native/metrics.ts";
-import { defaultRelayRates, relayKey, Relays, segmentMs, type RelayEnd } from "./native/relay.ts";
+} from "./native/introducer/metrics.ts";
+import { defaultRelayRates, relayKey, Relays, segmentMs, type RelayEnd } from "./native/introducer/relay.ts";
 import {
   CommandError,
   completions,
@@ -65,11 +65,11 @@ import {
   type Column,
   type Command,
   type Terminal,
-} from "./native/terminal.ts";
-import { redisUrlProblem } from "./native/redis/connection.ts";
-import { RedisRooms } from "./native/redis/rooms.ts";
-import { byTurns, Rounds, sliceMs } from "./native/rounds.ts";
-import { ToldTokens } from "./native/told.ts";
+} from "./native/terminal/terminal.ts";
+import { redisUrlProblem } from "./native/introducer/redis/connection.ts";
+import { RedisRooms } from "./native/introducer/redis/rooms.ts";
+import { byTurns, Rounds, sliceMs } from "./native/shares/turns.ts";
+import { ToldTokens } from "./native/introducer/told.ts";
 import {
   isSecretRoom,
   KeptNames,
@@ -83,8 +83,8 @@ import {
   type Question,
   type Report,
   type Rooms,
-} from "./native/rooms.ts";
-import { WorkingWays } from "./native/ways.ts";
+} from "./native/introducer/rooms.ts";
+import { WorkingWays } from "./native/introducer/ways.ts";
 import {
   addressScope,
   age,
@@ -422,7 +422,7 @@ class Session {
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
-  /** When it is looked at next: native/deadlines.ts. */
+  /** When it is looked at next: native/introducer/wheel.ts. */
   dueStep = neverDue;
   heardAt: number;
   pingId = 0;

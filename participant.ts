@@ -1,6 +1,6 @@
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections
- * to the others (native/). Owns the registration, the map of peers (each of whose lives is native/link/peer.ts), the
+ * to the others (native/). Owns the registration, the map of peers (each of whose lives is native/participant/peer.ts), the
  * prompt and the list. Never touches a descriptor after it was handed on, and never imports the introducer.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
@@ -8,13 +8,13 @@
 import { constants, hostname, userInfo } from "node:os";
 import { isatty } from "node:tty";
 import { basename } from "node:path";
-import { hideArgument } from "./native/arguments.ts";
-import { ControlChannel, verify } from "./native/control.ts";
-import { requirePlatform } from "./native/libc.ts";
-import { Credentials } from "./native/link/channel.ts";
-import { Gathering } from "./native/link/gather.ts";
-import { Keep, notLinked } from "./native/link/keep.ts";
-import type { Link, Purpose } from "./native/link/link.ts";
+import { hideArgument } from "./native/host/arguments.ts";
+import { ControlChannel, verify } from "./native/host/control.ts";
+import { requirePlatform } from "./native/host/libc.ts";
+import { Credentials } from "./native/secure/channel.ts";
+import { Gathering } from "./native/uses/gather.ts";
+import { Keep, notLinked } from "./native/participant/keep.ts";
+import type { Link, Purpose } from "./native/session/link.ts";
 import {
   distrust,
   newRoomWords,
@@ -24,11 +24,11 @@ import {
   secretRoom,
   type Member,
   type Room,
-} from "./native/link/room.ts";
-import type { Pipe } from "./native/link/pipe.ts";
-import { resetCodes, type Stream } from "./native/link/stream.ts";
-import { DescriptorOutput, runPipe } from "./native/link/ends.ts";
-import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/link/target.ts";
+} from "./native/secure/room.ts";
+import type { Pipe } from "./native/uses/pipe.ts";
+import { resetCodes, type Stream } from "./native/session/stream.ts";
+import { DescriptorOutput, runPipe } from "./native/uses/stdio.ts";
+import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/uses/target.ts";
 import {
   Uses,
   type Forwarding,
@@ -36,15 +36,15 @@ import {
   type From,
   type Transfer,
   type UseEvent,
-} from "./native/link/uses.ts";
-import { IdentityError, identityOrOneForNow, type Identity } from "./native/link/identity.ts";
+} from "./native/uses/services.ts";
+import { IdentityError, identityOrOneForNow, type Identity } from "./native/secure/identity.ts";
 import {
   RemotePeer,
   ToldError,
   type PeerEvent,
   type PeerRow,
   type PeerSurroundings,
-} from "./native/link/peer.ts";
+} from "./native/participant/peer.ts";
 import { UnaskedBudget, type Unasked } from "./native/punch/allowance.ts";
 import { hostCandidates } from "./native/punch/candidates.ts";
 import { Gate, isAsFar } from "./native/punch/gate.ts";
@@ -57,7 +57,7 @@ import {
 } from "./native/punch/mapping.ts";
 import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
 import { PunchPort, rehearse } from "./native/punch/punch.ts";
-import { byTurns } from "./native/rounds.ts";
+import { byTurns } from "./native/shares/turns.ts";
 import {
   CommandError,
   completions,
@@ -80,7 +80,7 @@ import {
   type Column,
   type Command,
   type Part,
-} from "./native/terminal.ts";
+} from "./native/terminal/terminal.ts";
 import {
   age,
   canonicalAddress,

@@ -16,7 +16,7 @@
  *       │ linked ──────────────────────► │ ◄─────────────────────── linked │
  *
  * Punched connection (participant ↔ participant): TLS 1.3 with both certificates, inside it a JSON line of each,
- * `nominate` and `nominated`, and then frames (native/link/frame.ts).
+ * `nominate` and `nominated`, and then frames (native/session/frame.ts).
  *
  * Endpoints are written `203.0.113.7:40000` and `[2001:db8::7]:40000`.
  */

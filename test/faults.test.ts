@@ -7,7 +7,7 @@ import { describe, expect, spyOn, test } from "bun:test";
 import { Introducer, type IntroducerEvent, type IntroducerOptions, type Limits } from "../introducer.ts";
 import { Client, linkedBy, registration } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
-import { noRedis, RedisServer } from "./redis/redis-fixture.ts";
+import { noRedis, RedisServer } from "./introducer/redis-fixture.ts";
 
 const reason = "an error in the introducer";
 

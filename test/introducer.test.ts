@@ -14,7 +14,7 @@ import {
   type IntroducerOptions,
   type Limits,
 } from "../introducer.ts";
-import { Socket } from "../native/socket.ts";
+import { Socket } from "../native/host/socket.ts";
 import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
 import { toil, until } from "./native-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";

@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
-import { makeIdentity } from "../native/link/identity.ts";
+import { makeIdentity } from "../native/secure/identity.ts";
 import { Participant, UserError, type ParticipantEvent, type Stream } from "../participant.ts";
 import { startIntroducer } from "./driven-fixture.ts";
 import { noSocketLeft } from "./native-fixture.ts";

@@ -1,6 +1,6 @@
 /** What the tests of native/ share: waiting for conditions, and counting this process's descriptors. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
-import { Socket } from "../native/socket.ts";
+import { Socket } from "../native/host/socket.ts";
 import { formatEndpoint, type Endpoint } from "../protocol.ts";
 
 /** The sockets this process holds, by inode. Only Linux shows them: elsewhere always none. */

@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import pc from "picocolors";
 import type { Introducer } from "../introducer.ts";
-import type { PeerRow } from "../native/link/peer.ts";
+import type { PeerRow } from "../native/participant/peer.ts";
 import {
   readHostPort,
   renderDetails,

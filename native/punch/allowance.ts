@@ -1,12 +1,12 @@
 /**
  * What others may make us send. An introducer or a peer can name any endpoint and ask for any number of
  * introductions; here is how much of it is done: for one introduction ({@link Allowance}), and for all those that we did
- * not ask for ({@link UnaskedBudget}). Pure but for the clock. For native/punch/, native/link/peer.ts and
+ * not ask for ({@link UnaskedBudget}). Pure but for the clock. For native/punch/, native/participant/peer.ts and
  * participant.ts.
  */
 import { maxCandidates, scopeOf, splitEndpoint, type Endpoint } from "../../protocol.ts";
-import { fairShare, siteOf, siteShares, subscriber } from "../budget.ts";
-import { isOnLink, type HostAddress } from "../interfaces.ts";
+import { fairShare, siteOf, siteShares, subscriber } from "../shares/budget.ts";
+import { isOnLink, type HostAddress } from "../host/interfaces.ts";
 import type { Tries } from "./dial.ts";
 import { firstPeerPort } from "./gate.ts";
 import { Birthday } from "./targets.ts";

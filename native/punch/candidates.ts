@@ -22,7 +22,7 @@ import {
   type Situation,
   type Way,
 } from "../../protocol.ts";
-import { hostAddresses, type HostAddress } from "../interfaces.ts";
+import { hostAddresses, type HostAddress } from "../host/interfaces.ts";
 import type { Allowance } from "./allowance.ts";
 import type { Candidate } from "./dial.ts";
 import { firstPeerPort, isAsFar } from "./gate.ts";

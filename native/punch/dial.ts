@@ -4,8 +4,8 @@
  * which {@link Punch} opens and closes. For native/punch/ and whoever chooses candidates.
  */
 import { splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
-import type { Channel } from "../link/channel.ts";
-import type { Socket } from "../socket.ts";
+import type { Channel } from "../secure/channel.ts";
+import type { Socket } from "../host/socket.ts";
 import type { Targets } from "./targets.ts";
 
 /**

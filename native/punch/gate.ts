@@ -5,7 +5,7 @@
  * registers. Pure but for the clock and the host's addresses. For native/punch/ and participant.ts.
  */
 import { addressScope, scopeOf, splitEndpoint, type AddressScope, type Endpoint } from "../../protocol.ts";
-import { hostAddresses, isOnLink } from "../interfaces.ts";
+import { hostAddresses, isOnLink } from "../host/interfaces.ts";
 
 /**
  * New endpoints in a minute, and in an hour: at the introducer's own address, where it can listen itself, and elsewhere.

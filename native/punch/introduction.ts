@@ -2,7 +2,7 @@
  * Our side of one introduction: asks for it or is asked, measures and punches round after round as the introducer
  * orders, and takes the relay that it offers beside them, until a direct channel is nominated or all is over. Owns its
  * punch, its try of the relay and its timer, ends exactly once, and never knows what a channel is for, nor any other
- * peer. For native/link/peer.ts.
+ * peer. For native/participant/peer.ts.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
@@ -21,11 +21,11 @@ import {
   type ToParticipant,
   type Way,
 } from "../../protocol.ts";
-import { hostAddresses } from "../interfaces.ts";
-import type { Channel, Credentials } from "../link/channel.ts";
-import type { Bond, Member } from "../link/room.ts";
-import { RelayAttempt, reserve, type Reservation } from "../link/relay.ts";
-import { descriptorLimit } from "../socket.ts";
+import { hostAddresses } from "../host/interfaces.ts";
+import type { Channel, Credentials } from "../secure/channel.ts";
+import type { Bond, Member } from "../secure/room.ts";
+import { RelayAttempt, reserve, type Reservation } from "./relayed.ts";
+import { descriptorLimit } from "../host/socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";

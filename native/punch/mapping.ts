@@ -13,8 +13,8 @@ import {
   type Prediction,
   type ToIntroducer,
 } from "../../protocol.ts";
-import { SystemError } from "../libc.ts";
-import { connectFrom, connectShared, handOver, type Socket } from "../socket.ts";
+import { SystemError } from "../host/libc.ts";
+import { connectFrom, connectShared, handOver, type Socket } from "../host/socket.ts";
 
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;

@@ -5,7 +5,7 @@
  *
  * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path.
  * While nothing is being punched it holds none. It never prints, never talks to the introducer, and does not know what
- * becomes of a channel. For native/link/peer.ts and participant.ts.
+ * becomes of a channel. For native/participant/peer.ts and participant.ts.
  */
 import { createHash } from "node:crypto";
 import {
@@ -16,10 +16,10 @@ import {
   type Role,
   type Route,
 } from "../../protocol.ts";
-import { SystemError } from "../libc.ts";
-import { adopt, Channel, type Credentials, type Side } from "../link/channel.ts";
-import type { Bond, Member } from "../link/room.ts";
-import { pollSockets, Socket } from "../socket.ts";
+import { SystemError } from "../host/libc.ts";
+import { adopt, Channel, type Credentials, type Side } from "../secure/channel.ts";
+import type { Bond, Member } from "../secure/room.ts";
+import { pollSockets, Socket } from "../host/socket.ts";
 import { describe, Dial, isRefusal, type Candidate } from "./dial.ts";
 import { Measurements } from "./measurements.ts";
 import { targets as programTargets, type Targets } from "./targets.ts";

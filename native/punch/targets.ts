@@ -11,8 +11,8 @@ import {
   splitEndpoint,
   type Endpoint,
 } from "../../protocol.ts";
-import { fairShare, subscriber, Usage } from "../budget.ts";
-import { descriptorLimit } from "../socket.ts";
+import { fairShare, subscriber, Usage } from "../shares/budget.ts";
+import { descriptorLimit } from "../host/socket.ts";
 
 const minuteMs = 60_000;
 /**

@@ -7,7 +7,7 @@
 import type { Socket } from "bun";
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
-import { RedisServer } from "../redis/redis-fixture.ts";
+import { RedisServer } from "../introducer/redis-fixture.ts";
 import { connectFrom } from "./crowd.ts";
 import type { Heap } from "./heap-fixture.ts";
 import { address4, introducerPort, Program, runInNamespace } from "./program.ts";

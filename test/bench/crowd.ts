@@ -4,9 +4,9 @@
  */
 import { readFileSync } from "node:fs";
 import type { Socket, SocketHandler } from "bun";
-import * as libc from "../../native/libc.ts";
-import { encodeSockaddr } from "../../native/sockaddr.ts";
-import { adoptable } from "../../native/socket.ts";
+import * as libc from "../../native/host/libc.ts";
+import { encodeSockaddr } from "../../native/host/sockaddr.ts";
+import { adoptable } from "../../native/host/socket.ts";
 import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../../protocol.ts";
 import { median, quick } from "./run.ts";
 

@@ -4,7 +4,7 @@
  * four introducers that share one Redis. The load comes from this process, by sockets that parse nothing they need not;
  * the server is another one. Two cores are enough, and needed.
  */
-import { descriptorLimit } from "../../native/socket.ts";
+import { descriptorLimit } from "../../native/host/socket.ts";
 import {
   Client,
   longPace,

@@ -2,7 +2,7 @@
  * Four introducers that share one Redis (Debian's, started here without persistence), beside one that shares its rooms
  * with nobody and one alone, under the same load: joins, and introductions between participants of different ones.
  */
-import { noRedis, RedisServer } from "../redis/redis-fixture.ts";
+import { noRedis, RedisServer } from "../introducer/redis-fixture.ts";
 import {
   Client,
   measureIntroductions,

@@ -6,7 +6,7 @@
  * (milliseconds since the epoch), prints how long after AT the peer's byte came, and the next port.
  */
 import * as readline from "node:readline";
-import { Socket, pollSockets } from "../../native/socket.ts";
+import { Socket, pollSockets } from "../../native/host/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { now } from "../lab/people.ts";
 

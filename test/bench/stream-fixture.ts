@@ -9,14 +9,14 @@ import * as net from "node:net";
 import * as readline from "node:readline";
 import type { Duplex } from "node:stream";
 import * as tls from "node:tls";
-import { judgeOffer, readOffer, refuseOffer, type Offer } from "../../native/link/carrier.ts";
-import { adopt, Channel, Credentials, type Side } from "../../native/link/channel.ts";
-import { resumedStatus } from "../../native/link/frame.ts";
-import { makeIdentity } from "../../native/link/identity.ts";
-import { RelayAttempt } from "../../native/link/relay.ts";
-import type { Bond } from "../../native/link/room.ts";
-import { Session } from "../../native/link/session.ts";
-import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
+import { judgeOffer, readOffer, refuseOffer, type Offer } from "../../native/session/carrier.ts";
+import { adopt, Channel, Credentials, type Side } from "../../native/secure/channel.ts";
+import { resumedStatus } from "../../native/session/frame.ts";
+import { makeIdentity } from "../../native/secure/identity.ts";
+import { RelayAttempt } from "../../native/punch/relayed.ts";
+import type { Bond } from "../../native/secure/room.ts";
+import { Session } from "../../native/session/session.ts";
+import { connectShared, pollSockets, Socket } from "../../native/host/socket.ts";
 import {
   encode,
   LineDecoder,

@@ -6,9 +6,9 @@
 import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
 import { normalize } from "node:path";
-import { pathProblem } from "../../native/link/filename.ts";
-import { reasonOf, sha256Of } from "../../native/link/files.ts";
-import { readOfferHead } from "../../native/link/offer.ts";
+import { pathProblem } from "../../native/uses/filename.ts";
+import { reasonOf, sha256Of } from "../../native/uses/files.ts";
+import { readOfferHead } from "../../native/uses/offer.ts";
 import {
   decodeCount,
   decodeCredit,
@@ -27,10 +27,10 @@ import {
   maxDataBytes,
   maxPurposeBytes,
   ProtocolError,
-} from "../../native/link/frame.ts";
-import { IdentityError, makeIdentity, parseIdentity } from "../../native/link/identity.ts";
-import { encodeChunk, encodeMessage, MessageDecoder, type Message } from "../../native/link/message.ts";
-import { readPurposeTarget } from "../../native/link/target.ts";
+} from "../../native/session/frame.ts";
+import { IdentityError, makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
+import { encodeChunk, encodeMessage, MessageDecoder, type Message } from "../../native/uses/message.ts";
+import { readPurposeTarget } from "../../native/uses/target.ts";
 import {
   readAnswer,
   readChange,
@@ -40,9 +40,9 @@ import {
   valueOf,
   writeAnswer,
   writeQuestion,
-} from "../../native/redis/records.ts";
-import type { Participant } from "../../native/rooms.ts";
-import { decodeSockaddr, encodeSockaddr } from "../../native/sockaddr.ts";
+} from "../../native/introducer/redis/records.ts";
+import type { Participant } from "../../native/introducer/rooms.ts";
+import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
 import {
   encode,
   jsonLine,

@@ -3,8 +3,8 @@
  * class: what they say must neither harm the user nor be taken for the truth.
  */
 import { expect, test } from "bun:test";
-import { makeIdentity } from "../../native/link/identity.ts";
-import { distrust, openRoom, prove, secretRoom } from "../../native/link/room.ts";
+import { makeIdentity } from "../../native/secure/identity.ts";
+import { distrust, openRoom, prove, secretRoom } from "../../native/secure/room.ts";
 import { Participant, type ParticipantEvent } from "../../participant.ts";
 import {
   encode,

@@ -1,7 +1,7 @@
 /** An introducer that goes, or talks, before a participant has registered: whoever waits is told, and it comes back. */
 import { expect, test } from "bun:test";
 import { Participant, type ParticipantEvent } from "../../participant.ts";
-import { secretRoom } from "../../native/link/room.ts";
+import { secretRoom } from "../../native/secure/room.ts";
 import { Driven, outcome } from "../driven-fixture.ts";
 import {
   LyingIntroducer,

@@ -12,7 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { loadIdentity } from "../../native/link/identity.ts";
+import { loadIdentity } from "../../native/secure/identity.ts";
 import { linuxTest, testNeeding } from "../needing-fixture.ts";
 import { Pty } from "../pty-fixture.ts";
 import { program } from "../driven-fixture.ts";

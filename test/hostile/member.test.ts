@@ -3,9 +3,9 @@
  * reach the program beside its own link, nor a user who was not told of it.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { makeIdentity } from "../../native/link/identity.ts";
-import type { Link } from "../../native/link/link.ts";
-import { programMemory } from "../../native/link/memory.ts";
+import { makeIdentity } from "../../native/secure/identity.ts";
+import type { Link } from "../../native/session/link.ts";
+import { programMemory } from "../../native/session/memory.ts";
 import { Participant, type ParticipantEvent, type Stream } from "../../participant.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import {

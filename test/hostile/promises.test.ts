@@ -42,7 +42,7 @@ const trust: Record<string, Shown[]> = {
       ["hostile/promises.test.ts", "no list of programs shows the words in ROOM"],
     ],
   "scrypt (N 2^15, r 8) makes of the words the room's id, which it sees, and a key (room.ts).": [
-    ["link/room.test.ts", "the words alone make the id and the key"],
+    ["secure/room.test.ts", "the words alone make the id and the key"],
   ],
   "In `register` a static HMAC-SHA-256 of name, certificate and program decides who is listed as trusted.": [
     ["hostile/introducer.test.ts", "%s: shown as untrusted, never dialled, never let in"],
@@ -64,7 +64,7 @@ const trust: Record<string, Shown[]> = {
       ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
     ],
   "They learn names, endpoints, fingerprints, who links with whom and when, and how much is relayed; can refuse, mislead and cut off, and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
-    [["link/room.test.ts", "new words are four groups of four that differ each time"]],
+    [["secure/room.test.ts", "new words are four groups of four that differ each time"]],
   "Who knows them is inside; a second of a name, or its like, is `name-2`.": [
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
     ["hostile/names.test.ts", "who calls herself bob %s is given another name"],
@@ -88,7 +88,7 @@ const trust: Record<string, Shown[]> = {
   "Ours is in `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching/identity.pem`, made at first run, mode 0600.":
     [
       [
-        "link/identity.test.ts",
+        "secure/identity.test.ts",
         "first run makes folder 0700 and file 0600, whatever the umask; later runs reuse them",
       ],
       ["hostile/local.test.ts", "an identity.pem that %s is not taken"],

@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import type * as net from "node:net";
 import { Driven, homeOf } from "../driven-fixture.ts";
-import { loadIdentity, makeRun, type Identity } from "../../native/link/identity.ts";
+import { loadIdentity, makeRun, type Identity } from "../../native/secure/identity.ts";
 import {
   Bait,
   frame,

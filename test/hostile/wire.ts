@@ -2,7 +2,7 @@
  * The attackers' own programs, on the wire: a lying introducer, a room member, a linked peer, a stranger, a local user.
  * Nothing here is a class of the participant's or the introducer's, and nothing keeps to a rule that an attacker would
  * not: lines and frames are written by hand, so that what the real programs read is not what they themselves would
- * write. The formats are told in protocol.ts and native/link/{room,channel,frame}.ts; where those change, this does.
+ * write. The formats are told in protocol.ts and native/secure/{room,channel}.ts, native/session/frame.ts; where those change, this does.
  *
  *   using house = new LyingIntroducer((line, visitor) => { if (line.type === "register") visitor.say(…) });
  *   const eve = await Member.join(port, { name: "eve", room: "the words" });  // by the real introducer
@@ -15,7 +15,7 @@
 import { createHash, createHmac, randomBytes, scrypt } from "node:crypto";
 import * as net from "node:net";
 import * as tls from "node:tls";
-import { makeIdentity, type Identity } from "../../native/link/identity.ts";
+import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
 
 export { makeIdentity, type Identity };
 
@@ -430,7 +430,7 @@ export class Member extends LineSocket {
 
 // --- a link, by hand -----------------------------------------------------------------------------------------
 
-/** Types of frames (native/link/frame.ts). */
+/** Types of frames (native/session/frame.ts). */
 export const frame = {
   open: 1,
   data: 2,

@@ -3,7 +3,7 @@
  * introducer does so at two.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import { noRedis, RedisServer } from "../redis/redis-fixture.ts";
+import { noRedis, RedisServer } from "../introducer/redis-fixture.ts";
 import { Lab, labTestNeeding } from "./lab.ts";
 import { disconnect, expectRoute, gather, mapped, soonMs, type Expected } from "./meeting.ts";
 import { People } from "./people.ts";

@@ -7,7 +7,7 @@ import { readdirSync } from "node:fs";
 import type { ParticipantEvent } from "../../participant.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { Random } from "../fuzz/mutate.ts";
-import { RedisServer } from "../redis/redis-fixture.ts";
+import { RedisServer } from "../introducer/redis-fixture.ts";
 import type { Host, Lab } from "./lab.ts";
 import { now, type IntroducerProgram, type ParticipantProgram, type People, type Place } from "./people.ts";
 import { behind, owdMs, type Side } from "./sides.ts";

@@ -1,7 +1,7 @@
 /** A punch that begins before the word of the introducer, and each kind of candidate. */
 import { describe, expect, test } from "bun:test";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
-import { Socket } from "../../native/socket.ts";
+import { Socket } from "../../native/host/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { listening, noSocketLeft, openSockets, reserved, until } from "../native-fixture.ts";
 

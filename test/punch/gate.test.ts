@@ -1,7 +1,7 @@
 /** What of all that an introducer names we connect to. */
 import { describe, expect, test } from "bun:test";
 import { Gate, isAsFar } from "../../native/punch/gate.ts";
-import { hostAddresses } from "../../native/interfaces.ts";
+import { hostAddresses } from "../../native/host/interfaces.ts";
 import { addressScope, formatEndpoint, type Endpoint } from "../../protocol.ts";
 
 const at = (text: string) => text as Endpoint;

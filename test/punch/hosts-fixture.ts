@@ -1,13 +1,20 @@
 /** What the tests of a punch share: participants as a punch sees them, and what became of their punches. */
 import { expect } from "bun:test";
-import { makeIdentity, type Identity } from "../../native/link/identity.ts";
-import type { Channel } from "../../native/link/channel.ts";
-import type { Link } from "../../native/link/link.ts";
+import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
+import type { Channel } from "../../native/secure/channel.ts";
+import type { Link } from "../../native/session/link.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
-import { Socket } from "../../native/socket.ts";
+import { Socket } from "../../native/host/socket.ts";
 import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
-import { aliceIdentity, bobIdentity, bondOf, credentialsOf, linkOn, stories } from "../link/story-fixture.ts";
+import {
+  aliceIdentity,
+  bobIdentity,
+  bondOf,
+  credentialsOf,
+  linkOn,
+  stories,
+} from "../session/story-fixture.ts";
 import { loopback } from "../native-fixture.ts";
 
 export const isLinux = process.platform === "linux";

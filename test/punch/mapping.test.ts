@@ -10,7 +10,7 @@ import {
   type MappingBehaviour,
   type Sample,
 } from "../../native/punch/mapping.ts";
-import { connectShared, Socket } from "../../native/socket.ts";
+import { connectShared, Socket } from "../../native/host/socket.ts";
 import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../../protocol.ts";
 import { listening, loopback, noSocketLeft, refusing, unanswering } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";

@@ -1,7 +1,7 @@
 /** Who measures when: the class, and two of a participant's measurements at once. */
 import { describe, expect, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
-import { makeIdentity } from "../../native/link/identity.ts";
+import { makeIdentity } from "../../native/secure/identity.ts";
 import { Measurements } from "../../native/punch/measurements.ts";
 import { Participant } from "../../participant.ts";
 

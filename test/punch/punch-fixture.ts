@@ -1,13 +1,13 @@
 /** A punch in a process that has no descriptor left when a stranger connects; afterwards it has some, and links. */
 import { closeSync, openSync } from "node:fs";
-import { makeIdentity } from "../../native/link/identity.ts";
-import { Credentials } from "../../native/link/channel.ts";
-import type { Link } from "../../native/link/link.ts";
+import { makeIdentity } from "../../native/secure/identity.ts";
+import { Credentials } from "../../native/secure/channel.ts";
+import type { Link } from "../../native/session/link.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort, type PunchOptions } from "../../native/punch/punch.ts";
-import { Socket } from "../../native/socket.ts";
+import { Socket } from "../../native/host/socket.ts";
 import type { Role } from "../../protocol.ts";
-import { bondOf, linkOn } from "../link/story-fixture.ts";
+import { bondOf, linkOn } from "../session/story-fixture.ts";
 import { loopback, openSockets, until } from "../native-fixture.ts";
 
 const identity = makeIdentity();

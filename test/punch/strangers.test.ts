@@ -1,11 +1,11 @@
 /** What strangers, a peer that lies, and another program of the same user can do to a punch. */
 import { describe, expect, test } from "bun:test";
-import { adopt, Channel } from "../../native/link/channel.ts";
+import { adopt, Channel } from "../../native/secure/channel.ts";
 import { purposeOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Allowance } from "../../native/punch/allowance.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { roundCandidates } from "../../native/punch/candidates.ts";
-import { connectShared, pollSockets, Socket } from "../../native/socket.ts";
+import { connectShared, pollSockets, Socket } from "../../native/host/socket.ts";
 import { encode, formatEndpoint, splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { loopback, noSocketLeft, refusing, reserved, unanswering, until } from "../native-fixture.ts";
 

@@ -1,0 +1,208 @@
+/**
+ * The control channel: the TCP connection to the introducer, made by FFI on a local port that further sockets can
+ * share, then handed to Bun. Owns its descriptor and its silence timer; cuts what comes into messages. It never
+ * decides what a message means, and prints nothing. For participant.ts.
+ *
+ * RFC 5382 §5 (how long a NAT remembers a connection), RFC 9293 §3.8.4 (keepalive).
+ */
+import type { Socket as BunSocket } from "bun";
+import {
+  canonicalAddress,
+  controlSilenceMs,
+  encode,
+  formatEndpoint,
+  LineDecoder,
+  parseToParticipant,
+  Refusal,
+  UserError,
+  type Endpoint,
+  type ToIntroducer,
+  type ToParticipant,
+} from "../../protocol.ts";
+import { SystemError } from "./libc.ts";
+import { connectFrom, connectShared, handOver, inWords, type Socket } from "./socket.ts";
+
+/** How long one address of the introducer may take to accept. */
+const connectTimeoutMs = 8_000;
+/** TCP keepalive: it keeps the mapping, and finds out when that is gone. */
+const keepaliveMs = 5_000;
+/**
+ * What may wait for the introducer to read: a `register` of the longest line, and some hundred reports and answers. The
+ * kernel holds as much and more beside it.
+ */
+const maxUnsentBytes = 256 * 1024;
+/** How long the introducer may take to see a `verify`. */
+const verifyTimeoutMs = 3_000;
+
+const connectFailures: Record<string, string> = {
+  ECONNREFUSED: "connection refused",
+  EHOSTUNREACH: "no route to the host",
+  ENETUNREACH: "no route to that network",
+  ETIMEDOUT: "no answer",
+};
+
+/** One connection to the introducer. `onMessage` and `onClose` are set by its one user before the first `await`. */
+export class ControlChannel {
+  readonly remote: Endpoint;
+  readonly port: number;
+  onMessage: (message: ToParticipant) => void = () => {};
+  /** Whether the network broke it, and not the introducer. */
+  isBroken = false;
+  readonly #decoder = new LineDecoder();
+  readonly #silence: NodeJS.Timeout;
+  /** What the kernel has not taken yet. */
+  #unsent: Uint8Array[] = [];
+  #unsentBytes = 0;
+  #socket: BunSocket | undefined;
+  #onClose: (reason: string) => void = () => {};
+  /** Why it is closed. */
+  #end: string | undefined;
+
+  private constructor(remote: Endpoint, port: number) {
+    this.remote = remote;
+    this.port = port;
+    this.#silence = setTimeout(
+      () => this.#broken(`nothing heard from it for ${controlSilenceMs / 1000} s`),
+      controlSilenceMs,
+    );
+  }
+
+  /**
+   * Connects to the first address of `host` that accepts; rejects with a {@link UserError}, which names the command
+   * that starts an introducer.
+   */
+  static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
+    const failures: string[] = [];
+    for (const remote of await resolve(host, port)) {
+      let channel: ControlChannel | undefined;
+      try {
+        const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
+        channel = new ControlChannel(remote, localPort);
+        await channel.#adopt(socket);
+        return channel;
+      } catch (error) {
+        channel?.close("it can't be used");
+        if (!(error instanceof SystemError)) throw error;
+        failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
+      }
+    }
+    throw new UserError(
+      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`${startCommand} ${port}\`) and is that its address?`,
+    );
+  }
+
+  async #adopt(socket: Socket): Promise<void> {
+    await handOver(socket, {
+      open: (opened) => {
+        this.#socket = opened;
+        // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
+        opened.setKeepAlive(true, keepaliveMs);
+      },
+      data: (_, chunk) => this.#read(chunk),
+      drain: () => this.#flush(),
+      end: () => this.close("it closed the connection"),
+      close: (_, error) => (error ? this.#broken(inWords(error)) : this.close("it closed the connection")),
+      error: (_, error) => this.#broken(inWords(error)),
+    });
+  }
+
+  /** The address that our host uses towards the introducer. */
+  get localAddress(): string | undefined {
+    const address = this.#socket?.localAddress;
+    return address === undefined ? undefined : canonicalAddress(address)?.address;
+  }
+
+  /** Does nothing once the channel is closed. */
+  send(message: ToIntroducer): void {
+    if (this.#isClosed) return;
+    const bytes = new TextEncoder().encode(encode(message));
+    this.#unsent.push(bytes);
+    this.#unsentBytes += bytes.length;
+    // While the kernel takes no more, it says when it does.
+    if (this.#unsent.length === 1) this.#flush();
+    if (this.#unsentBytes > maxUnsentBytes) this.#giveUp("it does not read what we send");
+  }
+
+  /** Called once, with a reason for people; at once where it is closed already. */
+  set onClose(told: (reason: string) => void) {
+    this.#onClose = told;
+    if (this.#end !== undefined) told(this.#end);
+  }
+
+  close(reason: string): void {
+    if (this.#isClosed) return;
+    this.#end = reason;
+    clearTimeout(this.#silence);
+    this.#socket?.end();
+    this.#onClose(reason);
+  }
+
+  get #isClosed(): boolean {
+    return this.#end !== undefined;
+  }
+
+  #broken(reason: string): void {
+    this.isBroken = true;
+    this.#giveUp(reason);
+  }
+
+  /** Without waiting for what can't be sent. */
+  #giveUp(reason: string): void {
+    this.close(reason);
+    this.#socket?.terminate();
+  }
+
+  #flush(): void {
+    if (this.#isClosed || this.#unsentBytes === 0) return;
+    const all = this.#unsent.length === 1 ? this.#unsent[0]! : Buffer.concat(this.#unsent);
+    const written = Math.max(0, this.#socket?.write(all) ?? 0);
+    this.#unsentBytes -= written;
+    this.#unsent = written < all.length ? [all.subarray(written)] : [];
+  }
+
+  #read(chunk: Uint8Array): void {
+    this.#silence.refresh();
+    try {
+      for (const line of this.#decoder.push(chunk)) {
+        if (!this.#isClosed) this.onMessage(parseToParticipant(line));
+      }
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.close(
+        `it sent what is not in the protocol (${error.message}): is that an introducer of this version?`,
+      );
+    }
+  }
+}
+
+async function resolve(host: string, port: number): Promise<Endpoint[]> {
+  const literal = canonicalAddress(host);
+  if (literal) return [formatEndpoint(literal.address, port)];
+  try {
+    const { lookup } = await import("node:dns/promises");
+    const found = await lookup(host, { all: true });
+    return found.map(({ address }) => formatEndpoint(address, port));
+  } catch {
+    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
+  }
+}
+
+/**
+ * Shows the introducer where we are seen in its other address family: one line from the shared port. Whether it came
+ * through is for the introducer to say; a host without that family is not seen there.
+ */
+export async function verify(port: number, introducer: Endpoint, token: string): Promise<void> {
+  try {
+    using socket = await connectFrom(port, introducer, verifyTimeoutMs);
+    const { promise, resolve: done } = Promise.withResolvers<void>();
+    const handlers = { data: () => done(), end: () => done(), close: () => done(), error: () => done() };
+    const connection = await handOver(socket.closeAbortively(), handlers);
+    const timer = setTimeout(done, verifyTimeoutMs);
+    connection.write(encode({ type: "verify", token }));
+    await promise;
+    clearTimeout(timer);
+    connection.terminate();
+  } catch (error) {
+    if (!(error instanceof SystemError)) throw error;
+  }
+}

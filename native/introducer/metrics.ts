@@ -1,0 +1,314 @@
+/**
+ * What an introducer counts, and shows who asks: as numbers, as text for a terminal, and as Prometheus reads it over HTTP.
+ * It owns the counters and, where there is one, the HTTP server.
+ *
+ * It knows no session and no socket of a participant, and tells nothing of any single one: no name, no room, no address.
+ * introducer.ts alone imports it. No FFI.
+ *
+ * Prometheus text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+ */
+import type { FailureReason, RefusalCode, Way } from "../../protocol.ts";
+
+/** Upper bounds in milliseconds: from a LAN's round trip to the deadline of a punch. */
+const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
+/** From what nobody notices to what spoils a simultaneous start, and what makes participants give up. */
+const delayBoundsMs = [1, 2, 5, 10, 20, 50, 100, 500, 2000];
+/** Whoever reads the metrics takes no descriptors of participants: so many at once, so long, and so much is read of each. */
+const maxReaders = 16;
+const readerDeadlineMs = 5_000;
+const maxRequestBytes = 8 * 1024;
+
+/** What became of an introduction; `superseded`: its asker has asked anew meanwhile. */
+export type Outcome = "linked" | "superseded" | FailureReason;
+/** Of the round in which it ended; `none`: there was none. */
+export type OutcomeWay = Way | "relay" | "none";
+
+/** How many values were at most so many milliseconds, for each bound; the last counts all. */
+export interface HistogramCounts {
+  boundsMs: readonly number[];
+  counts: readonly number[];
+  sumMs: number;
+}
+
+/** What is so now, as opposed to what has been counted. */
+export interface Gauges {
+  participants: number;
+  rooms: number;
+  connections: number;
+  /** Connections read too much of lately. */
+  waiting: number;
+  relays: number;
+  relayedBytes: number;
+  /** Whether other introducers can be reached; undefined where there shall be none. */
+  isShared?: boolean;
+}
+
+export interface Stats extends Gauges {
+  uptimeMs: number;
+  joins: number;
+  introductions: { outcome: Outcome; way: OutcomeWay; count: number }[];
+  /** From being asked for to the second side's saying that it is linked. */
+  linkMs: HistogramCounts;
+  refusals: { code: RefusalCode; count: number }[];
+  /** Connections closed without a word, because their address has too many or takes too much. */
+  turnedAway: number;
+  /** Undefined when the system can't say now: out of descriptors. */
+  residentBytes: number | undefined;
+  /** How late the tick of the timer was. */
+  eventLoopDelayMs: HistogramCounts;
+}
+
+export class Histogram {
+  readonly #boundsMs: readonly number[];
+  readonly #counts: number[];
+  #sumMs = 0;
+
+  constructor(boundsMs: readonly number[]) {
+    this.#boundsMs = boundsMs;
+    this.#counts = Array<number>(boundsMs.length + 1).fill(0);
+  }
+
+  add(ms: number): void {
+    const index = this.#boundsMs.findIndex((bound) => ms <= bound);
+    this.#counts[index === -1 ? this.#boundsMs.length : index]! += 1;
+    this.#sumMs += ms;
+  }
+
+  read(): HistogramCounts {
+    let sum = 0;
+    return {
+      boundsMs: this.#boundsMs,
+      counts: this.#counts.map((count) => (sum += count)),
+      sumMs: this.#sumMs,
+    };
+  }
+}
+
+/** The bound below which that part of all values was; Infinity beyond the last, undefined when there are none. */
+export function quantile({ boundsMs, counts }: HistogramCounts, part: number): number | undefined {
+  const all = counts.at(-1)!;
+  if (all === 0) return undefined;
+  return boundsMs[counts.findIndex((count) => count >= all * part)] ?? Infinity;
+}
+
+export class Metrics {
+  readonly #startedAt = performance.now();
+  readonly #introductions = new Map<string, { outcome: Outcome; way: OutcomeWay; count: number }>();
+  readonly #linkMs = new Histogram(linkBoundsMs);
+  readonly #refusals = new Map<RefusalCode, number>();
+  readonly #delayMs = new Histogram(delayBoundsMs);
+  #joins = 0;
+  #turnedAway = 0;
+
+  joined(): void {
+    this.#joins += 1;
+  }
+
+  refused(code: RefusalCode): void {
+    this.#refusals.set(code, (this.#refusals.get(code) ?? 0) + 1);
+  }
+
+  turnedAway(): void {
+    this.#turnedAway += 1;
+  }
+
+  introduced(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void {
+    const key = `${outcome} ${way}`;
+    const known = this.#introductions.get(key) ?? { outcome, way, count: 0 };
+    this.#introductions.set(key, { ...known, count: known.count + 1 });
+    if (outcome === "linked") this.#linkMs.add(elapsedMs);
+  }
+
+  ticked(lateMs: number): void {
+    this.#delayMs.add(Math.max(0, lateMs));
+  }
+
+  read(gauges: Gauges): Stats {
+    return {
+      ...gauges,
+      uptimeMs: performance.now() - this.#startedAt,
+      joins: this.#joins,
+      introductions: [...this.#introductions.values()],
+      linkMs: this.#linkMs.read(),
+      refusals: [...this.#refusals].map(([code, count]) => ({ code, count })),
+      turnedAway: this.#turnedAway,
+      residentBytes: residentBytes(),
+      eventLoopDelayMs: this.#delayMs.read(),
+    };
+  }
+}
+
+function residentBytes(): number | undefined {
+  try {
+    return process.memoryUsage.rss();
+  } catch {
+    return undefined;
+  }
+}
+
+// --- Prometheus ------------------------------------------------------------------------------------------
+
+type Sample = [labels: Record<string, string>, value: number];
+
+function line(name: string, labels: Record<string, string>, value: number): string {
+  const escaped = (text: string) => text.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
+  const pairs = Object.entries(labels).map(([label, text]) => `${label}="${escaped(text)}"`);
+  return `${name}${pairs.length > 0 ? `{${pairs.join(",")}}` : ""} ${value}`;
+}
+
+function family(name: string, type: "gauge" | "counter", help: string, samples: Sample[]): string[] {
+  const lines = samples.map(([labels, value]) => line(name, labels, value));
+  return [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...lines];
+}
+
+/** In seconds, as Prometheus wants its base units. */
+function histogram(name: string, help: string, { boundsMs, counts, sumMs }: HistogramCounts): string[] {
+  const bound = (index: number) => String((boundsMs[index] ?? Infinity) / 1000).replace("Infinity", "+Inf");
+  return [
+    `# HELP ${name} ${help}`,
+    `# TYPE ${name} histogram`,
+    ...counts.map((count, index) => line(`${name}_bucket`, { le: bound(index) }, count)),
+    line(`${name}_sum`, {}, sumMs / 1000),
+    line(`${name}_count`, {}, counts.at(-1)!),
+  ];
+}
+
+/** The whole page. */
+export function renderPrometheus(stats: Stats, version: string): string {
+  const { introductions, refusals, residentBytes: resident } = stats;
+  const gauge = (name: string, help: string, value: number) =>
+    family(`introducer_${name}`, "gauge", help, [[{}, value]]);
+  const counter = (name: string, help: string, value: number) =>
+    family(`introducer_${name}`, "counter", help, [[{}, value]]);
+  const lines = [
+    ...family("introducer_build_info", "gauge", "The version that runs.", [[{ version }, 1]]),
+    ...gauge("uptime_seconds", "Since it was started.", stats.uptimeMs / 1000),
+    ...gauge("participants", "Registered at this introducer now.", stats.participants),
+    ...gauge("rooms", "With somebody in them now.", stats.rooms),
+    ...gauge("connections", "Open now, registered or not.", stats.connections),
+    ...gauge("waiting_connections", "Not read now, because they take too much.", stats.waiting),
+    ...gauge("relays", "Relayed links now.", stats.relays),
+    ...(stats.isShared === undefined
+      ? []
+      : gauge("rooms_shared", "Whether Redis can be reached.", Number(stats.isShared))),
+    ...counter("relayed_bytes_total", "Of all relayed links.", stats.relayedBytes),
+    ...counter("joins_total", "Registrations.", stats.joins),
+    ...counter("turned_away_total", "Connections closed without a word.", stats.turnedAway),
+    ...family(
+      "introducer_introductions_total",
+      "counter",
+      "By what became of them and in which way.",
+      introductions.map(({ outcome, way, count }): Sample => [{ outcome, way }, count]),
+    ),
+    ...family(
+      "introducer_refusals_total",
+      "counter",
+      "By the code that was sent.",
+      refusals.map(({ code, count }): Sample => [{ code }, count]),
+    ),
+    ...histogram("introducer_link_seconds", "From being asked for to both being linked.", stats.linkMs),
+    ...histogram("introducer_event_loop_delay_seconds", "How late a timer was.", stats.eventLoopDelayMs),
+  ];
+  const memory =
+    resident === undefined
+      ? []
+      : family("process_resident_memory_bytes", "gauge", "Resident memory.", [[{}, resident]]);
+  return `${[...lines, ...memory].join("\n")}\n`;
+}
+
+/** One connection: a request, an answer, and its end. */
+interface Reader {
+  request: string;
+  /** Of the answer, once there is one: what the kernel has not taken yet. */
+  unsent: Uint8Array | undefined;
+  deadline: NodeJS.Timeout;
+}
+
+/**
+ * Shows `/metrics` to whoever can connect: HTTP/1.1 (RFC 9112), one request a connection. Bun's own server takes as many
+ * connections as there are descriptors. Throws what `Bun.listen` throws, such as EADDRINUSE; `onMistake` hears what
+ * `page` throws, of which the visitor is told nothing.
+ */
+export class MetricsServer {
+  readonly #server: Bun.TCPSocketListener<Reader>;
+  readonly #page: () => string;
+  readonly #onMistake: (error: unknown) => void;
+  /** The oldest first: it goes when there are too many, for a reader that is in order is gone at once. */
+  readonly #readers = new Set<Bun.Socket<Reader>>();
+
+  constructor(hostname: string, port: number, page: () => string, onMistake: (error: unknown) => void) {
+    this.#page = page;
+    this.#onMistake = onMistake;
+    this.#server = Bun.listen<Reader>({
+      hostname,
+      port,
+      socket: {
+        open: (socket) => this.#opened(socket),
+        data: (socket, chunk) => this.#read(socket, chunk),
+        drain: (socket) => this.#write(socket),
+        close: (socket) => this.#closed(socket),
+        error: (socket) => void socket.terminate(),
+      },
+    });
+  }
+
+  get port(): number {
+    return this.#server.port;
+  }
+
+  stop(): void {
+    this.#server.stop(true);
+  }
+
+  #opened(socket: Bun.Socket<Reader>): void {
+    const deadline = setTimeout(() => socket.terminate(), readerDeadlineMs);
+    socket.data = { request: "", unsent: undefined, deadline };
+    const [oldest] = this.#readers;
+    if (oldest && this.#readers.size >= maxReaders) oldest.terminate();
+    this.#readers.add(socket);
+  }
+
+  #closed(socket: Bun.Socket<Reader>): void {
+    clearTimeout(socket.data.deadline);
+    this.#readers.delete(socket);
+  }
+
+  #read(socket: Bun.Socket<Reader>, chunk: Buffer): void {
+    const reader = socket.data;
+    if (reader.unsent) return; // what follows the one request
+    reader.request += chunk.toString("latin1", 0, maxRequestBytes);
+    const isWhole = reader.request.includes("\r\n\r\n");
+    if (!isWhole && reader.request.length < maxRequestBytes) return;
+    reader.unsent = new TextEncoder().encode(isWhole ? this.#answer(reader.request) : tooLarge);
+    this.#write(socket);
+  }
+
+  #write(socket: Bun.Socket<Reader>): void {
+    const reader = socket.data;
+    if (!reader.unsent) return;
+    const written = socket.write(reader.unsent);
+    reader.unsent = reader.unsent.subarray(Math.max(0, written));
+    if (reader.unsent.length === 0) socket.end();
+  }
+
+  #answer(request: string): string {
+    const [method, target = ""] = request.split(" ", 2);
+    if (URL.parse(target, "http://introducer")?.pathname !== "/metrics")
+      return answer("404 Not Found", "see /metrics\n");
+    if (method !== "GET") return answer("405 Method Not Allowed", "GET only\n");
+    try {
+      return answer("200 OK", this.#page(), "text/plain; version=0.0.4; charset=utf-8");
+    } catch (error) {
+      this.#onMistake(error);
+      return answer("500 Internal Server Error", "an error in the introducer\n");
+    }
+  }
+}
+
+function answer(status: string, body: string, type = "text/plain; charset=utf-8"): string {
+  const length = Buffer.byteLength(body);
+  const head = [`HTTP/1.1 ${status}`, `content-type: ${type}`, `content-length: ${length}`];
+  return `${head.join("\r\n")}\r\nconnection: close\r\n\r\n${body}`;
+}
+
+const tooLarge = answer("431 Request Header Fields Too Large", "too much\n");

@@ -1,0 +1,182 @@
+/**
+ * A channel by way of the introducer: a TCP connection of its own to the introducer's port, which joins it to the
+ * peer's when both have shown the token; inside it TLS between the two, as on any other channel, so that the introducer
+ * sees nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
+ */
+import {
+  encode,
+  parseToParticipant,
+  Refusal,
+  relayOfferMs,
+  type Endpoint,
+  type FailureReason,
+  type Role,
+} from "../../protocol.ts";
+import { SystemError } from "../host/libc.ts";
+import { connectShared, type Socket } from "../host/socket.ts";
+import { adopt, Channel, type Connection, type Credentials, type Side } from "../secure/channel.ts";
+import type { Bond } from "../secure/room.ts";
+
+/** How long the introducer may take to accept, and then the peer to shake hands and nominate. */
+const connectTimeoutMs = 5_000;
+const handshakeTimeoutMs = 8_000;
+/** The introducer's answer is one short line. */
+const maxAnswerBytes = 1024;
+
+export interface RelayOptions {
+  /** Of the relay: ours, or the one that the peer's connection is at. */
+  introducer: Endpoint;
+  /**
+   * Whether our introducer named the endpoint, and is not there itself: until somebody there has answered as a relay,
+   * when we say that it failed must not tell who else listens there.
+   */
+  isForeign?: boolean;
+  /** A connection there that was made before, and is ours from now on. */
+  reserved?: Reservation | undefined;
+  token: string;
+  role: Role;
+  /** Under which name both ends know the channel's purpose: derived from the token, as that of a punch. */
+  purpose: string;
+  /** Whose certificate it must be, and what is to be proved. */
+  bond: Bond;
+  credentials: Credentials;
+  /** Exactly one of these two is called, once, unless it is aborted before: the nominated channel, or why there is none. */
+  onChannel(channel: Channel): void;
+  onFailed(detail: string, reason: FailureReason): void;
+}
+
+/** A connection to the introducer on which nothing was said; undefined when none could be made. Never rejects. */
+export type Reservation = Promise<Socket | undefined>;
+
+export async function reserve(introducer: Endpoint): Reservation {
+  try {
+    return (await connectShared(introducer, connectTimeoutMs)).socket;
+  } catch {
+    return undefined;
+  }
+}
+
+/** One try to be relayed. */
+export class RelayAttempt {
+  readonly #options: RelayOptions;
+  #connection: Connection | undefined;
+  #channel: Channel | undefined;
+  #timer: NodeJS.Timeout;
+  /** Before that nothing is said of a failure. */
+  #toldFrom = 0;
+  #isOver = false;
+
+  constructor(options: RelayOptions) {
+    this.#options = options;
+    const mostMs = connectTimeoutMs + relayOfferMs;
+    if (options.isForeign) this.#toldFrom = performance.now() + mostMs;
+    this.#timer = setTimeout(() => this.#fail("the peer did not come to the relay"), mostMs);
+    void this.#connect().catch(() => this.#fail("the relay could not be used"));
+  }
+
+  /** Does nothing once it is over. */
+  abort(): void {
+    if (this.#end()) this.#close();
+    clearTimeout(this.#timer); // a failure may wait to be told
+  }
+
+  async #connect(): Promise<void> {
+    try {
+      const { reserved, introducer } = this.#options;
+      const socket = (await reserved) ?? (await connectShared(introducer, connectTimeoutMs)).socket;
+      if (this.#isOver) return socket.close();
+      try {
+        this.#connection = adopt(socket);
+      } finally {
+        if (socket.isOpen) socket.close();
+      }
+      this.#ask(this.#connection);
+    } catch (error) {
+      this.#fail(`the relay could not be reached: ${error instanceof SystemError ? error.code : error}`);
+    }
+  }
+
+  #ask({ raw }: Connection): void {
+    let answer = Buffer.alloc(0);
+    const onClose = () => this.#fail("the relay closed the connection");
+    const onData = (chunk: Buffer) => {
+      answer = Buffer.concat([answer, chunk]);
+      const lf = answer.indexOf(10);
+      if (lf < 0 && answer.length <= maxAnswerBytes) return;
+      raw.off("data", onData).off("end", onClose).off("close", onClose).off("error", onClose);
+      // The peer may have spoken already; the handshake hangs unless TLS finds its bytes in a socket that is paused.
+      raw.pause();
+      if (lf + 1 < answer.length) raw.unshift(answer.subarray(lf + 1));
+      this.#answered(answer.toString("utf8", 0, lf));
+    };
+    raw.on("data", onData).once("end", onClose).once("close", onClose).once("error", onClose);
+    raw.write(encode({ type: "relay", token: this.#options.token }));
+  }
+
+  #answered(line: string): void {
+    if (this.#isOver) return;
+    try {
+      const message = parseToParticipant(line);
+      if (message.type === "relaying") {
+        this.#toldFrom = 0;
+        return this.#secure();
+      }
+      this.#fail(message.type === "refused" ? message.message : `the relay said ${message.type}`);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#fail(`the relay's answer is none: ${error.message}`);
+    }
+  }
+
+  #secure(): void {
+    const { role, token, purpose, bond, credentials } = this.#options;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), handshakeTimeoutMs);
+    const side: Side =
+      role === "controlling" ? { role, offers: [purpose] } : { role, expects: (one) => one === purpose };
+    const channel = new Channel(this.#connection!, "relay", side, credentials);
+    this.#channel = channel;
+    channel.bond = bond;
+    channel.onClose = (reason) => this.#fail(reason);
+    channel.onNominated = (named) => {
+      if (named === token && role === "controlled") this.#nominated(channel);
+      else channel.reject("it was nominated for something else");
+    };
+    channel.secured
+      .then((shown) => {
+        if (shown !== bond.peer.fingerprint)
+          return channel.reject("it showed another certificate than the peer's");
+        if (role === "controlled" || this.#isOver) return;
+        channel.nominate(token);
+        this.#nominated(channel);
+      })
+      .catch((error: unknown) => this.#fail(String(error)));
+  }
+
+  #nominated(channel: Channel): void {
+    if (channel.peer !== this.#options.bond.peer.fingerprint) return channel.reject("it is not the peer");
+    if (this.#end()) this.#options.onChannel(channel);
+  }
+
+  #fail(detail: string): void {
+    if (!this.#end()) return;
+    this.#close();
+    const reason = this.#channel?.isRejected ? "authentication-failed" : "relay-failed";
+    const waitMs = this.#toldFrom - performance.now();
+    if (waitMs <= 0) return this.#options.onFailed(detail, reason);
+    this.#timer = setTimeout(() => this.#options.onFailed(detail, reason), waitMs);
+  }
+
+  /** Whether this was its end. */
+  #end(): boolean {
+    if (this.#isOver) return false;
+    clearTimeout(this.#timer);
+    this.#isOver = true;
+    return true;
+  }
+
+  #close(): void {
+    if (this.#channel) this.#channel.destroy();
+    else this.#connection?.raw.destroy();
+  }
+}

@@ -1,0 +1,432 @@
+/**
+ * TLS 1.3 with both certificates (RFC 8446), agreed on its purpose (RFC 7301), on one connected descriptor, which
+ * {@link Channel} owns from the moment it is made. Until one side nominates it (RFC 8445 §8.1.1) and both have proved
+ * that they are of one room, it carries one line each way; from then on it is a session's carrier. It never knows the
+ * introducer, prints, or decides who the peer should be: whoever opened the channel compares the fingerprint, and says
+ * what is to be proved. For native/punch/ and native/participant/.
+ */
+import type * as net from "node:net";
+import type * as tls from "node:tls";
+import { encode, parseToPeer, Refusal, type Endpoint, type Role, type Route } from "../../protocol.ts";
+import { isAcknowledged, limitUnsent, tuneForCarrier } from "../host/libc.ts";
+import { closedThere, inWords, type Socket } from "../host/socket.ts";
+import type { Carrier } from "../session/carrier.ts";
+import { makeRun, readShown, type Identity, type Shown } from "./identity.ts";
+import { isBondProved, isRunSealed, proveBond, sealRun, type Bond } from "./room.ts";
+
+/** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
+const finishTimeoutMs = 1_000;
+const acknowledgeTimeoutMs = 1_000;
+/** How often an ending channel asks for that. */
+const ackPollMs = 2;
+/** A nomination is one short line, and so is its answer. */
+const maxNominationBytes = 256;
+const openingBrace = "{".charCodeAt(0);
+/** How long the answer may take; the other side gives it as the nomination comes. */
+const proofTimeoutMs = 5_000;
+/** RFC 5705 §4: the label is this use's own. */
+const exporter = { bytes: 32, label: "EXPORTER-tcp-hole-punching-link-2" };
+/**
+ * What waits in the kernel delays every small frame behind it: no more than the path takes in {@link unsentMs}, measured
+ * over so many bytes or so long. On a fast path less would only wake us more often.
+ */
+const unsentMs = 5;
+const unsentBytes = { least: 16 * 1024, first: 256 * 1024, most: 4 * 1024 * 1024 };
+const maxBatchBytes = 64 * 1024;
+const sample = { bytes: 256 * 1024, ms: 100 };
+/** With a longer pause between two writes, there was nothing to send. */
+const idleMs = 20;
+
+/** A message that did not arrive, or a link that ended; the text is for the user. */
+export class LinkError extends Error {}
+
+// Loaded at the first use, not with this file: with the credentials they are a third of a participant's start.
+const netModule = () => process.getBuiltinModule("node:net");
+const tlsModule = () => process.getBuiltinModule("node:tls");
+
+/** What a TLS endpoint needs, made once, at the first use. */
+export class Credentials {
+  readonly #identity: Identity;
+  readonly #seal: Pick<Bond, "key" | "self"> | undefined;
+  #context: tls.SecureContext | undefined;
+
+  /** With whom we are in which room, peers need not wait for our word: see {@link sealRun}. */
+  constructor(identity: Identity, seal?: Pick<Bond, "key" | "self">) {
+    this.#identity = identity;
+    this.#seal = seal;
+  }
+
+  get context(): tls.SecureContext {
+    return (this.#context ??= this.#make());
+  }
+
+  #make(): tls.SecureContext {
+    const seal = this.#seal;
+    const { key, certificate: cert } = seal
+      ? makeRun(this.#identity, (publicKey) => sealRun(seal.key, seal.self, publicKey))
+      : this.#identity;
+    return tlsModule().createSecureContext({ key, cert, minVersion: "TLSv1.3" });
+  }
+}
+
+/**
+ * Which end of TLS we are, and what the connection may be for: the client offers purposes, the server takes one that it
+ * expects and refuses the handshake where there is none. So neither end takes a connection for another, though several
+ * programs show the same certificate. Offers are sent in clear: never a secret.
+ */
+export type Side =
+  | { role: "controlling"; offers: readonly string[] }
+  | { role: "controlled"; expects: (purpose: string) => boolean };
+
+/** A connected descriptor that Node reads and writes, and that closes by RST. */
+export interface Connection {
+  readonly raw: net.Socket;
+  /** Owned by `raw`, and valid until it is closed. */
+  readonly fd: number;
+  readonly local: Endpoint;
+  readonly remote: Endpoint;
+}
+
+/** Takes over the descriptor of `socket`; throws a SystemError when it was reset meanwhile, and it is still the caller's. */
+export function adopt(socket: Socket): Connection {
+  socket.closeAbortively().noDelay();
+  const { local, remote } = socket;
+  const fd = socket.release();
+  // Otherwise the peer's FIN would close our half at once, with all that is not sent yet.
+  const options = { fd, allowHalfOpen: true } as unknown as net.NetConnectOpts;
+  return { raw: netModule().connect(options), fd, local, remote };
+}
+
+/** TLS on one connected descriptor. Closing sends RST (socket.ts, closeAbortively). */
+export class Channel implements Carrier {
+  readonly route: Route;
+  readonly local: Endpoint;
+  readonly remote: Endpoint;
+  /** Resolves to the peer certificate's SHA-256 (64 hex digits) once TLS is up; rejects with the reason. */
+  readonly secured: Promise<string>;
+  /** The same, once it has resolved. */
+  peer = "";
+  /** Resolves when it is closed: from then on the same endpoints can be used again. */
+  readonly closed: Promise<void>;
+  /** What both ends must prove; set before the nomination, by whoever has compared the certificate. */
+  bond: Bond | undefined;
+  /** The peer's nomination, with its proof. What follows it comes as data, after this returns. */
+  onNominated: (token: string) => void = () => {};
+  /**
+   * The peer's answer to ours: it has proved itself. Until then nothing comes and, unless {@link isProved} by the
+   * certificate that it has shown, only a first write goes.
+   */
+  onProved: () => void = () => {};
+  onData: (chunk: Buffer) => void = () => {};
+  onWritten: () => void = () => {};
+  /** Called once, with the reason in plain words. */
+  onClose: (reason: string) => void = () => {};
+  readonly #fd: number;
+  readonly #side: Side;
+  readonly #raw: net.Socket;
+  readonly #tls: tls.TLSSocket;
+  readonly #rate = new Rate();
+  /** Whether the other end did not say or show what it should have. */
+  isRejected = false;
+  #purpose: string | undefined;
+  #run: Shown["run"];
+  /** Whether the key that the peer has shown is its program's in our room: we need not wait for its answer. */
+  #isSealed = false;
+  /** What has come of the nomination or its answer; undefined once the peer has proved itself by it. */
+  #line: Buffer | undefined = Buffer.alloc(0);
+  #unproved: NodeJS.Timeout | undefined;
+  #isClosed = false;
+  readonly #whenClosed = Promise.withResolvers<void>();
+  #closing: NodeJS.Timeout | undefined;
+  #giveUp: NodeJS.Timeout | undefined;
+
+  /** Takes over the connection. */
+  constructor({ raw, fd, local, remote }: Connection, route: Route, side: Side, { context }: Credentials) {
+    this.local = local;
+    this.remote = remote;
+    this.route = route;
+    this.closed = this.#whenClosed.promise;
+    this.#side = side;
+    this.#fd = fd;
+    this.#raw = raw;
+    this.#raw.on("error", (error) => this.#end(inWords(error)));
+    this.#tls = side.role === "controlling" ? this.#client(side, context) : this.#server(side, context);
+    this.secured = this.#handshake();
+    // A channel that is dropped before anybody waits for it must not count as an unhandled failure.
+    this.secured.catch(() => {});
+    this.#tls.on("data", (chunk: Buffer) => this.#guard(() => this.#read(chunk)));
+    this.#tls.on("error", (error: Error) => this.#end(inWords(error)));
+    this.#tls.on("end", () => this.#closeOnceAcknowledged());
+    this.#tls.on("close", () => this.#end(closedThere));
+  }
+
+  get role(): Role {
+    return this.#side.role;
+  }
+
+  /** What the connection is for: the server knows it once the client has spoken, the client once it is {@link secured}. */
+  get purpose(): string | undefined {
+    return this.#purpose;
+  }
+
+  get isOpen(): boolean {
+    return !this.#isClosed;
+  }
+
+  /** Never 0 while the peer has not proved itself. */
+  get queuedBytes(): number {
+    return Math.max(this.#tls.writableLength, this.isProved || this.#isClosed ? 0 : 1);
+  }
+
+  /** Whether the peer has proved that this connection is one of our room, to its program: by a line, or by its key. */
+  get isProved(): boolean {
+    return this.#line === undefined || this.#isSealed;
+  }
+
+  get batchBytes(): number {
+    return this.#rate.batchBytes;
+  }
+
+  /** The peer shall keep this one, and close all others of that punch. */
+  nominate(token: string): void {
+    if (this.#isClosed) return;
+    this.#isSealed = this.bond !== undefined && this.#run !== undefined && isRunSealed(this.bond, this.#run);
+    this.#tls.write(encode({ type: "nominate", token, proof: this.#proof() }));
+    this.#unproved = setTimeout(() => this.reject("it did not prove to be of the room"), proofTimeoutMs);
+    this.#tune();
+  }
+
+  write(bytes: Buffer): void {
+    if (this.#isClosed) return;
+    this.#rate.begin(bytes.length);
+    this.#tls.write(bytes, this.#written);
+    this.#rate.isFull = this.#tls.writableLength > 0;
+  }
+
+  pause(): void {
+    this.#tls.pause();
+  }
+
+  resume(): void {
+    this.#tls.resume();
+  }
+
+  finish(): void {
+    if (this.#isClosed) return;
+    this.#silence();
+    this.#tls.resume(); // or its end is never read
+    this.#tls.end();
+    this.#giveUp ??= setTimeout(() => this.#end(""), finishTimeoutMs);
+  }
+
+  /** Closes it before it is anybody's carrier: the other end is not the peer, or not in order. */
+  reject(reason: string): void {
+    this.isRejected = true;
+    this.#end(reason);
+  }
+
+  destroy(): void {
+    this.#silence();
+    this.#end("");
+  }
+
+  #handshake(): Promise<string> {
+    const { promise, resolve, reject } = Promise.withResolvers<string>();
+    const refuse = (complaint: string) => {
+      reject(new LinkError(complaint));
+      this.reject(complaint);
+    };
+    this.#tls.once(this.role === "controlling" ? "secureConnect" : "secure", () => {
+      const shown = this.#tls.getPeerCertificate(true);
+      if (this.#tls.getProtocol() !== "TLSv1.3" || !shown?.raw) return refuse("no certificate was shown");
+      if (!this.#agree()) return refuse("the other side did not say what it came for");
+      const read = readShown(shown.raw, shown.issuerCertificate?.raw);
+      if (!read) return refuse("its certificates can't be read");
+      [this.peer, this.#run] = [read.fingerprint, read.run];
+      resolve(this.peer);
+    });
+    this.#tls.once("close", () => reject(new LinkError("closed during the TLS handshake")));
+    this.#tls.once("error", (error: Error) => reject(new LinkError(inWords(error))));
+    return promise;
+  }
+
+  #client({ offers }: Side & { role: "controlling" }, secureContext: tls.SecureContext): tls.TLSSocket {
+    const ALPNProtocols = [...offers];
+    const { connect } = tlsModule();
+    return connect({ socket: this.#raw, secureContext, rejectUnauthorized: false, ALPNProtocols });
+  }
+
+  #server({ expects }: Side & { role: "controlled" }, secureContext: tls.SecureContext): tls.TLSSocket {
+    const { TLSSocket } = tlsModule();
+    return new TLSSocket(this.#raw, {
+      isServer: true,
+      secureContext,
+      requestCert: true,
+      rejectUnauthorized: false,
+      ALPNCallback: ({ protocols }) => (this.#purpose = protocols.find(expects)),
+    });
+  }
+
+  /** A client may leave ALPN out, and the server is then never asked; a server may ignore it. */
+  #agree(): boolean {
+    const side = this.#side;
+    const agreed = this.#tls.alpnProtocol || undefined;
+    if (side.role === "controlling" && agreed && side.offers.includes(agreed)) this.#purpose = agreed;
+    return agreed !== undefined && agreed === this.#purpose;
+  }
+
+  #read(chunk: Buffer): void {
+    if (this.#isClosed) return;
+    if (this.#line === undefined) return this.onData(chunk);
+    const lf = chunk.indexOf(10);
+    const end = lf < 0 ? chunk.length : lf + 1;
+    const isNone = this.#line.length === 0 && chunk[0] !== openingBrace;
+    if (isNone || this.#line.length + end > maxNominationBytes)
+      return this.reject("it sent no nomination first");
+    this.#line = Buffer.concat([this.#line, chunk.subarray(0, end)]);
+    if (lf < 0) return;
+    this.#introduced(this.#line.toString());
+    const rest = chunk.subarray(end);
+    if (rest.length > 0 && !this.#isClosed) this.onData(rest);
+  }
+
+  /** The peer's one line: only the nomination, or only the answer to ours. */
+  #introduced(line: string): void {
+    try {
+      const message = parseToPeer(line);
+      if (!this.#isBound(message.proof)) return this.reject("its proof that it is of the room is wrong");
+      if (message.type === "nominate") this.#nominated(message.token);
+      else this.#answered();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.reject(`its nomination is none: ${error.message}`);
+    }
+  }
+
+  #nominated(token: string): void {
+    if (this.role === "controlling") return this.reject("it nominated what is ours to nominate");
+    this.#line = undefined;
+    this.onNominated(token);
+    if (this.#isClosed) return;
+    // Before all that the session says.
+    this.#tls.write(encode({ type: "nominated", proof: this.#proof() }));
+    this.#tune();
+  }
+
+  #answered(): void {
+    if (this.#unproved === undefined) return this.reject("it answered what nobody had said");
+    clearTimeout(this.#unproved);
+    this.#line = undefined;
+    this.onProved();
+    if (!this.#isClosed && this.#tls.writableLength === 0) this.onWritten();
+  }
+
+  #proof(): string {
+    if (!this.bond) throw new Error("a nomination without anything to prove");
+    return proveBond(this.bond, this.role, "self", this.#exported());
+  }
+
+  #isBound(proof: string): boolean {
+    return this.bond !== undefined && isBondProved(this.bond, this.role, this.#exported(), proof);
+  }
+
+  /** The same at both ends of this connection, and at no other. */
+  #exported(): Uint8Array {
+    return this.#tls.exportKeyingMaterial(exporter.bytes, exporter.label, Buffer.alloc(0));
+  }
+
+  #tune(): void {
+    if (this.#isClosed) return;
+    this.#guard(() => {
+      tuneForCarrier(this.#fd);
+      limitUnsent(this.#fd, unsentBytes.first);
+    });
+  }
+
+  /** What throws, such as an option of a descriptor that is gone, costs the connection, and nothing else. */
+  #guard(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#end(error instanceof Error ? inWords(error) : String(error));
+    }
+  }
+
+  /** The callbacks of pending writes come after `destroy`, too, when the descriptor may be somebody else's. */
+  readonly #written = (): void => {
+    if (this.#isClosed || this.#tls.writableLength > 0) return;
+    const unsent = this.#rate.end();
+    if (unsent !== undefined) this.#guard(() => limitUnsent(this.#fd, unsent));
+    this.onWritten();
+  };
+
+  /** Nothing is told any more. */
+  #silence(): void {
+    this.onNominated = this.onProved = this.onData = this.onWritten = this.onClose = () => {};
+  }
+
+  /**
+   * The peer has finished: both FINs have been seen, or there is nobody left who would miss ours. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2),
+   * keeps the dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent
+   * must have been acknowledged first.
+   */
+  #closeOnceAcknowledged(): void {
+    if (this.#isClosed) return; // destroyed on this side, it is told of its end all the same
+    const giveUpAt = performance.now() + acknowledgeTimeoutMs;
+    this.#closing ??= setInterval(() => {
+      const isDone = this.#isClosed || (this.#tls.writableLength === 0 && isAcknowledged(this.#fd));
+      if (isDone || performance.now() >= giveUpAt) this.#end(closedThere);
+    }, ackPollMs);
+  }
+
+  #end(reason: string): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    clearInterval(this.#closing);
+    clearTimeout(this.#giveUp);
+    clearTimeout(this.#unproved);
+    this.#tls.destroy();
+    this.#raw.destroy();
+    this.#whenClosed.resolve();
+    this.onClose(reason);
+  }
+}
+
+/**
+ * How fast the connection takes what is written: between two moments at which the kernel, full until then, took the
+ * last byte. What it takes while it has room says nothing.
+ */
+class Rate {
+  batchBytes = maxBatchBytes;
+  /** Whether the latest write has to wait. */
+  isFull = false;
+  #sinceMs: number | undefined;
+  #lastMs = 0;
+  #bytes = 0;
+  #unsentBytes = unsentBytes.first;
+
+  begin(bytes: number): void {
+    if (performance.now() - this.#lastMs > idleMs) this.#sinceMs = undefined;
+    this.#bytes += bytes;
+  }
+
+  /** All was taken. The bytes that may wait unsent in the kernel, where that changes. */
+  end(): number | undefined {
+    const now = (this.#lastMs = performance.now());
+    if (!this.isFull) return undefined;
+    const tookMs = now - (this.#sinceMs ?? now);
+    if (this.#sinceMs !== undefined && this.#bytes < sample.bytes && tookMs < sample.ms) return undefined;
+    const wantedBytes = (unsentMs * this.#bytes) / tookMs;
+    this.#sinceMs = now;
+    this.#bytes = 0;
+    return tookMs > 0 ? this.#limit(wantedBytes) : undefined;
+  }
+
+  #limit(wantedBytes: number): number | undefined {
+    const { least, most } = unsentBytes;
+    const limit = Math.min(most, Math.max(least, 2 ** Math.round(Math.log2(wantedBytes))));
+    if (limit === this.#unsentBytes) return undefined;
+    this.batchBytes = Math.min(maxBatchBytes, Math.max(least, limit / 2));
+    return (this.#unsentBytes = limit);
+  }
+}

@@ -1,0 +1,180 @@
+/**
+ * Where on the disk a transfer goes, under which name. Owns the folder that is made for it, and the mark by which
+ * another try of the same transfer finds that again. For native/uses/receive.ts.
+ *
+ * One file goes into the folder that the user has named; one folder is a new one there; several things are below a new
+ * one, named for the sender and the time. So nothing that was sent is mixed with what is there. Until it is over
+ * `.KEY.part` beside it says which one it is, where KEY comes from the sender and the name of what was offered.
+ */
+import { constants } from "node:fs";
+import { open, rmdir, unlink } from "node:fs/promises";
+import { pathProblem, partNameOf } from "./filename.ts";
+import { LocalProblem } from "./files.ts";
+import { Folder, unlessCode } from "./folder.ts";
+import { isOneFile, storedName, topOf, type Offer } from "./offer.ts";
+
+const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK, O_WRONLY, O_CREAT, O_EXCL } = constants;
+/** A name and two numbers. */
+const maxMarkBytes = 1024;
+
+export interface Sender {
+  /** SHA-256 of its certificate: nobody goes on with what another has sent. */
+  fingerprint: string;
+  /** What it is called. */
+  name: string;
+}
+
+/** 24 hex digits that stand for these words, in this order. */
+export const keyOf = (...words: (string | number)[]): string =>
+  Bun.SHA256.hash(words.join("\n"), "hex").slice(0, 24);
+
+/** Those that this program goes on with, by their marks; once aborted, they are about to be closed. */
+const active = new Map<string, { signal: AbortSignal; closed: PromiseWithResolvers<void> }>();
+const activeKey = (root: Folder, mark: string): string => `${root.path}\n${mark}`;
+
+export class Destination implements AsyncDisposable {
+  /** Paths are from here. */
+  readonly folder: Folder;
+  /** In the folder that the user has named. */
+  readonly name: string;
+  readonly #root: Folder;
+  /** What is left of an offered path in {@link folder}. */
+  readonly #inside: (path: string) => string;
+  readonly #mark: string | undefined;
+
+  private constructor(
+    root: Folder,
+    folder: Folder,
+    name: string,
+    inside: (path: string) => string,
+    signal: AbortSignal,
+    mark?: string,
+  ) {
+    this.#root = root;
+    this.folder = folder;
+    this.name = name;
+    this.#inside = inside;
+    this.#mark = mark;
+    if (mark) active.set(activeKey(root, mark), { signal, closed: Promise.withResolvers() });
+  }
+
+  /** In a folder of the user's; makes what is to be new. The signal says that nothing more comes. */
+  static async open(
+    { directory, isReal = false }: { directory: string; isReal?: boolean },
+    offer: Offer,
+    sender: Sender,
+    signal: AbortSignal,
+  ): Promise<Destination> {
+    const root = await Folder.open(directory);
+    try {
+      if (isReal && (await root.location()) !== directory)
+        throw new LocalProblem("somebody has put a link in its place");
+      return isOneFile(offer)
+        ? await Destination.#file(root, offer, signal)
+        : await Destination.#new(root, offer, sender, signal);
+    } catch (error) {
+      await root[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  static async #file(root: Folder, { paths: [path = ""] }: Offer, signal: AbortSignal): Promise<Destination> {
+    const folder = (await root.enter("."))!;
+    return new Destination(root, folder, storedName(path), storedName, signal);
+  }
+
+  static async #new(
+    root: Folder,
+    { things, name: offered }: Offer,
+    sender: Sender,
+    signal: AbortSignal,
+  ): Promise<Destination> {
+    const top = topOf(offered);
+    const inside = (path: string) => (things === 1 ? path.slice(top.length + 1) : path);
+    const mark = partNameOf(keyOf(sender.fingerprint, "folder", offered));
+    const other = active.get(activeKey(root, mark));
+    if (other?.signal.aborted) await other.closed.promise;
+    // Two at once of one name are two.
+    const isSecond = active.has(activeKey(root, mark));
+    const found = isSecond ? undefined : await readMark(root, mark);
+    if (found) return new Destination(root, found.folder, found.name, inside, signal, mark);
+    const name = await root.makeNew(things === 1 ? storedName(top) : senderFolder(sender.name, new Date()));
+    const folder = await root.enter(name);
+    if (!folder) throw new Error("the folder that was made has gone");
+    if (isSecond) return new Destination(root, folder, name, inside, signal);
+    try {
+      await writeMark(root, mark, [name, await folder.id()].join("\n"));
+    } catch (error) {
+      await folder[Symbol.asyncDispose]();
+      throw error;
+    }
+    return new Destination(root, folder, name, inside, signal, mark);
+  }
+
+  inside(path: string): string {
+    return this.#inside(path);
+  }
+
+  /** It has come to its end: what comes under that name from now on is another one. */
+  async over(): Promise<void> {
+    if (this.#mark) await unlink(this.#root.at(this.#mark)).catch(() => {});
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.folder[Symbol.asyncDispose]();
+    if (this.#mark) {
+      const isEmpty = await rmdir(this.#root.at(this.name)).then(
+        () => true,
+        () => false,
+      );
+      if (isEmpty) await this.over();
+      const key = activeKey(this.#root, this.#mark);
+      active.get(key)?.closed.resolve();
+      active.delete(key);
+    }
+    await this.#root[Symbol.asyncDispose]();
+  }
+}
+
+/** `from-alice-2026-11-28-190753`, in this host's time. */
+function senderFolder(name: string, at: Date): string {
+  const [date, time] = new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().split(/[T.]/);
+  const plain = name.replace(/[^\p{L}\p{M}\p{N}._-]/gu, "_").slice(0, 40);
+  return `from-${plain}-${date}-${time!.replaceAll(":", "")}`;
+}
+
+// --- the mark --------------------------------------------------------------------------------------------
+
+async function readMark(root: Folder, mark: string): Promise<{ name: string; folder: Folder } | undefined> {
+  const text = await ownText(root.at(mark));
+  const [name = "", id] = text.split("\n");
+  if (pathProblem(name) || name.includes("/")) return undefined;
+  const folder = await root.enter(name).catch(() => undefined);
+  if (!folder) return undefined;
+  if ((await folder.id()) === id) return { name, folder };
+  await folder[Symbol.asyncDispose]();
+  return undefined;
+}
+
+/** Empty where there is none, or it is not ours. */
+async function ownText(path: string): Promise<string> {
+  const handle = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch(() => undefined);
+  if (!handle) return "";
+  try {
+    const found = await handle.stat();
+    const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
+    return isOurs && found.size <= maxMarkBytes ? await handle.readFile("utf8") : "";
+  } finally {
+    await handle.close();
+  }
+}
+
+async function writeMark(root: Folder, mark: string, text: string): Promise<void> {
+  await unlink(root.at(mark)).catch(unlessCode("ENOENT"));
+  const handle = await open(root.at(mark), O_WRONLY | O_CREAT | O_EXCL, 0o600);
+  try {
+    await handle.writeFile(text);
+  } finally {
+    await handle.close();
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * What the two sides of a transfer of files say to each other, and what they tell their owners. Pure but for the
+ * stream it is given. For native/uses/send.ts and receive.ts, and for whoever uses a link.
+ *
+ * The purpose of the stream is `{"use":"files","name":…,"files":n,"bytes":n,"things":n,"listed":n,"moreOdd":n}`
+ * (native/uses/offer.ts); a refusal resets it with the reason.
+ *
+ *   sender                                          receiver
+ *     │ listed {path} … odd {path} … ────────────────► │    as many as `listed` says
+ *     │ ◄──────────────────────────────────── accepted │
+ *     │ file {path, bytes, mode, modifiedMs} ────────► │    at most 64 ahead of the one being sent
+ *     │ ◄─────────────────────── have {bytes, sha256} │    what is there already; or `refused {reason}`: not that one
+ *     │ from {bytes} ────────────────────────────────► │    that many need not be sent: all of `have`, or 0
+ *     │ chunk … chunk … ─────────────────────────────► │
+ *     │ end {sha256} ────────────────────────────────► │    or `failed {reason}`
+ *     │ ◄──────────────────────────────────── received │    or `failed {reason}`, which may come before the end
+ *
+ * Answers come in the order of the files, and each file that is not refused has a `received` or `failed`, by whichever
+ * side it failed. The sender ends its half after the last file, the receiver after the last answer.
+ */
+import { Refusal } from "../../protocol.ts";
+import { MessageDecoder, text, type Message } from "./message.ts";
+import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
+
+/** Files announced ahead, so that small ones do not cost a round trip each. */
+export const maxAhead = 64;
+/** Read, hashed and written at once. */
+export const blockBytes = 512 * 1024;
+export const maxFiles = 1_000_000;
+const maxReasonLength = 1024;
+export const maxPathLength = 4096;
+
+/** Never confirmed: the other side or this one says why. */
+export interface FileFailure {
+  path: string;
+  reason: string;
+}
+
+/** How a transfer went that was not broken off. */
+export interface TransferOutcome {
+  /** Files that are there now, whole and compared. */
+  files: number;
+  /** The first thousand of `failed`. */
+  failures: FileFailure[];
+  failed: number;
+}
+
+/** For a line drawn by others: changes while the transfer goes on. */
+export class TransferProgress {
+  readonly files: number;
+  readonly bytes: number;
+  /** Files that are over, whole or failed. */
+  filesDone = 0;
+  /** Of all files, with what had not to be sent again. */
+  bytesDone = 0;
+  /** Of these, what was sent now. */
+  bytesMoved = 0;
+  /** The file that is being sent. */
+  path = "";
+  /** What the receiver has named the file or the folder. */
+  storedAs: string | undefined = undefined;
+
+  constructor({ files, bytes }: { files: number; bytes: number }) {
+    this.files = files;
+    this.bytes = bytes;
+  }
+}
+
+const maxFailures = 1_000;
+
+/** Counts the ends of files, and keeps the first failures. */
+export class Tally implements TransferOutcome {
+  files = 0;
+  failures: FileFailure[] = [];
+  failed = 0;
+
+  fail(path: string, reason: string): void {
+    if (this.failed++ < maxFailures) this.failures.push({ path, reason });
+  }
+}
+
+/** A reason as it may be sent. */
+export const reasonOf = (message: Message): string => text(message, "reason", maxReasonLength);
+
+/** 64 hex digits; throws a {@link Refusal}. */
+export function sha256Of(message: Message): string {
+  const value = text(message, "sha256", 64);
+  if (/^[0-9a-f]{64}$/.test(value)) return value;
+  throw new Refusal("bad-field", "sha256 must be 64 lower-case hex digits");
+}
+
+/** Messages and pieces, until the peer ends. Throws a {@link Refusal}, or what the stream fails with. */
+export async function* readParts(stream: Stream): AsyncGenerator<Message | Buffer, void> {
+  const decoder = new MessageDecoder();
+  for await (const bytes of stream.iterator({ destroyOnReturn: false })) yield* decoder.push(bytes as Buffer);
+  if (!decoder.isBetween) throw new Refusal("bad-line", "it ended within a message");
+}
+
+/** Cuts the stream off because of `error`, and returns that error as the owner gets it. */
+export function cutOff(stream: Stream, error: unknown): Error {
+  const message = error instanceof Error ? error.message : String(error);
+  stream.reset(message, resetCodes.failed);
+  if (!(error instanceof Refusal)) return error instanceof Error ? error : new Error(message);
+  return new StreamError(resetCodes.failed, `the peer does not keep to the protocol: ${message}`);
+}
+
+const problems: Readonly<Record<string, string>> = {
+  ENOSPC: "the disk is full",
+  EDQUOT: "the disk quota is used up",
+  EACCES: "permission denied",
+  EPERM: "permission denied",
+  EROFS: "the disk is read-only",
+  EFBIG: "it is too large for the file system",
+  ENAMETOOLONG: "its name is too long for the file system",
+  ENOTDIR: "a file stands where a folder should be",
+  ENOENT: "it is not there",
+  EIO: "the disk fails",
+};
+
+/** What is wrong here, in words for both sides. */
+export class LocalProblem extends Error {}
+
+export const problemOf = (error: unknown): string =>
+  error instanceof LocalProblem ? error.message : fileProblem(error);
+
+/** What a file system says, without the paths of this host. */
+export function fileProblem(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return (code && (problems[code] ?? code)) || message;
+}

@@ -1,0 +1,135 @@
+/**
+ * The listening end of a forward (`ssh -L`): a listener whose connections become streams; native/uses/serve.ts is the
+ * other end. It knows no participant: the owner brings the link, and tells the user. For whoever uses a link.
+ *
+ * A stream's purpose is `{"use":"forward","host":…,"port":…}`; its bytes are the connection's. A target that is not
+ * allowed or does not answer resets the stream with the reason, and with it the client's connection.
+ */
+import type { TCPSocketListener } from "bun";
+import { Connection, connectionHandlers } from "./connection.ts";
+import { descriptors } from "./descriptors.ts";
+import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
+import { formatHostPort, type Listen, type Target } from "./target.ts";
+
+/** How long a client's connection waits for the link. */
+const linkPatienceMs = 30_000;
+/** What opens streams: a session. */
+export interface StreamOpener {
+  open(purpose: object): Stream;
+}
+
+export interface ForwardOptions {
+  /** Port 0: the kernel chooses. */
+  listen: Listen;
+  target: Target;
+  /** The link, as soon as there is one; at once where it is there, so that a connection need not be held up. */
+  link: () => StreamOpener | Promise<StreamOpener>;
+  /** A connection did not get through; the reason is the peer's, or that there was no link. */
+  onRefused?: (reason: string) => void;
+  patienceMs?: number;
+}
+
+/** The listening side. It listens from its making on, until {@link close}. */
+export class Forward {
+  readonly target: Target;
+  readonly listen: Listen;
+  /** Connections so far. */
+  total = 0;
+  readonly #listener: TCPSocketListener<Connection>;
+  readonly #options: ForwardOptions;
+  /** And what gives its descriptor back. */
+  readonly #open = new Map<Connection, () => void>();
+  #bytes = { in: 0, out: 0 };
+
+  /** Throws an Error when it can't listen there. */
+  constructor(options: ForwardOptions) {
+    const { bind, port } = options.listen;
+    this.#options = options;
+    this.target = options.target;
+    try {
+      this.#listener = Bun.listen<Connection>({
+        hostname: bind,
+        port,
+        allowHalfOpen: true,
+        socket: { ...connectionHandlers, open: (socket) => this.#opened(socket) },
+      });
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${code ?? error}`, { cause: error });
+    }
+    this.listen = { bind, port: this.#listener.port };
+  }
+
+  /** Connections that are open. */
+  get open(): number {
+    return this.#open.size;
+  }
+  /** From clients to the peer. */
+  get bytesOut(): number {
+    return sum(this.#open.keys(), (connection) => connection.bytesIn) + this.#bytes.out;
+  }
+  get bytesIn(): number {
+    return sum(this.#open.keys(), (connection) => connection.bytesOut) + this.#bytes.in;
+  }
+
+  /** Listens no more, and cuts off the connections that are open. */
+  close(): void {
+    this.#listener.stop();
+    for (const connection of this.#open.keys()) connection.reset("the forward was taken back");
+  }
+
+  #opened(socket: Bun.Socket<Connection>): void {
+    const connection = new Connection();
+    socket.data = connection;
+    const { bind, port } = this.listen;
+    // Whoever can reach the port may connect; what has is the user's own, and not given up for peers.
+    const of = `listener ${formatHostPort(bind, port)}`;
+    const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => false });
+    if (!free) return void socket.terminate();
+    connection.onOver = (error) => this.#over(connection, error);
+    this.#open.set(connection, free);
+    this.total++;
+    const link = this.#options.link();
+    if (link instanceof Promise) void this.#joinLater(connection, link);
+    else this.#join(connection, link);
+    connection.socketOpened(socket);
+  }
+
+  #join(connection: Connection, link: StreamOpener): void {
+    try {
+      if (!connection.isOver) connection.join(link.open({ use: "forward", ...this.target }));
+    } catch (error) {
+      connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
+    }
+  }
+
+  async #joinLater(connection: Connection, link: Promise<StreamOpener>): Promise<void> {
+    const { patienceMs = linkPatienceMs } = this.#options;
+    try {
+      this.#join(connection, await within(patienceMs, link, `there was no link for ${patienceMs / 1000} s`));
+    } catch (error) {
+      connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
+    }
+  }
+
+  #over(connection: Connection, error: Error | undefined): void {
+    this.#open.get(connection)?.();
+    this.#open.delete(connection);
+    this.#bytes.out += connection.bytesIn;
+    this.#bytes.in += connection.bytesOut;
+    const isRefused = error instanceof StreamError && error.code === resetCodes.refused;
+    if (isRefused) this.#options.onRefused?.(error.message);
+  }
+}
+
+function sum<T>(all: Iterable<T>, count: (one: T) => number): number {
+  let total = 0;
+  for (const one of all) total += count(one);
+  return total;
+}
+
+async function within<T>(patienceMs: number, promise: Promise<T>, reason: string): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => reject(new Error(reason)), patienceMs);
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}

@@ -1,0 +1,46 @@
+/**
+ * Events that a peer can cause at will, so that a flood of them is a line a second: the first few are told as they
+ * come, then one for each second, with how many more there were. Owns timers, which keep no program alive. For
+ * native/uses/services.ts and participant.ts.
+ */
+
+/** What is told at once, until there has been a second without any. */
+export const toldAtOnce = 5;
+export const gatheredForMs = 1_000;
+
+interface Period {
+  told: number;
+  /** Those that were not. */
+  kept: number;
+  tellLast: ((more: number) => void) | undefined;
+}
+
+export class Gathering {
+  /** By whom, and what it is. */
+  readonly #periods = new Map<string, Period>();
+
+  /** `tell` says it; `more`: so many others like it were not told. */
+  add(key: string, tell: (more: number) => void): void {
+    const period = this.#periods.get(key) ?? this.#begin(key, 0);
+    if (period.told < toldAtOnce) {
+      period.told++;
+      return tell(0);
+    }
+    period.kept++;
+    period.tellLast = tell;
+  }
+
+  #begin(key: string, told: number): Period {
+    const period: Period = { told, kept: 0, tellLast: undefined };
+    this.#periods.set(key, period);
+    setTimeout(() => this.#over(key, period), gatheredForMs).unref();
+    return period;
+  }
+
+  #over(key: string, { kept, tellLast }: Period): void {
+    this.#periods.delete(key);
+    if (!tellLast) return;
+    this.#begin(key, toldAtOnce);
+    tellLast(kept - 1);
+  }
+}

@@ -1,0 +1,83 @@
+/**
+ * Names of targets, looked up for peers: each at most once in a while, whoever asks, and no more for one peer than its
+ * share. Owns what is remembered. It knows no rule: its caller asks only for names that may be looked up. For
+ * native/uses/serve.ts.
+ */
+import { lookup } from "node:dns/promises";
+import { canonicalAddress } from "../../protocol.ts";
+import { FairShare } from "../shares/fair-share.ts";
+
+/** Addresses of a name; throws when it has none. */
+export type Resolve = (name: string) => Promise<string[]>;
+
+const resolveBySystem: Resolve = async (name) =>
+  (await lookup(name, { all: true })).map(({ address }) => address);
+
+/** What was found is good for so long: a flood of streams for one name is one question. */
+const rememberedMs = 5_000;
+/** Questions under way, each of which may hold a thread until the name server answers. */
+const maxUnderWay = 16;
+/** Questions in a minute: `*` lets peers ask for any name. */
+const maxPerMinute = 600;
+const minuteMs = 60_000;
+
+/** A name that could not be looked up; the text names no address. */
+export class NameError extends Error {}
+
+interface Known {
+  addresses: Promise<string[]>;
+  /** performance.now(); undefined while the question is under way. */
+  until: number | undefined;
+}
+
+export class Names {
+  readonly #resolve: Resolve;
+  readonly #known = new Map<string, Known>();
+  readonly #underWay = new FairShare(maxUnderWay, 1 / 2);
+  readonly #perMinute = new FairShare(maxPerMinute, 1 / 8);
+
+  constructor(resolve: Resolve = resolveBySystem) {
+    this.#resolve = resolve;
+  }
+
+  /** Its addresses, canonical, each once; rejects with a {@link NameError}. A name of a rule costs no peer's share. */
+  async addresses(name: string, peer: string, isOfRule = false): Promise<string[]> {
+    const known = this.#known.get(name);
+    if (known && !isOver(known)) return known.addresses;
+    this.#forget();
+    const ended = isOfRule ? () => {} : this.#mayAsk(peer);
+    if (!ended) throw new NameError("too many names are looked up for you; try again in a minute");
+    const asked: Known = { addresses: this.#ask(name), until: undefined };
+    this.#known.set(name, asked);
+    const settled = () => {
+      ended();
+      asked.until = performance.now() + rememberedMs;
+    };
+    asked.addresses.then(settled, settled);
+    return asked.addresses;
+  }
+
+  /** What is called when the question has been answered; undefined when it may not be asked. */
+  #mayAsk(peer: string): (() => void) | undefined {
+    const ended = this.#underWay.take(peer);
+    const later = ended && this.#perMinute.take(peer);
+    if (later) setTimeout(later, minuteMs).unref();
+    else ended?.();
+    return later && ended;
+  }
+
+  async #ask(name: string): Promise<string[]> {
+    const found = await this.#resolve(name).catch((error: NodeJS.ErrnoException) => {
+      throw new NameError(`${name} can't be resolved (${error.code ?? "no reason was given"})`);
+    });
+    const addresses = found.map((text) => canonicalAddress(text)?.address).filter((one) => one !== undefined);
+    if (addresses.length === 0) throw new NameError(`${name} has no address`);
+    return [...new Set(addresses)];
+  }
+
+  #forget(): void {
+    for (const [name, known] of this.#known) if (isOver(known)) this.#known.delete(name);
+  }
+}
+
+const isOver = ({ until }: Known): boolean => until !== undefined && performance.now() >= until;

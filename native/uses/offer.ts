@@ -1,0 +1,227 @@
+/**
+ * What an offer of files says of itself before it is accepted, and that what comes then is what was said. Pure but for
+ * the messages it reads. For native/uses/send.ts, receive.ts and destination.ts, and for whoever shows an offer.
+ *
+ * A sender lists the first ten paths and every odd one; the receiver takes no other path for the first ten, and nothing
+ * odd that was not listed. So a name that misleads is seen by who decides, or does not come.
+ */
+import { Refusal } from "../../protocol.ts";
+import { pathProblem } from "./filename.ts";
+import { maxFiles, maxPathLength } from "./files.ts";
+import { text, wholeNumber, type Message } from "./message.ts";
+
+/** Paths that an offer lists. */
+const maxListed = 10;
+/** Odd ones that it lists; of more it tells how many. What waits for a decision must stay small. */
+const maxOdd = 100;
+/** Characters of all that an offer lists: ten paths of the longest and some odd ones. */
+const maxListingLength = 64 * 1024;
+const maxNameLength = 512;
+
+/** What a peer would like to send. Names and paths are as they came: text of theirs. */
+export interface Offer {
+  /** That of the file or folder, or `photos and 2 more`. */
+  name: string;
+  /** Files and folders that the sender has named. */
+  things: number;
+  files: number;
+  bytes: number;
+  /** The first {@link maxListed}. */
+  paths: string[];
+  /** Those that are odd: of files, or of folders, which end in a slash, for all that is in them. */
+  odd: string[];
+  /** Odd files that are not among them. */
+  moreOdd: number;
+}
+
+/** What there is to see of an offer. */
+export interface Listing {
+  paths: string[];
+  /** Files that are not in `paths`. */
+  more: number;
+  odd: { path: string; why: string }[];
+  moreOdd: number;
+}
+
+export const listingOf = ({ files, paths, odd, moreOdd }: Offer): Listing => ({
+  paths,
+  more: files - paths.length,
+  odd: odd.map((path) => ({ path, why: whyOdd(path) })),
+  moreOdd,
+});
+
+// --- what is odd -----------------------------------------------------------------------------------------
+
+/** What Bun takes code and settings from where it is started. */
+const readByBun = /^(bunfig\.toml|[tj]sconfig\.json)$/i;
+/** Not seen, seen as something else, or read by a shell. */
+const unusual = /[\p{Cf}\p{Co}\p{Cn}\u115f\u1160\u2800\u3164\uffa0*?"<>|`$;]|(?! )\p{Z}|^ /u;
+
+function oddName(name: string): string | undefined {
+  if (name.startsWith(".")) return "hidden: its name begins with a dot";
+  if (name.startsWith("-")) return "its name begins with a dash";
+  if (readByBun.test(name)) return "Bun does what it says";
+  if (unusual.test(name)) return "its name has unusual characters";
+  return undefined;
+}
+
+/** Where a path begins to be odd by its names: `a/.git/` of `a/.git/config`. */
+function oddHead(path: string): string | undefined {
+  const names = path.split("/");
+  const index = names.findIndex((name) => oddName(name));
+  if (index < 0) return undefined;
+  return index === names.length - 1 ? path : `${names.slice(0, index + 1).join("/")}/`;
+}
+
+/** Why a path was listed as odd. */
+const whyOdd = (path: string): string =>
+  oddName(path.split("/").findLast((name) => name !== "") ?? "") ?? "executable";
+
+/**
+ * The name that a file or folder has where it arrives: no dot or dash begins it, and none that Bun looks for, so that
+ * nothing that was sent is hidden, an option of a command, or a setting.
+ */
+export const storedName = (name: string): string =>
+  /^[.-]/.test(name) || readByBun.test(name) ? `_${name}` : name;
+
+// --- the sender's side -----------------------------------------------------------------------------------
+
+interface Offered {
+  path: string;
+  mode: number;
+}
+
+/** What is said of those files. */
+export function offerOf(collection: {
+  name: string;
+  things: number;
+  files: readonly Offered[];
+  bytes: number;
+}): Offer {
+  const { name, things, files, bytes } = collection;
+  const paths = files.slice(0, maxListed).map(({ path }) => path.toWellFormed());
+  const odd = new Set<string>();
+  let moreOdd = 0;
+  let length = lengthOf(paths);
+  for (const { path, mode } of files) {
+    const heads = [oddHead(path), isExecutable(mode) ? path : undefined];
+    const unlisted = heads.filter((head) => head !== undefined && !odd.has(head.toWellFormed())) as string[];
+    const added = lengthOf(unlisted);
+    if (odd.size + unlisted.length > maxOdd || length + added > maxListingLength) {
+      moreOdd++;
+      continue;
+    }
+    for (const head of unlisted) odd.add(head.toWellFormed());
+    length += added;
+  }
+  return { name, things, files: files.length, bytes, paths, odd: [...odd], moreOdd };
+}
+
+const lengthOf = (paths: readonly string[]): number => paths.reduce((sum, { length }) => sum + length, 0);
+
+const isExecutable = (mode: number): boolean => (mode & 0o111) !== 0;
+
+/** One file that is not odd is told by the purpose alone. */
+const isPlain = ({ name, files, paths, odd }: Offer): boolean =>
+  files === 1 && paths[0] === name && odd.length === 0;
+
+/** The purpose of the stream, and what is said on it before the answer. */
+export function encodeOffer(offer: Offer): { purpose: object; messages: Message[] } {
+  const { things, files, bytes, paths, odd, moreOdd } = offer;
+  const name = offer.name.slice(0, maxNameLength).toWellFormed();
+  const messages = isPlain(offer)
+    ? []
+    : [...paths.map((path) => ({ type: "listed", path })), ...odd.map((path) => ({ type: "odd", path }))];
+  return {
+    purpose: { use: "files", name, files, bytes, things, listed: messages.length, moreOdd },
+    messages,
+  };
+}
+
+// --- the receiver's side ---------------------------------------------------------------------------------
+
+type OfferHead = Pick<Offer, "name" | "things" | "files" | "bytes" | "moreOdd"> & { listed: number };
+
+/** What the purpose says; throws a {@link Refusal}. */
+export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
+  const counts = { things: 1, listed: 0, moreOdd: 0, ...purpose };
+  const files = wholeNumber(counts, "files", maxFiles, 1);
+  return {
+    name: text(purpose, "name", maxNameLength),
+    files,
+    bytes: wholeNumber(counts, "bytes"),
+    things: wholeNumber(counts, "things", files, 1),
+    listed: wholeNumber(counts, "listed", maxListed + maxOdd),
+    moreOdd: wholeNumber(counts, "moreOdd", files),
+  };
+}
+
+/** The offer, out of the purpose and the first messages, which `next` brings. Throws a {@link Refusal}. */
+export async function readOffer(
+  purpose: Record<string, unknown>,
+  next: () => Promise<IteratorResult<Message | Buffer, void>>,
+): Promise<Offer> {
+  const { listed, ...head } = readOfferHead(purpose);
+  const { name, files } = head;
+  const [paths, odd]: [string[], string[]] = [[], []];
+  for (let left = listed; left > 0; left--) {
+    const { value: message } = await next();
+    const type = message && !Buffer.isBuffer(message) ? message.type : undefined;
+    if (!message || Buffer.isBuffer(message) || (type !== "listed" && type !== "odd"))
+      throw new Refusal("bad-line", "a path of the offer was expected");
+    (type === "odd" ? odd : paths).push(text(message, "path", maxPathLength));
+    if (lengthOf(paths) + lengthOf(odd) > maxListingLength)
+      throw new Refusal("limit", "an offer that lists too much");
+  }
+  if (listed === 0 && files === 1) paths.push(name);
+  if (listed === 0 && oddHead(name)) odd.push(name);
+  if (paths.length !== Math.min(files, maxListed))
+    throw new Refusal("bad-field", `an offer must list its first ${maxListed} paths`);
+  return named({ ...head, paths, odd });
+}
+
+/** What it is called is seen in its paths, whatever the sender calls it. */
+function named(offer: Offer): Offer {
+  const [first = ""] = offer.paths;
+  const top = topOf(first);
+  const isOne = offer.things === 1;
+  const isBelow = (path: string) => path.startsWith(`${top}/`);
+  if (isOne && (offer.files > 1 || top !== first) && !offer.paths.every(isBelow))
+    throw new Refusal("bad-field", "the paths of one folder begin with its name");
+  const problem = isOne && !isOneFile(offer) && pathProblem(top);
+  if (problem) throw new Refusal("bad-field", `the folder that is offered: ${problem}`);
+  return { ...offer, name: isOne ? top : `${top} and ${offer.things - 1} more` };
+}
+
+export const topOf = (path: string): string => path.split("/", 1)[0]!;
+
+/** Whether it is one file, which has no folder. */
+export const isOneFile = ({ things, paths }: Offer): boolean => things === 1 && !paths[0]!.includes("/");
+
+/** Holds what comes against what was offered. */
+export class OfferCheck {
+  readonly #offer: Offer;
+  readonly #odd: ReadonlySet<string>;
+  #seen = 0;
+  #moreOdd: number;
+
+  constructor(offer: Offer) {
+    this.#offer = offer;
+    this.#odd = new Set(offer.odd);
+    this.#moreOdd = offer.moreOdd;
+  }
+
+  /** For each file in turn: why it is not taken, or whether it may be executable here. */
+  next(path: string, mode: number): { problem: string } | { isExecutable: boolean } {
+    const { paths, things, name } = this.#offer;
+    const listed = paths[this.#seen++];
+    const isBelow = things > 1 || path.startsWith(`${name}/`);
+    if (listed === undefined ? !isBelow : path !== listed) return { problem: "it is not what was offered" };
+    const head = oddHead(path);
+    const isHidden = head !== undefined && !this.#odd.has(head);
+    const isExtra = isHidden || (isExecutable(mode) && !this.#odd.has(path));
+    const isTold = !isExtra || this.#moreOdd-- > 0;
+    if (isHidden && !isTold) return { problem: "the offer did not list it, and it is odd" };
+    return { isExecutable: isExecutable(mode) && isTold };
+  }
+}

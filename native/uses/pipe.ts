@@ -1,0 +1,160 @@
+/**
+ * Pipes: bytes of standard input and output over a link, where success means that the peer has confirmed every one.
+ * A {@link Pipe} is a stream of which `finish` means just that. Owns the stream, and knows nothing of what it is
+ * joined to. For whoever uses a link.
+ *
+ * The purpose `{"use":"pipe"}` is for the peer's own standard output; each side opens one for what it sends, so that
+ * neither has to be first. With `host` and `port` it is for that target, both ways on one stream. On the stream:
+ *
+ *   {"type":"chunk","bytes":n} and n bytes
+ *   {"type":"end","bytes":n}        no more follow: it were n in all
+ *   {"type":"received","bytes":n}   answers `end` once all are where they belong: in the pipe, the file, the terminal,
+ *                                   or with a target that has closed without an error
+ */
+import { Duplex } from "node:stream";
+import { Refusal } from "../../protocol.ts";
+import { type Joinable } from "./connection.ts";
+import {
+  encodeChunk,
+  encodeMessage,
+  maxChunkBytes,
+  MessageDecoder,
+  wholeNumber,
+  type Message,
+} from "./message.ts";
+import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
+import { type Target } from "./target.ts";
+
+/** What a user may write ahead before `write` says false. */
+const writableHighWaterMark = 256 * 1024;
+
+/** What a stream is opened with. */
+export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...target });
+
+type WriteCallback = (error?: Error | null) => void;
+
+/** Bytes over a stream, both ways. `finish` and the callback of `end` come when the peer has confirmed every byte. */
+export class Pipe extends Duplex implements Joinable {
+  /** Bytes of the user, without what goes around them. */
+  bytesIn = 0;
+  bytesOut = 0;
+  readonly #stream: Stream;
+  readonly #decoder = new MessageDecoder();
+  /** Called when the stream takes more. */
+  #onDrained: WriteCallback | undefined;
+  /** Called when our `end` is confirmed. */
+  #onConfirmed: WriteCallback | undefined;
+  #isConfirmed = false;
+  #hasEnd = false;
+  #hasConfirmed = false;
+
+  constructor(stream: Stream) {
+    // What it holds counts as taken from the stream, so that it holds little; and our own last word follows `end`.
+    super({ readableHighWaterMark: 0, writableHighWaterMark, autoDestroy: false });
+    this.#stream = stream;
+    this.on("error", () => {});
+    stream.on("data", (bytes: Buffer) => this.#receive(bytes));
+    stream.on("end", () => this.#streamEnded());
+    stream.on("drain", () => this.#drained());
+    // What it owes its user from before the end of the stream comes first: `finish`, `end`.
+    stream.on("error", (error) => setImmediate(() => this.destroy(error)));
+    stream.on("close", () => setImmediate(() => this.destroy()));
+  }
+
+  get isWaiting(): boolean {
+    return this.#stream.isWaiting;
+  }
+
+  /** Cuts it off, both ways; the peer is told why. */
+  reset(reason: string, code: number = resetCodes.cancelled): void {
+    this.#stream.reset(reason, code);
+    this.destroy();
+  }
+
+  /** All that came, and it has ended, is where it belongs. */
+  confirm(): void {
+    if (this.#hasConfirmed || !this.#hasEnd || this.destroyed) return;
+    this.#hasConfirmed = true;
+    this.#stream.write(encodeMessage({ type: "received", bytes: this.bytesIn }));
+    this.#endStream();
+  }
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, written: WriteCallback): void {
+    this.bytesOut += chunk.length;
+    for (let at = 0; at < chunk.length; at += maxChunkBytes) {
+      const part = chunk.subarray(at, at + maxChunkBytes);
+      this.#stream.write(encodeChunk(part.length));
+      this.#stream.write(part);
+    }
+    if (this.#stream.writableNeedDrain) this.#onDrained = written;
+    else written();
+  }
+
+  override _final(confirmed: WriteCallback): void {
+    this.#onConfirmed = confirmed;
+    this.#stream.write(encodeMessage({ type: "end", bytes: this.bytesOut }));
+    this.#endStream();
+  }
+
+  override _read(): void {
+    this.#stream.resume();
+  }
+
+  override _destroy(error: Error | null, destroyed: WriteCallback): void {
+    this.#stream.destroy();
+    const confirmed = this.#onConfirmed;
+    this.#onConfirmed = undefined;
+    confirmed?.(error ?? new StreamError(resetCodes.cancelled, "the pipe was cut off"));
+    destroyed(error);
+  }
+
+  #drained(): void {
+    const drained = this.#onDrained;
+    this.#onDrained = undefined;
+    drained?.();
+  }
+
+  #endStream(): void {
+    if (this.#hasConfirmed && (this.#onConfirmed || this.#isConfirmed)) this.#stream.end();
+  }
+
+  #receive(bytes: Buffer): void {
+    try {
+      for (const part of this.#decoder.push(bytes)) {
+        if (Buffer.isBuffer(part)) this.#receivePiece(part);
+        else this.#receiveMessage(part);
+      }
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      this.#stream.reset(error.message, resetCodes.failed);
+      this.destroy(
+        new StreamError(resetCodes.failed, `the peer does not keep to the protocol: ${error.message}`),
+      );
+    }
+  }
+
+  #receivePiece(piece: Buffer): void {
+    if (this.#hasEnd) throw new Refusal("bad-line", "bytes after the end");
+    this.bytesIn += piece.length;
+    if (!this.push(piece)) this.#stream.pause();
+  }
+
+  #receiveMessage(message: Message): void {
+    const bytes = wholeNumber(message, "bytes");
+    if (message.type === "end" && !this.#hasEnd && bytes === this.bytesIn) {
+      this.#hasEnd = true;
+      this.push(null);
+      this.#stream.resume();
+    } else if (message.type === "received" && this.#onConfirmed && bytes === this.bytesOut) {
+      this.#isConfirmed = true;
+      const confirmed = this.#onConfirmed;
+      this.#onConfirmed = undefined;
+      confirmed();
+    } else throw new Refusal("bad-line", `${message.type} of ${bytes} bytes is not what comes next`);
+  }
+
+  #streamEnded(): void {
+    if (this.#isConfirmed && this.#hasEnd) return;
+    this.destroy(new StreamError(resetCodes.failed, "the peer ended before it had confirmed every byte"));
+  }
+}

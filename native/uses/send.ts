@@ -1,0 +1,270 @@
+/**
+ * Sends files: offers them, and sends what the receiver lacks. Owns the stream and the descriptor of the
+ * file that is being read. For whoever uses a link; the wire is described in native/uses/files.ts.
+ */
+import { constants, type Stats } from "node:fs";
+import { open, readlink, realpath, type FileHandle } from "node:fs/promises";
+import { Refusal } from "../../protocol.ts";
+import {
+  blockBytes,
+  cutOff,
+  fileProblem,
+  maxAhead,
+  readParts,
+  reasonOf,
+  sha256Of,
+  Tally,
+  TransferProgress,
+  type TransferOutcome,
+} from "./files.ts";
+import { isWithin, type Collection, type SourceFile } from "./source-files.ts";
+import type { StreamOpener } from "./forward.ts";
+import { encodeChunk, encodeMessage, wholeNumber, type Message } from "./message.ts";
+import { encodeOffer, offerOf } from "./offer.ts";
+import { Silence } from "./silence.ts";
+import { StreamError, type Stream } from "../session/stream.ts";
+import { WhileOpen } from "./while-open.ts";
+
+/** What the receiver has of a file; undefined: it does not want it. */
+type Answer = { bytes: number; sha256: string } | undefined;
+
+/** A file that was announced. */
+interface Announced {
+  readonly file: SourceFile;
+  readonly answer: PromiseWithResolvers<Answer>;
+  /** What of its bytes counts as done. */
+  bytesDone: number;
+  /** Nothing more is to be said of it. */
+  isOver: boolean;
+}
+
+/**
+ * Offers files and sends them. Resolves when the receiver has confirmed each, or it is known why not; rejects when the
+ * offer is refused, the receiver has accepted and then does nothing, or the link ends: what was sent so far is kept
+ * there, and the next try goes on behind it.
+ */
+export async function sendFiles(
+  link: StreamOpener,
+  collection: Collection,
+  progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes }),
+  maxSilenceMs?: number,
+): Promise<TransferOutcome> {
+  const { files } = collection;
+  if (files.length === 0) return new Tally();
+  const { purpose, messages } = encodeOffer(offerOf(collection));
+  const stream = link.open(purpose);
+  for (const message of messages) stream.write(encodeMessage(message));
+  return new Sending(stream, files, progress).run(maxSilenceMs);
+}
+
+class Sending {
+  readonly #stream: Stream;
+  readonly #files: readonly SourceFile[];
+  readonly #progress: TransferProgress;
+  readonly #tally = new Tally();
+  readonly #accepted = Promise.withResolvers<void>();
+  readonly #whileOpen: WhileOpen;
+  #silence: Silence | undefined;
+  /** Announced and not sent yet; of these, not answered; and those that wait for their result. All in order. */
+  readonly #unsent: Announced[] = [];
+  readonly #unanswered: Announced[] = [];
+  readonly #unconfirmed: Announced[] = [];
+  /** One is read into while the other is being sent. */
+  readonly #blocks = [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)];
+
+  constructor(stream: Stream, files: readonly SourceFile[], progress: TransferProgress) {
+    this.#stream = stream;
+    this.#files = files;
+    this.#progress = progress;
+    this.#whileOpen = new WhileOpen(stream);
+  }
+
+  async run(maxMs: number | undefined): Promise<TransferOutcome> {
+    try {
+      const heard = this.#listen();
+      heard.catch((error) => this.#whileOpen.fail(error));
+      await this.#whileOpen.wait(this.#accepted.promise); // as long as whoever decides needs
+      const busyBytes = () => this.#busyBytes;
+      using silence = (this.#silence = new Silence(this.#stream, { busyBytes, maxMs }));
+      let announced = 0;
+      for (const index of this.#files.keys()) {
+        while (announced < Math.min(this.#files.length, index + maxAhead)) this.#announce(announced++);
+        await this.#sendNext();
+      }
+      this.#stream.end();
+      await silence.during(heard);
+      return this.#tally;
+    } catch (error) {
+      throw cutOff(this.#stream, this.#silence?.error ?? error);
+    }
+  }
+
+  /** Of the largest file that the receiver may have to read or to write before it says something. */
+  get #busyBytes(): number {
+    const all = [...this.#unsent, ...this.#unanswered, ...this.#unconfirmed];
+    return all.reduce((most, { file }) => Math.max(most, file.bytes), 0);
+  }
+
+  #say(message: Message): void {
+    this.#stream.write(encodeMessage(message));
+  }
+
+  // --- hearing the receiver ------------------------------------------------------------------------------
+
+  async #listen(): Promise<void> {
+    for await (const part of readParts(this.#stream)) {
+      if (Buffer.isBuffer(part)) throw new Refusal("bad-line", "bytes from the receiver");
+      this.#silence?.heard();
+      this.#hear(part);
+    }
+    const isOver = this.#stream.writableEnded && this.#unconfirmed.length + this.#unanswered.length === 0;
+    if (!isOver) throw new Refusal("bad-line", "the receiver ended before its time");
+  }
+
+  #hear(message: Message): void {
+    switch (message.type) {
+      case "accepted":
+        return this.#accepted.resolve();
+      case "have": {
+        const answered = this.#next(this.#unanswered);
+        const bytes = wholeNumber(message, "bytes", answered.file.bytes);
+        this.#unconfirmed.push(answered);
+        return answered.answer.resolve({ bytes, sha256: sha256Of(message) });
+      }
+      case "refused": {
+        const refused = this.#next(this.#unanswered);
+        this.#over(refused, reasonOf(message));
+        return refused.answer.resolve(undefined);
+      }
+      case "received":
+        return this.#over(this.#next(this.#unconfirmed), undefined);
+      case "failed":
+        return this.#over(this.#next(this.#unconfirmed), reasonOf(message));
+    }
+    throw new Refusal("unknown-type", `${message.type} is no answer`);
+  }
+
+  #next(waiting: Announced[]): Announced {
+    const first = waiting.shift();
+    if (!first) throw new Refusal("bad-line", "an answer to nothing");
+    return first;
+  }
+
+  #over(announced: Announced, reason: string | undefined): void {
+    const { file, bytesDone } = announced;
+    announced.isOver = true;
+    if (reason === undefined) this.#tally.files++;
+    else this.#tally.fail(file.path, reason);
+    this.#progress.filesDone++;
+    this.#progress.bytesDone += file.bytes - bytesDone;
+  }
+
+  // --- sending -------------------------------------------------------------------------------------------
+
+  #announce(index: number): void {
+    const file = this.#files[index]!;
+    const announced = { file, answer: Promise.withResolvers<Answer>(), bytesDone: 0, isOver: false };
+    this.#unsent.push(announced);
+    this.#unanswered.push(announced);
+    const { path, bytes, mode, mtimeMs } = file;
+    this.#say({ type: "file", path: path.toWellFormed(), bytes, mode, modifiedMs: Math.floor(mtimeMs) });
+  }
+
+  async #sendNext(): Promise<void> {
+    const announced = this.#unsent.shift()!;
+    const have = await this.#silence!.during(this.#whileOpen.wait(announced.answer.promise));
+    if (!have) return;
+    this.#progress.path = announced.file.path;
+    const problem = await this.#sendContent(announced, have).catch((error) => {
+      if (error instanceof StreamError || error instanceof Refusal) throw error;
+      return fileProblem(error);
+    });
+    if (problem !== undefined) this.#say({ type: "failed", reason: problem });
+  }
+
+  /** Resolves to why it can't be sent whole. */
+  async #sendContent(
+    announced: Announced,
+    have: { bytes: number; sha256: string },
+  ): Promise<string | undefined> {
+    const { file } = announced;
+    // Not to hang on a named pipe that has taken its place.
+    await using handle = await open(file.source, constants.O_RDONLY | constants.O_NONBLOCK);
+    const before = await handle.stat();
+    const isSame =
+      before.isFile() && isUnchanged(before, file) && isWithin(await pathOf(handle, file), file.within);
+    if (!isSame) return "it has changed since it was offered";
+    const hash = new Bun.CryptoHasher("sha256");
+    const isVerified = await this.#hashBeginning(handle, have.bytes, hash, have.sha256);
+    const from = isVerified ? have.bytes : 0;
+    this.#say({ type: "from", bytes: from });
+    this.#count(announced, from);
+    const rest = await this.#sendRest(
+      announced,
+      handle,
+      from,
+      isVerified ? hash : new Bun.CryptoHasher("sha256"),
+    );
+    if (announced.isOver) return "it has failed there";
+    if (typeof rest === "string") return rest;
+    const after = await handle.stat();
+    if (after.size > file.bytes) return "it grew while it was being read";
+    if (!isUnchanged(after, file)) return "it changed while it was being read";
+    this.#say({ type: "end", sha256: rest.digest("hex") });
+    return undefined;
+  }
+
+  async #hashBeginning(handle: FileHandle, bytes: number, hash: Bun.CryptoHasher, sha256: string) {
+    const block = this.#blocks[0]!;
+    for (let at = 0; at < bytes && !this.#stream.destroyed;) {
+      const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
+      if (bytesRead === 0) return false;
+      hash.update(block.subarray(0, bytesRead));
+      at += bytesRead;
+    }
+    return hash.copy().digest("hex") === sha256;
+  }
+
+  /** Returns the hash of the whole file, or why there is none. */
+  async #sendRest(announced: Announced, handle: FileHandle, from: number, hash: Bun.CryptoHasher) {
+    const { bytes } = announced.file;
+    let written: Promise<void> | undefined;
+    for (let at = from, turn = 0; at < bytes && !announced.isOver; turn ^= 1) {
+      const block = this.#blocks[turn]!;
+      const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
+      if (bytesRead === 0) return `it shrank from ${bytes} to ${at} bytes while it was being read`;
+      const piece = block.subarray(0, bytesRead);
+      hash.update(piece);
+      await written;
+      written = this.#sendChunk(piece);
+      // Heard of at the next turn; until then it is not unhandled.
+      written.catch(() => {});
+      at += bytesRead;
+      this.#count(announced, bytesRead);
+      this.#progress.bytesMoved += bytesRead;
+    }
+    await written;
+    return hash;
+  }
+
+  #sendChunk(piece: Buffer): Promise<void> {
+    this.#stream.write(encodeChunk(piece.length));
+    const written = new Promise<void>((resolve) => void this.#stream.write(piece, () => resolve()));
+    return this.#silence!.during(this.#whileOpen.wait(written));
+  }
+
+  #count(announced: Announced, bytes: number): void {
+    if (announced.isOver) return;
+    announced.bytesDone += bytes;
+    this.#progress.bytesDone += bytes;
+  }
+}
+
+/** Where what was opened lies, by no link: another may have taken the place of a folder on the way to it. */
+async function pathOf(handle: FileHandle, { source }: SourceFile): Promise<string> {
+  return readlink(`/proc/self/fd/${handle.fd}`).catch(() => realpath(source));
+}
+
+function isUnchanged(now: Stats, { bytes, mtimeMs }: SourceFile): boolean {
+  return now.size === bytes && now.mtimeMs === mtimeMs;
+}

@@ -1,0 +1,190 @@
+/**
+ * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name
+ * is resolved here and once, and the address that is dialled is the one that was checked. The peer learns no address
+ * that it has not named itself. For whoever uses a link.
+ */
+import { canonicalAddress, Refusal } from "../../protocol.ts";
+import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
+import { descriptors, type Holder } from "./descriptors.ts";
+import { NameError, Names } from "./names.ts";
+import { Pipe } from "./pipe.ts";
+import { FairShare } from "../shares/fair-share.ts";
+import { resetCodes, type Stream } from "../session/stream.ts";
+import {
+  AllowList,
+  formatHostPort,
+  formatTarget,
+  localhostAddresses,
+  readPurposeTarget,
+  type Target,
+} from "./target.ts";
+
+/** How long a target may take to accept, all of its addresses together. */
+const dialPatienceMs = 10_000;
+/** Bun cannot give up an attempt, so the kernel's own patience (2 min) holds a descriptor for each. */
+const dialling = new FairShare(2_048, 1 / 8);
+
+/** Of the whole program: whatever peers ask, its resolver is one. */
+const namesOfAll = new Names();
+
+export interface ServeOptions {
+  allow: AllowList;
+  /** Whoever has opened the stream: what a peer may take is counted by it. */
+  peer: string;
+  names?: Names;
+}
+
+/** A stream that is not served. The message is for our user; `told`, for the peer, has no address but what it asked for. */
+class Unserved extends Error {
+  readonly told: string;
+
+  constructor(told: string, message: string = told) {
+    super(message);
+    this.told = told;
+  }
+}
+
+/** How a stream of a peer fared. */
+export interface Served {
+  /** Canonical, or as much of it as could be read. */
+  target: string;
+  /** Why the stream was refused; undefined: it is joined to the target. */
+  refused?: string;
+}
+
+/**
+ * Joins the stream to the target that its purpose names, or resets it with the reason. The target's name is resolved
+ * once, here, and the address that is dialled is the one that was checked.
+ */
+export async function serveForward(
+  stream: Joinable,
+  purpose: Record<string, unknown>,
+  options: ServeOptions,
+  connection = new Connection(),
+): Promise<Served> {
+  let target = "?";
+  try {
+    const wanted = readPurposeTarget(purpose);
+    target = formatTarget(wanted);
+    const holder = { of: options.peer, isWaiting: () => stream.isWaiting };
+    await dial(await permittedAddresses(wanted, options), wanted, connection, holder);
+    if (stream.destroyed) connection.reset("the client went away");
+    else connection.join(stream);
+    return { target };
+  } catch (error) {
+    if (!(error instanceof Unserved || error instanceof NameError || error instanceof Refusal)) throw error;
+    stream.reset(error instanceof Unserved ? error.told : error.message, resetCodes.refused);
+    return { target, refused: error.message };
+  }
+}
+
+/** As `serveForward`, for a pipe to a target: what arrives is confirmed once the target has closed without an error. */
+export async function servePipe(
+  stream: Stream,
+  purpose: Record<string, unknown>,
+  options: ServeOptions,
+): Promise<Served> {
+  const pipe = new Pipe(stream);
+  const connection = new Connection();
+  connection.awaitsClose = true;
+  connection.onOver = (error) => void (error ?? pipe.confirm());
+  return serveForward(pipe, purpose, options, connection);
+}
+
+async function permittedAddresses(
+  target: Target,
+  { allow, peer, names = namesOfAll }: ServeOptions,
+): Promise<string[]> {
+  const refused = `${formatTarget(target)} is not allowed`;
+  if (!allow.mayPermit(target)) throw new Unserved(refused);
+  const { host, port } = target;
+  if (host === "localhost") return permittedOf([...localhostAddresses]);
+  if (canonicalAddress(host)) return permittedOf([host]);
+  const addresses = await names.addresses(host, peer, allow.names(target));
+  const rule = formatHostPort(addresses[0]!, port);
+  return permittedOf(addresses, `${refused} at ${addresses.slice(0, 4).join(", ")} (\`--allow ${rule}\`)`);
+
+  function permittedOf(all: readonly string[], reason = refused): string[] {
+    const permitted = allow.permitted(target, all);
+    if (permitted.length === 0) throw new Unserved(refused, reason);
+    return permitted;
+  }
+}
+
+/** Connects to the first address that accepts; an {@link Unserved} says why none did. */
+async function dial(
+  addresses: readonly string[],
+  target: Target,
+  connection: Connection,
+  holder: Omit<Holder, "giveUp">,
+): Promise<void> {
+  let unserved: Unserved | undefined;
+  for (const address of addresses) {
+    const patienceMs = dialPatienceMs / addresses.length;
+    const failed = await dialOne(address, target.port, connection, patienceMs, holder);
+    if (failed === undefined) return;
+    unserved ??= new Unserved(
+      `${formatTarget(target)}: ${failed}`,
+      `${formatHostPort(address, target.port)}: ${failed}`,
+    );
+  }
+  throw unserved!;
+}
+
+/** Resolves to why it failed. */
+async function dialOne(
+  hostname: string,
+  port: number,
+  connection: Connection,
+  patienceMs: number,
+  holder: Omit<Holder, "giveUp">,
+): Promise<string | undefined> {
+  let isOpen = false;
+  const free = takenBy({ ...holder, giveUp: (reason) => (isOpen && connection.reset(reason), isOpen) });
+  if (!free) return "too many connections are open for you";
+  // An attempt that is given up must not touch the connection, which another attempt may have by then.
+  let isGivenUp = false;
+  const { promise: late, resolve: giveUp } = Promise.withResolvers<string>();
+  const timer = setTimeout(() => {
+    isGivenUp = true;
+    giveUp(`no answer within ${Math.ceil(patienceMs / 1000)} s`);
+  }, patienceMs);
+  const open = (socket: Bun.Socket<Connection>) => {
+    if (isGivenUp || (socket.localPort === port && isSelfConnected(socket))) {
+      socket.data = new Connection();
+      socket.terminate();
+    } else {
+      isOpen = true;
+      connection.socketOpened(socket);
+    }
+  };
+  const close = (socket: Bun.Socket<Connection>, error?: Error) => {
+    free.socket();
+    socket.data.socketClosed(error);
+  };
+  const attempt = Bun.connect<Connection>({
+    ...{ hostname, port, allowHalfOpen: true, data: connection },
+    socket: { ...connectionHandlers, open, close },
+  })
+    .then((socket) => (socket.data === connection ? undefined : "ECONNREFUSED"))
+    .catch((error: NodeJS.ErrnoException) => {
+      free.socket();
+      return error.code ?? error.message;
+    })
+    .finally(free.attempt);
+  return Promise.race([attempt, late]).finally(() => clearTimeout(timer));
+}
+
+/** What an attempt takes of what there is for all, and what gives it back; undefined when that peer has its share. */
+function takenBy(holder: Holder): { attempt: () => void; socket: () => void } | undefined {
+  const attempt = dialling.take(holder.of);
+  const socket = attempt && descriptors().take(holder);
+  if (socket) return { attempt, socket };
+  attempt?.();
+  return undefined;
+}
+
+/** With nobody listening, a port of the ephemeral range can connect to itself. */
+function isSelfConnected({ localPort, remotePort, localAddress, remoteAddress }: Bun.Socket<Connection>) {
+  return localPort === remotePort && localAddress === remoteAddress;
+}

@@ -1,0 +1,105 @@
+/**
+ * Finds the files that a user wants sent, and what they are at that moment. Opens none of them. For
+ * native/uses/send.ts, and for whoever uses a link.
+ */
+import { readdir, realpath, stat } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
+import { fileProblem, maxFiles, type FileFailure } from "./files.ts";
+import { numbered } from "./filename.ts";
+
+/** A file of ours as it was when it was offered. */
+export interface SourceFile {
+  /** Where it is here. */
+  source: string;
+  /** By no link: the file, or the folder that it is in, that was named. Only what lies there is sent. */
+  within: string;
+  /** Where it goes there: relative, with slashes. */
+  path: string;
+  bytes: number;
+  mode: number;
+  /** As the file system says; the wire has whole milliseconds. */
+  mtimeMs: number;
+}
+
+export interface Collection {
+  name: string;
+  /** What was named. */
+  things: number;
+  files: SourceFile[];
+  bytes: number;
+  /** What is neither file nor folder, or can't be read. */
+  skipped: FileFailure[];
+}
+
+/** Whether a path is that, or below it. */
+export const isWithin = (path: string, within: string): boolean =>
+  path === within || path.startsWith(within.endsWith("/") ? within : `${within}/`);
+
+/**
+ * Finds what a user wants sent: files, and folders as their files. A link is followed where it was named; in a folder
+ * where it leads to a file of the same folder, for what lies elsewhere was not named. Throws an Error for a path that is
+ * not there.
+ */
+export async function collectFiles(paths: readonly string[]): Promise<Collection> {
+  const collection: Collection = { name: "", things: paths.length, files: [], bytes: 0, skipped: [] };
+  const taken = new Set<string>();
+  /** Of each name, the last number that was given: they need not be tried again. */
+  const numbers = new Map<string, number>();
+  for (const path of paths) {
+    const source = resolve(path);
+    const found = await stat(source).catch((error) => {
+      throw new Error(`${path}: ${fileProblem(error)}`);
+    });
+    const base = basename(source) || "root";
+    let number = numbers.get(base) ?? 0;
+    let name: string;
+    do name = numbered(base, ++number);
+    while (taken.has(name));
+    numbers.set(base, number);
+    taken.add(name);
+    collection.name ||= paths.length > 1 ? `${name} and ${paths.length - 1} more` : name;
+    const within = await realpath(source);
+    if (found.isDirectory()) await collectFolder(source, name, within, collection);
+    else await collectFile(source, name, within, collection);
+  }
+  return collection;
+}
+
+async function collectFolder(
+  source: string,
+  path: string,
+  within: string,
+  collection: Collection,
+): Promise<void> {
+  const entries = await readdir(source, { withFileTypes: true }).catch((error) => {
+    collection.skipped.push({ path, reason: fileProblem(error) });
+    return [];
+  });
+  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const [from, to] = [join(source, entry.name), `${path}/${entry.name}`];
+    if (entry.isDirectory()) await collectFolder(from, to, within, collection);
+    else await collectFile(from, to, within, collection, entry.isSymbolicLink());
+  }
+}
+
+async function collectFile(
+  source: string,
+  path: string,
+  within: string,
+  collection: Collection,
+  isLink = false,
+): Promise<void> {
+  const { files, skipped } = collection;
+  if (files.length >= maxFiles) throw new Error(`at most ${maxFiles} files are sent at once`);
+  try {
+    const found = await stat(source);
+    if (!found.isFile()) return void skipped.push({ path, reason: "it is not a file" });
+    if (isLink && !isWithin(await realpath(source), within))
+      return void skipped.push({ path, reason: "it is a link that leads out of the folder" });
+    const { size: bytes, mode, mtimeMs } = found;
+    files.push({ source, within, path, bytes, mode: mode & 0o777, mtimeMs });
+    collection.bytes += bytes;
+  } catch (error) {
+    skipped.push({ path, reason: fileProblem(error) });
+  }
+}

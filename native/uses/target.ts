@@ -1,0 +1,281 @@
+/**
+ * Where streams may lead: how a target on the peer's side is written, and which ones a participant allows. Pure: it
+ * resolves and dials nothing. For native/uses/forward.ts and pipe.ts, and for whoever reads such text from a user.
+ *
+ *   target   [HOST:]PORT                      HOST: a name or an address; without it, localhost
+ *   forward  [BIND:]PORT:PEER:[HOST:]PORT     listens on BIND, without it on 127.0.0.1
+ *   pipe     PEER or PEER:[HOST:]PORT
+ *   rule     [HOST:]PORT                      `*` for either; a network (10.0.0.0/8) for HOST
+ *
+ * What a rule is about is what the peer must ask for: an address, for addresses and networks; that very name, for a
+ * name; either, for `*`. So no name is looked up that no rule is about.
+ *
+ * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
+ */
+import { BlockList } from "node:net";
+import { addressScope, canonicalAddress, Refusal } from "../../protocol.ts";
+
+/** RFC 1035 §2.3.4, without the final dot. */
+const maxHostLength = 253;
+/** Rules of one list: each is asked for every stream. */
+const maxRules = 256;
+const defaultBind = "127.0.0.1";
+/** RFC 6761 §6.3: never looked up, whatever a name server would say. */
+export const localhostAddresses: readonly string[] = ["127.0.0.1", "::1"];
+
+/** What a user wrote cannot be read; the message says why and what would do. */
+export class SpecError extends Error {}
+
+/** A TCP service as the serving side sees it. The host is a name in lower case or a canonical address. */
+export interface Target {
+  host: string;
+  port: number;
+}
+
+export interface Listen {
+  /** An address of this host. */
+  bind: string;
+  port: number;
+}
+
+export interface ForwardSpec {
+  listen: Listen;
+  /** A name or an id, as written. */
+  peer: string;
+  target: Target;
+}
+
+export interface PipeSpec {
+  peer: string;
+  /** Without it: the peer's own standard input and output. */
+  target?: Target;
+}
+
+// --- reading ---------------------------------------------------------------------------------------------
+
+/** `203.0.113.7:80`, `[2001:db8::7]:80`, `db.internal:5432`. */
+export function formatHostPort(host: string, port: number | "*"): string {
+  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+export const formatTarget = ({ host, port }: Target): string => formatHostPort(host, port);
+
+/** Parts between colons, brackets taken off; throws for brackets that do not fit. */
+function splitParts(text: string): string[] {
+  const parts = text.match(/\[[^[\]]*\]|[^:[\]]+/g) ?? [];
+  if (parts.join(":") !== text) {
+    throw new SpecError(`${text}: parts are separated by colons, IPv6 addresses in brackets`);
+  }
+  return parts.map((part) => (part.startsWith("[") ? part.slice(1, -1) : part));
+}
+
+const isPort = (text: string): boolean => /^[1-9]\d{0,4}$/.test(text) && Number(text) <= 65535;
+
+function readPort(text: string, whole: string): number {
+  if (isPort(text)) return Number(text);
+  throw new SpecError(`${whole}: ${text} is not a port (1 to 65535)`);
+}
+
+/** A name in lower case or a canonical address; undefined for what is neither. */
+function canonicalHost(text: string): string | undefined {
+  const address = canonicalAddress(text);
+  if (address) return address.address;
+  const name = text.toLowerCase().replace(/\.$/, "");
+  // Anything a resolver takes for a name, but nothing that it could take for an option, a zone or a path.
+  const isName = name.length <= maxHostLength && /^[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?$/.test(name);
+  return isName && !name.includes("..") ? name : undefined;
+}
+
+function readHost(text: string, whole: string): string {
+  const host = canonicalHost(text);
+  if (host === undefined) throw new SpecError(`${whole}: ${text} is neither a host name nor an address`);
+  return host;
+}
+
+function readTarget(parts: readonly string[], whole: string): Target {
+  const [host, port] = parts.length === 1 ? ["localhost", parts[0]!] : [parts[0]!, parts[1]!];
+  return { host: readHost(host, whole), port: readPort(port, whole) };
+}
+
+function readListen(parts: readonly string[], whole: string): Listen {
+  const [bind, port] = parts.length === 1 ? [defaultBind, parts[0]!] : [parts[0]!, parts[1]!];
+  const address = bind === "*" ? "0.0.0.0" : bind === "localhost" ? defaultBind : bind;
+  const canonical = canonicalAddress(address)?.address;
+  if (canonical === undefined) {
+    throw new SpecError(`${whole}: ${bind} is not an address of this host to listen on (* for all)`);
+  }
+  return { bind: canonical, port: readPort(port, whole) };
+}
+
+/** Reads `[BIND:]PORT:PEER:[HOST:]PORT`; throws a {@link SpecError}. */
+export function parseForward(text: string): ForwardSpec {
+  const parts = splitParts(text);
+  if (parts.length < 3 || parts.length > 5) {
+    throw new SpecError(`${text}: a forward is [BIND:]PORT:PEER:[HOST:]PORT, such as 8080:bob:80`);
+  }
+  // With four parts a number in front is the port: no address to listen on is a mere number.
+  const listenParts = parts.length === 5 || (parts.length === 4 && !/^\d+$/.test(parts[0]!)) ? 2 : 1;
+  return {
+    listen: readListen(parts.slice(0, listenParts), text),
+    peer: parts[listenParts]!,
+    target: readTarget(parts.slice(listenParts + 1), text),
+  };
+}
+
+/** Reads `[BIND:]PORT`; throws a {@link SpecError}. */
+export function parseListen(text: string): Listen {
+  const parts = splitParts(text);
+  if (parts.length === 1 || parts.length === 2) return readListen(parts, text);
+  throw new SpecError(`${text}: what listens is [BIND:]PORT, such as 8080`);
+}
+
+/** Reads `PEER` or `PEER:[HOST:]PORT`; throws a {@link SpecError}. */
+export function parsePipe(text: string): PipeSpec {
+  const [peer, ...target] = splitParts(text);
+  if (peer === undefined || target.length > 2) {
+    throw new SpecError(`${text}: a pipe is PEER or PEER:[HOST:]PORT, such as bob or bob:22`);
+  }
+  return { peer, ...(target.length > 0 && { target: readTarget(target, text) }) };
+}
+
+/** The target that the purpose of a stream names; throws a {@link Refusal}. */
+export function readPurposeTarget({ host, port }: Record<string, unknown>): Target {
+  const canonical = typeof host === "string" ? canonicalHost(host) : undefined;
+  if (canonical === undefined) throw new Refusal("bad-field", "host must be a host name or an address");
+  if (typeof port !== "number" || !isPort(String(port))) {
+    throw new Refusal("bad-field", "port must be a whole number from 1 to 65535");
+  }
+  return { host: canonical, port };
+}
+
+// --- allowing --------------------------------------------------------------------------------------------
+
+/** Of one family each: Node takes 127.0.0.1 for ::ffff:127.0.0.1, which ::/0 would have in it. */
+type Networks = Partial<Record<Family, BlockList>>;
+/** `*`: any address, by any name. A name: its addresses, if peers ask for it by that name. Addresses: those. */
+type RuleHost = "*" | { name: string } | { networks: Networks };
+
+interface Rule {
+  /** In canonical spelling. */
+  readonly text: string;
+  readonly host: RuleHost;
+  readonly port: number | "*";
+}
+
+function parseRule(text: string): Rule {
+  const parts = splitParts(text);
+  if (parts.length < 1 || parts.length > 2) {
+    throw new SpecError(`${text}: what is allowed is [HOST:]PORT, such as 22, 10.0.0.0/8:443 or *:80`);
+  }
+  const port = parts.at(-1) === "*" ? "*" : readPort(parts.at(-1)!, text);
+  const [host, spelling] = readRuleHost(parts.length === 1 ? "localhost" : parts[0]!, text);
+  return { text: formatHostPort(spelling, port), host, port };
+}
+
+function readRuleHost(text: string, whole: string): [host: RuleHost, spelling: string] {
+  if (text === "*") return ["*", "*"];
+  const [start = "", prefix] = text.split(/\/(.*)/, 2);
+  const host = readHost(start, whole);
+  const address = canonicalAddress(host);
+  if (prefix !== undefined && !address) throw new SpecError(`${whole}: ${text} is not a network`);
+  if (host === "localhost") return [{ networks: networksOf(localhostAddresses) }, host];
+  if (!address) return [{ name: host }, host];
+  if (prefix === undefined && isUnspecified(host))
+    throw new SpecError(
+      `${whole}: ${host} is no address that can be reached; 127.0.0.1 or [::1] is this host`,
+    );
+  if (prefix === undefined) return [{ networks: networksOf([host]) }, host];
+  const bits = Number(prefix);
+  if (!/^\d{1,3}$/.test(prefix) || bits > (address.family === 4 ? 32 : 128)) {
+    throw new SpecError(`${whole}: /${prefix} is no prefix length of an IPv${address.family} network`);
+  }
+  const networks = new BlockList();
+  networks.addSubnet(host, bits, familyOf(host));
+  return [{ networks: { [familyOf(host)]: networks } }, `${host}/${bits}`];
+}
+
+function networksOf(addresses: readonly string[]): Networks {
+  const networks: Networks = {};
+  for (const address of addresses) {
+    const family = familyOf(address);
+    (networks[family] ??= new BlockList()).addAddress(address, family);
+  }
+  return networks;
+}
+
+type Family = "ipv4" | "ipv6";
+const familyOf = (address: string): Family => (address.includes(":") ? "ipv6" : "ipv4");
+
+function contains(networks: Networks, address: string): boolean {
+  const family = familyOf(address);
+  return networks[family]?.check(address, family) ?? false;
+}
+
+/** What whoever has a name in the hand of their name server could turn it to: only a rule for addresses opens that. */
+function isOurs(address: string): boolean {
+  const scope = addressScope(address);
+  return scope === "loopback" || scope === "unusable";
+}
+
+function permits({ host }: Rule, target: Target, address: string): boolean {
+  if (host === "*") return true;
+  if ("name" in host) return host.name === target.host && !isOurs(address);
+  // Linux connects to itself where that is asked for.
+  return !isUnspecified(address) && contains(host.networks, address);
+}
+
+const isUnspecified = (address: string): boolean => address === "0.0.0.0" || address === "::";
+
+/** Whether the peer must have named an address for such a rule, and has. */
+const isAddress = ({ host }: Target): boolean => host === "localhost" || canonicalAddress(host) !== undefined;
+
+/** What peers may reach through us. Empty at first: nothing. */
+export class AllowList {
+  #rules: Rule[] = [];
+
+  /** Adds what a user wrote and returns its canonical spelling; throws a {@link SpecError}. */
+  add(text: string): string {
+    const rule = parseRule(text);
+    if (this.#rules.some((one) => one.text === rule.text)) return rule.text;
+    if (this.#rules.length >= maxRules) throw new SpecError(`at most ${maxRules} targets can be allowed`);
+    this.#rules.push(rule);
+    return rule.text;
+  }
+
+  /** Whether there was such a rule; throws a {@link SpecError}. Connections that it let through go on. */
+  remove(text: string): boolean {
+    const canonical = parseRule(text).text;
+    const before = this.#rules.length;
+    this.#rules = this.#rules.filter((one) => one.text !== canonical);
+    return this.#rules.length < before;
+  }
+
+  /** The rules, in canonical spelling. */
+  get rules(): string[] {
+    return this.#rules.map(({ text }) => text);
+  }
+
+  /** Whether any address of the target could be permitted. If not, its name is not even looked up. */
+  mayPermit(target: Target): boolean {
+    return this.#rulesFor(target).some(
+      ({ host }) => host === "*" || ("networks" in host ? isAddress(target) : host.name === target.host),
+    );
+  }
+
+  /** Whether a rule has that very name. */
+  names(target: Target): boolean {
+    return this.#rulesFor(target).some(
+      ({ host }) => host !== "*" && "name" in host && host.name === target.host,
+    );
+  }
+
+  /** Those of the target's addresses, all canonical, that may be dialled. */
+  permitted(target: Target, addresses: readonly string[]): string[] {
+    const rules = this.#rulesFor(target);
+    return addresses.filter((address) => rules.some((rule) => permits(rule, target, address)));
+  }
+
+  #rulesFor({ port }: Target): Rule[] {
+    return this.#rules.filter((rule) => rule.port === "*" || rule.port === port);
+  }
+}

@@ -1,0 +1,168 @@
+import { expect, test } from "bun:test";
+import {
+  Histogram,
+  Metrics,
+  MetricsServer,
+  quantile,
+  renderPrometheus,
+} from "../../native/introducer/metrics.ts";
+
+const gauges = { participants: 3, rooms: 2, connections: 5, waiting: 1, relays: 1, relayedBytes: 1536 };
+
+function busy(): Metrics {
+  const metrics = new Metrics();
+  metrics.joined();
+  metrics.refused("limit");
+  metrics.refused("limit");
+  metrics.turnedAway();
+  metrics.introduced("linked", "direct", 80);
+  metrics.introduced("linked", "direct", 180);
+  metrics.introduced("peer-left", "none", 30);
+  metrics.ticked(3);
+  metrics.ticked(-1); // early, as far as the clock tells
+  return metrics;
+}
+
+const name = "[a-zA-Z_:][a-zA-Z0-9_:]*";
+const label = `[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\\\\n]|\\\\[\\\\"n])*"`;
+const samplePattern = new RegExp(
+  `^(${name})(\\{${label}(?:,${label})*\\})? (\\+Inf|-?[0-9.]+(?:e[+-]?[0-9]+)?)$`,
+);
+
+/** One family: HELP, TYPE, and samples that are all its own. */
+function parseFamily(lines: string[]): [string, Map<string, number>] {
+  const [, named, help] = new RegExp(`^# HELP (${name}) (\\S.*)$`).exec(lines[0] ?? "") ?? [];
+  const [, typed, type = ""] =
+    new RegExp(`^# TYPE (${name}) (gauge|counter|histogram)$`).exec(lines[1] ?? "") ?? [];
+  if (!named || !help || typed !== named)
+    throw new Error(`not HELP and TYPE: ${lines.slice(0, 2).join("; ")}`);
+  if ((type === "counter") !== named.endsWith("_total")) throw new Error(`a ${type} called ${named}`);
+  const samples = new Map<string, number>();
+  for (const line of lines.slice(2)) {
+    const [, sample = "", labels = "", value = ""] = samplePattern.exec(line) ?? [];
+    const suffix = sample.slice(named.length);
+    const suffixes = type === "histogram" ? ["_bucket", "_sum", "_count"] : [""];
+    if (!sample.startsWith(named) || !suffixes.includes(suffix)) throw new Error(`not of ${named}: ${line}`);
+    if (samples.has(sample + labels)) throw new Error(`again: ${line}`);
+    samples.set(sample + labels, Number(value.replace("+Inf", "Infinity")));
+  }
+  if (type === "histogram") checkHistogram(named, samples);
+  return [named, samples];
+}
+
+/** Bounds that grow up to +Inf, of counts that don't shrink; the last is the count of all. */
+function checkHistogram(named: string, samples: ReadonlyMap<string, number>): void {
+  const buckets = [...samples].filter(([sample]) => sample.startsWith(`${named}_bucket`));
+  const bounds = buckets.map(([sample]) =>
+    Number(/\{le="([^"]+)"\}$/.exec(sample)?.[1]?.replace("+Inf", "Infinity")),
+  );
+  const counts = buckets.map(([, value]) => value);
+  const grows = (values: number[]) => values.every((value, at) => at === 0 || value >= values[at - 1]!);
+  if (!grows(bounds) || new Set(bounds).size < bounds.length || bounds.at(-1) !== Infinity)
+    throw new Error(`bounds of ${named}: ${bounds.join(" ")}`);
+  if (!grows(counts) || counts.at(-1) !== samples.get(`${named}_count`) || !samples.has(`${named}_sum`))
+    throw new Error(`counts of ${named}: ${counts.join(" ")}`);
+}
+
+/** The page as Prometheus takes it: name and labels to value, or an error in words. */
+function parsePage(page: string): Map<string, number> {
+  if (!page.endsWith("\n")) throw new Error("the last line has no end");
+  const families = page
+    .slice(0, -1)
+    .split(/\n(?=# HELP )/)
+    .map((text) => parseFamily(text.split("\n")));
+  if (new Set(families.map(([named]) => named)).size < families.length)
+    throw new Error("a family comes twice");
+  return new Map(families.flatMap(([, samples]) => [...samples]));
+}
+
+test("the page is one that Prometheus reads, in seconds and bytes", () => {
+  const values = parsePage(renderPrometheus(busy().read(gauges), '1\\2"3\n'));
+  expect(Object.fromEntries(values)).toMatchObject({
+    'introducer_build_info{version="1\\\\2\\"3\\n"}': 1,
+    introducer_participants: 3,
+    introducer_relayed_bytes_total: 1536,
+    introducer_turned_away_total: 1,
+    'introducer_introductions_total{outcome="linked",way="direct"}': 2,
+    'introducer_introductions_total{outcome="peer-left",way="none"}': 1,
+    'introducer_refusals_total{code="limit"}': 2,
+    'introducer_link_seconds_bucket{le="0.05"}': 0,
+    'introducer_link_seconds_bucket{le="0.1"}': 1,
+    'introducer_link_seconds_bucket{le="0.2"}': 2,
+    'introducer_link_seconds_bucket{le="+Inf"}': 2,
+    introducer_link_seconds_sum: 0.26,
+    introducer_link_seconds_count: 2,
+    introducer_event_loop_delay_seconds_count: 2,
+    process_resident_memory_bytes: expect.any(Number),
+  });
+});
+
+test("an introducer to whom nothing has happened has a page, too", () => {
+  const page = renderPrometheus(new Metrics().read(gauges), "0");
+  expect(parsePage(page).get('introducer_link_seconds_bucket{le="+Inf"}')).toBe(0);
+});
+
+test.each([
+  ["twice", (page: string) => page + page],
+  ["without its end", (page: string) => page.trimEnd()],
+  ["without a HELP", (page: string) => page.replace(/# HELP introducer_rooms .*\n/, "")],
+  ["with a bucket that shrinks", (page: string) => page.replace(/(le="0.1"\}) 1/, "$1 9")],
+  ["with a count that is not that of +Inf", (page: string) => page.replace(/(_count) \d+/, "$1 77")],
+  ["with a bare quote in a label", (page: string) => page.replace('version="0', 'version="0"')],
+])("a page %s is none", (_, spoil) => {
+  const page = renderPrometheus(busy().read(gauges), "0");
+  expect(parsePage(page).size).toBeGreaterThan(20);
+  expect(spoil(page)).not.toBe(page);
+  expect(() => parsePage(spoil(page))).toThrow();
+});
+
+test("whether the rooms are shared is shown where they are to be", () => {
+  const shown = (isShared?: boolean) =>
+    parsePage(
+      renderPrometheus(new Metrics().read({ ...gauges, ...(isShared !== undefined && { isShared }) }), "0"),
+    );
+  expect([true, false, undefined].map((one) => shown(one).get("introducer_rooms_shared"))).toEqual([
+    1,
+    0,
+    undefined,
+  ]);
+});
+
+test("quantiles are bounds of a histogram", () => {
+  const histogram = new Histogram([10, 20]);
+  expect(quantile(histogram.read(), 0.5)).toBeUndefined();
+  for (const ms of [1, 10, 11, 500]) histogram.add(ms);
+  expect([0.5, 0.75, 0.99].map((part) => quantile(histogram.read(), part))).toEqual([10, 20, Infinity]);
+});
+
+test("the server has one page, which is read only", async () => {
+  const server = new MetricsServer(
+    "127.0.0.1",
+    0,
+    () => "introducer_participants 0\n",
+    () => {},
+  );
+  const at = `http://127.0.0.1:${server.port}`;
+  const asked = await Promise.all([
+    fetch(`${at}/metrics`),
+    fetch(`${at}/`),
+    fetch(`${at}/metrics`, { method: "POST", body: "x" }),
+  ]);
+  expect(asked.map(({ status }) => status)).toEqual([200, 404, 405]);
+  expect(asked[0].headers.get("content-type")).toContain("version=0.0.4");
+  expect(await asked[0].text()).toBe("introducer_participants 0\n");
+  server.stop();
+  expect(fetch(`${at}/metrics`)).rejects.toThrow();
+});
+
+test("a page that fails is told to the operator, and nothing of it to who asked", async () => {
+  const mistakes: unknown[] = [];
+  const page = () => {
+    throw new Error("of our own");
+  };
+  const server = new MetricsServer("127.0.0.1", 0, page, (error) => mistakes.push(error));
+  const response = await fetch(`http://127.0.0.1:${server.port}/metrics`);
+  expect([response.status, await response.text()]).toEqual([500, "an error in the introducer\n"]);
+  expect(mistakes).toEqual([new Error("of our own")]);
+  server.stop();
+});
