@@ -5,115 +5,104 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
-import { constants, hostname, userInfo } from "node:os";
+import { constants } from "node:os";
 import { isatty } from "node:tty";
-import { basename } from "node:path";
 import { hideArgument } from "./native/host/arguments.ts";
 import { ControlChannel, verify } from "./native/host/control.ts";
 import { requirePlatform } from "./native/host/libc.ts";
 import { Credentials } from "./native/secure/channel.ts";
 import { Gathering } from "./native/uses/gather.ts";
-import { Keep, notLinked } from "./native/participant/keep.ts";
+import { Keep } from "./native/participant/keep.ts";
 import type { Link, Purpose } from "./native/session/link.ts";
 import {
   distrust,
+  type Member,
   newRoomWords,
   openRoom,
   prove,
+  type Room,
   roomOf,
   secretRoom,
-  type Member,
-  type Room,
 } from "./native/secure/room.ts";
 import type { Pipe } from "./native/uses/pipe.ts";
 import { resetCodes, type Stream } from "./native/session/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/uses/stdio.ts";
-import { AllowList, parseForward, parsePipe, SpecError, type PipeSpec } from "./native/uses/target.ts";
-import {
-  Uses,
-  type Forwarding,
-  type ForwardRow,
-  type From,
-  type Transfer,
-  type UseEvent,
-} from "./native/uses/services.ts";
-import { IdentityError, identityOrOneForNow, type Identity } from "./native/secure/identity.ts";
-import {
-  RemotePeer,
-  ToldError,
-  type PeerEvent,
-  type PeerRow,
-  type PeerSurroundings,
-} from "./native/participant/peer.ts";
-import { UnaskedBudget, type Unasked } from "./native/punch/allowance.ts";
-import { hostCandidates } from "./native/punch/candidates.ts";
-import { Gate, isAsFar } from "./native/punch/gate.ts";
-import { rehearseCandidates, type Ground } from "./native/punch/introduction.ts";
-import {
-  classifyMapping,
-  sampleMapping,
-  testHairpinning,
-  type MappingBehaviour,
-} from "./native/punch/mapping.ts";
-import { PortMapping, protocolNames, type PortMappingState } from "./native/punch/portmap.ts";
-import { PunchPort, rehearse } from "./native/punch/punch.ts";
-import { byTurns } from "./native/shares/turns.ts";
-import {
-  CommandError,
-  completions,
-  count,
-  jsonPieces,
-  otherStartedAs,
-  readCommand,
-  readOptions,
-  renderCommands,
-  renderRows,
-  renderTable,
-  runProgram,
-  startedAs,
-  Terminal,
-  UsageError,
-  version,
-  wideColumns,
-  type Cell,
-  type Colors,
-  type Column,
-  type Command,
-  type Part,
-} from "./native/terminal/terminal.ts";
+import type { PipeSpec } from "./native/uses/target.ts";
+import { type From, Uses } from "./native/uses/services.ts";
+import { type Identity, IdentityError, identityOrOneForNow } from "./native/secure/identity.ts";
+import { type PeerRow, type PeerSurroundings, RemotePeer } from "./native/participant/peer.ts";
 import {
   age,
-  canonicalAddress,
   defaultPort,
   defaultRoom,
-  failureReasons,
+  type Endpoint,
+  type Filtering,
   formatEndpoint,
   isNumberedName,
   isUntranslated,
-  jsonLine,
-  nameProblem,
   nameSkeleton,
+  type Peer,
   planRounds,
   printable,
   protocolVersion,
   publicInstance,
-  roomProblem,
   scopeOf,
-  splitEndpoint,
-  unlinkReasons,
-  UserError,
-  type AddressScope,
-  type Endpoint,
-  type FailureReason,
-  type Filtering,
-  type Mapping,
-  type Peer,
-  type Route,
   type Situation,
+  splitEndpoint,
   type ToIntroducer,
+  ToldError,
   type ToParticipant,
-  type Way,
+  UserError,
 } from "./protocol.ts";
+import { type Unasked, UnaskedBudget } from "./native/punch/allowance.ts";
+import { hostCandidates } from "./native/punch/candidates.ts";
+import { Gate, isAsFar } from "./native/punch/gate.ts";
+import { type Ground, rehearseCandidates } from "./native/punch/introduction.ts";
+import {
+  classifyMapping,
+  type MappingBehaviour,
+  sampleMapping,
+  testHairpinning,
+} from "./native/punch/mapping.ts";
+import { PortMapping } from "./native/punch/portmap.ts";
+import { PunchPort, rehearse } from "./native/punch/punch.ts";
+import { byTurns } from "./native/shares/turns.ts";
+import { runProgram, Terminal } from "./native/terminal/terminal.ts";
+import {
+  CommandError,
+  completions,
+  otherStartedAs,
+  startedAs,
+  version,
+} from "./native/terminal/command-line.ts";
+import { bytes, count } from "./native/terminal/text.ts";
+import {
+  defaultKeepMinutes,
+  type NatReport,
+  type ParticipantEvent,
+  type ParticipantOptions,
+  type RoomKind,
+  type Self,
+} from "./native/participant/events.ts";
+import { transferLine } from "./native/terminal/participant-story.ts";
+import {
+  type Arguments,
+  askedRoom,
+  commands,
+  newRoom,
+  readArguments,
+  readHostPort,
+  shownRoom,
+  usage,
+} from "./native/terminal/participant-arguments.ts";
+import {
+  askIntroducer,
+  askRoom,
+  failIfAny,
+  isQuit,
+  keepFor,
+  Prompt,
+} from "./native/terminal/participant-prompt.ts";
 
 export { UserError, type From, type Link, type Stream };
 
@@ -140,8 +129,6 @@ const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
 /** Characters of what a stream is said to be for. */
 const maxUseLength = 256;
-/** How long a link is kept without a connection, unless told otherwise. */
-export const defaultKeepMinutes = 10;
 /** Names of ours in one try to register that others may have before us. */
 const maxNamesTried = 8;
 /** How often what is under way is drawn. */
@@ -150,96 +137,6 @@ const statusPeriodMs = 500;
 const announceAfterMs = 1_000;
 
 // --- types -----------------------------------------------------------------------------------------------
-
-/** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
-export type ParticipantEvent =
-  | PeerEvent
-  | UseEvent
-  /** The words of a private room are nobody's but those who know them: they are in no event. */
-  | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
-  | { event: "peers"; peers: PeerRow[] }
-  | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
-  | {
-      event: "updated";
-      peer: number;
-      name: string;
-      public: Endpoint;
-      mapped?: Endpoint;
-      mapping: Mapping;
-      roundTripMs?: number;
-    }
-  | { event: "left"; peer: number; name: string }
-  | { event: "mapping"; mapping: Mapping; step: number }
-  /** Whether our router opens a port for us. */
-  | { event: "port-mapping"; state: PortMappingState }
-  | ({ event: "nat" } & NatReport)
-  | { event: "echo"; text: string; rttMs: number }
-  | { event: "notice"; text: string }
-  /** Something takes more than a second. */
-  | { event: "waiting"; for: "introducer" | "peer"; text: string }
-  | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
-  /** Something that we can do without, but should not have to. */
-  | { event: "warning"; message: string }
-  | { event: "error"; message: string };
-
-export type RoomKind = "lobby" | "private";
-
-type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
-
-/** What the `nat` command finds out (RFC 5382, RFC 5780). */
-export interface NatReport extends MappingBehaviour {
-  /** What the introducer sees, and how far away it can be to see that. */
-  observed: Endpoint;
-  scope: AddressScope;
-  /** Whether the introducer sees another address than the host has. */
-  isTranslated: boolean;
-  /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
-  filtering?: Filtering;
-  /** The same of one from an address that we have never called, where the introducer has such. */
-  filteringElsewhere?: Filtering;
-  hairpinning: boolean;
-  /** Whether the host has a global IPv6 address. */
-  ipv6: boolean;
-  /** What came of asking the router for a port; undefined where it is not asked. */
-  portMapping?: PortMappingState;
-  /** With which kinds of peer a direct link is expected, and by which way first. */
-  expected: { peer: string; way: Way | "none" }[];
-}
-
-/** What we are in the room. */
-export interface Self {
-  id: number;
-  name: string;
-  room: RoomKind;
-  public: Endpoint;
-  private: Endpoint[];
-  mapped?: Endpoint;
-  fingerprint: string;
-  mapping: Mapping;
-}
-
-export interface ParticipantOptions {
-  /** Name or address of the introducer. */
-  host: string;
-  /** Its port (7000). */
-  port?: number;
-  /** What others call us: one word. */
-  name: string;
-  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
-  room: string | Room | Promise<Room>;
-  /** The one kept in the user's state folder, unless given. */
-  identity?: Identity;
-  /** All that happens, for whoever wants to tell it. */
-  onEvent?: (event: ParticipantEvent) => void;
-  /** Report every attempt of a punch as an `attempt` event. */
-  verbose?: boolean;
-  /** Never let the introducer relay our links. */
-  direct?: boolean;
-  /** Whether the router is asked for a port; by default it is, where one is before us. */
-  portMapping?: boolean;
-  /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
-  keepMinutes?: number;
-}
 
 type Registered = ToParticipant & { type: "registered" };
 type Filtered = ToParticipant & { type: "filtering" };
@@ -1255,829 +1152,9 @@ function expectations(own: Situation, filtering: Filtering | undefined): NatRepo
 
 // --- rendering -------------------------------------------------------------------------------------------
 
-const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
-  linked: (c) => c.green,
-  returning: (c) => c.yellow,
-  untrusted: (c) => c.red,
-  punching: (c) => c.yellow,
-  agreeing: (c) => c.yellow,
-  known: (c) => c.dim,
-  failed: (c) => c.red,
-};
-const stateMarks: Record<PeerRow["state"], string> = {
-  linked: "● linked",
-  returning: "◌ coming back",
-  punching: "◌ punching",
-  agreeing: "◌ agreeing",
-  known: "○ known",
-  failed: "✗ failed",
-  untrusted: "✗ untrusted",
-};
-
-/** Two lines a peer and more: 80 columns suffice. */
-const narrowList: Column[] = [
-  { head: "" },
-  { head: "id", least: 5 },
-  { head: "name", least: 10 },
-  { head: "private endpoint\npublic endpoint", least: 21 },
-  { head: "link", least: 24 },
-];
-/** One line a peer. */
-const wideList: Column[] = [
-  { head: "" },
-  { head: "id" },
-  { head: "name", least: 12, isCut: true },
-  { head: "private endpoint", optional: 4 },
-  { head: "public endpoint" },
-  { head: "link" },
-  { head: "from", optional: 2 },
-  { head: "to", optional: 1 },
-  { head: "bytes", optional: 3 },
-];
-
-/**
- * The list in `columns` columns, of which it needs 80, in pieces, made by turns with all else; Infinity, for a pipe, cuts
- * and wraps nothing.
- */
-export async function renderList(rows: readonly PeerRow[], columns: number, c: Colors): Promise<string[]> {
-  if (rows.length === 0)
-    return ["Nobody else is in the room. Others join with the same introducer and --room."];
-  const isWide = columns >= wideColumns;
-  const cells = (row: PeerRow): Cell[] => [
-    [{ text: stateMarks[row.state], paint: stateLabels[row.state](c) }],
-    [row.present ? String(row.id) : "-"],
-    [{ text: printable(row.name), paint: c.bold }],
-    ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
-  ];
-  const pieces = await renderRows(isWide ? wideList : narrowList, rows, cells, columns);
-  return [...pieces, total(rows)];
-}
-
-function narrowCells(row: PeerRow, c: Colors): Cell[] {
-  const [first = "none", ...others] = row.private;
-  const more = others.length > 0 ? [`+${others.length} more`] : [];
-  const hosts = [first, ...more].map((text) => ({ text, paint: c.dim }));
-  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`] : [];
-  const bytes = row.route === undefined ? [] : [traffic(row)];
-  return [
-    [...hosts, row.public],
-    [linkPart(row, [linkWords(row)], c), ...path, ...bytes, ...lastSeen(row)],
-  ];
-}
-
-function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
-  const [first = "none", ...others] = row.private;
-  const more = others.length > 0 ? ` +${others.length} more` : "";
-  const hosts = columns === Infinity ? row.private.join(", ") || first : `${first}${more}`;
-  const isLinked = row.state === "linked";
-  const words = [linkWords(row), ...lastSeen(row)];
-  return [
-    [{ text: hosts, paint: c.dim }],
-    [row.public],
-    [linkPart(row, words, c)],
-    [isLinked ? `${row.local}` : ""],
-    [isLinked ? `→ ${row.remote}` : ""],
-    [row.route === undefined ? "" : traffic(row)],
-  ];
-}
-
-/** What goes by the introducer's relay stands out. */
-function linkPart({ route }: PeerRow, words: string[], c: Colors): Part {
-  const text = words.filter(Boolean).join(" ");
-  return route === "relay" ? { text, paint: c.yellow } : { text };
-}
-
-function linkWords(row: PeerRow): string {
-  if (row.state === "failed") return row.reason ?? "";
-  if (row.state === "untrusted") return "proof is wrong";
-  if (row.state === "returning") return `was ${row.route}, ${age(row.ageMs ?? 0)}`;
-  if (row.state !== "linked") return "";
-  const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
-  return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
-}
-
-/** `list -v`: what the table has no room for, likewise. */
-export async function renderDetails(rows: readonly PeerRow[], c: Colors): Promise<string[]> {
-  const pieces: string[] = [];
-  await byTurns(rows, (row) => void pieces.push(pieces.length > 0 ? "\n" : "", renderDetail(row, c)));
-  return pieces;
-}
-
-function renderDetail(row: PeerRow, c: Colors): string {
-  const toIntroducer = row.roundTripMs === undefined ? "" : `, ${row.roundTripMs} ms from the introducer`;
-  const facts: [string, string | undefined][] = [
-    ["distrust", row.distrust],
-    ["fingerprint", row.fingerprint],
-    ["mapping", `${row.mapping}${toIntroducer}`],
-    ["mapped port", row.mapped],
-    ["private", row.private.join(", ") || "none"],
-    ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
-    ["bytes", row.route === undefined ? undefined : traffic(row)],
-    ["round trip", row.rttMs === undefined ? undefined : ms(row.rttMs)],
-  ];
-  const lines = facts.flatMap(([what, value]) =>
-    value === undefined ? [] : [`  ${what.padEnd(12)} ${printable(value)}`],
-  );
-  return [`${c.bold(printable(row.name))} (${row.present ? row.id : "not in the room"})`, ...lines].join(
-    "\n",
-  );
-}
-
-/** Of a peer that the introducer does not list now. */
-function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
-  return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
-}
-
-function traffic(row: PeerRow): string {
-  return `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`;
-}
-
-/** `3 peers: 2 linked, 1 known`. */
-function total(rows: readonly PeerRow[]): string {
-  const states = Object.entries(Object.groupBy(rows, ({ state }) => state));
-  return `${count(rows.length, "peer")}: ${states.map(([state, all]) => `${all.length} ${state}`).join(", ")}`;
-}
-
-/** `512 B`, `1.5 kB`, `2.0 MB`. */
-function bytes(count: number): string {
-  if (count < 1000) return `${Math.round(count)} B`;
-  const [value, unit] =
-    count < 1e6 ? [count / 1e3, "kB"] : count < 1e9 ? [count / 1e6, "MB"] : [count / 1e9, "GB"];
-  return `${value.toFixed(1)} ${unit}`;
-}
-
-const ms = (value: number) => `${value.toFixed(1)} ms`;
-
-/** What an event says to a person; undefined for what only programs want. */
-export function tell(event: ParticipantEvent, c: Colors): string | undefined {
-  switch (event.event) {
-    case "registered":
-      return (
-        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in ${roomWords(event.room)}\n` +
-        `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
-      );
-    case "peers":
-      return tellPeers(event.peers);
-    case "mapping":
-      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
-    case "port-mapping":
-      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
-    case "nat": // shown as a result
-    case "updated":
-      return undefined;
-    case "waiting":
-      return `${printable(event.text)} …`;
-    case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
-    case "notice":
-      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
-    case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
-      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
-    }
-    case "warning":
-      return `${c.yellow("warning")}: ${printable(event.message)}`;
-    case "error":
-      return `${c.red("error")}: ${printable(event.message)}`;
-    case "forwarding":
-    case "forward-refused":
-    case "offered":
-    case "transferring":
-    case "transferred":
-    case "transfer-failed":
-      return tellUse(event, c);
-    default:
-      return tellPeer(event, c);
-  }
-}
-
-/** What happens to a peer, or between us. */
-function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
-  const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
-  switch (event.event) {
-    case "joined":
-      return `${who} joined from ${event.public}`;
-    case "left":
-      return `${who} left`;
-    case "punching":
-      return `${c.yellow("punching")} towards ${who}, ${event.role}, ${event.way}, round ${event.round}`;
-    case "attempt":
-      return c.dim(
-        `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
-      );
-    case "linked":
-      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
-    case "failed":
-      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(`${printable(event.detail)}${natMayTell.has(event.reason) ? "; `nat` tells what kind of NAT you are behind" : ""}`)}`;
-    case "unlinked":
-      return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
-    case "broken":
-      return `${c.yellow("broken")}: the connection with ${who} (${printable(event.reason)}); what is under way waits`;
-    case "moved": {
-      const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
-      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
-    }
-    case "said":
-      return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
-    case "sent":
-      return `${who} has it after ${ms(event.rttMs)}`;
-    case "pong":
-      return `${who} answered after ${ms(event.rttMs)}`;
-  }
-}
-
-/** What a link is used for. */
-function tellUse(event: UseEvent, c: Colors): string {
-  const name = c.bold(printable(event.name));
-  switch (event.event) {
-    case "forwarding":
-      return `forwarding ${event.listen} → ${name} → ${event.target}`;
-    case "forward-refused": {
-      const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
-      const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
-      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
-    }
-    case "offered": {
-      const head = `${name} offers ${offerWords(event)}: accept ${event.offer} | refuse ${event.offer}`;
-      return [head, ...listingLines(event, c)].join("\n");
-    }
-    case "transferring": {
-      if (event.direction === "sending")
-        return `sending ${printable(event.what)}, ${bytes(event.bytes)}, to ${name}`;
-      return [`receiving ${offerWords(event)}, from ${name}`, ...listingLines(event, c)].join("\n");
-    }
-    case "transferred":
-      return tellTransferred(event, c);
-    case "transfer-failed":
-      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
-  }
-}
-
-function offerWords({ what, files, bytes: total }: { what: string; files: number; bytes: number }): string {
-  const many = files === 1 ? "" : ` (${files} files)`;
-  return `${printable(what)}${many}, ${bytes(total)}`;
-}
-
-/** What an offer lists: it is seen before it is accepted. */
-function listingLines(event: UseEvent & { event: "offered" | "transferring" }, c: Colors): string[] {
-  const { what, storedAs, paths = [], more = 0, odd = [], moreOdd = 0 } = event;
-  const isAlone = more === 0 && paths.length === 1 && paths[0] === what;
-  return [
-    ...(isAlone ? [] : paths.map((path) => `  ${printable(path)}`)),
-    ...(more > 0 ? [`  and ${more} more`] : []),
-    ...odd.map(({ path, why }) => `  ${c.yellow("odd")}: ${printable(path)}: ${why}`),
-    ...(moreOdd > 0 ? [`  ${c.yellow("odd")}: and ${moreOdd} more`] : []),
-    ...(storedAs !== undefined && storedAs !== what ? [`  stored as ${printable(storedAs)}`] : []),
-  ];
-}
-
-const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);
-
-const natMayTell: ReadonlySet<FailureReason> = new Set([
-  "no-candidate-answered",
-  "both-mappings-random",
-  "timed-out",
-] as const);
-
-function tellTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
-  const { direction, what, storedAs = what, files, failed, failures, elapsedMs } = event;
-  const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
-  const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}${storedAs === what ? "" : ` as ${printable(storedAs)}`}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
-  if (failed === 0) return done;
-  const lines = failures.slice(0, 10).map(({ path, reason }) => `  ${printable(path)}: ${printable(reason)}`);
-  return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
-}
-
-/** A transfer as a line that is drawn again and again. */
-function transferLine({ direction, name, what, progress, startedAt }: Transfer, now: number): string {
-  const { bytes: total, bytesDone, bytesMoved } = progress;
-  const rate = bytesMoved / Math.max(0.001, (now - startedAt) / 1000);
-  const leftS = rate > 0 ? Math.ceil((total - bytesDone) / rate) : undefined;
-  const left = leftS === undefined ? "" : `, ${age(leftS * 1000)} left`;
-  const share = total === 0 ? 100 : Math.floor((bytesDone / total) * 100);
-  const whose = direction === "sending" ? `to ${name}` : `from ${name}`;
-  return `${printable(what)} ${printable(whose)}: ${share} % of ${bytes(total)}, ${bytes(rate)}/s${left}`;
-}
-
-function renderForwards(rows: ForwardRow[], width: number): string {
-  if (rows.length === 0) return "nothing is forwarded; `forward PORT:PEER:PORT` does it";
-  const columns = ["listen", "peer", "target", "open", "total", "in", "out"].map((head) => ({ head }));
-  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
-    [
-      listen,
-      `→ ${printable(peer)}`,
-      `→ ${target}`,
-      String(open),
-      String(total),
-      bytes(bytesIn),
-      bytes(bytesOut),
-    ].map((text) => [text]),
-  );
-  return renderTable(columns, cells, width);
-}
-
-/** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
-function roomWords(room: RoomKind): string {
-  return room === "lobby" ? `room ${defaultRoom}, which is open to everyone` : "a private room";
-}
-
-function tellPeers(rows: PeerRow[]): string {
-  const here = rows.filter(({ present }) => present);
-  if (here.length === 0) return "Nobody else is here yet.";
-  const names = here.map(({ name, id }) => `${printable(name)} (${id})`).join(", ");
-  const next = here.find(({ state }) => state === "known" || state === "failed");
-  if (!next) return `here: ${names}`;
-  const isUnique = rows.filter(({ name }) => name === next.name).length === 1;
-  return `here: ${names}. \`connect ${isUnique ? printable(next.name) : next.id}\` punches a hole`;
-}
-
-const filteringWords: Record<Filtering, string> = {
-  dropped: "dropped",
-  refused: "refused (RST or ICMP)",
-  "let-in": "let in",
-};
-/** RFC 4787 §5, as far as it can be told. */
-function unsolicitedWords({ filtering, filteringElsewhere, isTranslated }: NatReport): string {
-  if (!filtering) return "the introducer did not say";
-  const words = filteringWords[filtering];
-  if (filtering !== "let-in" || !filteringElsewhere || !isTranslated) return words;
-  return filteringElsewhere === "let-in"
-    ? `${words}, from everywhere: endpoint-independent filtering`
-    : `${words} from the introducer's address, ${filteringWords[filteringElsewhere]} from another: address-dependent filtering`;
-}
-
-const wayWords: Record<Way | "none", (c: Colors) => string> = {
-  direct: (c) => c.green("yes"),
-  fresh: (c) => c.green("yes"),
-  predicted: (c) => c.yellow("likely, by predicting ports"),
-  birthday: (c) => c.yellow("likely, by guessing ports (birthday)"),
-  none: (c) => c.red("no: forward a port, use IPv6, or another network"),
-};
-
-/** The report in RFC words, one plain sentence, and what to expect of it. */
-export function renderNat(report: NatReport, c: Colors): string {
-  const { mapping, step, isPreserved, dependsOn, isTranslated, hairpinning, ipv6, expected } = report;
-  const allocation = {
-    unknown: "unknown",
-    "endpoint-independent": "not preserved",
-    sequential: `sequential, step ${step}`,
-    random: "random",
-  };
-  const facts = [
-    [
-      "translation",
-      isTranslated
-        ? `yes, the introducer sees ${report.observed}`
-        : `none, the introducer sees your own address, ${report.observed}`,
-    ],
-    ["mapping", mappingWords(mapping, dependsOn)],
-    ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
-    ["unsolicited SYN", unsolicitedWords(report)],
-    ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
-    ["IPv6", ipv6 ? "a global address" : "no global address"],
-    ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],
-  ] as const;
-  const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
-  const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
-  return [
-    c.bold(plainSentence(report)),
-    ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
-    // Of another network an introducer in ours can tell nothing.
-    ...(isTranslated || report.scope === "global" ? [renderTable(head, table, Infinity)] : []),
-  ].join("\n");
-}
-
-/** What came of asking the router (RFC 6887, RFC 6886, UPnP IGD). */
-function portMappingWords(state: PortMappingState | undefined): string {
-  switch (state?.is) {
-    case "mapped": {
-      const { protocol, candidate, lifetimeS } = state;
-      const lasts = lifetimeS === 0 ? "until it is deleted" : `for ${lifetimeS} s`;
-      return `${candidate} is open ${lasts}, by ${protocolNames[protocol]}`;
-    }
-    case "double-nat": {
-      const { protocol, externalAddress } = state;
-      const address = printable(externalAddress) || "no address";
-      return `double NAT: the router's own address (${address}, by ${protocolNames[protocol]}) is not the one that others see`;
-    }
-    case "unavailable":
-      return `none: ${printable(state.reason)}`;
-    case "asking":
-    case "closed":
-    case undefined:
-      return "the router was not asked";
-  }
-}
-
-/** What `whoami` answers. */
-function renderSelf(self: NonNullable<Participant["self"]>, c: Colors): string {
-  return [
-    `${c.bold(printable(self.name))} (${self.id}) in ${roomWords(self.room)}`,
-    `  private      ${self.private.join(", ") || "none"}`,
-    `  public       ${self.public}`,
-    ...(self.mapped ? [`  mapped port  ${self.mapped}`] : []),
-    `  mapping      ${self.mapping}`,
-    `  fingerprint  ${self.fingerprint}`,
-  ].join("\n");
-}
-
-/** RFC 4787 §4.1. */
-function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): string {
-  if (mapping === "unknown") return "not measured: the introducer's probe ports did not answer";
-  if (mapping === "endpoint-independent")
-    return "endpoint-independent: one external port for every destination";
-  if (dependsOn === "address") return "address-dependent: another external port for every address";
-  return "address-and-port-dependent: another external port for every destination";
-}
-
-function plainSentence({ mapping, isTranslated, filtering, scope, portMapping }: NatReport): string {
-  if (scope === "loopback") return "The introducer is on this host: it can tell nothing about a NAT.";
-  if (!isTranslated && scope === "private")
-    return "The introducer is in your own network: on the way to it there is no NAT, and of others it can't tell.";
-  if (!isTranslated && filtering === undefined)
-    return "You have a public address; whether a firewall is before it was not measured.";
-  if (!isTranslated) {
-    return filtering === "let-in"
-      ? "You are on the open Internet: everyone can link with you."
-      : "You have a public address behind a firewall: a direct link is possible with every kind of peer.";
-  }
-  if (portMapping?.is === "mapped" && mapping !== "endpoint-independent")
-    return "You are behind a NAT that opens a port when asked: a direct link is possible with every kind of peer.";
-  const sentences: Record<Mapping, string> = {
-    unknown: "You are behind a NAT that could not be measured.",
-    "endpoint-independent":
-      "You are behind a friendly NAT: a direct link is possible with every kind of peer.",
-    sequential:
-      "You are behind a NAT that takes the next port for every connection: it can be predicted, mostly.",
-    random:
-      "You are behind a NAT that takes a random port for every connection: only friendly peers can link with you.",
-  };
-  return sentences[mapping];
-}
-
 // --- the prompt ------------------------------------------------------------------------------------------
 
-const commands = [
-  { key: "s", word: "list", operands: "[-v]", what: "who is here, and whom you are linked with" },
-  { key: "d", word: "connect", operands: "PEER ... [-v]", what: "punch holes (-v: tell every attempt)" },
-  { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
-  { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
-  { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
-  { key: "", word: "forward", operands: "SPEC", what: "[BIND:]PORT:PEER:[HOST:]PORT, as ssh -L" },
-  { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
-  { key: "", word: "forwards", operands: "", what: "what is forwarded" },
-  { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
-  { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
-  { key: "", word: "allowed", operands: "", what: "what peers may reach" },
-  { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
-  { key: "", word: "accept", operands: "OFFER", what: "take what a peer offers, into this folder" },
-  { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
-  { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
-  { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
-  { key: "", word: "join", operands: "", what: "come back to the introducer" },
-  { key: "", word: "nat", operands: "", what: "what kind of NAT you are behind" },
-  { key: "", word: "whoami", operands: "", what: "your name, id, endpoints and fingerprint" },
-  { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
-  {
-    key: "j",
-    word: "quit",
-    aliases: ["q", "exit"],
-    operands: "",
-    what: "end all links and the program (also q, exit)",
-  },
-] as const satisfies Command[];
-
-const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
-
-/** Events that answer a command, or are what a peer sent: results, on standard output. */
-const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
-/** What is told even with --quiet, on standard error. */
-const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
-  "forward-refused",
-  "transfer-failed",
-  "failed",
-  "error",
-  "warning",
-  "introducer",
-] as const);
-
-/** What the participant tells, and what the user asks, between the two. */
-class Prompt {
-  readonly #terminal: Terminal;
-  readonly #isJson: boolean;
-  /** Whether standard output belongs to a pipe: then results are part of the story. */
-  readonly #isPipe: boolean;
-
-  constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
-    this.#terminal = terminal;
-    this.#isJson = isJson;
-    this.#isPipe = isPipe;
-  }
-
-  event(event: ParticipantEvent): void {
-    if (this.#isJson) this.#json(event);
-    if (event.event === "error") return this.#terminal.error(event.message);
-    const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
-    const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
-    if (text === undefined) return;
-    if (isResult) this.#terminal.result(text);
-    else this.#terminal.story(text, problems.has(event.event));
-  }
-
-  /** Obeys one line; rejects with what is wrong with it. */
-  async run(line: string, { participant, uses, keep }: Running): Promise<void> {
-    const { command, words, text, flags } = readCommand(commands, line);
-    const [peer = ""] = words;
-    switch (command) {
-      case "list":
-        return this.#list(await participant.listed(), flags.includes("-v"));
-      case "connect":
-        return connectAll(words, flags.includes("-v"), participant);
-      case "say":
-        return void (await participant.say(peer, text));
-      case "ping":
-        return void (await participant.ping(peer));
-      case "disconnect":
-        return this.#disconnect(peer, participant, keep);
-      case "forward":
-        return keepFor(uses.forward(peer), keep);
-      case "unforward": {
-        const { peer: wanted, listen } = uses.unforward(peer);
-        keep.release(wanted, listen);
-        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
-      }
-      case "forwards":
-        return this.#forwards(uses.forwards);
-      case "allow":
-        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
-      case "disallow":
-        uses.disallow(peer);
-        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
-      case "allowed":
-        return this.#allowed(uses.allowed);
-      case "send":
-        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
-        return failIfAny(await uses.send(peer, words.slice(1)));
-      case "accept":
-        return uses.accept(peer, ".");
-      case "refuse":
-        return uses.refuse(peer);
-      case "echo":
-        return participant.echo(text);
-      case "leave":
-        return participant.leave();
-      case "join":
-        return participant.join();
-      case "nat":
-        return this.nat(await participant.nat());
-      case "whoami":
-        return this.#whoami(participant);
-      case "help":
-        return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
-      case "quit":
-        return; // the one who reads the lines ends
-    }
-  }
-
-  nat(report: NatReport): void {
-    if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
-  }
-
-  /** Also of one that is only sought. */
-  async #disconnect(peer: string, participant: Participant, keep: Keep): Promise<void> {
-    const wasKept = keep.giveUp(peer);
-    try {
-      await participant.disconnect(peer);
-    } catch (error) {
-      if (!wasKept || !(error instanceof UserError)) throw error;
-      this.#terminal.story(`a link with ${printable(peer)} is not sought any more`);
-    }
-  }
-
-  async #list(rows: readonly PeerRow[], isVerbose: boolean): Promise<void> {
-    if (this.#isJson) return this.#terminal.longResult(await jsonPieces({ event: "peers" }, "peers", rows));
-    const { width, resultColors: colors } = this.#terminal;
-    this.#terminal.longResult(await renderList(rows, width, colors));
-    if (isVerbose && rows.length > 0) this.#terminal.longResult(await renderDetails(rows, colors));
-  }
-
-  #forwards(rows: ForwardRow[]): void {
-    if (this.#isJson) return this.#json({ event: "forwards", forwards: rows });
-    this.#terminal.result(renderForwards(rows, this.#terminal.width));
-  }
-
-  #allowed(rules: readonly string[]): void {
-    if (this.#isJson) return this.#json({ event: "allowed", allowed: rules });
-    this.#terminal.result(
-      rules.length > 0 ? rules.join("\n") : "nothing: peers can reach nothing through you",
-    );
-  }
-
-  #whoami({ self }: Participant): void {
-    if (!self) throw new UserError("not registered with the introducer; `join` first");
-    if (this.#isJson) return this.#json({ event: "whoami", ...self });
-    this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
-  }
-
-  /** With the time, in ms since the epoch: several participants on one clock can be compared. */
-  #json(event: object): void {
-    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
-  }
-}
-
-/** Files that did not arrive, each of which has been told, make a failure of the whole. */
-function failIfAny({ failed }: { failed: number }): void {
-  if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
-}
-
-/** All at once. */
-async function connectAll(peers: string[], isVerbose: boolean, participant: Participant): Promise<void> {
-  await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
-}
-
-/** Waits for all, then rejects with whatever failed. */
-async function everyone(all: Promise<unknown>[]): Promise<void> {
-  const failed = (await Promise.allSettled(all)).filter((one) => one.status === "rejected");
-  const reasons: unknown[] = failed.map(({ reason }) => reason);
-  const unexpected = reasons.find((reason) => !(reason instanceof UserError));
-  if (unexpected !== undefined) throw unexpected;
-  const untold = reasons.filter((one) => !(one instanceof ToldError)) as UserError[];
-  if (untold.length > 0) throw new UserError(untold.map(({ message }) => message).join("; "));
-  if (reasons.length > 0) throw reasons[0];
-}
-
-function isQuit(line: string): boolean {
-  try {
-    return readCommand(commands, line).command === "quit";
-  } catch {
-    return false;
-  }
-}
-
 // --- main ------------------------------------------------------------------------------------------------
-
-const usage = `Usage: ${startedAs("participant")} [HOST[:PORT]] [options]
-
-Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
-in the environment) and opens direct TCP connections to others in the room.
-
-Options:
-  --name NAME     what others call you: one word (default: user@host)
-  --room WORDS    the private room of those who know the WORDS, which the
-                  introducer never learns (also from ROOM in the environment);
-                  new: makes such words; -: asks for them, and shows nothing
-                  (default: ${defaultRoom}, open to everyone)
-  --connect PEER  keep a link to PEER, from when it is there
-  -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
-                  listen on PORT here, and connect from PEER to HOST:PORT
-                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L
-  --allow [HOST:]PORT  what peers may reach through you (* for any)
-  --pipe PEER     join standard input and output to PEER's --pipe, or with
-                  PEER:[HOST:]PORT to what PEER allows there, as ssh -W
-  --send PATH     with --connect PEER: send it, and end
-                  (fails when PEER accepts, and then does nothing for 60 s)
-  --accept DIR    take the files that peers send, into DIR: a file as itself,
-                  a folder or several things as a new folder
-  --executable    what was executable there is so here (default: nothing is)
-  --keep MINUTES  how long a link without a connection waits for the peer to
-                  come back (default: ${defaultKeepMinutes}; 0: not at all)
-  --direct        never let the introducer relay a link
-  --no-portmap    don't ask the router to open a port
-  --nat           say what kind of NAT you are behind, and end
-  --stay          go on when standard input ends (so do --forward, --allow and
-                  --accept)
-  -v, --verbose   show every attempt of a punch
-  -q, --quiet     results and errors only
-  --json          events as JSON lines on standard output
-  -h, --help      this
-  --version       which version this is
-
-Commands, from a terminal or as lines on standard input (the letter works too):
-${commandHelp}
-
-Results and what peers say go to standard output, all else to standard error.
-Without a terminal the commands run one after the other, and the end of the
-input quits (exit code 1 if a command failed).
-
-Exit codes: 0 done, 1 failed, 2 wrong usage.
-128 + N: signal N came before what was asked for was there.`;
-
-const shownRoom =
-  "whoever is logged in to this host can read the words of --room (ps): give them in ROOM, or have --room - ask for them";
-/** What stands in the place of a room's words. */
-const newRoom = "new";
-const askedRoom = "-";
-
-interface Arguments {
-  introducer: string | undefined;
-  name: string;
-  /** Undefined for the lobby; {@link askedRoom} where the user is to be asked. */
-  room: string | undefined;
-  /** Whether it is one of the arguments. */
-  isRoomArgument: boolean;
-  connect: string[];
-  forward: string[];
-  allow: string[];
-  pipe: PipeSpec | undefined;
-  send: string[];
-  accept: string | undefined;
-  executable: boolean;
-  keepMinutes: number;
-  direct: boolean;
-  portMapping: boolean;
-  nat: boolean;
-  stay: boolean;
-  verbose: boolean;
-  quiet: boolean;
-  json: boolean;
-}
-
-const options = {
-  name: { type: "string" },
-  room: { type: "string" },
-  connect: { type: "string", multiple: true },
-  forward: { type: "string", short: "L", multiple: true },
-  allow: { type: "string", multiple: true },
-  pipe: { type: "string" },
-  send: { type: "string", multiple: true },
-  accept: { type: "string" },
-  executable: { type: "boolean" },
-  keep: { type: "string" },
-  direct: { type: "boolean" },
-  "no-portmap": { type: "boolean" },
-  nat: { type: "boolean" },
-  stay: { type: "boolean" },
-  verbose: { type: "boolean", short: "v" },
-  quiet: { type: "boolean", short: "q" },
-  json: { type: "boolean" },
-  help: { type: "boolean", short: "h" },
-  version: { type: "boolean" },
-} as const;
-
-function readArguments(args: string[]): Arguments | "help" | "version" {
-  const { values, positionals } = readOptions(args, options);
-  if (values.help) return "help";
-  if (values.version) return "version";
-  if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
-  const name = values.name ?? defaultName();
-  const problem = nameProblem(name);
-  if (problem) throw new UsageError(`--name ${problem}`);
-  const room = values.room ?? (process.env.ROOM || undefined);
-  const badRoom = room === undefined ? undefined : roomProblem(room);
-  if (badRoom) throw new UsageError(`--room ${badRoom}`);
-  const isOpen = room === undefined || room === defaultRoom;
-  const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
-  if (opens && isOpen) {
-    throw new UsageError(
-      `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
-    );
-  }
-  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
-  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
-  if (values.pipe !== undefined && values.json)
-    throw new UsageError("--pipe has standard output for itself: leave --json out");
-  if (values.send && values.connect?.length !== 1)
-    throw new UsageError("--send needs one --connect PEER to send to");
-  return {
-    introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
-    name,
-    room: room === defaultRoom ? undefined : room,
-    isRoomArgument: values.room !== undefined && ![defaultRoom, newRoom, askedRoom].includes(values.room),
-    connect: values.connect ?? [],
-    forward: values.forward ?? [],
-    allow: values.allow ?? [],
-    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
-    send: values.send ?? [],
-    accept: values.accept,
-    executable: values.executable ?? false,
-    keepMinutes: readKeep(values.keep),
-    direct: values.direct ?? false,
-    portMapping: !values["no-portmap"],
-    nat: values.nat ?? false,
-    stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
-    verbose: values.verbose ?? false,
-    quiet: values.quiet ?? false,
-    json: values.json ?? false,
-  };
-}
-
-function read<T>(option: string, text: string, parse: (text: string) => T): T {
-  try {
-    return parse(text);
-  } catch (error) {
-    if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
-    throw error;
-  }
-}
-
-function readKeep(text: string | undefined): number {
-  if (text === undefined) return defaultKeepMinutes;
-  const minutes = /^\d{1,5}(\.\d+)?$/.test(text) ? Number(text) : NaN;
-  // setTimeout takes no more than 2^31 ms.
-  if (!(minutes <= 30_000)) throw new UsageError(`--keep takes minutes from 0 to 30000, not ${text}`);
-  return minutes;
-}
 
 /** The room to be in; words that are made here are told. */
 function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
@@ -2090,34 +1167,6 @@ function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Term
   return secretRoom(words);
 }
 
-function defaultName(): string {
-  const user = process.env.USER || process.env.LOGNAME || userName() || "someone";
-  return `${user}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-").slice(0, 64);
-}
-
-/** Undefined for a user id without an account, as containers have. */
-function userName(): string | undefined {
-  try {
-    // Bun takes the name from the environment only; where that has none, the home folder usually bears it.
-    const { username, homedir } = userInfo();
-    return username === "unknown" ? basename(homedir) : username;
-  } catch {
-    return undefined;
-  }
-}
-
-/** `host`, `host:port`, `1.2.3.4:port`, `2001:db8::1`, `[2001:db8::1]:port`. */
-export function readHostPort(text: string): { host: string; port: number } {
-  const bare = canonicalAddress(text.replace(/^\[(.*)\]$/, "$1"));
-  if (bare) return { host: bare.address, port: defaultPort };
-  const match = /^(?:\[([^\]]+)\]|([^\s:/[\]]+))(?::(\d{1,5}))?$/.exec(text);
-  const port = Number(match?.[3] ?? defaultPort);
-  if (!match || port < 1 || port > 65535) {
-    throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
-  }
-  return { host: match[1] ?? match[2]!, port };
-}
-
 function checkPlatform(): void {
   try {
     requirePlatform();
@@ -2126,37 +1175,8 @@ function checkPlatform(): void {
   }
 }
 
-/** Asks for the words until they can be a private room's; undefined when the user gives up. */
-async function askRoom(terminal: Terminal): Promise<string | undefined> {
-  if (!terminal.isInteractive)
-    throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
-  return terminal.askSecret("Words of the room (not shown): ", (answer) => {
-    const words = answer.trim();
-    const isOther = [defaultRoom, newRoom, askedRoom].includes(words);
-    const problem = isOther ? "must have words of its own here" : roomProblem(words);
-    if (problem) terminal.error(`a room ${problem}`);
-    return problem ? undefined : words;
-  });
-}
-
-/** Asks until the answer can be an introducer; undefined when the user gives up. */
-async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
-  if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
-  return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {
-    if (answer === "") return undefined;
-    try {
-      readHostPort(answer);
-      return answer;
-    } catch (error) {
-      if (!(error instanceof UsageError)) throw error;
-      terminal.error(error.message);
-      return undefined;
-    }
-  });
-}
-
 /** A program that runs: what its parts share. */
-interface Running {
+export interface Running {
   participant: Participant;
   uses: Uses;
   keep: Keep;
@@ -2334,11 +1354,6 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   }
   if (!terminal.isInteractive) await connecting;
   return true;
-}
-
-/** A forward wants the link of its peer, whether or not there can be one now. */
-function keepFor({ peer, listen }: Forwarding, keep: Keep): void {
-  keep.keep(peer, listen).catch(() => {}); // it is told as it happens
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */

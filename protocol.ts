@@ -71,6 +71,8 @@ export const roundsPerWay = 3;
 
 /** An error for the user: what went wrong and what to do next. */
 export class UserError extends Error {}
+/** A failure that has been told by an event already. */
+export class ToldError extends UserError {}
 
 /** Why a punch failed: the closed set of diagnoses, with the sentence a user reads. */
 export const failureReasons = {

@@ -7,7 +7,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Introducer } from "../introducer.ts";
-import type { ParticipantEvent } from "../participant.ts";
+import type { ParticipantEvent } from "../native/participant/events.ts";
 
 export type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
 export const program = join(import.meta.dir, "..", "participant.ts");

@@ -4,7 +4,9 @@
  * nobody catches fails these tests by itself.
  */
 import { describe, expect, spyOn, test } from "bun:test";
-import { Introducer, type IntroducerEvent, type IntroducerOptions, type Limits } from "../introducer.ts";
+import { Introducer } from "../introducer.ts";
+import type { IntroducerEvent, IntroducerOptions } from "../native/introducer/events.ts";
+import type { Limits } from "../native/introducer/limits.ts";
 import { Client, linkedBy, registration } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { noRedis, RedisServer } from "./introducer/redis-fixture.ts";

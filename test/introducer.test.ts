@@ -4,33 +4,29 @@ import net from "node:net";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import picocolors from "picocolors";
-import {
-  defaultLimits,
-  filteringOf,
-  Introducer,
-  renderParticipants,
-  startDelays,
-  type IntroducerEvent,
-  type IntroducerOptions,
-  type Limits,
-} from "../introducer.ts";
+import { Introducer } from "../introducer.ts";
+import { renderParticipants } from "../native/terminal/introducer-tables.ts";
+import { startDelays } from "../native/introducer/introductions.ts";
+import { filteringOf } from "../native/introducer/observe.ts";
+import type { IntroducerEvent, IntroducerOptions } from "../native/introducer/events.ts";
+import { defaultLimits, type Limits } from "../native/introducer/limits.ts";
 import { Socket } from "../native/host/socket.ts";
-import { at, Client, fingerprint, hash, linkedBy, registration, type MessageOf } from "./client-fixture.ts";
+import { at, Client, fingerprint, hash, linkedBy, type MessageOf, registration } from "./client-fixture.ts";
 import { toil, until } from "./native-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 import {
   encode,
+  type Endpoint,
   LineDecoder,
+  type Mapping,
   maxLineBytes,
   maxReportedLinks,
   parseToParticipant,
+  type Prediction,
   protocolVersion,
+  type RefusalCode,
   relayAfterMs,
   splitEndpoint,
-  type Endpoint,
-  type Mapping,
-  type Prediction,
-  type RefusalCode,
   type ToIntroducer,
   type ToParticipant,
 } from "../protocol.ts";

@@ -7,16 +7,12 @@ import { join } from "node:path";
 import pc from "picocolors";
 import type { Introducer } from "../introducer.ts";
 import type { PeerRow } from "../native/participant/peer.ts";
-import {
-  readHostPort,
-  renderDetails,
-  renderList,
-  renderNat,
-  tell,
-  type NatReport,
-  type ParticipantEvent,
-} from "../participant.ts";
-import { defaultPort, encode, maxLineBytes, type Endpoint, type ToParticipant } from "../protocol.ts";
+import { readHostPort } from "../native/terminal/participant-arguments.ts";
+import { renderNat } from "../native/terminal/participant-nat.ts";
+import { tell } from "../native/terminal/participant-story.ts";
+import { renderDetails, renderList } from "../native/terminal/participant-list.ts";
+import type { NatReport, ParticipantEvent } from "../native/participant/events.ts";
+import { defaultPort, encode, type Endpoint, maxLineBytes, type ToParticipant } from "../protocol.ts";
 import { Driven, link, met, outcome, program, startIntroducer, states } from "./driven-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 

@@ -2,9 +2,8 @@
  * Links that are to be there: each is made, and made again whenever it has ended, for as long as something wants it: the
  * user, or a forward. Owns the one keeper of each peer; knows no registration, and prints nothing. For participant.ts.
  */
-import { printable, UserError } from "../../protocol.ts";
+import { printable, ToldError, UserError } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
-import { ToldError } from "./peer.ts";
 
 /** The pause before a link that was not made, or has ended, is sought again: doubled each time, half of it jitter. */
 const minPauseMs = 500;

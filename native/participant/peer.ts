@@ -5,30 +5,31 @@
  */
 import {
   changedPeer,
-  failureReasons,
-  isVerified,
-  maxTextLength,
-  printable,
-  splitEndpoint,
-  UserError,
   type Endpoint,
   type FailureReason,
+  failureReasons,
+  isVerified,
   type Mapping,
+  maxTextLength,
   type Peer,
   type PeerChange,
+  printable,
   type Role,
   type Route,
+  splitEndpoint,
+  ToldError,
   type ToParticipant,
   type UnlinkReason,
+  UserError,
   type Way,
 } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";
-import { Introduction, type Ground, type Nominated, type PunchMessage } from "../punch/introduction.ts";
+import { type Ground, Introduction, type Nominated, type PunchMessage } from "../punch/introduction.ts";
 import type { Attempt } from "../punch/punch.ts";
-import { judgeOffer, readOffer, refuseOffer, type Offer } from "../session/carrier.ts";
-import { LinkError, type Channel } from "../secure/channel.ts";
+import { judgeOffer, LinkError, type Offer, readOffer, refuseOffer } from "../session/carrier.ts";
+import type { Channel } from "../secure/channel.ts";
 import { resumedStatus } from "../session/frame.ts";
-import { Link, type LinkOptions, type LinkOwner, type Purpose } from "../session/link.ts";
+import { Link, type LinkOptions, type LinkCarrier, type LinkOwner, type Purpose } from "../session/link.ts";
 import { Seeker } from "./seeker.ts";
 import type { Stream } from "../session/stream.ts";
 
@@ -142,9 +143,6 @@ function lifeOf({ link, introduction, agreements, failure }: LifeParts): Life {
   return introduction ? { is: "punching", introduction } : { is: "apart", failure };
 }
 
-/** A failure that has been told by an event already. */
-export class ToldError extends UserError {}
-
 /** What a peer needs of the participant. */
 export interface PeerSurroundings {
   /** Our registration, while there is one. */
@@ -190,7 +188,7 @@ export class RemotePeer {
   readonly #pastSessions: string[] = [];
   readonly #seeker: Seeker;
   readonly #pastTokens: string[] = [];
-  readonly #tokens = new WeakMap<Channel, string>();
+  readonly #tokens = new WeakMap<LinkCarrier, string>();
   readonly #surroundings: PeerSurroundings;
   /** Those who wait for a link. */
   #waiting: { resolve: (link: Link) => void; reject: (error: Error) => void }[] = [];
@@ -594,7 +592,7 @@ export class RemotePeer {
     readOffer(channel, (offer) => over() && this.#offered(channel, offer, nominated), unoffered);
   }
 
-  #offered(channel: Channel, offer: Offer, nominated: Nominated): void {
+  #offered(channel: Channel, offer: Offer<Channel>, nominated: Nominated): void {
     const held = this.link ?? this.#proposed;
     switch (judgeOffer(offer, held?.session, this.#peer.fingerprint)) {
       case "resume":
@@ -611,7 +609,7 @@ export class RemotePeer {
     }
   }
 
-  #begin(channel: Channel, offer: Offer, nominated: Nominated): void {
+  #begin(channel: Channel, offer: Offer<Channel>, nominated: Nominated): void {
     // What is held is over at the peer: that is told first.
     this.#withdraw();
     this.link?.abandon("replaced", "");
@@ -660,7 +658,7 @@ export class RemotePeer {
     this.#seekDirect();
   }
 
-  #moved(channel: Channel, gapMs: number): void {
+  #moved(channel: LinkCarrier, gapMs: number): void {
     const { route, local, remote } = channel;
     this.#seeker.rest();
     this.#emit({ event: "moved", route, local, remote, gapMs });

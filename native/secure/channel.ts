@@ -7,12 +7,12 @@
  */
 import type * as net from "node:net";
 import type * as tls from "node:tls";
-import { encode, parseToPeer, Refusal, type Endpoint, type Role, type Route } from "../../protocol.ts";
+import { encode, type Endpoint, parseToPeer, Refusal, type Role, type Route } from "../../protocol.ts";
 import { isAcknowledged, limitUnsent, tuneForCarrier } from "../host/libc.ts";
 import { closedThere, inWords, type Socket } from "../host/socket.ts";
-import type { Carrier } from "../session/carrier.ts";
-import { makeRun, readShown, type Identity, type Shown } from "./identity.ts";
-import { isBondProved, isRunSealed, proveBond, sealRun, type Bond } from "./room.ts";
+import { type Carrier, LinkError } from "../session/carrier.ts";
+import { type Identity, makeRun, readShown, type Shown } from "./identity.ts";
+import { type Bond, isBondProved, isRunSealed, proveBond, sealRun } from "./room.ts";
 
 /** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
 const finishTimeoutMs = 1_000;
@@ -36,9 +36,6 @@ const maxBatchBytes = 64 * 1024;
 const sample = { bytes: 256 * 1024, ms: 100 };
 /** With a longer pause between two writes, there was nothing to send. */
 const idleMs = 20;
-
-/** A message that did not arrive, or a link that ended; the text is for the user. */
-export class LinkError extends Error {}
 
 // Loaded at the first use, not with this file: with the credentials they are a third of a participant's start.
 const netModule = () => process.getBuiltinModule("node:net");

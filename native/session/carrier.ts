@@ -7,11 +7,11 @@ import {
   encodeHello,
   frame,
   FrameDecoder,
+  type Hello,
   linkVersion,
   ProtocolError,
   resumedStatus,
   resumeStatus,
-  type Hello,
 } from "./frame.ts";
 
 /**
@@ -72,8 +72,8 @@ export const systemClock: Clock = {
 };
 
 /** The first frame of a carrier that the peer nominated. The carrier is paused. */
-export interface Offer {
-  carrier: Carrier;
+export interface Offer<C extends Carrier = Carrier> {
+  carrier: C;
   hello: Hello;
   /** What came behind it. */
   rest: Buffer[];
@@ -83,9 +83,9 @@ export interface Offer {
  * Waits for the peer's first frame. One that is no offer, or of another version of the protocol, closes the carrier
  * and gives the reason; its `onClose` and any deadline are the caller's.
  */
-export function readOffer(
-  carrier: Carrier,
-  onOffer: (offer: Offer) => void,
+export function readOffer<C extends Carrier>(
+  carrier: C,
+  onOffer: (offer: Offer<C>) => void,
   onRefused: (reason: string) => void,
 ): void {
   let hello: Hello | undefined;
@@ -117,7 +117,11 @@ export function readOffer(
   };
 }
 
-function offered(offer: Offer, onOffer: (offer: Offer) => void, onRefused: (reason: string) => void): void {
+function offered<C extends Carrier>(
+  offer: Offer<C>,
+  onOffer: (offer: Offer<C>) => void,
+  onRefused: (reason: string) => void,
+): void {
   const { carrier, hello } = offer;
   if (hello.version !== linkVersion) {
     refuseOffer(offer, resumedStatus.version);
@@ -162,3 +166,6 @@ export function judgeOffer(
   if (hello.status !== resumeStatus.begin || hello.processed !== 0) return "refuse";
   return live && !live.isConfirmed && live.id < hello.sessionId ? "refuse" : "begin";
 }
+
+/** A message that did not arrive, or a link that ended; the text is for the user. */
+export class LinkError extends Error {}

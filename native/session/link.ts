@@ -5,22 +5,21 @@
  * native/participant/peer.ts.
  */
 import {
+  type ByeReason,
   byeReasons,
   encode,
+  type Endpoint,
   LineDecoder,
+  type LinkLine,
   parseLinkLine,
   Refusal,
-  type ByeReason,
-  type Endpoint,
-  type LinkLine,
   type Role,
   type Route,
   type UnlinkReason,
 } from "../../protocol.ts";
-import type { CarrierEvent, Offer } from "./carrier.ts";
-import { LinkError, type Channel } from "../secure/channel.ts";
+import { type Carrier, type CarrierEvent, LinkError, type Offer } from "./carrier.ts";
 import { Queue } from "./resend.ts";
-import { Session, type EndedBy } from "./session.ts";
+import { type EndedBy, Session } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
 /** Texts and pings that may wait for an answer at once. */
@@ -47,6 +46,15 @@ const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
 /** What a stream is for, as the side that opens it says: `use` is text; who takes the stream checks the rest. */
 export type Purpose = Record<string, unknown>;
 
+/** A carrier, and how it came about. */
+export interface LinkCarrier extends Carrier {
+  readonly route: Route;
+  readonly local: Endpoint;
+  readonly remote: Endpoint;
+  /** Resolves once nothing of it is left. */
+  readonly closed: Promise<void>;
+}
+
 export interface LinkOwner {
   said(text: string): void;
   /** A stream that the peer has opened; whoever does not want it resets it. */
@@ -58,7 +66,7 @@ export interface LinkOwner {
   /** There is one, but it may be dead: another one should be sought beside it. */
   looksDead(): void;
   /** It goes by another channel. `gapMs`: how long nothing went; 0 when the old one was alive. */
-  moved(channel: Channel, gapMs: number): void;
+  moved(channel: LinkCarrier, gapMs: number): void;
   /** Called once. */
   ended(reason: UnlinkReason, detail: string): void;
 }
@@ -92,8 +100,10 @@ export class Link {
   readonly #unwantedKeepMs: number;
   readonly #ended = Promise.withResolvers<UnlinkReason>();
   readonly #waiting = new Map<number, Waiting>();
+  /** All that its session may go by. */
+  readonly #brought = new WeakMap<Carrier, LinkCarrier>();
   /** The latest. */
-  #channel: Channel;
+  #channel: LinkCarrier;
   #lines: Stream | undefined;
   /** What was said before the stream of lines had come. */
   #unsent: LinkLine[] = [];
@@ -115,7 +125,7 @@ export class Link {
    * Without an `id` we have nominated the channel, and speak first. With one the peer has spoken on it and named that
    * session: {@link accept} what it offered once everybody knows of the link, for streams may come with it.
    */
-  constructor(channel: Channel, options: LinkOptions, id?: string) {
+  constructor(channel: LinkCarrier, options: LinkOptions, id?: string) {
     const { role, fingerprint, keepMs, isAsked, owner, unwantedKeepMs = defaultUnwantedKeepMs } = options;
     this.#channel = channel;
     this.#owner = owner;
@@ -131,7 +141,7 @@ export class Link {
       this.abandon("connection-lost", "and its memory is needed for other links");
     this.session.onEnd = (reason, by) => this.#onEnd(reason, by);
     if (id !== undefined) return;
-    this.session.attach(channel);
+    this.attach(channel);
     this.#useLines(this.open("lines"));
   }
 
@@ -166,12 +176,14 @@ export class Link {
   }
 
   /** Another channel that this side has nominated. */
-  attach(channel: Channel): void {
+  attach(channel: LinkCarrier): void {
+    this.#brought.set(channel, channel);
     this.session.attach(channel);
   }
 
   /** A channel on which the peer has named this link. */
-  accept(offer: Offer): void {
+  accept(offer: Offer<LinkCarrier>): void {
+    this.#brought.set(offer.carrier, offer.carrier);
     this.session.accept(offer);
   }
 
@@ -345,7 +357,7 @@ export class Link {
       case "lost":
         return this.#lost(event.reason);
       case "moved":
-        this.#channel = event.carrier as Channel; // we bring no others
+        this.#channel = this.#brought.get(event.carrier)!;
         this.#brokenSince = undefined;
         this.#looksDeadSince = -Infinity;
         clearTimeout(this.#keepTimer);

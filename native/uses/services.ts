@@ -4,17 +4,16 @@
  * that anyone may enter. It knows no registration and never prints. For participant.ts.
  */
 import { realpathSync } from "node:fs";
-import { printable, UserError } from "../../protocol.ts";
-import { take, type Bucket } from "../shares/budget.ts";
+import { printable, ToldError, UserError } from "../../protocol.ts";
+import { type Bucket, take } from "../shares/budget.ts";
 import { collectFiles } from "./source-files.ts";
 import { type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
 import { Gathering } from "./gather.ts";
 import type { Link, Purpose } from "../session/link.ts";
-import { listingOf, storedName, type Listing, type Offer } from "./offer.ts";
-import { ToldError } from "../participant/peer.ts";
+import { type Listing, listingOf, type Offer, storedName } from "./offer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
-import { receiveFiles, type Decision } from "./receive.ts";
+import { type Decision, receiveFiles } from "./receive.ts";
 import { sendFiles } from "./send.ts";
 import { FairShare } from "../shares/fair-share.ts";
 import { serveForward, servePipe } from "./serve.ts";

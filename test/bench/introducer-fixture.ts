@@ -3,7 +3,8 @@
  * `Bun.listen` that answers the same lines with as many lines of the same length, in as few writes, and knows nothing of
  * peers or JSON; and the ends of relayed links.
  */
-import { Introducer, roomLimits } from "../../introducer.ts";
+import { Introducer } from "../../introducer.ts";
+import { roomLimits } from "../../native/introducer/limits.ts";
 import { encode } from "../../protocol.ts";
 
 const [kind = "introducer", ...args] = process.argv.slice(2);

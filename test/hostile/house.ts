@@ -1,6 +1,6 @@
 /** The introducer's real class in a process of its own, which tells what is on its heap and how busy it has been. */
 import { join } from "node:path";
-import type { IntroducerOptions } from "../../introducer.ts";
+import type { IntroducerOptions } from "../../native/introducer/events.ts";
 
 export interface Heap {
   objects: number;

@@ -5,14 +5,15 @@
 import { expect, test } from "bun:test";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { distrust, openRoom, prove, secretRoom } from "../../native/secure/room.ts";
-import { Participant, type ParticipantEvent } from "../../participant.ts";
+import { Participant } from "../../participant.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
 import {
   encode,
+  type Endpoint,
   LineDecoder,
   parseToIntroducer,
-  publicInstance,
-  type Endpoint,
   type Peer,
+  publicInstance,
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";

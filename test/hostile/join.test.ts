@@ -1,16 +1,17 @@
 /** An introducer that goes, or talks, before a participant has registered: whoever waits is told, and it comes back. */
 import { expect, test } from "bun:test";
-import { Participant, type ParticipantEvent } from "../../participant.ts";
+import { Participant } from "../../participant.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { secretRoom } from "../../native/secure/room.ts";
 import { Driven, outcome } from "../driven-fixture.ts";
 import {
+  type LineSocket,
   LyingIntroducer,
   makeIdentity,
   peerLine,
   peersLine,
   registered,
   until,
-  type LineSocket,
 } from "./wire.ts";
 
 const words = "k7xq-m2vp-9dfa-w4tz";

@@ -6,7 +6,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { makeIdentity } from "../../native/secure/identity.ts";
 import type { Link } from "../../native/session/link.ts";
 import { programMemory } from "../../native/session/memory.ts";
-import { Participant, type ParticipantEvent, type Stream } from "../../participant.ts";
+import { Participant, type Stream } from "../../participant.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import {
   countFrame,
@@ -16,10 +17,10 @@ import {
   helloFrame,
   Member,
   openFrame,
+  type RawLink,
   readReset,
   resetFrame,
   until,
-  type RawLink,
 } from "./wire.ts";
 
 /** Of a busy machine. */

@@ -1,11 +1,12 @@
 /** Introducers that share a Redis, while those and it are killed, stopped and started again. */
 import { expect, spyOn, test } from "bun:test";
-import { connect, createServer, type AddressInfo, type Socket } from "node:net";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
-import { Introducer, type IntroducerEvent } from "../../introducer.ts";
+import { Introducer } from "../../introducer.ts";
+import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { RedisRooms } from "../../native/introducer/redis/rooms.ts";
 import type { Guest, Occupant } from "../../native/introducer/rooms.ts";
-import { formatEndpoint, splitEndpoint, type Peer } from "../../protocol.ts";
+import { formatEndpoint, type Peer, splitEndpoint } from "../../protocol.ts";
 import { Client, registration } from "../client-fixture.ts";
 import { People, thisHost } from "../lab/people.ts";
 import { Driven, link, met } from "../driven-fixture.ts";

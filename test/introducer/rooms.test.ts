@@ -1,16 +1,18 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { Introducer, type IntroducerOptions, type Limits } from "../../introducer.ts";
+import { Introducer } from "../../introducer.ts";
+import type { IntroducerOptions } from "../../native/introducer/events.ts";
+import type { Limits } from "../../native/introducer/limits.ts";
 import { KeptNames } from "../../native/introducer/rooms.ts";
 import {
   encode,
   formatEndpoint,
+  type Mapping,
   maxNameLength,
   splitEndpoint,
-  type Mapping,
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";
-import { Client, linkedBy, registration, type MessageOf } from "../client-fixture.ts";
+import { Client, linkedBy, type MessageOf, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { noRedis, RedisServer } from "./redis-fixture.ts";
 import { describeNeeding, linuxTest } from "../needing-fixture.ts";

@@ -3,17 +3,20 @@
  * report and nothing else; where the lab can't run, the same with three processes on this host.
  */
 import picocolors from "picocolors";
-import { renderParticipants, type IntroducerEvent } from "../../introducer.ts";
-import { renderList, tell, type ParticipantEvent } from "../../participant.ts";
+import { renderParticipants } from "../../native/terminal/introducer-tables.ts";
+import type { IntroducerEvent } from "../../native/introducer/events.ts";
+import { tell } from "../../native/terminal/participant-story.ts";
+import { renderList } from "../../native/terminal/participant-list.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { splitEndpoint } from "../../protocol.ts";
-import { Lab, unavailable, type Host, type Nat } from "./lab.ts";
+import { type Host, Lab, type Nat, unavailable } from "./lab.ts";
 import {
-  People,
-  thisHost,
   type IntroducerProgram,
   type ParticipantProgram,
+  People,
   type Place,
   type Seen,
+  thisHost,
 } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 

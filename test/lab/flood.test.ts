@@ -4,8 +4,8 @@
  * processor is only what is left.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import type { IntroducerEvent } from "../../introducer.ts";
-import { Lab, labTest, type Host } from "./lab.ts";
+import type { IntroducerEvent } from "../../native/introducer/events.ts";
+import { type Host, Lab, labTest } from "./lab.ts";
 import { disconnect, expectRoute, gatherDirect, know, linkedBoth, soonMs, talk } from "./meeting.ts";
 import { People } from "./people.ts";
 import { apart, behind, owdMs } from "./sides.ts";

@@ -3,21 +3,21 @@
  * is named rightly by `nat`, and lets no stranger in unless that is its nature.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import type { NatReport } from "../../participant.ts";
-import { splitEndpoint, type Endpoint } from "../../protocol.ts";
-import { Lab, labTest, type Host } from "./lab.ts";
+import type { NatReport } from "../../native/participant/events.ts";
+import { type Endpoint, splitEndpoint } from "../../protocol.ts";
+import { type Host, Lab, labTest } from "./lab.ts";
 import {
   disconnect,
+  type Expected,
   expectFailure,
   expectRoute,
   gather,
   gatherDirect,
+  type Meeting,
   soonMs,
   talk,
-  type Meeting,
-  type Expected,
 } from "./meeting.ts";
-import { People, type ParticipantProgram } from "./people.ts";
+import { type ParticipantProgram, People } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, programKinds } from "./sides.ts";
 

@@ -5,33 +5,33 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import { readdir } from "node:fs/promises";
 import { splitEndpoint } from "../../protocol.ts";
-import type { NatReport, ParticipantEvent } from "../../participant.ts";
+import type { NatReport, ParticipantEvent } from "../../native/participant/events.ts";
 import { Lab, labTest, type NatOptions } from "./lab.ts";
 import {
   disconnect,
+  type Expected,
   expectRoute,
   gatherDirect,
   linkedBoth,
+  type Meeting,
   overIPv6,
   soonMs,
   talk,
-  type Expected,
-  type Meeting,
 } from "./meeting.ts";
-import { People, type ParticipantProgram } from "./people.ts";
+import { type ParticipantProgram, People } from "./people.ts";
 import {
   apart,
   behind,
   behindFirewall,
   behindTwo,
   between,
+  type Layout,
   loaded,
   oneCarrier,
   open,
   owdMs,
-  together,
-  type Layout,
   type Side,
+  together,
 } from "./sides.ts";
 
 setDefaultTimeout(40_000);

@@ -12,9 +12,9 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { IntroducerEvent } from "../../introducer.ts";
-import type { ParticipantEvent } from "../../participant.ts";
-import { formatEndpoint, type Endpoint } from "../../protocol.ts";
+import type { IntroducerEvent } from "../../native/introducer/events.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
+import { type Endpoint, formatEndpoint } from "../../protocol.ts";
 import type { Host } from "./lab.ts";
 
 /** Where the programs are started: the repository. */

@@ -4,12 +4,12 @@
  * whatever does not is a problem in the report. For redis.test.ts and `bun run bench storm`.
  */
 import { readdirSync } from "node:fs";
-import type { ParticipantEvent } from "../../participant.ts";
+import type { ParticipantEvent } from "../../native/participant/events.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { Random } from "../fuzz/mutate.ts";
 import { RedisServer } from "../introducer/redis-fixture.ts";
 import type { Host, Lab } from "./lab.ts";
-import { now, type IntroducerProgram, type ParticipantProgram, type People, type Place } from "./people.ts";
+import { type IntroducerProgram, now, type ParticipantProgram, type People, type Place } from "./people.ts";
 import { behind, owdMs, type Side } from "./sides.ts";
 
 /** An introduction takes 13 s at most, and its answer as long to come; then the failure is told. */

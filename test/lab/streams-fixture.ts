@@ -12,7 +12,8 @@ import { createHash, randomFillSync } from "node:crypto";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
-import { Participant, readHostPort } from "../../participant.ts";
+import { Participant } from "../../participant.ts";
+import { readHostPort } from "../../native/terminal/participant-arguments.ts";
 
 const chunkBytes = 64 * 1024;
 

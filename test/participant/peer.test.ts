@@ -2,17 +2,19 @@
 import { describe, expect, test } from "bun:test";
 import { Channel } from "../../native/secure/channel.ts";
 import { encodeCount, encodeFrame, encodeHello, frame, resumeStatus } from "../../native/session/frame.ts";
+import { type PeerEvent, type PeerSurroundings, RemotePeer } from "../../native/participant/peer.ts";
 import {
-  RemotePeer,
+  type Endpoint,
+  type Peer,
+  type Role,
+  type ToIntroducer,
   ToldError,
-  type PeerEvent,
-  type PeerSurroundings,
-} from "../../native/participant/peer.ts";
+  UserError,
+} from "../../protocol.ts";
 import type { Stream } from "../../native/session/stream.ts";
 import type { Ground, PunchMessage } from "../../native/punch/introduction.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch.ts";
-import { UserError, type Endpoint, type Peer, type Role, type ToIntroducer } from "../../protocol.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
 import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";

@@ -1,12 +1,13 @@
 /** What the tests of relayed channels share: the real introducer and an offer by it, and introducers by hand. */
 import * as net from "node:net";
-import { Introducer, type Limits } from "../../introducer.ts";
+import { Introducer } from "../../introducer.ts";
+import type { Limits } from "../../native/introducer/limits.ts";
 import {
   encode,
+  type Endpoint,
   LineDecoder,
   parseToParticipant,
   protocolVersion,
-  type Endpoint,
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { judgeOffer, refuseOffer } from "../../native/session/carrier.ts";
-import { adopt, Channel, LinkError } from "../../native/secure/channel.ts";
+import { judgeOffer, LinkError, refuseOffer } from "../../native/session/carrier.ts";
+import { adopt, Channel } from "../../native/secure/channel.ts";
 import { resumedStatus } from "../../native/session/frame.ts";
 import { StreamError } from "../../native/session/stream.ts";
 import { maxTextLength } from "../../protocol.ts";
@@ -14,10 +14,10 @@ import {
   bobIdentity,
   closeBoth,
   credentialsOf,
+  hasEnded,
   linkOn,
   links,
   offerOn,
-  hasEnded,
   rejection,
   securedAs,
   server,

@@ -1,14 +1,20 @@
 /** What the tests of links share: pairs of real channels over loopback, and what a link told its owner. */
 import * as net from "node:net";
 import type * as tls from "node:tls";
-import { readOffer, type Offer } from "../../native/session/carrier.ts";
-import { adopt, Channel, Credentials, LinkError, type Side } from "../../native/secure/channel.ts";
-import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
-import { Link, type LinkOptions, type LinkOwner, type Purpose } from "../../native/session/link.ts";
-import { proveBond, type Bond } from "../../native/secure/room.ts";
+import { LinkError, type Offer, readOffer } from "../../native/session/carrier.ts";
+import { adopt, Channel, Credentials, type Side } from "../../native/secure/channel.ts";
+import { type Identity, makeIdentity } from "../../native/secure/identity.ts";
+import {
+  Link,
+  type LinkCarrier,
+  type LinkOptions,
+  type LinkOwner,
+  type Purpose,
+} from "../../native/session/link.ts";
+import { type Bond, proveBond } from "../../native/secure/room.ts";
 import { resetCodes, type Stream } from "../../native/session/stream.ts";
 import { connectShared, type Socket } from "../../native/host/socket.ts";
-import { encode, splitEndpoint, type Role, type UnlinkReason } from "../../protocol.ts";
+import { encode, type Role, splitEndpoint, type UnlinkReason } from "../../protocol.ts";
 import { listening, loopback, until } from "../native-fixture.ts";
 
 export const aliceIdentity = makeIdentity();
@@ -112,7 +118,11 @@ export class Story implements LinkOwner {
 /** The stories of links, for tests that get nothing but the link. */
 export const stories = new WeakMap<Link, Story>();
 
-export function beginLink(channel: Channel, changes: Partial<LinkOptions> = {}, offer?: Offer): Story {
+export function beginLink(
+  channel: Channel,
+  changes: Partial<LinkOptions> = {},
+  offer?: Offer<LinkCarrier>,
+): Story {
   const story = new Story();
   const { role } = channel;
   story.link = new Link(
@@ -126,8 +136,8 @@ export function beginLink(channel: Channel, changes: Partial<LinkOptions> = {}, 
 }
 
 /** The first frame on a channel that the peer has nominated. */
-export function offerOn(channel: Channel): Promise<Offer> {
-  const { promise, resolve, reject } = Promise.withResolvers<Offer>();
+export function offerOn(channel: Channel): Promise<Offer<LinkCarrier>> {
+  const { promise, resolve, reject } = Promise.withResolvers<Offer<LinkCarrier>>();
   channel.onClose = (reason) => reject(new Error(`it closed before it said which link it is for: ${reason}`));
   readOffer(channel, resolve, (reason) => reject(new Error(reason)));
   return promise;

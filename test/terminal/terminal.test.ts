@@ -7,20 +7,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import {
-  colorsFor,
+  type Command,
   CommandError,
   completions,
   readCommand,
   readOptions,
   renderCommands,
-  renderRows,
-  renderTable,
-  shorten,
   UsageError,
-  wrap,
-  type Cell,
-  type Command,
-} from "../../native/terminal/terminal.ts";
+} from "../../native/terminal/command-line.ts";
+import { type Cell, renderRows, renderTable } from "../../native/terminal/table.ts";
+import { colorsFor, shorten, wrap } from "../../native/terminal/text.ts";
 import manifest from "../../package.json" with { type: "json" };
 import { maxTextLength } from "../../protocol.ts";
 import { Pty, root } from "../pty-fixture.ts";

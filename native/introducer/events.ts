@@ -1,0 +1,78 @@
+/**
+ * What an introducer is told at its start, and what it tells while it runs. Types and errors only. For introducer.ts,
+ * native/introducer/ and native/terminal/.
+ */
+import type { Stats } from "./metrics.ts";
+import type { Participant } from "./rooms.ts";
+import type {
+  Endpoint,
+  FailureReason,
+  Mapping,
+  RefusalCode,
+  Route,
+  UnlinkReason,
+  Way,
+} from "../../protocol.ts";
+import type { Limits } from "./limits.ts";
+
+/** What an operator can be told of; with `--json` these are the lines. */
+export type IntroducerEvent =
+  | { event: "listening"; host: string; port: number }
+  | { event: "joined"; id: number; name: string; room: string; private: Endpoint[]; public: Endpoint }
+  | { event: "ignored"; address: Endpoint; endpoints: Endpoint[] }
+  | { event: "left"; id: number; name: string; reason: string }
+  | { event: "punch"; a: number; b: number; way: Way; round: number }
+  | { event: "linked"; id: number; peer: number; route: Route; local: Endpoint; remote: Endpoint }
+  | { event: "unlinked"; id: number; peer: number; reason: UnlinkReason }
+  | { event: "failed"; id: number; peer: number; reason: FailureReason; detail: string }
+  | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
+  | { event: "mapping"; id: number; mapping: Mapping }
+  | { event: "mapped"; id: number; endpoint?: Endpoint }
+  | { event: "relaying"; a: number; b: number }
+  | { event: "relayed"; a: number; b: number; bytes: number }
+  /** While serving that address; without one, of an operator's command. */
+  | { event: "error"; address?: Endpoint; message: string }
+  /** So many have got what the operator said. */
+  | { event: "told"; participants: number; id?: number; name?: string }
+  | { event: "warning"; message: string }
+  /** Rooms are shared with other introducers, from now on. */
+  | { event: "shared"; message: string }
+  | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
+  | { event: "participants"; participants: Participant[] }
+  | { event: "stats"; stats: Stats; everywhere?: Everywhere };
+
+/** All introducers that share their rooms, as far as they answer. */
+export interface Everywhere {
+  participants: number;
+  introducers: number;
+}
+
+export interface IntroducerOptions {
+  /** Default: all addresses of this host, IPv6 and IPv4. */
+  host?: string;
+  /** 0 lets the system choose. */
+  port?: number;
+  /** Ports for mapping probes; by default the next two, as far as they are free. */
+  probePorts?: number[];
+  /** Another address of this host, for probes that tell address-dependent mappings. */
+  alternate?: string;
+  /** Whether to relay links that have no direct way; by default it does. */
+  relay?: boolean;
+  /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
+  relayRate?: number;
+  relayTotal?: number;
+  /** URL of a Redis through which introducers share their rooms: redis: or rediss: (TLS). */
+  redis?: string;
+  /** The address at which participants of other introducers reach our relay; by default the likeliest of this host's. */
+  advertise?: string;
+  /** Where Prometheus may ask; by default nowhere. */
+  metrics?: { hostname: string; port: number };
+  limits?: Partial<Limits>;
+  onEvent?: (event: IntroducerEvent) => void;
+}
+
+/** A port that was asked for can't answer mapping probes. `message` says which and why. */
+export class ProbePortError extends Error {}
+
+/** The metrics can't be shown where they should be. `message` says where and why. */
+export class MetricsPortError extends Error {}

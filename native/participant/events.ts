@@ -1,0 +1,102 @@
+/**
+ * All that happens to a participant, in the shape of the `--json` lines, and what it is told at its start. Types only. For
+ * participant.ts, native/participant/ and native/terminal/.
+ */
+import type { Room } from "../secure/room.ts";
+import type { UseEvent } from "../uses/services.ts";
+import type { Identity } from "../secure/identity.ts";
+import type { PeerEvent, PeerRow } from "./peer.ts";
+import type { MappingBehaviour } from "../punch/mapping.ts";
+import type { PortMappingState } from "../punch/portmap.ts";
+import type { AddressScope, Endpoint, Filtering, Mapping, Way } from "../../protocol.ts";
+
+/** How long a link is kept without a connection, unless told otherwise. */
+export const defaultKeepMinutes = 10;
+
+/** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
+export type ParticipantEvent =
+  | PeerEvent
+  | UseEvent
+  /** The words of a private room are nobody's but those who know them: they are in no event. */
+  | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
+  | { event: "peers"; peers: PeerRow[] }
+  | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
+  | {
+      event: "updated";
+      peer: number;
+      name: string;
+      public: Endpoint;
+      mapped?: Endpoint;
+      mapping: Mapping;
+      roundTripMs?: number;
+    }
+  | { event: "left"; peer: number; name: string }
+  | { event: "mapping"; mapping: Mapping; step: number }
+  /** Whether our router opens a port for us. */
+  | { event: "port-mapping"; state: PortMappingState }
+  | ({ event: "nat" } & NatReport)
+  | { event: "echo"; text: string; rttMs: number }
+  | { event: "notice"; text: string }
+  /** Something takes more than a second. */
+  | { event: "waiting"; for: "introducer" | "peer"; text: string }
+  | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
+  /** Something that we can do without, but should not have to. */
+  | { event: "warning"; message: string }
+  | { event: "error"; message: string };
+
+export type RoomKind = "lobby" | "private";
+
+/** What the `nat` command finds out (RFC 5382, RFC 5780). */
+export interface NatReport extends MappingBehaviour {
+  /** What the introducer sees, and how far away it can be to see that. */
+  observed: Endpoint;
+  scope: AddressScope;
+  /** Whether the introducer sees another address than the host has. */
+  isTranslated: boolean;
+  /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
+  filtering?: Filtering;
+  /** The same of one from an address that we have never called, where the introducer has such. */
+  filteringElsewhere?: Filtering;
+  hairpinning: boolean;
+  /** Whether the host has a global IPv6 address. */
+  ipv6: boolean;
+  /** What came of asking the router for a port; undefined where it is not asked. */
+  portMapping?: PortMappingState;
+  /** With which kinds of peer a direct link is expected, and by which way first. */
+  expected: { peer: string; way: Way | "none" }[];
+}
+
+/** What we are in the room. */
+export interface Self {
+  id: number;
+  name: string;
+  room: RoomKind;
+  public: Endpoint;
+  private: Endpoint[];
+  mapped?: Endpoint;
+  fingerprint: string;
+  mapping: Mapping;
+}
+
+export interface ParticipantOptions {
+  /** Name or address of the introducer. */
+  host: string;
+  /** Its port (7000). */
+  port?: number;
+  /** What others call us: one word. */
+  name: string;
+  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
+  room: string | Room | Promise<Room>;
+  /** The one kept in the user's state folder, unless given. */
+  identity?: Identity;
+  /** All that happens, for whoever wants to tell it. */
+  onEvent?: (event: ParticipantEvent) => void;
+  /** Report every attempt of a punch as an `attempt` event. */
+  verbose?: boolean;
+  /** Never let the introducer relay our links. */
+  direct?: boolean;
+  /** Whether the router is asked for a port; by default it is, where one is before us. */
+  portMapping?: boolean;
+  /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
+  keepMinutes?: number;
+}

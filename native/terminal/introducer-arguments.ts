@@ -1,0 +1,308 @@
+/**
+ * The introducer's command line: its options, its limits and commands, and their help. For introducer.ts.
+ */
+import { type Command, renderCommands } from "./command-line.ts";
+import { siteShares } from "../shares/budget.ts";
+import { readOptions, startedAs, UsageError } from "./command-line.ts";
+import { redisUrlProblem } from "../introducer/redis/connection.ts";
+import {
+  canonicalAddress,
+  defaultPort,
+  maxProbePorts,
+  parseEndpoint,
+  splitEndpoint,
+} from "../../protocol.ts";
+import {
+  defaultLimits,
+  drainMs,
+  leastRoomShare,
+  type Limits,
+  mostInRoom,
+  nameKeptMs,
+  roomLimits,
+} from "../introducer/limits.ts";
+import type { IntroducerOptions } from "../introducer/events.ts";
+import { ownAddresses } from "../introducer/observe.ts";
+import { amount } from "./introducer-tables.ts";
+
+const logFormats = ["text", "json"] as const;
+
+export type LogFormat = (typeof logFormats)[number];
+
+/** How many ports after a taken one are tried for a free one to propose. */
+export const proposedPorts = 100;
+
+/** Those that nobody need change, a line each. */
+function renderLimits(): string {
+  const limits = defaultLimits;
+  const seconds = (ms: number) => `${ms / 1000} s`;
+  const rows = [
+    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection;`],
+    ["", `closed after ${limits.badLines} that break the protocol`],
+    [
+      "bytes waiting",
+      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all;`,
+    ],
+    [
+      "",
+      `${amount(limits.unsentBytes)} for one that reads too slowly, ${amount(limits.unsentBytesPerAddress)} for those of`,
+    ],
+    ["", `one address, ${amount(limits.unsentBytesInAll)} for all`],
+    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle;`],
+    ["", `${limits.acceptsPerSecond} new connections a second of one address, more likewise`],
+    [
+      "registering",
+      `within ${seconds(limits.registerDeadlineMs)}; closed after ${seconds(limits.silenceMs)} of silence,`,
+    ],
+    ["", `asked every ${seconds(limits.pingMs)}`],
+    [
+      "names",
+      `kept for ${seconds(nameKeptMs)} after leaving a room that is not private, ${limits.keptNamesPerAddress} of`,
+    ],
+    ["", `one address, ${limits.keptNames} of a room, in ${limits.keptNamesRooms} rooms and the lobby`],
+    [
+      "introductions",
+      `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
+    ],
+    [
+      "",
+      `to one peer; ${limits.introductionsPerTarget} of one peer by all; ${seconds(limits.punchDeadlineMs)} each`,
+    ],
+    [
+      "guessed ports",
+      `${limits.birthdaysPerPair} a minute with one peer, after a failure none for ${seconds(limits.failedBirthdayPauseMs)};`,
+    ],
+    ["", `${limits.failedBirthdaysPerTarget} failures of one peer in that time`],
+    [
+      "probes",
+      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${seconds(limits.measureMs)};`,
+    ],
+    ["", `${limits.connectBacks} connections back at once, ${limits.connectBacksPerAddress} to one address`],
+    [
+      "relays",
+      `${limits.relaysPerMember} of one participant; both come within ${seconds(limits.relayOfferMs)}`,
+    ],
+  ];
+  return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
+}
+
+export const commands = [
+  { key: "s", word: "list", operands: "", what: "who is here" },
+  { key: "g", word: "stats", operands: "", what: "what has been going on" },
+  { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
+  { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
+  { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  { key: "a", word: "quit", aliases: ["q", "exit"], operands: "", what: "end the introducer (also q, exit)" },
+] as const satisfies Command[];
+export const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`list\` shows them.`;
+
+export const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
+
+Tells participants about each other so that they can link by TCP hole punching.
+
+  PORT               1 to 65535; without it you are asked on a terminal,
+                     otherwise ${defaultPort}
+
+Options:
+  --host ADDR        listen on this address only (default: all of this host's)
+  --probe-ports A,B  further ports, where participants measure how their
+                     NAT maps (default: the next two; none: no measuring)
+  --alternate ADDR   a second address of this host, for finer measuring
+  --no-relay         carry no bytes of those who have no direct way
+  --relay-rate N     bytes a second of one relayed link, each way
+                     (default: 1M; K, M, G: times 1024 and so on)
+  --relay-total N    bytes a second of all relayed links (default: 16M)
+  --redis URL        share rooms with all introducers of that Redis (also from
+                     REDIS_URL; redis://HOST or rediss://HOST for TLS)
+  --advertise ADDR   where participants of those reach this one's relay
+                     (default: the likeliest of this host's addresses)
+  --max-connections N  connections in all (default: ${defaultLimits.sessions})
+  --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
+                     has ${siteShares} times that
+  --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
+                     them, or ${leastRoomShare}, from one address
+  --max-relays N     relayed links (default: ${defaultLimits.relays}), a quarter of them of one
+                     address
+  --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
+                     address: 127.0.0.1)
+  -q, --quiet        results, errors and warnings only
+  --log text|json    how events are told on standard error (default: text)
+  --json             events as JSON lines on standard output, not as a log
+  -h, --help         this
+  --version          which version this is
+
+Commands, from a terminal or as lines on standard input (the letter works too):
+${commandHelp}
+
+Further limits; whoever goes beyond one is told so, or made to wait:
+${renderLimits()}
+Of what there is once for all, nobody gets more than a quarter of what is left.
+
+Results go to standard output, all else to standard error. Without a terminal
+the end of the input ends nothing; after \`quit\` the exit code is 1 if a
+command failed.
+
+SIGTERM ends it in order: participants are told to come back, and introductions
+and relayed links under way may take ${drainMs / 1000} s more. SIGINT, or a second SIGTERM,
+ends it at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.`;
+
+export function parsePort(text: string): number | undefined {
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
+  return port >= 1 && port <= 65535 ? port : undefined;
+}
+
+export interface Arguments extends IntroducerOptions {
+  log: LogFormat;
+  json: boolean;
+  quiet: boolean;
+}
+
+export const options = {
+  host: { type: "string" },
+  "probe-ports": { type: "string" },
+  alternate: { type: "string" },
+  "no-relay": { type: "boolean" },
+  "relay-rate": { type: "string" },
+  "relay-total": { type: "string" },
+  redis: { type: "string" },
+  advertise: { type: "string" },
+  "max-connections": { type: "string" },
+  "max-per-address": { type: "string" },
+  "max-room": { type: "string" },
+  "max-relays": { type: "string" },
+  metrics: { type: "string" },
+  log: { type: "string" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+export function readArguments(args: string[]): Arguments | "help" | "version" {
+  const { values, positionals } = readOptions(args, options);
+  if (values.help) return "help";
+  if (values.version) return "version";
+  const [word, ...more] = positionals;
+  const port = word === undefined ? undefined : parsePort(word);
+  if (more.length > 0) throw new UsageError(`unexpected argument ${more[0]}`);
+  if (word !== undefined && port === undefined)
+    throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
+  const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
+  const { metrics, log = "text" } = values;
+  return {
+    ...(port !== undefined && { port }),
+    ...(host !== undefined && { host }),
+    ...(ports !== undefined && { probePorts: readProbePorts(ports) }),
+    ...(alternate !== undefined && { alternate: readAlternate(alternate) }),
+    ...readRelay(values),
+    ...readSharing(values),
+    ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
+    limits: readLimits(values),
+    log: readLogFormat(log),
+    json,
+    quiet,
+  };
+}
+
+/** Participants are told to go there, so an address of another host would send them astray. */
+function readAlternate(text: string): string {
+  const address = canonicalAddress(text)?.address;
+  if (address === undefined) throw new UsageError(`--alternate must be an IP address, not ${text}`);
+  if (!ownAddresses().some((own) => own.address === address))
+    throw new UsageError(`--alternate must be an address of this host, and ${address} is none`);
+  return address;
+}
+
+function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: SharingValues) {
+  const problem = redis === undefined ? undefined : redisUrlProblem(redis);
+  if (problem !== undefined) throw new UsageError(`the URL of --redis (or REDIS_URL) is wrong: ${problem}`);
+  if (advertise !== undefined && !canonicalAddress(advertise))
+    throw new UsageError(`--advertise must be an IP address, not ${advertise}`);
+  if (advertise !== undefined && redis === undefined)
+    throw new UsageError("--advertise is for introducers that share their rooms (--redis)");
+  return { ...(redis !== undefined && { redis }), ...(advertise !== undefined && { advertise }) };
+}
+
+interface SharingValues {
+  redis?: string;
+  advertise?: string;
+}
+
+function readLogFormat(text: string): LogFormat {
+  const format = logFormats.find((one) => one === text);
+  if (format === undefined) throw new UsageError(`--log takes ${logFormats.join(" or ")}, not ${text}`);
+  return format;
+}
+
+/** `9100`, `0.0.0.0:9100`: where nobody says so, nobody else shall read it. */
+function readMetrics(text: string): { hostname: string; port: number } {
+  const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
+  if (endpoint === undefined)
+    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:9100, not ${text}`);
+  const { address: hostname, port } = splitEndpoint(endpoint);
+  return { hostname, port };
+}
+
+function readCount(option: string, text: string, most: number): number {
+  const number = /^\d{1,9}$/.test(text) ? Number(text) : 0;
+  if (number < 1 || number > most)
+    throw new UsageError(`${option} takes a number from 1 to ${most}, not ${text}`);
+  return number;
+}
+
+function readLimits(values: {
+  "max-connections"?: string;
+  "max-per-address"?: string;
+  "max-room"?: string;
+  "max-relays"?: string;
+}): Partial<Limits> {
+  const { "max-connections": all, "max-per-address": each, "max-room": room, "max-relays": links } = values;
+  const relays = links === undefined ? undefined : readCount("--max-relays", links, 1_000_000);
+  const size = room === undefined ? undefined : readCount("--max-room", room, mostInRoom);
+  return {
+    ...(all !== undefined && { sessions: readCount("--max-connections", all, 1_000_000) }),
+    ...(each !== undefined && { sessionsPerAddress: readCount("--max-per-address", each, 1_000_000) }),
+    ...(size !== undefined && roomLimits(size)),
+    ...(relays !== undefined && { relays, relaysPerAddress: Math.ceil(relays / 4) }),
+  };
+}
+
+interface RelayValues {
+  "no-relay"?: boolean;
+  "relay-rate"?: string;
+  "relay-total"?: string;
+  "max-relays"?: string;
+}
+
+function readRelay(values: RelayValues) {
+  const { "no-relay": isOff = false, "relay-rate": rate, "relay-total": total, "max-relays": most } = values;
+  if (isOff && (rate ?? total ?? most) !== undefined)
+    throw new UsageError("--no-relay leaves nothing for --relay-rate, --relay-total or --max-relays");
+  return {
+    ...(isOff && { relay: false }),
+    ...(rate !== undefined && { relayRate: readBytes("--relay-rate", rate) }),
+    ...(total !== undefined && { relayTotal: readBytes("--relay-total", total) }),
+  };
+}
+
+/** `65536`, `64K`, `1M`: at least 1K, for a TLS handshake has to get through. */
+function readBytes(option: string, text: string): number {
+  const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
+  const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");
+  if (bytes < 1024)
+    throw new UsageError(`${option} takes bytes a second such as 65536, 64K or 1M, not ${text}`);
+  return bytes;
+}
+
+function readProbePorts(text: string): number[] {
+  if (text === "none") return [];
+  const ports = text.split(",").map(parsePort);
+  if (ports.includes(undefined) || ports.length > maxProbePorts || new Set(ports).size < ports.length) {
+    throw new UsageError(
+      `--probe-ports takes up to ${maxProbePorts} different ports such as 7001,7002, or none; not ${text}`,
+    );
+  }
+  return ports.filter((port) => port !== undefined);
+}

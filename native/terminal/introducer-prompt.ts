@@ -1,0 +1,241 @@
+/**
+ * The operator's prompt: tells events as log lines or JSON, and obeys commands, by what it is given to obey with. For
+ * introducer.ts.
+ */
+import type { Terminal } from "./terminal.ts";
+import { CommandError, completions, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
+import { jsonPieces } from "./table.ts";
+import { count } from "./text.ts";
+import {
+  addressScope,
+  canonicalAddress,
+  defaultPort,
+  findByIdOrName,
+  formatEndpoint,
+  jsonLine,
+  printable,
+} from "../../protocol.ts";
+import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
+import type { Stats } from "../introducer/metrics.ts";
+import type { Answers, Question } from "../introducer/rooms.ts";
+import { publicAddress } from "../introducer/observe.ts";
+import { describe, renderParticipants, renderStats } from "./introducer-tables.ts";
+import { commandHelp, commands, type LogFormat, parsePort, proposedPorts } from "./introducer-arguments.ts";
+
+/** What an introducer tells even with --quiet. */
+const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
+
+/** What the commands want of the introducer. */
+export interface Operated {
+  readonly size: number;
+  readonly isAlone: boolean;
+  readonly stats: Stats;
+  names(): Iterable<string>;
+  ask(question: Question): Promise<Answers>;
+  tell(text: string, to?: number): Promise<{ told: number; problem?: string }>;
+}
+
+/** The operator's side: events as log lines or JSON, and the commands. */
+export class Prompt {
+  readonly #terminal: Terminal;
+  readonly #isJson: boolean;
+  readonly #log: LogFormat;
+  /** Events of this tick. */
+  #told: string[] = [];
+  #failures = 0;
+
+  constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
+    this.#terminal = terminal;
+    this.#isJson = isJson;
+    this.#log = log;
+  }
+
+  event(event: IntroducerEvent): void {
+    const isProblem = problems.has(event.event);
+    if (this.#terminal.isQuiet && !this.#isJson && !isProblem) return;
+    if (this.#told.length === 0) setImmediate(() => this.flush());
+    this.#told.push(this.#isJson || this.#log === "json" ? timed(event) : this.#logLine(event));
+    if (isProblem || this.#terminal.isInteractive) this.flush(isProblem);
+  }
+
+  #logLine(event: IntroducerEvent): string {
+    const time = this.#terminal.storyColors.dim(new Date().toTimeString().slice(0, 8));
+    return `${time} ${printable(describe(event))}`;
+  }
+
+  /** What happens in one tick goes in one system call: in a flood those for each line would be a quarter of all work. */
+  flush(isProblem = false): void {
+    if (this.#told.length === 0) return;
+    const text = this.#told.join("\n");
+    this.#told = [];
+    if (this.#isJson) this.#terminal.result(text);
+    else this.#terminal.story(text, isProblem);
+  }
+
+  /** Takes commands until the operator wants to end; resolves to the exit code. */
+  async obey(introducer: Operated): Promise<number> {
+    const terminal = this.#terminal;
+    if (terminal.isInteractive) {
+      terminal.story("`help` shows the commands");
+      await this.#converse(introducer);
+      return 0;
+    }
+    for await (const line of terminal.lines()) {
+      if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
+    }
+    return new Promise<never>(() => {}); // as a service, standard input is /dev/null: its end means nothing
+  }
+
+  #converse(introducer: Operated): Promise<void> {
+    const here = () => count(introducer.size, "participant");
+    const isAlone = () => introducer.size === 0;
+    return this.#terminal.converse({
+      prompt: "introducer> ",
+      onLine: async (line) => {
+        if (!(await this.#run(line, introducer))) return false;
+        const question = `end the introducer for ${here()}? y `;
+        return (
+          isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
+        );
+      },
+      complete: (line) => completions(commands, introducer.names(), line),
+      reasonToStay: () => (isAlone() ? undefined : `${here()} here`),
+    });
+  }
+
+  /** Obeys one line; returns whether it asks for the end. */
+  async #run(line: string, introducer: Operated): Promise<boolean> {
+    try {
+      const { command, words, text } = readCommand(commands, line);
+      if (command === "quit") return true;
+      if (command === "list") await this.#list(introducer);
+      if (command === "stats") await this.#stats(introducer);
+      if (command === "help") this.#terminal.result(commandHelp);
+      if (command === "broadcast") await this.#broadcast(introducer, text);
+      if (command === "tell") await this.#tell(introducer, words[0]!, text);
+    } catch (error) {
+      if (!(error instanceof CommandError)) throw error;
+      this.#failures++;
+      this.#say({ event: "error", message: error.message });
+    }
+    return false;
+  }
+
+  async #list(introducer: Operated): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "list" });
+    const participants = all.flatMap((one) => one.participants);
+    const { resultColors, width } = this.#terminal;
+    const pieces = this.#isJson
+      ? await jsonPieces({ event: "participants" }, "participants", participants)
+      : await renderParticipants(participants, resultColors, Date.now(), width);
+    this.flush();
+    this.#terminal.longResult(pieces);
+    complain("those of others may be missing", problem);
+  }
+
+  async #stats(introducer: Operated): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "count" });
+    const participants = all.reduce((sum, one) => sum + one.count, 0);
+    const everywhere = introducer.isAlone ? undefined : { participants, introducers: all.length };
+    const { stats } = introducer;
+    if (this.#isJson) this.#json({ event: "stats", stats, ...(everywhere && { everywhere }) });
+    else this.#terminal.result(renderStats(stats, everywhere));
+    complain("others may be missing", problem);
+  }
+
+  async #broadcast(introducer: Operated, text: string): Promise<void> {
+    const { told, problem } = await introducer.tell(text);
+    this.#say({ event: "told", participants: told });
+    complain("others may not have been told", problem);
+  }
+
+  async #tell(introducer: Operated, word: string, text: string): Promise<void> {
+    const { all, problem } = await introducer.ask({ about: "list" });
+    const whom = findByIdOrName(
+      all.flatMap(({ participants }) => participants),
+      word,
+    );
+    if (typeof whom === "string") throw new CommandError(problem ? `${whom} (${problem})` : whom);
+    const { told, problem: why = "it has left" } = await introducer.tell(text, whom.id);
+    const who = `${printable(whom.name)} (${whom.id})`;
+    if (told === 0) throw new CommandError(`${who} was not told: ${why}`);
+    this.#say({ event: "told", participants: told, id: whom.id, name: whom.name });
+  }
+
+  /** What became of a command: where programs read, one of their lines. */
+  #say(event: IntroducerEvent): void {
+    const isProblem = problems.has(event.event);
+    if (this.#isJson) this.#json(event);
+    this.flush();
+    if (this.#log === "json") this.#terminal.story(timed(event), isProblem);
+    else if (isProblem) this.#terminal.error(describe(event));
+    else if (!this.#isJson) this.#terminal.story(printable(describe(event)));
+  }
+
+  #json(event: object): void {
+    this.flush();
+    this.#terminal.result(timed(event));
+  }
+}
+
+/** Where the other introducers have not all answered. */
+function complain(what: string, problem: string | undefined): void {
+  if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
+}
+
+/** One JSON line, with the time in milliseconds since the epoch. */
+function timed(event: object): string {
+  return jsonLine({ ...event, at: performance.timeOrigin + performance.now() });
+}
+
+export function askPort(terminal: Terminal): Promise<number | undefined> {
+  return terminal.ask(`Port [${defaultPort}]: `, (answer) => {
+    const port = answer === "" ? defaultPort : parsePort(answer);
+    if (port === undefined) terminal.error("a port is a number from 1 to 65535");
+    return port;
+  });
+}
+
+/** What a participant types to come here. */
+export function invitation({ host, port }: { host: string; port: number }): string {
+  const command = `participants type:  ${otherStartedAs("participant")}`;
+  if (canonicalAddress(host) === undefined) return `${command} ${host}:${port}`;
+  const address = publicAddress(host);
+  const scope = addressScope(address);
+  const hint = {
+    global: "",
+    unusable: "",
+    loopback: `\n${address} can be reached from this host only`,
+    private: `\n${address} is a private address: from elsewhere, use the public one that leads to TCP port ${port} here`,
+  }[scope];
+  return `${command} ${formatEndpoint(address, port)}${hint}`;
+}
+
+/** The next port after a taken one that is free now; undefined where there is none near. */
+function freePortAfter(taken: number, hostname: string): number | undefined {
+  const last = Math.min(65535, taken + proposedPorts);
+  for (let port = taken + 1; port <= last; port++) {
+    try {
+      Bun.listen({ hostname, port, socket: { data() {} } }).stop(true);
+      return port;
+    } catch {
+      // taken as well
+    }
+  }
+  return undefined;
+}
+
+export function listenProblem(error: unknown, host: string | undefined, port: number): string {
+  const { code, message } = error as { code?: string; message: string };
+  const command = startedAs("introducer");
+  if (error instanceof ProbePortError || error instanceof MetricsPortError) return message;
+  if (code === "EADDRINUSE") {
+    const free = freePortAfter(port, host ?? "::");
+    return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;
+  }
+  if (code === "EACCES")
+    return `port ${port} needs more rights; choose one from 1024 on: ${command} ${defaultPort}`;
+  if (code === "EADDRNOTAVAIL")
+    return `this host has no address ${host}; leave --host out to listen on all it has`;
+  return `can't listen on ${host ?? "any address"} port ${port}: ${message}`;
+}

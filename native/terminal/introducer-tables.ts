@@ -1,0 +1,225 @@
+/**
+ * What an operator reads: each event, `list` and `stats`. Pure. For native/terminal/.
+ */
+import { type HistogramCounts, quantile, type Stats } from "../introducer/metrics.ts";
+import { type Cell, type Column, renderRows, wideColumns } from "./table.ts";
+import { type Colors, count } from "./text.ts";
+import { byTurns } from "../shares/turns.ts";
+import { isSecretRoom, type Participant } from "../introducer/rooms.ts";
+import { age, failureReasons, printable } from "../../protocol.ts";
+import type { Everywhere, IntroducerEvent } from "../introducer/events.ts";
+
+/** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
+function roomName(room: string): string {
+  return isSecretRoom(room) ? `${room.slice(0, 8)}…` : room;
+}
+
+/** Two lines a participant and more, in 80 columns. */
+const narrowList: Column[] = [
+  { head: "id" },
+  { head: "name", least: 9, isCut: true },
+  { head: "room", least: 9, isCut: true },
+  { head: "mapping" },
+  { head: "private endpoint\npublic endpoint", least: 21 },
+  { head: "linked\npunching", least: 8 },
+  { head: "since" },
+];
+
+/** One line a participant. */
+const wideList: Column[] = [
+  { head: "id" },
+  { head: "name", least: 12, isCut: true },
+  { head: "room", least: 9, isCut: true },
+  { head: "mapping" },
+  { head: "private endpoint", optional: 1 },
+  { head: "public endpoint" },
+  { head: "linked", least: 8 },
+  { head: "punching", least: 8 },
+  { head: "since" },
+];
+
+/** Beside the room where several introducers share it: which of them has the participant. */
+const atIntroducer: Column = { head: "introducer", least: 9, isCut: true };
+
+/** Ids of others that a line shows; there may be a room full of them. */
+const shownIds = 6;
+const shownRelays = 2;
+
+function idList(ids: number[], most: number): string {
+  const more = ids.length > most ? ` +${ids.length - most}` : "";
+  return ids.slice(0, most).join(", ") + more || "-";
+}
+
+/** `512 B`, `1.5 MiB`. */
+export function amount(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const unit = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, bytes)) / 10));
+  return `${(bytes / 1024 ** unit).toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
+}
+
+/** Which of its links are relayed: `7 relayed 1.5 MiB`. */
+function relayedList({ links }: Participant, most: number): string[] {
+  const relayed = links.filter(({ route }) => route === "relay");
+  const shown = relayed
+    .slice(0, most)
+    .map(({ id, relayedBytes = 0 }) => `${id} relayed ${amount(relayedBytes)}`);
+  return relayed.length > most ? [...shown, `+${relayed.length - most} relayed`] : shown;
+}
+
+function row(one: Participant, width: number, colors: Colors, now: number, isShared: boolean): Cell[] {
+  const isWhole = width === Infinity;
+  const [first = "-", ...others] = one.private;
+  const more = others.length > 0 ? `+${others.length} more` : "";
+  const dim = (text: string) => ({ text, paint: colors.dim });
+  const linked = { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green };
+  const punching = { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow };
+  const relayed = relayedList(one, isWhole ? Infinity : shownRelays);
+  const at = isShared ? [dim(one.introducer ?? "here")] : [];
+  const who = [
+    [{ text: String(one.id), paint: colors.bold }],
+    [printable(one.name)],
+    [printable(roomName(one.room)), ...(width < wideColumns ? at : [])],
+    ...(isShared && width >= wideColumns ? [at] : []),
+  ];
+  const since = [age(now - one.since)];
+  if (width < wideColumns) {
+    const mapping = one.mapping.split(/(?<=-)/); // endpoint-independent is too wide for this table
+    const endpoints = [dim(first), ...(more === "" ? [] : [dim(more)]), one.public];
+    const links = [linked, punching, ...relayed.map((text) => ({ text, paint: colors.yellow }))];
+    return [...who, mapping, endpoints, links, since];
+  }
+  const hosts = isWhole ? one.private.join(", ") || first : `${first} ${more}`.trimEnd();
+  const all = { ...linked, text: [linked.text, ...relayed].join("; ") };
+  return [...who, [one.mapping], [dim(hosts)], [one.public], [all], [punching], since];
+}
+
+/**
+ * The participants as a table, in pieces, made by turns with all else: of at most 80 columns, or as wide as `width`;
+ * Infinity, for a pipe, cuts nothing.
+ */
+export async function renderParticipants(
+  participants: readonly Participant[],
+  colors: Colors,
+  now: number,
+  width = 80,
+): Promise<string[]> {
+  if (participants.length === 0) return ["nobody is here yet"];
+  const isShared = participants.some(({ introducer }) => introducer !== undefined);
+  const columns = columnsOf(width < wideColumns, isShared);
+  const cells = (one: Participant) => row(one, width, colors, now, isShared);
+  const pieces = await renderRows(columns, participants, cells, width);
+  return [...pieces, await total(participants)];
+}
+
+function columnsOf(isNarrow: boolean, isShared: boolean): Column[] {
+  if (!isShared) return isNarrow ? narrowList : wideList;
+  if (isNarrow) return narrowList.with(2, { ...narrowList[2]!, head: "room\nintroducer" });
+  return wideList.toSpliced(3, 0, atIntroducer);
+}
+
+/** `3 participants in 1 room, 1 link`. */
+export async function total(participants: readonly Participant[]): Promise<string> {
+  const rooms = new Set<string>();
+  let [ends, relayed] = [0, 0];
+  await byTurns(participants, ({ room, linked, links }) => {
+    rooms.add(room);
+    ends += linked.length;
+    for (const { route } of links) relayed += Number(route === "relay");
+  });
+  const summary = `${count(participants.length, "participant")} in ${count(rooms.size, "room")}, ${count(Math.ceil(ends / 2), "link")}`;
+  return relayed > 0 ? `${summary}, ${Math.ceil(relayed / 2)} relayed` : summary;
+}
+
+/** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
+function counted(parts: { count: number; what: string }[]): string {
+  const all = parts.reduce((sum, part) => sum + part.count, 0);
+  const sorted = parts.toSorted((a, b) => b.count - a.count);
+  return all === 0 ? "0" : `${all} (${sorted.map((part) => `${part.count} ${part.what}`).join(", ")})`;
+}
+
+/** `half within 100 ms, 99 % within 500 ms`. */
+function spread(counts: HistogramCounts): string {
+  const within = (part: number) => {
+    const bound = quantile(counts, part);
+    return bound === Infinity ? `beyond ${counts.boundsMs.at(-1)} ms` : `within ${bound} ms`;
+  };
+  return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
+}
+
+function acrossAll({ participants, introducers }: Everywhere): string {
+  const where = count(introducers, "introducer");
+  return `${count(participants, "participant")} at ${where}; all below is of this one alone`;
+}
+
+/** What has been going on since the start, a line each. */
+export function renderStats(stats: Stats, everywhere?: Everywhere): string {
+  const { introductions, refusals, residentBytes } = stats;
+  const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
+  const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
+  const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
+  const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
+  const rows = [
+    ...(everywhere ? [["everywhere", acrossAll(everywhere)] as const] : []),
+    ["up", age(stats.uptimeMs)],
+    ["now", `${now}, ${held}`],
+    ["joins", String(stats.joins)],
+    ["introductions", counted(ofWays)],
+    ["time to link", spread(stats.linkMs)],
+    ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    ["refusals", counted(ofCodes)],
+    ["turned away", count(stats.turnedAway, "connection")],
+    ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
+    ["timers late", spread(stats.eventLoopDelayMs)],
+  ] as const;
+  return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
+}
+
+/** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
+export function describe(event: IntroducerEvent): string {
+  switch (event.event) {
+    case "listening":
+      return `listening on ${event.host} port ${event.port}`;
+    case "joined":
+      return `#${event.id} ${event.name} joined ${roomName(event.room)} from ${event.public} (private ${event.private.join(", ") || "none"})`;
+    case "ignored":
+      return `${event.address} offered ${event.endpoints.join(", ")}, not its own: ignored`;
+    case "left":
+      return `#${event.id} ${event.name} left: ${event.reason}`;
+    case "punch":
+      return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
+    case "mapping":
+      return `#${event.id} has ${event.mapping} mapping`;
+    case "mapped":
+      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
+    case "relaying":
+      return `#${event.a} and #${event.b} are relayed`;
+    case "relayed":
+      return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
+    case "warning":
+    case "shared":
+      return event.message;
+    case "draining": {
+      const { participants, punching, relays, reason } = event;
+      const waiting = `waiting for ${punching} that are punching and ${count(relays, "relay")}`;
+      return `${reason}: ${count(participants, "participant")} told to come back, ${waiting}`;
+    }
+    case "linked":
+      return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
+    case "unlinked":
+      return `#${event.id} unlinked from #${event.peer}: ${event.reason}`;
+    case "failed":
+      return `#${event.id} failed to link with #${event.peer}: ${failureReasons[event.reason]}${event.detail && ` (${event.detail})`}`;
+    case "refused":
+      return `refused ${event.id ? `#${event.id} ` : ""}${event.address}: ${event.message} [${event.code}]`;
+    case "error":
+      return event.address ? `an error while serving ${event.address}: ${event.message}` : event.message;
+    case "told": {
+      const { id, name, participants } = event;
+      return id === undefined ? `told ${count(participants, "participant")}` : `told ${name} (${id})`;
+    }
+    case "participants":
+      return `${event.participants.length} participants`;
+    case "stats":
+      return `${event.stats.participants} participants`;
+  }
+}

@@ -1,0 +1,239 @@
+/**
+ * The participant's command line: its options, its commands and their help. For participant.ts.
+ */
+import { type Command, renderCommands } from "./command-line.ts";
+import { hostname, userInfo } from "node:os";
+import { basename } from "node:path";
+import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
+import { readOptions, startedAs, UsageError } from "./command-line.ts";
+import {
+  canonicalAddress,
+  defaultPort,
+  defaultRoom,
+  nameProblem,
+  printable,
+  roomProblem,
+} from "../../protocol.ts";
+import { defaultKeepMinutes } from "../participant/events.ts";
+
+export const commands = [
+  { key: "s", word: "list", operands: "[-v]", what: "who is here, and whom you are linked with" },
+  { key: "d", word: "connect", operands: "PEER ... [-v]", what: "punch holes (-v: tell every attempt)" },
+  { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
+  { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
+  { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
+  { key: "", word: "forward", operands: "SPEC", what: "[BIND:]PORT:PEER:[HOST:]PORT, as ssh -L" },
+  { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
+  { key: "", word: "forwards", operands: "", what: "what is forwarded" },
+  { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
+  { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
+  { key: "", word: "allowed", operands: "", what: "what peers may reach" },
+  { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
+  { key: "", word: "accept", operands: "OFFER", what: "take what a peer offers, into this folder" },
+  { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
+  { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
+  { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
+  { key: "", word: "join", operands: "", what: "come back to the introducer" },
+  { key: "", word: "nat", operands: "", what: "what kind of NAT you are behind" },
+  { key: "", word: "whoami", operands: "", what: "your name, id, endpoints and fingerprint" },
+  { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  {
+    key: "j",
+    word: "quit",
+    aliases: ["q", "exit"],
+    operands: "",
+    what: "end all links and the program (also q, exit)",
+  },
+] as const satisfies Command[];
+export const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
+
+export const usage = `Usage: ${startedAs("participant")} [HOST[:PORT]] [options]
+
+Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
+in the environment) and opens direct TCP connections to others in the room.
+
+Options:
+  --name NAME     what others call you: one word (default: user@host)
+  --room WORDS    the private room of those who know the WORDS, which the
+                  introducer never learns (also from ROOM in the environment);
+                  new: makes such words; -: asks for them, and shows nothing
+                  (default: ${defaultRoom}, open to everyone)
+  --connect PEER  keep a link to PEER, from when it is there
+  -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
+                  listen on PORT here, and connect from PEER to HOST:PORT
+                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L
+  --allow [HOST:]PORT  what peers may reach through you (* for any)
+  --pipe PEER     join standard input and output to PEER's --pipe, or with
+                  PEER:[HOST:]PORT to what PEER allows there, as ssh -W
+  --send PATH     with --connect PEER: send it, and end
+                  (fails when PEER accepts, and then does nothing for 60 s)
+  --accept DIR    take the files that peers send, into DIR: a file as itself,
+                  a folder or several things as a new folder
+  --executable    what was executable there is so here (default: nothing is)
+  --keep MINUTES  how long a link without a connection waits for the peer to
+                  come back (default: ${defaultKeepMinutes}; 0: not at all)
+  --direct        never let the introducer relay a link
+  --no-portmap    don't ask the router to open a port
+  --nat           say what kind of NAT you are behind, and end
+  --stay          go on when standard input ends (so do --forward, --allow and
+                  --accept)
+  -v, --verbose   show every attempt of a punch
+  -q, --quiet     results and errors only
+  --json          events as JSON lines on standard output
+  -h, --help      this
+  --version       which version this is
+
+Commands, from a terminal or as lines on standard input (the letter works too):
+${commandHelp}
+
+Results and what peers say go to standard output, all else to standard error.
+Without a terminal the commands run one after the other, and the end of the
+input quits (exit code 1 if a command failed).
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+128 + N: signal N came before what was asked for was there.`;
+
+export const shownRoom =
+  "whoever is logged in to this host can read the words of --room (ps): give them in ROOM, or have --room - ask for them";
+
+/** What stands in the place of a room's words. */
+export const newRoom = "new";
+export const askedRoom = "-";
+
+export interface Arguments {
+  introducer: string | undefined;
+  name: string;
+  /** Undefined for the lobby; {@link askedRoom} where the user is to be asked. */
+  room: string | undefined;
+  /** Whether it is one of the arguments. */
+  isRoomArgument: boolean;
+  connect: string[];
+  forward: string[];
+  allow: string[];
+  pipe: PipeSpec | undefined;
+  send: string[];
+  accept: string | undefined;
+  executable: boolean;
+  keepMinutes: number;
+  direct: boolean;
+  portMapping: boolean;
+  nat: boolean;
+  stay: boolean;
+  verbose: boolean;
+  quiet: boolean;
+  json: boolean;
+}
+
+export const options = {
+  name: { type: "string" },
+  room: { type: "string" },
+  connect: { type: "string", multiple: true },
+  forward: { type: "string", short: "L", multiple: true },
+  allow: { type: "string", multiple: true },
+  pipe: { type: "string" },
+  send: { type: "string", multiple: true },
+  accept: { type: "string" },
+  executable: { type: "boolean" },
+  keep: { type: "string" },
+  direct: { type: "boolean" },
+  "no-portmap": { type: "boolean" },
+  nat: { type: "boolean" },
+  stay: { type: "boolean" },
+  verbose: { type: "boolean", short: "v" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+export function readArguments(args: string[]): Arguments | "help" | "version" {
+  const { values, positionals } = readOptions(args, options);
+  if (values.help) return "help";
+  if (values.version) return "version";
+  if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
+  const name = values.name ?? defaultName();
+  const problem = nameProblem(name);
+  if (problem) throw new UsageError(`--name ${problem}`);
+  const room = values.room ?? (process.env.ROOM || undefined);
+  const badRoom = room === undefined ? undefined : roomProblem(room);
+  if (badRoom) throw new UsageError(`--room ${badRoom}`);
+  const isOpen = room === undefined || room === defaultRoom;
+  const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
+  if (opens && isOpen) {
+    throw new UsageError(
+      `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
+    );
+  }
+  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
+  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
+  if (values.pipe !== undefined && values.json)
+    throw new UsageError("--pipe has standard output for itself: leave --json out");
+  if (values.send && values.connect?.length !== 1)
+    throw new UsageError("--send needs one --connect PEER to send to");
+  return {
+    introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
+    name,
+    room: room === defaultRoom ? undefined : room,
+    isRoomArgument: values.room !== undefined && ![defaultRoom, newRoom, askedRoom].includes(values.room),
+    connect: values.connect ?? [],
+    forward: values.forward ?? [],
+    allow: values.allow ?? [],
+    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
+    send: values.send ?? [],
+    accept: values.accept,
+    executable: values.executable ?? false,
+    keepMinutes: readKeep(values.keep),
+    direct: values.direct ?? false,
+    portMapping: !values["no-portmap"],
+    nat: values.nat ?? false,
+    stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
+    verbose: values.verbose ?? false,
+    quiet: values.quiet ?? false,
+    json: values.json ?? false,
+  };
+}
+
+function read<T>(option: string, text: string, parse: (text: string) => T): T {
+  try {
+    return parse(text);
+  } catch (error) {
+    if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
+    throw error;
+  }
+}
+
+function readKeep(text: string | undefined): number {
+  if (text === undefined) return defaultKeepMinutes;
+  const minutes = /^\d{1,5}(\.\d+)?$/.test(text) ? Number(text) : NaN;
+  // setTimeout takes no more than 2^31 ms.
+  if (!(minutes <= 30_000)) throw new UsageError(`--keep takes minutes from 0 to 30000, not ${text}`);
+  return minutes;
+}
+
+function defaultName(): string {
+  const user = process.env.USER || process.env.LOGNAME || userName() || "someone";
+  return `${user}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-").slice(0, 64);
+}
+
+/** Undefined for a user id without an account, as containers have. */
+function userName(): string | undefined {
+  try {
+    // Bun takes the name from the environment only; where that has none, the home folder usually bears it.
+    const { username, homedir } = userInfo();
+    return username === "unknown" ? basename(homedir) : username;
+  } catch {
+    return undefined;
+  }
+}
+
+/** `host`, `host:port`, `1.2.3.4:port`, `2001:db8::1`, `[2001:db8::1]:port`. */
+export function readHostPort(text: string): { host: string; port: number } {
+  const bare = canonicalAddress(text.replace(/^\[(.*)\]$/, "$1"));
+  if (bare) return { host: bare.address, port: defaultPort };
+  const match = /^(?:\[([^\]]+)\]|([^\s:/[\]]+))(?::(\d{1,5}))?$/.exec(text);
+  const port = Number(match?.[3] ?? defaultPort);
+  if (!match || port < 1 || port > 65535) {
+    throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
+  }
+  return { host: match[1] ?? match[2]!, port };
+}

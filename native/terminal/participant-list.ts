@@ -1,0 +1,171 @@
+/**
+ * What `list` and `forwards` of a participant show. Pure. For native/terminal/ and participant.ts.
+ */
+import type { ForwardRow } from "../uses/services.ts";
+import type { PeerRow } from "../participant/peer.ts";
+import { byTurns } from "../shares/turns.ts";
+import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
+import { bytes, type Colors, count, ms } from "./text.ts";
+import { age, printable } from "../../protocol.ts";
+
+const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
+  linked: (c) => c.green,
+  returning: (c) => c.yellow,
+  untrusted: (c) => c.red,
+  punching: (c) => c.yellow,
+  agreeing: (c) => c.yellow,
+  known: (c) => c.dim,
+  failed: (c) => c.red,
+};
+
+const stateMarks: Record<PeerRow["state"], string> = {
+  linked: "● linked",
+  returning: "◌ coming back",
+  punching: "◌ punching",
+  agreeing: "◌ agreeing",
+  known: "○ known",
+  failed: "✗ failed",
+  untrusted: "✗ untrusted",
+};
+
+/** Two lines a peer and more: 80 columns suffice. */
+const narrowList: Column[] = [
+  { head: "" },
+  { head: "id", least: 5 },
+  { head: "name", least: 10 },
+  { head: "private endpoint\npublic endpoint", least: 21 },
+  { head: "link", least: 24 },
+];
+
+/** One line a peer. */
+const wideList: Column[] = [
+  { head: "" },
+  { head: "id" },
+  { head: "name", least: 12, isCut: true },
+  { head: "private endpoint", optional: 4 },
+  { head: "public endpoint" },
+  { head: "link" },
+  { head: "from", optional: 2 },
+  { head: "to", optional: 1 },
+  { head: "bytes", optional: 3 },
+];
+
+/**
+ * The list in `columns` columns, of which it needs 80, in pieces, made by turns with all else; Infinity, for a pipe, cuts
+ * and wraps nothing.
+ */
+export async function renderList(rows: readonly PeerRow[], columns: number, c: Colors): Promise<string[]> {
+  if (rows.length === 0)
+    return ["Nobody else is in the room. Others join with the same introducer and --room."];
+  const isWide = columns >= wideColumns;
+  const cells = (row: PeerRow): Cell[] => [
+    [{ text: stateMarks[row.state], paint: stateLabels[row.state](c) }],
+    [row.present ? String(row.id) : "-"],
+    [{ text: printable(row.name), paint: c.bold }],
+    ...(isWide ? wideCells(row, columns, c) : narrowCells(row, c)),
+  ];
+  const pieces = await renderRows(isWide ? wideList : narrowList, rows, cells, columns);
+  return [...pieces, total(rows)];
+}
+
+function narrowCells(row: PeerRow, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? [`+${others.length} more`] : [];
+  const hosts = [first, ...more].map((text) => ({ text, paint: c.dim }));
+  const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`] : [];
+  const bytes = row.route === undefined ? [] : [traffic(row)];
+  return [
+    [...hosts, row.public],
+    [linkPart(row, [linkWords(row)], c), ...path, ...bytes, ...lastSeen(row)],
+  ];
+}
+
+function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
+  const [first = "none", ...others] = row.private;
+  const more = others.length > 0 ? ` +${others.length} more` : "";
+  const hosts = columns === Infinity ? row.private.join(", ") || first : `${first}${more}`;
+  const isLinked = row.state === "linked";
+  const words = [linkWords(row), ...lastSeen(row)];
+  return [
+    [{ text: hosts, paint: c.dim }],
+    [row.public],
+    [linkPart(row, words, c)],
+    [isLinked ? `${row.local}` : ""],
+    [isLinked ? `→ ${row.remote}` : ""],
+    [row.route === undefined ? "" : traffic(row)],
+  ];
+}
+
+/** What goes by the introducer's relay stands out. */
+function linkPart({ route }: PeerRow, words: string[], c: Colors): Part {
+  const text = words.filter(Boolean).join(" ");
+  return route === "relay" ? { text, paint: c.yellow } : { text };
+}
+
+function linkWords(row: PeerRow): string {
+  if (row.state === "failed") return row.reason ?? "";
+  if (row.state === "untrusted") return "proof is wrong";
+  if (row.state === "returning") return `was ${row.route}, ${age(row.ageMs ?? 0)}`;
+  if (row.state !== "linked") return "";
+  const rtt = row.rttMs === undefined ? "" : ` ${ms(row.rttMs)}`;
+  return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
+}
+
+/** `list -v`: what the table has no room for, likewise. */
+export async function renderDetails(rows: readonly PeerRow[], c: Colors): Promise<string[]> {
+  const pieces: string[] = [];
+  await byTurns(rows, (row) => void pieces.push(pieces.length > 0 ? "\n" : "", renderDetail(row, c)));
+  return pieces;
+}
+
+function renderDetail(row: PeerRow, c: Colors): string {
+  const toIntroducer = row.roundTripMs === undefined ? "" : `, ${row.roundTripMs} ms from the introducer`;
+  const facts: [string, string | undefined][] = [
+    ["distrust", row.distrust],
+    ["fingerprint", row.fingerprint],
+    ["mapping", `${row.mapping}${toIntroducer}`],
+    ["mapped port", row.mapped],
+    ["private", row.private.join(", ") || "none"],
+    ["carriers", row.carriers === undefined ? undefined : `${row.carriers} so far`],
+    ["bytes", row.route === undefined ? undefined : traffic(row)],
+    ["round trip", row.rttMs === undefined ? undefined : ms(row.rttMs)],
+  ];
+  const lines = facts.flatMap(([what, value]) =>
+    value === undefined ? [] : [`  ${what.padEnd(12)} ${printable(value)}`],
+  );
+  return [`${c.bold(printable(row.name))} (${row.present ? row.id : "not in the room"})`, ...lines].join(
+    "\n",
+  );
+}
+
+/** Of a peer that the introducer does not list now. */
+function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
+  return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
+}
+
+function traffic(row: PeerRow): string {
+  return `in ${bytes(row.bytesIn ?? 0)} out ${bytes(row.bytesOut ?? 0)}`;
+}
+
+/** `3 peers: 2 linked, 1 known`. */
+export function total(rows: readonly PeerRow[]): string {
+  const states = Object.entries(Object.groupBy(rows, ({ state }) => state));
+  return `${count(rows.length, "peer")}: ${states.map(([state, all]) => `${all.length} ${state}`).join(", ")}`;
+}
+
+export function renderForwards(rows: ForwardRow[], width: number): string {
+  if (rows.length === 0) return "nothing is forwarded; `forward PORT:PEER:PORT` does it";
+  const columns = ["listen", "peer", "target", "open", "total", "in", "out"].map((head) => ({ head }));
+  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
+    [
+      listen,
+      `→ ${printable(peer)}`,
+      `→ ${target}`,
+      String(open),
+      String(total),
+      bytes(bytesIn),
+      bytes(bytesOut),
+    ].map((text) => [text]),
+  );
+  return renderTable(columns, cells, width);
+}

@@ -1,0 +1,238 @@
+/**
+ * The participant's prompt: tells events, and obeys commands, by what it is given to obey with. For participant.ts.
+ */
+import { Keep, notLinked } from "../participant/keep.ts";
+import type { Forwarding, ForwardRow, Uses } from "../uses/services.ts";
+import type { PeerRow } from "../participant/peer.ts";
+import { defaultRoom, jsonLine, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
+import { Terminal } from "./terminal.ts";
+import { readCommand, UsageError } from "./command-line.ts";
+import { jsonPieces } from "./table.ts";
+import { count } from "./text.ts";
+import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
+import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
+import { renderSelf, tell } from "./participant-story.ts";
+import { renderNat } from "./participant-nat.ts";
+import { askedRoom, commandHelp, commands, newRoom, readHostPort } from "./participant-arguments.ts";
+
+/** What the commands want of the participant. */
+export interface Commanded {
+  readonly self: Self | undefined;
+  listed(): Promise<readonly PeerRow[]>;
+  linkWith(peer: string): unknown;
+  connect(peer: string, isVerbose: boolean): Promise<unknown>;
+  disconnect(peer: string): Promise<void>;
+  say(peer: string, text: string): Promise<unknown>;
+  ping(peer: string): Promise<unknown>;
+  echo(text: string): Promise<void>;
+  join(): Promise<void>;
+  leave(): void;
+  nat(): Promise<NatReport>;
+}
+
+/** Who obeys a line. */
+export interface Obeying {
+  participant: Commanded;
+  uses: Uses;
+  keep: Keep;
+}
+
+/** Events that answer a command, or are what a peer sent: results, on standard output. */
+const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
+
+/** What is told even with --quiet, on standard error. */
+const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
+  "forward-refused",
+  "transfer-failed",
+  "failed",
+  "error",
+  "warning",
+  "introducer",
+] as const);
+
+/** What the participant tells, and what the user asks, between the two. */
+export class Prompt {
+  readonly #terminal: Terminal;
+  readonly #isJson: boolean;
+  /** Whether standard output belongs to a pipe: then results are part of the story. */
+  readonly #isPipe: boolean;
+
+  constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
+    this.#terminal = terminal;
+    this.#isJson = isJson;
+    this.#isPipe = isPipe;
+  }
+
+  event(event: ParticipantEvent): void {
+    if (this.#isJson) this.#json(event);
+    if (event.event === "error") return this.#terminal.error(event.message);
+    const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
+    const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
+    if (text === undefined) return;
+    if (isResult) this.#terminal.result(text);
+    else this.#terminal.story(text, problems.has(event.event));
+  }
+
+  /** Obeys one line; rejects with what is wrong with it. */
+  async run(line: string, { participant, uses, keep }: Obeying): Promise<void> {
+    const { command, words, text, flags } = readCommand(commands, line);
+    const [peer = ""] = words;
+    switch (command) {
+      case "list":
+        return this.#list(await participant.listed(), flags.includes("-v"));
+      case "connect":
+        return connectAll(words, flags.includes("-v"), participant);
+      case "say":
+        return void (await participant.say(peer, text));
+      case "ping":
+        return void (await participant.ping(peer));
+      case "disconnect":
+        return this.#disconnect(peer, participant, keep);
+      case "forward":
+        return keepFor(uses.forward(peer), keep);
+      case "unforward": {
+        const { peer: wanted, listen } = uses.unforward(peer);
+        keep.release(wanted, listen);
+        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
+      }
+      case "forwards":
+        return this.#forwards(uses.forwards);
+      case "allow":
+        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
+      case "disallow":
+        uses.disallow(peer);
+        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
+      case "allowed":
+        return this.#allowed(uses.allowed);
+      case "send":
+        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
+        return failIfAny(await uses.send(peer, words.slice(1)));
+      case "accept":
+        return uses.accept(peer, ".");
+      case "refuse":
+        return uses.refuse(peer);
+      case "echo":
+        return participant.echo(text);
+      case "leave":
+        return participant.leave();
+      case "join":
+        return participant.join();
+      case "nat":
+        return this.nat(await participant.nat());
+      case "whoami":
+        return this.#whoami(participant);
+      case "help":
+        return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
+      case "quit":
+        return; // the one who reads the lines ends
+    }
+  }
+
+  nat(report: NatReport): void {
+    if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
+  }
+
+  /** Also of one that is only sought. */
+  async #disconnect(peer: string, participant: Commanded, keep: Keep): Promise<void> {
+    const wasKept = keep.giveUp(peer);
+    try {
+      await participant.disconnect(peer);
+    } catch (error) {
+      if (!wasKept || !(error instanceof UserError)) throw error;
+      this.#terminal.story(`a link with ${printable(peer)} is not sought any more`);
+    }
+  }
+
+  async #list(rows: readonly PeerRow[], isVerbose: boolean): Promise<void> {
+    if (this.#isJson) return this.#terminal.longResult(await jsonPieces({ event: "peers" }, "peers", rows));
+    const { width, resultColors: colors } = this.#terminal;
+    this.#terminal.longResult(await renderList(rows, width, colors));
+    if (isVerbose && rows.length > 0) this.#terminal.longResult(await renderDetails(rows, colors));
+  }
+
+  #forwards(rows: ForwardRow[]): void {
+    if (this.#isJson) return this.#json({ event: "forwards", forwards: rows });
+    this.#terminal.result(renderForwards(rows, this.#terminal.width));
+  }
+
+  #allowed(rules: readonly string[]): void {
+    if (this.#isJson) return this.#json({ event: "allowed", allowed: rules });
+    this.#terminal.result(
+      rules.length > 0 ? rules.join("\n") : "nothing: peers can reach nothing through you",
+    );
+  }
+
+  #whoami({ self }: Commanded): void {
+    if (!self) throw new UserError("not registered with the introducer; `join` first");
+    if (this.#isJson) return this.#json({ event: "whoami", ...self });
+    this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
+  }
+
+  /** With the time, in ms since the epoch: several participants on one clock can be compared. */
+  #json(event: object): void {
+    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
+  }
+}
+
+/** Files that did not arrive, each of which has been told, make a failure of the whole. */
+export function failIfAny({ failed }: { failed: number }): void {
+  if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
+}
+
+/** All at once. */
+async function connectAll(peers: string[], isVerbose: boolean, participant: Commanded): Promise<void> {
+  await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
+}
+
+/** Waits for all, then rejects with whatever failed. */
+async function everyone(all: Promise<unknown>[]): Promise<void> {
+  const failed = (await Promise.allSettled(all)).filter((one) => one.status === "rejected");
+  const reasons: unknown[] = failed.map(({ reason }) => reason);
+  const unexpected = reasons.find((reason) => !(reason instanceof UserError));
+  if (unexpected !== undefined) throw unexpected;
+  const untold = reasons.filter((one) => !(one instanceof ToldError)) as UserError[];
+  if (untold.length > 0) throw new UserError(untold.map(({ message }) => message).join("; "));
+  if (reasons.length > 0) throw reasons[0];
+}
+
+export function isQuit(line: string): boolean {
+  try {
+    return readCommand(commands, line).command === "quit";
+  } catch {
+    return false;
+  }
+}
+
+/** Asks for the words until they can be a private room's; undefined when the user gives up. */
+export async function askRoom(terminal: Terminal): Promise<string | undefined> {
+  if (!terminal.isInteractive)
+    throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
+  return terminal.askSecret("Words of the room (not shown): ", (answer) => {
+    const words = answer.trim();
+    const isOther = [defaultRoom, newRoom, askedRoom].includes(words);
+    const problem = isOther ? "must have words of its own here" : roomProblem(words);
+    if (problem) terminal.error(`a room ${problem}`);
+    return problem ? undefined : words;
+  });
+}
+
+/** Asks until the answer can be an introducer; undefined when the user gives up. */
+export async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
+  if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+  return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {
+    if (answer === "") return undefined;
+    try {
+      readHostPort(answer);
+      return answer;
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      terminal.error(error.message);
+      return undefined;
+    }
+  });
+}
+
+/** A forward wants the link of its peer, whether or not there can be one now. */
+export function keepFor({ peer, listen }: Forwarding, keep: Keep): void {
+  keep.keep(peer, listen).catch(() => {}); // it is told as it happens
+}

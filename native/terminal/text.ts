@@ -1,0 +1,59 @@
+/**
+ * Text for people: colours, width, wrapping, numbers with their units. Pure. For native/terminal/ and both programs.
+ */
+import type picocolors from "picocolors";
+
+/**
+ * As it loads it looks whether `process.stdout` is a terminal, unless colours are ruled out; and what has looked at
+ * that one keeps a duplicate of descriptor 1 that can't be closed, so that its reader would never see the end of a pipe.
+ */
+function colorsModule(): typeof picocolors {
+  const before = process.env["NO_COLOR"];
+  process.env["NO_COLOR"] = "1";
+  const module = require("picocolors") as typeof picocolors;
+  if (before === undefined) delete process.env["NO_COLOR"];
+  else process.env["NO_COLOR"] = before;
+  return module;
+}
+
+export type Colors = ReturnType<typeof picocolors.createColors>;
+
+/** Colours only where a person looks: on a terminal, unless NO_COLOR is set (no-color.org). */
+export function colorsFor(stream: { isTTY?: boolean }): Colors {
+  const isWanted = !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
+  return colorsModule().createColors(stream.isTTY === true && isWanted);
+}
+
+let graphemes: Intl.Segmenter | undefined;
+
+/** Lines of at most `width` columns; what is one character to the eye stays whole. */
+export function wrap(text: string, width: number): string[] {
+  if (Bun.stringWidth(text) <= width) return [text];
+  const lines = [""];
+  graphemes ??= new Intl.Segmenter(undefined, { granularity: "grapheme" });
+  for (const { segment } of graphemes.segment(text)) {
+    if (Bun.stringWidth(lines.at(-1)! + segment) > width) lines.push("");
+    lines[lines.length - 1] += segment;
+  }
+  return lines;
+}
+
+/** At most `width` columns of a text, with `…` where more was. */
+export function shorten(text: string, width: number): string {
+  return Bun.stringWidth(text) <= width ? text : `${wrap(text, width - 1)[0]}…`;
+}
+
+/** `1 peer`, `2 peers`. */
+export function count(number: number, what: string): string {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
+/** `512 B`, `1.5 kB`, `2.0 MB`. */
+export function bytes(count: number): string {
+  if (count < 1000) return `${Math.round(count)} B`;
+  const [value, unit] =
+    count < 1e6 ? [count / 1e3, "kB"] : count < 1e9 ? [count / 1e6, "MB"] : [count / 1e9, "GB"];
+  return `${value.toFixed(1)} ${unit}`;
+}
+
+export const ms = (value: number) => `${value.toFixed(1)} ms`;
