@@ -1204,7 +1204,7 @@ async function main(terminal: Terminal): Promise<number> {
   const introducer = options.introducer ?? (await askIntroducer(terminal));
   if (introducer === undefined) return options.send.length > 0 || options.pipe || options.nat ? 1 : 0;
   const running = prepare(terminal, options, introducer);
-  if (isRoomShown) running.prompt.event({ event: "warning", message: shownRoom });
+  if (isRoomShown && !options.quiet) running.prompt.event({ event: "warning", message: shownRoom });
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
   const stopped = Promise.withResolvers<number>();
