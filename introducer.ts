@@ -74,13 +74,7 @@ import {
   type ToIntroducer,
   type ToParticipant,
 } from "./protocol.ts";
-import {
-  defaultLimits,
-  drainMs,
-  leastRoomShare,
-  type Limits,
-  nameKeptMs,
-} from "./native/introducer/limits.ts";
+import { defaultLimits, drainMs, leastRoomShare, type Limits } from "./native/introducer/limits.ts";
 import {
   type IntroducerEvent,
   type IntroducerOptions,
@@ -310,7 +304,7 @@ export class Introducer {
     this.#alternate = options.alternate;
     this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
-    this.#keptNames = new KeptNames(this.limits, nameKeptMs);
+    this.#keptNames = new KeptNames(this.limits);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
     this.#tickMs = Math.min(tickMs, Math.min(register, pingMs, silenceMs, measureMs) / 4);
     this.#introductions = new Introductions(

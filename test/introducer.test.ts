@@ -2920,6 +2920,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   birthdaysPerPair: /guessed ports +30 a minute with one peer/,
   failedBirthdayPauseMs: /after a failure none for 60 s/,
   failedBirthdaysPerTarget: /10 failures of one peer/,
+  nameKeptMs: /names +kept for 30 s/,
   keptNames: /names +kept for 30 s after leaving .*\s+one address, 1024 of a room/,
   keptNamesPerAddress: /not private, 64 of\s+one address/,
   keptNamesRooms: /in 64 rooms and the lobby/,

@@ -151,6 +151,7 @@ export interface KeptNamesLimits {
   keptNamesPerAddress: number;
   /** Rooms that have such names, beside the lobby: who invents rooms must not make us keep without end. */
   keptNamesRooms: number;
+  nameKeptMs: number;
 }
 
 /** Whose name was whose in one room. */
@@ -166,12 +167,10 @@ interface RoomNames {
  */
 export class KeptNames {
   readonly #limits: KeptNamesLimits;
-  readonly #keptMs: number;
   readonly #rooms = new Map<string, RoomNames>();
 
-  constructor(limits: KeptNamesLimits, keptMs: number) {
+  constructor(limits: KeptNamesLimits) {
     this.#limits = limits;
-    this.#keptMs = keptMs;
   }
 
   keep(room: string, name: string, fingerprint: string, subscriber: string): void {
@@ -182,7 +181,7 @@ export class KeptNames {
     const { shares, names } = kept;
     if (shares.isOver(subscriber, 1) || shares.isUsedUp(1)) return;
     shares.add(subscriber);
-    names.set(looks, { fingerprint, subscriber, untilMs: performance.now() + this.#keptMs });
+    names.set(looks, { fingerprint, subscriber, untilMs: performance.now() + this.#limits.nameKeptMs });
   }
 
   /** Whether nobody else had the name lately. */

@@ -17,8 +17,8 @@ import {
   drainMs,
   leastRoomShare,
   type Limits,
+  limitsHelp,
   mostInRoom,
-  nameKeptMs,
   roomLimits,
 } from "../introducer/limits.ts";
 import type { IntroducerOptions } from "../introducer/events.ts";
@@ -32,58 +32,19 @@ export type LogFormat = (typeof logFormats)[number];
 /** How many ports after a taken one are tried for a free one to propose. */
 export const proposedPorts = 100;
 
-/** Those that nobody need change, a line each. */
+/** A limit with its unit, which its name says. */
+function quantity(name: string, value: number): string {
+  if (/bytes/i.test(name)) return amount(value);
+  if (!name.endsWith("Ms")) return String(value);
+  return value < 1000 ? `${value} ms` : `${value / 1000} s`;
+}
+
+/** Those that nobody need change. */
 function renderLimits(): string {
-  const limits = defaultLimits;
-  const seconds = (ms: number) => `${ms / 1000} s`;
-  const rows = [
-    ["lines", `${limits.messageBurst} at once, then ${limits.messagesPerSecond} a second of one connection;`],
-    ["", `closed after ${limits.badLines} that break the protocol`],
-    [
-      "bytes waiting",
-      `${amount(limits.heldBytesPerAddress)} of one address, ${amount(limits.heldBytes)} in all;`,
-    ],
-    [
-      "",
-      `${amount(limits.unsentBytes)} for one that reads too slowly, ${amount(limits.unsentBytesPerAddress)} for those of`,
-    ],
-    ["", `one address, ${amount(limits.unsentBytesInAll)} for all`],
-    ["processor", `${limits.processorMs} ms a second of one address, more while it is idle;`],
-    ["", `${limits.acceptsPerSecond} new connections a second of one address, more likewise`],
-    [
-      "registering",
-      `within ${seconds(limits.registerDeadlineMs)}; closed after ${seconds(limits.silenceMs)} of silence,`,
-    ],
-    ["", `asked every ${seconds(limits.pingMs)}`],
-    [
-      "names",
-      `kept for ${seconds(nameKeptMs)} after leaving a room that is not private, ${limits.keptNamesPerAddress} of`,
-    ],
-    ["", `one address, ${limits.keptNames} of a room, in ${limits.keptNamesRooms} rooms and the lobby`],
-    [
-      "introductions",
-      `${limits.introductionsPerMinute} a minute by one participant, ${limits.introductionsPerPair} of them`,
-    ],
-    [
-      "",
-      `to one peer; ${limits.introductionsPerTarget} of one peer by all; ${seconds(limits.punchDeadlineMs)} each`,
-    ],
-    [
-      "guessed ports",
-      `${limits.birthdaysPerPair} a minute with one peer, after a failure none for ${seconds(limits.failedBirthdayPauseMs)};`,
-    ],
-    ["", `${limits.failedBirthdaysPerTarget} failures of one peer in that time`],
-    [
-      "probes",
-      `${limits.probesPerAddress} of one address, ${limits.probes} in all, for ${seconds(limits.measureMs)};`,
-    ],
-    ["", `${limits.connectBacks} connections back at once, ${limits.connectBacksPerAddress} to one address`],
-    [
-      "relays",
-      `${limits.relaysPerMember} of one participant; both come within ${seconds(limits.relayOfferMs)}`,
-    ],
-  ];
-  return rows.map(([what = "", limit]) => `  ${what.padEnd(15)}${limit}`).join("\n");
+  const rows = limitsHelp(quantity).flatMap(({ head, lines }) =>
+    lines.map((line, index) => `  ${(index === 0 ? head : "").padEnd(15)}${line}`),
+  );
+  return rows.join("\n");
 }
 
 export const commands = [

@@ -446,11 +446,11 @@ test("where thousands of a name have been taken, one is found in a few looks", a
 });
 
 describe("kept names", () => {
-  const limits = { keptNames: 8, keptNamesPerAddress: 2, keptNamesRooms: 2 };
+  const limits = { keptNames: 8, keptNamesPerAddress: 2, keptNamesRooms: 2, nameKeptMs: 10_000 };
   const at = (index: number) => `198.51.100.${index}`;
 
   test("for their certificate, in their room, and so long", () => {
-    const names = new KeptNames(limits, 10_000);
+    const names = new KeptNames(limits);
     names.keep("red", "alice", ours, at(1));
     expect([
       names.mayTake("red", "alice", ours),
@@ -458,13 +458,13 @@ describe("kept names", () => {
       names.mayTake("blue", "alice", theirs),
       names.mayTake("red", "bert", theirs),
     ]).toEqual([true, false, true, true]);
-    const short = new KeptNames(limits, 0);
+    const short = new KeptNames({ ...limits, nameKeptMs: 0 });
     short.keep("red", "alice", ours, at(1));
     expect(short.mayTake("red", "alice", theirs)).toBe(true);
   });
 
   test("who leaves more often than its share of a room allows takes nobody's place", () => {
-    const names = new KeptNames(limits, 10_000);
+    const names = new KeptNames(limits);
     names.keep("red", "alice", ours, at(1));
     for (let n = 0; n < 100; n++) names.keep("red", `mallory-${n}`, theirs, at(2));
     names.keep("red", "alice", ours, at(1)); // once more
@@ -479,7 +479,7 @@ describe("kept names", () => {
   });
 
   test("who invents rooms has names kept in few, and none of the lobby's place", () => {
-    const names = new KeptNames(limits, 10_000);
+    const names = new KeptNames(limits);
     for (let n = 0; n < 100; n++) names.keep(`room-${n}`, "mallory", theirs, at(n));
     names.keep("lobby", "alice", ours, at(1));
     const kept = Array.from({ length: 100 }, (_, n) => !names.mayTake(`room-${n}`, "mallory", ours));
@@ -488,7 +488,7 @@ describe("kept names", () => {
   });
 
   test("none of a secret room: there proofs say whose a name is", () => {
-    const names = new KeptNames(limits, 10_000);
+    const names = new KeptNames(limits);
     names.keep("ab".repeat(32), "alice", ours, at(1));
     expect(names.mayTake("ab".repeat(32), "alice", theirs)).toBe(true);
   });
