@@ -15,13 +15,13 @@
 import type { Socket } from "bun";
 import {
   fairShare,
-  fill,
+  refill,
   hasShare,
   isOwnHost,
   Shares,
   siteShares,
-  subscriber,
-  take,
+  sourceOf,
+  tryTake,
   Usage,
   waitRefusal,
   waitSeconds,
@@ -745,7 +745,7 @@ export class Introducer {
 
   /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
   #takeProbe(observed: Endpoint): Probe | undefined {
-    const own = subscriber(splitEndpoint(observed).address);
+    const own = sourceOf(splitEndpoint(observed).address);
     if (!this.#accepts(own) || this.#probes.isOver(own, 1) || this.#probes.isUsedUp(1)) return undefined;
     this.#probes.add(own);
     const untilMs = performance.now() + this.limits.measureMs;
@@ -836,7 +836,7 @@ export class Introducer {
     if (!observed) return;
     const { sessions, sessionsPerAddress } = this.limits;
     const { address } = splitEndpoint(observed);
-    const own = subscriber(address);
+    const own = sourceOf(address);
     const most = this.#shares.most(own);
     // Even a refused connection costs something until it is closed, so a flood gets no answer.
     const isFlood = this.#shares.isBeyond(own, refusedAtOnce) || this.#connections.size >= 1.1 * sessions;
@@ -934,7 +934,7 @@ export class Introducer {
           decoder.hold(chunk.subarray(from));
           break;
         }
-        if (!take(session.lines, messageBurst, messagesPerSecond, performance.now())) {
+        if (!tryTake(session.lines, messageBurst, messagesPerSecond, performance.now())) {
           this.#hold(session, chunk.subarray(from));
           break;
         }
@@ -1013,7 +1013,7 @@ export class Introducer {
     const { messageBurst, messagesPerSecond } = this.limits;
     const bytes = session.held!;
     session.heardAt = now; // what it says may be waiting
-    fill(session.lines, messageBurst, messagesPerSecond, now);
+    refill(session.lines, messageBurst, messagesPerSecond, now);
     if (session.lines.tokens < 1 || this.#processor.isOver(session.subscriber, now))
       return this.#hold(session, bytes);
     session.held = undefined;

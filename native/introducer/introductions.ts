@@ -4,7 +4,7 @@
  * alone. RFC 5128 §3.4, RFC 8445 (roles).
  */
 import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
-import { Deadlines, type Due, neverDue } from "./wheel.ts";
+import { Deadlines, type Due, notScheduled } from "./wheel.ts";
 import type { Outcome, OutcomeWay } from "./metrics.ts";
 import { Rounds } from "../shares/turns.ts";
 import { ToldTokens } from "./told.ts";
@@ -654,7 +654,7 @@ export class Introductions {
       introduction: undefined,
       foreign: undefined,
       asked: new Map(),
-      dueStep: neverDue,
+      slot: notScheduled,
     };
     this.#duePairs.put(pair, performance.now());
     for (const [{ peer: one }, { peer: other }] of [
@@ -741,7 +741,7 @@ export class Introductions {
     const { introductionsPerTarget, failedBirthdaysPerTarget, ownHostShares } = this.#exchange.limits;
     const fresh: Unasked = {
       id: peer.id,
-      dueStep: neverDue,
+      slot: notScheduled,
       introductions: { tokens: introductionsPerTarget, at: now },
       perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },

@@ -7,7 +7,7 @@
  */
 import type { Socket } from "bun";
 import { encode, Refusal, type Peer, type RelayRates } from "../../protocol.ts";
-import { fill, Shares, type Bucket } from "../shares/budget.ts";
+import { refill, Shares, type Bucket } from "../shares/budget.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 export const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
@@ -404,7 +404,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   }
 
   #fill(bucket: Bucket, rate: number, now: number): number {
-    fill(bucket, (rate * relayBurstMs) / 1000, rate, now);
+    refill(bucket, (rate * relayBurstMs) / 1000, rate, now);
     return bucket.tokens;
   }
 

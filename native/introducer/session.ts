@@ -3,8 +3,8 @@
  * native/introducer/.
  */
 import type { Socket } from "bun";
-import { type Bucket, subscriber } from "../shares/budget.ts";
-import { neverDue } from "./wheel.ts";
+import { type Bucket, sourceOf } from "../shares/budget.ts";
+import { notScheduled } from "./wheel.ts";
 import type { RelayEnd } from "./relay.ts";
 import type { Guest } from "./rooms.ts";
 import {
@@ -38,7 +38,7 @@ export class Session {
   readonly socket: Connection;
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
-  /** Who shares its shares: {@link subscriber} of its address. */
+  /** Who shares its shares: {@link sourceOf} of its address. */
   readonly subscriber: string;
   readonly lines: Bucket;
   peer: Peer | undefined = undefined;
@@ -51,7 +51,7 @@ export class Session {
   /** Until when it must have registered or, once closing, be gone. */
   deadlineAt: number;
   /** When it is looked at next: native/introducer/wheel.ts. */
-  dueStep = neverDue;
+  slot = notScheduled;
   heardAt: number;
   pingId = 0;
   pingSentAt = 0;
@@ -88,7 +88,7 @@ export class Session {
   constructor(socket: Connection, observed: Endpoint, limits: Limits, now: number) {
     this.socket = socket;
     this.observed = observed;
-    this.subscriber = subscriber(splitEndpoint(observed).address);
+    this.subscriber = sourceOf(splitEndpoint(observed).address);
     this.lines = { tokens: limits.messageBurst, at: now };
     this.deadlineAt = now + limits.registerDeadlineMs;
     this.heardAt = now;

@@ -5,7 +5,7 @@
  * participant.ts.
  */
 import { maxCandidates, scopeOf, splitEndpoint, type Endpoint } from "../../protocol.ts";
-import { fairShare, siteOf, siteShares, subscriber } from "../shares/budget.ts";
+import { fairShare, siteOf, siteShares, sourceOf } from "../shares/budget.ts";
 import { isOnLink, type HostAddress } from "../host/interfaces.ts";
 import type { Tries } from "./dial.ts";
 import { firstPeerPort } from "./gate.ts";
@@ -113,8 +113,8 @@ export class UnaskedBudget {
   admit(peer: string, address: string): Unasked | undefined {
     const since = this.#now() - minuteMs;
     this.#introductions = this.#introductions.filter(({ at }) => at > since);
-    if (!this.#hasRoomFor(peer, subscriber(address))) return undefined;
-    const asked: Asked = { peer, address: subscriber(address), at: this.#now(), hasLinked: false };
+    if (!this.#hasRoomFor(peer, sourceOf(address))) return undefined;
+    const asked: Asked = { peer, address: sourceOf(address), at: this.#now(), hasLinked: false };
     this.#introductions.push(asked);
     let own: OfPeer | undefined;
     return {

@@ -11,7 +11,7 @@ import {
   splitEndpoint,
   type Endpoint,
 } from "../../protocol.ts";
-import { fairShare, subscriber, Usage } from "../shares/budget.ts";
+import { fairShare, sourceOf, Usage } from "../shares/budget.ts";
 import { descriptorLimit } from "../host/socket.ts";
 
 const minuteMs = 60_000;
@@ -192,7 +192,7 @@ export class Targets {
 
 /** Whose address it is: of IPv6 a whole /64. */
 function keyOf(endpoint: Endpoint): string {
-  return subscriber(splitEndpoint(endpoint).address);
+  return sourceOf(splitEndpoint(endpoint).address);
 }
 
 /** Those of this program. */

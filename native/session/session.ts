@@ -10,7 +10,7 @@
  * acknowledgement of its own, closes.
  */
 import { type Role } from "../../protocol.ts";
-import { fill, type Bucket } from "../shares/budget.ts";
+import { refill, type Bucket } from "../shares/budget.ts";
 import {
   refuseOffer,
   systemClock,
@@ -329,7 +329,7 @@ export class Session implements KnownSession {
 
   /** Who opens more than that is not read until it may again: it slows down itself, and nobody else. */
   #spendOpens(amount: number): void {
-    fill(this.#opens, opens.burst, opens.perSecond, this.#clock.now());
+    refill(this.#opens, opens.burst, opens.perSecond, this.#clock.now());
     this.#opens.tokens -= amount;
     if (this.#opens.tokens < 0) this.#carriers.rest((-this.#opens.tokens / opens.perSecond) * 1000);
   }

@@ -1,39 +1,38 @@
 /**
- * What one client may take: so much at once and then so much a second, and no more than its share of what there is
- * for all. It owns no clock and no timer, and knows neither sessions nor messages.
- *
- * For introducer.ts, native/introducer/relay.ts, native/introducer/redis/ and native/punch/. No FFI.
+ * Budgets. A bucket gives so much at once, then so much a second. Shares keep one source from taking what there is for
+ * all. A source is an address, or in IPv6 a /64; a /48 is a site. Owns no clock and no timer, and knows no session and no
+ * message. Anything may import it.
  */
 import { Refusal } from "../../protocol.ts";
 
-/** How many shares of an address an IPv6 /48 has. */
+/** A site (an IPv6 /48) may have so many times what one source may. */
 export const siteShares = 4;
 
-/** So many at once, then so many a second. */
+/** A token bucket. `at`: the time in ms that `tokens` is of. */
 export interface Bucket {
   tokens: number;
   at: number;
 }
 
-export function fill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
+export function refill(bucket: Bucket, burst: number, perSecond: number, now: number): void {
   bucket.tokens = Math.min(burst, bucket.tokens + ((now - bucket.at) / 1000) * perSecond);
   bucket.at = now;
 }
 
-export function take(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
-  fill(bucket, burst, perSecond, now);
+export function tryTake(bucket: Bucket, burst: number, perSecond: number, now: number): boolean {
+  refill(bucket, burst, perSecond, now);
   if (bucket.tokens < 1) return false;
   bucket.tokens -= 1;
   return true;
 }
 
-/** Seconds until such a bucket gives one again: 0 when it does now. */
+/** Seconds until this bucket gives one again; 0 if it does now. */
 export function waitSeconds(bucket: Bucket, perMinute: number, now: number): number {
-  fill(bucket, perMinute, perMinute / 60, now);
+  refill(bucket, perMinute, perMinute / 60, now);
   return bucket.tokens >= 1 ? 0 : Math.ceil(((1 - bucket.tokens) * 60) / perMinute);
 }
 
-/** When such a bucket will be as full as it gets. */
+/** When this bucket will be full, in ms. */
 export function fullAt({ tokens, at }: Bucket, perMinute: number): number {
   return tokens >= perMinute ? at : at + ((perMinute - tokens) * 60_000) / perMinute;
 }
@@ -42,8 +41,8 @@ export function waitRefusal(why: string, seconds: number): Refusal {
   return new Refusal("limit", `${why}: wait ${seconds} s`);
 }
 
-/** The part of an address that one subscriber holds: of IPv6 a whole /64. */
-export function subscriber(address: string): string {
+/** The source that an address belongs to: an IPv4 address itself, of IPv6 the whole /64. */
+export function sourceOf(address: string): string {
   if (!address.includes(":")) return address;
   const [head = "", tail = ""] = address.split("::");
   const [front, back] = [head.split(":").filter(Boolean), tail.split(":").filter(Boolean)];
@@ -51,39 +50,39 @@ export function subscriber(address: string): string {
   return [...front, ...zeros, ...back].slice(0, 4).join(":");
 }
 
-/** The /48 of an IPv6 subscriber, which a single site may hold (RFC 6177 §2), and 65,536 subscribers with it. */
-export function siteOf(subscriber: string): string | undefined {
-  return subscriber.includes(":") ? `${subscriber.split(":", 3).join(":")}/48` : undefined;
+/** The /48 of an IPv6 source: one site may hold it, and 65,536 sources with it (RFC 6177 §2). Undefined for IPv4. */
+export function siteOf(source: string): string | undefined {
+  return source.includes(":") ? `${source.split(":", 3).join(":")}/48` : undefined;
 }
 
-/** Whether one has `share` of these places, or its site {@link siteShares} times that. */
-export function hasShare(own: string, places: Iterable<{ subscriber: string }>, share: number): boolean {
-  const site = siteOf(own);
+/** Whether a source has `share` of these places, or its site has {@link siteShares} times that. */
+export function hasShare(source: string, places: Iterable<{ subscriber: string }>, share: number): boolean {
+  const site = siteOf(source);
   const prefix = site?.replace("/48", ":");
-  let [ofOwn, ofSite] = [0, 0];
+  let [ofSource, ofSite] = [0, 0];
   for (const { subscriber: other } of places) {
-    if (other === own) ofOwn += 1;
+    if (other === source) ofSource += 1;
     if (prefix !== undefined && other.startsWith(prefix)) ofSite += 1;
   }
-  return ofOwn >= share || ofSite >= share * siteShares;
+  return ofSource >= share || ofSite >= share * siteShares;
 }
 
-/** Where a program of this host comes from unless it chooses: 127.0.0.1 or ::1, not all of 127.0.0.0/8. */
-export function isOwnHost(subscriber: string): boolean {
-  return subscriber === "127.0.0.1" || subscriber === "0:0:0:0";
+/** Whether a program of this host comes from there by default: 127.0.0.1 or ::1, not all of 127.0.0.0/8. */
+export function isOwnHost(source: string): boolean {
+  return source === "127.0.0.1" || source === "0:0:0:0";
 }
 
 /**
- * The most that one may have of what is there for all: a part of what is left, so that whoever has none always finds
- * some. Of n greedy ones each gets 1/(n + 4), and as much as four of them have is left.
+ * The most that one source may have: a quarter of what is left. So there is always some for a source that has none.
+ * With n greedy sources, each ends up with 1/(n + 4) of all, and 4/(n + 4) stays free.
  */
 export function fairShare(all: number, used: number): number {
   return Math.max(1, Math.floor((all - used) / 4));
 }
 
 /**
- * How much of something each subscriber has, and all together: a number of connections, bytes that are held. It counts
- * also what has been given beyond the share, until that is taken back.
+ * How much of something each source has, and all together: connections, or bytes that are held. What was given beyond a
+ * share is counted too, until it is given back.
  */
 export class Shares {
   total = 0;
@@ -92,7 +91,7 @@ export class Shares {
   readonly #ownHostShares: number;
   readonly #amounts = new Map<string, number>();
 
-  /** `each`: the most a subscriber ever gets, however much is left; our own host so many times that. */
+  /** `each`: the most a source ever gets, however much is left. Our own host gets `ownHostShares` times that. */
   constructor(all: number, each: number, ownHostShares: number) {
     this.#all = all;
     this.#each = each;
@@ -103,43 +102,43 @@ export class Shares {
     return this.#amounts.get(key) ?? 0;
   }
 
-  /** What a subscriber may have now. */
-  most(subscriber: string): number {
+  /** The most that a source may have now. */
+  most(source: string): number {
     const share = Math.min(this.#each, fairShare(this.#all, this.total));
-    return isOwnHost(subscriber) ? share * this.#ownHostShares : share;
+    return isOwnHost(source) ? share * this.#ownHostShares : share;
   }
 
-  /** Whether with so much `more` there is more than there may be. */
+  /** Whether `more` would go beyond what there is for all. */
   isUsedUp(more = 0): boolean {
     return this.total + more > this.#all;
   }
 
-  /** Whether with so much `more` a subscriber has more than its share, or its site has more than {@link siteShares}. */
-  isOver(subscriber: string, more = 0): boolean {
-    const most = this.most(subscriber);
-    if (this.of(subscriber) + more > most) return true;
-    const site = siteOf(subscriber);
+  /** Whether with `more` the source would have more than its share, or its site more than {@link siteShares} shares. */
+  isOver(source: string, more = 0): boolean {
+    const most = this.most(source);
+    if (this.of(source) + more > most) return true;
+    const site = siteOf(source);
     return site !== undefined && this.of(site) + more > most * siteShares;
   }
 
-  /** Whether a subscriber, or its site, has so much beyond what it may have. */
-  isBeyond(subscriber: string, excess: number): boolean {
-    const most = this.most(subscriber);
-    if (this.of(subscriber) >= most + excess) return true;
-    const site = siteOf(subscriber);
+  /** Whether a source, or its site, has at least `excess` more than it may have. */
+  isBeyond(source: string, excess: number): boolean {
+    const most = this.most(source);
+    if (this.of(source) >= most + excess) return true;
+    const site = siteOf(source);
     return site !== undefined && this.of(site) >= most * siteShares + excess;
   }
 
-  add(subscriber: string, amount = 1): void {
+  add(source: string, amount = 1): void {
     this.total += amount;
-    for (const key of [subscriber, siteOf(subscriber)]) {
+    for (const key of [source, siteOf(source)]) {
       if (key !== undefined) this.#amounts.set(key, this.of(key) + amount);
     }
   }
 
-  remove(subscriber: string, amount = 1): void {
+  remove(source: string, amount = 1): void {
     this.total -= amount;
-    for (const key of [subscriber, siteOf(subscriber)]) {
+    for (const key of [source, siteOf(source)]) {
       if (key === undefined) continue;
       const rest = this.of(key) - amount;
       if (rest > 0) this.#amounts.set(key, rest);
@@ -149,8 +148,8 @@ export class Shares {
 }
 
 /**
- * What each subscriber has used of late of something that comes back by itself, such as processor time: what was used
- * counts e times less after each window. Whoever has used more than its fair share has to wait.
+ * What each source has used lately of something that comes back by itself, such as processor time. What was used counts
+ * e times less after each window. A source that has used more than its fair share has to wait.
  */
 export class Usage {
   readonly #all: number;
@@ -160,7 +159,7 @@ export class Usage {
   readonly #used = new Map<string, Bucket>();
   readonly #total: Bucket = { tokens: 0, at: 0 };
 
-  /** `all` in one window is there for all; `least` of it has each, however many others there are. */
+  /** `all`: what there is in one window. `least`: what each source has of it, however many others there are. */
   constructor(all: number, least: number, windowMs: number, ownHostShares: number) {
     this.#all = all;
     this.#least = least;
@@ -168,9 +167,9 @@ export class Usage {
     this.#ownHostShares = ownHostShares;
   }
 
-  spend(subscriber: string, amount: number, now: number): void {
+  spend(source: string, amount: number, now: number): void {
     this.#decay(this.#total, now).tokens += amount;
-    for (const key of [subscriber, siteOf(subscriber)]) {
+    for (const key of [source, siteOf(source)]) {
       if (key === undefined) continue;
       let used = this.#used.get(key);
       if (!used) this.#used.set(key, (used = { tokens: 0, at: now }));
@@ -178,43 +177,43 @@ export class Usage {
     }
   }
 
-  isOver(subscriber: string, now: number): boolean {
+  isOver(source: string, now: number): boolean {
     const rest = this.#all - this.#decay(this.#total, now).tokens;
-    return this.#isMore(subscriber, Math.max(this.#least, rest / 4), now);
+    return this.#isMore(source, Math.max(this.#least, rest / 4), now);
   }
 
-  #isMore(subscriber: string, share: number, now: number): boolean {
-    const most = isOwnHost(subscriber) ? share * this.#ownHostShares : share;
-    if (this.of(subscriber, now) > most) return true;
-    const site = siteOf(subscriber);
+  #isMore(source: string, share: number, now: number): boolean {
+    const most = isOwnHost(source) ? share * this.#ownHostShares : share;
+    if (this.of(source, now) > most) return true;
+    const site = siteOf(source);
     return site !== undefined && this.of(site, now) > most * siteShares;
   }
 
-  /** Whether a subscriber has used more than everyone may, or its site. */
-  isBusy(subscriber: string, now: number): boolean {
-    return this.#isMore(subscriber, this.#least, now);
+  /** Whether a source, or its site, has used more than what each has for certain. */
+  isBusy(source: string, now: number): boolean {
+    return this.#isMore(source, this.#least, now);
   }
 
-  /** Whether a subscriber has used so much of late, or its site {@link siteShares} times that. */
-  hasUsed(subscriber: string, amount: number, now: number): boolean {
-    if (this.of(subscriber, now) >= amount) return true;
-    const site = siteOf(subscriber);
+  /** Whether a source has used `amount` lately, or its site {@link siteShares} times that. */
+  hasUsed(source: string, amount: number, now: number): boolean {
+    if (this.of(source, now) >= amount) return true;
+    const site = siteOf(source);
     return site !== undefined && this.of(site, now) >= amount * siteShares;
   }
 
-  /** Forgets those who have used next to nothing of late. */
+  /** Forgets the sources that have used next to nothing lately. */
   tick(now: number): void {
     for (const [key, used] of this.#used) {
       if (this.#decay(used, now).tokens < this.#least / 100) this.#used.delete(key);
     }
   }
 
-  /** Of how many it is known that they have used something. */
+  /** How many sources and sites are remembered. */
   get size(): number {
     return this.#used.size;
   }
 
-  /** How much a subscriber has used of late. */
+  /** How much a source, or a site, has used lately. */
   of(key: string, now: number): number {
     const used = this.#used.get(key);
     return used ? this.#decay(used, now).tokens : 0;

@@ -1,7 +1,7 @@
 /**
- * What there is a fixed number of, among peers that may take as much as they like, and that can't be taken back: each
- * gets one while it has fewer than a part of what is left. So what many take one after another leaves some, and less and
- * less of it. Owns no timer; pure. For whoever serves peers.
+ * A fixed number of places for holders who want as many as they can get. A place can't be taken back. So a holder gets
+ * one more only while it has fewer than a part of what is left, and some always stay for others. Pure: no timer, no clock.
+ * Anything may import it.
  */
 export class FairShare {
   readonly #held = new Map<string, number>();
@@ -9,13 +9,13 @@ export class FairShare {
   readonly #part: number;
   #total = 0;
 
-  /** With a part of 1, one alone gets half. */
+  /** `max` places in all. `part`: with 1, a holder that is alone gets half of them. */
   constructor(max: number, part = 1) {
     this.#max = max;
     this.#part = part;
   }
 
-  /** One more for that holder, and what gives it back, once; undefined when it has its share. */
+  /** Takes one more place. Returns what gives it back, once; undefined if the holder has its share. */
   take(holder: string): (() => void) | undefined {
     const held = this.#held.get(holder) ?? 0;
     if (held >= (this.#max - this.#total) * this.#part) return undefined;

@@ -1,18 +1,18 @@
 /**
- * What there is to do for each of many, by turns with everything else the program does: a thousand sessions to end take
- * 15 ms, and whoever says something meanwhile would wait for all of them. It owns neither those nor a timer. For both
- * programs.
+ * Work for each of many, in slices, so that everything else goes on between them. Ending a thousand sessions at once
+ * takes 15 ms, and whoever says something meanwhile would wait for all of it. Owns what is under way and no timer.
+ * Anything may import it.
  */
 
-/** How long others wait for what concerns them less, or as long as it takes to look at one. */
+/** How long one slice takes, in ms; longer only if its first piece of work does. */
 export const sliceMs = 0.25;
 
-/** Which goes on after a loop over it was left, unlike a generator. */
+/** Unlike a generator, it goes on where a loop over it was left. */
 type BuiltinIterator<T> = SetIterator<T> | ArrayIterator<T>;
 
 /**
- * The rounds under way, each as what it does in one slice, which says whether there is more. An event loop is one for all
- * of a program, and so are its turns: in each of them one round has one slice.
+ * The rounds under way. Each is a function that does one slice and returns whether there is more. A program has one event
+ * loop, and so one list of rounds: in each turn of the loop, one of them does one slice.
  */
 const underWay: (() => boolean)[] = [];
 
@@ -21,7 +21,7 @@ function enqueue(round: () => boolean): void {
 }
 
 function takeTurn(): void {
-  let hasMore = true; // if one fails, the others have their turn all the same
+  let hasMore = true; // if one throws, the others still have their turn
   try {
     hasMore = underWay[0]!();
   } finally {
@@ -31,19 +31,19 @@ function takeTurn(): void {
   }
 }
 
-/** Looks at all, as often as it is told to, a slice at once. Whoever is added to a set meanwhile is looked at, too. */
+/** Looks at all of them, slice by slice, whenever told to. What is added to a set meanwhile is looked at, too. */
 export class Rounds<T> {
   readonly #all: () => BuiltinIterator<T>;
   readonly #look: (one: T, sliceAt: number) => void;
   #isUnderWay = false;
 
-  /** `look` is told when the slice began. */
+  /** `look` gets the time at which the slice began, in ms. */
   constructor(all: () => BuiltinIterator<T>, look: (one: T, sliceAt: number) => void) {
     this.#all = all;
     this.#look = look;
   }
 
-  /** Begins a round once what is at hand is done, unless one is under way. */
+  /** Begins a round after the current turn of the event loop. Does nothing if one is under way. */
   begin(): void {
     if (this.#isUnderWay) return;
     this.#isUnderWay = true;
@@ -61,10 +61,7 @@ export class Rounds<T> {
   }
 }
 
-/**
- * Does something with each of them, a slice at once; resolves when it has been done with all. What it throws ends that,
- * and rejects.
- */
+/** Does `work` with each of them, slice by slice. Resolves when all are done; rejects with what `work` throws. */
 export function byTurns<T>(all: Iterable<T>, work: (one: T) => void): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   const left = all[Symbol.iterator]();

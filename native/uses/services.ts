@@ -5,7 +5,7 @@
  */
 import { realpathSync } from "node:fs";
 import { printable, ToldError, UserError } from "../../protocol.ts";
-import { type Bucket, take } from "../shares/budget.ts";
+import { type Bucket, tryTake } from "../shares/budget.ts";
 import { collectFiles } from "./source-files.ts";
 import { type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
@@ -366,7 +366,7 @@ export class Uses {
     this.#offered.set(fingerprint, bucket);
     const [oldest] = this.#offered.keys();
     if (this.#offered.size > offers.peers) this.#offered.delete(oldest!);
-    return take(bucket, offers.burst, offers.perSecond, now);
+    return tryTake(bucket, offers.burst, offers.perSecond, now);
   }
 
   #decide(

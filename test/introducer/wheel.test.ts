@@ -1,9 +1,9 @@
 import { describe, expect, test } from "bun:test";
-import { Deadlines, neverDue } from "../../native/introducer/wheel.ts";
+import { Deadlines, notScheduled } from "../../native/introducer/wheel.ts";
 
 function make(...ats: number[]) {
-  const deadlines = new Deadlines<{ name: number; dueStep: number }>(100, 1000);
-  const all = ats.map((at, name) => ({ name, at, dueStep: neverDue }));
+  const deadlines = new Deadlines<{ name: number; slot: number }>(100, 1000);
+  const all = ats.map((at, name) => ({ name, at, slot: notScheduled }));
   for (const one of all) deadlines.put(one, one.at);
   const names = (now: number) => deadlines.take(now).map(({ name }) => name);
   return { deadlines, all, names };
@@ -11,7 +11,7 @@ function make(...ats: number[]) {
 
 describe("deadlines", () => {
   test("come in the step they fall into, once, however late the timer is", () => {
-    const { names } = make(1250, 1000, 1950, 900, neverDue);
+    const { names } = make(1250, 1000, 1950, 900, notScheduled);
     expect([names(1099), names(1199), names(1240), names(1240), names(60_000)]).toEqual([
       [1, 3],
       [],
@@ -39,6 +39,9 @@ describe("deadlines", () => {
     deadlines.remove(all[0]!);
     deadlines.remove(all[2]!);
     deadlines.remove(all[2]!);
-    expect([names(5000), all.map(({ dueStep }) => dueStep)]).toEqual([[1], [neverDue, neverDue, neverDue]]);
+    expect([names(5000), all.map(({ slot }) => slot)]).toEqual([
+      [1],
+      [notScheduled, notScheduled, notScheduled],
+    ]);
   });
 });

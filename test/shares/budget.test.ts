@@ -4,27 +4,27 @@ import {
   hasShare,
   Shares,
   siteShares,
-  subscriber,
-  take,
+  sourceOf,
+  tryTake,
   Usage,
   waitSeconds,
 } from "../../native/shares/budget.ts";
 
-const mallory = subscriber("198.51.100.7");
-const anna = subscriber("203.0.113.7");
+const mallory = sourceOf("198.51.100.7");
+const anna = sourceOf("203.0.113.7");
 /** Subscribers of one /48. */
-const inSite = (index: number) => subscriber(`2001:db8:7:${index.toString(16)}::1`);
+const inSite = (index: number) => sourceOf(`2001:db8:7:${index.toString(16)}::1`);
 
 test("a bucket gives its burst at once, and then what comes in", () => {
   const bucket = { tokens: 2, at: 0 };
-  const taken = [0, 0, 0, 500, 1000].map((now) => take(bucket, 2, 1, now));
+  const taken = [0, 0, 0, 500, 1000].map((now) => tryTake(bucket, 2, 1, now));
   expect(taken).toEqual([true, true, false, false, true]);
   expect(waitSeconds({ tokens: 0, at: 0 }, 60, 250)).toBe(1);
   expect(waitSeconds({ tokens: 0, at: 0 }, 60, 1000)).toBe(0);
 });
 
 test("of IPv6, a /64 is one subscriber", () => {
-  expect(["2001:db8::1", "2001:db8:0:0:ffff::9", "2001:db8:0:1::1", "10.0.0.1"].map(subscriber)).toEqual([
+  expect(["2001:db8::1", "2001:db8:0:0:ffff::9", "2001:db8:0:1::1", "10.0.0.1"].map(sourceOf)).toEqual([
     "2001:db8:0:0",
     "2001:db8:0:0",
     "2001:db8:0:1",
@@ -47,7 +47,7 @@ describe("shares", () => {
 
   test("however many are greedy, whoever comes next finds some left", () => {
     const shares = new Shares(1000, 1000, 1);
-    const greedy = Array.from({ length: 64 }, (_, index) => subscriber(`198.51.100.${index}`));
+    const greedy = Array.from({ length: 64 }, (_, index) => sourceOf(`198.51.100.${index}`));
     for (let isAny = true; isAny;) {
       isAny = false;
       for (const one of greedy) {
@@ -70,7 +70,7 @@ describe("shares", () => {
       given++;
     }
     expect(given).toBe(10 * siteShares);
-    expect(shares.isOver(subscriber("2001:db8:8::1"), 1)).toBe(false);
+    expect(shares.isOver(sourceOf("2001:db8:8::1"), 1)).toBe(false);
     for (let index = 0; index < given; index++) shares.remove(inSite(index));
     expect(shares.isOver(inSite(5), 1)).toBe(false);
   });
@@ -79,13 +79,13 @@ describe("shares", () => {
     const shares = new Shares(1_000_000, 10, 1);
     for (let index = 0; index < 10 * siteShares; index++) shares.add(inSite(index));
     expect([shares.isBeyond(inSite(999), 0), shares.isBeyond(inSite(999), 1)]).toEqual([true, false]);
-    expect(shares.isBeyond(subscriber("2001:db8:8::1"), 0)).toBe(false);
+    expect(shares.isBeyond(sourceOf("2001:db8:8::1"), 0)).toBe(false);
   });
 
   test("places are counted by the address and by the /48", () => {
     const places = Array.from({ length: 2 * siteShares }, (_, index) => ({ subscriber: inSite(index) }));
     expect([hasShare(inSite(999), places, 2), hasShare(inSite(999), places, 3)]).toEqual([true, false]);
-    expect(hasShare(subscriber("2001:db8:70::1"), places, 2)).toBe(false);
+    expect(hasShare(sourceOf("2001:db8:70::1"), places, 2)).toBe(false);
     expect(hasShare(mallory, [{ subscriber: mallory }], 1)).toBe(true);
   });
 
@@ -93,7 +93,7 @@ describe("shares", () => {
     const shares = new Shares(10, 10, Infinity);
     shares.add("127.0.0.1", 10);
     expect([shares.isOver("127.0.0.1"), shares.isUsedUp(), shares.isUsedUp(1)]).toEqual([false, false, true]);
-    const most = ["::1", "127.0.0.2", "::2"].map((address) => new Shares(10, 2, 3).most(subscriber(address)));
+    const most = ["::1", "127.0.0.2", "::2"].map((address) => new Shares(10, 2, 3).most(sourceOf(address)));
     expect(most).toEqual([6, 2, 6]); // ::2 shares a /64 with ::1
   });
 });
@@ -108,8 +108,8 @@ describe("usage", () => {
 
   test("from however many addresses it is used, everybody has a little", () => {
     const usage = new Usage(100, 1, 1000, 1);
-    for (let index = 0; index < 200; index++) usage.spend(subscriber(`198.51.100.${index}`), 1.5, 0);
-    expect(usage.isOver(subscriber("198.51.100.3"), 0)).toBe(true);
+    for (let index = 0; index < 200; index++) usage.spend(sourceOf(`198.51.100.${index}`), 1.5, 0);
+    expect(usage.isOver(sourceOf("198.51.100.3"), 0)).toBe(true);
     usage.spend(anna, 0.9, 0);
     expect(usage.isOver(anna, 0)).toBe(false);
   });

@@ -25,7 +25,7 @@ import {
   type Peer,
   type Prediction,
 } from "../../../protocol.ts";
-import { subscriber } from "../../shares/budget.ts";
+import { sourceOf } from "../../shares/budget.ts";
 import type { Answer, Guest, Letter, Occupant, Order, Participant, Question, Report } from "../rooms.ts";
 
 /** How long an introducer counts as alive after its last beat: it may miss two. */
@@ -138,7 +138,7 @@ export function readValue(room: string, id: string, value: string): Guest | unde
     takesRelay: flags.includes("r"),
     position: at === undefined ? undefined : readPosition(peer.public, at),
     observed: peer.public,
-    subscriber: subscriber(splitEndpoint(peer.public).address),
+    subscriber: sourceOf(splitEndpoint(peer.public).address),
     roundTripMs: peer.roundTripMs,
   };
 }

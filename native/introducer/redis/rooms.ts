@@ -5,7 +5,7 @@
  * introducer.ts alone.
  */
 import { nameSkeleton, type Peer, type PeerChange } from "../../../protocol.ts";
-import { take, type Bucket } from "../../shares/budget.ts";
+import { tryTake, type Bucket } from "../../shares/budget.ts";
 import { byTurns } from "../../shares/turns.ts";
 import type { Answer, Answers, Guest, Letter, Occupant, Question, Rooms, RoomsOwner } from "../rooms.ts";
 import { digestOf, RedisConnection } from "./connection.ts";
@@ -356,7 +356,7 @@ export class RedisRooms implements Rooms {
 
   /** Whatever anybody who can write to Redis asks: not too often. */
   #answer({ by, number, question }: Asked): void {
-    if (by === this.#name || !take(this.#questions, questionBurst, questionsPerSecond, performance.now()))
+    if (by === this.#name || !tryTake(this.#questions, questionBurst, questionsPerSecond, performance.now()))
       return;
     void this.#redis.attempt(async () => {
       const answer = await this.#owner.answer(question);
