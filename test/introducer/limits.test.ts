@@ -1,0 +1,124 @@
+/** What one connection or one address may have: silence, slow readers, places, and what a refusal says. */
+import { expect, test } from "bun:test";
+import { Client, registration } from "../client-fixture.ts";
+import { linuxTest } from "../needing-fixture.ts";
+import { isLinux, introduce, silent } from "./introducer-fixture.ts";
+
+test("more introductions than a person asks for are refused, but the connection lives on", async () => {
+  await using scene = introduce({ introductionsPerMinute: 3 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  for (let n = 0; n < 3; n++) anna.send({ type: "connect", peer: bert.id });
+  await anna.settled();
+  expect(anna.types()).not.toContain("refused");
+  anna.send({ type: "connect", peer: bert.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "limit", request: "connect", peer: bert.id });
+  await anna.settled();
+});
+
+test("who says nothing, or half a line, is closed at the deadline", async () => {
+  await using scene = introduce({ registerDeadlineMs: 60 });
+  using silent = new Client(scene.introducer.port);
+  using slow = new Client(scene.introducer.port);
+  slow.raw('{"type":');
+  await Promise.all([silent.ended.promise, slow.ended.promise]);
+  expect([silent.seen, slow.seen]).toMatchObject([
+    [{ code: "not-registered" }],
+    [{ code: "not-registered" }],
+  ]);
+});
+
+test("who answers no ping is closed, and left", async () => {
+  await using scene = introduce({ silenceMs: 100 });
+  using dead = await scene.join("dead");
+  dead.answersPings = false;
+  await dead.next("bye");
+  expect(await scene.happened("left")).toMatchObject({
+    id: dead.id,
+    reason: "nothing was heard from it for 0.1 s",
+  });
+});
+
+test("who doesn't read is dropped, and what waits for it is bounded", async () => {
+  await using scene = introduce({ unsentBytes: 256 * 1024 });
+  using slow = await scene.join("slow");
+  await slow.settled();
+  slow.pause();
+  const before = process.memoryUsage().rss;
+  const text = "x".repeat(8000);
+  for (let sent = 0; scene.introducer.participants.length === 1 && sent < 100_000; sent++) {
+    await scene.introducer.tell(text, slow.id);
+  }
+  expect(await scene.happened("left")).toMatchObject({ id: slow.id, reason: "it reads too slowly" });
+  expect(process.memoryUsage().rss - before).toBeLessThan(100 * 1024 * 1024);
+});
+
+test("those of one address that don't read are dropped before others are, and what waits for them is bounded", async () => {
+  const limits = { unsentBytes: 1e9, unsentBytesPerAddress: 512 * 1024, ownHostShares: 1 };
+  await using scene = introduce(limits);
+  using other = await scene.join("other");
+  const slow = await Promise.all(
+    Array.from({ length: 8 }, (_, n) => scene.join(`slow${n}`, undefined, false, "127.0.0.2")),
+  );
+  for (const one of slow) one.pause();
+  const reasons = () => scene.events.flatMap((event) => (event.event === "left" ? [event.reason] : []));
+  const text = "x".repeat(8000);
+  // The kernel takes some MiB for each.
+  for (let sent = 0; reasons().length < slow.length - 1 && sent < 2_000; sent++) {
+    for (const { id } of slow) await scene.introducer.tell(text, id);
+    if (sent % 50 === 0) await other.settled();
+  }
+  expect(reasons().length).toBeGreaterThanOrEqual(slow.length - 1);
+  expect(new Set(reasons())).toEqual(new Set(["it reads too slowly"]));
+  await other.settled();
+  for (const one of slow) one[Symbol.dispose]();
+});
+
+test("one address may hold only so many connections", async () => {
+  await using scene = introduce({ sessionsPerAddress: 2, ownHostShares: 1 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  await third.ended.promise;
+  expect(third.seen).toMatchObject([{ type: "refused", code: "limit" }]);
+  bert[Symbol.dispose]();
+  await anna.next("left");
+  third[Symbol.dispose]();
+});
+
+test("a refusal says how much is enough, and what an IPv6 site may have", async () => {
+  await using scene = introduce({ sessionsPerAddress: 2, ownHostShares: 1 });
+  using _anna = await scene.join("anna");
+  using _bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  const { message } = await third.next("refused");
+  expect(message).toBe("2 connections an address (4 times that an IPv6 /48) are enough: close others first");
+});
+
+linuxTest("who takes all connections it gets leaves some for others", async () => {
+  await using scene = introduce({ sessions: 40, ownHostShares: 1 });
+  const { port } = scene.introducer;
+  const crowd = Array.from({ length: 30 }, () => new Client(port, "127.0.0.2"));
+  const { message } = await Promise.race(crowd.map((one) => one.next("refused")));
+  expect(message).toEndWith("while the introducer is this full: close others first");
+  using anna = await scene.join("anna", "lobby", true, "127.0.0.3");
+  await anna.settled();
+  for (const one of crowd) one[Symbol.dispose]();
+});
+
+test("one address has its share of a room, and leaves room for others", async () => {
+  await using scene = introduce({ roomSize: 3, roomShare: 2, ownHostShares: 1 });
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  using third = new Client(scene.introducer.port);
+  third.send(registration("third"));
+  expect(await third.next("refused")).toMatchObject({ code: "limit", request: "register" });
+  using elsewhere = await scene.join("third", "elsewhere");
+  if (isLinux) {
+    using other = new Client(scene.introducer.port, "127.0.0.2");
+    other.send(registration("other"));
+    await other.next("registered");
+  }
+  using anew = await scene.join("anna"); // who comes back takes its own place
+  await Promise.all([bert.settled(), elsewhere.settled(), anew.settled(), anna.ended.promise]);
+});

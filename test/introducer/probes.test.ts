@@ -1,0 +1,124 @@
+/** Probe ports: what they say, to how many, and which. */
+import { expect, test } from "bun:test";
+import net from "node:net";
+import { Introducer } from "../../introducer.ts";
+import type { IntroducerEvent } from "../../native/introducer/events.ts";
+import { at, Client, registration } from "../client-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
+import { encode } from "../../protocol.ts";
+import { linuxTest } from "../needing-fixture.ts";
+import { introduce, silent } from "./introducer-fixture.ts";
+
+linuxTest("one address has its share of the mapping probes", async () => {
+  await using scene = introduce({ probesPerAddress: 2, ownHostShares: 1 });
+  const port = scene.introducer.probePorts[0]!;
+  using first = new Client(port);
+  using second = new Client(port);
+  await Promise.all([first.next("observed"), second.next("observed")]);
+  expect((await probed(port)).text).toBe("");
+  using other = new Client(port, "127.0.0.2");
+  await other.next("observed");
+});
+
+/** All that a probe port says, until it closes the connection. */
+async function probed(
+  port: number,
+  says = "",
+  host = "127.0.0.1",
+  leaves = false,
+): Promise<{ text: string; endpoint: string }> {
+  const socket = net.connect({ port, host });
+  const chunks: Buffer[] = [];
+  let endpoint = "";
+  socket.on("connect", () => {
+    endpoint = `${socket.localAddress}:${socket.localPort}`;
+    if (says) socket.write(says);
+  });
+  socket.on("data", (chunk) => {
+    chunks.push(Buffer.from(chunk));
+    if (leaves) socket.end();
+  });
+  socket.on("error", () => {});
+  await new Promise((resolve) => socket.on("close", resolve));
+  return { text: Buffer.concat(chunks).toString(), endpoint };
+}
+
+test("a probe port says what it sees, nothing else, and closes who stays", async () => {
+  await using scene = introduce({ measureMs: 1000 });
+  const { probePorts } = scene.introducer;
+  expect(new Set([scene.introducer.port, ...probePorts]).size).toBe(3);
+  const register = encode(registration("anna"));
+  const answers = await Promise.all([
+    probed(probePorts[0]!),
+    probed(probePorts[1]!),
+    probed(probePorts[0]!, register),
+  ]);
+  for (const { text, endpoint } of answers) {
+    expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
+  }
+  expect(scene.introducer.participants).toEqual([]);
+}, 20_000);
+
+test("a probe connection is closed in time, also one that goes on talking", async () => {
+  await using scene = introduce({ measureMs: 500 });
+  using silent = new Client(scene.introducer.probePorts[0]!);
+  using talking = new Client(scene.introducer.probePorts[1]!);
+  const timer = setInterval(() => talking.raw("x"), 50);
+  // The same clock as the introducer's: it is not the machine that is late.
+  const late = Bun.sleep(2500).then(() => "late");
+  const ended = Promise.all([silent.ended.promise, talking.ended.promise]).then(() => "ended");
+  expect(await Promise.race([ended, late])).toBe("ended");
+  clearInterval(timer);
+});
+
+test("so many probes at once, and no more, until one is over", async () => {
+  await using scene = introduce({ probes: 2 });
+  const port = scene.introducer.probePorts[0]!;
+  using first = new Client(port);
+  using second = new Client(port);
+  await Promise.all([first.next("observed"), second.next("observed")]);
+  expect((await probed(port)).text).toBe("");
+  first[Symbol.dispose]();
+  for (;;) {
+    using next = new Client(port);
+    const answered = next.next("observed").then(() => true);
+    if (await Promise.race([answered, next.ended.promise.then(() => false)])) break;
+  }
+  second[Symbol.dispose]();
+});
+
+linuxTest("registered names the probe ports, and a second address where there is one", async () => {
+  const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2" };
+  await using introducer = Introducer.start({ ...options, probePorts: [freePort(), freePort()] });
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  const { probePorts } = introducer;
+  const alternates = [at(`127.0.0.2:${probePorts[0]}`)];
+  expect(await anna.next("registered")).toMatchObject({ probePorts, alternates });
+  const { text, endpoint } = await probed(probePorts[0]!, "", "127.0.0.2", true);
+  expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
+});
+
+test("no probe ports: none are named, and no second address either", async () => {
+  const options = { host: "127.0.0.1", port: 0, alternate: "127.0.0.2", probePorts: [] };
+  await using introducer = Introducer.start(options);
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  expect(await anna.next("registered")).toMatchObject({ probePorts: [], alternates: [] });
+});
+
+test("a probe port that is taken: by default a warning, when asked for an error", async () => {
+  const own = freePort();
+  const probePort = own + 1;
+  await using _taken = introduce({}, { port: probePort });
+  const events: IntroducerEvent[] = [];
+  const onEvent = (event: IntroducerEvent) => void events.push(event);
+  const options = { host: "127.0.0.1", port: own, onEvent };
+  await using introducer = Introducer.start(options);
+  expect(events[0]).toMatchObject({ event: "warning", message: expect.stringContaining(`${probePort}`) });
+  expect(introducer.probePorts).not.toContain(probePort);
+  const port = freePort();
+  expect(() => Introducer.start({ host: "127.0.0.1", port, probePorts: [probePort] })).toThrow();
+  const again = Introducer.start({ host: "127.0.0.1", port, probePorts: [] }); // its own port is free again
+  await again.stop();
+});
