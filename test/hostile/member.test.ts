@@ -400,7 +400,7 @@ describe("frames that no participant sends", () => {
     await scene[Symbol.asyncDispose]();
   });
 
-  test.each(absurdities)("%s", async (what, ends, frames) => {
+  test.concurrent.each(absurdities)("%s", async (what, ends, frames) => {
     const { house, bob } = scene;
     const name = `eve-${absurdities.findIndex(([one]) => one === what)}`;
     using eve = await Member.join(house.port, { name, room });
