@@ -4,7 +4,17 @@
  */
 import { cpus } from "node:os";
 
-const benches = ["churn", "flood", "forward", "introducer", "link", "matrix", "start", "storm", "stream"];
+export const benches = [
+  "churn",
+  "flood",
+  "forward",
+  "introducer",
+  "link",
+  "matrix",
+  "start",
+  "storm",
+  "stream",
+];
 const quickOption = "--quick";
 export const isQuick = process.argv.includes(quickOption);
 /** How many run beside each other then: they wait, half of the time. */

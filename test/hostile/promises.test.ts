@@ -1,6 +1,7 @@
 /**
- * The README's section on trust, sentence by sentence, and the test that shows each. A sentence that is new or changed
- * fails here until it has one, and so does a test that is gone.
+ * What users are promised (README.md, "Security") and how it is kept (native/README.md, "Trust"), sentence by sentence,
+ * and the tests that show each. A sentence that is new or changed fails here until it has one, and so does a test that is
+ * gone.
  */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, statSync } from "node:fs";
@@ -30,30 +31,94 @@ type Shown = [file: string, name: string];
 /** Says what cannot be had, or how it is done: nothing to be shown. */
 const noPromise: Shown[] = [];
 
-const trust: Record<string, Shown[]> = {
-  "**A private room** (ROOM or `--room -`; `ps` may show `--room WORDS`) is a secret that the introducer never learns.":
+/** What users are promised: ../README.md, "Security". */
+const security: Record<string, Shown[]> = {
+  "- A private room is a secret between those who know its words: give them only to people you trust.": [
     [
-      [
-        "hostile/introducer.test.ts",
-        "the introducer never sees the words, and ours is the proof that others can check",
-      ],
+      "hostile/introducer.test.ts",
+      "the introducer never sees the words, and ours is the proof that others can check",
+    ],
+    ["hostile/room.test.ts", "those who know the words link; who knows others is not seen"],
+  ],
+  "- Other users of your host can see a command line: give the words in `ROOM`, or let `--room -` ask for them.":
+    [
       ["hostile/local.test.ts", "other users don't see the words of %j"],
       ["hostile/local.test.ts", "--room - asks for the words, and shows nothing of them"],
       ["hostile/promises.test.ts", "no list of programs shows the words in ROOM"],
     ],
-  "scrypt (N 2^15, r 8) makes of the words the room's id, which it sees, and a key (room.ts).": [
-    ["secure/room.test.ts", "the words alone make the id and the key"],
+  "- `--room new` makes words that nobody can guess.": [
+    ["secure/room.test.ts", "new words are four groups of four that differ each time"],
+    ["hostile/room.test.ts", "--room new makes words, and says what to tell others"],
   ],
-  "In `register` a static HMAC-SHA-256 of name, certificate and program decides who is listed as trusted.": [
+  "- Without the words nobody becomes one of the room, reads a link or changes it: not the introducer, nor the network.":
+    [
+      [
+        "hostile/trust.test.ts",
+        "nobody is linked by the relay of an introducer, as %s side, without the words",
+      ],
+      ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
+      ["hostile/promises.test.ts", "%s is no link, to a %s side"],
+    ],
+  "- The introducer does learn names, addresses, who links with whom and when, and how much it relays.":
+    noPromise,
+  "It can refuse you.": noPromise,
+  "- The lobby, where you are without `--room`, is open to everyone, and its introducer could read a link between two of you.":
+    noPromise,
+  "- So `--allow`, `--accept` and offers of files are refused in the lobby.": [
+    ["uses.test.ts", "%s is refused"],
+    ["uses.test.ts", "the commands are refused, too, and an offer is"],
+  ],
+  "- Peers reach only what you allow with `--allow`.": [
+    [
+      "hostile/forwards.test.ts",
+      "reaches what is allowed, by its address and as localhost, and nothing beside it",
+    ],
+    ["hostile/forwards.test.ts", "that no rule names learns nothing of it: it is not looked up"],
+    [
+      "hostile/forwards.test.ts",
+      "that a rule names does not reach a loopback address behind it, nor learns that address",
+    ],
+  ],
+  "- What arrives overwrites nothing, and nothing of it is executable unless you start with `--executable`.":
+    [
+      ["uses/files.test.ts", "is never overwritten"],
+      ["uses/files.test.ts", "executable, where that was asked for: %j; the setuid bit never"],
+    ],
+  "- Your key is in `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching/identity.pem`, made at the first run, mode 0600.":
+    [
+      [
+        "secure/identity.test.ts",
+        "first run makes folder 0700 and file 0600, whatever the umask; later runs reuse them",
+      ],
+      ["hostile/local.test.ts", "an identity.pem that %s is not taken"],
+    ],
+  "A thief of it is in no private room without the words.": [
+    ["hostile/trust.test.ts", "a thief of identity.pem has what alice's program had"],
+    ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
+  ],
+};
+
+/** How that is kept: native/README.md, "Trust". */
+const trust: Record<string, Shown[]> = {
+  "What users are promised stands in ../README.md.": noPromise,
+  "Here is how it is kept.": noPromise,
+  "test/hostile/promises.test.ts names the tests of each sentence of both.": noPromise,
+  "**A private room.** scrypt (N 2^15, r 8) makes two things of its words: the room's id, which the introducer sees, and a key (secure/room.ts).":
+    [["secure/room.test.ts", "the words alone make the id and the key"]],
+  "In `register` a static HMAC-SHA-256 of name, certificate and program decides who is listed.": [
+    ["secure/room.test.ts", "a proof holds for its fingerprint, name, instance and room only"],
+  ],
+  "A peer whose proof is wrong is listed as untrusted, never dialled and never let in.": [
     ["hostile/introducer.test.ts", "%s: shown as untrusted, never dialled, never let in"],
   ],
-  "On each connection both prove the key anew, over its TLS exporter, names, programs, certificates and roles, or it is no link; TLS shows it to the asker, by a key of the run that the room's has sealed.":
-    [
-      ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
-      ["hostile/trust.test.ts", "nobody is linked by the proof of another connection, as %s side"],
-      ["hostile/trust.test.ts", "who has the words, and proves it on this connection, is linked as %s side"],
-      ["hostile/trust.test.ts", "nobody is linked by a key of a run that %s, as %s side"],
-    ],
+  "On each connection both sides prove the key anew, over its TLS exporter, names, programs, certificates and roles.":
+    [["hostile/trust.test.ts", "nobody is linked by the proof of another connection, as %s side"]],
+  "Without both proofs there is no link.": [
+    ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
+    ["hostile/trust.test.ts", "who has the words, and proves it on this connection, is linked as %s side"],
+  ],
+  "The asker need not wait for the answer: TLS shows it a key of the other's run, which the room's key has sealed.":
+    [["hostile/trust.test.ts", "nobody is linked by a key of a run that %s, as %s side"]],
   "So no introducer, nobody on the plain TCP way to it and no thief of `identity.pem` can be one of the room, or stand between two.":
     [
       [
@@ -63,60 +128,60 @@ const trust: Record<string, Shown[]> = {
       ["hostile/trust.test.ts", "a thief of identity.pem has what alice's program had"],
       ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
     ],
-  "They learn names, endpoints, fingerprints, who links with whom and when, and how much is relayed; can refuse, mislead and cut off, and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
+  "They can mislead, cut off, and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
     [["secure/room.test.ts", "new words are four groups of four that differ each time"]],
-  "Who knows them is inside; a second of a name, or its like, is `name-2`.": [
+  "A second program with the same name, or one that looks like it, is called `name-2`.": [
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
     ["hostile/names.test.ts", "who calls herself bob %s is given another name"],
   ],
-  "**The lobby**, where you are without `--room`, keeps nobody out: anyone may enter, and whoever runs the introducer, or can change packets on the way to it, can announce their own fingerprints and stand in the middle.":
+  "**The lobby** has a key that everybody knows.": noPromise,
+  "Whoever runs the introducer, or can change packets on the way to it, can announce their own fingerprints and stand in the middle.":
     noPromise,
-  "It says so at the start, and refuses what would open something to others: `--allow`, `--accept`, offers of files.":
+  "The participant says so at the start.": [
     [
-      [
-        "hostile/room.test.ts",
-        "the lobby says that it is open to everyone; the words of a private room are not printed",
-      ],
-      ["uses.test.ts", "%s is refused"],
-      ["uses.test.ts", "the commands are refused, too, and an offer is"],
+      "hostile/room.test.ts",
+      "the lobby says that it is open to everyone; the words of a private room are not printed",
     ],
-  "A connection counts only after TLS 1.3 with certificates on both sides, the peer's having the announced SHA-256.":
+  ],
+  "**A connection** counts only after TLS 1.3 with certificates on both sides, and the peer's certificate must have the announced SHA-256.":
     [
       ["hostile/promises.test.ts", "%s is no link, to a %s side"],
       ["hostile/trust.test.ts", "who has the words, and proves it on this connection, is linked as %s side"],
     ],
-  "Ours is in `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching/identity.pem`, made at first run, mode 0600.":
-    [
-      [
-        "secure/identity.test.ts",
-        "first run makes folder 0700 and file 0600, whatever the umask; later runs reuse them",
-      ],
-      ["hostile/local.test.ts", "an identity.pem that %s is not taken"],
-    ],
-  "What others can make a participant send is bounded (native/punch/targets.ts, allowance.ts, gate.ts): many SYNs go only where the introducer has seen the peer; else 6 an introduction to global IPv6, none to global IPv4, 6 to each private candidate.":
+  "**What others can make a participant send** is bounded (punch/targets.ts, punch/allowance.ts, punch/gate.ts).":
     [["punch/strangers.test.ts", "is not scanned: six attempts at each of four addresses, in three rounds"]],
-  "At one address: 532 sockets at once, 1,000 attempts a minute, 2 birthdays; 4,000 and 6 once a peer has proved to be there.":
-    [
-      ["punch/strangers.test.ts", "all ports and punches of the program have one count, which is given back"],
-      ["punch/targets.test.ts", "a thousand at one address, all its ports together, and then 17 a second"],
-      ["punch/targets.test.ts", "four times as many where a peer has shown its certificate"],
-      ["punch/targets.test.ts", "two a minute at one address, whoever is said to be there"],
-    ],
-  "Unasked introductions a minute without a link: 10 by one peer, 240 by all in fair shares; birthdays 1 and 6.":
+  "Many SYNs go only where the introducer has seen the peer.": [
+    ["punch/strangers.test.ts", "is not scanned: six attempts at each of four addresses, in three rounds"],
+  ],
+  "One introduction sends none to any other global IPv4 address, 6 to global IPv6 addresses, and 6 to each private candidate.":
+    [["punch/strangers.test.ts", "is not scanned: six attempts at each of four addresses, in three rounds"]],
+  "One address gets at most 532 sockets at once, 1,000 attempts a minute and 2 birthdays.": [
+    ["punch/strangers.test.ts", "all ports and punches of the program have one count, which is given back"],
+    ["punch/targets.test.ts", "a thousand at one address, all its ports together, and then 17 a second"],
+    ["punch/targets.test.ts", "two a minute at one address, whoever is said to be there"],
+  ],
+  "Once a peer has proved to be there it gets 4,000 attempts and 6 birthdays.": [
+    ["punch/targets.test.ts", "four times as many where a peer has shown its certificate"],
+    ["punch/targets.test.ts", "two a minute at one address, whoever is said to be there"],
+  ],
+  "Introductions that we did not ask for, and that led to no link: 10 a minute by one peer, 240 by all, in fair shares.":
     [
       ["punch/allowance.test.ts", "ten a minute by one peer, and the others are not in its way"],
       ["punch/allowance.test.ts", "240 a minute by all, whatever they call themselves"],
-      ["punch/allowance.test.ts", "six failed ones a minute with all"],
     ],
-  "Relays and alternates: 12 new ones a minute, none nearer than the introducer.": [
-    ["punch/gate.test.ts", "names few endpoints a minute, and an hour, and those that are known again"],
-    ["punch/gate.test.ts", "a relay at %s, named by an introducer at %s: taken is %p"],
-    [
-      "hostile/lying-introducer.test.ts",
-      "few new endpoints are visited: relays, alternates and probe ports, by however many messages",
-    ],
+  "Birthdays of that kind: 1 a minute by one peer, 6 by all.": [
+    ["punch/allowance.test.ts", "six failed ones a minute with all"],
   ],
-  "Never told is what became of a candidate, nor when.": [
+  "Relays and second addresses that an introducer names: 12 new ones a minute, none nearer than the introducer.":
+    [
+      ["punch/gate.test.ts", "names few endpoints a minute, and an hour, and those that are known again"],
+      ["punch/gate.test.ts", "a relay at %s, named by an introducer at %s: taken is %p"],
+      [
+        "hostile/lying-introducer.test.ts",
+        "few new endpoints are visited: relays, alternates and probe ports, by however many messages",
+      ],
+    ],
+  "What became of a single candidate, and when, is told to nobody.": [
     ["hostile/introducer.test.ts", "nothing of a single candidate is told to the introducer"],
     [
       "hostile/lying-introducer.test.ts",
@@ -125,24 +190,29 @@ const trust: Record<string, Shown[]> = {
   ],
 };
 
-/** The section as one line. */
-function section(): string {
-  const readme = readFileSync(join(tests, "..", "README.md"), "utf8");
-  const text = /\n## Trust\n([^]*?)\n## /.exec(readme)?.[1] ?? "";
-  return text.trim().replace(/\s+/g, " ");
+const sections = [
+  ["README.md", "Security", security],
+  ["native/README.md", "Trust", trust],
+] as const;
+
+/** A section of a book as one line. */
+function section(book: string, title: string): string {
+  const text = readFileSync(join(tests, "..", book), "utf8");
+  const [, found = ""] = new RegExp(`\\n## ${title}\\n([^]*?)\\n## `).exec(text) ?? [];
+  return found.trim().replace(/\s+/g, " ");
 }
 
-test("each sentence of the README's section on trust stands here", () => {
-  let left = section();
-  for (const sentence of Object.keys(trust)) {
-    // What is left begins where README and this list part.
+test.each(sections)("each sentence of %s, section %s, stands here", (book, title, promises) => {
+  let left = section(book, title);
+  for (const sentence of Object.keys(promises)) {
+    // What is left begins where the book and this list part.
     expect(left.slice(0, sentence.length)).toBe(sentence);
     left = left.slice(sentence.length).trimStart();
   }
   expect(left).toBe("");
 });
 
-test.each(Object.entries(trust))("has a test: %s", (_, shown) => {
+test.each(sections.flatMap(([, , promises]) => Object.entries(promises)))("has a test: %s", (_, shown) => {
   const isThere = ([file, name]: Shown) => {
     const source = readFileSync(join(tests, file), "utf8");
     const calls = source.split(JSON.stringify(name)).slice(0, -1);

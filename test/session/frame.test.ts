@@ -48,7 +48,7 @@ const header = (type: number, length: number, stream = 1): Buffer => {
   return bytes;
 };
 
-test("frames on the wire, as the README has them", () => {
+test("frames on the wire, as frame.ts has them", () => {
   const hello = { status: 1, epoch: 2, sessionId, processed: 3 };
   const wire = {
     open: encodeOpen(1, { for: "lines" }),
@@ -70,9 +70,9 @@ test("frames on the wire, as the README has them", () => {
     reset: "0500000600000009000000026e6f",
     finish: "0600000300000000627965",
     ack: "80000008000000000000000100000001",
-    resume: `8300001e000000000101000000${"02"}${sessionId}0000000000000003`,
+    resume: `8300001e000000000201000000${"02"}${sessionId}0000000000000003`,
   });
-  expect(decodeHello(wire.resume.subarray(headerBytes))).toEqual({ version: 1, ...hello });
+  expect(decodeHello(wire.resume.subarray(headerBytes))).toEqual({ version: 2, ...hello });
   expect(decodeReset(wire.reset.subarray(headerBytes))).toEqual({ code: 2, reason: "no" });
   expect(decodeCount(wire.ack.subarray(headerBytes))).toBe(2 ** 32 + 1);
   expect(decodeCredit(wire.credit.subarray(headerBytes))).toBe(65_536);
