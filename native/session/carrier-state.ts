@@ -1,12 +1,40 @@
 /**
- * What a session remembers of one of its carriers: how far it is read and written. Only a record; the rules are in
- * native/session/transport.ts, which alone may import it.
+ * What a session remembers of one of its carriers. Only a record: each part of it has one writer, which is named. For
+ * the parts of native/session/transport.ts.
  */
 import { type Carrier } from "./carrier.ts";
 import { type FrameDecoder } from "./frame.ts";
 
-/** One carrier, as long as the session has it. */
-export class Attachment {
+/** How far it is read. Written by receiver.ts. */
+export interface Incoming {
+  /** `held`: an older one must bring what lacks before `position`. `discarding`: a `start` must come first. */
+  reading: "unstarted" | "in-sequence" | "held" | "discarding";
+  /** The number of the next sequenced frame that it brings. */
+  position: number;
+  heldAtMs: number;
+  /** What came and is not read yet. */
+  rest: Buffer[];
+}
+
+/** What is owed on it. Written by sender.ts. */
+export interface Outgoing {
+  mustStart: boolean;
+  firstStart: number | undefined;
+  hasRewound: boolean;
+  pong: Buffer | undefined;
+}
+
+/** Signs of life. Written by liveness.ts. */
+export interface SignsOfLife {
+  heardAtMs: number;
+  /** Since when an answer has been due, unless something was heard later. */
+  askedAtMs: number;
+  toldDeadAtMs: number;
+  ping: "none" | "due" | { number: number; sentAtMs: number };
+}
+
+/** One carrier, as long as the session has it. What is not in a part is written by transport.ts and handover.ts. */
+export class CarrierState {
   readonly carrier: Carrier;
   readonly decoder: FrameDecoder;
   /** `offered`: the peer has not answered. `refused`: we said `old`, and the peer may offer it anew. */
@@ -17,32 +45,29 @@ export class Attachment {
   offers = 0;
   /** Whether both sides know that it belongs to the session. */
   isConfirmed = false;
-  // reading
-  /** `held`: an older one must bring what lacks before `position`. `discarding`: a `start` must come first. */
-  reading: "unstarted" | "in-sequence" | "held" | "discarding" = "unstarted";
-  /** The number of the next sequenced frame that it brings. */
-  position = 0;
-  heldAtMs = 0;
-  /** What came and is not read yet. */
-  rest: Buffer[] = [];
-  heardAtMs: number;
-  // writing
-  mustStart = false;
-  firstStart: number | undefined;
-  hasRewound = false;
   /** The number behind the frames that were put on it or on older ones, once it is old. */
   putUntil = 0;
-  pong: Buffer | undefined;
-  mustPing = false;
-  ping: { number: number; sentAtMs: number } | undefined;
-  /** Since when an answer has been due, unless something was heard later. */
-  askedAtMs = 0;
-  toldDeadAtMs = -Infinity;
+  readonly incoming: Incoming = { reading: "unstarted", position: 0, heldAtMs: 0, rest: [] };
+  readonly outgoing: Outgoing = {
+    mustStart: false,
+    firstStart: undefined,
+    hasRewound: false,
+    pong: undefined,
+  };
+  readonly life: SignsOfLife;
 
-  constructor(carrier: Carrier, decoder: FrameDecoder, is: Attachment["is"], nowMs: number) {
+  constructor(carrier: Carrier, decoder: FrameDecoder, is: CarrierState["is"], nowMs: number) {
     this.carrier = carrier;
     this.decoder = decoder;
     this.is = is;
-    this.sinceMs = this.heardAtMs = nowMs;
+    this.sinceMs = nowMs;
+    this.life = { heardAtMs: nowMs, askedAtMs: 0, toldDeadAtMs: -Infinity, ping: "none" };
   }
+}
+
+/** The carriers of a session, to be read by all parts of the transport. */
+export interface CarrierSet {
+  readonly all: ReadonlySet<CarrierState>;
+  /** Frames are sent on it; all are read. */
+  readonly current: CarrierState | undefined;
 }

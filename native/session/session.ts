@@ -1,6 +1,6 @@
 /**
  * A session: what two running programs share: streams, over one sequence of frames that outlives its carriers. Owns
- * its streams and {@link Carriers}. It knows no socket, never seeks a carrier and never prints: its owner is told when
+ * its streams and {@link Transport}. It knows no socket, never seeks a carrier and never prints: its owner is told when
  * one is needed, and brings it. For native/session/link.ts, and for whoever uses a link.
  *
  * A stream is over for both sides when each has sent `end` or `reset`; `reset` is answered by `reset` unless the
@@ -20,7 +20,8 @@ import {
   type KnownSession,
   type Offer,
 } from "./carrier.ts";
-import { Carriers, type Batch, type FrameOwner } from "./transport.ts";
+import { type Batch } from "./sender.ts";
+import { Transport, type TransportOwner } from "./transport.ts";
 import {
   decodeCredit,
   decodePurpose,
@@ -133,7 +134,7 @@ export class Session implements KnownSession {
   /** Called once; every stream is over by then, or has only what came left to be read. */
   onEnd: (reason: string, by: EndedBy) => void = () => {};
   readonly #clock: Clock;
-  readonly #carriers: Carriers;
+  readonly #transport: Transport;
   readonly #streamOwner: StreamOwner;
   readonly #streams = new Map<number, Stream>();
   /** Of streams that we have reset and the peer has not: what it may still send on them. */
@@ -169,7 +170,7 @@ export class Session implements KnownSession {
     this.#opens = { tokens: opens.burst, at: clock.now() };
     this.#nextId = role === "controlling" ? 1 : 2;
     this.#streamOwner = this.#ownStreams();
-    this.#carriers = new Carriers({ sessionId: this.id, role, clock, owner: this.#ownFrames() });
+    this.#transport = new Transport({ sessionId: this.id, role, clock, owner: this.#ownFrames() });
     this.#memory = memory.share(this.#ownMemory());
   }
 
@@ -182,29 +183,29 @@ export class Session implements KnownSession {
   }
   /** Whether the peer is known to have the session. */
   get isConfirmed(): boolean {
-    return this.#carriers.isConfirmed;
+    return this.#transport.handover.isConfirmed;
   }
   /** What frames are sent on; undefined while streams wait. */
   get carrier(): Carrier | undefined {
-    return this.#carriers.current;
+    return this.#transport.current?.carrier;
   }
   get carriersSoFar(): number {
-    return this.#carriers.soFar;
+    return this.#transport.soFar;
   }
   /** The latest measured, in milliseconds; undefined before the first. */
   get roundTripMs(): number | undefined {
-    return this.#carriers.roundTripMs;
+    return this.#transport.liveness.roundTripMs;
   }
   /** Bytes of all carriers, frames and repetitions included. */
   get bytesIn(): number {
-    return this.#carriers.bytesIn;
+    return this.#transport.receiver.bytesIn;
   }
   get bytesOut(): number {
-    return this.#carriers.bytesOut;
+    return this.#transport.sender.bytesOut;
   }
   /** Bytes kept until the peer acknowledges them. */
   get outstandingBytes(): number {
-    return this.#carriers.keptBytes;
+    return this.#transport.sender.outbox.keptBytes;
   }
   get streamCount(): number {
     return this.#streams.size + this.#remnants.size;
@@ -225,19 +226,20 @@ export class Session implements KnownSession {
   /** A carrier on which this side speaks first. The session owns it from now on. */
   attach(carrier: Carrier): void {
     if (this.#isEnded || carrier.peer !== this.peer) return carrier.destroy();
-    this.#carriers.attach(carrier);
+    this.#transport.attach(carrier);
   }
 
   /** A carrier on which the peer has spoken, and named this session. The session owns it from now on. */
   accept(offer: Offer): void {
     const isOurs = offer.carrier.peer === this.peer && offer.hello.sessionId === this.id;
     if (this.#isEnded || !isOurs) refuseOffer(offer, resumedStatus.unknown);
-    else this.#carriers.accept(offer);
+    else this.#transport.accept(offer);
   }
 
   /** Measures the round trip anew. */
   ping(): void {
-    this.#carriers.ping();
+    const { current, liveness } = this.#transport;
+    if (current) liveness.ping(current);
   }
 
   /**
@@ -286,7 +288,7 @@ export class Session implements KnownSession {
         return session.#clock.now();
       },
       get roundTripMs() {
-        return session.#carriers.roundTripMs;
+        return session.#transport.liveness.roundTripMs;
       },
       get hasCarrier() {
         return session.carrier !== undefined;
@@ -311,7 +313,7 @@ export class Session implements KnownSession {
     if (stream.isQueued || (stream.sendableBytes === 0 && !stream.mayEnd)) return;
     stream.isQueued = true;
     this.#fresh.push(stream);
-    this.#carriers.pumpSoon();
+    this.#transport.sender.pumpSoon();
   }
 
   #streamDestroyed(stream: Stream, code: number, reason: string): void {
@@ -331,7 +333,7 @@ export class Session implements KnownSession {
   #spendOpens(amount: number): void {
     refill(this.#opens, opens.burst, opens.perSecond, this.#clock.now());
     this.#opens.tokens -= amount;
-    if (this.#opens.tokens < 0) this.#carriers.rest((-this.#opens.tokens / opens.perSecond) * 1000);
+    if (this.#opens.tokens < 0) this.#transport.turns.pause((-this.#opens.tokens / opens.perSecond) * 1000);
   }
 
   #forgetIfOver(stream: Stream): void {
@@ -381,7 +383,9 @@ export class Session implements KnownSession {
     if (this.#isEnded && this.#unreadBytes === 0) return this.#memory.close();
     if (this.#isEnded) return this.#memory.hold(this.#unreadBytes);
     const streams = this.#streams.size * streamCostBytes + this.#remnants.size * remnantCostBytes;
-    this.#memory.hold(this.#carriers.keptBytes + this.#controlCost + this.#unreadBytes + streams);
+    this.#memory.hold(
+      this.#transport.sender.outbox.keptBytes + this.#controlCost + this.#unreadBytes + streams,
+    );
   }
 
   #mayGrow(bytes: number): boolean {
@@ -392,7 +396,7 @@ export class Session implements KnownSession {
 
   // --- receiving -----------------------------------------------------------------------------------------
 
-  #ownFrames(): FrameOwner {
+  #ownFrames(): TransportOwner {
     const session = this;
     return {
       get hasFrames() {
@@ -403,7 +407,8 @@ export class Session implements KnownSession {
       onFrame: (type, id, payload) => this.#onFrame(type, id, payload),
       onAcknowledged: () => this.#onAcknowledged(),
       onEvent: (event) => this.#onCarrierEvent(event),
-      onOver: (reason) => this.#end(reason, "peer", "abandoned"),
+      onRefused: (status) =>
+        this.#end(status === "over" ? "disconnected" : "peer-restarted", "peer", "abandoned"),
       onThrown: (error) => this.#thrown(error),
     };
   }
@@ -469,7 +474,7 @@ export class Session implements KnownSession {
     const purpose = decodePurpose(payload);
     this.#highestPeerId = id;
     const stream = this.#addStream(id);
-    this.#carriers.spend(openTurnFrames);
+    this.#transport.turns.spend(openTurnFrames);
     this.#spendOpens(1);
     if (this.#finishing) stream.seal();
     if (!this.#memory.mayHold(0))
@@ -508,11 +513,11 @@ export class Session implements KnownSession {
       return this.#end("the peer asks for answers and does not take them", "protocol", "abandoned");
     }
     this.#count();
-    this.#carriers.pumpSoon();
+    this.#transport.sender.pumpSoon();
   }
 
   get #hasTurns(): boolean {
-    const { keptBytes } = this.#carriers;
+    const { keptBytes } = this.#transport.sender.outbox;
     if (this.#fresh.length + this.#busy.length === 0 || keptBytes >= maxKeptBytes) return false;
     // Below the floor always, so that there is an acknowledgement to go on by.
     return keptBytes < floorBytes || this.#memory.mayHold(0);
@@ -521,7 +526,7 @@ export class Session implements KnownSession {
   #fill(batch: Batch): void {
     this.#addControl(batch);
     if (this.#hasTurns) this.#addTurns(batch);
-    if (this.#carriers.keptBytes > maxKeptBytes + maxControlBytes) {
+    if (this.#transport.sender.outbox.keptBytes > maxKeptBytes + maxControlBytes) {
       this.#end("the peer acknowledges nothing", "protocol", "abandoned");
     }
     this.#count();
@@ -532,7 +537,7 @@ export class Session implements KnownSession {
     for (let next = this.#control.at(0); next; next = this.#control.at(0)) {
       const { bytes, isOwed } = next;
       if (bytes.length > batch.room.length - batch.at) break;
-      if (bytes[0] === frame.finish) this.#finishNumber = this.#carriers.framesMade + batch.frames;
+      if (bytes[0] === frame.finish) this.#finishNumber = this.#transport.sender.outbox.made + batch.frames;
       this.#control.shift();
       this.#controlCost -= bytes.length + frameOverheadBytes;
       if (isOwed) owedBytes += bytes.length + owedOverheadBytes;
@@ -544,13 +549,13 @@ export class Session implements KnownSession {
 
   /** How many frames there are once the batch is among them. */
   #framesWith(batch: Batch): number {
-    return this.#carriers.framesMade + batch.frames;
+    return this.#transport.sender.outbox.made + batch.frames;
   }
 
   #onAcknowledged(): void {
-    const { framesAcknowledged } = this.#carriers;
+    const { acknowledged } = this.#transport.sender.outbox;
     for (let next = this.#unacknowledged.at(0); next; next = this.#unacknowledged.at(0)) {
-      if (next.frames > framesAcknowledged) break;
+      if (next.frames > acknowledged) break;
       this.#unacknowledged.shift();
       this.#owedBytes -= next.owedBytes;
       next.stream?.acknowledged(next.streamBytes!);
@@ -610,11 +615,10 @@ export class Session implements KnownSession {
   }
 
   #awaitProgress(): void {
-    const { framesAcknowledged, framesProcessed } = this.#carriers;
+    const { receipts, sender } = this.#transport;
+    const [acknowledged, processed] = [sender.outbox.acknowledged, receipts.processed];
     const review = () => {
-      const isStuck =
-        framesAcknowledged === this.#carriers.framesAcknowledged &&
-        framesProcessed === this.#carriers.framesProcessed;
+      const isStuck = acknowledged === sender.outbox.acknowledged && processed === receipts.processed;
       if (isStuck) this.#endAsFinished();
       else this.#awaitProgress();
     };
@@ -635,14 +639,14 @@ export class Session implements KnownSession {
     // It must count as processed before it is acknowledged, and before all ends.
     queueMicrotask(() =>
       this.#guard(() => {
-        this.#carriers.ackNow();
+        this.#transport.receipts.tellNow();
         this.#endOnceFinished();
       }),
     );
   }
 
   get #isFinishAcknowledged(): boolean {
-    return this.#carriers.framesAcknowledged > this.#finishNumber;
+    return this.#transport.sender.outbox.acknowledged > this.#finishNumber;
   }
 
   #endOnceFinished(): void {
@@ -664,7 +668,7 @@ export class Session implements KnownSession {
     if (this.#isEnded) return;
     this.#isEnded = true;
     this.#cancelPatience?.();
-    this.#carriers.close(this.#finishNumber === Infinity ? encodeFinish(reason) : undefined);
+    this.#transport.close(this.#finishNumber === Infinity ? encodeFinish(reason) : undefined);
     for (const stream of this.#streams.values()) {
       stream.linkEnded(reason, how === "orderly");
       if (stream.destroyed) this.#streams.delete(stream.id);

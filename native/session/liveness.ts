@@ -1,0 +1,115 @@
+/**
+ * Whether a carrier lives: pings it, and judges by what is due and what was heard. Owns the signs of life and the round
+ * trip; closes nothing, and has no timer. For native/session/transport.ts and its parts.
+ */
+import { type CarrierState } from "./carrier-state.ts";
+import { type Clock } from "./carrier.ts";
+import { encodeCount, frame } from "./frame.ts";
+
+/** An idle carrier is asked for a sign of life: NATs forget, and the peer's death is noticed by it. */
+const keepaliveMs = { max: 15_000, min: 3_000 };
+/** A carrier looks dead when an answer has been due for so long, and for so many round trips. */
+const patience = { minMs: 2_000, roundTrips: 4 };
+/** It is given up after so many times that. */
+const givenUpAfter = 5;
+
+/** `quietMs`: how long an answer has been due. */
+export interface Verdict {
+  is: "alive" | "looks-dead" | "dead";
+  quietMs: number;
+}
+
+export interface LivenessOptions {
+  clock: Clock;
+  /** Whether the peer has frames to acknowledge. */
+  isAckDue: () => boolean;
+  /** Whether nothing is read at the moment, so that nothing can be heard. */
+  isDeaf: () => boolean;
+  onPingDue: () => void;
+}
+
+export class Liveness {
+  /** The latest round trip measured. */
+  roundTripMs: number | undefined;
+  readonly #options: LivenessOptions;
+  #keepaliveMs = keepaliveMs.max;
+  #pings = 0;
+
+  constructor(options: LivenessOptions) {
+    this.#options = options;
+  }
+
+  get #nowMs(): number {
+    return this.#options.clock.now();
+  }
+
+  get #patienceMs(): number {
+    return Math.max(patience.minMs, patience.roundTrips * (this.roundTripMs ?? 0));
+  }
+
+  heard({ life }: CarrierState): void {
+    life.heardAtMs = this.#nowMs;
+  }
+
+  /** What must be acknowledged is sent, and nothing was due before. */
+  asked({ life }: CarrierState): void {
+    life.askedAtMs = this.#nowMs;
+  }
+
+  /** Since when an answer has been due; undefined when none is, or we do not listen. */
+  dueSince({ life, incoming }: CarrierState): number | undefined {
+    const isDue = typeof life.ping === "object" || this.#options.isAckDue();
+    if (!isDue || incoming.reading === "held" || this.#options.isDeaf()) return undefined;
+    return Math.max(life.heardAtMs, life.askedAtMs);
+  }
+
+  judge(state: CarrierState): Verdict {
+    const now = this.#nowMs;
+    const quietMs = now - (this.dueSince(state) ?? now);
+    const patienceMs = this.#patienceMs;
+    if (quietMs >= givenUpAfter * patienceMs) return { is: "dead", quietMs };
+    return { is: quietMs >= patienceMs ? "looks-dead" : "alive", quietMs };
+  }
+
+  /** Asks one that has been idle for long. */
+  keepAlive(state: CarrierState): void {
+    const idleMs = this.#nowMs - state.life.heardAtMs;
+    if (this.dueSince(state) === undefined && idleMs >= this.#keepaliveMs) this.ping(state);
+  }
+
+  /** Whether it is time to say, maybe again, that it looks dead. Then that counts as said. */
+  mayTellDead(state: CarrierState): boolean {
+    const now = this.#nowMs;
+    if (now - state.life.toldDeadAtMs < this.#patienceMs) return false;
+    state.life.toldDeadAtMs = now;
+    this.shortenKeepalive(state);
+    return true;
+  }
+
+  /** Silent for a while, then dead: a NAT on the way has forgotten it, and shall not forget the next one. */
+  shortenKeepalive({ life }: CarrierState): void {
+    const idleMs = life.askedAtMs - life.heardAtMs;
+    const { min } = keepaliveMs;
+    if (idleMs >= min) this.#keepaliveMs = Math.max(min, Math.min(this.#keepaliveMs, idleMs / 2));
+  }
+
+  /** Measures the round trip, unless that is under way. */
+  ping({ life }: CarrierState): void {
+    if (life.ping !== "none") return;
+    life.ping = "due";
+    this.#options.onPingDue();
+  }
+
+  takePing(state: CarrierState): Buffer | undefined {
+    if (state.life.ping !== "due") return undefined;
+    if (this.dueSince(state) === undefined) this.asked(state);
+    state.life.ping = { number: ++this.#pings, sentAtMs: this.#nowMs };
+    return encodeCount(frame.ping, this.#pings);
+  }
+
+  ponged({ life }: CarrierState, number: number): void {
+    if (typeof life.ping !== "object" || life.ping.number !== number) return;
+    this.roundTripMs = this.#nowMs - life.ping.sentAtMs;
+    life.ping = "none";
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * Whose turn it is: a peer is read for so long, and then others of the program have theirs. Who asks for too much is
+ * not read for a while. Owns the pause; reads nothing. For native/session/receiver.ts.
+ */
+import { type Edge } from "./edge.ts";
+
+/** Sequenced frames read in one turn of the event loop; what costs more than reading it counts as several. */
+const turnFrames = 256;
+/** The longest that a peer which asks for too much is not read at a time: well below what looks dead. */
+const maxPauseMs = 250;
+
+export class ReadingTurns {
+  readonly #edge: Edge;
+  readonly #onPause: () => void;
+  readonly #onResume: () => void;
+  /** Those of this turn. */
+  #frames = 0;
+  #cancelPause: (() => void) | undefined;
+
+  constructor(edge: Edge, onPause: () => void, onResume: () => void) {
+    this.#edge = edge;
+    this.#onPause = onPause;
+    this.#onResume = onResume;
+  }
+
+  get isPaused(): boolean {
+    return this.#cancelPause !== undefined;
+  }
+
+  /** What was read has cost as much as so many frames. */
+  spend(frames: number): void {
+    if (this.#frames === 0) setImmediate(() => (this.#frames = 0));
+    this.#frames += frames;
+    if (this.#frames >= turnFrames) this.pause(0);
+  }
+
+  /** Nothing is read for so long, and at least until others of the program have had their turn. */
+  pause(forMs: number): void {
+    if (this.#edge.isClosed || (this.isPaused && forMs === 0)) return;
+    this.stop();
+    this.#onPause();
+    const resume = () => this.#edge.guard(() => this.#resume());
+    if (forMs > 0) this.#cancelPause = this.#edge.clock.after(Math.min(forMs, maxPauseMs), resume);
+    else {
+      const immediate = setImmediate(resume);
+      this.#cancelPause = () => clearImmediate(immediate);
+    }
+  }
+
+  #resume(): void {
+    this.#cancelPause = undefined;
+    this.#frames = 0;
+    this.#onResume();
+  }
+
+  stop(): void {
+    this.#cancelPause?.();
+    this.#cancelPause = undefined;
+  }
+}

@@ -1,0 +1,69 @@
+/**
+ * How many of the peer's frames have come, and when the peer is told so. Owns the timer of acknowledging; writes
+ * nothing. For native/session/receiver.ts and sender.ts.
+ */
+import { type Edge } from "./edge.ts";
+import { encodeCount, frame } from "./frame.ts";
+
+/** The peer learns that its frames came after so many bytes, or so much time; sooner if anything else is sent. */
+const ackBytes = 512 * 1024;
+const ackDelayMs = 20;
+
+export class Receipts {
+  readonly #edge: Edge;
+  /** An acknowledgement is due now. */
+  readonly #onDue: () => void;
+  #processed = 0;
+  #toldFrames = 0;
+  #untoldBytes = 0;
+  #isDue = false;
+  #cancelAck: (() => void) | undefined;
+
+  constructor(edge: Edge, onDue: () => void) {
+    this.#edge = edge;
+    this.#onDue = onDue;
+  }
+
+  /** Frames that have come whole, each counted once. */
+  get processed(): number {
+    return this.#processed;
+  }
+
+  countBytes(bytes: number): void {
+    this.#untoldBytes += bytes;
+  }
+
+  countFrame(): void {
+    this.#processed++;
+    if (this.#untoldBytes >= ackBytes) this.tellNow();
+    else this.#cancelAck ??= this.#edge.after(ackDelayMs, () => this.tellNow());
+  }
+
+  /** Tells the peer how far we are, with the next write. */
+  tellNow(): void {
+    this.stop();
+    if (this.#processed === this.#toldFrames) return;
+    this.#isDue = true;
+    this.#onDue();
+  }
+
+  /** What was told on another carrier may be lost with it. */
+  tellAgain(): void {
+    this.#isDue = this.#processed > 0;
+  }
+
+  /** The acknowledgement, if one is due. With anything else, it costs next to nothing. */
+  take(isWriting: boolean): Buffer | undefined {
+    if (!this.#isDue && !(isWriting && this.#processed > this.#toldFrames)) return undefined;
+    this.#isDue = false;
+    this.#toldFrames = this.#processed;
+    this.#untoldBytes = 0;
+    this.stop();
+    return encodeCount(frame.ack, this.#processed);
+  }
+
+  stop(): void {
+    this.#cancelAck?.();
+    this.#cancelAck = undefined;
+  }
+}
