@@ -1681,7 +1681,9 @@ export async function serve(terminal: Terminal, options: Arguments & { port: num
     void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
   });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
-  const obeyed = prompt.obey(introducer).then((code) => ["the operator ended the introducer", code] as const);
+  const obeyed = prompt
+    .runCommands(introducer)
+    .then((code) => ["the operator ended the introducer", code] as const);
   const [reason, code] = await Promise.race([signal.promise, obeyed]);
   terminal.close();
   await introducer.stop(reason);

@@ -28,7 +28,7 @@ import type { Pipe } from "./native/uses/pipe.ts";
 import { resetCodes, type Stream } from "./native/session/stream.ts";
 import { DescriptorOutput, runPipe } from "./native/uses/stdio.ts";
 import type { PipeSpec } from "./native/uses/target.ts";
-import { type From, Uses } from "./native/uses/services.ts";
+import { type From, Services } from "./native/uses/services.ts";
 import { type Identity, IdentityError, identityOrOneForNow } from "./native/secure/identity.ts";
 import { type PeerRow, type PeerSurroundings, RemotePeer } from "./native/participant/peer.ts";
 import {
@@ -1178,7 +1178,7 @@ function checkPlatform(): void {
 /** A program that runs: what its parts share. */
 export interface Running {
   participant: Participant;
-  uses: Uses;
+  uses: Services;
   keep: Keep;
   /** Resolved once we have been registered. */
   joined: PromiseWithResolvers<void>;
@@ -1244,7 +1244,7 @@ function prepare(terminal: Terminal, options: Arguments, introducer: string): Ru
     connect: (name) => participant.connect(name),
     whenLinked: (name, signal) => participant.whenLinked(name, signal),
   });
-  const uses = new Uses({
+  const uses = new Services({
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,

@@ -30,7 +30,7 @@ import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
 import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
-import { purposeOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
+import { alpnOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
 import type { Aimed } from "./targets.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
@@ -271,7 +271,7 @@ export class Introduction {
       reserved: endpoint ? undefined : this.#takeReserved(),
       credentials: ground.credentials,
       bond: this.#bond,
-      purpose: purposeOf(token),
+      alpn: alpnOf(token),
       ...{ role, token },
       onChannel: (channel) => {
         this.#relay = undefined;

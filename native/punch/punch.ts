@@ -103,7 +103,7 @@ interface Accepted {
  * The name under which both ends of a connection agree that it belongs to that punch. It is sent in clear, and what
  * nominates is the token: hence a hash.
  */
-export function purposeOf(token: string): string {
+export function alpnOf(token: string): string {
   return `${createHash("sha256").update("punch").update(token).digest("hex").slice(0, 32)}.punch`;
 }
 
@@ -120,8 +120,8 @@ export class Punch {
   /** Whether something on the way takes window scaling out of SYNs: the next punch is to do without. */
   needsUnscaled = false;
   introduction: Introduction | undefined;
-  /** That of {@link purposeOf}, once introduced. */
-  purpose: string | undefined;
+  /** That of {@link alpnOf}, once introduced. */
+  alpn: string | undefined;
   deadlineAt: number;
   readonly #targets: Targets;
   readonly #onEnd: (punch: Punch) => void;
@@ -180,9 +180,7 @@ export class Punch {
   get isNearlyThere(): boolean {
     return (
       [...this.proven].some(({ isOpen }) => isOpen) ||
-      this.dials.some(
-        ({ channel, isVerified }) => channel && (isVerified || channel.purpose === this.purpose),
-      )
+      this.dials.some(({ channel, isVerified }) => channel && (isVerified || channel.alpn === this.alpn))
     );
   }
 
@@ -201,7 +199,7 @@ export class Punch {
 
   #introduce(introduction: Introduction): void {
     this.introduction = introduction;
-    this.purpose = purposeOf(introduction.token);
+    this.alpn = alpnOf(introduction.token);
   }
 
   #link(channel: Channel): void {
@@ -488,8 +486,8 @@ export class PunchPort {
   }
 
   /** Whether an accepted connection has said that it belongs to that punch: then the peer is about to nominate it. */
-  #isArriving({ purpose }: Punch): boolean {
-    return purpose !== undefined && [...this.#accepted].some(({ channel }) => channel?.purpose === purpose);
+  #isArriving({ alpn }: Punch): boolean {
+    return alpn !== undefined && [...this.#accepted].some(({ channel }) => channel?.alpn === alpn);
   }
 
   /** Our role towards an accepted connection, where the punches under way leave no doubt. */
@@ -515,7 +513,7 @@ export class PunchPort {
     channel.secured.then(
       (fingerprint) => {
         this.#accepted.delete(accepted);
-        const punch = [...this.#punches].find(({ purpose }) => purpose === channel.purpose);
+        const punch = [...this.#punches].find(({ alpn }) => alpn === channel.alpn);
         if (punch?.options.bond.peer.fingerprint !== fingerprint) return channel.destroy();
         channel.onClose = () => {
           if (channel.isRejected) punch.authenticationFailures++;
@@ -542,13 +540,13 @@ export class PunchPort {
  * knows which one it is in. Undefined where we do not have the role, or any.
  */
 function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
-  const purposes = (role: Role) =>
-    [...punches].flatMap(({ introduction, purpose }) => (introduction?.role === role ? (purpose ?? []) : []));
+  const alpns = (role: Role) =>
+    [...punches].flatMap(({ introduction, alpn }) => (introduction?.role === role ? (alpn ?? []) : []));
   for (const role of ["controlling", "controlled"] as const) {
-    if ((wanted ?? role) !== role || purposes(role).length === 0) continue;
-    if (role === "controlling") return { role, offers: purposes(role) };
+    if ((wanted ?? role) !== role || alpns(role).length === 0) continue;
+    if (role === "controlling") return { role, offers: alpns(role) };
     // Asked when the client has spoken, by when there may be other punches.
-    return { role, expects: (purpose) => purposes(role).includes(purpose) };
+    return { role, expects: (alpn) => alpns(role).includes(alpn) };
   }
   return undefined;
 }

@@ -35,8 +35,8 @@ export interface RelayOptions {
   reserved?: Reservation | undefined;
   token: string;
   role: Role;
-  /** Under which name both ends know the channel's purpose: derived from the token, as that of a punch. */
-  purpose: string;
+  /** The ALPN protocol (RFC 7301) that both ends use for it: derived from the token, as that of a punch. */
+  alpn: string;
   /** Whose certificate it must be, and what is to be proved. */
   bond: Bond;
   credentials: Credentials;
@@ -129,11 +129,11 @@ export class RelayAttempt {
   }
 
   #secure(): void {
-    const { role, token, purpose, bond, credentials } = this.#options;
+    const { role, token, alpn, bond, credentials } = this.#options;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), handshakeTimeoutMs);
     const side: Side =
-      role === "controlling" ? { role, offers: [purpose] } : { role, expects: (one) => one === purpose };
+      role === "controlling" ? { role, offers: [alpn] } : { role, expects: (one) => one === alpn };
     const channel = new Channel(this.#connection!, "relay", side, credentials);
     this.#channel = channel;
     channel.bond = bond;

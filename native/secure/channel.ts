@@ -73,7 +73,7 @@ export class Credentials {
  */
 export type Side =
   | { role: "controlling"; offers: readonly string[] }
-  | { role: "controlled"; expects: (purpose: string) => boolean };
+  | { role: "controlled"; expects: (alpn: string) => boolean };
 
 /** A connected descriptor that Node reads and writes, and that closes by RST. */
 export interface Connection {
@@ -125,7 +125,7 @@ export class Channel implements Carrier {
   readonly #rate = new Rate();
   /** Whether the other end did not say or show what it should have. */
   isRejected = false;
-  #purpose: string | undefined;
+  #alpn: string | undefined;
   #run: Shown["run"];
   /** Whether the key that the peer has shown is its program's in our room: we need not wait for its answer. */
   #isSealed = false;
@@ -162,8 +162,8 @@ export class Channel implements Carrier {
   }
 
   /** What the connection is for: the server knows it once the client has spoken, the client once it is {@link secured}. */
-  get purpose(): string | undefined {
-    return this.#purpose;
+  get alpn(): string | undefined {
+    return this.#alpn;
   }
 
   get isOpen(): boolean {
@@ -260,7 +260,7 @@ export class Channel implements Carrier {
       secureContext,
       requestCert: true,
       rejectUnauthorized: false,
-      ALPNCallback: ({ protocols }) => (this.#purpose = protocols.find(expects)),
+      ALPNCallback: ({ protocols }) => (this.#alpn = protocols.find(expects)),
     });
   }
 
@@ -268,8 +268,8 @@ export class Channel implements Carrier {
   #agree(): boolean {
     const side = this.#side;
     const agreed = this.#tls.alpnProtocol || undefined;
-    if (side.role === "controlling" && agreed && side.offers.includes(agreed)) this.#purpose = agreed;
-    return agreed !== undefined && agreed === this.#purpose;
+    if (side.role === "controlling" && agreed && side.offers.includes(agreed)) this.#alpn = agreed;
+    return agreed !== undefined && agreed === this.#alpn;
   }
 
   #read(chunk: Buffer): void {

@@ -73,7 +73,7 @@ export class Prompt {
   }
 
   /** Takes commands until the operator wants to end; resolves to the exit code. */
-  async obey(introducer: Operated): Promise<number> {
+  async runCommands(introducer: Operated): Promise<number> {
     const terminal = this.#terminal;
     if (terminal.isInteractive) {
       terminal.story("`help` shows the commands");
@@ -130,7 +130,7 @@ export class Prompt {
       : await renderParticipants(participants, resultColors, Date.now(), width);
     this.flush();
     this.#terminal.longResult(pieces);
-    complain("those of others may be missing", problem);
+    failIfIncomplete("those of others may be missing", problem);
   }
 
   async #stats(introducer: Operated): Promise<void> {
@@ -140,26 +140,26 @@ export class Prompt {
     const { stats } = introducer;
     if (this.#isJson) this.#json({ event: "stats", stats, ...(everywhere && { everywhere }) });
     else this.#terminal.result(renderStats(stats, everywhere));
-    complain("others may be missing", problem);
+    failIfIncomplete("others may be missing", problem);
   }
 
   async #broadcast(introducer: Operated, text: string): Promise<void> {
     const { told, problem } = await introducer.tell(text);
     this.#say({ event: "told", participants: told });
-    complain("others may not have been told", problem);
+    failIfIncomplete("others may not have been told", problem);
   }
 
   async #tell(introducer: Operated, word: string, text: string): Promise<void> {
     const { all, problem } = await introducer.ask({ about: "list" });
-    const whom = findByIdOrName(
+    const found = findByIdOrName(
       all.flatMap(({ participants }) => participants),
       word,
     );
-    if (typeof whom === "string") throw new CommandError(problem ? `${whom} (${problem})` : whom);
-    const { told, problem: why = "it has left" } = await introducer.tell(text, whom.id);
-    const who = `${printable(whom.name)} (${whom.id})`;
+    if (typeof found === "string") throw new CommandError(problem ? `${found} (${problem})` : found);
+    const { told, problem: why = "it has left" } = await introducer.tell(text, found.id);
+    const who = `${printable(found.name)} (${found.id})`;
     if (told === 0) throw new CommandError(`${who} was not told: ${why}`);
-    this.#say({ event: "told", participants: told, id: whom.id, name: whom.name });
+    this.#say({ event: "told", participants: told, id: found.id, name: found.name });
   }
 
   /** What became of a command: where programs read, one of their lines. */
@@ -179,7 +179,7 @@ export class Prompt {
 }
 
 /** Where the other introducers have not all answered. */
-function complain(what: string, problem: string | undefined): void {
+function failIfIncomplete(what: string, problem: string | undefined): void {
   if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
 }
 

@@ -2,7 +2,7 @@
  * The participant's prompt: tells events, and obeys commands, by what it is given to obey with. For participant.ts.
  */
 import { Keep, notLinked } from "../participant/keep.ts";
-import type { Forwarding, ForwardRow, Uses } from "../uses/services.ts";
+import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
 import type { PeerRow } from "../participant/peer.ts";
 import { defaultRoom, jsonLine, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
@@ -11,7 +11,7 @@ import { jsonPieces } from "./table.ts";
 import { count } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
 import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
-import { renderSelf, tell } from "./participant-story.ts";
+import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
 import { askedRoom, commandHelp, commands, newRoom, readHostPort } from "./participant-arguments.ts";
 
@@ -31,9 +31,9 @@ export interface Commanded {
 }
 
 /** Who obeys a line. */
-export interface Obeying {
+export interface Commandable {
   participant: Commanded;
-  uses: Uses;
+  uses: Services;
   keep: Keep;
 }
 
@@ -67,14 +67,14 @@ export class Prompt {
     if (this.#isJson) this.#json(event);
     if (event.event === "error") return this.#terminal.error(event.message);
     const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
-    const text = tell(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
+    const text = describe(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
     if (text === undefined) return;
     if (isResult) this.#terminal.result(text);
     else this.#terminal.story(text, problems.has(event.event));
   }
 
   /** Obeys one line; rejects with what is wrong with it. */
-  async run(line: string, { participant, uses, keep }: Obeying): Promise<void> {
+  async run(line: string, { participant, uses, keep }: Commandable): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, line);
     const [peer = ""] = words;
     switch (command) {

@@ -19,7 +19,7 @@ import { portMappingWords } from "./participant-nat.ts";
 type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
 /** What an event says to a person; undefined for what only programs want. */
-export function tell(event: ParticipantEvent, c: Colors): string | undefined {
+export function describe(event: ParticipantEvent, c: Colors): string | undefined {
   switch (event.event) {
     case "registered":
       return (
@@ -27,7 +27,7 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
         `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
       );
     case "peers":
-      return tellPeers(event.peers);
+      return describePeers(event.peers);
     case "mapping":
       return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
     case "port-mapping":
@@ -56,14 +56,14 @@ export function tell(event: ParticipantEvent, c: Colors): string | undefined {
     case "transferring":
     case "transferred":
     case "transfer-failed":
-      return tellUse(event, c);
+      return describeUse(event, c);
     default:
-      return tellPeer(event, c);
+      return describePeer(event, c);
   }
 }
 
 /** What happens to a peer, or between us. */
-function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
+function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
   const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
   switch (event.event) {
     case "joined":
@@ -98,7 +98,7 @@ function tellPeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): str
 }
 
 /** What a link is used for. */
-function tellUse(event: UseEvent, c: Colors): string {
+function describeUse(event: UseEvent, c: Colors): string {
   const name = c.bold(printable(event.name));
   switch (event.event) {
     case "forwarding":
@@ -118,7 +118,7 @@ function tellUse(event: UseEvent, c: Colors): string {
       return [`receiving ${offerWords(event)}, from ${name}`, ...listingLines(event, c)].join("\n");
     }
     case "transferred":
-      return tellTransferred(event, c);
+      return describeTransferred(event, c);
     case "transfer-failed":
       return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
   }
@@ -150,7 +150,7 @@ const natMayTell: ReadonlySet<FailureReason> = new Set([
   "timed-out",
 ] as const);
 
-function tellTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
+function describeTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
   const { direction, what, storedAs = what, files, failed, failures, elapsedMs } = event;
   const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
   const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}${storedAs === what ? "" : ` as ${printable(storedAs)}`}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
@@ -175,7 +175,7 @@ function roomWords(room: RoomKind): string {
   return room === "lobby" ? `room ${defaultRoom}, which is open to everyone` : "a private room";
 }
 
-function tellPeers(rows: PeerRow[]): string {
+function describePeers(rows: PeerRow[]): string {
   const here = rows.filter(({ present }) => present);
   if (here.length === 0) return "Nobody else is here yet.";
   const names = here.map(({ name, id }) => `${printable(name)} (${id})`).join(", ");

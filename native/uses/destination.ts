@@ -11,7 +11,7 @@ import { open, rmdir, unlink } from "node:fs/promises";
 import { pathProblem, partNameOf } from "./filename.ts";
 import { LocalProblem } from "./files.ts";
 import { Folder, unlessCode } from "./folder.ts";
-import { isOneFile, storedName, topOf, type Offer } from "./offer.ts";
+import { isOneFile, storedName, topOf, type FileOffer } from "./offer.ts";
 
 const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK, O_WRONLY, O_CREAT, O_EXCL } = constants;
 /** A name and two numbers. */
@@ -61,7 +61,7 @@ export class Destination implements AsyncDisposable {
   /** In a folder of the user's; makes what is to be new. The signal says that nothing more comes. */
   static async open(
     { directory, isReal = false }: { directory: string; isReal?: boolean },
-    offer: Offer,
+    offer: FileOffer,
     sender: Sender,
     signal: AbortSignal,
   ): Promise<Destination> {
@@ -78,14 +78,18 @@ export class Destination implements AsyncDisposable {
     }
   }
 
-  static async #file(root: Folder, { paths: [path = ""] }: Offer, signal: AbortSignal): Promise<Destination> {
+  static async #file(
+    root: Folder,
+    { paths: [path = ""] }: FileOffer,
+    signal: AbortSignal,
+  ): Promise<Destination> {
     const folder = (await root.enter("."))!;
     return new Destination(root, folder, storedName(path), storedName, signal);
   }
 
   static async #new(
     root: Folder,
-    { things, name: offered }: Offer,
+    { things, name: offered }: FileOffer,
     sender: Sender,
     signal: AbortSignal,
   ): Promise<Destination> {

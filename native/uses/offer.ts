@@ -19,7 +19,7 @@ const maxListingLength = 64 * 1024;
 const maxNameLength = 512;
 
 /** What a peer would like to send. Names and paths are as they came: text of theirs. */
-export interface Offer {
+export interface FileOffer {
   /** That of the file or folder, or `photos and 2 more`. */
   name: string;
   /** Files and folders that the sender has named. */
@@ -43,7 +43,7 @@ export interface Listing {
   moreOdd: number;
 }
 
-export const listingOf = ({ files, paths, odd, moreOdd }: Offer): Listing => ({
+export const listingOf = ({ files, paths, odd, moreOdd }: FileOffer): Listing => ({
   paths,
   more: files - paths.length,
   odd: odd.map((path) => ({ path, why: whyOdd(path) })),
@@ -97,7 +97,7 @@ export function offerOf(collection: {
   things: number;
   files: readonly Offered[];
   bytes: number;
-}): Offer {
+}): FileOffer {
   const { name, things, files, bytes } = collection;
   const paths = files.slice(0, maxListed).map(({ path }) => path.toWellFormed());
   const odd = new Set<string>();
@@ -122,11 +122,11 @@ const lengthOf = (paths: readonly string[]): number => paths.reduce((sum, { leng
 const isExecutable = (mode: number): boolean => (mode & 0o111) !== 0;
 
 /** One file that is not odd is told by the purpose alone. */
-const isPlain = ({ name, files, paths, odd }: Offer): boolean =>
+const isPlain = ({ name, files, paths, odd }: FileOffer): boolean =>
   files === 1 && paths[0] === name && odd.length === 0;
 
 /** The purpose of the stream, and what is said on it before the answer. */
-export function encodeOffer(offer: Offer): { purpose: object; messages: Message[] } {
+export function encodeOffer(offer: FileOffer): { purpose: object; messages: Message[] } {
   const { things, files, bytes, paths, odd, moreOdd } = offer;
   const name = offer.name.slice(0, maxNameLength).toWellFormed();
   const messages = isPlain(offer)
@@ -140,7 +140,7 @@ export function encodeOffer(offer: Offer): { purpose: object; messages: Message[
 
 // --- the receiver's side ---------------------------------------------------------------------------------
 
-type OfferHead = Pick<Offer, "name" | "things" | "files" | "bytes" | "moreOdd"> & { listed: number };
+type OfferHead = Pick<FileOffer, "name" | "things" | "files" | "bytes" | "moreOdd"> & { listed: number };
 
 /** What the purpose says; throws a {@link Refusal}. */
 export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
@@ -160,7 +160,7 @@ export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
 export async function readOffer(
   purpose: Record<string, unknown>,
   next: () => Promise<IteratorResult<Message | Buffer, void>>,
-): Promise<Offer> {
+): Promise<FileOffer> {
   const { listed, ...head } = readOfferHead(purpose);
   const { name, files } = head;
   const [paths, odd]: [string[], string[]] = [[], []];
@@ -181,7 +181,7 @@ export async function readOffer(
 }
 
 /** What it is called is seen in its paths, whatever the sender calls it. */
-function named(offer: Offer): Offer {
+function named(offer: FileOffer): FileOffer {
   const [first = ""] = offer.paths;
   const top = topOf(first);
   const isOne = offer.things === 1;
@@ -196,16 +196,16 @@ function named(offer: Offer): Offer {
 export const topOf = (path: string): string => path.split("/", 1)[0]!;
 
 /** Whether it is one file, which has no folder. */
-export const isOneFile = ({ things, paths }: Offer): boolean => things === 1 && !paths[0]!.includes("/");
+export const isOneFile = ({ things, paths }: FileOffer): boolean => things === 1 && !paths[0]!.includes("/");
 
 /** Holds what comes against what was offered. */
 export class OfferCheck {
-  readonly #offer: Offer;
+  readonly #offer: FileOffer;
   readonly #odd: ReadonlySet<string>;
   #seen = 0;
   #moreOdd: number;
 
-  constructor(offer: Offer) {
+  constructor(offer: FileOffer) {
     this.#offer = offer;
     this.#odd = new Set(offer.odd);
     this.#moreOdd = offer.moreOdd;

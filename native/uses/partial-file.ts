@@ -75,7 +75,7 @@ async function hashFile(path: string, bytes: number): Promise<{ bytes: number; h
   return { bytes: at, hash };
 }
 
-export async function openPart(folder: Folder, part: string, from: number): Promise<FileHandle> {
+export async function openPartial(folder: Folder, part: string, from: number): Promise<FileHandle> {
   const { O_RDWR, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_EXCL } = constants;
   const path = folder.at(part);
   if (from === 0) await unlink(path).catch(unlessCode("ENOENT"));

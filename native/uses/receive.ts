@@ -28,11 +28,11 @@ import {
 import { partNameOf, pathProblem } from "./filename.ts";
 import type { Folder } from "./folder.ts";
 import { encodeMessage, text, wholeNumber, type Message } from "./message.ts";
-import { isOneFile, OfferCheck, readOffer, type Offer } from "./offer.ts";
+import { isOneFile, OfferCheck, readOffer, type FileOffer } from "./offer.ts";
 import {
   checkSpace,
   nothing,
-  openPart,
+  openPartial,
   place,
   unfinishedFile,
   wholeFile,
@@ -55,9 +55,9 @@ export interface ReceiveOptions {
   /** What the sender is called. */
   name?: string;
   /** Asked once; the signal says that the sender waits no more. */
-  decide: (offer: Offer, signal: AbortSignal) => Promise<Decision> | Decision;
+  decide: (offer: FileOffer, signal: AbortSignal) => Promise<Decision> | Decision;
   /** Called when it begins. */
-  onProgress?: (progress: TransferProgress, offer: Offer) => void;
+  onProgress?: (progress: TransferProgress, offer: FileOffer) => void;
   /** Files that can be executed at the sender's can be so here; otherwise none can. */
   executable?: boolean;
   /** How long the sender may do nothing when it is its turn. */
@@ -160,7 +160,7 @@ class Receiving implements AsyncDisposable {
 
   constructor(
     stream: Stream,
-    offer: Offer,
+    offer: FileOffer,
     destination: Destination,
     progress: TransferProgress,
     { peer, executable = false }: ReceiveOptions,
@@ -288,7 +288,7 @@ class Receiving implements AsyncDisposable {
       if (!folder) throw new LocalProblem("its folder has gone");
       current.folder = folder;
       await checkSpace(folder, file.bytes - from);
-      current.handle = await openPart(folder, file.part, from);
+      current.handle = await openPartial(folder, file.part, from);
     });
   }
 

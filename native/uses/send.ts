@@ -17,7 +17,7 @@ import {
   TransferProgress,
   type TransferOutcome,
 } from "./files.ts";
-import { isWithin, type Collection, type SourceFile } from "./source-files.ts";
+import { isWithin, type SourceFiles, type SourceFile } from "./source-files.ts";
 import type { StreamOpener } from "./forward.ts";
 import { encodeChunk, encodeMessage, wholeNumber, type Message } from "./message.ts";
 import { encodeOffer, offerOf } from "./offer.ts";
@@ -45,7 +45,7 @@ interface Announced {
  */
 export async function sendFiles(
   link: StreamOpener,
-  collection: Collection,
+  collection: SourceFiles,
   progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes }),
   maxSilenceMs?: number,
 ): Promise<TransferOutcome> {

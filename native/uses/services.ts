@@ -11,7 +11,7 @@ import { type TransferOutcome, TransferProgress } from "./files.ts";
 import { Forward } from "./forward.ts";
 import { Gathering } from "./gather.ts";
 import type { Link, Purpose } from "../session/link.ts";
-import { type Listing, listingOf, type Offer, storedName } from "./offer.ts";
+import { type Listing, listingOf, type FileOffer, storedName } from "./offer.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
 import { type Decision, receiveFiles } from "./receive.ts";
 import { sendFiles } from "./send.ts";
@@ -148,7 +148,7 @@ interface Asked {
   decide: (decision: Decision) => void;
 }
 
-export class Uses {
+export class Services {
   readonly #options: UsesOptions;
   readonly #allow = new AllowList();
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
@@ -327,7 +327,7 @@ export class Uses {
   }
 
   async #receive(stream: Stream, { name, fingerprint, purpose }: From): Promise<void> {
-    const begun = Promise.withResolvers<{ progress: TransferProgress; offer: Offer }>();
+    const begun = Promise.withResolvers<{ progress: TransferProgress; offer: FileOffer }>();
     const isRead = this.#shares.reading.take(fingerprint);
     if (!isRead) return stream.reset("too many offers wait already", resetCodes.refused);
     let give: (() => void) | undefined;
@@ -370,7 +370,7 @@ export class Uses {
   }
 
   #decide(
-    offer: Offer,
+    offer: FileOffer,
     from: Pick<From, "name" | "fingerprint">,
     signal: AbortSignal,
   ): Promise<Decision> | Decision {

@@ -21,7 +21,7 @@ export interface SourceFile {
   mtimeMs: number;
 }
 
-export interface Collection {
+export interface SourceFiles {
   name: string;
   /** What was named. */
   things: number;
@@ -40,8 +40,8 @@ export const isWithin = (path: string, within: string): boolean =>
  * where it leads to a file of the same folder, for what lies elsewhere was not named. Throws an Error for a path that is
  * not there.
  */
-export async function collectFiles(paths: readonly string[]): Promise<Collection> {
-  const collection: Collection = { name: "", things: paths.length, files: [], bytes: 0, skipped: [] };
+export async function collectFiles(paths: readonly string[]): Promise<SourceFiles> {
+  const collection: SourceFiles = { name: "", things: paths.length, files: [], bytes: 0, skipped: [] };
   const taken = new Set<string>();
   /** Of each name, the last number that was given: they need not be tried again. */
   const numbers = new Map<string, number>();
@@ -69,7 +69,7 @@ async function collectFolder(
   source: string,
   path: string,
   within: string,
-  collection: Collection,
+  collection: SourceFiles,
 ): Promise<void> {
   const entries = await readdir(source, { withFileTypes: true }).catch((error) => {
     collection.skipped.push({ path, reason: fileProblem(error) });
@@ -86,7 +86,7 @@ async function collectFile(
   source: string,
   path: string,
   within: string,
-  collection: Collection,
+  collection: SourceFiles,
   isLink = false,
 ): Promise<void> {
   const { files, skipped } = collection;

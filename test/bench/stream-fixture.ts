@@ -267,7 +267,7 @@ function obey(control: Bun.Socket, introducer: Endpoint, message: ToParticipant)
     introducer,
     token: message.token,
     role: message.role,
-    purpose,
+    alpn: purpose,
     bond: bondWith(message.peer.fingerprint),
     credentials,
     onChannel: (channel) => (role === "send" ? speak(channel) : listenTo(channel)),

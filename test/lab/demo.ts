@@ -5,7 +5,7 @@
 import picocolors from "picocolors";
 import { renderParticipants } from "../../native/terminal/introducer-tables.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
-import { tell } from "../../native/terminal/participant-story.ts";
+import { describe } from "../../native/terminal/participant-story.ts";
 import { renderList } from "../../native/terminal/participant-list.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { splitEndpoint } from "../../protocol.ts";
@@ -63,7 +63,7 @@ function type(program: ParticipantProgram | IntroducerProgram, command: string):
 function showParticipant(name: Name, event: ParticipantEvent): void {
   // Lists are shown where they are asked for, attempts once it is known which one won.
   if (event.event === "peers" || event.event === "attempt") return;
-  const text = tell(event, colors);
+  const text = describe(event, colors);
   if (text !== undefined) from(name, text);
 }
 

@@ -3,7 +3,7 @@ import type * as net from "node:net";
 import { adopt, Channel } from "../../native/secure/channel.ts";
 import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
 import { RelayAttempt, type RelayOptions } from "../../native/punch/relayed.ts";
-import { purposeOf } from "../../native/punch/punch.ts";
+import { alpnOf } from "../../native/punch/punch.ts";
 import { connectShared } from "../../native/host/socket.ts";
 import { encode, type Endpoint, type Role } from "../../protocol.ts";
 import { listening, noSocketLeft, openSockets, refusing, unanswering, until } from "../native-fixture.ts";
@@ -30,7 +30,7 @@ class Try {
   constructor(introducer: Endpoint, role: Role, changes: Partial<RelayOptions> = {}) {
     const [own, peer] = role === "controlling" ? [aliceIdentity, bobIdentity] : [bobIdentity, aliceIdentity];
     this.attempt = new RelayAttempt({
-      ...{ introducer, role, token, purpose: purposeOf(changes.token ?? token) },
+      ...{ introducer, role, token, alpn: alpnOf(changes.token ?? token) },
       bond: bondOf(own, peer),
       credentials: credentialsOf(own),
       onChannel: (channel) => this.channels.push(channel),
@@ -302,7 +302,7 @@ async function connect(introducer: Endpoint, identity: Identity): Promise<Channe
   connection.raw.once("data", () => answer.resolve());
   await answer.promise;
   connection.raw.pause();
-  const side = { role: "controlling", offers: [purposeOf(token)] } as const;
+  const side = { role: "controlling", offers: [alpnOf(token)] } as const;
   return new Channel(connection, "relay", side, credentialsOf(identity));
 }
 

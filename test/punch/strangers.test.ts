@@ -1,7 +1,7 @@
 /** What strangers, a peer that lies, and another program of the same user can do to a punch. */
 import { describe, expect, test } from "bun:test";
 import { adopt, Channel } from "../../native/secure/channel.ts";
-import { purposeOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
+import { alpnOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Allowance } from "../../native/punch/allowance.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { roundCandidates } from "../../native/punch/candidates.ts";
@@ -390,7 +390,7 @@ describe("strangers at our listener", () => {
     const token = newToken();
     const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 300 });
     const { socket } = await connectShared(alice.endpoint, 5_000);
-    const client = { role: "controlling", offers: [purposeOf(token)] } as const;
+    const client = { role: "controlling", offers: [alpnOf(token)] } as const;
     const mute = new Channel(adopt(socket), "public", client, credentialsOf(bobIdentity));
     expect(await mute.secured).toBe(aliceIdentity.fingerprint);
     expect((await failureOf(ofAlice)).reason).toBe("timed-out");

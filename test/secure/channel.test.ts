@@ -146,7 +146,7 @@ describe("a channel", () => {
       (error: Error) => error.message,
     );
     expect(outcome).toContain(expected);
-    expect([channel.isOpen, channel.purpose]).toEqual(
+    expect([channel.isOpen, channel.alpn]).toEqual(
       expected === "accepted" ? [true, purpose] : [false, undefined],
     );
     if (isSecured !== undefined) await until("the client knows", () => knows.isSecured || caller.destroyed);

@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import pc from "picocolors";
 import type { PeerRow } from "../../native/participant/peer.ts";
 import { renderNat } from "../../native/terminal/participant-nat.ts";
-import { tell } from "../../native/terminal/participant-story.ts";
+import { describe } from "../../native/terminal/participant-story.ts";
 import { renderDetails, renderList } from "../../native/terminal/participant-list.ts";
 import type { NatReport, ParticipantEvent } from "../../native/participant/events.ts";
 import type { Endpoint } from "../../protocol.ts";
@@ -173,7 +173,7 @@ test("escape sequences from the network stay harmless", async () => {
     { event: "peers", peers: [{ ...known, name: evil }] },
   ];
   const shown = [
-    ...events.map((event) => tell(event, plain)),
+    ...events.map((event) => describe(event, plain)),
     await list([{ ...known, name: evil }], 80, plain),
   ];
   for (const text of shown) expect(text).not.toMatch(/[^\P{C}\n]/u);
@@ -254,5 +254,5 @@ test.each<[ParticipantEvent, string]>([
   [{ event: "introducer", state: "left", reason: "bye" }, "introducer left: bye"],
   [{ event: "error", message: "no" }, "error: no"],
 ])("%o is told", (event, text) => {
-  expect(tell(event, plain)).toBe(text);
+  expect(describe(event, plain)).toBe(text);
 });
