@@ -72,10 +72,14 @@ export interface Ground {
   readonly probeToken: string | undefined;
   /** To the introducer, as it measured. */
   readonly roundTripMs: number | undefined;
-  /** Set once a connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
-  clampsSegments?: boolean;
+  /** Whether long packets seem to get lost on our way out. */
+  readonly clampsSegments: boolean;
+  /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
+  handshakeStuck(): void;
   /** Whether we may connect to an endpoint that the introducer names beside its own; a true answer counts it. */
   mayVisit(endpoint: Endpoint): boolean;
+  /** Measures from a fresh port, when it is its turn; undefined where too many wait. */
+  measureFresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined>;
   /** A port of our own beside the shared one, for a round that wants fresh mappings. */
   portFor(localPort: number): PunchPort;
   /** To the introducer; nowhere once this registration is over. */
@@ -227,7 +231,7 @@ export class Introduction {
 
   /** Undefined when it can't be measured, or too much is being measured already; never rejects. */
   #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
-    return this.#options.ground.port.measurements.beside(measure).catch(() => undefined);
+    return this.#options.ground.measureFresh(measure).catch(() => undefined);
   }
 
   /** Begins a round. Said twice, it begins once. */
@@ -379,7 +383,7 @@ export class Introduction {
       isReachable: isReachable(ground, this.#peer, way),
       isAsked: this.#options.unasked === undefined,
       isUnscaled: this.#isUnscaled,
-      clampsSegments: ground.clampsSegments ?? false,
+      clampsSegments: ground.clampsSegments,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -412,7 +416,7 @@ export class Introduction {
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.needsUnscaled;
-    if (reason === "timed-out") this.#options.ground.clampsSegments = true;
+    if (reason === "timed-out") this.#options.ground.handshakeStuck();
     if (this.#token !== undefined) this.#report(reason, this.#token);
     if (this.#isLast) return this.failed(reason, detail);
     this.#punch = undefined;

@@ -21,7 +21,6 @@ import { adopt, Channel, type Credentials, type Side } from "../secure/channel.t
 import type { Bond, Member } from "../secure/room.ts";
 import { pollSockets, Socket } from "../host/socket.ts";
 import { describe, Dial, isRefusal, type Candidate } from "./dial.ts";
-import { Measurements } from "./measurements.ts";
 import { targets as programTargets, type Targets } from "./targets.ts";
 
 /** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
@@ -225,8 +224,6 @@ export class Punch {
 export class PunchPort {
   readonly port: number;
   readonly targets: Targets;
-  /** Of how our NAT maps this port, and fresh ones. */
-  readonly measurements = new Measurements();
   readonly #credentials: Credentials;
   readonly #punches = new Set<Punch>();
   readonly #listeners: Socket[] = [];

@@ -54,6 +54,9 @@ class Program implements Disposable, PeerSurroundings {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
       ...{ mapped: undefined, probeToken: undefined, self: this.listed(1), bondKey: new Uint8Array(32) },
+      clampsSegments: false,
+      handshakeStuck: () => {},
+      measureFresh: (measure) => measure(),
       mayVisit: () => true,
       portFor: (port) => new PunchPort(port, credentials, new Targets()),
       send: (message) => {

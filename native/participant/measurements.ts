@@ -1,7 +1,7 @@
 /**
  * Who measures when: two measurements from one port at once would take each other's four-tuples, and an introducer could
- * have us make as many probe connections as it likes. Knows nothing of what is measured. For native/punch/ and
- * participant.ts.
+ * have us make as many probe connections as it likes. Knows nothing of what is measured. For
+ * native/participant/situation.ts.
  */
 
 /** From ports of their own, so many at once, and so many that wait for their turn. */

@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import { makeIdentity } from "../../native/secure/identity.ts";
-import { Measurements } from "../../native/punch/measurements.ts";
+import { Measurements } from "../../native/participant/measurements.ts";
 import { Participant } from "../../participant.ts";
 
 describe("measurements", () => {

@@ -1,0 +1,105 @@
+/**
+ * Who we are in our room: the name that others call us by, what we prove it with, and whom we believe. Owns the name,
+ * which may be taken, the room, which may still be in the making, and the credentials, which are sealed for both. Knows
+ * no introducer and no connection. For participant.ts and native/participant/.
+ */
+import {
+  defaultRoom,
+  isNumberedName,
+  type Peer,
+  protocolVersion,
+  publicInstance,
+  type ToIntroducer,
+} from "../../protocol.ts";
+import { Credentials } from "../secure/channel.ts";
+import type { Identity } from "../secure/identity.ts";
+import { distrust, type Member, prove, type Room, roomOf } from "../secure/room.ts";
+import type { RoomKind } from "./events.ts";
+
+export type Register = ToIntroducer & { type: "register" };
+
+export class Membership {
+  /** What only the introducers and we know; others know {@link instance}. */
+  readonly #secretInstance = crypto.getRandomValues(new Uint8Array(8)).toHex();
+  readonly instance = publicInstance(this.#secretInstance);
+  readonly #identity: Identity;
+  readonly #wantedName: string;
+  /** Another than we wanted where that is taken; peers know us by it, so we come back with it. */
+  #name: string;
+  /** Being made while we connect. */
+  readonly #roomToBe: Room | Promise<Room>;
+  #room: Room | undefined;
+  /** Sealed for the room and our name there; another key where that is another one. */
+  #sealed: { name: string; credentials: Credentials } | undefined;
+
+  constructor(identity: Identity, name: string, room: string | Room | Promise<Room>) {
+    this.#identity = identity;
+    this.#wantedName = name;
+    this.#name = name;
+    this.#roomToBe = typeof room === "string" ? roomOf(room) : room;
+  }
+
+  get name(): string {
+    return this.#name;
+  }
+
+  get fingerprint(): string {
+    return this.#identity.fingerprint;
+  }
+
+  get roomKind(): RoomKind {
+    return this.#room?.words === defaultRoom ? "lobby" : "private";
+  }
+
+  /** Whether only those can be in the room who know its words. */
+  get isPrivate(): boolean {
+    return this.#room?.key !== undefined;
+  }
+
+  /** Ourselves, as others shall believe it. */
+  get member(): Member {
+    return { fingerprint: this.fingerprint, name: this.#name, instance: this.instance };
+  }
+
+  /** What the connections of this room must prove to have. Once the {@link room} is there. */
+  get bondKey(): Uint8Array {
+    return this.#room!.bondKey;
+  }
+
+  get credentials(): Credentials {
+    const self = this.member;
+    if (this.#sealed?.name !== self.name) {
+      const credentials = new Credentials(this.#identity, { key: this.bondKey, self });
+      this.#sealed = { name: self.name, credentials };
+    }
+    return this.#sealed.credentials;
+  }
+
+  /** Resolves once the room is made of its words. */
+  async room(): Promise<void> {
+    this.#room = await this.#roomToBe;
+  }
+
+  /** Takes the name that we are offered in place of ours; returns whether it is one that we can bear. */
+  rename(name: string): boolean {
+    const isBearable = isNumberedName(name, this.#wantedName) || isNumberedName(name, this.#name);
+    if (isBearable) this.#name = name;
+    return isBearable;
+  }
+
+  /** What we say of ourselves to an introducer. Once the {@link room} is there. */
+  registers(rest: Pick<Register, "private" | "links" | "direct">): Register {
+    const { id, key } = this.#room!;
+    const { name, fingerprint } = this;
+    const proof = key && prove(key, this.member);
+    return {
+      ...{ type: "register", version: protocolVersion, name, room: id, instance: this.#secretInstance },
+      ...{ fingerprint, ...(proof && { proof }), ...rest },
+    };
+  }
+
+  /** Why a peer is not believed to be of the room; undefined where it is. */
+  distrust(peer: Peer): string | undefined {
+    return distrust(this.#room!, peer);
+  }
+}

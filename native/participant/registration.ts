@@ -1,0 +1,402 @@
+/**
+ * Our registration with the introducer, and the way to it. Owns its state, of which it is the one writer, and with it the
+ * control channel: connects, says who we are, takes another name where ours is taken, and comes back by itself after a
+ * loss. What the introducer says of others it hands on, unread. It knows no peer, and measures nothing: that is
+ * native/participant/situation.ts, one for each registration. For participant.ts.
+ *
+ *   away ──join──▶ joining ──list──▶ registered ──leave──▶ away
+ *                    ▲ │ failed          │ broken, closed, other addresses
+ *                    │ ▼                 ▼
+ *                    lost ◀──────────────┘    (after a first failure: away)
+ */
+import {
+  defaultPort,
+  type Peer,
+  printable,
+  type Route,
+  scopeOf,
+  splitEndpoint,
+  type ToParticipant,
+  UserError,
+} from "../../protocol.ts";
+import { ControlChannel } from "../host/control.ts";
+import { hostCandidates } from "../punch/candidates.ts";
+import { Gate } from "../punch/gate.ts";
+import type { ParticipantEvent } from "./events.ts";
+import type { Membership } from "./membership.ts";
+import { maxPeers } from "./roster.ts";
+import { type Registered, Situation, type SituationOwner } from "./situation.ts";
+
+/** How long the introducer may take to answer `register`. */
+const registerTimeoutMs = 8_000;
+/** A way that takes longer is announced. */
+const announceAfterMs = 1_000;
+/**
+ * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
+ * not return as one. So all are back within 10 s of its return.
+ */
+const firstPauseMs = 500;
+const maxPauseMs = 8_000;
+/** A registration that lasted this long was worth coming back to: the pause begins small again. */
+const lastingMs = 10_000;
+/** The same when it was the network that ended it. */
+const briefMs = 1_000;
+/** Names of ours in one try to register that others may have before us. */
+const maxNamesTried = 8;
+
+export type Refused = ToParticipant & { type: "refused" };
+/** What the introducer says once it has registered us. */
+export type RoomMessage = Exclude<
+  ToParticipant,
+  { type: "registered" | "peers" | "refused" | "bye" | "ping" | "observed" | "relaying" }
+>;
+
+export interface RegistrationOptions {
+  host: string;
+  port?: number;
+  direct?: boolean;
+  portMapping?: boolean;
+  /** The command that starts an introducer, for whoever has none. */
+  startCommand: string;
+}
+
+export interface RegistrationOwner {
+  emit(event: ParticipantEvent): void;
+  /** The links that are up: the introducer's list shows them. */
+  links(): { peer: string; route: Route }[];
+  /** Everyone in the room. `hasMoved`: we are at another public address than at the last time. */
+  listed(peers: readonly Peer[], hasMoved: boolean): void;
+  said(message: RoomMessage, situation: Situation): void;
+  /** What is none of the registration's business. */
+  refused(message: Refused, situation: Situation | undefined): void;
+  situationChanged(): void;
+  registered(): void;
+  /** The registration is over, or the way to it. */
+  lost(reason: string): void;
+}
+
+/** One try to register; whatever ends it settles it, and what continues an earlier one finds that it is not its own. */
+interface Attempt {
+  readonly resolve: () => void;
+  readonly reject: (error: UserError) => void;
+  control?: ControlChannel;
+  /** Set once we have said `register`: how long its answer may take. */
+  timer?: NodeJS.Timeout;
+  namesTried: number;
+  /** Once we are registered; the whole list is still to come. */
+  situation?: Situation;
+  /** Of that list. */
+  readonly listed: Peer[];
+}
+
+type State =
+  | { is: "away" }
+  /** On the way: until `registered` and the whole list have come. */
+  | { is: "joining"; attempt: Attempt }
+  | { is: "registered"; control: ControlChannel; situation: Situation; since: number }
+  /** Coming back by ourselves. */
+  | { is: "lost"; timer: NodeJS.Timeout };
+
+/** How long to stay away from a lost introducer. */
+export class Backoff {
+  #pauseMs = firstPauseMs;
+  #askedMs = 0;
+
+  /** What the introducer asked for as it said bye; forgotten with the next way to it. */
+  set askedMs(ms: number | undefined) {
+    this.#askedMs = ms ?? 0;
+  }
+
+  /** No introducer has us back sooner than we would come by ourselves: each is a registration for it and for the room. */
+  next(): number {
+    const pauseMs = Math.max(this.#askedMs, Math.round(this.#pauseMs * (0.5 + Math.random() / 2)));
+    this.#askedMs = 0;
+    this.#pauseMs = Math.min(maxPauseMs, this.#pauseMs * 2);
+    return pauseMs;
+  }
+
+  /** It was worth coming back. */
+  reset(): void {
+    this.#pauseMs = firstPauseMs;
+  }
+}
+
+export class Registration {
+  readonly #options: RegistrationOptions;
+  readonly #owner: RegistrationOwner;
+  readonly #membership: Membership;
+  readonly #situationOwner: SituationOwner;
+  readonly #backoff = new Backoff();
+  #state: State = { is: "away" };
+  /** Our public address in the latest registration; undefined before the first. */
+  #lastAddress: string | undefined;
+  /** Settled when what earlier registrations had mapped is deleted. */
+  #unmapped: Promise<unknown> = Promise.resolve();
+
+  constructor(options: RegistrationOptions, membership: Membership, owner: RegistrationOwner) {
+    this.#options = options;
+    this.#membership = membership;
+    this.#owner = owner;
+    this.#situationOwner = {
+      emit: (event) => owner.emit(event),
+      mapsPort: options.portMapping !== false,
+      takesRelay: !options.direct,
+      gate: new Gate(),
+      situationChanged: () => owner.situationChanged(),
+      addressesChanged: () => this.#broken("this host's addresses changed"),
+    };
+  }
+
+  get is(): State["is"] {
+    return this.#state.is;
+  }
+
+  /** From `registered` on, be the list there or not. */
+  get situation(): Situation | undefined {
+    if (this.#state.is === "joining") return this.#state.attempt.situation;
+    return this.#state.is === "registered" ? this.#state.situation : undefined;
+  }
+
+  /** Ours, where all is there; throws what to do where we are not registered. */
+  get settled(): Situation {
+    if (this.#state.is === "registered") return this.#state.situation;
+    throw new UserError("not registered with the introducer; `join` first");
+  }
+
+  /** Resolves once the room's list is there. Once we have been registered, a try that fails is followed by others. */
+  async join(): Promise<void> {
+    if (this.#state.is === "registered") throw new UserError("already registered with the introducer");
+    if (this.#state.is === "joining") throw new UserError("already on the way to the introducer");
+    await this.#join();
+  }
+
+  leave(reason: string): void {
+    if (this.#state.is !== "away") this.#part("away", reason);
+  }
+
+  /** Resolves when nothing is left of it anywhere. */
+  async quit(): Promise<void> {
+    this.leave("we quit");
+    await this.#unmapped;
+  }
+
+  /** The introducer does what none does. */
+  close(reason: string): void {
+    this.#control?.close(reason);
+  }
+
+  get #control(): ControlChannel | undefined {
+    if (this.#state.is === "joining") return this.#state.attempt.control;
+    return this.#state.is === "registered" ? this.#state.control : undefined;
+  }
+
+  /** The one writer. Returns what was. */
+  #become(next: State): State {
+    const before = this.#state;
+    if (before.is === "lost") clearTimeout(before.timer);
+    if (before.is === "joining") clearTimeout(before.attempt.timer);
+    this.#state = next;
+    return before;
+  }
+
+  // --- the way there -------------------------------------------------------------------------------------
+
+  #join(): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const attempt: Attempt = { resolve, reject, namesTried: 1, listed: [] };
+    this.#become({ is: "joining", attempt });
+    this.#backoff.askedMs = undefined;
+    const { host, port = defaultPort } = this.#options;
+    const text = `connecting to ${formatHostPort(host, port)}`;
+    const announce = setTimeout(
+      () => this.#owner.emit({ event: "waiting", for: "introducer", text }),
+      announceAfterMs,
+    );
+    void this.#register(attempt).catch((error: unknown) => this.#failed(attempt, joinError(error)));
+    return promise.finally(() => clearTimeout(announce));
+  }
+
+  async #register(attempt: Attempt): Promise<void> {
+    const { host, port = defaultPort, startCommand } = this.#options;
+    const room = this.#membership.room();
+    room.catch(() => {}); // it is waited for below
+    const control = await ControlChannel.open(host, port, startCommand);
+    if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
+    attempt.control = control;
+    // The words are still being made a room of, and the introducer may say that it has no place for us, or go.
+    control.onMessage = (message) => this.#receive(attempt, control, message);
+    control.onClose = (reason) => this.#closed(attempt, control, reason);
+    await room;
+    if (!this.#isCurrent(attempt)) return;
+    const late = new UserError("the introducer did not register us: it did not answer `register`");
+    attempt.timer = setTimeout(() => this.#failed(attempt, late), registerTimeoutMs);
+    this.#introduceOurselves(control);
+  }
+
+  #introduceOurselves(control: ControlChannel): void {
+    const { direct } = this.#options;
+    const overLoopback = scopeOf(control.remote) === "loopback";
+    control.send(
+      this.#membership.registers({
+        ...(direct && { direct }),
+        private: hostCandidates(control.localAddress, control.port, overLoopback),
+        links: this.#owner.links(),
+      }),
+    );
+  }
+
+  #isCurrent(attempt: Attempt): boolean {
+    return this.#state.is === "joining" && this.#state.attempt === attempt;
+  }
+
+  // --- what the introducer says --------------------------------------------------------------------------
+
+  #receive(attempt: Attempt, control: ControlChannel, message: ToParticipant): void {
+    const isEarly = this.#isCurrent(attempt) && attempt.timer === undefined;
+    if (isEarly && message.type !== "refused" && message.type !== "bye")
+      return control.close(`it said \`${message.type}\` before we had registered`);
+    switch (message.type) {
+      case "registered":
+        return this.#begin(attempt, control, message);
+      case "refused":
+        return this.#refused(attempt, control, message);
+      case "bye":
+        this.#backoff.askedMs = message.retryInMs;
+        return control.close(message.reason);
+      case "ping":
+        return control.send({ type: "pong", id: message.id });
+      case "observed":
+      case "relaying":
+        return; // only ever sent on other connections
+      default:
+        this.#registered(attempt, control, message);
+    }
+  }
+
+  #registered(
+    attempt: Attempt,
+    control: ControlChannel,
+    message: RoomMessage | (ToParticipant & { type: "peers" }),
+  ): void {
+    const { situation } = attempt;
+    if (!situation || this.situation !== situation) return;
+    if (message.type === "peers") this.#list(attempt, situation, control, message);
+    else this.#owner.said(message, situation);
+  }
+
+  #begin(attempt: Attempt, control: ControlChannel, message: Registered): void {
+    if (!this.#isCurrent(attempt)) return;
+    if (attempt.situation) return control.close("it registered us twice");
+    const { name, roomKind: room } = this.#membership;
+    // Our user would take it for the name that others see, and tell them.
+    if (message.name !== name)
+      return control.close(`it calls us ${printable(message.name)}, not ${printable(name)}`);
+    attempt.situation = new Situation(control, message, this.#membership, this.#situationOwner);
+    const { id, public: observed, private: hosts } = message;
+    this.#owner.emit({ event: "registered", id, name, room, public: observed, private: hosts });
+  }
+
+  /** A part of the list; with the last one we are registered. */
+  #list(
+    attempt: Attempt,
+    situation: Situation,
+    control: ControlChannel,
+    { peers, more }: ToParticipant & { type: "peers" },
+  ): void {
+    // Changes are told one by one; each whole list would be an event of all that is known, however short its line.
+    if (!this.#isCurrent(attempt)) return control.close("it listed the room twice");
+    attempt.listed.push(...peers);
+    if (attempt.listed.length > maxPeers) return control.close("it lists more peers than a room can have");
+    if (more) return;
+    const { address } = splitEndpoint(situation.ground.public);
+    const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
+    this.#owner.listed(attempt.listed.splice(0), hasMoved);
+    if (!this.#isCurrent(attempt)) return; // whoever was told may have ended it
+    this.#lastAddress = address;
+    const registered = { is: "registered", control, situation, since: performance.now() } as const;
+    this.#become(registered);
+    situation.begin();
+    setTimeout(() => this.#state === registered && this.#backoff.reset(), lastingMs).unref();
+    attempt.resolve();
+    this.#owner.registered();
+  }
+
+  #refused(attempt: Attempt, control: ControlChannel, message: Refused): void {
+    const { code, name } = message;
+    if (!this.#isCurrent(attempt)) return this.#owner.refused(message, this.situation);
+    const refusal = new UserError(refusalText(message));
+    const isRenamed = attempt.timer !== undefined && code === "name-taken" && name !== undefined;
+    if (!isRenamed || ++attempt.namesTried > maxNamesTried) return this.#failed(attempt, refusal);
+    // The name that we wanted is somebody else's: ours is another, and we register by it at once.
+    const { name: before } = this.#membership;
+    if (!this.#membership.rename(name)) return this.#failed(attempt, refusal);
+    const warning = `${before} is somebody else in this room: others call you ${name} there`;
+    this.#owner.emit({ event: "warning", message: warning });
+    this.#introduceOurselves(control);
+  }
+
+  // --- the end, and the way back -------------------------------------------------------------------------
+
+  #failed(attempt: Attempt, error: UserError): void {
+    if (!this.#isCurrent(attempt)) return;
+    this.#part(this.#lastAddress === undefined ? "away" : "come back", error.message, error);
+  }
+
+  #closed(attempt: Attempt, control: ControlChannel, reason: string): void {
+    if (this.#isCurrent(attempt))
+      this.#failed(attempt, new UserError(`the introducer did not register us: ${reason}`));
+    else if (this.#control === control) {
+      if (control.isBroken) this.#broken(reason);
+      else this.#part("come back", reason);
+    }
+  }
+
+  /** It was the network: that is no reason to keep away. */
+  #broken(reason: string): void {
+    if (this.#state.is === "registered" && performance.now() - this.#state.since >= briefMs)
+      this.#backoff.reset();
+    this.#part("come back", reason);
+  }
+
+  /** The registration, or the way to it, is over. Whoever waits for something of it is told the reason. */
+  #part(next: "away" | "come back", reason: string, error = new UserError(reason)): void {
+    const { situation } = this;
+    const isUnreachable = this.#state.is !== "registered";
+    const before = this.#become(
+      next === "away" ? { is: "away" } : this.#comeBack(isUnreachable ? "unreachable" : "lost", reason),
+    );
+    if (before.is === "registered") before.control.close(reason);
+    if (before.is === "joining") before.attempt.control?.close(reason);
+    if (before.is === "joining") before.attempt.reject(error);
+    this.#unmapped = Promise.all([this.#unmapped, situation?.close(reason)]);
+    this.#owner.lost(reason);
+  }
+
+  /** Tries again by itself. */
+  #comeBack(state: "lost" | "unreachable", reason: string): State {
+    const retryInMs = this.#backoff.next();
+    this.#owner.emit({ event: "introducer", state, reason, retryInMs });
+    const timer = setTimeout(() => {
+      // A failure has been told, as `unreachable`, by then.
+      this.#join().catch((error: unknown) => {
+        if (!(error instanceof UserError)) throw error;
+      });
+    }, retryInMs);
+    return { is: "lost", timer };
+  }
+}
+
+export function refusalText({ request, message }: Refused): string {
+  return `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
+}
+
+/** What went wrong on the way to the introducer, for the user. */
+function joinError(error: unknown): UserError {
+  if (error instanceof UserError) return error;
+  const reason = error instanceof Error ? error.message : String(error);
+  return new UserError(`cannot reach the introducer: ${reason}`, { cause: error });
+}
+
+function formatHostPort(host: string, port: number): string {
+  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
+}

@@ -1,0 +1,295 @@
+/**
+ * Our situation, as long as one registration lasts: our addresses, how our NAT maps, the port that our router has opened.
+ * Owns the mapping, the one queue of measurements, and the watch over the host's addresses; tells the introducer what it
+ * finds out. It decides nothing about the registration, and knows no peer. For participant.ts and
+ * native/participant/registration.ts.
+ *
+ * RFC 5382 §4.1, RFC 5780 §4.3 (NAT behaviour), RFC 6887 (port mapping).
+ */
+import {
+  type Endpoint,
+  type Filtering,
+  formatEndpoint,
+  isUntranslated,
+  planRounds,
+  scopeOf,
+  type Situation as Mapped,
+  splitEndpoint,
+  type ToIntroducer,
+  type ToParticipant,
+  UserError,
+} from "../../protocol.ts";
+import { verify } from "../host/control.ts";
+import { hostCandidates } from "../punch/candidates.ts";
+import { type Gate, isAsFar } from "../punch/gate.ts";
+import { type Ground, rehearseCandidates } from "../punch/introduction.ts";
+import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
+import { PortMapping } from "../punch/portmap.ts";
+import { PunchPort, rehearse } from "../punch/punch.ts";
+import type { NatReport, ParticipantEvent } from "./events.ts";
+import { Measurements } from "./measurements.ts";
+import type { Membership } from "./membership.ts";
+import { Questions } from "./questions.ts";
+
+/** How often the host's own addresses are looked at. */
+const addressWatchMs = 2_000;
+/** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
+const firstRemeasureMs = 2_000;
+const maxRemeasureMs = 120_000;
+
+export type Registered = ToParticipant & { type: "registered" };
+
+/** A connection to the introducer, which has registered us on it. */
+interface Connection {
+  readonly remote: Endpoint;
+  readonly port: number;
+  send(message: ToIntroducer): void;
+}
+
+export interface SituationOwner {
+  emit(event: ParticipantEvent): void;
+  /** Whether the router may be asked for a port. */
+  readonly mapsPort: boolean;
+  /** Whether we let ourselves be relayed. */
+  readonly takesRelay: boolean;
+  readonly gate: Gate;
+  /** What is found out of us is another than before: where there was no direct way, there may be one. */
+  situationChanged(): void;
+  /** The host has other addresses: the old endpoints lead nowhere. */
+  addressesChanged(): void;
+}
+
+export class Situation {
+  readonly questions: Questions;
+  /** Ours to write, for all others to read. */
+  readonly #ground: { -readonly [Field in keyof Ground]: Ground[Field] };
+  /** Where we are to be seen besides: in the other address family, and at other addresses of the introducer. */
+  readonly #verify: Registered["verify"];
+  readonly #alternates: readonly Endpoint[];
+  readonly #measurements = new Measurements();
+  readonly #owner: SituationOwner;
+  #portMapping: PortMapping | undefined;
+  /** Settled when it is known how our NAT maps. */
+  #classified: Promise<void> = Promise.resolve();
+  #watch: NodeJS.Timeout | undefined;
+  #isOver = false;
+
+  constructor(connection: Connection, message: Registered, membership: Membership, owner: SituationOwner) {
+    const mayVisit = (endpoint: Endpoint) => owner.gate.admits(endpoint, connection.remote);
+    const probes = probesOf(message, connection).filter(mayVisit);
+    const { verify: other } = message;
+    this.#owner = owner;
+    this.#alternates = message.alternates.filter(mayVisit);
+    this.#verify =
+      other && isOtherFamily(other.endpoint, connection) && mayVisit(other.endpoint) ? other : undefined;
+    this.questions = new Questions((question) => connection.send(question));
+    const { credentials, member: self, bondKey } = membership;
+    const portFor = (port: number) => new PunchPort(port, credentials);
+    this.#ground = {
+      ...{ id: message.id, public: message.public, private: message.private, probeToken: message.probeToken },
+      ...{ credentials, self, bondKey, probes, mayVisit, portFor, port: portFor(connection.port) },
+      ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
+      ...{ behaviour: undefined, mapped: undefined, roundTripMs: undefined, clampsSegments: false },
+      send: (told) => connection.send(told),
+      measureFresh: (measure) => this.#measurements.beside(measure),
+      handshakeStuck: () => void (this.#ground.clampsSegments = true),
+    };
+  }
+
+  /** What introductions stand on. */
+  get ground(): Ground {
+    return this.#ground;
+  }
+
+  /** To the introducer, as it has measured. */
+  set roundTripMs(ms: number) {
+    this.#ground.roundTripMs = ms;
+  }
+
+  /** Once the registration is complete: whatever can be found out, in the background. */
+  begin(): void {
+    this.#classified = this.#classify(firstRemeasureMs);
+    this.#mapPort();
+    this.#watchAddresses();
+  }
+
+  /** The registration is over. Resolves when what our router had opened is closed. */
+  async close(reason: string): Promise<void> {
+    this.#isOver = true;
+    clearInterval(this.#watch);
+    this.questions.close(reason);
+    await this.#portMapping?.close();
+  }
+
+  /** Resolves once our mapping has been measured anew. */
+  async measureAnew(): Promise<void> {
+    await this.#classified;
+    if (!this.#isOver) this.#remeasure(firstRemeasureMs / 2);
+    await this.#classified;
+  }
+
+  /** Finds out what kind of NAT this host is behind. */
+  async nat(): Promise<NatReport> {
+    const { probes, public: observed, introducer } = this.#ground;
+    const [probe] = probes;
+    if (!probe)
+      throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
+    await this.#classified;
+    const mayHairpin = !isUntranslated(this.#ground) && isAsFar(observed, introducer);
+    const { port } = this.#ground;
+    const measured = await this.#measurements.alone(async () => {
+      const { last: _, ...behaviour } = await this.#sample();
+      const filtered = await port.listenDuring(() => this.questions.connectBack());
+      const hairpinning = mayHairpin && (await testHairpinning(port.port, observed, probe));
+      return { behaviour, filtered, hairpinning };
+    });
+    await this.#portMapping?.answered;
+    return this.#report(measured);
+  }
+
+  #report({ behaviour, filtered, hairpinning }: Measured): NatReport {
+    const { filtering, elsewhere } = filtered ?? {};
+    const { private: hosts, mapped, public: observed } = this.#ground;
+    const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
+    return {
+      ...behaviour,
+      observed,
+      scope: scopeOf(observed),
+      isTranslated: !isUntranslated(this.#ground),
+      ...(filtering && { filtering }),
+      ...(elsewhere && { filteringElsewhere: elsewhere }),
+      hairpinning,
+      ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
+      ...(this.#portMapping && { portMapping: this.#portMapping.state }),
+      expected: expectations(own, filtering),
+    };
+  }
+
+  // --- how our NAT maps ----------------------------------------------------------------------------------
+
+  /** Never rejects: it is nothing that could end a registration, let alone the program. */
+  async #classify(againInMs: number): Promise<void> {
+    try {
+      if (this.#ground.probes.length > 0) await this.#measure(againInMs);
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      this.#owner.emit({ event: "warning", message: `how our NAT maps could not be measured: ${text}` });
+    }
+  }
+
+  /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
+  async #measure(againInMs: number): Promise<void> {
+    const measuring = this.#measurements.alone(() => this.#sample());
+    measuring.catch(() => {}); // it is awaited below, maybe not before it fails
+    this.#showOtherFamily();
+    // While our probes are on their way; nobody is introduced before both sides are ready.
+    await rehearsal(this.#ground);
+    rehearseCandidates(this.#ground);
+    const { last, ...behaviour } = await measuring;
+    if (this.#isOver) return;
+    if (behaviour.mapping === "unknown") this.#measureAgain(againInMs);
+    const before = this.#ground.behaviour;
+    this.#ground.behaviour = behaviour;
+    const { mapping, step } = behaviour;
+    if (before && before.mapping !== mapping) this.#owner.situationChanged();
+    const prediction = mapping === "sequential" ? { endpoint: last, step } : undefined;
+    this.#ground.send({ type: "mapping", mapping, ...(prediction && { prediction }) });
+    this.#owner.emit({ event: "mapping", mapping, step });
+  }
+
+  /** Probes from the shared port, and what the last of them was seen as. For whoever has that port for measurements to himself. */
+  async #sample(): Promise<MappingBehaviour & { last: Endpoint }> {
+    const { introducer, public: observed, probes, port } = this.#ground;
+    const control = { destination: introducer, observed };
+    const samples = await sampleMapping(port.port, control, probes, this.#alternates);
+    return { ...classifyMapping(samples, port.port), last: samples.at(-1)!.observed };
+  }
+
+  /** Whether it came through, nobody waits for. */
+  #showOtherFamily(): void {
+    if (!this.#verify) return;
+    const { endpoint, token } = this.#verify;
+    void verify(this.#ground.port.port, endpoint, token).catch(() => {});
+  }
+
+  #measureAgain(inMs: number): void {
+    setTimeout(() => !this.#isOver && this.#remeasure(inMs), inMs).unref();
+  }
+
+  #remeasure(beforeMs: number): void {
+    this.#classified = this.#classify(Math.min(2 * beforeMs, maxRemeasureMs));
+  }
+
+  // --- the router's port, and our addresses --------------------------------------------------------------
+
+  /** Asks the router for a port, in the background; links that could not be direct may become so. */
+  #mapPort(): void {
+    const { port, public: observed, send } = this.#ground;
+    if (!this.#owner.mapsPort || !canBeMapped(this.#ground)) return;
+    this.#portMapping = new PortMapping({
+      internalPort: port.port,
+      observed,
+      onChange: (state) => {
+        this.#owner.emit({ event: "port-mapping", state });
+        const mapped = state.is === "mapped" ? state.candidate : undefined;
+        if (mapped === this.#ground.mapped) return;
+        this.#ground.mapped = mapped;
+        send({ type: "mapped", ...(mapped && { endpoint: mapped }) });
+        if (mapped) this.#owner.situationChanged();
+      },
+    });
+  }
+
+  #watchAddresses(): void {
+    const usable = () => hostCandidates(undefined, 1, false).sort().join();
+    const before = usable();
+    this.#watch = setInterval(() => {
+      if (usable() === before) return;
+      clearInterval(this.#watch);
+      this.#owner.addressesChanged();
+    }, addressWatchMs);
+    this.#watch.unref();
+  }
+}
+
+interface Measured {
+  behaviour: MappingBehaviour;
+  filtered: (ToParticipant & { type: "filtering" }) | undefined;
+  hairpinning: boolean;
+}
+
+let rehearsed: Promise<void> | undefined;
+
+/** Once in a program: it is its first punch that is slow. */
+function rehearsal({ credentials, self }: Ground): Promise<void> {
+  return (rehearsed ??= rehearse(credentials, self).catch(() => {}));
+}
+
+function probesOf({ probePorts }: Registered, { remote }: Connection): Endpoint[] {
+  const { address } = splitEndpoint(remote);
+  return probePorts.map((port) => formatEndpoint(address, port));
+}
+
+function isOtherFamily(endpoint: Endpoint, { remote }: Connection): boolean {
+  return splitEndpoint(endpoint).family !== splitEndpoint(remote).family;
+}
+
+/** Whether a router before us could open a port at the address that others see us at. */
+function canBeMapped(ground: Ground): boolean {
+  const { family } = splitEndpoint(ground.public);
+  return family === 4 && scopeOf(ground.public) === "global" && !isUntranslated(ground);
+}
+
+/** With which kinds of peer, in another network, a participant in this situation can link. */
+function expectations(own: Mapped, filtering: Filtering | undefined): NatReport["expected"] {
+  const elsewhere = formatEndpoint("192.0.2.1", 1);
+  const kinds: [string, Mapped][] = [
+    ["no NAT", { mapping: "endpoint-independent", private: [elsewhere], public: elsewhere }],
+    ["endpoint-independent mapping", { mapping: "endpoint-independent", private: [], public: elsewhere }],
+    ["sequential ports", { mapping: "sequential", private: [], public: elsewhere }],
+    ["random ports", { mapping: "random", private: [], public: elsewhere }],
+  ];
+  const isOpen = (isUntranslated(own) && filtering === "let-in") || own.mapped !== undefined;
+  const firstWay = (peer: Mapped) => (isOpen ? "direct" : (planRounds(own, peer)[0] ?? "none"));
+  return kinds.map(([peer, situation]) => ({ peer, way: firstWay(situation) }));
+}

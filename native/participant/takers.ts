@@ -1,0 +1,53 @@
+/**
+ * Who takes the streams that peers open, by what they are for. Owns the table, and what is told of code that failed at a
+ * stream: the link has nothing to do with it. Reads no byte of a stream. For participant.ts.
+ */
+import { printable } from "../../protocol.ts";
+import type { Purpose } from "../session/link.ts";
+import { resetCodes, type Stream } from "../session/stream.ts";
+import { Gathering } from "../uses/gather.ts";
+import type { From } from "../uses/services.ts";
+
+/** Characters of what a stream is said to be for. */
+const maxUseLength = 256;
+
+export type Taker = (stream: Stream, from: From) => void | Promise<void>;
+type Peer = Omit<From, "purpose">;
+
+export class Takers {
+  readonly #takers = new Map<string, Taker>();
+  /** What they throw, by peer. */
+  readonly #thrown = new Gathering();
+  readonly #report: (message: string) => void;
+
+  /** `report`: tells the user. */
+  constructor(report: (message: string) => void) {
+    this.#report = report;
+  }
+
+  set(use: string, take: Taker): void {
+    this.#takers.set(use, take);
+  }
+
+  /** A stream for what nobody takes is refused. */
+  give({ id, name, fingerprint }: Peer, stream: Stream, purpose: Purpose): void {
+    const use = String(purpose["use"]).slice(0, maxUseLength);
+    const take = this.#takers.get(use);
+    if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
+    // What takes it may be asynchronous, whatever its type says.
+    const taking = async () => take(stream, { id, name, fingerprint, purpose });
+    void taking().catch((error: unknown) => {
+      stream.reset("it failed at the peer", resetCodes.failed);
+      this.threw(name, use, error);
+    });
+  }
+
+  /** What code that was given a stream of that peer has thrown. */
+  threw(peer: string, what: string, error: unknown): void {
+    const text = error instanceof Error ? error.message : String(error);
+    const message = `${printable(what)} of ${printable(peer)} failed here: ${text}`;
+    this.#thrown.add(peer, (more) =>
+      this.#report(more > 0 ? `${message}; and ${more} other${more === 1 ? "" : "s"} like it` : message),
+    );
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * The participant's program, from its start to its end: joins, does what the command line asks for, obeys what is typed,
+ * and says by its exit code whether all was got. Owns nothing but the count of what failed; whom it drives is made in
+ * participant.ts. For participant.ts.
+ */
+import { constants } from "node:os";
+import { isatty } from "node:tty";
+import { age, ToldError, UserError } from "../../protocol.ts";
+import type { Keep } from "../participant/keep.ts";
+import type { Link } from "../session/link.ts";
+import type { Pipe } from "../uses/pipe.ts";
+import type { Services } from "../uses/services.ts";
+import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
+import type { PipeSpec } from "../uses/target.ts";
+import { CommandError, completions } from "./command-line.ts";
+import { type Arguments, commands } from "./participant-arguments.ts";
+import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
+import type { Terminal } from "./terminal.ts";
+import { bytes, count } from "./text.ts";
+
+/** How often what is under way is drawn. */
+export const statusPeriodMs = 500;
+
+/** What the program wants of the participant. */
+export interface Driven extends Commanded {
+  readonly hasQuit: boolean;
+  readonly linkCount: number;
+  names(): Iterable<string>;
+  waitFor(peer: string): Promise<void>;
+  linkWith(peer: string): Link | undefined;
+  connect(peer: string, isVerbose?: boolean): Promise<Link>;
+}
+
+/** A program that runs: what its parts share. */
+export interface Running {
+  participant: Driven;
+  uses: Services;
+  keep: Keep;
+  /** Resolved once we have been registered. */
+  joined: PromiseWithResolvers<void>;
+  prompt: Prompt;
+  terminal: Terminal;
+  options: Arguments;
+}
+
+/** What the user has asked for, and whether it was got: the exit code says so. */
+export class Errands {
+  readonly #running: Running;
+  readonly #isService: boolean;
+  failures = 0;
+  /** How many a signal now would cut off. */
+  #awaited = 0;
+
+  constructor(running: Running) {
+    this.#running = running;
+    this.#isService = running.terminal.isInteractive || running.options.stay;
+  }
+
+  get code(): number {
+    return this.failures > 0 ? 1 : 0;
+  }
+
+  /** To tell a service to end is no failure of it. */
+  codeAt(signal: NodeJS.Signals): number {
+    if (this.#awaited > 0) return 128 + constants.signals[signal];
+    return this.#isService ? 0 : this.code;
+  }
+
+  /** Does what someone waits for the end of. */
+  async awaiting<T>(work: Promise<T>): Promise<T> {
+    this.#awaited++;
+    try {
+      return await work;
+    } finally {
+      this.#awaited--;
+    }
+  }
+
+  /** Tells and counts what is the user's, or the network's, failure. */
+  async attempt(work: () => Promise<void>): Promise<void> {
+    const { participant, prompt } = this.#running;
+    try {
+      await work();
+    } catch (error) {
+      if (!(error instanceof UserError || error instanceof CommandError)) throw error;
+      if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
+      this.failures++;
+      // What we have ended ourselves need not be told.
+      if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
+    }
+  }
+}
+
+/** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
+export async function live(running: Running, errands: Errands): Promise<number> {
+  const { terminal, options, participant } = running;
+  const { nat, pipe, send, connect, stay } = options;
+  const isScript = !terminal.isInteractive && !stay;
+  const wantsResult = nat || pipe !== undefined || send.length > 0 || (isScript && connect.length > 0);
+  const beginning = begin(running, errands);
+  if (!(await (wantsResult ? errands.awaiting(beginning) : beginning))) return errands.code;
+  const run = (line: string) => errands.attempt(() => running.prompt.run(line, running));
+  if (terminal.isInteractive) {
+    await converse(participant, terminal, run);
+    return 0;
+  }
+  for await (const line of terminal.lines()) {
+    if (isQuit(line)) return errands.code;
+    if (line.trim() !== "") await errands.awaiting(run(line));
+  }
+  if (stay) await new Promise<never>(() => {});
+  return errands.code;
+}
+
+/** What the command line asks for; returns whether anything may follow. */
+async function begin(running: Running, errands: Errands): Promise<boolean> {
+  const { participant, uses, keep, joined, prompt, terminal, options } = running;
+  for (const spec of options.forward) keepFor(uses.forward(spec), keep); // whoever connects now waits for the link
+  await errands.attempt(() => participant.join());
+  if (errands.failures > 0) return false;
+  joined.resolve();
+  for (const rule of options.allow) uses.allow(rule);
+  if (options.accept !== undefined) uses.acceptInto(options.accept);
+  if (options.nat) {
+    await errands.attempt(async () => prompt.nat(await participant.nat()));
+    return false;
+  }
+  if (options.pipe) {
+    await errands.attempt(() => pipeThrough(running, options.pipe!));
+    return false;
+  }
+  const connecting = Promise.all(
+    options.connect.map((peer) => errands.attempt(() => keep.keep(peer, "--connect"))),
+  );
+  if (options.send.length > 0) {
+    await connecting;
+    if (errands.failures === 0)
+      await errands.attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
+    return options.stay && errands.failures === 0;
+  }
+  if (!terminal.isInteractive) await connecting;
+  return true;
+}
+
+/** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
+async function pipeThrough(
+  { participant, uses, terminal }: Running,
+  { peer, target }: PipeSpec,
+): Promise<void> {
+  await participant.waitFor(peer);
+  const link = participant.linkWith(peer) ?? (await participant.connect(peer));
+  const { sending, incoming } = uses.pipe(link, target);
+  // Who only wants what comes is not asked to type.
+  const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
+  const startedAt = performance.now();
+  let received: Pipe | undefined = incoming ? undefined : sending;
+  void incoming?.then((pipe) => (received = pipe));
+  const moved = () => {
+    const seconds = (performance.now() - startedAt) / 1000;
+    const [sent, came] = [sending.bytesOut, received?.bytesIn ?? 0];
+    return `sent ${bytes(sent)}, received ${bytes(came)}, ${bytes((sent + came) / seconds)}/s, ${age(seconds * 1000)}`;
+  };
+  const isDrawn = !(isatty(0) && isatty(1));
+  const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
+  try {
+    await runPipe(input, new DescriptorOutput(1), sending, incoming);
+  } catch (error) {
+    throw new UserError(error instanceof Error ? error.message : String(error));
+  } finally {
+    clearInterval(drawing);
+    terminal.status([]);
+  }
+  terminal.story(`${moved()}: confirmed`);
+}
+
+/** Commands from a person run beside each other. */
+function converse(
+  participant: Driven,
+  terminal: Terminal,
+  run: (line: string) => Promise<void>,
+): Promise<void> {
+  return terminal.converse({
+    prompt: "> ",
+    onLine: (line) => {
+      if (isQuit(line)) return true;
+      void run(line);
+      return false;
+    },
+    complete: (line) => completions(commands, participant.names(), line),
+    reasonToStay: () => {
+      const links = participant.linkCount;
+      return links === 0 ? undefined : `${count(links, "link")} up`;
+    },
+  });
+}
