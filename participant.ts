@@ -11,7 +11,7 @@
  *   4. ask to be introduced to B                              peer.ts connect, punch/introduction.ts ask
  *   5. it tells both to punch                                 `hear` below, punch/introduction.ts punch
  *   6. both start                                             punch/introduction.ts #start
- *   7. listen, and connect to all endpoints, from one port    punch/punch.ts
+ *   7. listen, and connect to all endpoints, from one port    punch/punch-port.ts
  *   8. the first that succeeds ends the others; retry         punch/punch.ts, punch/dial.ts
  *   9. both report it                                         peer.ts #linked, #unlinked, #failed
  *
@@ -107,7 +107,7 @@ export class Participant {
         portMapping: portMapping ?? true,
       },
       this.#membership,
-      this.#registrationOwner(),
+      registrationOwner(this.#roster, emit),
     );
   }
 
@@ -159,7 +159,7 @@ export class Participant {
    * fails is followed by others, until `leave`.
    */
   async join(): Promise<void> {
-    this.#mustNotHaveQuit();
+    if (this.#hasQuit) throw new UserError(hasQuit);
     await this.#registration.join();
   }
 
@@ -190,7 +190,6 @@ export class Participant {
    * link, also when the peer has asked for it.
    */
   async connect(word: string, isVerbose = false): Promise<Link> {
-    this.#mustNotHaveQuit();
     return this.#roster.findUnlike(word).connect(isVerbose);
   }
 
@@ -256,19 +255,8 @@ export class Participant {
         this.#emit({ event: "nat", ...report });
         return report;
       }
-      situation = await this.#nextSituation();
+      situation = await nextSituation(this.#registration, this.#roster);
     }
-  }
-
-  /** The one after a loss; rejects when nobody comes back. */
-  async #nextSituation(): Promise<Situation> {
-    const isSettled = () => ["registered", "away"].includes(this.#registration.is) || undefined;
-    await this.#roster.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
-    return this.#registration.settled;
-  }
-
-  #mustNotHaveQuit(): void {
-    if (this.#hasQuit) throw new UserError(hasQuit);
   }
 
   // --- wiring --------------------------------------------------------------------------------------------
@@ -302,26 +290,31 @@ export class Participant {
       measureAnew: async () => this.#registration.situation?.measureAnew(),
     });
   }
+}
 
-  #registrationOwner(): RegistrationOwner {
-    const roster = this.#roster;
-    const emit = this.#emit;
-    return {
-      emit,
-      links: () => roster.links,
-      listed: (peers, hasMoved) => roster.list(peers, hasMoved),
-      said: (message, situation) => hear(message, situation, roster, emit),
-      refused: (message, situation) => hearRefusal(message, situation, roster, emit),
-      situationChanged: () => {
-        for (const peer of roster) peer.groundChanged(false);
-      },
-      registered: () => roster.wake(),
-      lost: (reason) => {
-        for (const peer of roster) peer.introducerLost(reason);
-        roster.wake();
-      },
-    };
-  }
+function registrationOwner(roster: Roster, emit: Emit): RegistrationOwner {
+  return {
+    emit,
+    links: () => roster.links,
+    listed: (peers, hasMoved) => roster.list(peers, hasMoved),
+    said: (message, situation) => hear(message, situation, roster, emit),
+    refused: (message, situation) => hearRefusal(message, situation, roster, emit),
+    situationChanged: () => {
+      for (const peer of roster) peer.groundChanged(false);
+    },
+    registered: () => roster.wake(),
+    lost: (reason) => {
+      for (const peer of roster) peer.introducerLost(reason);
+      roster.wake();
+    },
+  };
+}
+
+/** The one after a loss; rejects when nobody comes back. */
+async function nextSituation(registration: Registration, roster: Roster): Promise<Situation> {
+  const isSettled = () => ["registered", "away"].includes(registration.is) || undefined;
+  await roster.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
+  return registration.settled;
 }
 
 /** Steps 3 and 5: what the introducer says of the others, and to whom it goes. */

@@ -198,6 +198,7 @@ export class Roster {
 
   /** The same, for a new link: one that looks like another one who is there is refused. */
   findUnlike(word: string): RemotePeer {
+    if (this.#owner.hasQuit) throw new UserError(hasQuit);
     const found = this.find(word);
     this.#refuseLookAlikes(word, found);
     return found;

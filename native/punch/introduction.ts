@@ -7,16 +7,16 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
 import {
-  isDependent,
-  isUntranslated,
-  punchDeadlineMs,
-  roundsPerWay,
-  splitEndpoint,
   type Endpoint,
   type FailureReason,
+  isDependent,
+  isUntranslated,
   type Peer,
   type Prediction,
+  punchDeadlineMs,
   type Role,
+  roundsPerWay,
+  splitEndpoint,
   type ToIntroducer,
   type ToParticipant,
   type Way,
@@ -24,13 +24,14 @@ import {
 import { hostAddresses } from "../host/interfaces.ts";
 import type { Channel, Credentials } from "../secure/channel.ts";
 import type { Bond, Member } from "../secure/room.ts";
-import { RelayAttempt, reserve, type Reservation } from "./relayed.ts";
+import { RelayAttempt, type Reservation, reserve } from "./relayed.ts";
 import { descriptorLimit } from "../host/socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
-import { observeFresh, predict, type MappingBehaviour } from "./mapping.ts";
-import { alpnOf, type Attempt, type Punch, type PunchPort } from "./punch.ts";
+import { type MappingBehaviour, observeFresh, predict } from "./mapping.ts";
+import { alpnOf, type Attempt, type Punch } from "./punch.ts";
+import type { PunchPort } from "./punch-port.ts";
 import type { Aimed } from "./targets.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
@@ -452,7 +453,7 @@ export class Introduction {
 
 /**
  * Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. Or else our router
- * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch.ts, #stopListening), because one
+ * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch-port.ts, #stopListening), because one
  * of our mappings is another for every destination and nobody guesses.
  */
 function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {

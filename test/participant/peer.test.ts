@@ -14,7 +14,7 @@ import {
 import type { Stream } from "../../native/session/stream.ts";
 import type { Ground, PunchMessage } from "../../native/punch/introduction.ts";
 import { Targets } from "../../native/punch/targets.ts";
-import { PunchPort } from "../../native/punch/punch.ts";
+import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
 import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";

@@ -1,12 +1,13 @@
 /** What the tests of a punch share: participants as a punch sees them, and what became of their punches. */
 import { expect } from "bun:test";
-import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
+import { type Identity, makeIdentity } from "../../native/secure/identity.ts";
 import type { Channel } from "../../native/secure/channel.ts";
 import type { Link } from "../../native/session/link.ts";
 import { Targets } from "../../native/punch/targets.ts";
-import { PunchPort, type Attempt, type Punch, type PunchOptions } from "../../native/punch/punch.ts";
+import type { Attempt, Punch, PunchOptions } from "../../native/punch/punch.ts";
+import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Socket } from "../../native/host/socket.ts";
-import { type Endpoint, type FailureReason, type Role } from "../../protocol.ts";
+import type { Endpoint, FailureReason, Role } from "../../protocol.ts";
 import {
   aliceIdentity,
   bobIdentity,
@@ -36,7 +37,7 @@ export function linkedOn(channel: Channel): Linked {
   return { is: "linked", channel, link };
 }
 
-/** A participant as punch.ts sees one: a port that a control connection holds, and an identity. */
+/** A participant as punch-port.ts sees one: a port that a control connection holds, and an identity. */
 export class Host implements Disposable {
   readonly identity: Identity;
   readonly punchPort: PunchPort;

@@ -1,0 +1,415 @@
+/**
+ * TCP hole punching on one local port (Ford, Srisuresh, Kegel 2005, §4; RFC 5128 §3.4): listen, connect to every
+ * candidate of the peer, all from the port of the introducer connection, all at once; retry what was refused, and
+ * authenticate what connected. Which channel is taken is the punch's business (native/punch/punch.ts).
+ *
+ * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path. While
+ * nothing is being punched it holds none. It never prints and never talks to the introducer. For native/punch/ and
+ * native/participant/.
+ */
+import { type Endpoint, type Role, type Route, splitEndpoint } from "../../protocol.ts";
+import { SystemError } from "../host/libc.ts";
+import { adopt, Channel, type Credentials, type Side } from "../secure/channel.ts";
+import { pollSockets, Socket } from "../host/socket.ts";
+import { Dial, isRefusal } from "./dial.ts";
+import { type Targets, targets as programTargets } from "./targets.ts";
+import { Punch, type PunchOptions } from "./punch.ts";
+
+/** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
+const pollPeriodMs = 1;
+/** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
+const listenBacklog = 128;
+const maxAccepted = 32;
+/** Endpoints that the listener is closed to: a few instructions each, run for each SYN. */
+const maxFiltered = 32;
+/** From where we punch at, so many: a room that links all at once. */
+const maxExpected = 256;
+const acceptedDeadlineMs = 5_000;
+/**
+ * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
+ * controlled side waits longer, so that it is still there for the last nomination that the other may send.
+ */
+const handshakeGraceMs = { controlling: 1_500, controlled: 3_000 };
+const unscalable = "something on the way takes window scaling out of SYNs";
+/** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
+const clientSpeaksMs = 150;
+
+interface Wanted {
+  socket: Socket;
+  for: "read" | "write";
+  then: () => void;
+}
+
+/** An accepted connection that does not yet say whose it is. */
+interface Accepted {
+  since: number;
+  socket?: Socket;
+  channel?: Channel;
+}
+
+/** The local port of an introducer connection, and all punches on it. */
+export class PunchPort {
+  readonly port: number;
+  readonly targets: Targets;
+  readonly #credentials: Credentials;
+  readonly #punches = new Set<Punch>();
+  readonly #listeners: Socket[] = [];
+  readonly #accepted = new Set<Accepted>();
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor(port: number, credentials: Credentials, targets = programTargets) {
+    this.port = port;
+    this.#credentials = credentials;
+    this.targets = targets;
+  }
+
+  /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
+  punch(options: PunchOptions): Punch {
+    const punch = new Punch(options, this.targets, (ended) => this.#ended(ended));
+    this.#punches.add(punch);
+    this.#listen();
+    this.#filter();
+    if (this.#timer === undefined) {
+      this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
+    }
+    // The first attempts leave now, not at the next tick.
+    if (options.startInMs === 0) queueMicrotask(() => this.#tick());
+    return punch;
+  }
+
+  /** Listens while `work` lasts, without punching, so that it can be seen who gets through. */
+  async listenDuring<T>(work: () => Promise<T>): Promise<T> {
+    this.#listen();
+    try {
+      return await work();
+    } finally {
+      if (this.#punches.size === 0) this.#stopListeningAtAll();
+    }
+  }
+
+  #listen(): void {
+    for (const family of [4, 6] as const) {
+      if (this.#listeners.some((listener) => listener.family === family)) continue;
+      let socket: Socket | undefined;
+      try {
+        socket = Socket.open(family).shareport();
+        socket.bind(this.port);
+        socket.listen(listenBacklog);
+        this.#listeners.push(socket);
+      } catch (error) {
+        // No such family on this host, or a stranger has the port there: the connects can still succeed.
+        socket?.close();
+        if (!(error instanceof SystemError)) throw error;
+      }
+    }
+  }
+
+  #ended(punch: Punch): void {
+    this.#punches.delete(punch);
+    if (this.#punches.size > 0) return this.#filter();
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+    this.#stopListeningAtAll();
+    for (const accepted of this.#accepted) this.#dismiss(accepted);
+  }
+
+  /**
+   * With a NAT before us, a SYN from where we dial is for the socket that dials; while that is being made anew, it must
+   * not meet the listener: see below. Dropped, it is answered by our next SYN, which crosses it.
+   */
+  #filter(): void {
+    const dialled = [...this.#punches].flatMap(({ dials, options }) => (options.isReachable ? [] : dials));
+    const endpoints = dialled
+      .filter(({ candidate, isVerified }) => isVerified && candidate.route === "public")
+      .map(({ candidate }) => candidate.endpoint);
+    for (const listener of this.#listeners) {
+      const ofFamily = endpoints.filter((endpoint) => splitEndpoint(endpoint).family === listener.family);
+      listener.dropFrom(ofFamily.slice(0, maxFiltered));
+    }
+  }
+
+  /**
+   * A NAT that refuses by ICMP keeps the entry of our dead SYN. If the peer's SYN then met our listener, the answer
+   * would have another sequence number, the NAT would take it and all that follows for invalid, and nothing would
+   * get through for two minutes; a RST sets the entry free instead (README, "Refused attempts").
+   */
+  #stopListening(family: 4 | 6): void {
+    const index = this.#listeners.findIndex((listener) => listener.family === family);
+    if (index >= 0) this.#listeners.splice(index, 1)[0]!.close();
+  }
+
+  #stopListeningAtAll(): void {
+    for (const listener of this.#listeners.splice(0)) listener.close();
+  }
+
+  #dismiss(accepted: Accepted): void {
+    this.#accepted.delete(accepted);
+    accepted.socket?.close();
+    accepted.channel?.destroy();
+  }
+
+  #tick(): void {
+    const now = performance.now();
+    for (const punch of [...this.#punches]) {
+      if (this.#isExpired(punch, now)) punch.expire();
+      else for (const dial of punch.dials) this.#advance(punch, dial, now);
+    }
+    this.#pollAll();
+    for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+  }
+
+  #isExpired(punch: Punch, now: number): boolean {
+    if (now < punch.deadlineAt) return false;
+    const isNearlyThere = punch.isNearlyThere || this.#isArriving(punch);
+    const graceMs = isNearlyThere ? handshakeGraceMs[punch.introduction?.role ?? "controlling"] : 0;
+    return now >= punch.deadlineAt + graceMs;
+  }
+
+  #pollAll(): void {
+    // The listener first: a connect that finds its four-tuple taken was usually accepted there.
+    const wanted: Wanted[] = this.#listeners.map((socket) => ({
+      socket,
+      for: "read",
+      then: () => this.#accept(socket),
+    }));
+    const isIntroduced = this.#isIntroduced();
+    for (const accepted of this.#accepted) {
+      const { socket } = accepted;
+      if (socket && isIntroduced)
+        wanted.push({ socket, for: "read", then: () => this.#secureAccepted(accepted, "controlled") });
+    }
+    for (const punch of this.#punches) {
+      for (const dial of punch.dials) {
+        const { socket } = dial;
+        if (socket) wanted.push({ socket, for: "write", then: () => this.#connectEnded(punch, dial) });
+      }
+    }
+    for (const { socket, then } of pollSockets(wanted)) {
+      if (socket.isOpen) then();
+    }
+  }
+
+  // --- outgoing ------------------------------------------------------------------------------------------
+
+  #advance(punch: Punch, dial: Dial, now: number): void {
+    if (punch.isOver) return;
+    if (dial.isOverdue(now)) {
+      dial.socket!.close();
+      delete dial.socket;
+      this.#retry(punch, dial, "no answer");
+    } else if (dial.take(now)) this.#dial(punch, dial);
+  }
+
+  #dial(punch: Punch, dial: Dial): void {
+    const { endpoint, route, isFresh } = dial.candidate;
+    dial.localPort = this.port;
+    let socket: Socket | undefined;
+    try {
+      socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
+      if (punch.options.isUnscaled) socket.clampWindow();
+      if (punch.options.clampsSegments) socket.clampSegments();
+      dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
+      punch.report(route, endpoint, dial.localPort, "started");
+      if (punch.isOver) return socket.close(); // whoever was told may have aborted it
+      const isConnected = socket.connect(endpoint);
+      dial.socket = socket;
+      if (isConnected) this.#connectEnded(punch, dial);
+    } catch (error) {
+      socket?.close();
+      if (!(error instanceof SystemError)) throw error;
+      this.#retry(punch, dial, error.code);
+    }
+  }
+
+  /** poll(2) said that a connect has ended, well or not. */
+  #connectEnded(punch: Punch, dial: Dial): void {
+    const socket = dial.socket!;
+    const failure = socket.error() ?? selfConnect(socket);
+    if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
+    delete dial.socket;
+    // What only somebody's word stands for must not decide when we say that a round has failed.
+    punch.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
+    if (failure !== undefined || punch.needsUnscaled) socket.close();
+    if (punch.needsUnscaled) return punch.abort("handshake-cut", unscalable);
+    if (failure !== undefined) return this.#retry(punch, dial, failure);
+    const { endpoint, route } = dial.candidate;
+    punch.report(route, endpoint, dial.localPort, "connected");
+    const side = sideOf([punch]);
+    const channel = punch.isOver || !side ? undefined : this.#secure(socket, route, side);
+    if (!channel) {
+      socket.close();
+      return this.#retry(punch, dial, "ECONNRESET");
+    }
+    dial.channel = channel;
+    let isSecured = false;
+    channel.onClose = (reason) => {
+      delete dial.channel;
+      if (dial.isVerified && channel.isRejected) punch.authenticationFailures++;
+      else if (dial.isVerified && !isSecured) punch.cutHandshakes++;
+      this.#retry(punch, dial, reason);
+    };
+    channel.secured.then(
+      (fingerprint) => {
+        isSecured = true;
+        if (fingerprint === punch.options.bond.peer.fingerprint) punch.authenticated(channel);
+        else channel.reject("it showed another certificate than the peer's");
+      },
+      () => {},
+    );
+  }
+
+  /** Undefined when it was reset meanwhile; the socket is then still the caller's. */
+  #secure(socket: Socket, route: Route, side: Side): Channel | undefined {
+    try {
+      return new Channel(adopt(socket), route, side, this.#credentials);
+    } catch (error) {
+      if (error instanceof SystemError) return undefined;
+      throw error;
+    }
+  }
+
+  #retry(punch: Punch, dial: Dial, outcome: string): void {
+    if (punch.isOver) return;
+    const { endpoint, route } = dial.candidate;
+    // Only where it is the peer's NAT that refused: nobody's claim closes the listener to others.
+    const isTheirs = dial.isVerified && isRefusal(outcome);
+    if (isTheirs && !punch.options.isReachable) this.#stopListening(splitEndpoint(endpoint).family);
+    dial.ended(outcome, performance.now() - punch.startedAt);
+    punch.report(route, endpoint, dial.localPort, outcome);
+  }
+
+  // --- incoming ------------------------------------------------------------------------------------------
+
+  #accept(listener: Socket): void {
+    for (let socket = acceptFrom(listener); socket; socket = acceptFrom(listener)) {
+      const remote = remoteOf(socket);
+      const { size } = this.#accepted;
+      if (size >= maxExpected || (size >= maxAccepted && !this.#isExpected(remote))) {
+        socket.close();
+        continue;
+      }
+      const accepted: Accepted = { since: performance.now(), socket };
+      this.#accepted.add(accepted);
+      const role = this.#roleFor(remote);
+      if (role) this.#secureAccepted(accepted, role);
+    }
+  }
+
+  /** Whether it comes from the address of a peer that we punch at: strangers must not crowd it out. */
+  #isExpected(remote: Endpoint | undefined): boolean {
+    if (remote === undefined) return false;
+    const { address } = splitEndpoint(remote);
+    return [...this.#punches].some(({ options }) =>
+      options.candidates.some(({ endpoint }) => splitEndpoint(endpoint).address === address),
+    );
+  }
+
+  /** Whether we know our role in any punch: before that, what we accept can only wait. */
+  #isIntroduced(): boolean {
+    return [...this.#punches].some(({ introduction }) => introduction !== undefined);
+  }
+
+  /** Whether an accepted connection has said that it belongs to that punch: then the peer is about to nominate it. */
+  #isArriving({ alpn }: Punch): boolean {
+    return alpn !== undefined && [...this.#accepted].some(({ channel }) => channel?.alpn === alpn);
+  }
+
+  /** Our role towards an accepted connection, where the punches under way leave no doubt. */
+  #roleFor(remote: Endpoint | undefined): Role | undefined {
+    const punches = [...this.#punches];
+    const named = punches.filter(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === remote));
+    const roles = new Set((named.length > 0 ? named : punches).map(({ introduction }) => introduction?.role));
+    return roles.size === 1 ? [...roles][0] : undefined;
+  }
+
+  #secureAccepted(accepted: Accepted, role: Role): void {
+    const socket = accepted.socket!;
+    delete accepted.socket;
+    const side = sideOf(this.#punches, role);
+    const channel = side && this.#secure(socket, "listen", side);
+    if (!channel) {
+      socket.close();
+      this.#accepted.delete(accepted);
+      return;
+    }
+    accepted.channel = channel;
+    channel.onClose = () => this.#accepted.delete(accepted);
+    channel.secured.then(
+      (fingerprint) => {
+        this.#accepted.delete(accepted);
+        const punch = [...this.#punches].find(({ alpn }) => alpn === channel.alpn);
+        if (punch?.options.bond.peer.fingerprint !== fingerprint) return channel.destroy();
+        channel.onClose = () => {
+          if (channel.isRejected) punch.authenticationFailures++;
+        };
+        punch.report("listen", channel.remote, this.port, "connected");
+        punch.authenticated(channel);
+      },
+      () => {},
+    );
+  }
+
+  #review(accepted: Accepted, now: number): void {
+    if (now - accepted.since >= acceptedDeadlineMs) this.#dismiss(accepted);
+    else if (accepted.socket && this.#isIntroduced()) {
+      const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer's word may have come since
+      if (role) this.#secureAccepted(accepted, role);
+      else if (now - accepted.since >= clientSpeaksMs) this.#secureAccepted(accepted, "controlling");
+    }
+  }
+}
+
+/**
+ * Our end of a connection that belongs to one of these punches. As client we offer all in which we are that: the server
+ * knows which one it is in. Undefined where we do not have the role, or any.
+ */
+function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
+  const alpns = (role: Role) =>
+    [...punches].flatMap(({ introduction, alpn }) => (introduction?.role === role ? (alpn ?? []) : []));
+  for (const role of ["controlling", "controlled"] as const) {
+    if ((wanted ?? role) !== role || alpns(role).length === 0) continue;
+    if (role === "controlling") return { role, offers: alpns(role) };
+    // Asked when the client has spoken, by when there may be other punches.
+    return { role, expects: (alpn) => alpns(role).includes(alpn) };
+  }
+  return undefined;
+}
+
+/** The next connection that waits; none while we are out of descriptors (EMFILE), which a later tick may not be. */
+function acceptFrom(listener: Socket): Socket | undefined {
+  let socket: Socket | undefined;
+  try {
+    socket = listener.accept();
+    return socket?.closeAbortively();
+  } catch (error) {
+    socket?.close();
+    if (error instanceof SystemError) return undefined;
+    throw error;
+  }
+}
+
+function remoteOf(socket: Socket): Endpoint | undefined {
+  try {
+    return socket.remote;
+  } catch (error) {
+    if (error instanceof SystemError) return undefined; // reset while it waited: ENOTCONN
+    throw error;
+  }
+}
+
+/** Whether windows would not be what they say; ECONNRESET comes after the peer's SYN: it may have seen that first. */
+export function needsUnscaled(
+  { introduction, options }: Punch,
+  socket: Socket,
+  failure: string | undefined,
+): boolean {
+  const hasSyn = failure === undefined || failure === "ECONNRESET";
+  return hasSyn && introduction !== undefined && !options.isUnscaled && socket.isUnscaled;
+}
+
+/** A connect to our own address and port succeeds (RFC 9293 §3.5, simultaneous open with oneself). */
+function selfConnect(socket: Socket): string | undefined {
+  const remote = remoteOf(socket);
+  if (remote === undefined) return "ECONNRESET";
+  return remote === socket.local ? "connected to itself" : undefined;
+}
