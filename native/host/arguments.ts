@@ -1,16 +1,17 @@
 /**
- * What of this program's command line other users of the host can see (`ps`, /proc/PID/cmdline), and taking a secret out
- * of it again. Linux only; elsewhere nothing can be taken out. Prints nothing. For participant.ts.
+ * What other users of the host can see of this program's command line (`ps`, /proc/PID/cmdline), and how a secret is taken
+ * out of it again. Elsewhere than on Linux nothing can be taken out. Prints nothing. For participant.ts.
  */
 import { readFileSync } from "node:fs";
 import { memoryAt } from "./libc.ts";
 
-/** How far up it is looked for: `bun run`, a shell, what started that. */
+/** How many of the processes that started us are looked at: `bun run`, a shell, what started that. */
 const maxAncestors = 4;
 
 /**
- * Overwrites each argument that is that value of `option` (`--room`), or ends in `=` and it, where others see it. What has
- * been read of `process.argv` stays. Returns whether somebody may still see it: here, or in what started us.
+ * Overwrites the secret in this process's command line: each argument that is the secret, or ends in `=` and the secret.
+ * `process.argv` stays as it was read. Returns whether somebody may still see the secret: here, or as the value of `option`
+ * (`--room`) in a process that started us.
  */
 export function hideArgument(option: string, secret: string): boolean {
   try {
@@ -26,7 +27,7 @@ export function hideArgument(option: string, secret: string): boolean {
   }
 }
 
-/** Where it is a whole argument, or all that follows `=`. */
+/** Where the secret is a whole argument, or all that follows `=`. */
 function occurrences(shown: Buffer, secret: string): number[] {
   const found: number[] = [];
   const bytes = Buffer.from(`${secret}\0`);
@@ -35,7 +36,7 @@ function occurrences(shown: Buffer, secret: string): number[] {
   return found;
 }
 
-/** Whether a process that led to us has been given it: as an argument of its own, or in a line for a shell. */
+/** Whether a process that started us was given the secret: as an argument, or within a line for a shell. */
 function isShown(pid: string, option: string, secret: string): boolean {
   for (let generation = 1; generation <= maxAncestors && pid !== "0"; generation++) {
     const shown = readFileSync(`/proc/${pid}/cmdline`);
@@ -48,7 +49,7 @@ function isShown(pid: string, option: string, secret: string): boolean {
 /** proc_pid_stat(5): field 4 is the parent, 48 and 49 are where the arguments begin and end. */
 function argumentsOf(pid: string): { parent: string; startsAt: number; bytes: number } {
   const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-  // The name before it, in brackets, may have blanks and brackets.
+  // The process's name comes before, in brackets. It may hold blanks and brackets itself.
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   const [startsAt, end] = [Number(fields[45]), Number(fields[46])];
   return { parent: fields[1]!, startsAt, bytes: end - startsAt };

@@ -1,6 +1,6 @@
 /**
- * The control channel: the TCP connection to the introducer, made by FFI on a local port that further sockets can
- * share, then handed to Bun. Owns its descriptor and its silence timer; cuts what comes into messages. It never
+ * The control channel: the TCP connection to the introducer. It is made by FFI, on a local port that further sockets can
+ * share, and then handed to Bun. Owns its descriptor and its silence timer, and cuts what comes into messages. It never
  * decides what a message means, and prints nothing. For participant.ts.
  *
  * RFC 5382 §5 (how long a NAT remembers a connection), RFC 9293 §3.8.4 (keepalive).
@@ -24,14 +24,14 @@ import { connectFrom, connectShared, handOver, inWords, type Socket } from "./so
 
 /** How long one address of the introducer may take to accept. */
 const connectTimeoutMs = 8_000;
-/** TCP keepalive: it keeps the mapping, and finds out when that is gone. */
+/** TCP keepalive: it keeps the NAT's mapping, and notices when the mapping is gone. */
 const keepaliveMs = 5_000;
 /**
- * What may wait for the introducer to read: a `register` of the longest line, and some hundred reports and answers. The
- * kernel holds as much and more beside it.
+ * Bytes that may wait until the introducer reads: the longest `register`, and some hundred reports and answers. The kernel
+ * holds at least as much beside them.
  */
 const maxUnsentBytes = 256 * 1024;
-/** How long the introducer may take to see a `verify`. */
+/** How long the introducer may take to answer a `verify`. */
 const verifyTimeoutMs = 3_000;
 
 const connectFailures: Record<string, string> = {
@@ -41,7 +41,7 @@ const connectFailures: Record<string, string> = {
   ETIMEDOUT: "no answer",
 };
 
-/** One connection to the introducer. `onMessage` and `onClose` are set by its one user before the first `await`. */
+/** One connection to the introducer. Its one user sets `onMessage` and `onClose` before the first `await`. */
 export class ControlChannel {
   readonly remote: Endpoint;
   readonly port: number;
@@ -55,7 +55,7 @@ export class ControlChannel {
   #unsentBytes = 0;
   #socket: BunSocket | undefined;
   #onClose: (reason: string) => void = () => {};
-  /** Why it is closed. */
+  /** Why it is closed; undefined while it is open. */
   #end: string | undefined;
 
   private constructor(remote: Endpoint, port: number) {
@@ -68,8 +68,8 @@ export class ControlChannel {
   }
 
   /**
-   * Connects to the first address of `host` that accepts; rejects with a {@link UserError}, which names the command
-   * that starts an introducer.
+   * Connects to the first address of `host` that accepts. Rejects with a {@link UserError}; its text contains `startCommand`,
+   * the command that starts an introducer.
    */
   static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
     const failures: string[] = [];
@@ -95,7 +95,7 @@ export class ControlChannel {
     await handOver(socket, {
       open: (opened) => {
         this.#socket = opened;
-        // After a change of address, on our side or the NAT's, the introducer's host answers a probe with RST.
+        // When our address or the NAT's has changed, the introducer's host answers a keepalive probe with RST.
         opened.setKeepAlive(true, keepaliveMs);
       },
       data: (_, chunk) => this.#read(chunk),
@@ -118,12 +118,12 @@ export class ControlChannel {
     const bytes = new TextEncoder().encode(encode(message));
     this.#unsent.push(bytes);
     this.#unsentBytes += bytes.length;
-    // While the kernel takes no more, it says when it does.
+    // With more than one, the kernel is full: `drain` says when it takes more.
     if (this.#unsent.length === 1) this.#flush();
     if (this.#unsentBytes > maxUnsentBytes) this.#giveUp("it does not read what we send");
   }
 
-  /** Called once, with a reason for people; at once where it is closed already. */
+  /** Called once, with a reason for people. Called at once if the channel is closed already. */
   set onClose(told: (reason: string) => void) {
     this.#onClose = told;
     if (this.#end !== undefined) told(this.#end);
@@ -146,7 +146,7 @@ export class ControlChannel {
     this.#giveUp(reason);
   }
 
-  /** Without waiting for what can't be sent. */
+  /** Closes without waiting for bytes that can't be sent. */
   #giveUp(reason: string): void {
     this.close(reason);
     this.#socket?.terminate();
@@ -188,8 +188,8 @@ async function resolve(host: string, port: number): Promise<Endpoint[]> {
 }
 
 /**
- * Shows the introducer where we are seen in its other address family: one line from the shared port. Whether it came
- * through is for the introducer to say; a host without that family is not seen there.
+ * Sends one line from the shared port in the introducer's other address family, so that it sees our endpoint there. The
+ * introducer says whether the line has come. Does nothing on a host without that family.
  */
 export async function verify(port: number, introducer: Endpoint, token: string): Promise<void> {
   try {

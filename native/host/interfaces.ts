@@ -1,13 +1,13 @@
 /**
- * The addresses of this host that a peer could reach, and the prefixes of the links they are on. Link-local ones are
- * left out: they need a zone, and come and go with every interface. Reads the system; prints nothing. For
- * native/punch/ and participant.ts.
+ * The addresses of this host that a peer could reach, and the prefixes of the links they are on. Link-local addresses are
+ * left out: they need a zone, and change with every interface. Reads the system; prints nothing. For native/punch/ and
+ * participant.ts.
  */
 import { networkInterfaces } from "node:os";
 import { addressScope, canonicalAddress } from "../../protocol.ts";
 import { encodeSockaddr } from "./sockaddr.ts";
 
-/** A usable address, canonical, and how many of its leading bits all hosts on that link share. */
+/** A usable address in canonical form. All hosts on its link have the first `prefixBits` bits in common. */
 export interface HostAddress {
   address: string;
   prefixBits: number;
@@ -15,7 +15,7 @@ export interface HostAddress {
 
 let lastKnown: HostAddress[] = [];
 
-/** The usable addresses, in the system's order; the last known ones while it can't say (getifaddrs needs a descriptor). */
+/** The usable addresses, in the system's order. The last known ones if no descriptor is free, which getifaddrs needs. */
 export function hostAddresses(): HostAddress[] {
   try {
     const all = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
@@ -34,7 +34,7 @@ function usable(text: string, cidr: string | null): HostAddress | undefined {
   return { address, prefixBits };
 }
 
-/** Whether an address is on one of this host's links (RFC 4861 §2.1), so that no router lies between. */
+/** Whether an address is on one of this host's links (RFC 4861 §2.1): no router lies between. */
 export function isOnLink(address: string, hosts: readonly HostAddress[]): boolean {
   const bytes = bytesOf(address);
   return hosts.some((host) => {

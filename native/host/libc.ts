@@ -1,12 +1,12 @@
 /**
- * The C library: the only file that knows `bun:ffi`. Owns the symbol table, the constants of each platform and
- * the errno names. Pointers and raw return values never leave it: every call returns a checked number, or
- * throws {@link SystemError}. It holds no descriptor: that is socket.ts.
+ * The C library: the only file that imports `bun:ffi`. Owns the symbol table, the constants of each platform and the errno
+ * names. No pointer and no raw return value leaves it: every call returns a checked number, or throws a
+ * {@link SystemError}. It holds no descriptor: socket.ts does. For native/host/, native/secure/ and native/punch/.
  */
 import { dlopen, ptr, read, toArrayBuffer, type FFIFunction, type Pointer } from "bun:ffi";
 import { readFileSync } from "node:fs";
 
-/** What differs between the kernels we know; linux x64 and arm64 agree in all of it. */
+/** What differs between the kernels. Linux x64 and arm64 agree in all of it. */
 export interface Platform {
   libraries: readonly string[];
   errnoSymbol: "__errno_location" | "__error";
@@ -25,17 +25,17 @@ export interface Platform {
   TCP_MAXSEG: number;
   /** Bytes that may wait unsent before a descriptor counts as writable. */
   TCP_NOTSENT_LOWAT: number;
-  /** Milliseconds after which unacknowledged data ends a connection (RFC 5482); undefined where there is no such option. */
+  /** After so many ms without acknowledgement a connection ends (RFC 5482); undefined where there is no such option. */
   TCP_USER_TIMEOUT: number | undefined;
-  /** The largest window that is announced, in bytes; undefined where what it is needed for does not happen. */
+  /** The largest window that is announced, in bytes; undefined where it is not needed ({@link isUnscaled}). */
   TCP_WINDOW_CLAMP: number | undefined;
   SO_SNDBUF: number;
   SO_RCVBUF: number;
-  /** Whether a buffer's size is ours to choose, not the kernel's; undefined where it can't be given back. */
+  /** Whether we choose a buffer's size, or the kernel; undefined where it can't be given back to the kernel. */
   SO_BUF_LOCK: number | undefined;
   SO_ATTACH_FILTER: number | undefined;
   SO_DETACH_FILTER: number | undefined;
-  /** The option, and the offset of the int in its value, that is 0 once the peer's kernel has all we sent. */
+  /** An option, and the offset of an int in its value: 0 once the peer's kernel has all that we sent. */
   unacknowledged: { level: number; name: number; offset: number };
   segmentsReceived: { level: number; name: number; offset: number } | undefined;
   IPPROTO_IPV6: number;
@@ -297,12 +297,12 @@ const c = () => (loaded ??= load());
 
 let canLoad: boolean | undefined;
 
-/** Whether the functions of this file work here. */
-/** So many bytes of our own memory, which must be there as long as the array is used. */
+/** A view of this process's own memory. The memory must stay as long as the view is used. */
 export function memoryAt(address: number, bytes: number): Uint8Array {
   return new Uint8Array(toArrayBuffer(address as Pointer, 0, bytes));
 }
 
+/** Whether the functions of this file work here. */
 export function isSupported(): boolean {
   if (canLoad !== undefined) return canLoad;
   try {
@@ -313,7 +313,7 @@ export function isSupported(): boolean {
   }
 }
 
-/** Loads the C library now; throws the one clear error where that can't be done. */
+/** Loads the C library now. Throws one clear error where that is impossible. */
 export function requirePlatform(): void {
   c();
 }
@@ -340,7 +340,7 @@ export function setOption(fd: number, level: number, name: number, ...values: nu
   unwrap(c().setsockopt(fd, level, name, ptr(value), value.byteLength), "setsockopt");
 }
 
-/** SO_ERROR, which reading clears: the errno's name, or undefined. */
+/** SO_ERROR: the errno's name, or undefined. Reading it clears it. */
 export function pendingError(fd: number): string | undefined {
   const value = new Int32Array(1);
   const length = new Uint32Array([4]);
@@ -348,7 +348,7 @@ export function pendingError(fd: number): string | undefined {
   return value[0] === 0 ? undefined : errnoName(value[0]!);
 }
 
-/** As much of an option's value as there is room for; undefined where it can't be had. */
+/** The first bytes of an option's value; undefined where the kernel does not give it. */
 function getOption(fd: number, level: number, name: number, bytes: number): DataView | undefined {
   const value = new DataView(new ArrayBuffer(bytes));
   const length = new Uint32Array([bytes]);
@@ -363,7 +363,7 @@ export function isAcknowledged(fd: number): boolean {
   return value === undefined || value.getInt32(offset, true) === 0;
 }
 
-/** How many segments that carry something have come by a connection; undefined where the kernel does not say. */
+/** How many segments with data have come by a connection; undefined where the kernel does not say. */
 export function segmentsReceived(fd: number): number | undefined {
   if (!isSupported() || !platform.segmentsReceived) return undefined;
   const { level, name, offset } = platform.segmentsReceived;
@@ -372,12 +372,12 @@ export function segmentsReceived(fd: number): number | undefined {
 
 /** The largest window that can be announced without scaling (RFC 7323 §2.2). */
 const largestUnscaled = 65_535;
-/** TCP_INFO (linux/tcp.h): what both SYNs had, and there, window scaling. */
+/** TCP_INFO (linux/tcp.h): the options that both SYNs had, and the bit of window scaling in them. */
 const agreed = { name: 11, offset: 5, scaling: 4 };
 
 /**
- * Whether the peer's SYN has come without window scaling, where that matters: after a simultaneous open Linux then
- * scales the windows that it announces all the same (RFC 7323 §2.2 forbids it), and the peer takes 64 KiB for 512 bytes
+ * Whether the peer's SYN came without window scaling, on systems where that matters. After a simultaneous open Linux then
+ * still scales the windows that it announces, which RFC 7323 §2.2 forbids. The peer takes a window of 64 KiB for 512 bytes
  * or less.
  */
 export function isUnscaled(fd: number): boolean {
@@ -387,31 +387,31 @@ export function isUnscaled(fd: number): boolean {
   return info !== undefined && (info.getUint8(agreed.offset) & agreed.scaling) === 0;
 }
 
-/** Before connect: announces windows that need no scaling. */
+/** Call it before connect: the windows that are announced need no scaling. */
 export function clampWindow(fd: number): void {
   const { IPPROTO_TCP, TCP_WINDOW_CLAMP } = platform;
   if (TCP_WINDOW_CLAMP !== undefined) setOption(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, largestUnscaled);
 }
 
 /**
- * What every path carries that IPv6 may take (RFC 8200 §5: 1280 bytes), less its header and that of TCP: for paths that
- * lose longer packets without a word, so that path MTU discovery never hears of it (RFC 2923 §2.1).
+ * Every path of IPv6 carries packets of 1280 bytes (RFC 8200 §5). This is that, without the headers of IPv6 and TCP. Some
+ * paths lose longer packets silently, so that path MTU discovery never notices (RFC 2923 §2.1).
  */
 const safeSegmentBytes = 1_220;
 
-/** Before connect: neither end sends longer segments than {@link safeSegmentBytes}. */
+/** Call it before connect: neither end sends longer segments than {@link safeSegmentBytes}. */
 export function clampSegments(fd: number): void {
   setOption(fd, platform.IPPROTO_TCP, platform.TCP_MAXSEG, safeSegmentBytes);
 }
 
-/** A carrier's peer counts as gone when nothing was acknowledged for so long: within 5 s with the kernel's own rounding. */
+/** A carrier ends when nothing was acknowledged for so long. With the kernel's own rounding that is 5 s at most. */
 const userTimeoutMs = 4_000;
-/** Linux gives a socket so much of itself, unless it is asked for more and `net.core.wmem_max` allows that. */
+/** What Linux gives a socket by its own tuning. It gives more if asked, and if `net.core.wmem_max` allows it. */
 const carrierBufferBytes = 4 * 1024 * 1024;
 
 let mayAskForBuffer: boolean | undefined;
 
-/** Whether SO_SNDBUF can be as much as the kernel's own tuning would give; where it can't, that is better left alone. */
+/** Whether SO_SNDBUF can be as large as the kernel's own tuning makes it. If not, it is better left alone. */
 function hasBuffer(): boolean {
   try {
     return Number(readFileSync("/proc/sys/net/core/wmem_max", "utf8")) >= carrierBufferBytes;
@@ -420,11 +420,11 @@ function hasBuffer(): boolean {
   }
 }
 
-/** What a connection needs that carries much: dead peers are noticed, long fat paths are filled. */
+/** Sets the options of a connection that carries much: a dead peer is noticed, and a long fat path is filled. */
 export function tuneForCarrier(fd: number): void {
   const { IPPROTO_TCP, TCP_USER_TIMEOUT, SOL_SOCKET, SO_SNDBUF } = platform;
   if (TCP_USER_TIMEOUT !== undefined) setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, userTimeoutMs);
-  // The kernel doubles what is asked for, so a path of 100 ms takes twice as much as by its own tuning.
+  // The kernel doubles what is asked for, so a path of 100 ms carries twice as much as by its own tuning.
   if ((mayAskForBuffer ??= hasBuffer())) setOption(fd, SOL_SOCKET, SO_SNDBUF, carrierBufferBytes);
 }
 
@@ -432,8 +432,8 @@ export function tuneForCarrier(fd: number): void {
 export type Instruction = readonly [code: number, ifTrue: number, ifFalse: number, value: number];
 
 /**
- * Lets only what `program` lets through come to a socket, listeners too; none lets all come. False where the kernel has
- * no such thing.
+ * Filters what comes to a socket or a listener by `program`; an empty program takes the filter away. Returns false where
+ * the kernel has no filters.
  */
 export function attachFilter(fd: number, program: readonly Instruction[]): boolean {
   const { SOL_SOCKET, SO_ATTACH_FILTER, SO_DETACH_FILTER } = platform;
@@ -449,7 +449,7 @@ export function attachFilter(fd: number, program: readonly Instruction[]): boole
     code.setUint8(8 * index + 3, ifFalse);
     code.setUint32(8 * index + 4, value, true);
   });
-  // struct sock_fprog: how many, and where.
+  // struct sock_fprog: how many instructions, and their address.
   const head = new DataView(new ArrayBuffer(16));
   head.setUint16(0, program.length, true);
   head.setBigUint64(8, BigInt(ptr(code.buffer)), true);
@@ -457,15 +457,15 @@ export function attachFilter(fd: number, program: readonly Instruction[]): boole
   return true;
 }
 
-/** So many bytes may wait unsent in the kernel. */
+/** Lets so many bytes wait unsent in the kernel. */
 export function limitUnsent(fd: number, bytes: number): void {
   setOption(fd, platform.IPPROTO_TCP, platform.TCP_NOTSENT_LOWAT, bytes);
 }
 
 /**
- * So many bytes wait to be read, and as much again of what the kernel needs to keep them: by its own tuning megabytes do,
- * and then it takes 2 ms to hand over those of thousands of segments of a few bytes each. After connecting, lest windows
- * are announced unscaled for good (tcp_select_initial_window). A connection that is over stays as it is.
+ * Lets so many bytes wait to be read, and as much again of what the kernel needs to keep them. By its own tuning megabytes
+ * would wait, and handing over thousands of tiny segments would then take 2 ms. Call it after connecting: else windows are
+ * announced without scaling for good (tcp_select_initial_window). Does nothing to a connection that is over.
  */
 export function limitUnread(fd: number, bytes: number): void {
   try {
@@ -475,7 +475,7 @@ export function limitUnread(fd: number, bytes: number): void {
   }
 }
 
-/** As much as the kernel finds right, after {@link limitUnread}; where it can't be asked to, that many bytes. */
+/** Undoes {@link limitUnread}: the kernel tunes again. Where it can't, `bytes` may wait. */
 export function unlimitUnread(fd: number, bytes: number): void {
   const { SOL_SOCKET, SO_BUF_LOCK } = platform;
   limitUnread(fd, bytes);
@@ -490,7 +490,7 @@ export function bind(fd: number, sockaddr: Uint8Array): void {
   unwrap(c().bind(fd, ptr(sockaddr), sockaddr.length), "bind");
 }
 
-/** Starts connecting. True: connected already; false: in progress. */
+/** Starts connecting. Returns true if it is connected already, false if it is in progress. */
 export function connect(fd: number, sockaddr: Uint8Array): boolean {
   try {
     unwrap(c().connect(fd, ptr(sockaddr), sockaddr.length), "connect");
@@ -505,19 +505,19 @@ export function listen(fd: number, backlog: number): void {
   unwrap(c().listen(fd, backlog), "listen");
 }
 
-/** The next accepted descriptor, or undefined when none waits. */
+/** The next accepted descriptor; undefined if none waits. */
 export function accept(fd: number): number | undefined {
   try {
     return unwrap(c().acceptSocket(fd), "accept");
   } catch (error) {
-    // ECONNABORTED: it was reset while it waited in the queue. The next one may be sound.
+    // ECONNABORTED: the peer reset it while it waited in the queue. The next one may be good.
     if (error instanceof SystemError && error.code === "ECONNABORTED") return accept(fd);
     if (error instanceof SystemError && error.code === "EAGAIN") return undefined;
     throw error;
   }
 }
 
-/** Another descriptor of the same socket, close-on-exec. */
+/** Another descriptor of the same socket. It is closed on exec. */
 export function duplicate(fd: number): number {
   return unwrap(c().duplicate(fd), "fcntl");
 }
@@ -548,6 +548,6 @@ export function poll(entries: Int32Array, count: number): number {
 }
 
 export function close(fd: number): void {
-  // POSIX leaves the descriptor's state open after EINTR; Linux and macOS have closed it. Never twice.
+  // After EINTR, POSIX does not say whether it is closed. On Linux and macOS it is, so it is never closed twice.
   c().close(fd);
 }

@@ -8,7 +8,7 @@
 import { formatEndpoint, type Endpoint, type EndpointParts } from "../../protocol.ts";
 import { platform as here, type Platform } from "./libc.ts";
 
-/** The sockaddr of an address and port; port 0 and the unspecified address are allowed (they mean "any"). */
+/** The sockaddr of an address and port. Port 0 and the unspecified address are allowed: they mean "any". */
 export function encodeSockaddr(
   { family, address, port }: EndpointParts,
   platform: Platform = here,
@@ -28,7 +28,7 @@ export function encodeSockaddr(
   return bytes;
 }
 
-/** The endpoint of a sockaddr; throws RangeError for a family we do not know, and for port 0. */
+/** The endpoint of a sockaddr. Throws a RangeError for an unknown family, and for port 0. */
 export function decodeSockaddr(bytes: Uint8Array, platform: Platform = here): Endpoint {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const family = platform.sockaddrHasLength ? view.getUint8(1) : view.getUint16(0, true);

@@ -1,6 +1,7 @@
 /**
- * One TCP descriptor with one owner. Whoever makes a {@link Socket} closes it, or hands the descriptor on with
- * `release()`; both are final. Non-blocking: whether a connect has ended is asked with {@link pollSockets}.
+ * One TCP descriptor with one owner. Whoever makes a {@link Socket} closes it, or hands the descriptor on by `release()`.
+ * Both are final. Sockets do not block: {@link pollSockets} tells whether a connect has ended. Prints nothing. For
+ * native/host/, native/secure/, native/punch/ and native/uses/.
  */
 import { readFileSync } from "node:fs";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
@@ -22,7 +23,7 @@ export class Socket implements Disposable {
     const socket = new Socket(libc.socket(family), family);
     const { IPPROTO_IPV6, IPV6_V6ONLY } = libc.platform;
     try {
-      // Without it an IPv6 listener also takes the IPv4 port, which another socket of ours will want.
+      // Without it an IPv6 listener also takes the IPv4 port, and another socket of ours needs that one.
       if (family === 6) libc.setOption(socket.#fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
       return socket;
     } catch (error) {
@@ -40,7 +41,7 @@ export class Socket implements Disposable {
     return this.#fd >= 0;
   }
 
-  /** Lets other sockets, that say the same, share the local port. */
+  /** Lets other sockets share the local port, if they call this, too. */
   shareport(): this {
     const { SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT } = libc.platform;
     libc.setOption(this.fd, SOL_SOCKET, SO_REUSEADDR, 1);
@@ -48,7 +49,7 @@ export class Socket implements Disposable {
     return this;
   }
 
-  /** Makes close() send RST, so that no TIME_WAIT holds the four-tuple and the next punch can use it at once. */
+  /** Makes close() send RST. So there is no TIME_WAIT, and the next punch can use the four-tuple at once. */
   closeAbortively(): this {
     libc.setOption(this.fd, libc.platform.SOL_SOCKET, libc.platform.SO_LINGER, 1, 0);
     return this;
@@ -59,19 +60,19 @@ export class Socket implements Disposable {
     return this;
   }
 
-  /** Before connect: no window of it needs scaling. */
+  /** Call it before connect: no window that is announced needs scaling. */
   clampWindow(): this {
     libc.clampWindow(this.fd);
     return this;
   }
 
-  /** Before connect: both ends keep their segments short ({@link libc.clampSegments}). */
+  /** Call it before connect: both ends send short segments ({@link libc.clampSegments}). */
   clampSegments(): this {
     libc.clampSegments(this.fd);
     return this;
   }
 
-  /** Once connected: whether the peer's SYN has come without window scaling ({@link libc.isUnscaled}). */
+  /** Once connected: whether the peer's SYN came without window scaling ({@link libc.isUnscaled}). */
   get isUnscaled(): boolean {
     return libc.isUnscaled(this.fd);
   }
@@ -83,7 +84,7 @@ export class Socket implements Disposable {
     return port || portOf(libc.localAddress(this.fd));
   }
 
-  /** Starts connecting. True: connected already; false: in progress. */
+  /** Starts connecting. Returns true if it is connected already, false if it is in progress. */
   connect(remote: Endpoint): boolean {
     return libc.connect(this.fd, encodeSockaddr(splitEndpoint(remote)));
   }
@@ -93,11 +94,11 @@ export class Socket implements Disposable {
   }
 
   /**
-   * From now on nothing comes to this listener from these endpoints, of its own family: it is dropped, and not refused.
-   * Where the kernel can't do that, nothing changes.
+   * The kernel drops, without an answer, what these endpoints send to this listener. They are of its own family. Nothing
+   * changes where the kernel can't do that.
    */
   dropFrom(endpoints: readonly Endpoint[]): void {
-    if (endpoints.length === 0 && !this.#isFiltered) return; // there is no filter to take away: ENOENT
+    if (endpoints.length === 0 && !this.#isFiltered) return; // taking away no filter is ENOENT
     const isDone = libc.attachFilter(this.fd, endpoints.length === 0 ? [] : dropProgram(endpoints));
     this.#isFiltered = isDone && endpoints.length > 0;
   }
@@ -107,7 +108,7 @@ export class Socket implements Disposable {
     return fd === undefined ? undefined : new Socket(fd, this.family);
   }
 
-  /** The outcome of a connect that poll said has ended: undefined for success, else the errno's name. */
+  /** The outcome of a connect that has ended: undefined for success, else the errno's name. */
   error(): string | undefined {
     return libc.pendingError(this.fd);
   }
@@ -147,12 +148,12 @@ export class Socket implements Disposable {
   }
 }
 
-/** Classic BPF (linux/filter.h): what a segment's IP header, and its TCP header at 0, are asked. */
+/** Classic BPF (linux/filter.h). The TCP header is at 0, the IP header at `networkHeader`. */
 const bpf = { loadWord: 0x20, loadHalf: 0x28, jumpIfEqual: 0x15, give: 0x06, networkHeader: 0xfff00000 };
-/** Where a source address stands in the header (RFC 791 §3.1, RFC 8200 §3). */
+/** Where the source address stands in the IP header (RFC 791 §3.1, RFC 8200 §3). */
 const sourceOffset = { 4: 12, 6: 8 };
 
-/** Drops segments from those endpoints, and lets all others through. */
+/** A program that drops segments from those endpoints, and lets all others through. */
 function dropProgram(endpoints: readonly Endpoint[]): libc.Instruction[] {
   const checks = endpoints.flatMap((endpoint): libc.Instruction[] => {
     const parts = splitEndpoint(endpoint);
@@ -161,7 +162,7 @@ function dropProgram(endpoints: readonly Endpoint[]): libc.Instruction[] {
     const words = new DataView(address.buffer, address.byteOffset, address.byteLength);
     const at = bpf.networkHeader + sourceOffset[parts.family];
     const count = address.length / 4;
-    // Two instructions a word, two for the port, one that drops: whoever differs goes on behind them.
+    // Two instructions a word, two for the port, one that drops. A segment that differs jumps behind them.
     const size = 2 * count + 3;
     const compared = Array.from({ length: count }, (_, word): libc.Instruction[] => [
       [bpf.loadWord, 0, 0, at + 4 * word],
@@ -173,9 +174,9 @@ function dropProgram(endpoints: readonly Endpoint[]): libc.Instruction[] {
 }
 
 /**
- * Connects from a fresh local port that further sockets may share; the caller owns the result. For what needs to arrive
- * rather than to be fast: segments are short. Rejects with a
- * {@link libc.SystemError} (ECONNREFUSED, EHOSTUNREACH, …; ETIMEDOUT after `timeoutMs`).
+ * Connects from a fresh local port that further sockets may share. The caller owns the result. Segments are short: what
+ * goes here must arrive, and need not be fast. Rejects with a {@link libc.SystemError}: ECONNREFUSED, EHOSTUNREACH, …, or
+ * ETIMEDOUT after `timeoutMs`.
  */
 export async function connectShared(
   remote: Endpoint,
@@ -183,7 +184,7 @@ export async function connectShared(
 ): Promise<{ socket: Socket; port: number }> {
   const socket = Socket.open(splitEndpoint(remote).family);
   try {
-    // Shared only after bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
+    // After bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
     const port = socket.bind(0);
     socket.shareport().noDelay().clampSegments();
     if (!socket.connect(remote)) await connectEnd(socket, timeoutMs);
@@ -194,7 +195,7 @@ export async function connectShared(
   }
 }
 
-/** The same from a port that is shared already. */
+/** As {@link connectShared}, from a port that is shared already. */
 export async function connectFrom(port: number, remote: Endpoint, timeoutMs: number): Promise<Socket> {
   const socket = Socket.open(splitEndpoint(remote).family);
   try {
@@ -207,14 +208,14 @@ export async function connectFrom(port: number, remote: Endpoint, timeoutMs: num
   }
 }
 
-/** A connected descriptor as an option of Bun.connect, which takes it although its types (1.4.5) do not list it. */
+/** A connected descriptor as an option of Bun.connect. Bun 1.4.5 takes it, though its types do not list it. */
 export function adoptable(fd: number): { unix: string } {
   return { fd } as unknown as { unix: string };
 }
 
 /**
- * Hands a connected socket to Bun, for good: when Bun does not take it, the descriptor is closed. Rejects with a
- * {@link libc.SystemError}, and nothing else.
+ * Hands a connected socket to Bun, for good. If Bun does not take it, the descriptor is closed. Rejects only with a
+ * {@link libc.SystemError}.
  */
 export async function handOver(
   socket: Socket,
@@ -230,7 +231,7 @@ export async function handOver(
   }
 }
 
-/** Bun says ECONNREFUSED whatever it was that it could not do with a descriptor. */
+/** Bun says ECONNREFUSED whatever has failed with a descriptor. */
 function systemError(error: unknown): libc.SystemError {
   return error instanceof libc.SystemError ? error : new libc.SystemError("EBADF", "adopt");
 }
@@ -261,14 +262,14 @@ const networkErrors: Readonly<Record<string, string>> = {
 /** An error of a socket or of TLS in plain words. */
 export function inWords(error: Error): string {
   const code = "code" in error && typeof error.code === "string" ? error.code : "";
-  const complaint = /^error:[^:]*:SSL routines:[^:]*:(\w+)/.exec(error.message)?.[1];
-  if (complaint) return `TLS refused: ${complaint.toLowerCase().replaceAll("_", " ")}`;
+  const reason = /^error:[^:]*:SSL routines:[^:]*:(\w+)/.exec(error.message)?.[1];
+  if (reason) return `TLS refused: ${reason.toLowerCase().replaceAll("_", " ")}`;
   return networkErrors[code] ?? error.message;
 }
 
 let pollEntries = new Int32Array(64);
 
-/** Asks the kernel once, without waiting, which sockets can be read (accept) or written (connect has ended). */
+/** Returns the sockets that can be read (accept) or written (connect has ended) now. Does not wait. */
 export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>(wanted: readonly T[]): T[] {
   if (pollEntries.length < wanted.length * 2) pollEntries = new Int32Array(wanted.length * 4);
   wanted.forEach((entry, index) => {
@@ -280,7 +281,7 @@ export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>
   return wanted.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);
 }
 
-/** How many descriptors this process may have open; a cautious guess where the system doesn't say. */
+/** How many descriptors this process may have open. A low guess where the system doesn't say. */
 export function descriptorLimit(): number {
   try {
     const soft = /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1];

@@ -1,9 +1,9 @@
 /**
- * TLS 1.3 with both certificates (RFC 8446), agreed on its purpose (RFC 7301), on one connected descriptor, which
- * {@link Channel} owns from the moment it is made. Until one side nominates it (RFC 8445 §8.1.1) and both have proved
- * that they are of one room, it carries one line each way; from then on it is a session's carrier. It never knows the
- * introducer, prints, or decides who the peer should be: whoever opened the channel compares the fingerprint, and says
- * what is to be proved. For native/punch/ and native/participant/.
+ * TLS 1.3 with certificates on both sides (RFC 8446) and an ALPN protocol (RFC 7301), on one connected descriptor. A
+ * {@link Channel} owns the descriptor. First it carries one line each way: one side nominates it (RFC 8445 §8.1.1), and
+ * both prove that they are of one room. From then on it is a session's carrier. It knows no introducer and prints nothing.
+ * It does not decide who the peer should be: whoever opened the channel compares the fingerprint, and says what must be
+ * proved. For native/punch/ and native/participant/.
  */
 import type * as net from "node:net";
 import type * as tls from "node:tls";
@@ -14,21 +14,21 @@ import { type Carrier, LinkError } from "../session/carrier.ts";
 import { type Identity, makeRun, readShown, type Shown } from "./identity.ts";
 import { type Bond, isBondProved, isRunSealed, proveBond, sealRun } from "./room.ts";
 
-/** How long an orderly end waits for the peer's, and then until all that was sent is acknowledged. */
+/** How long an orderly end waits for the peer's end; then, until all that was sent is acknowledged. */
 const finishTimeoutMs = 1_000;
 const acknowledgeTimeoutMs = 1_000;
-/** How often an ending channel asks for that. */
+/** How often an ending channel asks whether all is acknowledged. */
 const ackPollMs = 2;
-/** A nomination is one short line, and so is its answer. */
+/** The longest nomination, and the longest answer to one. */
 const maxNominationBytes = 256;
 const openingBrace = "{".charCodeAt(0);
-/** How long the answer may take; the other side gives it as the nomination comes. */
+/** How long the answer may take. The other side answers as soon as the nomination comes. */
 const proofTimeoutMs = 5_000;
-/** RFC 5705 §4: the label is this use's own. */
+/** RFC 5705 §4: this use has a label of its own. */
 const exporter = { bytes: 32, label: "EXPORTER-tcp-hole-punching-link-2" };
 /**
- * What waits in the kernel delays every small frame behind it: no more than the path takes in {@link unsentMs}, measured
- * over so many bytes or so long. On a fast path less would only wake us more often.
+ * Bytes that wait in the kernel delay every small frame behind them. So only as many wait as the path takes in
+ * {@link unsentMs}. The rate is measured over `sample`. On a fast path fewer bytes would only wake us more often.
  */
 const unsentMs = 5;
 const unsentBytes = { least: 16 * 1024, first: 256 * 1024, most: 4 * 1024 * 1024 };
@@ -37,17 +37,17 @@ const sample = { bytes: 256 * 1024, ms: 100 };
 /** With a longer pause between two writes, there was nothing to send. */
 const idleMs = 20;
 
-// Loaded at the first use, not with this file: with the credentials they are a third of a participant's start.
+// Loaded at the first use: together with the credentials they take a third of the time that a participant needs to start.
 const netModule = () => process.getBuiltinModule("node:net");
 const tlsModule = () => process.getBuiltinModule("node:tls");
 
-/** What a TLS endpoint needs, made once, at the first use. */
+/** Key and certificates of a TLS endpoint, made once, at the first use. */
 export class Credentials {
   readonly #identity: Identity;
   readonly #seal: Pick<Bond, "key" | "self"> | undefined;
   #context: tls.SecureContext | undefined;
 
-  /** With whom we are in which room, peers need not wait for our word: see {@link sealRun}. */
+  /** With `seal`, our certificate shows who we are in that room: see {@link sealRun}. */
   constructor(identity: Identity, seal?: Pick<Bond, "key" | "self">) {
     this.#identity = identity;
     this.#seal = seal;
@@ -67,29 +67,29 @@ export class Credentials {
 }
 
 /**
- * Which end of TLS we are, and what the connection may be for: the client offers purposes, the server takes one that it
- * expects and refuses the handshake where there is none. So neither end takes a connection for another, though several
- * programs show the same certificate. Offers are sent in clear: never a secret.
+ * Which end of TLS we are, and which ALPN protocols the connection may have. The client offers some. The server takes one
+ * that it expects, or refuses the handshake. So neither end mistakes a connection for another one, though several programs
+ * may show the same certificate. Offers are sent in clear, so they are never secrets.
  */
 export type Side =
   | { role: "controlling"; offers: readonly string[] }
   | { role: "controlled"; expects: (alpn: string) => boolean };
 
-/** A connected descriptor that Node reads and writes, and that closes by RST. */
+/** A connected descriptor that Node reads and writes. Closing it sends RST. */
 export interface Connection {
   readonly raw: net.Socket;
-  /** Owned by `raw`, and valid until it is closed. */
+  /** `raw` owns it. It is valid until `raw` is closed. */
   readonly fd: number;
   readonly local: Endpoint;
   readonly remote: Endpoint;
 }
 
-/** Takes over the descriptor of `socket`; throws a SystemError when it was reset meanwhile, and it is still the caller's. */
+/** Takes over the descriptor of `socket`. Throws a SystemError if it was reset meanwhile: then the caller still owns it. */
 export function adopt(socket: Socket): Connection {
   socket.closeAbortively().noDelay();
   const { local, remote } = socket;
   const fd = socket.release();
-  // Otherwise the peer's FIN would close our half at once, with all that is not sent yet.
+  // Otherwise the peer's FIN would close our half at once, and what is not sent yet would be lost.
   const options = { fd, allowHalfOpen: true } as unknown as net.NetConnectOpts;
   return { raw: netModule().connect(options), fd, local, remote };
 }
@@ -99,19 +99,19 @@ export class Channel implements Carrier {
   readonly route: Route;
   readonly local: Endpoint;
   readonly remote: Endpoint;
-  /** Resolves to the peer certificate's SHA-256 (64 hex digits) once TLS is up; rejects with the reason. */
+  /** Resolves to the SHA-256 of the peer's certificate (64 hex digits) once TLS is up. Rejects with a {@link LinkError}. */
   readonly secured: Promise<string>;
-  /** The same, once it has resolved. */
+  /** The same, once `secured` has resolved; "" before. */
   peer = "";
-  /** Resolves when it is closed: from then on the same endpoints can be used again. */
+  /** Resolves when it is closed. From then on the same two endpoints can be used again. */
   readonly closed: Promise<void>;
-  /** What both ends must prove; set before the nomination, by whoever has compared the certificate. */
+  /** What both ends must prove. Whoever has compared the certificate sets it before the nomination. */
   bond: Bond | undefined;
-  /** The peer's nomination, with its proof. What follows it comes as data, after this returns. */
+  /** The peer has nominated this channel, and its proof is right. What follows comes as data after this returns. */
   onNominated: (token: string) => void = () => {};
   /**
-   * The peer's answer to ours: it has proved itself. Until then nothing comes and, unless {@link isProved} by the
-   * certificate that it has shown, only a first write goes.
+   * The peer has answered our nomination: it has proved itself. Before that nothing is handed on. And only a first write
+   * is sent, unless the peer's certificate has proved it already ({@link isProved}).
    */
   onProved: () => void = () => {};
   onData: (chunk: Buffer) => void = () => {};
@@ -123,13 +123,13 @@ export class Channel implements Carrier {
   readonly #raw: net.Socket;
   readonly #tls: tls.TLSSocket;
   readonly #rate = new Rate();
-  /** Whether the other end did not say or show what it should have. */
+  /** Whether it was closed because the other end did not say or show what it must. */
   isRejected = false;
   #alpn: string | undefined;
   #run: Shown["run"];
-  /** Whether the key that the peer has shown is its program's in our room: we need not wait for its answer. */
+  /** Whether the peer's key in TLS is sealed for its program in our room. Then we need not wait for its answer. */
   #isSealed = false;
-  /** What has come of the nomination or its answer; undefined once the peer has proved itself by it. */
+  /** What has come of the peer's line. Undefined once the peer has proved itself by it. */
   #line: Buffer | undefined = Buffer.alloc(0);
   #unproved: NodeJS.Timeout | undefined;
   #isClosed = false;
@@ -149,7 +149,7 @@ export class Channel implements Carrier {
     this.#raw.on("error", (error) => this.#end(inWords(error)));
     this.#tls = side.role === "controlling" ? this.#client(side, context) : this.#server(side, context);
     this.secured = this.#handshake();
-    // A channel that is dropped before anybody waits for it must not count as an unhandled failure.
+    // If nobody waits for it, its failure must not count as unhandled.
     this.secured.catch(() => {});
     this.#tls.on("data", (chunk: Buffer) => this.#guard(() => this.#read(chunk)));
     this.#tls.on("error", (error: Error) => this.#end(inWords(error)));
@@ -161,7 +161,7 @@ export class Channel implements Carrier {
     return this.#side.role;
   }
 
-  /** What the connection is for: the server knows it once the client has spoken, the client once it is {@link secured}. */
+  /** The ALPN protocol. The server knows it once the client has spoken, the client once it is {@link secured}. */
   get alpn(): string | undefined {
     return this.#alpn;
   }
@@ -170,12 +170,12 @@ export class Channel implements Carrier {
     return !this.#isClosed;
   }
 
-  /** Never 0 while the peer has not proved itself. */
+  /** Not 0 while the peer has not proved itself. */
   get queuedBytes(): number {
     return Math.max(this.#tls.writableLength, this.isProved || this.#isClosed ? 0 : 1);
   }
 
-  /** Whether the peer has proved that this connection is one of our room, to its program: by a line, or by its key. */
+  /** Whether the peer has proved, by its line or by its key, that it is the program of our room that we mean. */
   get isProved(): boolean {
     return this.#line === undefined || this.#isSealed;
   }
@@ -184,7 +184,7 @@ export class Channel implements Carrier {
     return this.#rate.batchBytes;
   }
 
-  /** The peer shall keep this one, and close all others of that punch. */
+  /** Tells the peer to keep this channel, and to close all others of that punch. */
   nominate(token: string): void {
     if (this.#isClosed) return;
     this.#isSealed = this.bond !== undefined && this.#run !== undefined && isRunSealed(this.bond, this.#run);
@@ -211,12 +211,12 @@ export class Channel implements Carrier {
   finish(): void {
     if (this.#isClosed) return;
     this.#silence();
-    this.#tls.resume(); // or its end is never read
+    this.#tls.resume(); // else the peer's end would never be read
     this.#tls.end();
     this.#giveUp ??= setTimeout(() => this.#end(""), finishTimeoutMs);
   }
 
-  /** Closes it before it is anybody's carrier: the other end is not the peer, or not in order. */
+  /** Closes it before it becomes a carrier: the other end is not the peer, or breaks the protocol. */
   reject(reason: string): void {
     this.isRejected = true;
     this.#end(reason);
@@ -229,9 +229,9 @@ export class Channel implements Carrier {
 
   #handshake(): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    const refuse = (complaint: string) => {
-      reject(new LinkError(complaint));
-      this.reject(complaint);
+    const refuse = (reason: string) => {
+      reject(new LinkError(reason));
+      this.reject(reason);
     };
     this.#tls.once(this.role === "controlling" ? "secureConnect" : "secure", () => {
       const shown = this.#tls.getPeerCertificate(true);
@@ -264,7 +264,7 @@ export class Channel implements Carrier {
     });
   }
 
-  /** A client may leave ALPN out, and the server is then never asked; a server may ignore it. */
+  /** Checked by us, because a client may leave ALPN out, and a server may ignore it. */
   #agree(): boolean {
     const side = this.#side;
     const agreed = this.#tls.alpnProtocol || undefined;
@@ -277,8 +277,8 @@ export class Channel implements Carrier {
     if (this.#line === undefined) return this.onData(chunk);
     const lf = chunk.indexOf(10);
     const end = lf < 0 ? chunk.length : lf + 1;
-    const isNone = this.#line.length === 0 && chunk[0] !== openingBrace;
-    if (isNone || this.#line.length + end > maxNominationBytes)
+    const isOther = this.#line.length === 0 && chunk[0] !== openingBrace;
+    if (isOther || this.#line.length + end > maxNominationBytes)
       return this.reject("it sent no nomination first");
     this.#line = Buffer.concat([this.#line, chunk.subarray(0, end)]);
     if (lf < 0) return;
@@ -287,7 +287,7 @@ export class Channel implements Carrier {
     if (rest.length > 0 && !this.#isClosed) this.onData(rest);
   }
 
-  /** The peer's one line: only the nomination, or only the answer to ours. */
+  /** The peer's one line: its nomination, or its answer to ours. */
   #introduced(line: string): void {
     try {
       const message = parseToPeer(line);
@@ -305,7 +305,7 @@ export class Channel implements Carrier {
     this.#line = undefined;
     this.onNominated(token);
     if (this.#isClosed) return;
-    // Before all that the session says.
+    // Before anything that the session writes.
     this.#tls.write(encode({ type: "nominated", proof: this.#proof() }));
     this.#tune();
   }
@@ -327,7 +327,7 @@ export class Channel implements Carrier {
     return this.bond !== undefined && isBondProved(this.bond, this.role, this.#exported(), proof);
   }
 
-  /** The same at both ends of this connection, and at no other. */
+  /** These bytes are the same at both ends of this connection, and differ from those of any other connection. */
   #exported(): Uint8Array {
     return this.#tls.exportKeyingMaterial(exporter.bytes, exporter.label, Buffer.alloc(0));
   }
@@ -340,7 +340,7 @@ export class Channel implements Carrier {
     });
   }
 
-  /** What throws, such as an option of a descriptor that is gone, costs the connection, and nothing else. */
+  /** An error, such as for a descriptor that is gone, ends this connection and nothing else. */
   #guard(work: () => void): void {
     try {
       work();
@@ -349,7 +349,7 @@ export class Channel implements Carrier {
     }
   }
 
-  /** The callbacks of pending writes come after `destroy`, too, when the descriptor may be somebody else's. */
+  /** Also called for pending writes after `destroy`, when the number of the descriptor may be another socket's. */
   readonly #written = (): void => {
     if (this.#isClosed || this.#tls.writableLength > 0) return;
     const unsent = this.#rate.end();
@@ -357,18 +357,18 @@ export class Channel implements Carrier {
     this.onWritten();
   };
 
-  /** Nothing is told any more. */
+  /** No callback is called any more. */
   #silence(): void {
     this.onNominated = this.onProved = this.onData = this.onWritten = this.onClose = () => {};
   }
 
   /**
-   * The peer has finished: both FINs have been seen, or there is nobody left who would miss ours. A NAT takes a RST that is ahead of the last ACK for a forgery (RFC 5961 §3.2),
-   * keeps the dead connection, and drops the SYNs of the next punch between the same endpoints: so everything we sent
-   * must have been acknowledged first.
+   * The peer has finished. Closing sends RST, and a RST that overtakes our last ACK looks forged to a NAT (RFC 5961 §3.2).
+   * The NAT would keep the dead connection, and drop the SYNs of the next punch between the same endpoints. So we close only
+   * once all that we sent has been acknowledged.
    */
   #closeOnceAcknowledged(): void {
-    if (this.#isClosed) return; // destroyed on this side, it is told of its end all the same
+    if (this.#isClosed) return; // `end` also comes after we have destroyed it
     const giveUpAt = performance.now() + acknowledgeTimeoutMs;
     this.#closing ??= setInterval(() => {
       const isDone = this.#isClosed || (this.#tls.writableLength === 0 && isAcknowledged(this.#fd));
@@ -390,8 +390,8 @@ export class Channel implements Carrier {
 }
 
 /**
- * How fast the connection takes what is written: between two moments at which the kernel, full until then, took the
- * last byte. What it takes while it has room says nothing.
+ * How fast the connection takes what is written. It is measured while the kernel is full, from one moment at which it took
+ * the last byte to the next. How fast the kernel takes bytes while it has room says nothing about the path.
  */
 class Rate {
   batchBytes = maxBatchBytes;
@@ -407,7 +407,7 @@ class Rate {
     this.#bytes += bytes;
   }
 
-  /** All was taken. The bytes that may wait unsent in the kernel, where that changes. */
+  /** The kernel has taken all. Returns how many bytes may wait unsent from now on, if that changes. */
   end(): number | undefined {
     const now = (this.#lastMs = performance.now());
     if (!this.isFull) return undefined;

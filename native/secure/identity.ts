@@ -1,8 +1,8 @@
 /**
- * Who a participant is: a P-256 key and its self-signed certificate, made at first run and kept in one file.
- * Peers know the certificate by its SHA-256; nothing else in it is checked. The few DER lines are here because
- * no API of Bun or Node makes a certificate. Beside it, certificates that it issues for one run of the program. Prints
- * nothing. RFC 5280 (certificate), RFC 5480 (key).
+ * Who a participant is: a P-256 key and its self-signed certificate, made at the first run and kept in one file. Peers know
+ * the certificate by its SHA-256, and check nothing else in it. With the key it issues certificates for one run of the
+ * program. Certificates are written as DER here, because no API of Bun or Node makes one. Prints nothing. For
+ * native/secure/ and participant.ts. RFC 5280 (certificate), RFC 5480 (key).
  */
 import {
   X509Certificate,
@@ -41,11 +41,11 @@ export interface Identity {
 /** The identity file can't be used. `message` says which file, what is wrong and what to do next. */
 export class IdentityError extends Error {}
 
-/** There is none yet, and none can be kept: one for this run will have to do. */
+/** There is no identity yet, and none can be kept. The program can go on with one for this run. */
 export class UnkeepableError extends IdentityError {}
 
 const fileName = "identity.pem";
-/** With room for other text around the two blocks, which are some 900 bytes. */
+/** The two blocks take some 900 bytes. Other text may stand around them. */
 const maxFileBytes = 64 * 1024;
 const keyBlock = /-----BEGIN PRIVATE KEY-----[^-]+-----END PRIVATE KEY-----\n?/;
 const certificateBlock = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----\n?/;
@@ -70,13 +70,12 @@ const subject = named("tcp-hole-punching");
 const version3 = der(0xa0, der(0x02, Buffer.from([2])));
 
 /**
- * The whole range, since either machine's clock may be wrong and the fingerprint is what counts. RFC 5280
- * §4.1.2.5: "dates through the year 2049 as UTCTime", later ones as GeneralizedTime, and "no well-defined
+ * Valid at any time: the clock of either machine may be wrong, and only the fingerprint counts. RFC 5280 §4.1.2.5: "dates through the year 2049 as UTCTime", later ones as GeneralizedTime, and "no well-defined
  * expiration date" is 99991231235959Z.
  */
 const validity = sequence(der(0x17, Buffer.from("700101000000Z")), der(0x18, Buffer.from("99991231235959Z")));
 
-/** RFC 5280 §4.1.2.2 wants it positive, DER without needless zeros: so the first byte is 0x40 to 0x7f. */
+/** RFC 5280 §4.1.2.2 wants a positive number, DER one without leading zeros. So the first byte is 0x40 to 0x7f. */
 function serialNumber(): Buffer {
   const bytes = randomBytes(16);
   bytes[0] = (bytes[0]! & 0x3f) | 0x40;
@@ -113,17 +112,17 @@ export function makeIdentity(): Identity {
 
 // --- one run ---------------------------------------------------------------------------------------------
 
-/** What a peer has shown in TLS. */
+/** Which certificates a peer has shown in TLS. */
 export interface Shown {
   /** SHA-256 of the certificate of its identity. */
   fingerprint: string;
-  /** Where it showed one for this run that the identity has issued: its key, as DER, and what is said of that. */
+  /** If it showed a certificate for one run, issued by its identity: the key of the run as DER, and its seal. */
   run?: { publicKey: Uint8Array; seal: string };
 }
 
 /**
- * A key that never leaves this process, and its certificate, issued by the identity, whose own follows: for TLS. `sealOf`
- * says of that key what the certificate is to bear: at most 64 characters.
+ * A key for one run of the program, which never leaves this process. Its certificate is issued by the identity, whose own
+ * certificate follows in the same text. `sealOf` makes the seal of the key, at most 64 characters, that the certificate has.
  */
 export function makeRun(own: Identity, sealOf: (publicKey: Uint8Array) => string) {
   const { publicKey, privateKey } = makePair();
@@ -132,7 +131,7 @@ export function makeRun(own: Identity, sealOf: (publicKey: Uint8Array) => string
   return { key: pemOf(privateKey), certificate: issued.toString() + own.certificate };
 }
 
-/** Who showed these DER certificates, the second of which may have issued the first; undefined if they are none. */
+/** Reads DER certificates: one, or one for a run and then its issuer. Undefined if they can't be read or don't fit. */
 export function readShown(first: Uint8Array, second: Uint8Array | undefined): Shown | undefined {
   const sha256 = (bytes: Uint8Array) => createHash("sha256").update(bytes).digest("hex");
   if (!second || Buffer.from(first).equals(second)) return { fingerprint: sha256(first) };
@@ -142,7 +141,7 @@ export function readShown(first: Uint8Array, second: Uint8Array | undefined): Sh
     const seal = /^CN=([^\n]*)$/.exec(run.subject)?.[1] ?? "";
     return { fingerprint: sha256(second), run: { publicKey: derOf(run.publicKey), seal } };
   } catch {
-    return undefined; // parsed by TLS, and odd in some other way
+    return undefined; // TLS could read it, and we can't
   }
 }
 
@@ -150,13 +149,13 @@ export function readShown(first: Uint8Array, second: Uint8Array | undefined): Sh
 
 /** `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching` */
 export function stateFolder(env: Record<string, string | undefined> = process.env): string {
-  // XDG Base Directory: a relative path in the variable is invalid and to be ignored.
+  // XDG Base Directory: a relative path in the variable is invalid, and must be ignored.
   const set = env.XDG_STATE_HOME;
   const base = set && isAbsolute(set) ? set : join(env.HOME || homedir(), ".local", "state");
   return join(base, "tcp-hole-punching");
 }
 
-/** The identity kept in that folder; where none can be kept, one that lasts as long as this program, with a warning. */
+/** The identity kept in that folder. If none can be kept: one for this run, and a warning. */
 export function identityOrOneForNow(warn: (message: string) => void, folder?: string): Identity {
   try {
     return loadIdentity(folder);
@@ -167,14 +166,14 @@ export function identityOrOneForNow(warn: (message: string) => void, folder?: st
   }
 }
 
-/** The identity kept in that folder, made at the first call. */
+/** The identity kept in that folder. It is made if it is not there. */
 export function loadIdentity(folder: string = stateFolder()): Identity {
   const file = join(folder, fileName);
   refuseFolderOfOthers(folder);
   const kept = readKept(file);
   if (kept !== undefined) return parseIdentity(file, kept);
   create(folder, file);
-  // Read back, never taken from memory: another program may have been first.
+  // Read from the disk: another program may have made it first.
   const made = readKept(file);
   if (made === undefined) throw new IdentityError(`${file} vanished as it was made; remove what is there`);
   return parseIdentity(file, made);
@@ -189,7 +188,7 @@ function errnoOf(error: unknown): string {
 function readKept(file: string): string | undefined {
   let fd: number | undefined;
   try {
-    // A FIFO would be waited for. A link may lead to what somebody else can change.
+    // O_NONBLOCK: opening a FIFO would wait. O_NOFOLLOW: a link may lead to a file that somebody else can change.
     const { O_RDONLY, O_NOFOLLOW = 0, O_NONBLOCK = 0 } = constants;
     fd = openSync(file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
     refuseUnfit(file, fstatSync(fd));
@@ -208,7 +207,7 @@ function readKept(file: string): string | undefined {
   }
 }
 
-/** Only a file of our own that nobody else can read or change says who we are. */
+/** The file must be our own, and nobody else may be able to read or change it. */
 function refuseUnfit(file: string, found: Stats): void {
   if (found.isDirectory()) throw new IdentityError(`${file} is a folder, not a file; move it away`);
   if (!found.isFile()) throw new IdentityError(`${file} is no regular file; move it away`);
@@ -224,7 +223,7 @@ function refuseUnfit(file: string, found: Stats): void {
   );
 }
 
-/** Whoever can write to the folder could put another file there. Nothing is said of one that is not there yet. */
+/** Whoever can write to the folder could put another file there. A folder that is not there yet is fine. */
 function refuseFolderOfOthers(folder: string): void {
   const found = statOf(folder);
   if (!found?.isDirectory() || process.platform === "win32") return;
@@ -235,7 +234,7 @@ function refuseFolderOfOthers(folder: string): void {
   );
 }
 
-/** Undefined for what can't be looked at: whoever reads or makes the file says so. */
+/** Undefined if it can't be looked at. Reading or making the file then fails, and says why. */
 function statOf(path: string): Stats | undefined {
   try {
     return statSync(path);
@@ -255,7 +254,7 @@ function refuseOwner(path: string, uid: number): void {
 
 const octal = (mode: number): string => (mode & 0o777).toString(8).padStart(4, "0");
 
-/** Reads what such a file holds; throws an {@link IdentityError} that names `file`. */
+/** Reads the text of an identity file. Throws an {@link IdentityError} that names `file`. */
 export function parseIdentity(file: string, kept: string): Identity {
   const key = keyBlock.exec(kept)?.[0];
   const block = certificateBlock.exec(kept)?.[0];
@@ -297,7 +296,7 @@ function create(folder: string, file: string): void {
   }
 }
 
-/** link(2), not rename(2): it fails for all but the first of those that start together. */
+/** link(2), not rename(2): when several programs start together, it works for the first one only. */
 function linkUnlessThere(draft: string, file: string): void {
   try {
     linkSync(draft, file);

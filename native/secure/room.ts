@@ -1,8 +1,8 @@
 /**
- * A room as a secret that the introducer never learns: from the words of `--room` come the id that it sees and the key
- * with which members prove to each other that they know the words: in `register`, which decides who is listed, and on
- * each connection, which decides who is linked. Pure but for the random words of a new room; knows no socket and no
- * peer's life. For participant.ts, native/secure/ and native/punch/.
+ * A room as a secret that the introducer never learns. The words of `--room` give an id, which the introducer sees, and a
+ * key, by which members prove to each other that they know the words. A proof in `register` decides who is listed. A proof
+ * on each connection decides who is linked. Pure but for the random words of a new room. Knows no socket and no peer's
+ * life. For participant.ts, native/secure/ and native/punch/.
  *
  * RFC 7914 (scrypt), RFC 2104 (HMAC), RFC 5705 and 8446 §7.5 (exporters).
  */
@@ -10,17 +10,17 @@
 import type { Shown } from "./identity.ts";
 import { defaultRoom, roomProblem, UserError, type Peer, type Role } from "../../protocol.ts";
 
-/** RFC 7914 §2; memory is 128·N·r = 32 MiB. A guess at somebody's words costs as much as one honest start. */
+/** RFC 7914 §2. Memory is 128·N·r = 32 MiB. To try one guess at the words costs as much as an honest start. */
 const cost = { N: 2 ** 15, r: 8, p: 1, maxmem: 64 * 1024 * 1024 };
-/** Fixed: all who know the words must come to the same id, and nothing else is known to all of them. */
+/** Fixed: all who know the words must get the same id, and the words are all that they share. */
 const salt = "tcp-hole-punching room, protocol 2";
 const idBytes = 32;
 const keyBytes = 32;
-/** 32 letters and digits that are not taken for each other: 5 bits each. */
+/** 32 letters and digits that are not easily confused: 5 bits each. */
 const alphabet = "023456789abcdefghjkmnpqrstuvwxyz";
 const newWordCount = 4;
 const newWordLength = 4;
-/** Of an open room, for its connections: it keeps nobody out, but is no private room's. */
+/** The key of connections in an open room. It keeps nobody out, but it is no private room's key. */
 const openKey = new Bun.CryptoHasher("sha256").update("tcp-hole-punching lobby").digest();
 
 export interface Room {
@@ -30,7 +30,7 @@ export interface Room {
   id: string;
   /** Undefined in an open room: there is nothing to prove. */
   key: Uint8Array | undefined;
-  /** What both ends of a connection prove to have, in an open room, too. */
+  /** The key that both ends of a connection prove to have, also in an open room. */
   bondKey: Uint8Array;
 }
 
@@ -39,7 +39,7 @@ export function openRoom(words: string): Room {
   return { words, id: words, key: undefined, bondKey: openKey };
 }
 
-/** The room of those who know the words. Takes some 70 ms of another thread. */
+/** The private room with these words. Takes some 70 ms in another thread. */
 export async function secretRoom(words: string): Promise<Room> {
   const { scrypt } = process.getBuiltinModule("node:crypto");
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
@@ -51,7 +51,7 @@ export async function secretRoom(words: string): Promise<Room> {
   return { words, id: derived.toString("hex", 0, idBytes), key, bondKey: key };
 }
 
-/** The room of those words; throws a {@link UserError} for what can be none. */
+/** The room with these words. Throws a {@link UserError} if there can be none. */
 export function roomOf(words: string): Room | Promise<Room> {
   const problem = roomProblem(words);
   if (problem) throw new UserError(`a room ${problem}`);
@@ -69,7 +69,7 @@ export function newRoomWords(): string {
 
 export type Member = Pick<Peer, "fingerprint" | "name" | "instance">;
 
-/** HMAC-SHA-256 over parts, each with its length: 64 hex digits. */
+/** HMAC-SHA-256 over the parts, each preceded by its length: 64 hex digits. */
 function macOf(key: Uint8Array, parts: readonly (string | Uint8Array)[]): string {
   const mac = new Bun.CryptoHasher("sha256", key);
   for (const part of parts) {
@@ -89,12 +89,12 @@ function isSame(shown: string, expected: string): boolean {
 
 const partsOf = ({ fingerprint, name, instance }: Member) => [fingerprint, name, instance];
 
-/** What others shall believe of a member. It is static and travels in clear: it decides who is listed, and no more. */
+/** The proof in `register`. It is static and travels in clear, so it decides only who is listed. */
 export function prove(key: Uint8Array, member: Member): string {
   return macOf(key, ["member", ...partsOf(member)]);
 }
 
-/** Why a peer is not believed to be of the room, or undefined. In an open room everyone is believed. */
+/** Why a peer does not count as one of the room; undefined if it does. In an open room everyone does. */
 export function distrust({ key }: Room, peer: Member & { proof?: string | undefined }): string | undefined {
   if (!key) return undefined;
   if (peer.proof === undefined) return "it has no proof that it knows the room's words";
@@ -104,8 +104,8 @@ export function distrust({ key }: Room, peer: Member & { proof?: string | undefi
 }
 
 /**
- * What a member says in the certificate of its run: that this key is of this program in this room. Whoever has shown in
- * TLS to have the key is that program, before it has said a word.
+ * The seal in the certificate of a run: it says that this key belongs to this program in this room. Whoever has shown in TLS
+ * that it has the key is that program, even before it has sent a line.
  */
 export function sealRun(key: Uint8Array, member: Member, publicKey: Uint8Array): string {
   return macOf(key, ["run", publicKey, ...partsOf(member)]);
@@ -115,7 +115,7 @@ export function isRunSealed({ key, peer }: Bond, { publicKey, seal }: NonNullabl
   return isSame(seal, sealRun(key, peer, publicKey));
 }
 
-/** What the two ends of a connection must agree on: the room's key, and whom each takes itself and the other for. */
+/** What the two ends of a connection must agree on: the room's key, who we are, and who the peer is. */
 export interface Bond {
   key: Uint8Array;
   self: Member;
@@ -123,8 +123,9 @@ export interface Bond {
 }
 
 /**
- * What the side with that role shows on one TLS connection, of which both ends `exported` the same bytes: that room, both
- * programs and this very connection belong together. Neither another connection's nor the other role's is the same.
+ * The proof of one side on one TLS connection: the room, both programs and this very connection belong together. `role` is
+ * ours; `by` says whose proof it is. `exported` is the same at both ends. Another connection, or the other role, has another
+ * proof.
  */
 export function proveBond(
   { key, self, peer }: Bond,
@@ -137,7 +138,7 @@ export function proveBond(
   return macOf(key, ["connection", exported, prover, ...partsOf(controlling), ...partsOf(controlled)]);
 }
 
-/** Whether the other side of that connection, on which we have that role, has shown what it must. */
+/** Whether `shown` is the proof that the other side must give. `role` is ours. */
 export function isBondProved(bond: Bond, role: Role, exported: Uint8Array, shown: string): boolean {
   return isSame(shown, proveBond(bond, role, "peer", exported));
 }
