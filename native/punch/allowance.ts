@@ -1,8 +1,7 @@
 /**
- * What others may make us send. An introducer or a peer can name any endpoint and ask for any number of
- * introductions; here is how much of it is done: for one introduction ({@link Allowance}), and for all those that we did
- * not ask for ({@link UnaskedBudget}). Pure but for the clock. For native/punch/, native/participant/peer.ts and
- * participant.ts.
+ * What others may make us send. An introducer or a peer can name any endpoint, and ask for any number of introductions.
+ * {@link Allowance} bounds what one introduction sends. {@link UnaskedBudget} bounds the introductions that we did not ask
+ * for. Pure but for the clock. For native/punch/, native/participant/peer.ts and participant.ts.
  */
 import { maxCandidates, scopeOf, splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { fairShare, siteOf, siteShares, sourceOf } from "../shares/budget.ts";
@@ -15,37 +14,37 @@ import { Birthday } from "./targets.ts";
 const unverifiedTries = 6;
 /** Attempts of one introduction at each private endpoint. */
 const privateTries = 6;
-/** Private addresses of one introduction that lie beyond the links of this host. */
+/** Private addresses that one introduction may dial beyond the links of this host. */
 const maxOffLink = 4;
 
 const minuteMs = 60_000;
 /**
- * Introductions in a minute that we did not ask for, where one that led to no link counts twice: more than an honest
- * introducer lets through, which grants 60 and a few of each address.
+ * Introductions in a minute that we did not ask for. One that led to no link counts twice. An honest introducer lets fewer
+ * through: 60, and a few of each address.
  */
 const introductionsInAll = 480;
 const failedCountsAs = 2;
-/** Those that led to no link, of one peer. */
+/** Introductions in a minute by one peer that led to no link. */
 const failedPerPeer = 10;
-/** Up to the first of these parts of all, anyone may have them; up to the second, also who has had next to none. */
+/** Anyone may have them up to the first part of all. Up to the second part, also a peer that has had next to none. */
 const freePart = 1 / 2;
 const newcomersPart = 3 / 4;
 const nextToNone = 4;
 /**
- * Birthdays in a minute, each of which leaves hundreds of entries in our NAT: without a direct link, and in all. By one
- * peer, one without any link.
+ * Birthdays in a minute, each of which leaves hundreds of entries in our NAT: those without a direct link, and all. One
+ * peer may have one that led to no link.
  */
 const birthdaysPerMinute = 6;
 const birthdaysInAll = 60;
 
-/** What one introduction, through all its rounds, may still spend on endpoints for which only the peer's word stands. */
+/** What all rounds of one introduction may still send to endpoints that only the peer calls its own. */
 export class Allowance {
   readonly #unverified: Tries = { left: unverifiedTries };
   readonly #private = new Map<Endpoint, Tries>();
   readonly #offLink = new Set<string>();
   readonly #isInBudget: (endpoint: Endpoint) => boolean;
 
-  /** `isInBudget`: whether the whole program may dial there for that peer. */
+  /** `isInBudget`: whether the budget of the whole program allows to dial there for that peer. */
   constructor(isInBudget: (endpoint: Endpoint) => boolean = () => true) {
     this.#isInBudget = isInBudget;
   }
@@ -78,23 +77,23 @@ interface Asked {
 
 interface OfPeer {
   peer: string;
-  /** By whatever way. */
+  /** Directly or by the relay. */
   hasLinked: boolean;
   birthday: Birthday;
 }
 
 /** An admitted introduction that we did not ask for. */
 export interface Unasked {
-  /** Whether its next birthday round, which lasts so long at most, may begin; a true answer counts it. */
+  /** Whether its next birthday round, of `lastsMs` at most, may begin. If the answer is true, it is counted. */
   mayTryBirthday(lastsMs: number): boolean;
-  /** It led to a link: it is not held against that peer; with a direct one, neither is its birthday. */
+  /** It led to a link, and no longer counts against that peer. With a direct link its birthday does not count, either. */
   linked(isDirect: boolean): void;
 }
 
 /**
- * Bounds the introductions that we did not ask for: in all, and such that whoever takes many of them leaves enough for
- * the others. What a peer can't have many of is its address, so that is whose share it is; but he who shares the address
- * of a greedy one, and has had next to none himself, is let in as long as there is a good part left.
+ * Bounds the introductions that we did not ask for: in all, and so that greedy peers leave enough for others. Shares are by
+ * address, because nobody has many addresses. A peer that shares the address of a greedy one, and has had next to none
+ * itself, is let in while a good part is left.
  */
 export class UnaskedBudget {
   readonly #now: () => number;
@@ -107,8 +106,8 @@ export class UnaskedBudget {
   }
 
   /**
-   * An introduction by that peer, however the caller tells peers apart, at that public address; undefined when it is one
-   * too many.
+   * Counts an introduction by that peer at that public address. `peer` is any text by which the caller tells peers apart.
+   * Undefined if it is one too many.
    */
   admit(peer: string, address: string): Unasked | undefined {
     const since = this.#now() - minuteMs;

@@ -1,7 +1,7 @@
 /**
- * Which endpoints we offer, and what one round dials (RFC 8445 §5.1.1, §6.1.2; RFC 5128 §3.4, §3.6): the peer's host
- * candidates, the endpoints the introducer saw, and where a NAT does not keep those, the ports it is expected to use
- * instead. Opens nothing; pure but for the birthday's dice. For participant.ts.
+ * Which endpoints we offer, and which ones a round dials (RFC 8445 §5.1.1, §6.1.2; RFC 5128 §3.4, §3.6): the peer's host
+ * candidates, and the endpoint that the introducer saw. Where a NAT uses another port for each destination, the ports that
+ * it is expected to use. Opens nothing. Pure but for random numbers. For native/punch/ and participant.ts.
  */
 import {
   addressScope,
@@ -28,33 +28,33 @@ import type { Candidate } from "./dial.ts";
 import { firstPeerPort, isAsFar } from "./gate.ts";
 
 /**
- * Birthday sockets start in steps, 8,000 SYNs a second at the most: a home router creates mappings faster than
- * that, and a batch is smaller than its queues.
+ * Birthday sockets start in batches, at most 8,000 SYNs a second. A home router creates mappings faster than that, and its
+ * queues are longer than a batch.
  */
 const paceBatch = 16;
 const paceMs = 2;
-/** Where every connection uses up a port of a sequential NAT, other candidates wait for those that count. */
+/** Each connection uses up a port of a sequential NAT. So there the host candidates wait until the others have left. */
 const hostDelayMs = 30;
 
 export interface Round {
   way: Way;
   own: Situation;
   peer: Peer;
-  /** Who names all this. */
+  /** The introducer, which names all this. */
   introducer: Endpoint;
   ownPrediction?: Prediction | undefined;
   peerPrediction?: Prediction | undefined;
-  /** Our own endpoints: never dialled. */
+  /** Our own endpoints. They are never dialled. */
   ours: ReadonlySet<Endpoint>;
-  /** The addresses of this host, of whose links the peer may be. */
+  /** The addresses of this host. The peer may be on one of their links. */
   hosts: readonly HostAddress[];
-  /** That of the introduction, of which this is one round. */
+  /** The allowance of the introduction that this round belongs to. */
   allowance: Allowance;
   /** Sockets that may be opened. */
   budget: number;
 }
 
-/** Our host candidates: every usable address of this host with the shared port, the one in use first. */
+/** Our host candidates: every usable address of this host with the shared port. The one in use comes first. */
 export function hostCandidates(
   inUse: string | undefined,
   port: number,
@@ -72,7 +72,7 @@ export function hostCandidates(
     .map((address) => formatEndpoint(address, port));
 }
 
-/** The candidates of a round, those that matter most first. */
+/** The candidates of a round. Those that matter most come first. */
 export function roundCandidates(round: Round): Candidate[] {
   const { own, peer, ours, budget, introducer } = round;
   const isOverLoopback = scopeOf(own.public) === "loopback" && scopeOf(introducer) === "loopback";
@@ -83,14 +83,14 @@ export function roundCandidates(round: Round): Candidate[] {
   };
   const seen = isAsFar(peer.public, introducer) ? [...byWay(round), ...mapped(round)] : [];
   const reflexive = seen.filter(({ endpoint }) => isUsable(endpoint));
-  // A peer may claim what we must not dial: that takes no part of what it may claim.
+  // What we must not dial anyway takes nothing from the peer's allowance.
   const hosts = hostsOf(round)
     .filter(isUsable)
     .flatMap((endpoint) => host(round, endpoint) ?? []);
   return [...reflexive, ...hosts].slice(0, Math.max(budget, hosts.length + 1));
 }
 
-/** Where the peer may be without any NAT in between, and where it was seen in the other address family. */
+/** Where the peer may be with no NAT between us, and where the introducer saw it in the other address family. */
 function hostsOf({ peer, introducer }: Round): Endpoint[] {
   const isPlausible = (endpoint: Endpoint) =>
     mayOffer(endpoint, peer.public) || isVerified(peer, splitEndpoint(endpoint).address);
@@ -101,8 +101,8 @@ function hostsOf({ peer, introducer }: Round): Endpoint[] {
 }
 
 /**
- * Whether the introducer has seen the peer at that address, where it can see better than we: one that is out in the
- * Internet can only claim what is in our own network.
+ * Whether the introducer has seen the peer at that address. An introducer out in the Internet can't have seen what is in
+ * our own network: there it only repeats what others claim.
  */
 function isSeen({ peer, introducer }: Round, endpoint: Endpoint): boolean {
   return isVerified(peer, splitEndpoint(endpoint).address) && isAsFar(endpoint, introducer);
@@ -116,7 +116,7 @@ function host(round: Round, endpoint: Endpoint): Candidate | undefined {
   return tries && { endpoint, route: scopeOf(endpoint) === "global" ? "public" : "private", tries, ...delay };
 }
 
-/** The port that the peer's router has opened; in a `fresh` round the peer listens on another one. */
+/** The port that the peer's router has opened. Not in a `fresh` round: there the peer listens on another port. */
 function mapped({ way, own, peer }: Round): Candidate[] {
   const endpoint = peer.mapped;
   if (endpoint === undefined || endpoint === peer.public || way === "fresh") return [];
@@ -124,10 +124,10 @@ function mapped({ way, own, peer }: Round): Candidate[] {
   return [{ endpoint, route: "mapped", ...(own.mapping === "sequential" && { afterMs: hostDelayMs }) }];
 }
 
-/** What is dialled besides the host candidates. */
+/** What a round of this way dials besides the host candidates. */
 function byWay(round: Round): Candidate[] {
   const { way, own, peer, ownPrediction } = round;
-  // Ports may be told us, another address than the peer's may not.
+  // A prediction may name other ports, but no other address than the peer's.
   const addressOf = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
   const isPeers = round.peerPrediction && addressOf(round.peerPrediction.endpoint) === addressOf(peer.public);
   const peerPrediction = isPeers ? round.peerPrediction : undefined;
@@ -138,18 +138,18 @@ function byWay(round: Round): Candidate[] {
   }
   if (way === "fresh" && peerPrediction) return [{ endpoint: peerPrediction.endpoint, route: "public" }];
   if (way === "predicted") {
-    // Whichever of the two NATs counts after all: one of its fresh mappings meets the other's shared one.
+    // We don't know which of the two NATs counts. A fresh mapping of that one meets the shared mapping of the other.
     const isEither = ownPrediction && peerPrediction && !isDependent(own) && !isDependent(peer);
     if (isEither) return [{ ...observed, route: "predicted", isFresh: true }, ...window(peerPrediction)];
     if (ownPrediction && peerPrediction) return walk(peerPrediction);
     if (peerPrediction) return window(peerPrediction);
-    // From a fresh port: the NAT still knows the shared one from an earlier round or link, by an older mapping.
+    // From a fresh port: of the shared port our NAT may still have an older mapping, of an earlier round or link.
     if (ownPrediction) return [{ ...observed, route: "predicted", isFresh: true }];
   }
   return [observed];
 }
 
-/** The ports that the peer's NAT gives next, all dialled from our one port, which our NAT keeps. */
+/** The ports that the peer's NAT gives next. All are dialled from our shared port: our NAT does not change it. */
 function window(prediction: Prediction): Candidate[] {
   return Array.from({ length: predictedPorts }, (_, index) => ({
     endpoint: ahead(prediction, index + 1),
@@ -158,9 +158,9 @@ function window(prediction: Prediction): Candidate[] {
 }
 
 /**
- * Both NATs count. Each side dials one and the same port, that lies some steps ahead, from as many fresh ports as
- * it takes for its own NAT to reach the port that the other side dials: whatever each NAT has given to others
- * meanwhile, there is one pair of sockets that fits.
+ * Both NATs count. Each side dials one port of the other that lies some steps ahead. It dials it from so many fresh ports
+ * that its own NAT reaches the port that the other side dials. So there is one pair of sockets that fits, even if each NAT
+ * has given some ports to others meanwhile.
  */
 function walk(prediction: Prediction): Candidate[] {
   const endpoint = ahead(prediction, predictedPorts);
@@ -176,7 +176,7 @@ function ahead(prediction: Prediction, count: number): Endpoint {
   return formatEndpoint(splitEndpoint(prediction.endpoint).address, predictPort(prediction, count));
 }
 
-/** The side with random ports: as many mappings as we may make, one of which the peer shall guess. */
+/** The side with random ports: it makes many mappings, and the peer has to guess one of them. */
 function openMany(endpoint: Endpoint): Candidate[] {
   return Array.from({ length: birthdaySockets }, (_, index) => ({
     endpoint,
@@ -187,7 +187,7 @@ function openMany(endpoint: Endpoint): Candidate[] {
   }));
 }
 
-/** The other side: as many different ports, drawn without repetition. */
+/** The other side: as many guesses at the port, all different. */
 function guess(observed: Endpoint): Candidate[] {
   const { address } = splitEndpoint(observed);
   return drawPorts(birthdaySockets).map((port, index) => ({
@@ -202,7 +202,7 @@ function paced(index: number): number {
   return Math.floor(index / paceBatch) * paceMs;
 }
 
-/** `count` different ports. */
+/** Draws `count` different ports at random. */
 export function drawPorts(count: number): number[] {
   const { first, last } = birthdayPorts;
   const drawn = new Set<number>();

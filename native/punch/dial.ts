@@ -1,7 +1,7 @@
 /**
- * The attempts at one candidate: when the next one is due, how many there may be, and what is told of them
- * (RFC 5128 §3.4; RFC 8445 §5.1.4 for the pacing of what is not known to be the peer's). Holds the sockets of a dial,
- * which {@link Punch} opens and closes. For native/punch/ and whoever chooses candidates.
+ * The attempts at one candidate: when the next one is due, how many there may be, and what is told of them (RFC 5128 §3.4;
+ * RFC 8445 §5.1.4 for the pacing where the endpoint may not be the peer's). Holds the socket of a dial; {@link Punch} opens
+ * and closes it. For native/punch/.
  */
 import { splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
 import type { Channel } from "../secure/channel.ts";
@@ -9,21 +9,21 @@ import type { Socket } from "../host/socket.ts";
 import type { Targets } from "./targets.ts";
 
 /**
- * The pause before a refused attempt is made again, plus a random part: two equal periods would lock in phase
- * and never cross. Short at first, because after an ICMP error the next SYN must leave before the peer's
- * arrives (README, "Refused attempts").
+ * The pause before a refused attempt is made again. A part is random: two equal periods would lock in phase, and the SYNs
+ * would never cross. It is short at first, because after an ICMP error the next SYN must leave before the peer's arrives
+ * (native/README.md, "Refused attempts").
  */
 const eagerPause = { baseMs: 1, randomMs: 2, forMs: 2_000 };
 const steadyPause = { baseMs: 5, randomMs: 10 };
-/** No NAT stands before a private candidate: its refusals only mean "not yet", or a stranger. Six tries: half a second. */
+/** No NAT stands before a private candidate, so a refusal means "not yet", or a stranger. Six tries take half a second. */
 const privatePause = { baseMs: 2, randomMs: 4, growth: 3 };
-/** Towards a global address at which the introducer has not seen the peer: it may be anybody's. */
+/** For a global address at which the introducer has not seen the peer. It may be anybody's. */
 const unverifiedPausesMs = [50, 200, 800, 3_200];
-/** There a SYN is given up just before the kernel would send it again (RFC 6298 §2.1: after one second). */
+/** There a SYN is given up just before the kernel would repeat it (RFC 6298 §2.1: after one second). */
 const unverifiedAnswerMs = 900;
 /**
- * A connection that did not authenticate, or a local obstacle (no port, no descriptor): unlikely to change soon, unless
- * the peer listened for others and has not yet heard of us.
+ * The pause after a connection that did not authenticate, or after a local obstacle (no port, no descriptor). Neither
+ * changes soon, unless the peer was listening for others and does not know of us yet.
  */
 const obstaclePause = { baseMs: 4, randomMs: 4, growth: 2, maxMs: 250 };
 
@@ -36,12 +36,12 @@ const refusals = new Set([
   "EACCES",
 ]);
 
-/** Whether an attempt met somebody, or a router, that said no. */
+/** Whether a host or a router has refused the attempt. */
 export function isRefusal(outcome: string): boolean {
   return refusals.has(outcome);
 }
 
-/** Attempts that are left, shared by all candidates and rounds that hold the same object. */
+/** How many attempts are left. Candidates and rounds that hold the same object share them. */
 export interface Tries {
   left: number;
 }
@@ -51,23 +51,23 @@ export interface Candidate {
   route: Exclude<Route, "listen">;
   /** Dialled from a port of its own instead of the shared one. */
   isFresh?: boolean;
-  /** Not dialled again after a refusal: its mapping is gone then. */
+  /** Not dialled again after a refusal, because its mapping is gone then. */
   isOnce?: boolean;
   /** How long after the start it is dialled. */
   afterMs?: number;
   /**
-   * Set where only the peer's word says that the endpoint is its own: dialled no more than so often, ever more seldom,
-   * and what becomes of it is told to nobody but our user.
+   * Set where only the peer says that the endpoint is its own. It is dialled at most so often, with growing pauses. What
+   * becomes of it is told to nobody but our user.
    */
   tries?: Tries;
 }
 
-/** One socket at a time. */
+/** The attempts at one candidate: one socket at a time. */
 export class Dial {
   readonly candidate: Candidate;
   dueAt: number;
   tries = 0;
-  /** That of the latest try. */
+  /** The local port of the latest attempt. */
   localPort = 0;
   socket?: Socket;
   /** Set once connected: from then on TLS decides. */
@@ -88,7 +88,7 @@ export class Dial {
     return this.candidate.tries === undefined;
   }
 
-  /** Whether the next attempt is to be made; taking it, it counts. */
+  /** Whether the next attempt is to be made now. If the answer is true, it is counted. */
   take(now: number): boolean {
     if (this.socket || this.channel || now < this.dueAt) return false;
     const { tries, endpoint, route } = this.candidate;
@@ -96,7 +96,7 @@ export class Dial {
       this.dueAt = Infinity;
       return false;
     }
-    // A birthday was counted as a whole.
+    // The attempts of a birthday were counted when it began.
     const waitMs = route === "birthday" ? 0 : this.#targets.attempt(endpoint);
     if (waitMs > 0) {
       this.dueAt = now + waitMs;
@@ -108,7 +108,7 @@ export class Dial {
     return true;
   }
 
-  /** Whether a SYN has been without an answer for as long as this candidate allows. */
+  /** Whether a SYN has waited for an answer as long as it may at this candidate. */
   isOverdue(now: number): boolean {
     const isBounded = !this.isVerified && this.candidate.route !== "private";
     return isBounded && this.socket !== undefined && now - this.#startedAt >= unverifiedAnswerMs;
@@ -143,7 +143,7 @@ export class Dial {
   }
 }
 
-/** What became of the attempts, a phrase for each candidate; those of a crowd are summed up. */
+/** What became of the attempts: a phrase for each candidate, and one for all predicted or guessed ports. */
 export function describe(dials: readonly Dial[]): string {
   const crowds = Map.groupBy(dials, ({ candidate: { route, endpoint } }) => {
     const isCrowd = route === "predicted" || route === "birthday";

@@ -1,22 +1,23 @@
 /**
- * What an introducer names for us to connect to, beside peers: a relay, where to be seen in the other address family,
- * where mapping probes go. It must neither send us to what only we can reach, nor have us find out for it who listens
- * where: nothing nearer than itself, few new endpoints, each remembered. One gate for a participant, however often it
- * registers. Pure but for the clock and the host's addresses. For native/punch/ and participant.ts.
+ * Which endpoints, beside those of peers, an introducer may have us connect to: a relay, an address of its other family,
+ * probe ports. It must not send us to what only we can reach, nor use us to find out who listens where. So an endpoint must
+ * not be nearer than the introducer itself, new ones are few, and each is remembered. A participant has one gate, however
+ * often it registers. Pure but for the clock and the host's addresses. For native/punch/ and participant.ts.
  */
 import { addressScope, scopeOf, splitEndpoint, type AddressScope, type Endpoint } from "../../protocol.ts";
 import { hostAddresses, isOnLink } from "../host/interfaces.ts";
 
 /**
- * New endpoints in a minute, and in an hour: at the introducer's own address, where it can listen itself, and elsewhere.
- * A registration has one to be seen at, four further probe ports and as many alternates; relays are at other introducers.
+ * New endpoints in a minute and in an hour: at the introducer's own address, where it could find out by itself, and
+ * elsewhere. A registration has one endpoint to be seen at, four further probe ports, and as many at a second address.
+ * Relays may be at other introducers.
  */
 const newEndpoints = { itsOwn: { minute: 32, hour: 256 }, elsewhere: { minute: 12, hour: 64 } };
-/** Visits in a minute to those that are known: each relayed link is one, each registration some. */
+/** Visits in a minute to endpoints that are known. A relayed link is one visit, a registration some. */
 const visitsPerMinute = 480;
 const minuteMs = 60_000;
 const hourMs = 3_600_000;
-/** Below are the services of a network: only an introducer may be there, on its own port. */
+/** Ports below are those of a network's services. Only an introducer may be there, on its own port. */
 export const firstPeerPort = 1024;
 
 interface Known {
@@ -34,7 +35,7 @@ export class Gate {
     this.#now = now;
   }
 
-  /** Whether we may connect there now, since that introducer names it; a true answer counts it. */
+  /** Whether we may connect to an endpoint that this introducer names. If the answer is true, it is counted. */
   admits(endpoint: Endpoint, introducer: Endpoint): boolean {
     const now = this.#now();
     const isItsOwn = splitEndpoint(endpoint).address === splitEndpoint(introducer).address;
@@ -54,19 +55,19 @@ export class Gate {
   }
 }
 
-/** Whether there may be something of an introducer's at another address than its own. */
+/** Whether an introducer may have something at this endpoint, which is not at its own address. */
 function isElsewhere(endpoint: Endpoint, introducer: Endpoint): boolean {
   const { address, port } = splitEndpoint(endpoint);
   const { address: from, port: itsPort } = splitEndpoint(introducer);
   if ((port < firstPeerPort && port !== itsPort) || !isAsFar(endpoint, introducer)) return false;
   const hosts = hostAddresses();
   const isOwn = (one: string) => hosts.some((host) => host.address === one);
-  // This host, or a neighbour, by a global address: that is for an introducer that is here, too.
+  // This host by its global address: only an introducer on this host may name it. A neighbour: only one on the same link.
   if (isOwn(address) && !isOwn(from) && addressScope(from) !== "loopback") return false;
   return !isOnLink(address, hosts) || isOnLink(from, hosts);
 }
 
-/** Whether it is no nearer to us than the introducer that names it: none may send us to what is in our own network only. */
+/** Whether the endpoint is no nearer to us than the introducer. Else it could send us to what only we can reach. */
 export function isAsFar(endpoint: Endpoint, introducer: Endpoint): boolean {
   const distance: AddressScope[] = ["unusable", "loopback", "private", "global"];
   return distance.indexOf(scopeOf(endpoint)) >= Math.max(1, distance.indexOf(scopeOf(introducer)));

@@ -1,12 +1,11 @@
 /**
- * The router that our packets to the Internet go to first, and what is asked of it in any protocol: a port of its
- * external address for one of ours. Owns no descriptor; prints nothing. For portmap.ts and the protocols it asks by,
- * pcp.ts and upnp.ts.
+ * The default gateway: the router that our packets to the Internet go to first. And what each protocol asks of it: a port of
+ * its external address that leads to one of ours. Owns no descriptor, prints nothing. For portmap.ts, pcp.ts and upnp.ts.
  */
 import { readFile } from "node:fs/promises";
 import { canonicalAddress } from "../../protocol.ts";
 
-/** How long the program that knows the routes may take, where the kernel shows no file of them. */
+/** How long `route` may take. It is used where the kernel has no file of the routes. */
 const routeTimeoutMs = 1_000;
 /** linux/route.h: the route is usable, its next hop is a gateway. */
 const RTF_UP = 1;
@@ -15,13 +14,13 @@ const RTF_GATEWAY = 2;
 export interface Gateway {
   /** IPv4, as the route has it. */
   address: string;
-  /** Our own on the way to it. */
+  /** Our own address on the way to it. */
   localAddress: string;
-  /** Where it is asked by PCP and NAT-PMP. */
+  /** The port for PCP and NAT-PMP. */
   mappingPort: number;
-  /** Where its announcements to all hosts arrive. */
+  /** The port at which its announcements to all hosts arrive. */
   announcementPort: number;
-  /** Where it hears SSDP. */
+  /** The port for SSDP. */
   searchPort: number;
 }
 /** RFC 6887 §19.1, §19.2; UPnP Device Architecture 1.1 §1.3.2. */
@@ -31,12 +30,12 @@ export type MappingProtocol = "pcp" | "nat-pmp" | "upnp";
 
 /** What the router says it has opened. */
 export interface Grant {
-  /** What it calls its external address. */
+  /** Its external address, as it says. */
   externalAddress: string;
   externalPort: number;
-  /** 0: until it is deleted. */
+  /** In seconds; 0: until it is deleted. */
   lifetimeS: number;
-  /** Seconds since the router lost its mappings (RFC 6887 §8.5), where the protocol tells. */
+  /** Seconds since the router last lost its mappings (RFC 6887 §8.5), if the protocol says it. */
   epochS?: number;
 }
 
@@ -45,28 +44,28 @@ export interface MappingClient {
   readonly protocol: MappingProtocol;
   /** Asks for a mapping, or renews the one there is. Rejects with a {@link PortMapError}, at the latest on abort. */
   map(lifetimeS: number, signal: AbortSignal): Promise<Grant>;
-  /** Deletes what may exist, also when no answer has come to `map`. Rejects like it. */
+  /** Deletes what may exist, even if no answer has come to `map`. Rejects as `map` does. */
   unmap(signal: AbortSignal): Promise<void>;
 }
 
-/** No mapping from that protocol, and why. */
+/** Why there is no mapping by this protocol. */
 export class PortMapError extends Error {}
 
-/** The router has no external address that it would open a port of: another protocol would say no other. */
+/** The router has no external address. Another protocol would give the same answer. */
 export class NoAddressError extends PortMapError {
   constructor() {
     super("the router has no public address");
   }
 }
 
-/** Node's and Bun's errors of sockets, in words. */
+/** An error of a socket of Node's or Bun's, in words. */
 export function socketProblem(error: unknown): PortMapError {
   const code = error instanceof Error && "code" in error ? String(error.code) : "";
   const words: Record<string, string> = { ECONNREFUSED: "nothing listens there", ABORT_ERR: "no answer" };
   return new PortMapError(words[code] ?? (code || String(error)), { cause: error });
 }
 
-/** The default gateway of `/proc/net/route`: that of the best default route, if that has one. Pure. */
+/** The gateway of the best default route in `/proc/net/route`; undefined if that route has none. Pure. */
 export function parseRouteTable(table: string): string | undefined {
   const routes = table
     .split("\n")
@@ -77,14 +76,14 @@ export function parseRouteTable(table: string): string | undefined {
     })
     .sort((a, b) => Number(a[6]) - Number(b[6]));
   const [, , gateway, flags] = routes[0] ?? [];
-  // A tunnel's route has none, and then the LAN's router is not on the way.
+  // The route of a tunnel has no gateway, and the LAN's router does not see our packets.
   if (gateway === undefined || (parseInt(flags!, 16) & RTF_GATEWAY) === 0) return undefined;
   // In host byte order, which is little-endian on all our platforms.
   const bytes = [6, 4, 2, 0].map((at) => parseInt(gateway.slice(at, at + 2), 16));
   return canonicalAddress(bytes.join("."))?.address;
 }
 
-/** The same of what `route -n get default` prints on macOS. Pure. */
+/** The gateway in what `route -n get default` prints on macOS. Pure. */
 export function parseRouteAnswer(answer: string): string | undefined {
   const gateway = /^\s*gateway:\s+(\S+)\s*$/m.exec(answer)?.[1];
   const address = gateway === undefined ? undefined : canonicalAddress(gateway);
@@ -102,7 +101,7 @@ export async function findGateway(signal: AbortSignal): Promise<Gateway | undefi
   return { address, localAddress, ...gatewayPorts };
 }
 
-/** Sends nothing: connecting a UDP socket makes the kernel choose. Undefined when there is no way. */
+/** The address that the kernel chooses on the way there; undefined if there is no way. Connects UDP, and sends nothing. */
 async function localAddressTowards(address: string): Promise<string | undefined> {
   try {
     const connect = { hostname: address, port: gatewayPorts.mappingPort };
@@ -121,11 +120,11 @@ async function askForRoute(signal: AbortSignal): Promise<string> {
     const program = Bun.spawn(command, { stdout: "pipe", stderr: "ignore", timeout: routeTimeoutMs, signal });
     return await program.stdout.text();
   } catch {
-    return ""; // no such program, or stopped
+    return ""; // there is no such program, or it was stopped
   }
 }
 
-/** Runs `work` with a signal that aborts after `ms`, when `outer` does, and in any case once `work` has ended. */
+/** Runs `work` with a signal. It aborts after `ms`, when `outer` aborts, and once `work` has ended. */
 export async function within<T>(
   ms: number,
   outer: AbortSignal,
@@ -145,7 +144,7 @@ export async function within<T>(
   }
 }
 
-/** Resolves after `ms`, or at once on abort: look at the signal then. */
+/** Resolves after `ms`, or at once on abort. The signal says which. */
 export function pause(ms: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, ms);

@@ -1,6 +1,7 @@
 /**
- * What kind of NAT this host is behind (RFC 5382 §4.1, RFC 5780 §4.3): probes from the very port that is to be
- * punched from, and a pure classifier of what they saw. Owns each probe's descriptor; prints nothing.
+ * What kind of NAT this host is behind (RFC 5382 §4.1, RFC 5780 §4.3). Probes go out from the very port that punches use,
+ * and a pure function classifies what was seen of them. Owns the descriptor of each probe. Prints nothing. For native/punch/
+ * and participant.ts.
  */
 import {
   encode,
@@ -19,13 +20,13 @@ import { connectFrom, connectShared, handOver, type Socket } from "../host/socke
 /** How long one probe may take. */
 const probeTimeoutMs = 3_000;
 /**
- * How much longer than the others one to another address may take. It takes so long wherever nobody answers as an
- * introducer does: when we say how our NAT maps must not tell who else listens there.
+ * How much longer a probe to a second address may take than the others. Where no introducer answers, it always takes so
+ * long. So the introducer can't learn from our timing who else listens there.
  */
 const alternateGraceMs = 250;
-/** How long a connection to ourselves may take: it goes to our own NAT and back. */
+/** How long a connection to ourselves may take. It goes to our own NAT and back. */
 const hairpinTimeoutMs = 1_500;
-/** Differences between successive ports that still count as a step, times what others took meanwhile. */
+/** The largest step, and the most steps between two of our ports: other hosts may have taken ports between them. */
 const largestStep = 1024;
 const mostForeign = 24;
 
@@ -37,17 +38,17 @@ export interface Sample {
 
 export interface MappingBehaviour {
   mapping: Mapping;
-  /** Sequential: the difference between successive external ports. */
+  /** For `sequential`: the difference between two successive external ports. */
   step: number;
   /** Whether the external port is the local one. */
   isPreserved: boolean;
-  /** Whether the external port changes with the destination's address too; undefined without a second address. */
+  /** What of the destination the external port depends on; `unknown` without a second address. */
   dependsOn: "nothing" | "address" | "port" | "unknown";
 }
 
 /**
- * Classifies samples in the order in which they were taken, of which the control connection is the first. Pure. What is
- * seen from its address decides; only where that is the same for every port, a further address does.
+ * Classifies samples. They are in the order in which they were taken, and the first is the control connection. What was
+ * seen from its address decides. If that was the same for every port, what was seen from a second address decides. Pure.
  */
 export function classifyMapping(samples: readonly Sample[], localPort: number): MappingBehaviour {
   const main = samples[0] && splitEndpoint(samples[0].destination).address;
@@ -63,7 +64,7 @@ export function classifyMapping(samples: readonly Sample[], localPort: number): 
     : { ...behaviour, mapping: "sequential", step };
 }
 
-/** Each new mapping is one to another address, and at the main one there is but one. */
+/** The step of a NAT that makes a new mapping for each address; undefined if there is none. */
 function stepByAddress(samples: readonly Sample[], isMain: (one: Sample) => boolean): number | undefined {
   const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
   if (addresses.size > 1) return undefined;
@@ -73,22 +74,22 @@ function stepByAddress(samples: readonly Sample[], isMain: (one: Sample) => bool
   const steps = given.slice(1).map((port, index) => port - given[index]!);
   const [first = 0, ...others] = steps.filter((one) => one !== 0);
   if (others.length > 0) return commonStep([first, ...others]);
-  // One alone tells only that it is near, as others may have taken some.
+  // One difference alone shows only that the NAT counts. Others may have taken some ports between.
   return Math.abs(first) <= mostForeign ? Math.sign(first) : undefined;
 }
 
-/** By what is seen from one address. */
+/** The mapping by what was seen from one address. */
 function classifyPorts(samples: readonly Sample[]): Pick<MappingBehaviour, "mapping" | "step"> {
   const ports = samples.map(({ observed }) => splitEndpoint(observed).port);
   const result = (mapping: Mapping, step: number) => ({ mapping, step });
   if (ports.length < 2) return result("unknown", 0);
   const addresses = new Set(samples.map(({ observed }) => splitEndpoint(observed).address));
-  // The control connection may be older than what the NAT does now (restarted, another session's port): where the
-  // probes to several ports agree, they decide.
+  // The control connection may be older than the present behaviour of the NAT. If the probes to several ports agree, they
+  // decide.
   const isAgreed = (some: number[]) => new Set(some).size === 1 && addresses.size === 1;
   if (isAgreed(ports) || (ports.length > 2 && isAgreed(ports.slice(1))))
     return result("endpoint-independent", 0);
-  // The control connection came long before the probes, so the difference to it says nothing.
+  // The control connection was made long before the probes, so its port says nothing about the step.
   const probed = ports.slice(1);
   const step =
     addresses.size === 1
@@ -101,7 +102,7 @@ function differences(ports: number[]): number[] {
   return ports.slice(1).map((port, index) => port - ports[index]!);
 }
 
-/** As they were given, where a SYN was lost and came again: the way that they go is told by the two rounds. */
+/** The ports in the order in which the NAT gave them, if a SYN was lost and repeated. The two halves show the direction. */
 function inOrder(ports: number[]): number[] {
   const half = Math.floor(ports.length / 2);
   const mean = (some: number[]) => some.reduce((sum, port) => sum + port, 0) / some.length;
@@ -110,8 +111,8 @@ function inOrder(ports: number[]): number[] {
 }
 
 /**
- * The step of which every difference is a small multiple, for others may have taken ports in between; but for one, where
- * the counter has begun anew.
+ * The step of which all differences are small multiples: others may have taken ports in between. One difference may be
+ * another: where the NAT's counter began anew.
  */
 function commonStep(differences: number[]): number | undefined {
   const counted = differences.filter((one) => Math.abs(one) <= largestStep);
@@ -128,7 +129,7 @@ function stepOf(differences: number[]): number | undefined {
   return differences.every(isMultiple) ? step : undefined;
 }
 
-/** What makes the external endpoint change: the destination's port, only its address, or neither. */
+/** What of the destination changes the external endpoint: the port, only the address, or neither. */
 function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
   const byAddress = Map.groupBy(samples, ({ destination }) => splitEndpoint(destination).address);
   const seen = (group: readonly Sample[]) => new Set(group.map(({ observed }) => observed)).size;
@@ -138,11 +139,11 @@ function dependence(samples: readonly Sample[]): MappingBehaviour["dependsOn"] {
   return byAddress.size > 1 ? "nothing" : "unknown";
 }
 
-/** What the introducer sees of a connection from our shared `port`; undefined when no answer came. */
+/** The endpoint at which the introducer sees a connection from our shared `port`; undefined if no answer came. */
 export async function observe(port: number, destination: Endpoint): Promise<Endpoint | undefined> {
   try {
     using socket = await connectFrom(port, destination, probeTimeoutMs);
-    // With a FIN the port could not be measured again for a minute (TIME_WAIT).
+    // By RST: after a FIN the port could not be measured again for a minute (TIME_WAIT).
     return await readObserved(socket.closeAbortively());
   } catch (error) {
     if (error instanceof SystemError) return undefined;
@@ -151,8 +152,8 @@ export async function observe(port: number, destination: Endpoint): Promise<Endp
 }
 
 /**
- * The same from a fresh port, which is shareable from then on. It ends with a FIN: a RST would have a NAT forget the
- * mapping. What is said on it the introducer hears before we have its answer.
+ * The same from a fresh port, which further sockets may share from then on. It ends with a FIN, because a RST would make
+ * the NAT forget the mapping. The introducer has read `says` before its answer reaches us.
  */
 export async function observeFresh(
   destination: Endpoint,
@@ -251,12 +252,12 @@ export async function predict(
 }
 
 /**
- * Hairpinning (RFC 5382 §7): whether two ports of ours reach each other by their external endpoints. Both connect at
- * once, because a NAT that filters lets in only whom it has seen us call.
+ * Hairpinning (RFC 5382 §7): whether two ports of ours reach each other by their external endpoints. Both connect at once,
+ * because a NAT that filters lets in only endpoints that we have called.
  */
 export async function testHairpinning(port: number, external: Endpoint, probe: Endpoint): Promise<boolean> {
   const other = await observeFresh(probe);
-  // Whoever answers the probe must not choose whom we call.
+  // Whoever answers the probe must not choose the address that we call.
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
   if (!other || address(other.observed) !== address(external)) return false;
   const attempts = [
