@@ -28,7 +28,7 @@ import {
 } from "./native/participant/events.ts";
 import { Keep } from "./native/participant/keep.ts";
 import { Membership } from "./native/participant/membership.ts";
-import type { PeerRow } from "./native/participant/peer.ts";
+import type { PeerRow } from "./native/participant/peer-events.ts";
 import { answerTimeoutMs } from "./native/participant/questions.ts";
 import {
   type Refused,
@@ -330,13 +330,13 @@ function hear(message: RoomMessage, situation: Situation, roster: Roster, emit: 
     case "left":
       return roster.left(message.id);
     case "measure":
-      return roster.remember(message.peer)?.measure(message);
+      return roster.remember(message.peer)?.introducing.measure(message);
     case "punch":
-      return roster.remember(message.peer)?.punch(message);
+      return roster.remember(message.peer)?.introducing.punch(message);
     case "relay":
-      return roster.remember(message.peer)?.relay(message);
+      return roster.remember(message.peer)?.introducing.relay(message);
     case "failed":
-      return roster.byId(message.peer)?.failed(message);
+      return roster.byId(message.peer)?.introducing.failed(message);
     case "filtering":
     case "echo":
       return situation.questions.answered(message);
@@ -350,7 +350,8 @@ function hearRefusal(message: Refused, situation: Situation | undefined, roster:
   const { request, code, peer } = message;
   const text = refusalText(message);
   if (request === "echo" || request === "connect-back") return situation?.questions.refused(request, text);
-  if (request === "connect" && peer !== undefined) return roster.byId(peer)?.refused(message.message);
+  if (request === "connect" && peer !== undefined)
+    return roster.byId(peer)?.introducing.refused(message.message);
   // A peer that left while our report was on its way: there is nobody to tell.
   if (code !== "unknown-peer") emit({ event: "error", message: text });
 }

@@ -215,7 +215,7 @@ describe("by command", () => {
       const taken = mallory.offer("x", 1, 1);
       const { offer } = await bob.next("offered");
       taken.reset("I have changed my mind");
-      await mallory.link.ping(); // by then the reset has arrived
+      await mallory.ping("bob"); // by then the reset has arrived
       bob.type(`accept ${offer}`);
       expect((await bob.next("error")).message).toBe(`there is no offer ${offer}`);
     },
@@ -503,6 +503,11 @@ class Hostile implements AsyncDisposable {
   private constructor(participant: Participant, link: Link) {
     this.#participant = participant;
     this.link = link;
+  }
+
+  /** Resolves once the peer has all that was sent before. */
+  ping(peer: string): Promise<number> {
+    return this.#participant.ping(peer);
   }
 
   /** Of several things, with the paths that it lists; or of one file, with none. */

@@ -5,7 +5,7 @@
 import type { Room } from "../secure/room.ts";
 import type { UseEvent } from "../uses/services.ts";
 import type { Identity } from "../secure/identity.ts";
-import type { PeerEvent, PeerRow } from "./peer.ts";
+import type { PeerEvent, PeerRow } from "./peer-events.ts";
 import type { MappingBehaviour } from "../punch/mapping.ts";
 import type { PortMappingState } from "../punch/portmap.ts";
 import type { AddressScope, Endpoint, Filtering, Mapping, Way } from "../../protocol.ts";

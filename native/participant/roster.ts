@@ -16,7 +16,8 @@ import { type Unasked, UnaskedBudget } from "../punch/allowance.ts";
 import type { Link } from "../session/link.ts";
 import { byTurns } from "../shares/turns.ts";
 import type { ParticipantEvent } from "./events.ts";
-import { type PeerRow, type PeerSurroundings, RemotePeer } from "./peer.ts";
+import { type PeerOwner, RemotePeer } from "./peer.ts";
+import type { PeerRow } from "./peer-events.ts";
 
 /** Peers of one room that are kept in mind. */
 export const maxPeers = 4096;
@@ -40,7 +41,7 @@ export interface RosterOwner {
 
 export class Roster {
   readonly #owner: RosterOwner;
-  readonly #surroundings: PeerSurroundings;
+  readonly #peerOwner: PeerOwner;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   /** For all peers together. */
@@ -51,11 +52,11 @@ export class Roster {
   /** What its peers need of it, it gives them itself. */
   constructor(
     owner: RosterOwner,
-    surroundings: Omit<PeerSurroundings, "returning" | "changed" | "admit" | "instance" | "hasQuit">,
+    peerOwner: Omit<PeerOwner, "returning" | "changed" | "admit" | "instance" | "hasQuit">,
   ) {
     this.#owner = owner;
-    this.#surroundings = {
-      ...surroundings,
+    this.#peerOwner = {
+      ...peerOwner,
       instance: owner.self.instance,
       get hasQuit() {
         return owner.hasQuit;
@@ -133,7 +134,7 @@ export class Roster {
     let known = this.#peers.get(key);
     if (!known) {
       if (this.#peers.size >= maxPeers) return void this.#owner.tooMany();
-      known = new RemotePeer(peer, this.#surroundings, doubt);
+      known = new RemotePeer(peer, this.#peerOwner, doubt);
       this.#peers.set(key, known);
     }
     known.seen(peer);
@@ -154,11 +155,11 @@ export class Roster {
    * started anew, if that one proves to be what it seems, and the new one knows nothing of the link.
    */
   #endIfRestarted(peer: RemotePeer): void {
-    if (!peer.isReturning || peer.isPresent) return;
+    if (peer.state !== "returning" || peer.isPresent) return;
     const isSuccessor = (other: RemotePeer) =>
       other !== peer && other.isPresent && other.fingerprint === peer.fingerprint && other.name === peer.name;
     const successors = [...this].filter(isSuccessor);
-    if (successors.some(({ link }) => link)) return peer.restarted();
+    if (successors.some(({ link }) => link)) return peer.link?.abandon("peer-restarted", "");
     for (const successor of successors) successor.askAfter(peer.link!);
   }
 

@@ -88,8 +88,8 @@ export interface Ground {
 }
 
 export type PunchMessage = ToParticipant & { type: "punch" };
-type MeasureMessage = ToParticipant & { type: "measure" };
-type RelayMessage = ToParticipant & { type: "relay" };
+export type MeasureMessage = ToParticipant & { type: "measure" };
+export type RelayMessage = ToParticipant & { type: "relay" };
 /** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
 type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 

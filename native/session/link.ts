@@ -1,29 +1,20 @@
 /**
- * A link: what two running programs share. A session, the stream of lines on it (texts and their answers), and the
- * channels it has gone by so far; between two of them the link waits, and is given up only after a while. Owns its
- * session. It seeks no channel and never prints: its owner brings channels and is told when one is wanted. For
- * native/participant/peer.ts.
+ * A link: what two running programs share. A session, and the channels it has gone by so far; between two of them the
+ * link waits, and is given up only after a while. Owns its session. It seeks no channel and never prints: its owner
+ * brings channels and is told when one is wanted. For native/participant/, and for native/uses/.
  */
 import {
   type ByeReason,
   byeReasons,
-  encode,
   type Endpoint,
-  LineDecoder,
-  type LinkLine,
-  parseLinkLine,
-  Refusal,
   type Role,
   type Route,
   type UnlinkReason,
 } from "../../protocol.ts";
 import { type Carrier, type CarrierEvent, LinkError, type Offer } from "./carrier.ts";
-import { Queue } from "./resend.ts";
-import { type EndedBy, Session } from "./session.ts";
+import { Session, type SessionEnd } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
-/** Texts and pings that may wait for an answer at once. */
-const maxWaiting = 1024;
 /** The session says so again while it does. */
 const looksDeadForMs = 5_000;
 /**
@@ -31,8 +22,6 @@ const looksDeadForMs = 5_000;
  * that there is to say are answers.
  */
 const defaultUnwantedKeepMs = 60_000;
-/** Answers that the peer has not acknowledged, with all that keeping them costs a megabyte: no more of its lines are read. */
-const maxUnacknowledgedAnswers = 8 * 1024;
 /** How long an orderly end may take when nothing has to be sent first. */
 const endTimeoutMs = 1_000;
 
@@ -42,6 +31,42 @@ const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
   quit: "peer-quit",
   replaced: "replaced",
 };
+
+/** Why a link ended; `detail` is for the user. */
+export interface LinkEnd {
+  reason: UnlinkReason;
+  detail: string;
+}
+
+function linkEndOf(end: SessionEnd): LinkEnd {
+  switch (end.by) {
+    case "us":
+      return { reason: "disconnected", detail: end.reason };
+    case "protocol":
+      return { reason: "protocol-error", detail: end.reason };
+    case "restart":
+      return { reason: "peer-restarted", detail: "" };
+    case "peer": {
+      const known = byeReasons.find((one) => one === end.reason);
+      if (known) return { reason: peersReasons[known], detail: "" };
+      // Its own diagnosis, such as that our lines break the protocol.
+      return { reason: "peer-disconnected", detail: end.reason };
+    }
+  }
+}
+
+/**
+ * `suspect`: its channel did not do what it should have, just now. `returning`: it has none. `ending`: we have begun to
+ * end it.
+ */
+export type LinkState = "alive" | "suspect" | "returning" | "ending" | "ended";
+
+/** `tell`: what is left to do at its end, once. */
+type Life =
+  | { is: "alive"; suspectUntilMs: number }
+  | { is: "returning" }
+  | { is: "ending"; end: LinkEnd; isAtOnce: boolean }
+  | { is: "ended"; tell: () => void };
 
 /** What a stream is for, as the side that opens it says: `use` is text; who takes the stream checks the rest. */
 export type Purpose = Record<string, unknown>;
@@ -56,7 +81,6 @@ export interface LinkCarrier extends Carrier {
 }
 
 export interface LinkOwner {
-  said(text: string): void;
   /** A stream that the peer has opened; whoever does not want it resets it. */
   stream(stream: Stream, purpose: Purpose): void;
   /** What the user of a stream threw at what came for it; that stream was reset. */
@@ -67,15 +91,12 @@ export interface LinkOwner {
   looksDead(): void;
   /** It goes by another channel. `gapMs`: how long nothing went; 0 when the old one was alive. */
   moved(channel: LinkCarrier, gapMs: number): void;
+  /** Whether somebody here uses one of so many streams, or waits for an answer. */
+  isUsed(streams: number): boolean;
+  /** Resolves once what was said can be sent; undefined when it can. The link's orderly end waits for it. */
+  readonly sent: Promise<void> | undefined;
   /** Called once. */
-  ended(reason: UnlinkReason, detail: string): void;
-}
-
-/** An answer that is waited for: `heard` or `pong`. */
-interface Waiting {
-  resolve: (elapsedMs: number) => void;
-  reject: (error: LinkError) => void;
-  sentAt: number;
+  ended(end: LinkEnd): void;
 }
 
 export interface LinkOptions {
@@ -94,55 +115,32 @@ export interface LinkOptions {
 export class Link {
   readonly openedAt = Date.now();
   readonly session: Session;
-  readonly #owner: LinkOwner;
-  readonly #keepMs: number;
-  readonly #isAsked: boolean;
-  readonly #unwantedKeepMs: number;
+  readonly #options: Required<LinkOptions>;
   readonly #ended = Promise.withResolvers<UnlinkReason>();
-  readonly #waiting = new Map<number, Waiting>();
   /** All that its session may go by. */
   readonly #brought = new WeakMap<Carrier, LinkCarrier>();
   /** The latest. */
   #channel: LinkCarrier;
-  #lines: Stream | undefined;
-  /** What was said before the stream of lines had come. */
-  #unsent: LinkLine[] = [];
-  #unsentAnswers = 0;
-  /** Bytes written to the stream of lines; and where in them the answers end that are not acknowledged. */
-  #lineBytes = 0;
-  readonly #answersUntil = new Queue<number>();
-  #nextId = 1;
-  #brokenSince: number | undefined;
-  #looksDeadSince = -Infinity;
+  #life: Life = { is: "alive", suspectUntilMs: -Infinity };
   #keepTimer: NodeJS.Timeout | undefined;
-  #isAbandoned = false;
-  /** Set between the end and the telling of it. */
-  #tellEnd: (() => void) | undefined;
-  /** Why we end it. */
-  #closing: { reason: UnlinkReason; detail: string } | undefined;
 
   /**
    * Without an `id` we have nominated the channel, and speak first. With one the peer has spoken on it and named that
    * session: {@link accept} what it offered once everybody knows of the link, for streams may come with it.
    */
   constructor(channel: LinkCarrier, options: LinkOptions, id?: string) {
-    const { role, fingerprint, keepMs, isAsked, owner, unwantedKeepMs = defaultUnwantedKeepMs } = options;
     this.#channel = channel;
-    this.#owner = owner;
-    this.#keepMs = keepMs;
-    this.#isAsked = isAsked ?? true;
-    this.#unwantedKeepMs = unwantedKeepMs;
-    this.session = new Session({ role, peer: fingerprint, ...(id !== undefined && { id }) });
+    this.#options = { isAsked: true, unwantedKeepMs: defaultUnwantedKeepMs, ...options };
+    const { role, fingerprint: peer, owner } = options;
+    this.session = new Session({ role, peer, ...(id !== undefined && { id }) });
     this.session.onStream = (stream, purpose) => this.#onStream(stream, purpose);
     this.session.onThrown = (error) => owner.threw(error);
     this.session.onCarrier = (event) => this.#onCarrier(event);
     this.session.isWanted = () => this.#isWanted;
     this.session.onGivenUp = () =>
       this.abandon("connection-lost", "and its memory is needed for other links");
-    this.session.onEnd = (reason, by) => this.#onEnd(reason, by);
-    if (id !== undefined) return;
-    this.attach(channel);
-    this.#useLines(this.open("lines"));
+    this.session.onEnd = (end) => this.#onEnd(end);
+    if (id === undefined) this.attach(channel);
   }
 
   get route(): Route {
@@ -158,21 +156,25 @@ export class Link {
   get ended(): Promise<UnlinkReason> {
     return this.#ended.promise;
   }
-  get isReturning(): boolean {
-    return this.#brokenSince !== undefined;
+  get state(): LinkState {
+    const life = this.#life;
+    if (life.is !== "alive") return life.is;
+    return performance.now() < life.suspectUntilMs ? "suspect" : "alive";
   }
-  /** Whether the channel did not do what it should have, just now. */
-  get looksDead(): boolean {
-    return performance.now() - this.#looksDeadSince < looksDeadForMs;
-  }
+  /** Whether it goes on, with or without a channel. */
   get isOpen(): boolean {
-    return !this.session.isEnded && !this.#closing;
+    return this.#life.is === "alive" || this.#life.is === "returning";
   }
 
   /** There is reason to think that its channel is dead, though nothing has shown it yet. */
   suspect(): void {
-    this.#looksDeadSince = performance.now();
+    this.#suspect();
     this.session.ping();
+  }
+
+  #suspect(): void {
+    if (this.#life.is === "alive")
+      this.#life = { is: "alive", suspectUntilMs: performance.now() + looksDeadForMs };
   }
 
   /** Another channel that this side has nominated. */
@@ -203,14 +205,9 @@ export class Link {
     }
   }
 
-  /** Resolves when the peer's program has the text; rejects with a {@link LinkError} when that can't be known. */
-  say(text: string): Promise<number> {
-    return this.#ask((id) => ({ type: "say", id, text }));
-  }
-
-  /** Resolves to the round trip in milliseconds, from program to program. */
-  ping(): Promise<number> {
-    return this.#ask((id) => ({ type: "ping", id }));
+  #onStream(stream: Stream, purpose: Purpose): void {
+    if (typeof purpose["use"] === "string") return this.#options.owner.stream(stream, purpose);
+    stream.reset("it does not say in text what it is for", resetCodes.refused);
   }
 
   /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first, if it can. */
@@ -221,200 +218,81 @@ export class Link {
 
   /** Ends it now: its peer is not there any more. */
   abandon(reason: UnlinkReason, detail: string): void {
-    this.#isAbandoned = true;
-    if (this.session.isEnded) return this.#tellEnd?.();
-    this.#closing = { reason, detail };
+    if (this.#life.is === "ended") return this.#life.tell();
+    if (this.session.state === "ended") return; // its end is being told
+    this.#life = { is: "ending", end: { reason, detail }, isAtOnce: true };
     this.session.abandon(reason);
   }
 
   #close(reason: ByeReason): void {
-    this.#closing = { reason, detail: "" };
-    this.#isAbandoned = this.isReturning;
-    if (this.isReturning) return this.session.abandon(reason);
-    const isBusy = () => this.session.outstandingBytes > 0;
+    if (this.#life.is === "returning") return this.abandon(reason, "");
+    this.#life = { is: "ending", end: { reason, detail: "" }, isAtOnce: false };
     const timer = setInterval(() => {
-      if (!isBusy()) this.session.abandon(reason);
+      if (this.session.outstandingBytes === 0) this.session.abandon(reason);
     }, endTimeoutMs);
     void this.#ended.promise.then(() => clearInterval(timer));
-    // What was said before the stream of lines has come goes first.
-    if (this.#lines || this.#unsent.length === 0) this.session.finish(reason);
-  }
-
-  // --- lines ---------------------------------------------------------------------------------------------
-
-  #ask(message: (id: number) => LinkLine): Promise<number> {
-    const { promise, resolve, reject } = Promise.withResolvers<number>();
-    if (!this.isOpen || this.session.isEnding) reject(new LinkError("the link has ended"));
-    else if (this.#waiting.size >= maxWaiting)
-      reject(new LinkError(`${maxWaiting} texts already wait for the peer's answer`));
-    else {
-      const id = this.#nextId++;
-      this.#waiting.set(id, { resolve, reject, sentAt: performance.now() });
-      this.#send(message(id));
-    }
-    return promise;
-  }
-
-  #send(line: LinkLine): void {
-    // It could not be sent, and would break the stream on which the peer's last words may still come.
-    if (this.session.isEnding) return;
-    if (this.#lines) this.#write(this.#lines, line);
-    else this.#unsent.push(line);
-  }
-
-  #onStream(stream: Stream, purpose: Purpose): void {
-    if (typeof purpose["use"] !== "string")
-      return stream.reset("it does not say in text what it is for", resetCodes.refused);
-    if (purpose["use"] !== "lines") return this.#owner.stream(stream, purpose);
-    if (this.#lines) stream.reset("there is a stream of lines already", resetCodes.refused);
-    else this.#useLines(stream);
-  }
-
-  #useLines(stream: Stream): void {
-    const decoder = new LineDecoder();
-    this.#lines = stream;
-    stream.isCounted = true;
-    stream.onAcknowledged = () => this.#readLines(stream);
-    for (const line of this.#unsent.splice(0)) this.#send(line);
-    if (this.#closing) this.session.finish(this.#closing.reason);
-    stream.on("error", () => {}); // the link's end says it
-    for (const event of ["end", "close"]) stream.once(event, () => this.#linesOver());
-    stream.on("data", (chunk: Buffer) => {
-      try {
-        for (const line of decoder.push(chunk)) this.#receive(parseLinkLine(line));
-      } catch (error) {
-        if (!(error instanceof Refusal)) throw error;
-        this.abandon("protocol-error", error.message);
-      }
-    });
-  }
-
-  /** Nothing would be answered any more, and no text would come. */
-  #linesOver(): void {
-    if (!this.session.isEnding)
-      this.abandon("protocol-error", "its stream of lines is over, and the link is not");
-  }
-
-  #receive(line: LinkLine): void {
-    if (this.session.isEnded) return;
-    switch (line.type) {
-      case "say":
-        this.#answer({ type: "heard", id: line.id });
-        return this.#owner.said(line.text);
-      case "ping":
-        return this.#answer({ type: "pong", id: line.id });
-      case "heard":
-      case "pong":
-        return this.#answered(line.id);
-    }
-  }
-
-  /**
-   * Who asks more at once than we would, and takes no answers, is not read. Only answers count: if our own texts did, two
-   * sides with much to say would wait for each other for ever.
-   */
-  #answer(line: LinkLine): void {
-    const lines = this.#lines!;
-    if (this.session.isEnding) return;
-    this.#unsentAnswers++;
-    this.#write(lines, line, () => {
-      this.#unsentAnswers--;
-      this.#readLines(lines);
-    });
-    this.#answersUntil.push(this.#lineBytes);
-    if (this.#isOwing) lines.pause();
-  }
-
-  #write(lines: Stream, line: LinkLine, written?: () => void): void {
-    const bytes = Buffer.from(encode(line));
-    this.#lineBytes += bytes.length;
-    lines.write(bytes, written);
-  }
-
-  get #isOwing(): boolean {
-    return this.#unsentAnswers > maxWaiting || this.#answersUntil.length > maxUnacknowledgedAnswers;
-  }
-
-  #readLines(lines: Stream): void {
-    const { acknowledgedBytes } = lines;
-    while ((this.#answersUntil.at(0) ?? Infinity) <= acknowledgedBytes) this.#answersUntil.shift();
-    if (lines.isPaused() && !this.#isOwing) lines.resume();
-  }
-
-  #answered(id: number): void {
-    const waiting = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    waiting?.resolve(performance.now() - waiting.sentAt);
+    const { sent } = this.#options.owner;
+    if (sent) void sent.then(() => this.session.finish(reason));
+    else this.session.finish(reason);
   }
 
   // --- channels come and go ------------------------------------------------------------------------------
 
   #onCarrier(event: CarrierEvent): void {
+    const { owner } = this.#options;
     switch (event.is) {
       case "looks-dead":
-        this.#looksDeadSince = performance.now();
-        return this.#owner.looksDead();
+        this.#suspect();
+        return owner.looksDead();
       case "lost":
         return this.#lost(event.reason);
       case "moved":
         this.#channel = this.#brought.get(event.carrier)!;
-        this.#brokenSince = undefined;
-        this.#looksDeadSince = -Infinity;
+        if (this.isOpen) this.#life = { is: "alive", suspectUntilMs: -Infinity };
         clearTimeout(this.#keepTimer);
-        return this.#owner.moved(this.#channel, event.gapMs);
+        return owner.moved(this.#channel, event.gapMs);
     }
   }
 
   #lost(reason: string): void {
-    if (this.#closing) return this.session.abandon(this.#closing.reason);
-    if (this.#keepMs === 0) return this.abandon("connection-lost", reason);
-    this.#brokenSince = performance.now();
-    const firstMs = this.#isWanted ? this.#keepMs : Math.min(this.#keepMs, this.#unwantedKeepMs);
+    const { keepMs, owner, unwantedKeepMs } = this.#options;
+    if (this.#life.is === "ending") return this.session.abandon(this.#life.end.reason);
+    if (keepMs === 0) return this.abandon("connection-lost", reason);
+    this.#life = { is: "returning" };
+    const firstMs = this.#isWanted ? keepMs : Math.min(keepMs, unwantedKeepMs);
     this.#keepTimer = setTimeout(() => this.#kept(firstMs), firstMs);
-    this.#owner.broken(reason);
+    owner.broken(reason);
   }
 
   #kept(forMs: number): void {
-    const leftMs = this.#keepMs - forMs;
+    const { keepMs } = this.#options;
+    const leftMs = keepMs - forMs;
     if (leftMs <= 0 || !this.#isWanted)
       return this.abandon("connection-lost", `it did not come back within ${forMs / 60_000} min`);
-    this.#keepTimer = setTimeout(() => this.#kept(this.#keepMs), leftMs);
+    this.#keepTimer = setTimeout(() => this.#kept(keepMs), leftMs);
   }
 
   /** Whether somebody here uses it, or has asked for it and there is more to it than what the peer made us say. */
   get #isWanted(): boolean {
     const { streamsInUse, owedBytes } = this.session;
-    const isUsed = this.#waiting.size > 0 || streamsInUse > (this.#lines ? 1 : 0);
-    return isUsed || (this.#isAsked && owedBytes === 0);
+    const { isAsked, owner } = this.#options;
+    return owner.isUsed(streamsInUse) || (isAsked && owedBytes === 0);
   }
 
-  #onEnd(said: string, by: EndedBy): void {
+  #onEnd(ended: SessionEnd): void {
     clearTimeout(this.#keepTimer);
-    const { reason, detail } = this.#endOf(said, by);
+    const life = this.#life;
+    const end = life.is === "ending" && ended.by === "us" ? life.end : linkEndOf(ended);
     // After an orderly end the same endpoints may be wanted at once: they must be free by then, here and in the NATs.
-    this.#tellEnd = () => {
-      this.#tellEnd = undefined;
-      this.#over(reason, detail);
-    };
-    if (this.#isAbandoned) this.#tellEnd();
-    else void this.#channel.closed.then(() => this.#tellEnd?.());
+    const tell = () => this.#tellEnd(end);
+    this.#life = { is: "ended", tell };
+    if (life.is === "ending" && life.isAtOnce) tell();
+    else void this.#channel.closed.then(() => this.#life.is === "ended" && this.#life.tell());
   }
 
-  #over(reason: UnlinkReason, detail: string): void {
-    for (const { reject } of this.#waiting.values())
-      reject(new LinkError(`the link ended before the peer answered${detail && `: ${detail}`}`));
-    this.#waiting.clear();
-    this.#ended.resolve(reason);
-    this.#owner.ended(reason, detail);
-  }
-
-  #endOf(said: string, by: EndedBy): { reason: UnlinkReason; detail: string } {
-    if (this.#closing && by === "us") return this.#closing;
-    if (by === "protocol") return { reason: "protocol-error", detail: said };
-    if (said === "peer-restarted") return { reason: "peer-restarted", detail: "" };
-    const known = byeReasons.find((one) => one === said);
-    if (known) return { reason: peersReasons[known], detail: "" };
-    // Its own diagnosis, such as that our lines break the protocol.
-    return { reason: "peer-disconnected", detail: said };
+  #tellEnd(end: LinkEnd): void {
+    this.#life = { is: "ended", tell: () => {} };
+    this.#ended.resolve(end.reason);
+    this.#options.owner.ended(end);
   }
 }

@@ -83,8 +83,14 @@ const opens = { burst: 16_384, perSecond: 10_000, refused: 50 };
 /** What a stream costs of a turn, in frames: an object, and whatever takes it. */
 const openTurnFrames = 4;
 
-/** Who ended a session: this side; the peer (orderly, or because its program restarted); a breach of the protocol. */
-export type EndedBy = "us" | "peer" | "protocol";
+/**
+ * Why a session ended. `us`, `peer`: who said so, and what. `restart`: the peer's program does not know it any more.
+ * `protocol`: a breach of it, or a failure of our own.
+ */
+export type SessionEnd = { by: "us" | "peer" | "protocol"; reason: string } | { by: "restart" };
+
+/** What the users of streams are told. */
+const inWords = (end: SessionEnd): string => (end.by === "restart" ? "peer-restarted" : end.reason);
 
 export interface SessionOptions {
   /** Its side of the first carrier, for good: `controlling` opens the streams with odd numbers. */
@@ -132,7 +138,7 @@ export class Session implements KnownSession {
   /** It has no carrier, and what it holds is needed for others: it must end. */
   onGivenUp: () => void = () => this.abandon("its memory is needed for other links");
   /** Called once; every stream is over by then, or has only what came left to be read. */
-  onEnd: (reason: string, by: EndedBy) => void = () => {};
+  onEnd: (end: SessionEnd) => void = () => {};
   readonly #clock: Clock;
   readonly #transport: Transport;
   readonly #streamOwner: StreamOwner;
@@ -155,7 +161,7 @@ export class Session implements KnownSession {
   readonly #fresh = new Queue<Stream>();
   readonly #busy = new Queue<Stream>();
   #isEnded = false;
-  #finishing: { reason: string; by: EndedBy } | undefined;
+  #finishing: SessionEnd | undefined;
   #hasSaidFinish = false;
   /** The number of our `finish`, once it has one. */
   #finishNumber = Infinity;
@@ -174,12 +180,13 @@ export class Session implements KnownSession {
     this.#memory = memory.share(this.#ownMemory());
   }
 
+  /** `ending`: one side has said that it ends; what is written from now on is not sent any more. */
+  get state(): "open" | "ending" | "ended" {
+    if (this.#isEnded) return "ended";
+    return this.#finishing ? "ending" : "open";
+  }
   get isEnded(): boolean {
     return this.#isEnded;
-  }
-  /** Whether one side has said that it ends: what is written from now on is not sent any more. */
-  get isEnding(): boolean {
-    return this.#finishing !== undefined || this.#isEnded;
   }
   /** Whether the peer is known to have the session. */
   get isConfirmed(): boolean {
@@ -247,7 +254,7 @@ export class Session implements KnownSession {
    * ended or is ending or too many are open, and a RangeError when the purpose takes more than 4096 bytes of JSON.
    */
   open(purpose: object): Stream {
-    if (this.#isEnded || this.#finishing) throw new Error("the link has ended");
+    if (this.state !== "open") throw new Error("the link has ended");
     if (this.#opened.here >= maxStreams) throw new Error(`a link has at most ${maxStreams} streams at once`);
     const encoded = encodeOpen(this.#nextId, purpose);
     const stream = this.#addStream(this.#nextId);
@@ -258,12 +265,12 @@ export class Session implements KnownSession {
 
   /** An orderly end: what was written arrives first, on both sides. Streams that were not ended then fail. */
   finish(reason: string): void {
-    this.#finish(reason, "us");
+    this.#finish({ by: "us", reason });
   }
 
   /** Ends it now: every stream fails with the reason. The peer is told if it can be. */
   abandon(reason: string): void {
-    this.#end(reason, "us", "abandoned");
+    this.#end({ by: "us", reason }, "abandoned");
   }
 
   // --- streams -------------------------------------------------------------------------------------------
@@ -408,7 +415,10 @@ export class Session implements KnownSession {
       onAcknowledged: () => this.#onAcknowledged(),
       onEvent: (event) => this.#onCarrierEvent(event),
       onRefused: (status) =>
-        this.#end(status === "over" ? "disconnected" : "peer-restarted", "peer", "abandoned"),
+        this.#end(
+          status === "over" ? { by: "peer", reason: "disconnected" } : { by: "restart" },
+          "abandoned",
+        ),
       onThrown: (error) => this.#thrown(error),
     };
   }
@@ -417,7 +427,7 @@ export class Session implements KnownSession {
   #thrown(error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
     const whose = error instanceof ProtocolError ? "the peer sent" : "we failed at what the peer sent:";
-    this.#end(`${whose} ${text}`, "protocol", "abandoned");
+    this.#breach(`${whose} ${text}`);
   }
 
   #guard(work: () => void): void {
@@ -510,7 +520,7 @@ export class Session implements KnownSession {
     this.#controlCost += bytes.length + frameOverheadBytes;
     if (isOwed) this.#owedBytes += bytes.length + owedOverheadBytes;
     if (this.#owedBytes > maxOwedBytes || this.#controlCost > maxControlBytes) {
-      return this.#end("the peer asks for answers and does not take them", "protocol", "abandoned");
+      return this.#breach("the peer asks for answers and does not take them");
     }
     this.#count();
     this.#transport.sender.pumpSoon();
@@ -527,7 +537,7 @@ export class Session implements KnownSession {
     this.#addControl(batch);
     if (this.#hasTurns) this.#addTurns(batch);
     if (this.#transport.sender.outbox.keptBytes > maxKeptBytes + maxControlBytes) {
-      this.#end("the peer acknowledges nothing", "protocol", "abandoned");
+      this.#breach("the peer acknowledges nothing");
     }
     this.#count();
   }
@@ -606,9 +616,13 @@ export class Session implements KnownSession {
 
   // --- its end -------------------------------------------------------------------------------------------
 
-  #finish(reason: string, by: EndedBy): void {
-    if (this.#isEnded || this.#finishing) return;
-    this.#finishing = { reason, by };
+  #breach(reason: string): void {
+    this.#end({ by: "protocol", reason }, "abandoned");
+  }
+
+  #finish(end: SessionEnd): void {
+    if (this.state !== "open") return;
+    this.#finishing = end;
     for (const stream of this.#streams.values()) stream.seal();
     this.#awaitProgress();
     this.#sayFinishOnceFlushed();
@@ -635,7 +649,7 @@ export class Session implements KnownSession {
   #onFinish(reason: string): void {
     if (this.#hasPeerFinished) throw new ProtocolError("a second `finish`");
     this.#hasPeerFinished = true;
-    this.#finish(reason, "peer");
+    this.#finish({ by: "peer", reason });
     // It must count as processed before it is acknowledged, and before all ends.
     queueMicrotask(() =>
       this.#guard(() => {
@@ -654,7 +668,7 @@ export class Session implements KnownSession {
   }
 
   #endAsFinished(): void {
-    this.#end(this.#finishing!.reason, this.#finishing!.by, "orderly");
+    this.#end(this.#finishing!, "orderly");
   }
 
   #onCarrierEvent(event: CarrierEvent): void {
@@ -664,10 +678,11 @@ export class Session implements KnownSession {
     else this.onCarrier(event);
   }
 
-  #end(reason: string, by: EndedBy, how: "orderly" | "abandoned"): void {
+  #end(end: SessionEnd, how: "orderly" | "abandoned"): void {
     if (this.#isEnded) return;
     this.#isEnded = true;
     this.#cancelPatience?.();
+    const reason = inWords(end);
     this.#transport.close(this.#finishNumber === Infinity ? encodeFinish(reason) : undefined);
     for (const stream of this.#streams.values()) {
       stream.linkEnded(reason, how === "orderly");
@@ -680,6 +695,6 @@ export class Session implements KnownSession {
     this.#control.clear();
     this.#fresh.clear();
     this.#busy.clear();
-    this.onEnd(reason, by);
+    this.onEnd(end);
   }
 }

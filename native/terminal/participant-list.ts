@@ -2,7 +2,7 @@
  * What `list` and `forwards` of a participant show. Pure. For native/terminal/ and participant.ts.
  */
 import type { ForwardRow } from "../uses/services.ts";
-import type { PeerRow } from "../participant/peer.ts";
+import type { PeerRow } from "../participant/peer-events.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
 import { bytes, type Colors, count, ms } from "./text.ts";

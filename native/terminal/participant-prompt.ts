@@ -3,7 +3,7 @@
  */
 import { Keep, notLinked } from "../participant/keep.ts";
 import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
-import type { PeerRow } from "../participant/peer.ts";
+import type { PeerRow } from "../participant/peer-events.ts";
 import { defaultRoom, jsonLine, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
 import { readCommand, UsageError } from "./command-line.ts";

@@ -2,7 +2,7 @@
  * What each of a participant's events says to a person. Pure. For native/terminal/ and participant.ts.
  */
 import type { Transfer, UseEvent } from "../uses/services.ts";
-import type { PeerEvent, PeerRow } from "../participant/peer.ts";
+import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
 import { bytes, type Colors, count, ms } from "./text.ts";
 import {
   age,

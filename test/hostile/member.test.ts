@@ -102,13 +102,13 @@ describe("what a stream says it is for", () => {
       carol.onStream("echo", (stream) => void stream.pipe(stream));
       await carol.join();
       await bob.waitFor("carol");
-      const other = await bob.connect("carol");
+      await bob.connect("carol");
       using link = await eve.link("bob");
       await link.begin(lines, frameOf(frame.open, json, 3));
       expect(readReset(await link.hears(frame.reset, ({ stream }) => stream === 3)).code).toBe(1);
       link.send(linesSay("still here"));
       await link.reads(1, '{"type":"heard","id":1}\n');
-      expect(await other.ping()).toBeGreaterThan(0);
+      expect(await bob.ping("carol")).toBeGreaterThan(0);
       expect(bob.told("unlinked")).toEqual([]);
     },
   );
@@ -386,14 +386,13 @@ const absurdities: [what: string, ends: boolean, frames: (link: RawLink) => Buff
 describe("frames that no participant sends", () => {
   let scene: Awaited<ReturnType<typeof meeting>>;
   let carol: Program;
-  let other: Link;
   beforeAll(async () => {
     scene = await meeting();
     scene.bob.onStream("kept", () => {});
     carol = new Program(scene.house.port, "carol");
     await carol.join();
     await scene.bob.waitFor("carol");
-    other = await scene.bob.connect("carol");
+    await scene.bob.connect("carol");
   });
   afterAll(async () => {
     await carol.quit();
@@ -418,7 +417,7 @@ describe("frames that no participant sends", () => {
       await link.reads(1, '{"type":"heard","id":1}\n');
       expect(ended()).toEqual([]);
     }
-    expect(await other.ping()).toBeGreaterThan(0);
+    expect(await bob.ping("carol")).toBeGreaterThan(0);
     expect(bob.told("error")).toEqual([]);
   });
 
@@ -435,7 +434,7 @@ describe("frames that no participant sends", () => {
     ];
     for (const one of floods) {
       link.send(...(one as Buffer[]));
-      expect(await other.ping()).toBeGreaterThan(0);
+      expect(await bob.ping("carol")).toBeGreaterThan(0);
     }
     const said = () => bob.told("said").filter(({ name }) => name === "eve");
     await until("all was read", () => said().length === 200);
@@ -458,7 +457,7 @@ describe("a flood of streams", () => {
     await using carol = new Program(house.port, "carol");
     await carol.join();
     await bob.waitFor("carol");
-    const other = await bob.connect("carol");
+    await bob.connect("carol");
     let [turn, most, taken] = [0, 0, 0];
     const turns = setInterval(() => (turn = 0), 0);
     bob.onStream("game", (stream) => {
@@ -477,7 +476,7 @@ describe("a flood of streams", () => {
       link.send(flood(3, 20_000, { use: "game" }));
     }
     await until("all have been refused many", () => taken > 5 * 400);
-    for (let i = 0; i < 20; i++) await other.ping();
+    for (let i = 0; i < 20; i++) await bob.ping("carol");
     clearInterval(turns);
     // A turn of the loop reads each link at most twice.
     expect(most).toBeLessThan(5 * 2 * 40);

@@ -2,7 +2,8 @@
 import { describe, expect, test } from "bun:test";
 import { Channel } from "../../native/secure/channel.ts";
 import { encodeCount, encodeFrame, encodeHello, frame, resumeStatus } from "../../native/session/frame.ts";
-import { type PeerEvent, type PeerSurroundings, RemotePeer } from "../../native/participant/peer.ts";
+import { type PeerOwner, RemotePeer } from "../../native/participant/peer.ts";
+import type { PeerEvent } from "../../native/participant/peer-events.ts";
 import {
   type Endpoint,
   type Peer,
@@ -24,7 +25,7 @@ type Told = Extract<PeerEvent, { event: string }>;
 const minute = 60_000;
 
 /** One program, as far as a RemotePeer needs it, and the one peer that it knows. */
-class Program implements Disposable, PeerSurroundings {
+class Program implements Disposable, PeerOwner {
   readonly host: Host;
   readonly instance: string;
   readonly isVerbose = false;
@@ -141,13 +142,13 @@ function acquainted(distrust?: string): Pair {
   bob.peer = new RemotePeer(alice.listed(1), bob, distrust);
   const introduce = (asker: "alice" | "bob", token = newToken()) => {
     const role = asker === "alice" ? "controlling" : "controlled";
-    alice.peer.punch(punchFor(bob.listed(2), role, token));
-    bob.peer.punch(punchFor(alice.listed(1), opposite(role), token));
+    alice.peer.introducing.punch(punchFor(bob.listed(2), role, token));
+    bob.peer.introducing.punch(punchFor(alice.listed(1), opposite(role), token));
   };
   const offerRelay = (asker: "alice" | "bob", token = newToken()) => {
     const role = asker === "alice" ? "controlling" : "controlled";
-    alice.peer.relay({ type: "relay", peer: bob.listed(2), role, token });
-    bob.peer.relay({ type: "relay", peer: alice.listed(1), role: opposite(role), token });
+    alice.peer.introducing.relay({ type: "relay", peer: bob.listed(2), role, token });
+    bob.peer.introducing.relay({ type: "relay", peer: alice.listed(1), role: opposite(role), token });
   };
   alice.onSent = ({ type }) => void (type === "connect" && introduce("alice"));
   bob.onSent = ({ type }) => void (type === "connect" && introduce("bob"));
@@ -252,8 +253,8 @@ test.each(["punch", "relay"] as const)(
     expect(await outcome).toBeInstanceOf(ToldError);
     expect(alice.last("failed")!.reason).toBe("cancelled");
     const token = newToken();
-    if (answer === "punch") alice.peer.punch(punchFor(bob.listed(2), "controlling", token));
-    else alice.peer.relay({ type: "relay", peer: bob.listed(2), role: "controlling", token });
+    if (answer === "punch") alice.peer.introducing.punch(punchFor(bob.listed(2), "controlling", token));
+    else alice.peer.introducing.relay({ type: "relay", peer: bob.listed(2), role: "controlling", token });
     expect(alice.said("failed")).toEqual([{ type: "failed", peer: 2, token, reason: "refused-by-peer" }]);
     expect([alice.peer.isIdle, alice.peer.state, alice.admissions]).toEqual([true, "failed", 0]);
   },
@@ -265,7 +266,7 @@ test("a relay that we do not take is declined, and nothing is left waiting for i
   const { alice, bob } = pair;
   alice.takesRelay = false;
   const token = newToken();
-  alice.peer.relay({ type: "relay", peer: bob.listed(2), role: "controlled", token }); // unasked
+  alice.peer.introducing.relay({ type: "relay", peer: bob.listed(2), role: "controlled", token }); // unasked
   expect([alice.said("failed"), alice.peer.isIdle]).toEqual([
     [{ type: "failed", peer: 2, token, reason: "refused-by-peer" }],
     true,
@@ -289,16 +290,16 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
     new UserError("bob is not trusted: its proof is of another room"),
   );
   const tokens = Array.from({ length: 5 }, newToken) as [string, string, string, string, string];
-  alice.peer.measure({ type: "measure", peer: doubtful, token: tokens[0], way: "fresh" });
+  alice.peer.introducing.measure({ type: "measure", peer: doubtful, token: tokens[0], way: "fresh" });
   for (const [role, index] of [
     ["controlled", 1],
     ["controlling", 2],
   ] as const) {
-    alice.peer.punch(punchFor(doubtful, role, tokens[index]));
-    alice.peer.relay({ type: "relay", peer: doubtful, role, token: tokens[index + 2]! });
+    alice.peer.introducing.punch(punchFor(doubtful, role, tokens[index]));
+    alice.peer.introducing.relay({ type: "relay", peer: doubtful, role, token: tokens[index + 2]! });
   }
-  alice.peer.failed({ type: "failed", peer: 2, token: newToken(), reason: "timed-out" });
-  alice.peer.refused("nothing");
+  alice.peer.introducing.failed({ type: "failed", peer: 2, token: newToken(), reason: "timed-out" });
+  alice.peer.introducing.refused("nothing");
   const declined = alice.said("failed").map(({ token, reason }) => `${token} ${reason}`);
   expect(declined.sort()).toEqual(tokens.map((token) => `${token} refused-by-peer`).sort());
   expect(alice.sent.length).toBe(5); // it neither asked nor measured
@@ -367,7 +368,7 @@ describe("a link that broke", () => {
     alice.onSent = () => {}; // nobody hears her
     alice.isRegistered = false;
     alice.cut();
-    await until("both know", () => alice.peer.isReturning && bob.peer.isReturning);
+    await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
     expect(bob.said("connect")).toEqual([]);
     bob.onSent = ({ type }) => {
       if (type !== "connect") return;
@@ -389,11 +390,17 @@ describe("a link that broke", () => {
       if (type !== "connect") return;
       askedAt.push(performance.now());
       if (askedAt.length === 5) pair.introduce("alice");
-      else alice.peer.failed({ type: "failed", peer: 2, token: newToken(), reason: "no-candidate-answered" });
+      else
+        alice.peer.introducing.failed({
+          type: "failed",
+          peer: 2,
+          token: newToken(),
+          reason: "no-candidate-answered",
+        });
     };
     bob.onSent = ({ type }) => {
       if (type === "connect")
-        bob.peer.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
+        bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
     };
     alice.cut();
     for (let tries = 2; tries <= 5; tries++) await until(`try ${tries}`, () => askedAt.length >= tries);
@@ -418,7 +425,7 @@ describe("a link that broke", () => {
     bob.peer.introducerLost("it was restarted");
     expect([alice.peer.row.present, alice.peer.state]).toEqual([false, "linked"]); // links live on
     alice.cut();
-    await until("both know", () => alice.peer.isReturning && bob.peer.isReturning);
+    await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
     const brokeAt = performance.now();
     await until("it would have been sought", () => performance.now() - brokeAt > 600);
     expect([alice.said("connect").length - asked, bob.said("connect").length]).toEqual([0, 0]);
@@ -470,7 +477,7 @@ test("a peer whose program was started anew: the link is over at once, its strea
   await pair.linked();
   const errors: Error[] = [];
   alice.peer.link!.open("a test").on("error", (error) => errors.push(error));
-  alice.peer.restarted();
+  alice.peer.link?.abandon("peer-restarted", "");
   expect([alice.last("unlinked"), alice.peer.link]).toMatchObject([{ reason: "peer-restarted" }, undefined]);
   await until("the stream has failed", () => errors.length > 0);
   await until("bob's has ended", () => bob.peer.state === "known");
@@ -487,14 +494,14 @@ test("a peer that begins a new link while we hold one has been started anew: wha
   (crashed.link!.session.carrier as Channel).destroy();
   alice.peer = new RemotePeer(bob.listed(2), alice);
   const old = bob.peer.link!;
-  await until("bob knows that it broke", () => bob.peer.isReturning);
+  await until("bob knows that it broke", () => bob.peer.state === "returning");
   await alice.peer.connect(false);
   await until("bob has the new one", () => bob.peer.link !== undefined && bob.peer.link !== old);
   const story = bob.told().filter((event) => event !== "moved" && event !== "punching" && event !== "pong");
   expect(story).toEqual(["linked", "broken", "unlinked", "linked"]);
   await alice.peer.say("hello");
   expect([bob.last("said")!.text, await old.ended]).toEqual(["hello", bob.last("unlinked")!.reason]);
-  crashed.restarted(); // nothing of it may seek on
+  crashed.link?.abandon("peer-restarted", ""); // nothing of it may seek on
 });
 
 // --- two at once -------------------------------------------------------------------------------------------
@@ -541,7 +548,7 @@ describe("a relayed link", () => {
     alice.onSent = bob.onSent = () => {};
     const connecting = alice.peer.connect(false);
     const token = newToken();
-    alice.peer.punch(punchFor(bob.listed(2), "controlling", token));
+    alice.peer.introducing.punch(punchFor(bob.listed(2), "controlling", token));
     pair.offerRelay("alice");
     await connecting;
     await until("bob's is there", () => bob.peer.state === "linked");
@@ -557,7 +564,7 @@ describe("a relayed link", () => {
     await using pair = await relayed();
     const { alice, bob, token } = pair;
     expect([alice.last("linked")!.route, bob.last("linked")!.route]).toEqual(["relay", "relay"]);
-    bob.peer.punch(punchFor(alice.listed(1), "controlled", token));
+    bob.peer.introducing.punch(punchFor(alice.listed(1), "controlled", token));
     await until(
       "both have moved",
       () => alice.last("moved") !== undefined && bob.last("moved") !== undefined,
@@ -578,7 +585,7 @@ describe("a relayed link", () => {
     expect([alice.peer.isIdle, alice.peer.state]).toEqual([true, "known"]);
     expect(alice.said("failed")).toMatchObject([{ token, reason: "refused-by-peer" }]);
     await until("bob has heard", () => bob.last("unlinked") !== undefined);
-    bob.peer.punch({ ...punchFor(alice.listed(1), "controlled", token), deadlineMs: 300 });
+    bob.peer.introducing.punch({ ...punchFor(alice.listed(1), "controlled", token), deadlineMs: 300 });
     await until("bob's punch is over", () => bob.peer.isIdle);
     expect([alice.told().at(-1), bob.told().at(-1), alice.peer.link]).toEqual([
       "unlinked",
@@ -600,11 +607,16 @@ test.concurrent(
     alice.onSent = (message) => {
       if (message.type !== "connect" || !alice.peer.link) return;
       asked.push({ at: performance.now(), mayRelay: message.relay !== false });
-      alice.peer.failed({ type: "failed", peer: 2, token: newToken(), reason: "no-candidate-answered" });
+      alice.peer.introducing.failed({
+        type: "failed",
+        peer: 2,
+        token: newToken(),
+        reason: "no-candidate-answered",
+      });
     };
     bob.onSent = ({ type }) => {
       if (type === "connect")
-        bob.peer.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
+        bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
     };
     const connecting = alice.peer.connect(false);
     pair.offerRelay("alice");
@@ -650,7 +662,7 @@ describe("a peer that was let in, and then", () => {
       onLinked: resolve,
       onFailed: () => {},
     });
-    bob.peer.punch(punchFor(alice.listed(1), "controlled", token));
+    bob.peer.introducing.punch(punchFor(alice.listed(1), "controlled", token));
     const channel = await promise;
     speak(channel);
     return { ...pair, outcome, channel, [Symbol.asyncDispose]: () => pair[Symbol.asyncDispose]() };

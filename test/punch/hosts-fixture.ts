@@ -113,8 +113,8 @@ export async function failureOf(started: Started): Promise<{ reason: FailureReas
 /** Both links are the two ends of one connection, and it works in both directions. */
 export async function expectSameConnection(one: Link, other: Link): Promise<void> {
   expect([one.local, one.remote]).toEqual([other.remote, other.local]);
-  await one.say("hello");
-  await other.say("welcome");
+  await stories.get(one)!.lines.say("hello");
+  await stories.get(other)!.lines.say("welcome");
   expect([one, other].map((link) => stories.get(link)!.texts)).toEqual([["welcome"], ["hello"]]);
 }
 

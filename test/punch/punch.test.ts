@@ -30,6 +30,7 @@ import {
   start,
   type Started,
 } from "./hosts-fixture.ts";
+import { stories } from "../session/story-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 
 // --- two peers ---------------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ test("a controlled side whose time is over still takes the nomination of a hands
   expect(ofAlice.outcomes).toEqual([]);
   path.release();
   const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
-  await links[1].say("in time");
+  await stories.get(links[1])!.lines.say("in time");
   await closeBoth(...links);
 });
 

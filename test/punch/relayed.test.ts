@@ -70,7 +70,7 @@ async function expectLinked({ alice, bob }: { alice: Try; bob: Try }): Promise<v
   ]);
   const links = await Promise.all([linkOn(a), linkOn(b)]);
   const texts = ["hello", "x".repeat(8_000)];
-  await Promise.all(texts.flatMap((text) => links.map(({ link }) => link.say(text))));
+  await Promise.all(texts.flatMap((text) => links.map(({ lines }) => lines.say(text))));
   expect(links.map((story) => story.texts)).toEqual([texts, texts]);
   await closeBoth(...links);
   await until("both channels are closed", () => !a.isOpen && !b.isOpen);

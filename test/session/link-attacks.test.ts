@@ -139,7 +139,7 @@ describe("a peer that", () => {
     ];
     await until("it is answered", () => rogue.text === answers.map(encode).join(""));
     expect([bob.texts, bob.ends]).toEqual([["fine"], []]);
-    const unanswered = rejection(bob.link.say("are you there?"));
+    const unanswered = rejection(bob.lines.say("are you there?"));
     await until("the rogue has it", () => rogue.text.includes("are you there?"));
     rogue.socket.end();
     expect(await unanswered).toBe(
@@ -206,7 +206,7 @@ describe("a peer that", () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
     const { rogue, bob } = scene;
-    const unanswered = rejection(bob.link.say("are you there?"));
+    const unanswered = rejection(bob.lines.say("are you there?"));
     rogue.send(text(encode({ type: "say", id: 1, text: "before" })), bytes);
     expect(await unanswered).toEndWith("its stream of lines is over, and the link is not");
     expect([bob.texts, bob.ends]).toEqual([
@@ -355,7 +355,7 @@ describe("a peer that", () => {
       const { rogue, bob } = scene;
       await until("the link is begun", () => rogue.has(frame.resumed));
       rogue.socket.pause();
-      const unheard = Array.from({ length: 1_000 }, () => bob.link.say("x".repeat(maxTextLength)));
+      const unheard = Array.from({ length: 1_000 }, () => bob.lines.say("x".repeat(maxTextLength)));
       const settled = Promise.allSettled(unheard);
       await bob.link.close("disconnected");
       expect((await settled).every(({ status }) => status === "rejected")).toBe(true);

@@ -33,7 +33,7 @@ describe("a link", () => {
     const { alice, bob } = await links();
     const texts = Array.from({ length: 200 }, (_, index) => `${index} äöü 🦊 \n"\\`);
     const answers = await Promise.all(
-      texts.flatMap((text) => [alice.link.say(text), bob.link.say(text.toUpperCase())]),
+      texts.flatMap((text) => [alice.lines.say(text), bob.lines.say(text.toUpperCase())]),
     );
     expect(bob.texts).toEqual(texts);
     expect(alice.texts).toEqual(texts.map((text) => text.toUpperCase()));
@@ -44,7 +44,7 @@ describe("a link", () => {
   test("measures the round trip, and counts its bytes alike on both sides", async () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
-    expect(await alice.link.ping()).toBeGreaterThan(0);
+    expect(await alice.lines.ping()).toBeGreaterThan(0);
     const [a, b] = [alice.link.session, bob.link.session];
     await until("both have measured", () => a.roundTripMs !== undefined && b.roundTripMs !== undefined);
     await until("all bytes are in", () => a.bytesOut === b.bytesIn && b.bytesOut === a.bytesIn);
@@ -56,7 +56,7 @@ describe("a link", () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
     const longest = "\u0001".repeat(maxTextLength); // six bytes a character once it is JSON
-    await alice.link.say(longest);
+    await alice.lines.say(longest);
     expect(bob.texts).toEqual([longest]);
     await closeBoth(alice, bob);
   });
@@ -65,7 +65,7 @@ describe("a link", () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
     const texts = Array.from({ length: 500 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
-    await Promise.all(texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]));
+    await Promise.all(texts.flatMap((text) => [alice.lines.say(text), bob.lines.say(text)]));
     expect([alice.texts, bob.texts]).toEqual([texts, texts]);
     await closeBoth(alice, bob);
   });
@@ -73,10 +73,12 @@ describe("a link", () => {
   test("lets so many texts wait for their answer, and no more", async () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
-    const waiting = Array.from({ length: 1024 }, (_, n) => alice.link.say(`${n}`));
-    expect(await rejection(alice.link.say("one more"))).toBe("1024 texts already wait for the peer's answer");
+    const waiting = Array.from({ length: 1024 }, (_, n) => alice.lines.say(`${n}`));
+    expect(await rejection(alice.lines.say("one more"))).toBe(
+      "1024 texts already wait for the peer's answer",
+    );
     await Promise.all(waiting);
-    await alice.link.say("there is room again");
+    await alice.lines.say("there is room again");
     expect(bob.texts.length).toBe(1025);
     await closeBoth(alice, bob);
   });
@@ -129,8 +131,8 @@ describe("close", () => {
       false,
       false,
     ]);
-    expect(await rejection(alice.link.say("too late"))).toBe("the link has ended");
-    expect(await rejection(alice.link.ping())).toBe("the link has ended");
+    expect(await rejection(alice.lines.say("too late"))).toBe("the link has ended");
+    expect(await rejection(alice.lines.ping())).toBe("the link has ended");
   });
 
   // A megabyte does not fit into the socket at once, so closing too early would lose some of it.
@@ -138,7 +140,7 @@ describe("close", () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
-    const heard = Promise.allSettled(texts.map((text) => alice.link.say(text)));
+    const heard = Promise.allSettled(texts.map((text) => alice.lines.say(text)));
     await alice.link.close("disconnected");
     expect((await heard).every(({ status }) => status === "fulfilled")).toBe(true);
     expect(bob.texts).toEqual(texts);
@@ -150,7 +152,7 @@ describe("close", () => {
     await using _ = noSocketLeft();
     const { alice, bob } = await links();
     const texts = Array.from({ length: 150 }, (_, index) => `${index}`.padEnd(maxTextLength, "."));
-    const heard = texts.flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
+    const heard = texts.flatMap((text) => [alice.lines.say(text), bob.lines.say(text)]);
     const settled = Promise.allSettled(heard);
     await closeBoth(alice, bob);
     expect([bob.texts.length, alice.texts.length]).toEqual([150, 150]);
@@ -226,17 +228,17 @@ describe("a link goes on", () => {
       await using _ = noSocketLeft();
       const linked = await links(minute);
       const { alice, bob, first } = linked;
-      await alice.link.say("before");
+      await alice.lines.say("before");
       first.cut();
-      await until("both know", () => alice.link.isReturning && bob.link.isReturning);
-      const heard = [..."abcdef"].flatMap((text) => [alice.link.say(text), bob.link.say(text)]);
+      await until("both know", () => alice.link.state === "returning" && bob.link.state === "returning");
+      const heard = [..."abcdef"].flatMap((text) => [alice.lines.say(text), bob.lines.say(text)]);
       expect([alice.link.isOpen, alice.ends, alice.texts]).toEqual([true, [], []]);
       await anotherChannel(linked, by);
       await Promise.all(heard);
       expect([alice.texts, bob.texts]).toEqual([[..."abcdef"], ["before", ..."abcdef"]]);
       const events = ["broken: the connection was reset", "moved after a gap"];
       expect([alice.events, bob.events]).toEqual([events, events]);
-      expect([alice.link.isReturning, bob.link.isReturning]).toEqual([false, false]);
+      expect([alice.link.state === "returning", bob.link.state === "returning"]).toEqual([false, false]);
       await closeBoth(alice, bob);
     },
   );
@@ -274,17 +276,21 @@ describe("a link goes on", () => {
     await using _ = noSocketLeft();
     const linked = await links(minute);
     const { alice, bob, first } = linked;
-    await alice.link.say("before");
+    await alice.lines.say("before");
     first.silence();
-    const heard = alice.link.say("into the void");
-    await until("it looks dead", () => alice.link.looksDead);
-    expect([alice.events[0], alice.link.isReturning, bob.texts]).toEqual(["looks dead", false, ["before"]]);
+    const heard = alice.lines.say("into the void");
+    await until("it looks dead", () => alice.link.state === "suspect");
+    expect([alice.events[0], alice.link.state === "returning", bob.texts]).toEqual([
+      "looks dead",
+      false,
+      ["before"],
+    ]);
     await anotherChannel(linked);
     await heard;
     expect(alice.events.at(-1)).toBe("moved after a gap");
-    expect([alice.link.looksDead, bob.texts]).toEqual([false, ["before", "into the void"]]);
+    expect([alice.link.state === "suspect", bob.texts]).toEqual([false, ["before", "into the void"]]);
     first.resume();
-    await bob.link.say("still here");
+    await bob.lines.say("still here");
     expect([alice.texts, bob.texts.length, alice.ends, bob.ends]).toEqual([["still here"], 2, [], []]);
     await closeBoth(alice, bob);
   });
@@ -292,10 +298,10 @@ describe("a link goes on", () => {
   test("when its channel only seemed dead", async () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(minute);
-    await alice.link.say("before");
+    await alice.lines.say("before");
     first.silence();
-    const heard = alice.link.say("after");
-    await until("it looks dead", () => alice.link.looksDead);
+    const heard = alice.lines.say("after");
+    await until("it looks dead", () => alice.link.state === "suspect");
     first.resume();
     await heard;
     expect([bob.texts, alice.ends, bob.ends]).toEqual([["before", "after"], [], []]);
@@ -310,7 +316,7 @@ describe("a link without a channel", () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(0);
     first.silence();
-    const unanswered = rejection(alice.link.say("are you there?"));
+    const unanswered = rejection(alice.lines.say("are you there?"));
     first.cut();
     expect(await unanswered).toBe(`the link ended before the peer answered: ${detail}`);
     await until("bob's ends, too", hasEnded(bob));
@@ -376,11 +382,11 @@ describe("a link without a channel", () => {
     const linked = await links(keepMs);
     const { alice, bob, first } = linked;
     first.cut();
-    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
+    await until("both know", () => alice.link.state === "returning" && bob.link.state === "returning");
     await anotherChannel(linked);
     const backAt = performance.now();
     await until("it could have been given up", () => performance.now() > backAt + 2 * keepMs);
-    expect(await alice.link.ping()).toBeGreaterThan(0);
+    expect(await alice.lines.ping()).toBeGreaterThan(0);
     expect([alice.ends, bob.ends]).toEqual([[], []]);
     await closeBoth(alice, bob);
   });
@@ -390,8 +396,8 @@ describe("a link without a channel", () => {
     const linked = await links(minute);
     const { alice, bob, first } = linked;
     first.cut();
-    await until("both know", () => alice.link.isReturning && bob.link.isReturning);
-    const unheard = rejection(alice.link.say("too late"));
+    await until("both know", () => alice.link.state === "returning" && bob.link.state === "returning");
+    const unheard = rejection(alice.lines.say("too late"));
     await alice.link.close("disconnected");
     expect(alice.ends).toEqual([{ reason: "disconnected", detail: "" }]);
     expect(await unheard).toStartWith("the link ended before the peer answered");
@@ -403,12 +409,12 @@ describe("a link without a channel", () => {
   test("ends when the peer's program knows nothing of it any more", async () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(minute);
-    await alice.link.say("before"); // so that it is known to be no new link
+    await alice.lines.say("before"); // so that it is known to be no new link
     const stream = alice.link.open("a test");
     const errors: Error[] = [];
     stream.on("error", (error) => errors.push(error));
     first.cut();
-    await until("alice knows", () => alice.link.isReturning);
+    await until("alice knows", () => alice.link.state === "returning");
     const { alice: ours, bob: theirs } = (await Wire.between("alice")).nominate();
     const offer = offerOn(theirs);
     alice.link.attach(ours);
@@ -433,7 +439,7 @@ test("a channel for another link is refused, and harms neither", async () => {
   await until("the other link has ended", hasEnded(other));
   expect(other.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
   await until("its channel is closed", () => !ours.isOpen && !theirs.isOpen);
-  await alice.link.say("still here");
+  await alice.lines.say("still here");
   expect([bob.texts, bob.events]).toEqual([["still here"], []]);
   await closeBoth(alice, bob);
 });
@@ -486,9 +492,9 @@ test("a peer whose process is killed: the connection is lost, and what was said 
   const { child, bob } = await linkWithProcess();
   try {
     await until("the peer has spoken", () => bob.texts.length > 0);
-    await bob.link.say("welcome");
+    await bob.lines.say("welcome");
     child.kill("SIGKILL");
-    const unanswered = rejection(bob.link.say("are you there?"));
+    const unanswered = rejection(bob.lines.say("are you there?"));
     expect(await unanswered).toStartWith("the link ended before the peer answered");
     // The kernel resets when bytes were left unread, and says FIN when none were.
     const detail = expect.stringMatching(/^the connection was (reset|closed at the peer's end)$/);
@@ -504,11 +510,15 @@ test("a peer whose process is stopped looks dead, and when it goes on the link d
   const { child, bob } = await linkWithProcess(minute);
   try {
     await until("the peer has spoken", () => bob.texts.length > 0);
-    await bob.link.say("welcome");
+    await bob.lines.say("welcome");
     child.kill("SIGSTOP");
-    const heard = bob.link.say("are you there?");
+    const heard = bob.lines.say("are you there?");
     await until("it looks dead", () => bob.events.length > 0);
-    expect([bob.events, bob.link.looksDead, bob.link.isReturning]).toEqual([["looks dead"], true, false]);
+    expect([bob.events, bob.link.state === "suspect", bob.link.state === "returning"]).toEqual([
+      ["looks dead"],
+      true,
+      false,
+    ]);
     child.kill("SIGCONT");
     await heard;
     await bob.link.close("quit");

@@ -1,6 +1,6 @@
 /** Carriers in memory and a clock that tests turn, for the tests of sessions. The same seed, the same course. */
 import { readOffer, type Carrier, type Clock } from "../../native/session/carrier.ts";
-import { Session } from "../../native/session/session.ts";
+import { Session, type SessionEnd } from "../../native/session/session.ts";
 import { type Role } from "../../protocol.ts";
 
 export type Random = () => number;
@@ -213,6 +213,9 @@ export function carrierPair(clock: Clock, options: PathOptions = {}): Record<Per
   return { alice, bob };
 }
 
+export const endInWords = (end: SessionEnd): string =>
+  end.by === "restart" ? "restart" : `${end.by}: ${end.reason}`;
+
 /** Two programs that share a session; alice begins it. */
 export class Pair {
   readonly clock = new TestClock();
@@ -247,7 +250,7 @@ export class Pair {
   #session(role: Role, peer: string, person: Person, id?: string): Session {
     const session = new Session({ role, peer, clock: this.clock, ...(id && { id }) });
     session.onCarrier = (event) => this.events[person].push(event.is);
-    session.onEnd = (reason, by) => (this.ended[person] = `${by}: ${reason}`);
+    session.onEnd = (end) => (this.ended[person] = endInWords(end));
     this.onSession(session, person);
     return session;
   }

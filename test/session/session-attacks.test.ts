@@ -15,7 +15,7 @@ import {
 import { MemoryBudget } from "../../native/session/memory.ts";
 import { maxOwedBytes, Session } from "../../native/session/session.ts";
 import { firstCreditBytes, resetCodes, type Stream } from "../../native/session/stream.ts";
-import { carrierPair, fingerprints, TestClock, type MemoryCarrier } from "./memory-fixture.ts";
+import { carrierPair, endInWords, fingerprints, TestClock, type MemoryCarrier } from "./memory-fixture.ts";
 
 const sessionId = "5e".repeat(16);
 const megabyte = 1024 * 1024;
@@ -91,7 +91,7 @@ class Stranger {
       memory: this.#memory,
     });
     session.onStream = (stream) => this.streams.push(stream);
-    session.onEnd = (reason, by) => (this.ended = `${by}: ${reason}`);
+    session.onEnd = (end) => (this.ended = endInWords(end));
     return session;
   }
 }

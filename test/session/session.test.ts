@@ -501,7 +501,7 @@ test("a program that has restarted does not know the session: streams are reset 
   refuseOffer(offer, resumedStatus.unknown);
   await pair.clock.until("it has ended", () => pair.ended.alice !== undefined);
   await pair.clock.until("its streams were told", () => reason !== "");
-  expect([pair.ended.alice, reason]).toEqual(["peer: peer-restarted", "the link has ended: peer-restarted"]);
+  expect([pair.ended.alice, reason]).toEqual(["restart", "the link has ended: peer-restarted"]);
   pair.bob!.abandon("the test is over");
 });
 

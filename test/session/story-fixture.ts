@@ -4,17 +4,12 @@ import type * as tls from "node:tls";
 import { LinkError, type Offer, readOffer } from "../../native/session/carrier.ts";
 import { adopt, Channel, Credentials, type Side } from "../../native/secure/channel.ts";
 import { type Identity, makeIdentity } from "../../native/secure/identity.ts";
-import {
-  Link,
-  type LinkCarrier,
-  type LinkOptions,
-  type LinkOwner,
-  type Purpose,
-} from "../../native/session/link.ts";
+import type { Link, LinkCarrier, LinkEnd, LinkOwner, Purpose } from "../../native/session/link.ts";
 import { type Bond, proveBond } from "../../native/secure/room.ts";
 import { resetCodes, type Stream } from "../../native/session/stream.ts";
+import { type Lines, talkingLink, type TalkingLinkOptions } from "../../native/uses/lines.ts";
 import { connectShared, type Socket } from "../../native/host/socket.ts";
-import { encode, type Role, splitEndpoint, type UnlinkReason } from "../../protocol.ts";
+import { encode, type Role, splitEndpoint } from "../../protocol.ts";
 import { listening, loopback, until } from "../native-fixture.ts";
 
 export const aliceIdentity = makeIdentity();
@@ -80,13 +75,14 @@ export async function channels(controlling: keyof Ends = "alice"): Promise<Ends>
 }
 
 /** What a link told its owner. */
-export class Story implements LinkOwner {
+export class Story implements Omit<LinkOwner, "isUsed" | "sent"> {
   link!: Link;
+  lines!: Lines;
   readonly texts: string[] = [];
   readonly streams: { stream: Stream; purpose: Purpose }[] = [];
   /** Of its channels. */
   readonly events: string[] = [];
-  readonly ends: { reason: UnlinkReason; detail: string }[] = [];
+  readonly ends: LinkEnd[] = [];
   /** Otherwise streams are refused, as by a program that knows no use of them. */
   takesStreams = false;
 
@@ -110,8 +106,8 @@ export class Story implements LinkOwner {
     this.events.push(`moved ${gapMs === 0 ? "without" : "after"} a gap`);
     if (channel.local !== this.link.local) throw new Error("the link does not say where it goes");
   }
-  ended(reason: UnlinkReason, detail: string): void {
-    this.ends.push({ reason, detail });
+  ended(end: LinkEnd): void {
+    this.ends.push(end);
   }
 }
 
@@ -120,16 +116,14 @@ export const stories = new WeakMap<Link, Story>();
 
 export function beginLink(
   channel: Channel,
-  changes: Partial<LinkOptions> = {},
+  changes: Partial<TalkingLinkOptions> = {},
   offer?: Offer<LinkCarrier>,
 ): Story {
   const story = new Story();
   const { role } = channel;
-  story.link = new Link(
-    channel,
-    { role, fingerprint: channel.peer, keepMs: 0, owner: story, ...changes },
-    offer?.hello.sessionId,
-  );
+  const onText = (text: string) => story.said(text);
+  const own = { role, fingerprint: channel.peer, keepMs: 0, owner: story, onText };
+  Object.assign(story, talkingLink(channel, { ...own, ...changes }, offer?.hello.sessionId));
   stories.set(story.link, story);
   if (offer) story.link.accept(offer);
   return story;
@@ -144,7 +138,7 @@ export function offerOn(channel: Channel): Promise<Offer<LinkCarrier>> {
 }
 
 /** Our side of a link on a channel that was nominated, as that of a peer which has none yet. */
-export async function linkOn(channel: Channel, changes: Partial<LinkOptions> = {}): Promise<Story> {
+export async function linkOn(channel: Channel, changes: Partial<TalkingLinkOptions> = {}): Promise<Story> {
   if (channel.role === "controlling") return beginLink(channel, changes);
   return beginLink(channel, changes, await offerOn(channel));
 }
@@ -157,7 +151,7 @@ export interface Linked {
 }
 
 /** Alice's and Bob's link, on a channel that can be cut and silenced. */
-export async function links(keepMs = 0, atBobs: Partial<LinkOptions> = {}): Promise<Linked> {
+export async function links(keepMs = 0, atBobs: Partial<TalkingLinkOptions> = {}): Promise<Linked> {
   const first = await Wire.between("alice");
   const { alice, bob } = first.nominate();
   const [atAlice, atBob] = await Promise.all([linkOn(alice, { keepMs }), linkOn(bob, { keepMs, ...atBobs })]);

@@ -1,7 +1,7 @@
 /** What the participant shows: the list, `nat`, and what happens. */
 import { expect, test } from "bun:test";
 import pc from "picocolors";
-import type { PeerRow } from "../../native/participant/peer.ts";
+import type { PeerRow } from "../../native/participant/peer-events.ts";
 import { renderNat } from "../../native/terminal/participant-nat.ts";
 import { describe } from "../../native/terminal/participant-story.ts";
 import { renderDetails, renderList } from "../../native/terminal/participant-list.ts";

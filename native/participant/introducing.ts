@@ -1,0 +1,155 @@
+/**
+ * Being introduced to one peer: begins the introduction, hands it what the introducer orders, and declines what is not
+ * wanted. Owns the tokens of its rounds. It knows no link, and what comes of it is the peer's. For
+ * native/participant/peer.ts.
+ */
+import { type FailureReason, type Peer, type ToParticipant } from "../../protocol.ts";
+import type { Unasked } from "../punch/allowance.ts";
+import {
+  type Failure,
+  Introduction,
+  type MeasureMessage,
+  type Nominated,
+  type PunchMessage,
+  type RelayMessage,
+} from "../punch/introduction.ts";
+import type { Channel } from "../secure/channel.ts";
+import type { PeerLife } from "./life.ts";
+import type { Listed } from "./listed.ts";
+
+/** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
+const maxPastTokens = 16;
+
+export interface IntroducingOwner {
+  /** Whether no introduction is to be had with it. */
+  readonly isDistrusted: boolean;
+  /** Whether attempts are told; and whether rounds are, of an introduction that is not for a link's sake. */
+  readonly isVerbose: boolean;
+  readonly isQuiet: boolean;
+  /** Admits one that we did not ask for; undefined when it is one too many. */
+  admit(): Unasked | undefined;
+  seen(peer: Peer): void;
+  nominated(channel: Channel, nominated: Nominated): void;
+  ended(failure: Failure | undefined): void;
+}
+
+export class Introducing {
+  readonly #listed: Listed;
+  readonly #life: PeerLife;
+  readonly #owner: IntroducingOwner;
+  readonly #pastTokens: string[] = [];
+  /** When the last link ended (performance.now), if there was one. */
+  lastEndedAt: number | undefined;
+
+  constructor(listed: Listed, life: PeerLife, owner: IntroducingOwner) {
+    this.#listed = listed;
+    this.#life = life;
+    this.#owner = owner;
+  }
+
+  // --- our wish ------------------------------------------------------------------------------------------
+
+  /** Undefined without a registration, or once we quit. */
+  begin(unasked?: Unasked): Introduction | undefined {
+    const { owner, peer } = this.#listed;
+    const ground = owner.ground();
+    if (!ground || owner.hasQuit) return undefined;
+    const { lastEndedAt } = this;
+    const introduction = new Introduction({
+      ...{ ground, peer, unasked, lastEndedAt },
+      onRound: (round) => this.#onRound(round),
+      onAttempt: (attempt) => {
+        if (this.#owner.isVerbose) this.#listed.emit({ event: "attempt", ...attempt });
+      },
+      onChannel: (channel, nominated) => this.#owner.nominated(channel, nominated),
+      onEnd: (failure) => this.#owner.ended(failure),
+    });
+    this.#life.become({ introduction, failure: undefined });
+    return introduction;
+  }
+
+  /** What a link does to live on is its own business. */
+  #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
+    const { isQuiet, isVerbose } = this.#owner;
+    if ((!this.#life.link && !isQuiet) || isVerbose) this.#listed.emit({ event: "punching", ...round });
+  }
+
+  /** Has the introducer introduce us. */
+  ask(introduction: Introduction | undefined, mayRelay: boolean): void {
+    if (introduction) this.#try(introduction, () => introduction.ask(mayRelay));
+  }
+
+  beginAndAsk(mayRelay: boolean): void {
+    this.ask(this.begin(), mayRelay);
+  }
+
+  /** What goes wrong at once, such as that no descriptor is left, costs the introduction, and nothing else. */
+  #try(introduction: Introduction, work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      introduction.abort("no-candidate-answered", `we could not try: ${inText(error)}`);
+    }
+  }
+
+  // --- what the introducer orders ------------------------------------------------------------------------
+
+  measure(message: MeasureMessage): void {
+    const introduction = this.#of(message);
+    introduction?.measure(message).catch((error: unknown) => {
+      introduction.abort("no-candidate-answered", `we could not measure: ${inText(error)}`);
+    });
+  }
+
+  punch(message: PunchMessage): void {
+    if (this.#isStale(message)) return this.#listed.decline(message.token);
+    const introduction = this.#of(message);
+    if (introduction) this.#try(introduction, () => introduction.punch(message));
+  }
+
+  relay(message: RelayMessage): void {
+    const isUnwanted = this.#listed.owner.ground()?.takesRelay === false;
+    if (isUnwanted || this.#isStale(message)) return this.#listed.decline(message.token);
+    const introduction = this.#of(message);
+    if (introduction) this.#try(introduction, () => introduction.relay(message));
+  }
+
+  /** Whoever asks is controlling: if that is us, it answers a `connect` that was cancelled meanwhile. */
+  #isStale({ role }: PunchMessage | RelayMessage): boolean {
+    return !this.#life.introduction && role === "controlling";
+  }
+
+  /** A round's failure at the other side, or the answer to our `connect`. */
+  failed({ token, reason }: ToParticipant & { type: "failed" }): void {
+    const { introduction } = this.#life;
+    const isAnswer = introduction?.isAsking && !this.#pastTokens.includes(token);
+    if (isAnswer || introduction?.isOf(token)) {
+      introduction.failed(reason, failureDetail(reason, this.#listed.peer));
+    }
+  }
+
+  /** The introducer refused our `connect`. */
+  refused(text: string): void {
+    const { introduction } = this.#life;
+    if (introduction?.isAsking) introduction.abort("refused", text);
+  }
+
+  /** The introduction that a round belongs to; undefined when it was declined. */
+  #of({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
+    if (this.#owner.isDistrusted) return void this.#listed.decline(token);
+    this.#owner.seen(peer);
+    this.#pastTokens.push(token);
+    this.#pastTokens.splice(0, this.#pastTokens.length - maxPastTokens);
+    if (this.#life.introduction) return this.#life.introduction;
+    const unasked = this.#owner.admit();
+    return unasked ? this.begin(unasked) : void this.#listed.decline(token);
+  }
+}
+
+const inText = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+/** What helps with a failure that the other side or the introducer told us of. */
+function failureDetail(reason: FailureReason, peer: Peer): string {
+  if (reason !== "both-mappings-random") return "the peer's side gave up";
+  return `the peer's mapping is ${peer.mapping}; it would help if one of you forwarded a port, used IPv6, or another network such as a phone's`;
+}

@@ -1,0 +1,95 @@
+/**
+ * One peer's life: what there is between us, and what is under way. A union with one writer; what it means for the
+ * outside is derived from it. It begins and ends nothing. For native/participant/.
+ *
+ *   known ── introduced ──► introducing ── a channel is nominated ──► agreeing ── the peer has spoken ──► linked
+ *     ▲                         │ no channel                             │ it has not                        │
+ *     └─────────────────────────┴────────────────────────────────────────┴───────── the link has ended ◄─────┘
+ *
+ * A link without a channel is `returning`: that is the link's own to say. For it, too, there are introductions, and
+ * channels to be agreed on.
+ */
+import type { FailureReason } from "../../protocol.ts";
+import type { Introduction } from "../punch/introduction.ts";
+import type { Channel } from "../secure/channel.ts";
+import type { Link } from "../session/link.ts";
+import type { TalkingLink } from "../uses/lines.ts";
+import type { PeerState } from "./peer-events.ts";
+
+/** A nominated channel, until the peer has spoken on it: said which link it is for or, on ours, proved itself. */
+export interface Agreement {
+  readonly token: string;
+  /** Ours, and what is to be a link with it, which is none to anyone until then. All of a peer are for the same. */
+  readonly proposal?: { channel: Channel; talking: TalkingLink };
+  /** Closes the channel, without a word. */
+  end(): void;
+}
+
+type Life =
+  /** `failure`: what came of the latest try. */
+  | { is: "known"; failure: FailureReason | undefined }
+  | { is: "introducing"; introduction: Introduction }
+  | { is: "agreeing"; agreements: readonly Agreement[]; introduction: Introduction | undefined }
+  /** Another channel may be sought for the link, and agreed on. */
+  | {
+      is: "linked";
+      talking: TalkingLink;
+      agreements: readonly Agreement[];
+      introduction: Introduction | undefined;
+    };
+
+interface LifeParts {
+  talking: TalkingLink | undefined;
+  introduction: Introduction | undefined;
+  agreements: readonly Agreement[];
+  failure: FailureReason | undefined;
+}
+
+function lifeOf({ talking, introduction, agreements, failure }: LifeParts): Life {
+  if (talking) return { is: "linked", talking, agreements, introduction };
+  if (agreements.length > 0) return { is: "agreeing", agreements, introduction };
+  return introduction ? { is: "introducing", introduction } : { is: "known", failure };
+}
+
+export class PeerLife {
+  #life: Life = { is: "known", failure: undefined };
+
+  /** The single writer. */
+  become(changed: Partial<LifeParts>): void {
+    const { talking, introduction, agreements, failure } = this;
+    this.#life = lifeOf({ talking, introduction, agreements, failure, ...changed });
+  }
+
+  /** Whether nothing but the introducer's list keeps it in mind. */
+  get isIdle(): boolean {
+    return this.#life.is === "known";
+  }
+  get talking(): TalkingLink | undefined {
+    return this.#life.is === "linked" ? this.#life.talking : undefined;
+  }
+  get link(): Link | undefined {
+    return this.talking?.link;
+  }
+  get introduction(): Introduction | undefined {
+    return this.#life.is === "known" ? undefined : this.#life.introduction;
+  }
+  get agreements(): readonly Agreement[] {
+    return this.#life.is === "agreeing" || this.#life.is === "linked" ? this.#life.agreements : [];
+  }
+  get failure(): FailureReason | undefined {
+    return this.#life.is === "known" ? this.#life.failure : undefined;
+  }
+
+  get state(): PeerState {
+    switch (this.#life.is) {
+      case "linked":
+        return this.#life.talking.link.state === "returning" ? "returning" : "linked";
+      case "known":
+        return this.#life.failure ? "failed" : "known";
+      case "introducing":
+        return "punching";
+      case "agreeing":
+        return "agreeing";
+    }
+  }
+}
