@@ -1,0 +1,186 @@
+/** One introduction, with a port that only writes down what it is to punch, and measurements that the test answers. */
+import { afterEach, expect, test } from "bun:test";
+import type { Candidate, Dial } from "../../native/punch/dial.ts";
+import {
+  type Failure,
+  type Ground,
+  Introduction,
+  type IntroductionOptions,
+  type PunchMessage,
+} from "../../native/punch/introduction.ts";
+import type { MappingBehaviour } from "../../native/punch/mapping.ts";
+import type { Punch, PunchOptions } from "../../native/punch/punch.ts";
+import type { PunchPort } from "../../native/punch/punch-port.ts";
+import { Targets } from "../../native/punch/targets.ts";
+import type { Endpoint, Peer, Prediction, ToIntroducer, Way } from "../../protocol.ts";
+import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
+
+const [ours, theirs] = ["127.0.0.1:40000", "127.0.0.1:50000"] as Endpoint[] as [Endpoint, Endpoint];
+const { fingerprint } = bobIdentity;
+const bob: Peer = {
+  ...{ id: 2, name: "bob", instance: "b".repeat(16), fingerprint, private: [], public: theirs },
+  ...{ mapping: "endpoint-independent", roundTripMs: 60, since: 0 },
+};
+const keeps: MappingBehaviour = {
+  ...{ mapping: "endpoint-independent", step: 0, isPreserved: false, dependsOn: "unknown" },
+};
+const counts: MappingBehaviour = { ...keeps, mapping: "sequential", step: 1 };
+const tokenOf = (round: number) => String(round).padStart(32, "0");
+
+/** One side of an introduction, and all that it did. */
+class Side {
+  readonly sent: ToIntroducer[] = [];
+  readonly punches: PunchOptions[] = [];
+  readonly failures: (Failure | undefined)[] = [];
+  /** What measures, in the order in which it began: the test says what comes of it. */
+  readonly measuring: ((prediction: Prediction | undefined) => void)[] = [];
+  /** Of the punch under way. */
+  dials: Pick<Dial, "candidate" | "tries">[] = [];
+  readonly introduction: Introduction;
+
+  constructor(ground: Partial<Ground>, peer: Partial<Peer> = {}, more: Partial<IntroductionOptions> = {}) {
+    const punch = (options: PunchOptions) => {
+      this.punches.push(options);
+      const { dials } = this;
+      return { dials, isOver: false, abort() {}, introduce() {} } as unknown as Punch;
+    };
+    const port = { port: 40000, targets: new Targets(), punch } as unknown as PunchPort;
+    const measureFresh = () => {
+      const { promise, resolve } = Promise.withResolvers<Prediction | undefined>();
+      this.measuring.push(resolve);
+      return promise as Promise<undefined>;
+    };
+    this.introduction = new Introduction({
+      ground: {
+        ...{
+          id: 1,
+          introducer: "127.0.0.1:7000" as Endpoint,
+          credentials: credentialsOf(aliceIdentity),
+          port,
+        },
+        ...{ self: bob, bondKey: new Uint8Array(32), takesRelay: false, probeToken: undefined },
+        ...{ public: ours, private: [], mapped: undefined, probes: ["127.0.0.1:7001" as Endpoint] },
+        ...{ behaviour: keeps, roundTripMs: 40, clampsSegments: false },
+        handshakeStuck: () => {},
+        mayVisit: () => true,
+        portFor: () => port,
+        send: (message) => this.sent.push(message),
+        measureFresh,
+        ...ground,
+      },
+      peer: { ...bob, ...peer },
+      unasked: undefined,
+      lastEndedAt: undefined,
+      onRound: () => {},
+      onAttempt: () => {},
+      onChannel: () => {},
+      onEnd: (failure) => this.failures.push(failure),
+      ...more,
+    });
+    sides.push(this);
+  }
+
+  round(round: number, way: Way, more: Partial<PunchMessage> = {}): void {
+    const schedule = { startInMs: 0, deadlineMs: 1000, last: false } as const;
+    const token = tokenOf(round);
+    this.introduction.punch({
+      type: "punch",
+      role: "controlling",
+      peer: bob,
+      token,
+      way,
+      round,
+      ...schedule,
+      ...more,
+    });
+  }
+}
+
+const sides: Side[] = [];
+afterEach(() => {
+  for (const { introduction } of sides.splice(0)) introduction.abort("timed-out", "the test is over");
+});
+
+test("where both NATs keep their ports our first SYN leaves before the introducer's word, late enough for the peer's", () => {
+  const side = new Side({ behaviour: keeps, roundTripMs: 40 });
+  side.introduction.ask(true);
+  expect(side.sent).toEqual([{ type: "connect", peer: 2 }]);
+  // Half of 40 and 60 is the way over the introducer; the direct one takes 0.4 of it at least.
+  expect(side.punches.map(({ startInMs }) => startInMs)).toEqual([30]);
+  side.round(1, "direct");
+  expect(side.punches).toHaveLength(1); // it goes on
+});
+
+test.each<[string, Partial<Ground>, Partial<Peer>, number | undefined]>([
+  ["our NAT counts", { behaviour: counts }, {}, undefined],
+  ["theirs is not known", {}, { mapping: "unknown" }, undefined],
+  ["we don't know how far we are", { roundTripMs: undefined }, {}, undefined],
+  ["the last link's RST may be under way", {}, {}, 5],
+])("our first SYN waits for the introducer's word where %s", (_, ground, peer, endedMs) => {
+  const lastEndedAt = endedMs === undefined ? undefined : performance.now() - endedMs;
+  const side = new Side(ground, peer, { lastEndedAt });
+  side.introduction.ask(true);
+  expect(side.punches).toEqual([]);
+});
+
+test("no more rounds than the longest plan has, whatever the introducer orders", () => {
+  const side = new Side({});
+  side.introduction.ask(true);
+  for (let round = 1; round <= 50; round++) side.round(round, "direct");
+  expect(side.punches.length).toBeGreaterThan(5);
+  expect(side.punches.length).toBeLessThan(20);
+  expect(side.sent.filter(({ type }) => type === "failed")).toMatchObject([{ reason: "refused-by-peer" }]);
+  expect(side.failures).toMatchObject([{ reason: "refused-by-peer" }]);
+});
+
+test("what was measured with our `connect` is what we answer `measure` with, once", async () => {
+  const side = new Side({ behaviour: counts });
+  side.introduction.ask(true);
+  expect(side.measuring).toHaveLength(1);
+  const first = side.introduction.measure({
+    type: "measure",
+    peer: bob,
+    token: tokenOf(1),
+    way: "predicted",
+  });
+  expect(side.measuring).toHaveLength(1);
+  const prediction = { endpoint: "127.0.0.1:40010" as Endpoint, step: 1 };
+  side.measuring[0]!(prediction);
+  await first;
+  expect(side.sent.at(-1)).toEqual({ type: "measured", token: tokenOf(1), prediction });
+  const second = side.introduction.measure({
+    type: "measure",
+    peer: bob,
+    token: tokenOf(2),
+    way: "predicted",
+  });
+  expect(side.measuring).toHaveLength(2);
+  side.measuring[1]!(undefined);
+  await second;
+  expect(side.sent.at(-1)).toEqual({ type: "measured", token: tokenOf(2) });
+});
+
+test("nothing is measured beforehand for a peer with random ports", () => {
+  const side = new Side({ behaviour: counts }, { mapping: "random" });
+  side.introduction.ask(true);
+  expect(side.measuring).toEqual([]);
+});
+
+test.each<[string, MappingBehaviour, Partial<Candidate>, number, number]>([
+  ["each try from a fresh port took another", counts, { isFresh: true }, 2, 1],
+  ["there was one try", counts, { isFresh: true }, 1, 0],
+  ["each port is tried once", counts, { isFresh: true, isOnce: true }, 2, 0],
+  ["it was the shared port", counts, {}, 2, 0],
+  ["our NAT keeps its ports", keeps, { isFresh: true }, 2, 0],
+])(
+  "after a round, where our NAT stands is measured anew by itself: %s",
+  (_, behaviour, candidate, tries, most) => {
+    const side = new Side({ behaviour });
+    side.round(1, "predicted");
+    const dialled: Candidate = { endpoint: theirs, route: "predicted", ...candidate };
+    side.dials.push({ candidate: dialled, tries });
+    side.round(2, "predicted");
+    expect(side.measuring).toHaveLength(most);
+    expect(side.punches).toHaveLength(2);
+  },
+);
