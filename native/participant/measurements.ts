@@ -4,7 +4,7 @@
  * native/participant/situation.ts.
  */
 
-/** From ports of their own, so many at once, and so many that wait for their turn. */
+/** Measurements from fresh ports: so many at once, and so many that wait. */
 const maxFresh = 8;
 const maxWaiting = 64;
 

@@ -194,7 +194,7 @@ async function readObserved(
   return promise.finally(() => connection.end());
 }
 
-/** The first line decides. */
+/** Resolves with the first line that has come. */
 function readAnswer(
   decoder: LineDecoder,
   chunk: Uint8Array,
@@ -212,9 +212,9 @@ function readAnswer(
 }
 
 /**
- * Samples towards the probe endpoints, in order, each a new mapping: twice round, when the first round shows
- * that the mapping depends on the destination, so that a step can be told from chance. What lies at another address of
- * the introducer's is not waited for: it may not be reachable.
+ * Takes samples towards the probe endpoints, in order. If they show that the mapping depends on the destination, it takes a
+ * second round, so that a step can be told from chance. Probes to the introducer's second address are not waited for long:
+ * it may not be reachable.
  */
 export async function sampleMapping(
   port: number,
@@ -241,7 +241,7 @@ export async function sampleMapping(
   return samples;
 }
 
-/** Measures where a sequential NAT stands now, by a mapping that is new whatever the mapping depends on, and says it on the way. */
+/** Measures where a sequential NAT stands now, from a fresh port. The introducer has read `says` before we have the answer. */
 export async function predict(
   probe: Endpoint,
   step: number,

@@ -1,7 +1,7 @@
 /**
- * Asking the router by PCP (RFC 6887) and by its predecessor NAT-PMP (RFC 6886): one datagram each way, on one UDP
- * port. Codecs, which are pure, and a client for each. Believes only what comes from the router's address and port to
- * the very socket that asked, and in PCP answers with our nonce. For portmap.ts.
+ * Asking the router by PCP (RFC 6887), and by its predecessor NAT-PMP (RFC 6886): one datagram each way, on one UDP port.
+ * There are pure codecs, and a client for each. An answer counts only if it comes from the router's address and port to the
+ * socket that asked; in PCP only with our nonce. For portmap.ts.
  *
  *   PCP MAP, both ways        version 2 | R, opcode 1 | reserved | result | lifetime u32
  *                             client address [16], or in answers epoch u32 and reserved [12]
@@ -22,9 +22,9 @@ import {
   socketProblem,
 } from "./gateway.ts";
 
-/** A question is repeated after each of these; what is answered later than after the last still counts. */
+/** A question is repeated after each of these pauses. A later answer still counts. */
 const retryPausesMs = [250, 500, 1_000];
-/** When a router that has said nothing yet counts as silent. */
+/** A router that has not answered by then counts as silent. */
 export const silentAfterMs = retryPausesMs.reduce((sum, pauseMs) => sum + pauseMs);
 /** RFC 6887 §7: longer ones are dropped. */
 const maxPcpBytes = 1_100;
@@ -69,10 +69,10 @@ export interface PcpMapRequest {
   lifetimeS: number;
   /** Must be the source address of the datagram, or the router answers ADDRESS_MISMATCH (RFC 6887 §8.2). */
   clientAddress: string;
-  /** 12 bytes: who knows them may renew and delete. */
+  /** 12 bytes. Whoever knows them may renew and delete the mapping. */
   nonce: Uint8Array;
   internalPort: number;
-  /** What we would like; 0 and 0.0.0.0 for anything. */
+  /** The external port and address that we would like; 0 and 0.0.0.0 for any. */
   externalPort: number;
   externalAddress: string;
 }
@@ -87,7 +87,7 @@ export type NatPmpAnswer =
   | { is: "map"; epochS: number; internalPort: number; externalPort: number; lifetimeS: number }
   | { is: "refusal"; result: string; code: number };
 
-/** A router's clock when we read ours, in milliseconds. */
+/** The router's clock (seconds), and our own at the same moment (ms). */
 export interface Epoch {
   epochS: number;
   atMs: number;
@@ -99,7 +99,7 @@ function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** An IPv4 address as PCP has it, IPv4-mapped (RFC 6887 §5). */
+/** An IPv4 address as PCP writes it: IPv4-mapped (RFC 6887 §5). */
 function mappedAddress(address: string): number[] {
   return [...new Uint8Array(10), 255, 255, ...address.split(".").map(Number)];
 }
@@ -110,7 +110,7 @@ function unmappedAddress(bytes: Uint8Array): string | undefined {
   return isMapped ? bytes.subarray(12, 16).join(".") : undefined;
 }
 
-/** A deletion suggests nothing, but of IPv4 (RFC 6887 §15.1, erratum 3621). */
+/** A deletion suggests no port and the unspecified IPv4 address (RFC 6887 §15.1, erratum 3621). */
 export function encodePcpMap(request: PcpMapRequest): Uint8Array {
   const isDeletion = request.lifetimeS === 0;
   const bytes = new Uint8Array(pcpMapBytes);
@@ -126,7 +126,7 @@ export function encodePcpMap(request: PcpMapRequest): Uint8Array {
   return bytes;
 }
 
-/** Undefined for what is no answer, or one to nothing that we ask (RFC 6887 §8.3). */
+/** Undefined if it is no answer, or no answer to what we ask (RFC 6887 §8.3). */
 export function decodePcp(bytes: Uint8Array): PcpAnswer | undefined {
   const view = viewOf(bytes);
   if (bytes.length >= 4 && bytes[0] === natPmpVersion && bytes[1]! & answerBit) return { is: "nat-pmp" };
@@ -155,7 +155,7 @@ export function decodePcp(bytes: Uint8Array): PcpAnswer | undefined {
 
 export const natPmpAddressRequest = new Uint8Array([natPmpVersion, 0]);
 
-/** Lifetime 0 deletes, and then the external port must be 0 too (RFC 6886 §3.4). */
+/** Lifetime 0 deletes; then the external port must be 0, too (RFC 6886 §3.4). */
 export function encodeNatPmpMap(internalPort: number, externalPort: number, lifetimeS: number): Uint8Array {
   const bytes = new Uint8Array(12);
   const view = viewOf(bytes);
@@ -166,10 +166,10 @@ export function encodeNatPmpMap(internalPort: number, externalPort: number, life
   return bytes;
 }
 
-/** Undefined for what is no answer, or one to nothing that we ask. */
+/** Undefined if it is no answer, or no answer to what we ask. */
 export function decodeNatPmp(bytes: Uint8Array): NatPmpAnswer | undefined {
   const view = viewOf(bytes);
-  // RFC 6886 §3.5: who knows no NAT-PMP at all may answer with its own version.
+  // RFC 6886 §3.5: a router without NAT-PMP may answer with another version.
   if (bytes.length < 8 || bytes[0] !== natPmpVersion || !(bytes[1]! & answerBit)) return undefined;
   const code = view.getUint16(2);
   if (code !== 0) return { is: "refusal", result: natPmpResults[code] ?? `result ${code}`, code };
@@ -187,8 +187,8 @@ export function decodeNatPmp(bytes: Uint8Array): NatPmpAnswer | undefined {
 }
 
 /**
- * Whether the router has lost its mappings between two answers: its clock went back, or ran unlike ours
- * (RFC 6887 §8.5, which RFC 6886 §3.6 is a laxer form of).
+ * Whether the router has lost its mappings between two answers: its clock went back, or did not run as ours did
+ * (RFC 6887 §8.5; RFC 6886 §3.6 is less strict).
  */
 export function hasLostState(before: Epoch, now: Epoch): boolean {
   const clientS = (now.atMs - before.atMs) / 1_000;
@@ -201,17 +201,17 @@ export function hasLostState(before: Epoch, now: Epoch): boolean {
 
 interface Question<T> {
   packets: (localAddress: string) => Uint8Array[];
-  /** Undefined: that answers something else. Throws a {@link PortMapError} for a refusal. */
+  /** Undefined for an answer to something else. Throws a {@link PortMapError} for a refusal. */
   accept: (answer: Uint8Array) => T | undefined;
 }
 
-/** Asks, and again after each pause, until an answer is accepted or refuses, or the signal aborts. */
+/** Asks, and asks again after each pause, until an answer comes or the signal aborts. */
 async function ask<T>(gateway: Gateway, { packets, accept }: Question<T>, signal: AbortSignal): Promise<T> {
   if (signal.aborted) throw new PortMapError("not asked");
   const { promise, resolve, reject } = Promise.withResolvers<T>();
   promise.catch(() => {}); // it may be rejected before anyone waits for it
   const receive = (bytes: Uint8Array, port: number, address: string) => {
-    // What came between bind and connect may be anyone's.
+    // Between bind and connect the kernel takes datagrams from anyone.
     if (address !== gateway.address || port !== gateway.mappingPort) return;
     try {
       const answer = accept(bytes);
@@ -245,8 +245,8 @@ async function ask<T>(gateway: Gateway, { packets, accept }: Question<T>, signal
   }
 }
 
-/** Says it once and waits for nothing. */
-async function tell(gateway: Gateway, { packets }: Question<unknown>): Promise<void> {
+/** Sends it once, and waits for no answer. */
+async function send(gateway: Gateway, { packets }: Question<unknown>): Promise<void> {
   const socket = await openTo(
     gateway,
     () => {},
@@ -263,7 +263,7 @@ async function tell(gateway: Gateway, { packets }: Question<unknown>): Promise<v
 
 type Receive = (bytes: Uint8Array, port: number, address: string) => void;
 
-/** Connected, so that the kernel drops what others send and tells us that nothing listens there. */
+/** A connected socket: the kernel drops what others send, and says if nothing listens there. */
 async function openTo(
   { address, mappingPort }: Gateway,
   receive: Receive,
@@ -283,10 +283,10 @@ async function openTo(
   }
 }
 
-/** What the router may hold for us. `unanswered`: asked, and nothing heard. */
+/** What the router may hold for us. `unanswered`: we have asked, and it has not answered. */
 type Held = "nothing" | "unanswered" | "granted";
 
-/** What both protocols have in common: they differ in what they say, and in what they accept. */
+/** What both protocols have in common. They differ in their questions, and in the answers that they accept. */
 abstract class DatagramClient implements MappingClient {
   abstract readonly protocol: MappingProtocol;
   protected readonly internalPort: number;
@@ -311,14 +311,14 @@ abstract class DatagramClient implements MappingClient {
   async unmap(signal: AbortSignal): Promise<void> {
     const held = this.#held;
     this.#held = "nothing";
-    if (held === "unanswered") await tell(this.#gateway, this.question(0));
+    if (held === "unanswered") await send(this.#gateway, this.question(0));
     if (held === "granted") await ask(this.#gateway, this.question(0), signal);
   }
 
   /** Lifetime 0 deletes. */
   protected abstract question(lifetimeS: number): Question<Grant>;
 
-  /** The answer is no; what had been granted before may still be there. */
+  /** The router has refused. What it had granted before may still be there. */
   protected refuse(error: PortMapError): never {
     if (this.#held === "unanswered") this.#held = "nothing";
     throw error;
@@ -352,7 +352,7 @@ export class PcpClient extends DatagramClient {
 export class NatPmpClient extends DatagramClient {
   readonly protocol = "nat-pmp";
 
-  /** The mapping's answer does not name the external address: that is a question of its own. */
+  /** Two questions: the answer to the first does not name the external address. */
   protected question(lifetimeS: number): Question<Grant> {
     const map = encodeNatPmpMap(this.internalPort, this.suggested.externalPort, lifetimeS);
     let externalAddress = lifetimeS === 0 ? "" : undefined;
@@ -375,7 +375,7 @@ export class NatPmpClient extends DatagramClient {
   }
 }
 
-/** The clock in what a router says to all hosts, by either protocol (RFC 6887 §14.1, RFC 6886 §3.2.1). */
+/** The router's clock in an announcement to all hosts, of either protocol (RFC 6887 §14.1, RFC 6886 §3.2.1). */
 export function decodeAnnouncement(bytes: Uint8Array): number | undefined {
   const answer = bytes[0] === natPmpVersion ? decodeNatPmp(bytes) : decodePcp(bytes);
   return answer?.is === "announce" || answer?.is === "address" ? answer.epochS : undefined;

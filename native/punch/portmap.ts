@@ -1,8 +1,8 @@
 /**
- * A port of the router's external address for one of ours, for as long as it is wanted (RFC 6887, RFC 6886, UPnP IGD):
- * asked for by PCP, then NAT-PMP, and by UPnP beside them; renewed at half its life, made anew when the router has lost
- * it, and deleted at the end. Owns every socket and timer of that, through the clients that it asks by. It dials
- * nobody, and decides nothing about candidates but whether there is one. For participant.ts.
+ * A port of the router's external address that leads to one of ours (RFC 6887, RFC 6886, UPnP IGD). It is asked for by PCP,
+ * then by NAT-PMP, and by UPnP beside them. It is renewed at half its life, asked for anew when the router has lost it, and
+ * deleted at the end. Owns all sockets and timers for that, by its clients. It dials nobody, and says of candidates only
+ * whether there is one. For native/participant/.
  *
  *   const mapping = new PortMapping({ internalPort, observed, onChange: (state) => … });
  *   await mapping.close();
@@ -31,17 +31,17 @@ import {
 import { UpnpClient } from "./upnp.ts";
 
 const defaultLifetimeS = 7_200;
-/** Shorter ones would have us ask all the time. */
+/** For a shorter one we would have to ask all the time. */
 const shortestLifetimeS = 8;
-/** RFC 6887 §11.2.1: not more often than that. */
+/** RFC 6887 §11.2.1: not more often. */
 const shortestRenewalMs = 4_000;
-/** What is not answered by then, by any protocol, is not answered. */
+/** How long all protocols together may take to answer. */
 const answerDeadlineMs = 5_000;
-/** What the end may take. */
+/** How long deleting may take. */
 const deleteDeadlineMs = 1_000;
-/** RFC 6887 §14.1.3: so that the hosts of a LAN do not all come at once to a router that has just started. */
+/** RFC 6887 §14.1.3: so that not all hosts of a LAN ask at once when a router has started. */
 const restartJitterMs = 5_000;
-/** RFC 6887 §14.1, RFC 6886 §3.2.1: what a router says to all hosts. */
+/** RFC 6887 §14.1, RFC 6886 §3.2.1: where a router announces to all hosts. */
 const allHosts = "224.0.0.1";
 
 export type PortMappingState =
@@ -52,22 +52,22 @@ export type PortMappingState =
       protocol: MappingProtocol;
       externalAddress: string;
       externalPort: number;
-      /** As granted; 0: until it is deleted. */
+      /** As granted, in seconds; 0: until it is deleted. */
       lifetimeS: number;
       candidate: Endpoint;
     }
-  /** Another NAT is behind the router: its external address is private, empty, or not what others see. */
+  /** There is another NAT beyond the router: its external address is private, empty, or not what others see. */
   | { is: "double-nat"; protocol: MappingProtocol; externalAddress: string }
-  /** No router, none that answers, or refused; in words. */
+  /** There is no router, or it does not answer, or it refuses; the reason is for people. */
   | { is: "unavailable"; reason: string }
   | { is: "closed" };
 
 export interface PortMappingOptions {
-  /** The TCP port of ours that is to be reached. */
+  /** The TCP port of ours that others shall reach. */
   internalPort: number;
-  /** What the introducer sees of us, IPv4. */
+  /** The IPv4 endpoint at which the introducer sees us. */
   observed: Endpoint;
-  /** Called with every new state; never after `close()` was. */
+  /** Called with every new state, but never after `close()`. */
   onChange: (state: PortMappingState) => void;
   /** Asked for; 7200 s by default. */
   lifetimeS?: number;
@@ -80,7 +80,7 @@ interface Found {
   grant: Grant;
 }
 
-/** What a router without an address is taken to grant. */
+/** The grant of a router that has no external address. */
 const ofNoAddress: Grant = { externalAddress: "", externalPort: 0, lifetimeS: 0 };
 export const protocolNames: Record<MappingProtocol, string> = {
   pcp: "PCP",
@@ -88,7 +88,7 @@ export const protocolNames: Record<MappingProtocol, string> = {
   upnp: "UPnP",
 };
 
-/** What a grant is worth to one whom others see at `observed`. Pure. */
+/** What a grant is worth, if others see us at `observed`. Pure. */
 export function judgeGrant(protocol: MappingProtocol, grant: Grant, observed: Endpoint): PortMappingState {
   const { externalAddress, externalPort, lifetimeS } = grant;
   const { address } = splitEndpoint(observed);
@@ -98,14 +98,14 @@ export function judgeGrant(protocol: MappingProtocol, grant: Grant, observed: En
   return { is: "mapped", protocol, externalAddress, externalPort, lifetimeS, candidate };
 }
 
-/** How long a mapping lasts, by the router's word, but not longer than `askedS`. Pure. */
+/** How long a mapping lasts, as the router says, but not longer than `askedS`. Pure. */
 export function lifetimeMs({ lifetimeS }: Grant, askedS: number): number {
   return Math.min(lifetimeS || askedS, askedS) * 1_000;
 }
 
 /**
- * When to renew, `leftMs` before a mapping ends: at half of that, and if nothing comes of it at half of what is left
- * then (RFC 6887 §11.2.1). Pure.
+ * How long to wait before renewing a mapping that ends in `leftMs`: half of that. If it fails, half of what is left then
+ * (RFC 6887 §11.2.1). Pure.
  */
 export function renewalPauseMs(leftMs: number): number {
   return Math.max(shortestRenewalMs, leftMs / 2);
@@ -117,7 +117,7 @@ export class PortMapping {
   readonly #stop = new AbortController();
   readonly #running: Promise<void>;
   readonly #answered = Promise.withResolvers<void>();
-  /** Whoever has been asked, for they may all have granted something. */
+  /** All clients that have asked: each may have been granted something. */
   #asked: MappingClient[] = [];
   #state: PortMappingState = { is: "asking" };
   #closing: Promise<void> | undefined;
@@ -133,12 +133,12 @@ export class PortMapping {
     return this.#state;
   }
 
-  /** Resolves once the state is no longer `asking`, for the first time. */
+  /** Resolves once the state is no longer the first `asking`. */
   get answered(): Promise<void> {
     return this.#answered.promise;
   }
 
-  /** Deletes what there is; resolves when that is done, after a second at the latest. */
+  /** Deletes the mapping. Resolves when that is done, after a second at the latest. */
   close(): Promise<void> {
     return (this.#closing ??= this.#end());
   }
@@ -175,13 +175,13 @@ export class PortMapping {
 
   // --- the first mapping ---------------------------------------------------------------------------------
 
-  /** Whoever grants first; undefined when none does, and then the state says why. */
+  /** The first protocol that grants. Undefined if none does; then the state says why. */
   async #search(gateway: Gateway): Promise<Found | undefined> {
     const { internalPort } = this.#options;
     try {
       return await within(answerDeadlineMs, this.#stop.signal, (signal) => {
         const pcp = this.#ask(new PcpClient(gateway, internalPort), signal);
-        // By NAT-PMP only where PCP is refused or not heard: one router may grant both.
+        // NAT-PMP only if PCP is refused or not answered: a router might grant both.
         const isWanted = Promise.race([
           pcp.then(() => false).catch(() => true),
           pause(silentAfterMs, signal).then(() => !signal.aborted),
@@ -210,7 +210,7 @@ export class PortMapping {
     }
   }
 
-  /** Whether the grant is worth keeping; the state tells. */
+  /** Sets the state by a grant. Returns whether the grant is worth keeping. */
   #accept({ client, grant }: Found): boolean {
     const { lifetimeS } = grant;
     const isTooShort = lifetimeS !== 0 && lifetimeS < shortestLifetimeS;
@@ -224,7 +224,7 @@ export class PortMapping {
 
   // --- its life ------------------------------------------------------------------------------------------
 
-  /** Renews it until it is lost (the state is still `mapped` then), worth nothing any more, or no longer wanted. */
+  /** Renews it until it is lost (then the state is still `mapped`), is worth nothing any more, or is no longer wanted. */
   async #keep(gateway: Gateway, found: Found): Promise<void> {
     const { signal } = this.#stop;
     using announcements = new Announcements(gateway);
@@ -247,7 +247,7 @@ export class PortMapping {
     }
   }
 
-  /** Whatever anyone has granted, also those who came second. */
+  /** Deletes all that was granted, also by a protocol that came second. */
   async #unmap(): Promise<void> {
     const asked = this.#asked.splice(0);
     const { signal } = new AbortController();
@@ -260,7 +260,7 @@ export class PortMapping {
   }
 }
 
-/** What each has failed for, in words; anything else that was thrown is a bug. */
+/** Why each has failed, in words. Throws anything that is not a {@link PortMapError}: it is a bug. */
 function reasonsOf(failures: unknown[]): string {
   const messages = failures.map((failure) => {
     if (!(failure instanceof PortMapError)) throw failure;
@@ -270,8 +270,8 @@ function reasonsOf(failures: unknown[]): string {
 }
 
 /**
- * Hears when the router says that it has started anew. Anyone in the LAN could say so: it only makes us ask the
- * router earlier. Where the port can't be had, the next renewal finds out.
+ * Hears when the router announces that it has started anew. Anyone in the LAN could forge that, and it only makes us ask the
+ * router earlier. If the port is taken, the next renewal finds out.
  */
 class Announcements implements Disposable {
   readonly #socket: Socket;
@@ -285,7 +285,7 @@ class Announcements implements Disposable {
       const epochS = from.address === address ? decodeAnnouncement(bytes) : undefined;
       if (epochS !== undefined) this.#onEpoch(epochS);
     });
-    // Bound to the group, so that no datagram to our own address gets in.
+    // Bound to the group: a datagram to our own address does not get in.
     socket.bind({ port: announcementPort, address: allHosts }, () => {
       try {
         socket.addMembership(allHosts, localAddress);

@@ -1,7 +1,7 @@
 /**
- * A channel by way of the introducer: a TCP connection of its own to the introducer's port, which joins it to the
- * peer's when both have shown the token; inside it TLS between the two, as on any other channel, so that the introducer
- * sees nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
+ * A channel by way of the introducer. Each side opens a TCP connection to the introducer's port and shows a token, and the
+ * introducer joins the two. Inside is TLS between the two sides, as on any other channel, so the introducer sees nothing but
+ * bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
  */
 import {
   encode,
@@ -17,35 +17,35 @@ import { connectShared, type Socket } from "../host/socket.ts";
 import { adopt, Channel, type Connection, type Credentials, type Side } from "../secure/channel.ts";
 import type { Bond } from "../secure/room.ts";
 
-/** How long the introducer may take to accept, and then the peer to shake hands and nominate. */
+/** How long the introducer may take to accept; then, how long the peer may take for TLS and its nomination. */
 const connectTimeoutMs = 5_000;
 const handshakeTimeoutMs = 8_000;
-/** The introducer's answer is one short line. */
+/** The longest answer of the introducer: one short line. */
 const maxAnswerBytes = 1024;
 
 export interface RelayOptions {
-  /** Of the relay: ours, or the one that the peer's connection is at. */
+  /** Where the relay is: our introducer, or the one that the peer is connected to. */
   introducer: Endpoint;
   /**
-   * Whether our introducer named the endpoint, and is not there itself: until somebody there has answered as a relay,
-   * when we say that it failed must not tell who else listens there.
+   * Whether our introducer is not there itself, but named this endpoint. Then it must not learn from our timing who else
+   * listens there: before a relay has answered, a failure is told only after the longest time that it could take.
    */
   isForeign?: boolean;
-  /** A connection there that was made before, and is ours from now on. */
+  /** A connection that was made there before. The attempt owns it from now on. */
   reserved?: Reservation | undefined;
   token: string;
   role: Role;
   /** The ALPN protocol (RFC 7301) that both ends use for it: derived from the token, as that of a punch. */
   alpn: string;
-  /** Whose certificate it must be, and what is to be proved. */
+  /** Whose certificate the peer must show, and what both must prove. */
   bond: Bond;
   credentials: Credentials;
-  /** Exactly one of these two is called, once, unless it is aborted before: the nominated channel, or why there is none. */
+  /** One of these two is called, once, unless it is aborted before: with the nominated channel, or with why there is none. */
   onChannel(channel: Channel): void;
   onFailed(detail: string, reason: FailureReason): void;
 }
 
-/** A connection to the introducer on which nothing was said; undefined when none could be made. Never rejects. */
+/** A connection to the introducer on which nothing was sent yet; undefined if none could be made. Never rejects. */
 export type Reservation = Promise<Socket | undefined>;
 
 export async function reserve(introducer: Endpoint): Reservation {
@@ -56,13 +56,13 @@ export async function reserve(introducer: Endpoint): Reservation {
   }
 }
 
-/** One try to be relayed. */
+/** One attempt to be relayed. */
 export class RelayAttempt {
   readonly #options: RelayOptions;
   #connection: Connection | undefined;
   #channel: Channel | undefined;
   #timer: NodeJS.Timeout;
-  /** Before that nothing is said of a failure. */
+  /** A failure is told no earlier than that (performance.now). */
   #toldFrom = 0;
   #isOver = false;
 
@@ -77,7 +77,7 @@ export class RelayAttempt {
   /** Does nothing once it is over. */
   abort(): void {
     if (this.#end()) this.#close();
-    clearTimeout(this.#timer); // a failure may wait to be told
+    clearTimeout(this.#timer); // a failure may be waiting to be told
   }
 
   async #connect(): Promise<void> {
@@ -104,7 +104,7 @@ export class RelayAttempt {
       const lf = answer.indexOf(10);
       if (lf < 0 && answer.length <= maxAnswerBytes) return;
       raw.off("data", onData).off("end", onClose).off("close", onClose).off("error", onClose);
-      // The peer may have spoken already; the handshake hangs unless TLS finds its bytes in a socket that is paused.
+      // The peer's first bytes may have come already. Unless TLS finds them in a paused socket, the handshake hangs.
       raw.pause();
       if (lf + 1 < answer.length) raw.unshift(answer.subarray(lf + 1));
       this.#answered(answer.toString("utf8", 0, lf));
@@ -167,7 +167,7 @@ export class RelayAttempt {
     this.#timer = setTimeout(() => this.#options.onFailed(detail, reason), waitMs);
   }
 
-  /** Whether this was its end. */
+  /** Ends it. Returns whether it had not ended before. */
   #end(): boolean {
     if (this.#isOver) return false;
     clearTimeout(this.#timer);

@@ -1,8 +1,8 @@
 /**
- * What the whole program sends to one address, whoever asked for it: an introducer can name any address as a peer's, in
- * the answer to our own `connect`, too. Sockets at once, attempts and birthdays are counted by the address, more of the
- * latter being allowed where a peer has once shown its certificate, which nobody can do for others. Pure but for the clock. For native/punch/
- * alone.
+ * What the whole program sends to one address, whoever asked for it. An introducer can call any address a peer's, even in its
+ * answer to our own `connect`. So sockets, attempts and birthdays are counted by address. More attempts and birthdays are
+ * allowed where a peer has shown its certificate once, because only the peer itself can do that. Pure but for the clock. For
+ * native/punch/ and participant.ts.
  */
 import {
   birthdaySockets,
@@ -16,45 +16,45 @@ import { descriptorLimit } from "../host/socket.ts";
 
 const minuteMs = 60_000;
 /**
- * Endpoints in a minute that are dialled because peers claim them, most of them private: whoever names many leaves enough
- * for others. Up to half of it anyone may have: 64 people in one house, with some addresses each.
+ * Endpoints in a minute that are dialled because peers claim them; most of them are private. Half of it is for anyone: that
+ * is 64 people in one house, with some addresses each. A peer that claims more leaves enough for others.
  */
 const claimsPerMinute = 720;
-/** No address is dialled by more sockets at once than one birthday needs. */
+/** Sockets at once at one address: as many as a birthday needs. */
 const maxSockets = birthdaySockets + 2 * maxCandidates;
 /**
- * Attempts (SYNs that we send, not the kernel's repetitions) that may be under way to all addresses; what was used comes
- * back within a minute or so. One address gets a fifth of it when it is alone: a thousand at once, and then 17 a second.
+ * Attempts to all addresses: SYNs that we send, without the kernel's repetitions. What was used comes back within about a
+ * minute. One address alone gets a fifth of it: a thousand at once, then 17 a second.
  */
 const attemptsInAll = 5 * 1024;
-/** What each address gets, however many others there are: a link takes a few, and some tens where a NAT refuses. */
+/** What each address gets, however many others there are. A link takes a few; where a NAT refuses, some tens. */
 const minAttempts = 64;
-/** What one attempt counts at an address where a peer has shown its certificate. */
+/** So much counts an attempt at an address where a peer has shown its certificate. */
 const authenticatedShare = 1 / 4;
-/** When it is looked at again whether there may be an attempt. */
+/** After so long we look again whether an attempt is allowed. */
 const waitMs = 25;
 /**
- * Birthdays in a minute at one address that led to no direct link from there: as many as an introducer grants the two
- * sides of a pair; more where a peer has shown its certificate, for there may be many behind one address.
+ * Birthdays in a minute at one address that led to no direct link: as many as an introducer grants to a pair. More where a
+ * peer has shown its certificate, for several peers may be behind one address.
  */
 const birthdaysPerMinute = { stranger: 2, authenticated: 6 };
-/** The same at all addresses, of introductions that we asked for: those that we did not are held to less. */
+/** The same at all addresses, for introductions that we asked for. The others get less (allowance.ts). */
 const askedBirthdaysPerMinute = 12;
-/** Addresses that are known to be a peer's: the latest. */
+/** So many addresses that are known to be peers' are remembered: the latest. */
 const maxAuthenticated = 1024;
 /**
- * How much sooner than ours a round of the peer's may rightly end, the round trips of both to the introducer being what
- * they are: so long, and half of the round, at the most.
+ * How much earlier than ours a round of the peer may end, because both have different round trips to the introducer. At most
+ * half of the round.
  */
 const roundSkewMs = 2_000;
 const tidyMs = 10_000;
 
-/** The rounds of one introduction are one birthday, as long as none begins while the one before still runs. */
+/** The birthday rounds of one introduction. They count as one, unless a round begins while the last one still runs. */
 export class Birthday {
-  /** Whether it led to a link that goes straight there. */
+  /** Whether it led to a direct link to that address. */
   hasLinked = false;
   #rounds = 1;
-  /** Those of the latest round. */
+  /** When the latest round began, and when it ends. */
   #startedAt: number;
   #endsAt: number;
 
@@ -63,7 +63,7 @@ export class Birthday {
     this.#endsAt = now + lastsMs;
   }
 
-  /** Whether the next round may begin; a true answer counts it. */
+  /** Whether the next round may begin. If the answer is true, it is counted. */
   next(now: number, lastsMs: number): boolean {
     const skewMs = Math.min(roundSkewMs, (this.#endsAt - this.#startedAt) / 2);
     if (this.#rounds >= roundsPerWay || now < this.#endsAt - skewMs) return false;
@@ -73,7 +73,7 @@ export class Birthday {
     return true;
   }
 
-  /** Whether it is over for so long that it no longer counts. */
+  /** Whether it ended so long ago that it no longer counts. */
   isPast(now: number): boolean {
     return now >= Math.max(this.#startedAt + minuteMs, this.#endsAt);
   }
@@ -85,7 +85,7 @@ interface Claim {
   at: number;
 }
 
-/** One at an address. */
+/** A birthday at one address. */
 export interface Aimed {
   readonly at: string;
   readonly isAsked: boolean;
@@ -105,15 +105,15 @@ export class Targets {
   #claims: Claim[] = [];
   #tidiedAt = 0;
 
-  /** `now` in milliseconds, never going back; `descriptors`: how many the program may have. */
+  /** `now`: in ms, never going back. `descriptors`: how many the program may have. */
   constructor(now: () => number = () => performance.now(), descriptors = descriptorLimit()) {
     this.#now = now;
     this.#maxSocketsInAll = Math.floor(descriptors / 2);
   }
 
   /**
-   * Whether there is a place for one more that is dialled there; it is held until {@link leave}. What others ask for
-   * leaves half of all places to what we ask for.
+   * Takes a place for one more socket that dials there, until {@link leave}. Returns false if there is none. What others
+   * ask for gets at most half of all places.
    */
   enter(endpoint: Endpoint, isAsked: boolean): boolean {
     const at = keyOf(endpoint);
@@ -133,7 +133,7 @@ export class Targets {
     else this.#sockets.delete(at);
   }
 
-  /** Counts an attempt; else says after how many milliseconds to ask again. */
+  /** Counts an attempt and returns 0; or returns after how many ms to ask again. */
   attempt(endpoint: Endpoint): number {
     const [now, at] = [this.#now(), keyOf(endpoint)];
     if (this.#attempts.isOver(at, now)) return waitMs;
@@ -145,7 +145,7 @@ export class Targets {
     return 0;
   }
 
-  /** Whether an endpoint may be dialled because a peer, whom the introducer sees at `seenAt`, says that it is its own. */
+  /** Whether an endpoint may be dialled because a peer claims it. The introducer sees that peer at `seenAt`. */
   claim(endpoint: Endpoint, seenAt: Endpoint): boolean {
     const [now, by] = [this.#now(), keyOf(seenAt)];
     this.#claims = this.#claims.filter(({ at }) => now - at < minuteMs);
@@ -158,7 +158,7 @@ export class Targets {
     return true;
   }
 
-  /** A peer has shown its certificate on a connection that goes straight there, maybe after that birthday. */
+  /** A peer has shown its certificate on a direct connection there, maybe after that birthday. */
   authenticated(endpoint: Endpoint, after?: Aimed): void {
     const at = keyOf(endpoint);
     if (after?.at === at) after.birthday.hasLinked = true;
@@ -169,8 +169,8 @@ export class Targets {
   }
 
   /**
-   * The birthday of which a round may begin there: the one `before` of the same introduction, or a new one. Undefined
-   * when that is too soon, or one too many.
+   * Begins a birthday round there. Returns its birthday: `before`, which the same introduction has begun already, or a new
+   * one. Undefined if that is too soon, or one too many.
    */
   birthday(
     endpoint: Endpoint,
@@ -190,10 +190,10 @@ export class Targets {
   }
 }
 
-/** Whose address it is: of IPv6 a whole /64. */
+/** What is counted together: an address, of IPv6 a whole /64. */
 function keyOf(endpoint: Endpoint): string {
   return sourceOf(splitEndpoint(endpoint).address);
 }
 
-/** Those of this program. */
+/** The targets of this whole program. */
 export const targets = new Targets();

@@ -1,9 +1,9 @@
 /**
- * Asking the router by UPnP: SSDP finds its description, the description its WAN connection (IGD 1 and 2), and SOAP
- * asks that. Codecs, which are pure, and the client. Never talks to, nor believes, anyone but the gateway: an answer to
- * the search counts from its address, an URL that leads to its address; no redirect is followed, no proxy used, no more
- * read than 64 KiB, and XML is looked through by regular expressions that are linear in its length, so that nothing in
- * it is ever expanded or fetched. For portmap.ts. UPnP Device Architecture 1.1, WANIPConnection:1 and :2.
+ * Asking the router by UPnP. SSDP finds its description. The description names its WAN connection (IGD 1 and 2). SOAP asks
+ * that for a port. There are pure codecs and the client. It talks to the gateway alone, and believes it alone: an answer
+ * must come from the gateway's address, and a URL must lead there. It follows no redirect, uses no proxy, and reads at most
+ * 64 KiB. XML is searched by regular expressions that are linear in its length: nothing in it is expanded or fetched. For
+ * portmap.ts. UPnP Device Architecture 1.1, WANIPConnection:1 and :2.
  */
 import { request } from "node:http";
 import { canonicalAddress, printable } from "../../protocol.ts";
@@ -17,20 +17,20 @@ import {
   within,
 } from "./gateway.ts";
 
-/** How often the search is repeated: datagrams get lost, and routers are asked to take up to a second (MX). */
+/** How often the search is repeated. Datagrams get lost, and a router may take up to a second (MX). */
 const searchPeriodMs = 500;
-/** How long another description is waited for where one leads nowhere: MX, and the way. */
+/** How long to wait for another description, if one leads nowhere: MX and a round trip. */
 const nextAnswerMs = 1_200;
 /** How long one request may take, body included. */
 const requestDeadlineMs = 3_000;
 const maxBodyBytes = 64 * 1024;
-/** A description with more WAN connections than this is none of a router. */
+/** No router has more WAN connections than that in its description. */
 const maxConnections = 4;
-/** A router of so many devices that lead nowhere has none that does. */
+/** After so many descriptions that lead nowhere, no more are tried. */
 const maxDescriptions = 4;
-/** How often another external port, or another way of asking, is tried. */
+/** How often we try, with another external port or by another action. */
 const maxTries = 5;
-/** Where another port is drawn from when ours is taken. */
+/** Another external port is drawn from these, if ours is taken. */
 const drawnPorts = { first: 10_000, last: 60_000 };
 const multicastAddress = "239.255.255.250";
 const searchTargets = [
@@ -39,7 +39,7 @@ const searchTargets = [
 ];
 const description = "tcp-hole-punching";
 
-/** WANIPConnection:2 §2.5.16 and UPnP Device Architecture 1.1 §3.2.2: what can be answered by asking differently. */
+/** Faults after which we ask differently (WANIPConnection:2 §2.5.16, UPnP Device Architecture 1.1 §3.2.2). */
 const faults = {
   invalidAction: 401,
   conflictInMappingEntry: 718,
@@ -59,7 +59,7 @@ export function encodeSearch(target: string, host: string): string {
   return `M-SEARCH * HTTP/1.1\r\nHOST: ${host}\r\nMAN: "ssdp:discover"\r\nMX: 1\r\nST: ${target}\r\n\r\n`;
 }
 
-/** The location of a router's description in an answer to the search; undefined when it is none at the gateway. */
+/** The location of the router's description in an answer to the search; undefined if it is not at the gateway. */
 export function parseSearchAnswer(answer: string, gateway: string): URL | undefined {
   if (!/^HTTP\/1\.[01] 200\b/.test(answer)) return undefined;
   if (!/^st:[ \t]*urn:schemas-upnp-org:device:InternetGatewayDevice:\d/im.test(answer)) return undefined;
@@ -67,14 +67,14 @@ export function parseSearchAnswer(answer: string, gateway: string): URL | undefi
   return location === undefined ? undefined : gatewayUrl(location, gateway);
 }
 
-/** The URL, when it is plain HTTP to the gateway's own address and nothing else. */
+/** The URL; undefined unless it is plain HTTP to the gateway's own address. */
 function gatewayUrl(text: string, gateway: string, base?: URL): URL | undefined {
   const url = URL.parse(text, base?.href);
   const isGateways = url?.protocol === "http:" && url.hostname === gateway && url.port !== "0";
   return isGateways && url.username === "" && url.password === "" ? url : undefined;
 }
 
-/** The text of the first element of that name, whatever its prefix; undefined where there is none. */
+/** The text of the first element of that name, with any prefix; undefined if there is none. */
 export function elementText(xml: string, name: string): string | undefined {
   const element = new RegExp(`<(?:[\\w-]+:)?${name}(?:\\s[^<>]*)?>([^<]*)</`, "i").exec(xml);
   return element ? unescape(element[1]!.trim()) : undefined;
@@ -82,14 +82,14 @@ export function elementText(xml: string, name: string): string | undefined {
 
 const entities: Record<string, string> = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'" };
 
-/** The five entities that XML itself defines; a document's own stay as they are written. */
+/** Replaces the five entities that XML itself defines. A document's own entities stay as they are. */
 function unescape(text: string): string {
   return text.replace(/&(amp|lt|gt|quot|apos);/g, (_, name: string) => entities[name]!);
 }
 
 /**
- * The WAN connections that a description offers at the gateway, IGD 2 before 1, IP before PPP. What its URLs are
- * relative to is `URLBase`, or else where it was (UPnP Device Architecture 1.0 §2.1).
+ * The WAN connections that a description offers at the gateway: IGD 2 before 1, IP before PPP. Its URLs are relative to
+ * `URLBase`, or else to its own location (UPnP Device Architecture 1.0 §2.1).
  */
 export function parseDescription(xml: string, location: URL): WanConnection[] {
   const gateway = location.hostname;
@@ -117,7 +117,7 @@ export function encodeAction(serviceType: string, action: string, fields: Fields
 <s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" s:encodingStyle="http://schemas.xmlsoap.org/soap/encoding/"><s:Body><u:${action} xmlns:u="${serviceType}">${body}</u:${action}></s:Body></s:Envelope>\r\n`;
 }
 
-/** The number of a SOAP fault (UPnP Device Architecture 1.1 §3.2.2); undefined where the answer is none. */
+/** The number of a SOAP fault (UPnP Device Architecture 1.1 §3.2.2); undefined if it is no fault. */
 export function parseFault(xml: string): number | undefined {
   const code = elementText(xml, "errorCode") ?? "";
   return /^\d{3}$/.test(code) ? Number(code) : undefined;
@@ -130,7 +130,7 @@ function parsePort(text: string | undefined): number | undefined {
 
 // --- asking ----------------------------------------------------------------------------------------------
 
-/** The action was refused. */
+/** The router has refused an action. */
 class Fault extends PortMapError {
   readonly code: number;
 
@@ -145,7 +145,7 @@ interface Answer {
   body: string;
 }
 
-/** One HTTP exchange on a connection of its own. `fetch` would do, if it could be kept from HTTP_PROXY. */
+/** One HTTP exchange on a connection of its own. Not `fetch`, because that uses HTTP_PROXY. */
 async function exchange(
   url: URL,
   signal: AbortSignal,
@@ -185,8 +185,8 @@ async function exchange(
 }
 
 /**
- * Searches by multicast, and by unicast where that gets lost, until the gateway names one that was not tried. Rejects
- * on abort with a {@link PortMapError}.
+ * Searches by multicast and by unicast, until the gateway names a description that was not tried. Rejects on abort with a
+ * {@link PortMapError}.
  */
 async function findDescription(
   gateway: Gateway,
@@ -207,7 +207,7 @@ async function findDescription(
           const host = `${address}:${gateway.searchPort}`;
           socket.send(encodeSearch(target, host), gateway.searchPort, address);
         } catch {
-          // The ICMP error of an earlier datagram, wherever that went, or no multicast here.
+          // The ICMP error of an earlier datagram to any address, or there is no multicast here.
         }
       }
     }
@@ -226,7 +226,7 @@ async function findDescription(
   }
 }
 
-/** Bound to the local address, so that multicast leaves by the same interface. */
+/** A socket bound to the local address, so that multicast leaves by the same interface. */
 async function openSearch(
   local: string,
   receive: (bytes: Buffer, from: string) => void,
@@ -251,7 +251,7 @@ export class UpnpClient implements MappingClient {
   readonly #gateway: Gateway;
   readonly #internalPort: number;
   #connection: WanConnection | undefined;
-  /** Whether the last `map` has: then it is searched for anew. */
+  /** Whether the last `map` has failed. Then the connection is searched for anew. */
   #hasFailed = false;
   #externalPort: number;
   /** A mapping of that port may exist. */
@@ -264,7 +264,7 @@ export class UpnpClient implements MappingClient {
   }
 
   async map(lifetimeS: number, signal: AbortSignal): Promise<Grant> {
-    // After a restart a router may ask to be spoken to at another port.
+    // After a restart the router may listen at another port.
     if (!this.#connection || this.#hasFailed) this.#connection = await this.#find(signal);
     this.#hasFailed = true;
     const externalAddress = await readExternalAddress(this.#connection, signal);
@@ -281,7 +281,7 @@ export class UpnpClient implements MappingClient {
     await act(this.#connection, "DeletePortMapping", mapping, signal);
   }
 
-  /** A router may be several devices, or announce one that is gone: where an answer leads nowhere, the next one counts. */
+  /** A router may be several devices, or announce one that is gone. So if a description leads nowhere, the next is tried. */
   async #find(signal: AbortSignal): Promise<WanConnection> {
     const tried = new Set<string>();
     const next = (stop: AbortSignal) => findDescription(this.#gateway, tried, stop);
@@ -342,14 +342,14 @@ export class UpnpClient implements MappingClient {
       if (isAny) this.#externalPort = parsePort(elementText(answer, "NewReservedPort")) ?? this.#externalPort;
       return this.#externalPort;
     } catch (error) {
-      // Refused: a mapping of that port is not ours to delete.
+      // Refused: if there is a mapping of that port, it is not ours to delete.
       if (error instanceof Fault) this.#mayExist = had;
       throw error;
     }
   }
 }
 
-/** The connection that a description offers: of several, the first that is up. */
+/** The connection that a description offers. Of several, the first that is up. */
 async function readConnection(location: URL, signal: AbortSignal): Promise<WanConnection> {
   const { status, body } = await exchange(location, signal);
   if (status !== 200) throw new PortMapError(`its description: HTTP status ${status}`);
@@ -363,7 +363,7 @@ async function readConnection(location: URL, signal: AbortSignal): Promise<WanCo
   return last;
 }
 
-/** The body of the answer; rejects with a {@link Fault} when it is refused. */
+/** The body of the answer. Rejects with a {@link Fault} if the router refuses. */
 async function act(
   { serviceType, controlUrl }: WanConnection,
   action: string,
@@ -377,7 +377,7 @@ async function act(
   throw new Fault(action, parseFault(body) ?? status, elementText(body, "errorDescription"));
 }
 
-/** Empty when the router has none, or says what is none. */
+/** The router's external IPv4 address; "" if it has none. */
 async function readExternalAddress(connection: WanConnection, signal: AbortSignal): Promise<string> {
   const answer = await act(connection, "GetExternalIPAddress", {}, signal);
   const address = canonicalAddress(elementText(answer, "NewExternalIPAddress") ?? "");
