@@ -35,20 +35,9 @@ import { runProgram, type Terminal } from "./native/terminal/terminal.ts";
 import { version } from "./native/terminal/command-line.ts";
 import { count } from "./native/terminal/text.ts";
 import { redisUrlProblem } from "./native/introducer/redis/connection.ts";
-import { RedisRooms } from "./native/introducer/redis/rooms.ts";
+import { Homes, type Neighbour, randomFirstId } from "./native/introducer/redis/homes.ts";
 import { byTurns, Rounds, sliceMs } from "./native/shares/turns.ts";
-import {
-  type Answer,
-  type Answers,
-  type Guest,
-  KeptNames,
-  type Letter,
-  LocalRooms,
-  type Order,
-  type Participant,
-  type Question,
-  type Rooms,
-} from "./native/introducer/rooms.ts";
+import { KeptNames, type Participant } from "./native/introducer/rooms.ts";
 import {
   addressScope,
   canonicalAddress,
@@ -59,13 +48,16 @@ import {
   type EndpointParts,
   type Filtering,
   formatEndpoint,
+  formatHostPort,
   LineDecoder,
   maxReportedLinks,
   nameSkeleton,
   numberedName,
+  parsePlace,
   parseToIntroducer,
   type Peer,
   type PeerChange,
+  type Place,
   publicInstance,
   Refusal,
   type RefusalCode,
@@ -93,13 +85,11 @@ import {
 } from "./native/introducer/observe.ts";
 import {
   type Connection,
-  isGuest,
   type Link,
   type Member,
   type MessageOf,
   newToken,
   nobody,
-  type Party,
   type Served,
   Session,
 } from "./native/introducer/session.ts";
@@ -196,16 +186,9 @@ function retryInMs(): number {
   return Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
 }
 
-/** Whether the other side says, too, that they are linked: of a guest it can't be known. */
-function saysSo(other: Party, { peer }: Member): boolean {
-  return isGuest(other) || other.links?.has(peer.instance) === true;
-}
-
-/** Whether it shows that guest as the room knows it: nobody is sent anywhere else. */
-function isOf(order: Order, { peer }: Guest): boolean {
-  if (order.type === "failed") return true;
-  const { public: observed, instance, fingerprint } = order.peer;
-  return observed === peer.public && instance === peer.instance && fingerprint === peer.fingerprint;
+/** Whether the other side says, too, that they are linked. */
+function saysSo(other: Member, { peer }: Member): boolean {
+  return other.links?.has(peer.instance) === true;
 }
 
 // --- what an operator reads ------------------------------------------------------------------------------
@@ -241,9 +224,9 @@ export class Introducer {
   readonly #accepted: Usage;
   readonly #members = new Map<number, Member>();
   readonly #rooms = new Map<string, Set<Member>>();
-  /** Who else is in them, at other introducers. */
-  readonly #elsewhere: Rooms;
-  readonly #advertised: string | undefined;
+  /** Which introducer each room lives at, where several share a Redis. */
+  readonly #homes: Homes | undefined;
+  #lastId: number;
   readonly #introductions: Introductions;
   readonly #relays: Relays<Session> | undefined;
   readonly #keptNames: KeptNames;
@@ -302,7 +285,6 @@ export class Introducer {
     this.#accepted = usage(acceptedInWindow, acceptsPerSecond);
     this.#listener = this.#listen(options.host, options.port ?? defaultPort);
     this.#alternate = options.alternate;
-    this.#advertised = options.advertise;
     this.#probeListeners = this.#listenForProbes(options);
     this.#keptNames = new KeptNames(this.limits);
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = this.limits;
@@ -313,12 +295,10 @@ export class Introducer {
         canMeasure: this.#probeListeners.length > 0,
         send: (member, message) => this.#send(member, message),
         show: (member, about, message) => this.#write(member, lineAbout(about, message)),
-        moved: (member) => this.#elsewhere.put(member),
-        post: (guest, letter) => this.#elsewhere.send(guest, letter),
-        offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#offerRelay(a, b) : undefined),
+        offerRelay: (a, b) => (a.takesRelay && b.takesRelay ? this.#relays?.offer(a, b) : undefined),
         refuse: (member, refusal, peer) => this.#refuse(member, refusal, { request: "connect", peer }),
         tell: (event) => this.#tell(event),
-        serve: (member, work) => this.#serve(member && !isGuest(member) ? member.socket : nobody, work),
+        serve: (member, work) => this.#serve(member?.socket ?? nobody, work),
         count: (outcome, way, elapsedMs) => this.#metrics.introduced(outcome, way, elapsedMs),
       },
       this.#tickMs,
@@ -326,7 +306,8 @@ export class Introducer {
     const { relay = true, relayRate: rate = defaultRelayRates.rate } = options;
     const { relayTotal: total = defaultRelayRates.total } = options;
     if (relay) this.#relays = this.#makeRelays({ rate, total });
-    this.#elsewhere = options.redis === undefined ? new LocalRooms() : this.#share(options.redis);
+    this.#lastId = options.redis === undefined ? 0 : randomFirstId();
+    if (options.redis !== undefined) this.#homes = this.#share(options.redis, options.advertise);
     this.#deadlines = new Deadlines(this.#tickMs, this.#tickedAt);
     this.#timer = setInterval(() => this.#tick(), this.#tickMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
@@ -353,16 +334,15 @@ export class Introducer {
     });
   }
 
-  #share(redis: string): Rooms {
-    const unreachable = "its introducer can't be reached";
-    return new RedisRooms(redis, {
-      joined: (guest) => this.#serve(nobody, () => this.#guestJoined(guest)),
-      changed: (guest, change) => this.#serve(nobody, () => this.#guestChanged(guest, change)),
-      left: (guest, reason) => this.#serve(nobody, () => this.#guestLeft(guest, reason)),
-      displaced: (id, reason) => this.#serve(nobody, () => this.#displace(id, reason)),
-      received: (letter) => this.#serve(nobody, () => this.#receive(letter)),
-      answer: (question) => this.#answerOther(question),
-      undelivered: (guest) => this.#serve(nobody, () => this.#introductions.left(guest, unreachable)),
+  #share(redis: string, advertise = ""): Homes {
+    const { host, port } = parsePlace(advertise, this.port) ?? { host: this.host, port: this.port };
+    const firstId = this.#lastId;
+    return new Homes(redis, formatHostPort(publicAddress(host), port), {
+      rooms: () => this.#rooms.keys(),
+      counts: () => ({ participants: this.#members.size, rooms: this.#rooms.size, firstId }),
+      movedOut: (room, home) => this.#serve(nobody, () => this.#movedOut(room, home)),
+      notice: (text) =>
+        void this.#notify(text, this.#members.values()).catch((error) => this.#complain(error)),
       sharing: (isShared, message) => this.#tell({ event: isShared ? "shared" : "warning", message }),
     });
   }
@@ -393,13 +373,8 @@ export class Introducer {
       waiting: this.#paused.size,
       relays,
       relayedBytes,
-      ...(!this.isAlone && { isShared: this.#elsewhere.isShared }),
+      ...(this.#homes && { isShared: this.#homes.isShared }),
     });
-  }
-
-  /** Whether it shares its rooms with nobody, ever. */
-  get isAlone(): boolean {
-    return this.#elsewhere instanceof LocalRooms;
   }
 
   get host(): string {
@@ -444,7 +419,7 @@ export class Introducer {
       const known = rooms.get(room);
       if (known) return known;
       const ids = new Map<string, number>();
-      for (const { peer } of this.#everyone(room)) ids.set(peer.instance, peer.id);
+      for (const { peer } of this.#rooms.get(room) ?? []) ids.set(peer.instance, peer.id);
       rooms.set(room, ids);
       return ids;
     };
@@ -467,55 +442,35 @@ export class Introducer {
     return this.#inRoom(room, id)?.peer.instance === instance ? id : undefined;
   }
 
-  #inRoom(room: string, id: number): Party | undefined {
+  #inRoom(room: string, id: number): Member | undefined {
     const member = this.#members.get(id);
-    return member?.room === room ? member : this.#elsewhere.guests(room).get(id);
+    return member?.room === room ? member : undefined;
   }
 
-  /** In a room, at whichever introducer. */
-  *#everyone(room: string): Generator<Party, void> {
-    yield* this.#rooms.get(room) ?? [];
-    yield* this.#elsewhere.guests(room).values();
+  /** The other introducers of the same Redis; undefined where none is used, rejects while it is away. */
+  async others(): Promise<Neighbour[] | undefined> {
+    return this.#homes?.others();
   }
 
-  /** Asks all introducers that share the rooms; our own answer is the first. */
-  async ask(question: Question): Promise<Answers> {
-    const own = await this.#answer(question);
-    const { all, problem } = await this.#elsewhere.ask(question);
-    return { all: [own, ...all], ...(problem !== undefined && { problem }) };
+  /** Says something to one who is here; resolves to whether it could be. */
+  async tell(text: string, id: number): Promise<boolean> {
+    const member = this.#members.get(id);
+    return member !== undefined && (await this.#notify(text, [member])) === 1;
   }
 
-  /** Says something to everyone, or to one, wherever they are; resolves to how many could be told. */
-  async tell(text: string, to?: number): Promise<{ told: number; problem?: string }> {
-    const question = { about: "notice", text, ...(to !== undefined && { to }) } as const;
-    if (to !== undefined && this.#members.has(to)) return { told: (await this.#answer(question)).count };
-    const { all, ...problem } = await this.ask(question);
-    return { told: all.reduce((sum, { count: told }) => sum + told, 0), ...problem };
+  /** Says something to everyone here; resolves to how many were told. */
+  broadcast(text: string): Promise<number> {
+    return this.#notify(text, this.#members.values());
   }
 
-  /** None, if that fails. */
-  async #answerOther(question: Question): Promise<Answer | undefined> {
-    try {
-      return await this.#answer(question);
-    } catch (error) {
-      this.#complain(error);
-      return undefined;
-    }
+  /** Has the other introducers say it to everyone there; resolves to how many those are, rejects while Redis is away. */
+  async broadcastElsewhere(text: string): Promise<number | undefined> {
+    return this.#homes?.broadcast(text);
   }
 
-  async #answer(question: Question): Promise<Answer> {
-    const place = formatEndpoint(this.#advertised ?? publicAddress(this.host), this.port);
-    const { size } = this.#members;
-    if (question.about === "count") return { place, count: size, participants: [] };
-    if (question.about === "list") return { place, count: size, participants: await this.listed() };
-    return { place, count: await this.#notify(question.text, question.to), participants: [] };
-  }
-
-  /** Says something to all, or to one; resolves to how many could be told. */
-  async #notify(text: string, to: number | undefined): Promise<number> {
+  /** Resolves to how many could be told. */
+  async #notify(text: string, whom: Iterable<Member>): Promise<number> {
     const line = encode({ type: "notice", text });
-    const one = to === undefined ? undefined : this.#members.get(to);
-    const whom = to === undefined ? this.#members.values() : one ? [one] : [];
     let told = 0;
     await byTurns(whom, (member) => {
       if (member.closing) return;
@@ -543,6 +498,7 @@ export class Introducer {
     let punching = 0;
     await byTurns(this.#members.values(), (member) => void (punching += Number(this.#isPunching(member))));
     this.#tell({ event: "draining", reason, participants, punching, relays: this.#relays?.size ?? 0 });
+    await this.#homes?.leave(); // first, so that who is sent away finds its room free elsewhere
     this.#dismiss();
     await promise;
     await this.stop(reason);
@@ -619,7 +575,7 @@ export class Introducer {
     });
     await this.#closeAll(sessions, reason);
     const timeout = setTimeout(() => this.#allGone?.(), closeGraceMs);
-    const left = this.#elsewhere.close();
+    const left = this.#homes?.close();
     if (this.#connections.size > 0) await gone;
     await left;
     for (const timer of [timeout, this.#resumeTimer, this.#changeTimer, this.#probeTimer])
@@ -1319,8 +1275,6 @@ export class Introducer {
     if (this.#draining) throw new Refusal("limit", "the introducer is ending: ask when you have come back");
     this.#countIntroduction(member);
     const target = this.#neighbour(member, peer);
-    if (isGuest(target) && !this.#elsewhere.isShared)
-      throw new Refusal("unknown-peer", `${peer} is at another introducer, which can't be reached now`);
     this.#introductions.ask(member, target, relay !== false);
   }
 
@@ -1330,25 +1284,42 @@ export class Introducer {
     this.#relays.join(session, token);
   }
 
-  /** Registers it once it is known who is in its room elsewhere. */
+  /** Registers it where its room lives: here if somebody is in it already, else it is asked. */
   #enter(session: Session, message: MessageOf<"register">): void {
-    const opening = session.peer ? undefined : this.#elsewhere.open(message.room);
-    if (!opening) return this.#register(session, message);
+    const { room } = message;
+    if (!this.#homes || session.peer || this.#draining || this.#rooms.has(room))
+      return this.#register(session, message);
     session.isEntering = true;
-    const go = () => this.#serve(session.socket, () => this.#entered(session, message));
-    // If it can't be known who is there, the room is what is here.
-    opening.catch((error: unknown) => this.#complain(error, session.observed)).then(go, go);
+    void this.#homes
+      .find(room)
+      .then((home) => this.#serve(session.socket, () => this.#entered(session, message, home)));
   }
 
-  #entered(session: Session, message: MessageOf<"register">): void {
+  #entered(session: Session, message: MessageOf<"register">, home: string): void {
     session.isEntering = false;
     if (session.closing) return;
+    const place = this.#homes!.isOwn(home) || this.#rooms.has(message.room) ? undefined : parsePlace(home);
+    if (place) return this.#sendTo(session, place);
     try {
       this.#register(session, message);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       this.#refuse(session, error, { request: "register" });
     }
+  }
+
+  #sendTo(session: Session, place: Place): void {
+    this.#send(session, { type: "elsewhere", ...place });
+    this.#close(session, `its room lives at ${formatHostPort(place.host, place.port)}`);
+  }
+
+  /** Everybody in that room goes there. What another introducer has said may be no place: then they stay. */
+  #movedOut(room: string, home: string): void {
+    const place = parsePlace(home);
+    if (!place) return;
+    const leaving = [...(this.#rooms.get(room) ?? [])].filter((member) => !member.closing);
+    for (const member of leaving) this.#silence(member, { type: "elsewhere", ...place });
+    void this.#closeAll(leaving, `its room lives at ${home}`);
   }
 
   #register(session: Session, message: MessageOf<"register">): void {
@@ -1365,14 +1336,9 @@ export class Introducer {
       const isSame = old.peer.instance === instance && old.peer.fingerprint === fingerprint;
       if (isSame) this.#close(old, "it registered anew");
     }
-    const guests = this.#elsewhere.guests(room).values();
-    const replaced = guests.find(
-      ({ peer }) => peer.instance === instance && peer.fingerprint === fingerprint,
-    );
-    const all = [...this.#everyone(room)].filter((one) => one !== replaced);
-    this.#checkRoom(session, all);
-    this.#checkName(message, all);
-    const own = { id: this.#elsewhere.nextId(room), name, private: allowed, public: session.observed };
+    this.#checkRoom(session, others);
+    this.#checkName(message, others);
+    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     session.peer = { ...shown, mapping: "unknown", since: Date.now() };
     session.room = room;
@@ -1380,8 +1346,7 @@ export class Introducer {
     const member = session as Member;
     this.#members.set(own.id, member); // first of all, so that whatever fails from here on is undone by leaving
     this.#keepLinks(member, message.links);
-    this.#elsewhere.put(member, replaced);
-    this.#welcome(member, all);
+    this.#welcome(member, others);
     this.#tellRoom(others, lineAbout(member, { type: "joined" }));
     this.#rooms.set(room, others.add(member));
     this.#metrics.joined();
@@ -1389,23 +1354,23 @@ export class Introducer {
     if (ignored.length > 0) this.#tell({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  #checkRoom({ subscriber: own }: Session, others: Party[]): void {
+  #checkRoom({ subscriber: own }: Session, others: Set<Member>): void {
     const { roomSize, roomShare, ownHostShares } = this.limits;
-    if (others.length >= roomSize)
+    if (others.size >= roomSize)
       throw new Refusal(
         "limit",
         `the room is full: it holds ${count(roomSize, "participant")}; wait until one leaves`,
       );
-    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.length));
+    const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
     const share = Math.min(roomShare, fair) * (isOwnHost(own) ? ownHostShares : 1);
-    if (others.length < share || !hasShare(own, others, share)) return;
+    if (others.size < share || !hasShare(own, others, share)) return;
     const enough = `${count(share, "participant")} of one address (${siteShares} times that of an IPv6 /48)`;
     throw new Refusal("limit", `${enough} in a room are enough: take another room`);
   }
 
   /** A name is one participant's at a time and, but in a secret room, its certificate's for a while after. */
-  #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Party[]): void {
-    const taken = new Set(others.map(({ peer }) => looksOf(peer)));
+  #checkName({ name, room, fingerprint }: MessageOf<"register">, others: Set<Member>): void {
+    const taken = new Set([...others].map(({ peer }) => looksOf(peer)));
     const isFree = (one: string) =>
       this.#keptNames.mayTake(room, one, fingerprint) && !taken.has(nameSkeleton(one));
     if (isFree(name)) return;
@@ -1416,7 +1381,7 @@ export class Introducer {
   }
 
   /** Answers `register`. */
-  #welcome(member: Member, others: Party[]): void {
+  #welcome(member: Member, others: Set<Member>): void {
     const { room, peer } = member;
     const { id, name, private: candidates, public: observed } = peer;
     const { probePorts } = this;
@@ -1479,7 +1444,7 @@ export class Introducer {
   }
 
   /** The other participant of the same room: nobody learns whether an id exists elsewhere. */
-  #neighbour(member: Member, id: number): Party {
+  #neighbour(member: Member, id: number): Member {
     if (id === member.peer.id) throw new Refusal("self", "that is you");
     const other = this.#inRoom(member.room, id);
     if (!other) throw new Refusal("unknown-peer", `there is no ${id} in your room`);
@@ -1499,7 +1464,6 @@ export class Introducer {
     member.hasMeasured = true;
     member.position = prediction && isAt(prediction.endpoint, member) ? prediction : undefined;
     if (member.peer.mapping !== mapping) this.#change(member, { mapping });
-    this.#elsewhere.put(member);
     this.#introductions.mapped(member);
     this.#tell({ event: "mapping", id: member.peer.id, mapping });
   }
@@ -1530,75 +1494,12 @@ export class Introducer {
       const { peer, room } = member;
       if (!this.#members.has(peer.id)) continue;
       this.#serve(member.socket, () => {
-        this.#elsewhere.put(member);
         const line = encode({ type: "updated", id: peer.id, ...change });
         perRoom.set(room, (perRoom.get(room) ?? "") + line);
       });
     }
     for (const [room, lines] of perRoom)
       this.#serve(nobody, () => this.#tellRoom(this.#rooms.get(room) ?? [], lines));
-  }
-
-  // those who are at other introducers
-
-  #guestJoined(guest: Guest): void {
-    this.#tellRoom(this.#rooms.get(guest.room) ?? [], lineAbout(guest, { type: "joined" }));
-  }
-
-  #guestChanged(guest: Guest, change: PeerChange): void {
-    const line = encode({ type: "updated", id: guest.peer.id, ...change });
-    if (Object.keys(change).length > 0) this.#tellRoom(this.#rooms.get(guest.room) ?? [], line);
-    if (guest.hasMeasured) this.#introductions.mapped(guest);
-  }
-
-  #guestLeft(guest: Guest, reason: string): void {
-    const { id, name, fingerprint } = guest.peer;
-    this.#keptNames.keep(guest.room, name, fingerprint, guest.subscriber);
-    this.#introductions.left(guest, reason);
-    this.#tellRoom(this.#rooms.get(guest.room) ?? [], encode({ type: "left", id }));
-  }
-
-  /** It comes back, and finds what is free. */
-  #displace(id: number, reason: string): void {
-    const member = this.#members.get(id);
-    if (!member) return;
-    this.#dismissOne(member, reason);
-  }
-
-  /** What another introducer says, of its participant and one of ours. */
-  #receive(letter: Letter): void {
-    const member = this.#members.get(letter.to);
-    const guest = member && this.#elsewhere.guests(member.room).get(letter.from);
-    if (member && guest) this.#serve(member.socket, () => this.#receiveFrom(guest, member, letter));
-  }
-
-  #receiveFrom(guest: Guest, member: Member, letter: Letter): void {
-    if (letter.is === "order") {
-      if (isOf(letter.message, guest)) this.#introductions.ordered(member, guest, letter);
-      return;
-    }
-    const { message } = letter;
-    if (message.type === "linked") this.#introductions.linked(guest, message);
-    if (message.type === "failed") this.#introductions.failed(guest, message);
-    if (message.type === "measured") this.#introductions.measured(guest, message);
-  }
-
-  /** A guest has to be told where we are. */
-  #offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined {
-    const address = isGuest(b) ? this.#addressFor(b.peer.public) : undefined;
-    if (isGuest(b) && address === undefined) return undefined;
-    const token = this.#relays?.offer(a, b);
-    if (token === undefined) return undefined;
-    return { token, ...(address !== undefined && { endpoint: formatEndpoint(address, this.port) }) };
-  }
-
-  #addressFor(observed: Endpoint): string | undefined {
-    const { family } = splitEndpoint(observed);
-    const listening = canonicalAddress(this.host);
-    const isAny = listening === undefined || listening.address === "::" || listening.address === "0.0.0.0";
-    const advertised = canonicalAddress(this.#advertised ?? "");
-    if (advertised?.family === family) return advertised.address;
-    return reachable(isAny ? this.#ownAddresses() : [listening], observed, family);
   }
 
   // links: what participants say of them
@@ -1622,7 +1523,7 @@ export class Introducer {
 
   /** Those with who is not here: more than a room's worth of them has piled up. */
   #forgetLinks(member: Member, links: Map<string, Link>): void {
-    const room = [...this.#everyone(member.room)];
+    const room = [...(this.#rooms.get(member.room) ?? [])];
     const present = new Set(room.map(({ peer }) => peer.instance));
     for (const instance of links.keys()) if (!present.has(instance)) links.delete(instance);
   }
@@ -1646,9 +1547,11 @@ export class Introducer {
     if (session.probeToken !== undefined) this.#probing.delete(session.probeToken);
     const room = this.#rooms.get(session.room);
     room?.delete(session as Member);
-    if (room?.size === 0) this.#rooms.delete(session.room);
+    if (room?.size === 0) {
+      this.#rooms.delete(session.room);
+      void this.#homes?.release([session.room]);
+    }
     this.#introductions.left(session as Member, reason);
-    this.#elsewhere.remove(session as Member);
     this.#tellRoom(room ?? [], encode({ type: "left", id }));
     this.#tell({ event: "left", id, name, reason });
   }

@@ -32,6 +32,8 @@ export const maxLineBytes = 64 * 1024;
 export const maxCandidates = 10;
 export const maxNameLength = 64;
 export const maxRoomLength = 128;
+/** Of a name as in the DNS (RFC 1035 §2.3.4). */
+export const maxHostLength = 253;
 /** Links that a participant may report when it registers: more than fit in a room. */
 export const maxReportedLinks = 1024;
 /** Characters of a `say`, `tell`, `broadcast` or `echo`. */
@@ -148,6 +150,9 @@ const ipv4Pattern = new RegExp(`^${ipv4}$`);
 /** Of one in canonical text, but for a port that is too high. */
 const ipv4EndpointPattern = new RegExp(String.raw`^${ipv4}:[1-9]\d{0,4}$`);
 
+/** A name as in the DNS, or an IPv4 address. */
+const hostPattern = /^[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?$/;
+
 /** The canonical form of an IP address (IPv4-mapped IPv6 becomes IPv4), or undefined when it is none. */
 export function canonicalAddress(text: string): { family: 4 | 6; address: string } | undefined {
   if (ipv4Pattern.test(text)) return { family: 4, address: text };
@@ -191,6 +196,38 @@ export function splitEndpoint(endpoint: Endpoint): EndpointParts {
   return endpoint.startsWith("[")
     ? { family: 6, address: endpoint.slice(1, colon - 1), port }
     : { family: 4, address: endpoint.slice(0, colon), port };
+}
+
+/** Where an introducer is, as it is said to whoever shall go there: a name, or an address in canonical text. */
+export interface Place {
+  host: string;
+  port: number;
+}
+
+/** `203.0.113.7:80`, `[2001:db8::7]:80`, `db.internal:5432`. */
+export function formatHostPort(host: string, port: number | "*"): string {
+  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** `host`, `host:port`, `1.2.3.4:port`, `2001:db8::1`, `[2001:db8::1]:port`; undefined for anything else. */
+export function parseHostPort(text: string, port = defaultPort): Place | undefined {
+  const bare = canonicalAddress(text.replace(/^\[(.*)\]$/, "$1"));
+  if (bare) return { host: bare.address, port };
+  const match = /^(?:\[([^\]]+)\]|([^\s:/[\]]+))(?::(\d{1,5}))?$/.exec(text);
+  const given = Number(match?.[3] ?? port);
+  if (!match || given < 1 || given > 65535) return undefined;
+  return { host: match[1] ?? match[2]!, port: given };
+}
+
+/** A {@link Place} as {@link formatHostPort} writes it, such that it may be said to a participant. */
+export function parsePlace(text: string, port = defaultPort): Place | undefined {
+  const place = parseHostPort(text, port);
+  return place && isHost(place.host) ? place : undefined;
+}
+
+function isHost(word: string): boolean {
+  if (word.length > maxHostLength) return false;
+  return hostPattern.test(word) || canonicalAddress(word)?.address === word;
 }
 
 export type AddressScope = "unusable" | "loopback" | "private" | "global";
@@ -534,6 +571,11 @@ const ownReasons: ReadonlySet<string> = new Set<FailureReason>([
 const reason = oneOf((Object.keys(failureReasons) as FailureReason[]).filter((one) => !ownReasons.has(one)));
 const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
+/** A name, or an address in canonical text. */
+const host: Check<string> = (value, field) =>
+  typeof value === "string" && isHost(value)
+    ? value
+    : refuse(field, "a host's name, or an address without brackets");
 
 type Entries = [key: string, check: Check<unknown>][];
 
@@ -617,8 +659,6 @@ const peerFields = {
   mapping,
   /** Its round trip to the introducer, once measured. */
   roundTripMs: optional(count),
-  /** Where that is another introducer than the receiver's: how long it takes from one to the other. */
-  viaMs: optional(integer(0, punchDeadlineMs)),
   /** When it registered: milliseconds since the epoch, the introducer's clock. */
   since: count,
 };
@@ -761,11 +801,8 @@ const toParticipant = {
     own: optional(prediction),
     theirs: optional(prediction),
   },
-  /**
-   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it, at
-   * `endpoint` where that is another introducer than theirs.
-   */
-  relay: { peer, role, token, endpoint: optional(endpoint) },
+  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
+  relay: { peer, role, token },
   /** Answers `relay` on its connection: what follows is the other side's. */
   relaying: {},
   /** Answers `connect-back`; `elsewhere` is what a SYN from the introducer's alternate address met, if it has one. */
@@ -789,6 +826,8 @@ const toParticipant = {
     peer: optional(id),
     name: optional(name),
   },
+  /** Sent, in answer to `register` or later, before the introducer closes the connection: your room lives there. */
+  elsewhere: { host, port },
   /** Sent before the introducer closes the connection: come back in `retryInMs`, or whenever you like. */
   bye: { reason: shortText, retryInMs: optional(integer(0, maxRetryInMs)) },
 };

@@ -3,6 +3,7 @@
  * native/introducer/ and native/terminal/.
  */
 import type { Stats } from "./metrics.ts";
+import type { Neighbour } from "./redis/homes.ts";
 import type { Participant } from "./rooms.ts";
 import type {
   Endpoint,
@@ -32,20 +33,15 @@ export type IntroducerEvent =
   | { event: "relayed"; a: number; b: number; bytes: number }
   /** While serving that address; without one, of an operator's command. */
   | { event: "error"; address?: Endpoint; message: string }
-  /** So many have got what the operator said. */
-  | { event: "told"; participants: number; id?: number; name?: string }
+  /** So many have got what the operator said, and so many other introducers. */
+  | { event: "told"; participants: number; introducers?: number; id?: number; name?: string }
   | { event: "warning"; message: string }
-  /** Rooms are shared with other introducers, from now on. */
+  /** Redis says where rooms live, from now on. */
   | { event: "shared"; message: string }
   | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
-  | { event: "participants"; participants: Participant[] }
-  | { event: "stats"; stats: Stats; everywhere?: Everywhere };
-
-/** All introducers that share their rooms, as far as they answer. */
-export interface Everywhere {
-  participants: number;
-  introducers: number;
-}
+  /** `others`: the introducers that share a Redis with this one. */
+  | { event: "participants"; participants: Participant[]; others?: Neighbour[] }
+  | { event: "stats"; stats: Stats; others?: Neighbour[] };
 
 export interface IntroducerOptions {
   /** Default: all addresses of this host, IPv6 and IPv4. */
@@ -61,9 +57,9 @@ export interface IntroducerOptions {
   /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
   relayRate?: number;
   relayTotal?: number;
-  /** URL of a Redis through which introducers share their rooms: redis: or rediss: (TLS). */
+  /** URL of the Redis that says at which of several introducers a room lives: redis: or rediss: (TLS). */
   redis?: string;
-  /** The address at which participants of other introducers reach our relay; by default the likeliest of this host's. */
+  /** HOST[:PORT] to which others send participants whose room lives here; by default the likeliest address, our port. */
   advertise?: string;
   /** Where Prometheus may ask; by default nowhere. */
   metrics?: { hostname: string; port: number };

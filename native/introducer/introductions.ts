@@ -8,10 +8,8 @@ import { Deadlines, type Due, notScheduled } from "./wheel.ts";
 import type { Outcome, OutcomeWay } from "./metrics.ts";
 import { Rounds } from "../shares/turns.ts";
 import { ToldTokens } from "./told.ts";
-import type { Guest, Letter, Order, Report } from "./rooms.ts";
 import { WorkingWays } from "./ways.ts";
 import {
-  type Endpoint,
   type FailureReason,
   formatEndpoint,
   isAhead,
@@ -29,7 +27,7 @@ import {
 import type { Limits } from "./limits.ts";
 import type { IntroducerEvent } from "./events.ts";
 import { isAt } from "./observe.ts";
-import { isGuest, type Member, type MessageOf, newToken, type Party } from "./session.ts";
+import { type Member, type MessageOf, newToken } from "./session.ts";
 import type { About } from "./lines.ts";
 
 /** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
@@ -66,7 +64,7 @@ const maxCorrections = 2;
 
 /** One of the two in an introduction. */
 interface Side {
-  readonly member: Party;
+  readonly member: Member;
   /** What it said of the round under way; undefined while that is still to come. */
   report: "linked" | "failed" | undefined;
   isMeasuring: boolean;
@@ -88,7 +86,6 @@ type Phase =
 /** Two participants being brought together, in as many rounds as the plan has. */
 interface Introduction {
   readonly pair: Pair;
-  readonly number: number;
   /** The asker first: it is the controlling side. */
   readonly sides: readonly [Side, Side];
   phase: Phase;
@@ -127,21 +124,6 @@ interface Asked {
   birthdayFailedAt: number;
 }
 
-/** An introduction that a guest asked for, and that its introducer runs: what we know of it. */
-interface Foreign {
-  readonly number: number;
-  readonly expiresAt: number;
-  hasPunched: boolean;
-  isLast: boolean;
-  relayToken: string;
-  /** Of the round that was last announced, and its way. */
-  token: string;
-  way: Way | undefined;
-  /** Whether our side has said what became of it, and whether it has been given back to the budgets. */
-  isReported: boolean;
-  isFree: boolean;
-}
-
 /** What one member got from all others, until that has come back. */
 interface Unasked extends Due {
   readonly id: number;
@@ -153,9 +135,8 @@ interface Unasked extends Due {
 
 /** Two who are being introduced, or have been lately. */
 interface Pair extends Due {
-  readonly members: readonly [Party, Party];
+  readonly members: readonly [Member, Member];
   introduction: Introduction | undefined;
-  foreign: Foreign | undefined;
   /** By the asker's id. */
   readonly asked: Map<number, Asked>;
 }
@@ -191,23 +172,6 @@ function reportableMs(limits: Limits): number {
   return introductionMs(limits) + limits.relayOfferMs + reportGraceMs;
 }
 
-function foreign(number: number, expiresAt: number): Foreign {
-  const none = { relayToken: "", token: "", way: undefined };
-  const so = { hasPunched: false, isLast: false, isReported: false, isFree: false };
-  return { number, expiresAt, ...none, ...so };
-}
-
-/** For whom there is something to do with a pair: the asker, unless that is a guest. */
-function whoseTurn({ introduction, members }: Pair): Party | undefined {
-  const all = introduction?.sides.map(({ member }) => member) ?? members;
-  return all.find((one) => !isGuest(one));
-}
-
-/** Whether an introduction is under way that the other side's introducer runs. */
-function isOrdered({ foreign: known }: Pair, now: number): boolean {
-  return known !== undefined && !known.isReported && now < known.expiresAt;
-}
-
 /** What the introductions need of the sessions. */
 interface Exchange {
   readonly limits: Limits;
@@ -215,18 +179,14 @@ interface Exchange {
   readonly canMeasure: boolean;
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
-  show(member: Member, about: Party, message: About): void;
-  /** Where its NAT stands has been measured. */
-  moved(member: Member): void;
-  /** Tells a guest's introducer. */
-  post(guest: Guest, letter: Letter): void;
-  /** The token of a relay between the two, where there can be one, and where a guest comes to it. */
-  offerRelay(a: Party, b: Party): { token: string; endpoint?: Endpoint } | undefined;
+  show(member: Member, about: Member, message: About): void;
+  /** The token of a relay between the two, where there can be one. */
+  offerRelay(a: Member, b: Member): string | undefined;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   tell(event: IntroducerEvent): void;
-  /** Does what serves a member: what fails in it costs that one only. Of a guest, or of nobody, it costs nobody. */
-  serve(member: Party | undefined, work: () => void): void;
+  /** Does what serves a member: what fails in it costs that one only. Of nobody, it costs nobody. */
+  serve(member: Member | undefined, work: () => void): void;
   /** An introduction has ended. */
   count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }
@@ -254,10 +214,7 @@ export class Introductions {
   readonly #byToken = new Map<string, Introduction>();
   /** What each member got from all others, by its id. */
   readonly #unasked = new Map<number, Unasked>();
-  /** Those of other introducers for which one of our side shall measure, by that token. */
-  readonly #foreign = new Map<string, Pair>();
   readonly #told: ToldTokens;
-  #lastNumber = 0;
   /** Those to be offered a relay, and when, the first due first. */
   readonly #relayAt = new Map<Introduction, number>();
   #relayTimer: Timer | undefined;
@@ -273,9 +230,7 @@ export class Introductions {
   /** The ids that a member is being introduced to. */
   punching(id: number): number[] {
     const pairs = [...(this.#of.get(id) ?? [])];
-    const now = performance.now();
-    const isUnderWay = (pair: Pair) => pair.introduction !== undefined || isOrdered(pair, now);
-    return pairs.filter(([, pair]) => isUnderWay(pair)).map(([peer]) => peer);
+    return pairs.filter(([, pair]) => pair.introduction !== undefined).map(([peer]) => peer);
   }
 
   stop(): void {
@@ -283,10 +238,9 @@ export class Introductions {
   }
 
   /** Throws a {@link Refusal} when there have been too many. */
-  ask(asker: Member, target: Party, wantsRelay: boolean): void {
+  ask(asker: Member, target: Member, wantsRelay: boolean): void {
     const now = performance.now();
     const pair = this.#pair(asker, target);
-    if (isOrdered(pair, now)) return; // it answers this one, too
     const { introduction } = pair;
     if (introduction && this.#isAnswer(introduction, asker, now)) {
       if (wantsRelay) this.#wantRelay(introduction, now);
@@ -300,90 +254,8 @@ export class Introductions {
     this.#plan(pair.introduction);
   }
 
-  /**
-   * What a guest's introducer has to say to one of ours, of an introduction that it runs. Where both have asked at once,
-   * at either introducer, that of the lower id goes on: both introducers come to the same.
-   */
-  ordered(member: Member, guest: Guest, order: Letter & { is: "order" }): void {
-    const { introduction: number, lastsMs, message } = order;
-    const now = performance.now();
-    const pair = this.#pair(member, guest);
-    if (pair.foreign?.number !== number) {
-      if (message.type === "failed" || this.#isRival(pair, guest, now)) return;
-      if (!this.#admit(pair, guest, member, now)) return this.#decline(member, guest, message);
-      if (pair.introduction) this.#end(pair.introduction, "superseded");
-      this.#forgetForeign(pair);
-      pair.foreign = foreign(number, now + Math.min(lastsMs, introductionMs(this.#exchange.limits)));
-    }
-    this.#note(pair, pair.foreign!, message);
-    if (message.type === "failed") return this.#exchange.send(member, message);
-    const { viaMs } = guest.peer;
-    this.#exchange.send(member, {
-      ...message,
-      peer: { ...message.peer, ...(viaMs !== undefined && { viaMs }) },
-    });
-  }
-
-  #isRival({ introduction }: Pair, guest: Guest, now: number): boolean {
-    if (!introduction || !this.#isAnswer(introduction, guest, now)) return false;
-    return introduction.sides[0].member.peer.id < guest.peer.id;
-  }
-
-  /** The same budgets as for those who ask here. */
-  #admit(pair: Pair, guest: Guest, member: Member, now: number): boolean {
-    try {
-      this.#charge(pair, guest, member, now);
-      return true;
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      return false;
-    }
-  }
-
-  #decline(member: Member, guest: Guest, { token }: Order): void {
-    this.#report(member, guest, { type: "failed", peer: guest.peer.id, token, reason: "refused-by-peer" });
-  }
-
-  /** What will be needed to understand what our side says of it. */
-  #note(pair: Pair, known: Foreign, message: Order): void {
-    if (message.type === "relay") known.relayToken = message.token;
-    if (message.type === "relay" || message.type === "punch") this.#tell(message.token, pair.members);
-    if (message.type === "punch") [known.hasPunched, known.isLast] = [true, message.last];
-    if (message.type === "punch" || message.type === "measure") {
-      this.#foreign.delete(known.token);
-      [known.token, known.way] = [message.token, message.way];
-      this.#foreign.set(message.token, pair);
-    } else if (message.type === "failed") this.#forgetForeign(pair);
-  }
-
-  #forgetForeign(pair: Pair): void {
-    if (pair.foreign) this.#foreign.delete(pair.foreign.token);
-    pair.foreign = undefined;
-  }
-
-  /** What one of ours says of an introduction that a guest's introducer runs is for that introducer; returns whether it is. */
-  #passOn(member: Member, message: MessageOf<"linked" | "failed">): boolean {
-    const pair = this.#of.get(member.peer.id)?.get(message.peer);
-    const guest = pair?.members.find((one) => one !== member);
-    if (!pair?.foreign || !guest || !isGuest(guest)) return false;
-    const known = pair.foreign;
-    const isRelay = message.token === known.relayToken;
-    if (!isRelay && message.token !== known.token) return true; // of an earlier round, or of none
-    if (message.type === "linked") {
-      if (!isRelay || !known.hasPunched) known.isReported = true;
-      if (!known.isFree) this.#refundBoth(pair, guest, member);
-      known.isFree = true;
-    } else if (!isRelay && (known.isLast || !retriable.has(message.reason))) known.isReported = true;
-    this.#report(member, guest, message);
-    return true;
-  }
-
-  #report(member: Member, guest: Guest, message: Report): void {
-    this.#exchange.post(guest, { is: "report", from: member.peer.id, to: guest.peer.id, message });
-  }
-
   /** A member has said how its NAT maps. */
-  mapped(member: Party): void {
+  mapped(member: Member): void {
     for (const { introduction } of this.#of.get(member.peer.id)?.values() ?? []) {
       if (introduction?.phase.is === "planning") this.#plan(introduction);
     }
@@ -391,37 +263,23 @@ export class Introductions {
 
   /** Where a member's NAT stands now. */
   probed(member: Member, peer: number, prediction: Prediction): void {
-    const { introduction, foreign: known } = this.#of.get(member.peer.id)?.get(peer) ?? {};
+    const introduction = this.#of.get(member.peer.id)?.get(peer)?.introduction;
     if (introduction?.plan[introduction.round] === "predicted")
       this.#measured(introduction, member, prediction);
-    else if (known?.way === "predicted")
-      this.measured(member, { type: "measured", token: known.token, prediction });
   }
 
-  measured(member: Party, message: MessageOf<"measured">): void {
+  measured(member: Member, message: MessageOf<"measured">): void {
     const { token, prediction } = message;
-    const ordered = this.#foreign.get(token);
-    const guest = ordered?.members.includes(member) && ordered.members.find((one) => one !== member);
-    if (guest && isGuest(guest) && !isGuest(member)) {
-      const isPosition = prediction && ordered?.foreign?.way === "predicted";
-      if (isPosition && isAt(prediction.endpoint, member)) this.#standsAt(member, prediction);
-      return this.#report(member, guest, message);
-    }
     const introduction = this.#byToken.get(token);
     if (introduction) this.#measured(introduction, member, prediction);
   }
 
-  #standsAt(member: Party, position: Prediction): void {
-    member.position = position;
-    if (!isGuest(member)) this.#exchange.moved(member);
-  }
-
-  #measured(introduction: Introduction, member: Party, prediction: Prediction | undefined): void {
+  #measured(introduction: Introduction, member: Member, prediction: Prediction | undefined): void {
     const { sides, plan, round, isByOlder } = introduction;
     const side = sides.find((one) => one.member === member);
     if (!side?.isMeasuring) return; // late: the round has begun without it
     if (prediction && isAt(prediction.endpoint, member)) {
-      if (plan[round] === "predicted") this.#standsAt(member, prediction);
+      if (plan[round] === "predicted") member.position = prediction;
       if (isByOlder) side.newer = prediction;
       else side.prediction = prediction;
     }
@@ -452,24 +310,23 @@ export class Introductions {
   }
 
   /** Whether that is one of the two who were told that token, and has not said yet that they are linked by it. */
-  mayReport({ peer }: Member, other: Party, token: string): boolean {
+  mayReport({ peer }: Member, other: Member, token: string): boolean {
     return this.#told.take(token, peer.instance, other.peer.instance, performance.now());
   }
 
-  #tell(token: string, [a, b]: readonly Party[]): void {
+  #tell(token: string, [a, b]: readonly Member[]): void {
     this.#told.tell(token, a!.peer.instance, b!.peer.instance, performance.now());
   }
 
-  linked(member: Party, message: MessageOf<"linked">): void {
+  linked(member: Member, message: MessageOf<"linked">): void {
     const { token } = message;
     const introduction = this.#byToken.get(token);
-    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#linkedByRelay(introduction, member);
     else this.#linkedDirectly(member, token);
   }
 
   /** Direct rounds go on meanwhile: it ends none of them. */
-  #linkedByRelay(introduction: Introduction, member: Party): void {
+  #linkedByRelay(introduction: Introduction, member: Member): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (side === sides[1]) this.#refund(introduction);
@@ -481,7 +338,7 @@ export class Introductions {
     if (sides.every(({ report }) => report === "linked")) this.#end(introduction, "linked");
   }
 
-  #linkedDirectly(member: Party, token: string): void {
+  #linkedDirectly(member: Member, token: string): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other } = found;
@@ -496,15 +353,14 @@ export class Introductions {
     else if (other.report === "failed") this.#nextRound(introduction);
   }
 
-  failed(member: Party, message: MessageOf<"failed">): void {
+  failed(member: Member, message: MessageOf<"failed">): void {
     const { token, reason } = message;
     const introduction = this.#byToken.get(token);
-    if (!introduction && !isGuest(member) && this.#passOn(member, message)) return;
     if (introduction?.relayToken === token) this.#failedByRelay(introduction, member, reason);
     else this.#failedDirectly(member, token, reason);
   }
 
-  #failedByRelay(introduction: Introduction, member: Party, reason: FailureReason): void {
+  #failedByRelay(introduction: Introduction, member: Member, reason: FailureReason): void {
     const { sides, phase } = introduction;
     const side = sides.find((one) => one.member === member);
     if (!side || side.report !== undefined || phase.is !== "relayed") return;
@@ -512,7 +368,7 @@ export class Introductions {
     this.#fail(introduction, side, side === sides[0] ? sides[1] : sides[0], reason);
   }
 
-  #failedDirectly(member: Party, token: string, reason: FailureReason): void {
+  #failedDirectly(member: Member, token: string, reason: FailureReason): void {
     const found = this.#reported(member, token);
     if (!found) return;
     const { introduction, side, other, phase } = found;
@@ -524,8 +380,8 @@ export class Introductions {
     this.#nextRound(introduction);
   }
 
-  /** A member or a guest is gone. */
-  left(member: Party, detail: string): void {
+  /** A member is gone. */
+  left(member: Member, detail: string): void {
     const { id } = member.peer;
     const pairs = [...(this.#of.get(id)?.values() ?? [])];
     for (const pair of pairs) {
@@ -539,14 +395,14 @@ export class Introductions {
     if (unasked) this.#forgetUnasked(unasked);
   }
 
-  #endWithout(member: Party, introduction: Introduction, detail: string): void {
+  #endWithout(member: Member, introduction: Introduction, detail: string): void {
     this.#end(introduction, "peer-left");
     const side = introduction.sides.find((one) => one.member !== member)!;
     if (side.report !== undefined) return;
     const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
     // Before the first round there is no token yet, and the other side takes any.
     const token = introduction.token || introduction.relayToken || newToken();
-    this.#say(introduction, side.member, member, { type: "failed", peer: id, token, reason: "peer-left" });
+    this.#exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
     this.#exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
   }
 
@@ -559,7 +415,8 @@ export class Introductions {
   #lookAt(pair: Pair, now: number): void {
     if (!this.#isKnown(pair)) return; // one of them has left
     const { introduction } = pair;
-    if (introduction) this.#exchange.serve(whoseTurn(pair), () => this.#tickIntroduction(introduction, now));
+    if (introduction)
+      this.#exchange.serve(introduction.sides[0].member, () => this.#tickIntroduction(introduction, now));
     else if (now >= this.#isAsNewAt(pair)) this.#forget(pair);
     if (this.#isKnown(pair)) this.#duePairs.put(pair, this.#dueAt(pair, now));
   }
@@ -576,9 +433,9 @@ export class Introductions {
   }
 
   /** When all that was taken will have come back: no pair is remembered for longer than that, or a flood would fill memory. */
-  #isAsNewAt({ asked, foreign: known }: Pair): number {
+  #isAsNewAt({ asked }: Pair): number {
     const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#exchange.limits;
-    let at = known?.expiresAt ?? -Infinity;
+    let at = -Infinity;
     for (const { introductions, birthdays, birthdayFailedAt } of asked.values()) {
       const isFullAt = Math.max(
         fullAt(introductions, introductionsPerPair),
@@ -626,33 +483,17 @@ export class Introductions {
     for (const [one, other] of [sides, [sides[1], sides[0]]] as const) {
       const [id, peer] = [one.member.peer.id, other.member.peer.id];
       if (one.report !== undefined) continue;
-      this.#say(introduction, one.member, other.member, { type: "failed", peer, token, reason });
+      this.#exchange.send(one.member, { type: "failed", peer, token, reason });
       this.#exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
     }
   }
 
-  /** To one side, by way of its introducer where that is another. */
-  #say(introduction: Introduction, to: Party, from: Party, message: Order): void {
-    if (!isGuest(to)) return this.#exchange.send(to, message);
-    const { number, expiresAt } = introduction;
-    const lastsMs = Math.max(0, expiresAt - performance.now());
-    const ends = { from: from.peer.id, to: to.peer.id };
-    this.#exchange.post(to, { is: "order", ...ends, introduction: number, lastsMs, message });
-  }
-
-  /** The same with a message that shows the other side. */
-  #show(introduction: Introduction, to: Party, about: Party, message: About): void {
-    if (!isGuest(to)) return this.#exchange.show(to, about, message);
-    this.#say(introduction, to, about, { ...message, peer: about.peer } as Order);
-  }
-
-  #pair(a: Party, b: Party): Pair {
+  #pair(a: Member, b: Member): Pair {
     const known = this.#of.get(a.peer.id)?.get(b.peer.id);
     if (known) return known;
     const pair: Pair = {
       members: [a, b],
       introduction: undefined,
-      foreign: undefined,
       asked: new Map(),
       slot: notScheduled,
     };
@@ -669,7 +510,6 @@ export class Introductions {
 
   #forget(pair: Pair): void {
     this.#duePairs.remove(pair);
-    this.#forgetForeign(pair);
     const [{ peer: a }, { peer: b }] = pair.members;
     for (const [one, other] of [
       [a.id, b.id],
@@ -684,12 +524,12 @@ export class Introductions {
    * Whether an introduction answers a `connect` that comes later: both may have asked at once. Once a side has reported
    * that it is linked, it knows how that ended, and means another.
    */
-  #isAnswer({ sides, expiresAt }: Introduction, asker: Party, now: number): boolean {
+  #isAnswer({ sides, expiresAt }: Introduction, asker: Member, now: number): boolean {
     return sides.find(({ member }) => member === asker)!.report !== "linked" && now < expiresAt;
   }
 
   /** Budgets of what the target has not asked for. */
-  #charge(pair: Pair, asker: Party, target: Party, now: number): void {
+  #charge(pair: Pair, asker: Member, target: Member, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#exchange.limits;
     const { introductions } = this.#askedOf(pair, asker, now);
     const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
@@ -711,10 +551,7 @@ export class Introductions {
     if (introduction.isFree) return;
     introduction.isFree = true;
     const { pair, sides } = introduction;
-    this.#refundBoth(pair, sides[0].member, sides[1].member);
-  }
-
-  #refundBoth(pair: Pair, asker: Party, target: Party): void {
+    const [{ member: asker }, { member: target }] = sides;
     const now = performance.now();
     this.#askedOf(pair, asker, now).introductions.tokens += 1;
     const { introductions, perAddress } = this.#unaskedOf(target, now);
@@ -722,7 +559,7 @@ export class Introductions {
     perAddress.spend(asker.subscriber, -1, now);
   }
 
-  #askedOf({ asked }: Pair, { peer }: Party, now: number): Asked {
+  #askedOf({ asked }: Pair, { peer }: Member, now: number): Asked {
     const known = asked.get(peer.id);
     if (known) return known;
     const { introductionsPerPair, birthdaysPerPair } = this.#exchange.limits;
@@ -735,7 +572,7 @@ export class Introductions {
     return fresh;
   }
 
-  #unaskedOf({ peer }: Party, now: number): Unasked {
+  #unaskedOf({ peer }: Member, now: number): Unasked {
     const known = this.#unasked.get(peer.id);
     if (known) return known;
     const { introductionsPerTarget, failedBirthdaysPerTarget, ownHostShares } = this.#exchange.limits;
@@ -751,9 +588,9 @@ export class Introductions {
     return fresh;
   }
 
-  #introduction(pair: Pair, asker: Member, target: Party, now: number): Introduction {
+  #introduction(pair: Pair, asker: Member, target: Member, now: number): Introduction {
     const { punchDeadlineMs: mostMs, measureMs } = this.#exchange.limits;
-    const side = (member: Party): Side => ({
+    const side = (member: Member): Side => ({
       member,
       report: undefined,
       isMeasuring: false,
@@ -763,7 +600,6 @@ export class Introductions {
     });
     return {
       pair,
-      number: ++this.#lastNumber,
       sides: [side(asker), side(target)],
       phase: { is: "planning", untilMs: now + measureMs },
       token: "",
@@ -815,13 +651,13 @@ export class Introductions {
     const [{ member: asker }, { member: target }] = introduction.sides;
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
     this.#end(introduction, reason);
-    this.#say(introduction, asker, target, { type: "failed", peer, token: newToken(), reason });
+    this.#exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     this.#exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
   }
 
   /** Seconds until a birthday may begin; 0 when it may now, and then it is counted. */
-  #birthdayPause(pair: Pair, asker: Party, target: Party): number {
+  #birthdayPause(pair: Pair, asker: Member, target: Member): number {
     const now = performance.now();
     const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#exchange.limits;
     const { birthdays, birthdayFailedAt } = this.#askedOf(pair, asker, now);
@@ -842,7 +678,7 @@ export class Introductions {
     this.#end(introduction, "refused");
     const { birthdaysPerPair: most, failedBirthdayPauseMs: pauseMs } = this.#exchange.limits;
     const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
-    if (!isGuest(asker)) this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
+    this.#exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
   }
 
   #wantRelay(introduction: Introduction, now: number): void {
@@ -863,7 +699,7 @@ export class Introductions {
       this.#relayAt.delete(introduction);
       introduction.relay = "due";
       if (!introduction.hasPunched) continue;
-      this.#exchange.serve(whoseTurn(introduction.pair), () => void this.#offerRelay(introduction));
+      this.#exchange.serve(introduction.sides[0].member, () => void this.#offerRelay(introduction));
     }
   }
 
@@ -880,14 +716,13 @@ export class Introductions {
     introduction.relay = "offered";
     this.#relayAt.delete(introduction);
     const [{ member: a }, { member: b }] = introduction.sides;
-    const offer = this.#exchange.offerRelay(a, b);
-    if (offer === undefined) return false;
-    const { token } = offer;
+    const token = this.#exchange.offerRelay(a, b);
+    if (token === undefined) return false;
     introduction.relayToken = token;
     this.#byToken.set(token, introduction);
     this.#tell(token, [a, b]);
-    this.#show(introduction, a, b, { type: "relay", role: "controlling", token });
-    this.#show(introduction, b, a, { type: "relay", role: "controlled", ...offer });
+    this.#exchange.show(a, b, { type: "relay", role: "controlling", token });
+    this.#exchange.show(b, a, { type: "relay", role: "controlled", token });
     return true;
   }
 
@@ -920,7 +755,7 @@ export class Introductions {
     });
     for (const { member } of measuring) {
       const other = member === sides[0].member ? sides[1] : sides[0];
-      this.#show(introduction, member, other.member, { type: "measure", token, way });
+      this.#exchange.show(member, other.member, { type: "measure", token, way });
     }
     const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
     // If its NAT has not given many ports since, there is nothing to wait for.
@@ -962,7 +797,7 @@ export class Introductions {
       };
       if (to.prediction) message.own = to.prediction;
       if (theirs) message.theirs = theirs;
-      this.#show(introduction, to.member, member, message);
+      this.#exchange.show(to.member, member, message);
     };
     this.#tell(token, [a.member, b.member]);
     punch(a, b, "controlling", delays[0]);
@@ -978,7 +813,7 @@ export class Introductions {
   }
 
   /** What a report with that token is about: a round that has been announced, and not been reported on by that member. */
-  #reported(member: Party, token: string) {
+  #reported(member: Member, token: string) {
     const introduction = this.#byToken.get(token);
     if (introduction?.token !== token || introduction.phase.is !== "punching") return undefined;
     const { sides, phase } = introduction;
@@ -992,7 +827,7 @@ export class Introductions {
     const token = introduction.token || introduction.relayToken;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) {
-      this.#say(introduction, other.member, side.member, { type: "failed", peer: id, token, reason });
+      this.#exchange.send(other.member, { type: "failed", peer: id, token, reason });
     }
     this.#end(introduction, reason);
     this.#exchange.tell({ event: "failed", id, peer, reason, detail: "" });

@@ -13,7 +13,7 @@ import {
   splitEndpoint,
   type ToParticipant,
 } from "../../protocol.ts";
-import type { Party } from "./session.ts";
+import type { Member } from "./session.ts";
 
 /** Its name is somebody else's here; the one in `free` is nobody's. */
 export class NameTaken extends Refusal {
@@ -66,17 +66,17 @@ export function sortCandidates(candidates: Endpoint[], observed: Endpoint): [End
   return [allowed, ignored];
 }
 
-function jsonOf(member: Party): string {
+function jsonOf(member: Member): string {
   return (member.json ||= JSON.stringify(member.peer));
 }
 
 /** The line of a message that shows a peer. */
-export function lineAbout(member: Party, message: About): string {
+export function lineAbout(member: Member, message: About): string {
   return `${JSON.stringify(message).slice(0, -1)},"peer":${jsonOf(member)}}\n`;
 }
 
 /** A room's snapshot in lines of at most {@link maxLineBytes}. */
-export function snapshot(others: Iterable<Party>): string {
+export function snapshot(others: Iterable<Member>): string {
   const parts: string[][] = [[]];
   let bytes = 0;
   for (const other of others) {

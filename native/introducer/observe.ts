@@ -16,7 +16,7 @@ import {
   scopeOf,
   splitEndpoint,
 } from "../../protocol.ts";
-import type { Party } from "./session.ts";
+import type { Member } from "./session.ts";
 
 /** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
 export const connectBackMs = 3000;
@@ -104,7 +104,7 @@ export function reachable(
 }
 
 /** Whether it is at a participant's own address: nobody is sent to another one. */
-export function isAt(endpoint: Endpoint, { observed }: Party): boolean {
+export function isAt(endpoint: Endpoint, { observed }: Member): boolean {
   return splitEndpoint(endpoint).address === splitEndpoint(observed).address;
 }
 

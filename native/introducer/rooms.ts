@@ -1,56 +1,9 @@
 /**
- * What an introducer knows of rooms beyond who is connected to it: whom other introducers have in them, where some share
- * their rooms, and whose name was whose lately. {@link LocalRooms} are those of one introducer alone; native/introducer/redis/ has
- * those of several. Pure: no socket, no output. For introducer.ts and native/introducer/redis/.
+ * What an introducer knows of rooms beyond who is in them: whose name was whose lately. Pure: no socket, no output. For
+ * introducer.ts and native/terminal/.
  */
-import {
-  defaultRoom,
-  nameSkeleton,
-  type Endpoint,
-  type Peer,
-  type PeerChange,
-  type Prediction,
-  type Route,
-  type ToIntroducer,
-  type ToParticipant,
-} from "../../protocol.ts";
+import { defaultRoom, nameSkeleton, type Peer, type Route } from "../../protocol.ts";
 import { Shares } from "../shares/budget.ts";
-
-/** Somebody in a room, whichever introducer has the connection. */
-export interface Occupant {
-  readonly peer: Peer;
-  readonly room: string;
-  /** Whether its `mapping` has come. */
-  readonly hasMeasured: boolean;
-  readonly takesRelay: boolean;
-  /** Where its NAT, which counts, stood when last measured. */
-  readonly position: Prediction | undefined;
-}
-
-/** One whose connection another introducer has: the same object as long as it is there. */
-export interface Guest extends Occupant {
-  peer: Peer;
-  readonly introducer: string;
-  readonly observed: Endpoint;
-  /** Who shares its shares. */
-  readonly subscriber: string;
-  hasMeasured: boolean;
-  position: Prediction | undefined;
-  /** With the way from its introducer to here. */
-  roundTripMs: number | undefined;
-  /** {@link peer} as JSON, made when first needed. */
-  json: string;
-}
-
-/**
- * What one introducer tells another of an introduction between its participant `from` and the other's `to`, which the
- * asker's introducer runs and numbers. `order`: say this to yours. `report`: this is what ours said.
- */
-export type Letter = { from: number; to: number } & (
-  { is: "order"; introduction: number; lastsMs: number; message: Order } | { is: "report"; message: Report }
-);
-export type Order = Extract<ToParticipant, { type: "measure" | "punch" | "relay" | "failed" }>;
-export type Report = Extract<ToIntroducer, { type: "linked" | "failed" | "measured" }>;
 
 /** A participant as an operator sees it: with the peers it is linked with, by which route, and the bytes relayed. */
 export type Participant = Peer & {
@@ -58,87 +11,7 @@ export type Participant = Peer & {
   linked: number[];
   links: { id: number; route: Route; relayedBytes?: number }[];
   punching: number[];
-  /** Where it is registered, if not at the introducer that was asked. */
-  introducer?: Endpoint;
 };
-
-/** What an operator wants of all introducers that share the rooms; each answers for its own participants. */
-export type Question =
-  | { about: "count" }
-  | { about: "list" }
-  /** Tells them all, or the one of that id. */
-  | { about: "notice"; text: string; to?: number };
-export interface Answer {
-  /** Where the introducer is. */
-  place: Endpoint;
-  /** How many there are, or have been told. */
-  count: number;
-  participants: Participant[];
-}
-/** What came of a question; `problem` says who may be missing. */
-export interface Answers {
-  all: Answer[];
-  problem?: string;
-}
-
-/** Whom rooms tell what happens elsewhere. None of it throws. */
-export interface RoomsOwner {
-  joined(guest: Guest): void;
-  changed(guest: Guest, change: PeerChange): void;
-  left(guest: Guest, reason: string): void;
-  /** One of ours can't stay as it is: its name or id is another's, or it has come to another introducer. */
-  displaced(id: number, reason: string): void;
-  received(letter: Letter): void;
-  /** What another introducer's operator wants; undefined where that can't be told. */
-  answer(question: Question): Promise<Answer | undefined>;
-  /** That guest can't be told anything now. */
-  undelivered(guest: Guest): void;
-  /** Whether the rooms are shared now; said when that changes, and once at the start. */
-  sharing(isShared: boolean, message: string): void;
-}
-
-/** The rooms of an introducer, as far as it does not have their participants itself. Nothing here waits or throws. */
-export interface Rooms {
-  /** An id for one of ours that nobody has. */
-  nextId(room: string): number;
-  /** What resolves once it is known who is in a room elsewhere, or has taken too long; undefined where nothing is to be waited for. */
-  open(room: string): Promise<void> | undefined;
-  /** By their ids. */
-  guests(room: string): ReadonlyMap<number, Guest>;
-  /** One of ours is there, or has changed; in the place of a guest, if it has come from another introducer. */
-  put(own: Occupant, replaced?: Guest): void;
-  remove(own: Occupant): void;
-  /** Whether letters go anywhere now. */
-  readonly isShared: boolean;
-  send(guest: Guest, letter: Letter): void;
-  /** Asks all other introducers; resolves when all have answered, or soon. */
-  ask(question: Question): Promise<Answers>;
-  /** Resolves once the others know that we are gone, or soon. */
-  close(): Promise<void>;
-}
-
-const nobody: ReadonlyMap<number, Guest> = new Map<number, Guest>();
-
-/** The rooms of one introducer alone: nobody is elsewhere. */
-export class LocalRooms implements Rooms {
-  readonly isShared = false;
-  #lastId = 0;
-
-  nextId(): number {
-    return ++this.#lastId;
-  }
-  open(): undefined {}
-  guests(): ReadonlyMap<number, Guest> {
-    return nobody;
-  }
-  put(): void {}
-  remove(): void {}
-  send(): void {}
-  async ask(): Promise<Answers> {
-    return { all: [] };
-  }
-  async close(): Promise<void> {}
-}
 
 /** A room that words open: its id is a hash of them, and who is of it is shown by proofs, which participants judge. */
 export function isSecretRoom(room: string): boolean {

@@ -6,7 +6,6 @@ import type { Socket } from "bun";
 import { type Bucket, sourceOf } from "../shares/budget.ts";
 import { notScheduled } from "./wheel.ts";
 import type { RelayEnd } from "./relay.ts";
-import type { Guest } from "./rooms.ts";
 import {
   type Endpoint,
   LineDecoder,
@@ -45,7 +44,7 @@ export class Session {
   /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
   json = "";
   room = "";
-  /** Whether it waits to be registered, until it is known who is in its room elsewhere. */
+  /** Whether it waits to be registered, until it is known where its room lives. */
   isEntering = false;
   closing = false;
   /** Until when it must have registered or, once closing, be gone. */
@@ -106,9 +105,6 @@ export const nobody: Served = { data: undefined };
 /** A session that has registered. */
 export type Member = Session & { peer: Peer };
 
-/** Somebody in a room, here or at another introducer. */
-export type Party = Member | Guest;
-
 /** Of many tokens at once, for thousands a second are made. */
 const randomBytes = Buffer.alloc(256 * tokenBytes);
 let randomAt = randomBytes.length;
@@ -119,8 +115,4 @@ export function newToken(): string {
     randomAt = 0;
   }
   return randomBytes.toString("hex", randomAt, (randomAt += tokenBytes));
-}
-
-export function isGuest(party: Party): party is Guest {
-  return "introducer" in party;
 }

@@ -261,19 +261,16 @@ export class Introduction {
   }
 
   /** Lets itself be relayed. Where that is the introducer's first word, there is no direct way. */
-  relay({ peer, role, token, endpoint }: RelayMessage): void {
+  relay({ peer, role, token }: RelayMessage): void {
     const { ground } = this.#options;
     if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
-    const isForeign = endpoint !== undefined && endpoint !== ground.introducer;
-    if (isForeign && !ground.mayVisit(endpoint)) return this.#report("refused-by-peer", token);
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
     this.#relayToken = token;
     this.#relay = new RelayAttempt({
-      introducer: endpoint ?? ground.introducer,
-      isForeign,
-      reserved: endpoint ? undefined : this.#takeReserved(),
+      introducer: ground.introducer,
+      reserved: this.#takeReserved(),
       credentials: ground.credentials,
       bond: this.#bond,
       alpn: alpnOf(token),
@@ -364,8 +361,7 @@ export class Introduction {
     // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
     const distanceMs = (ours + theirs) / 2;
-    const { viaMs = 0 } = this.#peer;
-    const waitMs = viaMs + Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
+    const waitMs = Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
     return waitMs < punchDeadlineMs ? waitMs : undefined;
   }
 

@@ -24,14 +24,8 @@ const handshakeTimeoutMs = 8_000;
 const maxAnswerBytes = 1024;
 
 export interface RelayOptions {
-  /** Where the relay is: our introducer, or the one that the peer is connected to. */
   introducer: Endpoint;
-  /**
-   * Whether our introducer is not there itself, but named this endpoint. Then it must not learn from our timing who else
-   * listens there: before a relay has answered, a failure is told only after the longest time that it could take.
-   */
-  isForeign?: boolean;
-  /** A connection that was made there before. The attempt owns it from now on. */
+  /** A connection there that was made before. The attempt owns it from now on. */
   reserved?: Reservation | undefined;
   token: string;
   role: Role;
@@ -62,14 +56,11 @@ export class RelayAttempt {
   #connection: Connection | undefined;
   #channel: Channel | undefined;
   #timer: NodeJS.Timeout;
-  /** A failure is told no earlier than that (performance.now). */
-  #toldFrom = 0;
   #isOver = false;
 
   constructor(options: RelayOptions) {
     this.#options = options;
     const mostMs = connectTimeoutMs + relayOfferMs;
-    if (options.isForeign) this.#toldFrom = performance.now() + mostMs;
     this.#timer = setTimeout(() => this.#fail("the peer did not come to the relay"), mostMs);
     void this.#connect().catch(() => this.#fail("the relay could not be used"));
   }
@@ -77,7 +68,6 @@ export class RelayAttempt {
   /** Does nothing once it is over. */
   abort(): void {
     if (this.#end()) this.#close();
-    clearTimeout(this.#timer); // a failure may be waiting to be told
   }
 
   async #connect(): Promise<void> {
@@ -117,10 +107,7 @@ export class RelayAttempt {
     if (this.#isOver) return;
     try {
       const message = parseToParticipant(line);
-      if (message.type === "relaying") {
-        this.#toldFrom = 0;
-        return this.#secure();
-      }
+      if (message.type === "relaying") return this.#secure();
       this.#fail(message.type === "refused" ? message.message : `the relay said ${message.type}`);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -162,9 +149,7 @@ export class RelayAttempt {
     if (!this.#end()) return;
     this.#close();
     const reason = this.#channel?.isRejected ? "authentication-failed" : "relay-failed";
-    const waitMs = this.#toldFrom - performance.now();
-    if (waitMs <= 0) return this.#options.onFailed(detail, reason);
-    this.#timer = setTimeout(() => this.#options.onFailed(detail, reason), waitMs);
+    this.#options.onFailed(detail, reason);
   }
 
   /** Ends it. Returns whether it had not ended before. */

@@ -10,6 +10,7 @@ import {
   defaultPort,
   maxProbePorts,
   parseEndpoint,
+  parsePlace,
   splitEndpoint,
 } from "../../protocol.ts";
 import {
@@ -73,10 +74,11 @@ Options:
   --relay-rate N     bytes a second of one relayed link, each way
                      (default: 1M; K, M, G: times 1024 and so on)
   --relay-total N    bytes a second of all relayed links (default: 16M)
-  --redis URL        share rooms with all introducers of that Redis (also from
-                     REDIS_URL; redis://HOST or rediss://HOST for TLS)
-  --advertise ADDR   where participants of those reach this one's relay
-                     (default: the likeliest of this host's addresses)
+  --redis URL        one of several introducers: each room lives at one of
+                     them, and that Redis says at which (also from REDIS_URL;
+                     redis://HOST or rediss://HOST for TLS)
+  --advertise HOST[:PORT]  where participants are sent whose room lives here
+                     (default: the likeliest of this host's addresses, PORT)
   --max-connections N  connections in all (default: ${defaultLimits.sessions})
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
@@ -179,10 +181,10 @@ function readAlternate(text: string): string {
 function readSharing({ redis = process.env.REDIS_URL || undefined, advertise }: SharingValues) {
   const problem = redis === undefined ? undefined : redisUrlProblem(redis);
   if (problem !== undefined) throw new UsageError(`the URL of --redis (or REDIS_URL) is wrong: ${problem}`);
-  if (advertise !== undefined && !canonicalAddress(advertise))
-    throw new UsageError(`--advertise must be an IP address, not ${advertise}`);
+  if (advertise !== undefined && !parsePlace(advertise))
+    throw new UsageError(`--advertise takes HOST or HOST:PORT, not ${advertise}`);
   if (advertise !== undefined && redis === undefined)
-    throw new UsageError("--advertise is for introducers that share their rooms (--redis)");
+    throw new UsageError("--advertise is for one of several introducers (--redis)");
   return { ...(redis !== undefined && { redis }), ...(advertise !== undefined && { advertise }) };
 }
 

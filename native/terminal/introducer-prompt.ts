@@ -17,9 +17,10 @@ import {
 } from "../../protocol.ts";
 import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
 import type { Stats } from "../introducer/metrics.ts";
-import type { Answers, Question } from "../introducer/rooms.ts";
+import { idsEach, type Neighbour } from "../introducer/redis/homes.ts";
+import type { Participant } from "../introducer/rooms.ts";
 import { publicAddress } from "../introducer/observe.ts";
-import { describe, renderParticipants, renderStats } from "./introducer-tables.ts";
+import { describe, renderOthers, renderParticipants, renderStats } from "./introducer-tables.ts";
 import { commandHelp, commands, type LogFormat, parsePort, proposedPorts } from "./introducer-arguments.ts";
 
 /** What an introducer tells even with --quiet. */
@@ -28,11 +29,17 @@ const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warni
 /** What the commands want of the introducer. */
 export interface Operated {
   readonly size: number;
-  readonly isAlone: boolean;
   readonly stats: Stats;
   names(): Iterable<string>;
-  ask(question: Question): Promise<Answers>;
-  tell(text: string, to?: number): Promise<{ told: number; problem?: string }>;
+  listed(): Promise<Participant[]>;
+  /** The introducers that share a Redis with it; undefined where there is none, rejects while it is away. */
+  others(): Promise<Neighbour[] | undefined>;
+  /** Whether that participant could be told. */
+  tell(text: string, id: number): Promise<boolean>;
+  /** Resolves to how many participants were told. */
+  broadcast(text: string): Promise<number>;
+  /** The same at all others; resolves to how many those are, and rejects, likewise. */
+  broadcastElsewhere(text: string): Promise<number | undefined>;
 }
 
 /** The operator's side: events as log lines or JSON, and the commands. */
@@ -122,44 +129,39 @@ export class Prompt {
   }
 
   async #list(introducer: Operated): Promise<void> {
-    const { all, problem } = await introducer.ask({ about: "list" });
-    const participants = all.flatMap((one) => one.participants);
+    const participants = await introducer.listed();
+    const { value: others, problem } = await tried(introducer.others());
     const { resultColors, width } = this.#terminal;
     const pieces = this.#isJson
-      ? await jsonPieces({ event: "participants" }, "participants", participants)
+      ? await jsonPieces({ event: "participants", ...(others && { others }) }, "participants", participants)
       : await renderParticipants(participants, resultColors, Date.now(), width);
+    if (!this.#isJson) pieces.push(...renderOthers(others));
     this.flush();
     this.#terminal.longResult(pieces);
-    failIfIncomplete("those of others may be missing", problem);
+    failIfIncomplete("other introducers may be missing", problem);
   }
 
   async #stats(introducer: Operated): Promise<void> {
-    const { all, problem } = await introducer.ask({ about: "count" });
-    const participants = all.reduce((sum, one) => sum + one.count, 0);
-    const everywhere = introducer.isAlone ? undefined : { participants, introducers: all.length };
+    const { value: others, problem } = await tried(introducer.others());
     const { stats } = introducer;
-    if (this.#isJson) this.#json({ event: "stats", stats, ...(everywhere && { everywhere }) });
-    else this.#terminal.result(renderStats(stats, everywhere));
-    failIfIncomplete("others may be missing", problem);
+    if (this.#isJson) this.#json({ event: "stats", stats, ...(others && { others }) });
+    else this.#terminal.result([renderStats(stats), ...renderOthers(others)].join("\n"));
+    failIfIncomplete("other introducers may be missing", problem);
   }
 
   async #broadcast(introducer: Operated, text: string): Promise<void> {
-    const { told, problem } = await introducer.tell(text);
-    this.#say({ event: "told", participants: told });
-    failIfIncomplete("others may not have been told", problem);
+    const participants = await introducer.broadcast(text);
+    const { value: introducers, problem } = await tried(introducer.broadcastElsewhere(text));
+    this.#say({ event: "told", participants, ...(introducers !== undefined && { introducers }) });
+    failIfIncomplete("those at other introducers may not have been told", problem);
   }
 
   async #tell(introducer: Operated, word: string, text: string): Promise<void> {
-    const { all, problem } = await introducer.ask({ about: "list" });
-    const found = findByIdOrName(
-      all.flatMap(({ participants }) => participants),
-      word,
-    );
-    if (typeof found === "string") throw new CommandError(problem ? `${found} (${problem})` : found);
-    const { told, problem: why = "it has left" } = await introducer.tell(text, found.id);
+    const found = findByIdOrName(await introducer.listed(), word);
+    if (typeof found === "string") throw new CommandError((await whereElse(introducer, word)) ?? found);
     const who = `${printable(found.name)} (${found.id})`;
-    if (told === 0) throw new CommandError(`${who} was not told: ${why}`);
-    this.#say({ event: "told", participants: told, id: found.id, name: found.name });
+    if (!(await introducer.tell(text, found.id))) throw new CommandError(`${who} was not told: it has left`);
+    this.#say({ event: "told", participants: 1, id: found.id, name: found.name });
   }
 
   /** What became of a command: where programs read, one of their lines. */
@@ -178,7 +180,24 @@ export class Prompt {
   }
 }
 
-/** Where the other introducers have not all answered. */
+/** What other introducers say; `problem` is why they can't be asked. */
+async function tried<T>(asked: Promise<T>): Promise<{ value?: T; problem?: string }> {
+  try {
+    return { value: await asked };
+  } catch (error) {
+    return { problem: `Redis: ${error instanceof Error ? error.message : String(error)}` };
+  }
+}
+
+/** Who gives such ids has its participants, or had them. */
+async function whereElse(introducer: Operated, word: string): Promise<string | undefined> {
+  const id = /^\d+$/.test(word) ? Number(word) : 0;
+  const { value: others = [] } = await tried(introducer.others());
+  const other = others?.find(({ firstId }) => id > firstId && id <= firstId + idsEach);
+  return other && `${word} is not here: tell it at ${printable(other.address)}`;
+}
+
+/** Where the other introducers can't be asked. */
 function failIfIncomplete(what: string, problem: string | undefined): void {
   if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
 }

@@ -7,7 +7,8 @@ import { type Colors, count } from "./text.ts";
 import { byTurns } from "../shares/turns.ts";
 import { isSecretRoom, type Participant } from "../introducer/rooms.ts";
 import { age, failureReasons, printable } from "../../protocol.ts";
-import type { Everywhere, IntroducerEvent } from "../introducer/events.ts";
+import type { Neighbour } from "../introducer/redis/homes.ts";
+import type { IntroducerEvent } from "../introducer/events.ts";
 
 /** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
 function roomName(room: string): string {
@@ -38,9 +39,6 @@ const wideList: Column[] = [
   { head: "since" },
 ];
 
-/** Beside the room where several introducers share it: which of them has the participant. */
-const atIntroducer: Column = { head: "introducer", least: 9, isCut: true };
-
 /** Ids of others that a line shows; there may be a room full of them. */
 const shownIds = 6;
 const shownRelays = 2;
@@ -66,7 +64,7 @@ function relayedList({ links }: Participant, most: number): string[] {
   return relayed.length > most ? [...shown, `+${relayed.length - most} relayed`] : shown;
 }
 
-function row(one: Participant, width: number, colors: Colors, now: number, isShared: boolean): Cell[] {
+function row(one: Participant, width: number, colors: Colors, now: number): Cell[] {
   const isWhole = width === Infinity;
   const [first = "-", ...others] = one.private;
   const more = others.length > 0 ? `+${others.length} more` : "";
@@ -74,12 +72,10 @@ function row(one: Participant, width: number, colors: Colors, now: number, isSha
   const linked = { text: idList(one.linked, isWhole ? Infinity : shownIds), paint: colors.green };
   const punching = { text: idList(one.punching, isWhole ? Infinity : shownIds), paint: colors.yellow };
   const relayed = relayedList(one, isWhole ? Infinity : shownRelays);
-  const at = isShared ? [dim(one.introducer ?? "here")] : [];
   const who = [
     [{ text: String(one.id), paint: colors.bold }],
     [printable(one.name)],
-    [printable(roomName(one.room)), ...(width < wideColumns ? at : [])],
-    ...(isShared && width >= wideColumns ? [at] : []),
+    [printable(roomName(one.room))],
   ];
   const since = [age(now - one.since)];
   if (width < wideColumns) {
@@ -104,17 +100,10 @@ export async function renderParticipants(
   width = 80,
 ): Promise<string[]> {
   if (participants.length === 0) return ["nobody is here yet"];
-  const isShared = participants.some(({ introducer }) => introducer !== undefined);
-  const columns = columnsOf(width < wideColumns, isShared);
-  const cells = (one: Participant) => row(one, width, colors, now, isShared);
+  const columns = width < wideColumns ? narrowList : wideList;
+  const cells = (one: Participant) => row(one, width, colors, now);
   const pieces = await renderRows(columns, participants, cells, width);
   return [...pieces, await total(participants)];
-}
-
-function columnsOf(isNarrow: boolean, isShared: boolean): Column[] {
-  if (!isShared) return isNarrow ? narrowList : wideList;
-  if (isNarrow) return narrowList.with(2, { ...narrowList[2]!, head: "room\nintroducer" });
-  return wideList.toSpliced(3, 0, atIntroducer);
 }
 
 /** `3 participants in 1 room, 1 link`. */
@@ -146,20 +135,22 @@ function spread(counts: HistogramCounts): string {
   return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
 }
 
-function acrossAll({ participants, introducers }: Everywhere): string {
-  const where = count(introducers, "introducer");
-  return `${count(participants, "participant")} at ${where}; all below is of this one alone`;
+/** A line for each of the other introducers. */
+export function renderOthers(others: readonly Neighbour[] = []): string[] {
+  return others.map(({ address, participants, rooms }) => {
+    const who = `${count(participants, "participant")} in ${count(rooms, "room")}`;
+    return `at ${printable(address)}: ${who}`;
+  });
 }
 
 /** What has been going on since the start, a line each. */
-export function renderStats(stats: Stats, everywhere?: Everywhere): string {
+export function renderStats(stats: Stats): string {
   const { introductions, refusals, residentBytes } = stats;
   const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
   const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
   const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
   const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
   const rows = [
-    ...(everywhere ? [["everywhere", acrossAll(everywhere)] as const] : []),
     ["up", age(stats.uptimeMs)],
     ["now", `${now}, ${held}`],
     ["joins", String(stats.joins)],
@@ -214,8 +205,11 @@ export function describe(event: IntroducerEvent): string {
     case "error":
       return event.address ? `an error while serving ${event.address}: ${event.message}` : event.message;
     case "told": {
-      const { id, name, participants } = event;
-      return id === undefined ? `told ${count(participants, "participant")}` : `told ${name} (${id})`;
+      const { id, name, participants, introducers = 0 } = event;
+      const others = introducers > 0 ? `, and those at ${count(introducers, "other introducer")}` : "";
+      return id === undefined
+        ? `told ${count(participants, "participant")}${others}`
+        : `told ${name} (${id})`;
     }
     case "participants":
       return `${event.participants.length} participants`;

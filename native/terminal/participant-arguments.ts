@@ -7,10 +7,11 @@ import { basename } from "node:path";
 import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
 import { readOptions, startedAs, UsageError } from "./command-line.ts";
 import {
-  canonicalAddress,
   defaultPort,
   defaultRoom,
   nameProblem,
+  parseHostPort,
+  type Place,
   printable,
   roomProblem,
 } from "../../protocol.ts";
@@ -226,14 +227,10 @@ function userName(): string | undefined {
   }
 }
 
-/** `host`, `host:port`, `1.2.3.4:port`, `2001:db8::1`, `[2001:db8::1]:port`. */
-export function readHostPort(text: string): { host: string; port: number } {
-  const bare = canonicalAddress(text.replace(/^\[(.*)\]$/, "$1"));
-  if (bare) return { host: bare.address, port: defaultPort };
-  const match = /^(?:\[([^\]]+)\]|([^\s:/[\]]+))(?::(\d{1,5}))?$/.exec(text);
-  const port = Number(match?.[3] ?? defaultPort);
-  if (!match || port < 1 || port > 65535) {
+/** As {@link parseHostPort}; throws a {@link UsageError} for what it can't read. */
+export function readHostPort(text: string): Place {
+  const place = parseHostPort(text);
+  if (!place)
     throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
-  }
-  return { host: match[1] ?? match[2]!, port };
+  return place;
 }

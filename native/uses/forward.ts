@@ -5,11 +5,12 @@
  * A stream's purpose is `{"use":"forward","host":…,"port":…}`; its bytes are the connection's. A target that is not
  * allowed or does not answer resets the stream with the reason, and with it the client's connection.
  */
+import { formatHostPort } from "../../protocol.ts";
 import type { TCPSocketListener } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
 import { descriptors } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
-import { formatHostPort, type Listen, type Target } from "./target.ts";
+import { type Listen, type Target } from "./target.ts";
 
 /** How long a client's connection waits for the link. */
 const linkPatienceMs = 30_000;

@@ -3,21 +3,14 @@
  * is resolved here and once, and the address that is dialled is the one that was checked. The peer learns no address
  * that it has not named itself. For whoever uses a link.
  */
-import { canonicalAddress, Refusal } from "../../protocol.ts";
+import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
 import { descriptors, type Holder } from "./descriptors.ts";
 import { NameError, Names } from "./names.ts";
 import { Pipe } from "./pipe.ts";
 import { FairShare } from "../shares/fair-share.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
-import {
-  AllowList,
-  formatHostPort,
-  formatTarget,
-  localhostAddresses,
-  readPurposeTarget,
-  type Target,
-} from "./target.ts";
+import { AllowList, formatTarget, localhostAddresses, readPurposeTarget, type Target } from "./target.ts";
 
 /** How long a target may take to accept, all of its addresses together. */
 const dialPatienceMs = 10_000;

@@ -4,7 +4,7 @@
  * that anyone may enter. It knows no registration and never prints. For participant.ts.
  */
 import { realpathSync } from "node:fs";
-import { printable, ToldError, UserError } from "../../protocol.ts";
+import { formatHostPort, printable, ToldError, UserError } from "../../protocol.ts";
 import { type Bucket, tryTake } from "../shares/budget.ts";
 import { collectFiles } from "./source-files.ts";
 import { type TransferOutcome, TransferProgress } from "./files.ts";
@@ -18,15 +18,7 @@ import { sendFiles } from "./send.ts";
 import { FairShare } from "../shares/fair-share.ts";
 import { serveForward, servePipe } from "./serve.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
-import {
-  AllowList,
-  formatHostPort,
-  formatTarget,
-  parseForward,
-  parseListen,
-  SpecError,
-  type Target,
-} from "./target.ts";
+import { AllowList, formatTarget, parseForward, parseListen, SpecError, type Target } from "./target.ts";
 
 /**
  * Offers that are being read, and that wait for the user's word, at once: of all peers in fair shares. Those that wait

@@ -13,7 +13,7 @@
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
 import { BlockList } from "node:net";
-import { addressScope, canonicalAddress, Refusal } from "../../protocol.ts";
+import { addressScope, canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 
 /** RFC 1035 §2.3.4, without the final dot. */
 const maxHostLength = 253;
@@ -52,11 +52,6 @@ export interface PipeSpec {
 }
 
 // --- reading ---------------------------------------------------------------------------------------------
-
-/** `203.0.113.7:80`, `[2001:db8::7]:80`, `db.internal:5432`. */
-export function formatHostPort(host: string, port: number | "*"): string {
-  return `${host.includes(":") ? `[${host}]` : host}:${port}`;
-}
 
 export const formatTarget = ({ host, port }: Target): string => formatHostPort(host, port);
 

@@ -404,17 +404,3 @@ test("the introducer never sees the words, and ours is the proof that others can
   expect(distrust(room, asSeen)).toBeUndefined();
   expect(distrust(elsewhere, asSeen)).toContain("wrong");
 });
-
-test("a relay at another introducer is gone to there", async () => {
-  using other = new Scripted(() => {});
-  const endpoint = at(`127.0.0.1:${other.port}`);
-  using house = new Scripted((message, say) => {
-    if (message.type === "register") say(...welcome(bob));
-    if (message.type === "connect")
-      say({ type: "relay", peer: bob, role: "controlling", token: first, endpoint });
-  });
-  await using alice = new Driven(house.port, "alice");
-  await alice.registered;
-  alice.type("connect bob");
-  expect((await other.hears("relay")).token).toBe(first);
-});

@@ -271,7 +271,7 @@ for (const args of [
   ["--redis", "redis://"],
   ["--redis", "redis://localhost:0"],
   ["--redis", "redis://localhost/rooms"],
-  ["--redis", "redis://localhost", "--advertise", "example.org"],
+  ["--redis", "redis://localhost", "--advertise", "example.org:0"],
   ["--advertise", "203.0.113.7"],
 ]) {
   test(`wrong usage ${args.join(" ")}: exit code 2 and see --help`, async () => {

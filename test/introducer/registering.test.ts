@@ -106,9 +106,9 @@ test("tell and broadcast arrive as notices", async () => {
   await using scene = introduce();
   using anna = await scene.join("anna");
   using bert = await scene.join("bert", "elsewhere");
-  expect(await scene.introducer.tell("psst", anna.id)).toEqual({ told: 1 });
-  expect(await scene.introducer.tell("psst", 99)).toEqual({ told: 0 });
-  expect(await scene.introducer.tell("all")).toEqual({ told: 2 });
+  expect(await scene.introducer.tell("psst", anna.id)).toBe(true);
+  expect(await scene.introducer.tell("psst", 99)).toBe(false);
+  expect(await scene.introducer.broadcast("all")).toBe(2);
   expect([await anna.next("notice"), await anna.next("notice"), await bert.next("notice")]).toMatchObject([
     { text: "psst" },
     { text: "all" },

@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerOptions } from "../../native/introducer/events.ts";
 import type { Limits } from "../../native/introducer/limits.ts";
@@ -14,11 +14,7 @@ import {
 } from "../../protocol.ts";
 import { Client, linkedBy, type MessageOf, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
-import { noRedis, RedisServer } from "./redis-fixture.ts";
-import { describeNeeding, linuxTest } from "../needing-fixture.ts";
-
-const redis = noRedis === undefined ? await RedisServer.start() : undefined;
-afterAll(() => redis?.[Symbol.asyncDispose]());
+import { linuxTest } from "../needing-fixture.ts";
 
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {
   return Introducer.start({ host: "127.0.0.1", port: 0, probePorts: [], limits, ...options });
@@ -59,34 +55,30 @@ class Program extends Client {
   }
 }
 
-/** Where participants of one room are: all at one introducer, or at two that share it. */
+/** One room and its participants. */
 class World implements AsyncDisposable {
-  readonly introducers: readonly Introducer[];
+  readonly #introducer: Introducer;
   readonly #people: Program[] = [];
-  #room = "lobby";
+  readonly #room = crypto.randomUUID();
 
-  constructor(redisUrl: string | undefined, limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {
-    const shared = redisUrl === undefined ? {} : { redis: redisUrl };
-    const count = redisUrl === undefined ? 1 : 2;
-    this.introducers = Array.from({ length: count }, () => introduce(limits, { ...options, ...shared }));
-    this.#room = crypto.randomUUID(); // one Redis has those of all tests
+  constructor(limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {
+    this.#introducer = introduce(limits, options);
   }
 
-  /** Of the one or the other side. */
-  port(side: 0 | 1): number {
-    return this.introducers[side % this.introducers.length]!.port;
+  get port(): number {
+    return this.#introducer.port;
   }
 
-  meet(side: 0 | 1, name: string, certificate = ours, localAddress?: string): Program {
-    const program = new Program(this.port(side), name, certificate, localAddress);
+  meet(name: string, certificate = ours, localAddress?: string): Program {
+    const program = new Program(this.port, name, certificate, localAddress);
     this.#people.push(program);
     program.register(this.#room);
     return program;
   }
 
   /** Registered, and ready to be introduced. */
-  async join(side: 0 | 1, name: string, mapping: Mapping = "unknown", localAddress?: string) {
-    const program = this.meet(side, name, ours, localAddress);
+  async join(name: string, mapping: Mapping = "unknown", localAddress?: string) {
+    const program = this.meet(name, ours, localAddress);
     await program.registered();
     await program.next("peers", ({ more }) => !more);
     program.send({ type: "mapping", mapping });
@@ -97,278 +89,270 @@ class World implements AsyncDisposable {
     program.register(this.#room);
   }
 
-  /** Two who know each other, on either side. */
+  /** Two who know each other. */
   async pair(mappings: [Mapping, Mapping] = ["unknown", "unknown"], addresses: string[] = []) {
-    const anna = await this.join(0, "anna", mappings[0], addresses[0]);
-    const bert = await this.join(1, "bert", mappings[1], addresses[1]);
+    const anna = await this.join("anna", mappings[0], addresses[0]);
+    const bert = await this.join("bert", mappings[1], addresses[1]);
     await anna.next("joined");
     return [anna, bert] as const;
   }
 
   get participants() {
-    return this.introducers.flatMap(({ participants }) => participants);
+    return this.#introducer.participants;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const one of this.#people) one[Symbol.dispose]();
-    await Promise.all(this.introducers.map((one) => one.stop()));
+    await this.#introducer.stop();
   }
 }
 
-function together(url: string | undefined): void {
-  test("those of a room learn of each other, of what changes, and of who leaves", async () => {
-    await using world = new World(url);
-    const anna = await world.join(0, "anna");
-    const bert = world.meet(1, "bert");
-    await bert.registered();
-    expect((await bert.next("peers")).peers.map(({ id, name }) => [id, name])).toEqual([[anna.id, "anna"]]);
-    const { peer } = await anna.next("joined");
-    expect([peer.id, peer.name, peer.private]).toEqual([bert.id, "bert", registration("").private]);
-    expect(bert.id).not.toBe(anna.id);
-    bert.send({ type: "mapping", mapping: "random" });
-    const change = await anna.next("updated", (update) => update.mapping !== undefined);
-    expect(change).toMatchObject({ id: bert.id, mapping: "random" });
-    const endpoint = formatEndpoint("127.0.0.1", 40_001);
-    bert.send({ type: "mapped", endpoint });
-    await anna.next("updated", ({ mapped }) => mapped === endpoint);
-    bert.send({ type: "mapped" });
-    await anna.next("updated", ({ mapped }) => mapped === null);
-    using carl = world.meet(0, "carl");
-    const listed = (await carl.next("peers")).peers.find(({ id }) => id === bert.id);
-    expect(listed).toMatchObject({ mapping: "random" });
-    expect(listed?.mapped).toBeUndefined();
-    bert.end();
-    expect(await anna.next("left")).toEqual({ type: "left", id: bert.id });
-  });
+test("those of a room learn of each other, of what changes, and of who leaves", async () => {
+  await using world = new World();
+  const anna = await world.join("anna");
+  const bert = world.meet("bert");
+  await bert.registered();
+  expect((await bert.next("peers")).peers.map(({ id, name }) => [id, name])).toEqual([[anna.id, "anna"]]);
+  const { peer } = await anna.next("joined");
+  expect([peer.id, peer.name, peer.private]).toEqual([bert.id, "bert", registration("").private]);
+  expect(bert.id).not.toBe(anna.id);
+  bert.send({ type: "mapping", mapping: "random" });
+  const change = await anna.next("updated", (update) => update.mapping !== undefined);
+  expect(change).toMatchObject({ id: bert.id, mapping: "random" });
+  const endpoint = formatEndpoint("127.0.0.1", 40_001);
+  bert.send({ type: "mapped", endpoint });
+  await anna.next("updated", ({ mapped }) => mapped === endpoint);
+  bert.send({ type: "mapped" });
+  await anna.next("updated", ({ mapped }) => mapped === null);
+  using carl = world.meet("carl");
+  const listed = (await carl.next("peers")).peers.find(({ id }) => id === bert.id);
+  expect(listed).toMatchObject({ mapping: "random" });
+  expect(listed?.mapped).toBeUndefined();
+  bert.end();
+  expect(await anna.next("left")).toEqual({ type: "left", id: bert.id });
+});
 
-  test("nobody learns of other rooms", async () => {
-    await using world = new World(url);
-    const anna = await world.join(0, "anna");
-    const other = new Program(world.port(1), "other");
-    other.register(crypto.randomUUID());
-    await other.registered();
-    expect((await other.next("peers")).peers).toEqual([]);
-    anna.send({ type: "connect", peer: other.id });
-    expect(await anna.next("refused")).toMatchObject({ code: "unknown-peer", peer: other.id });
-    other[Symbol.dispose]();
-  });
+test("nobody learns of other rooms", async () => {
+  await using world = new World();
+  const anna = await world.join("anna");
+  const other = new Program(world.port, "other");
+  other.register(crypto.randomUUID());
+  await other.registered();
+  expect((await other.next("peers")).peers).toEqual([]);
+  anna.send({ type: "connect", peer: other.id });
+  expect(await anna.next("refused")).toMatchObject({ code: "unknown-peer", peer: other.id });
+  other[Symbol.dispose]();
+});
 
-  test("connect has both punch, with one token and opposite roles; both are listed as linked, and may ask again", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
-    anna.send({ type: "connect", peer: bert.id });
-    const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
-    expect([a.role, b.role, a.peer.id, b.peer.id]).toEqual(["controlling", "controlled", bert.id, anna.id]);
-    expect(b.token).toBe(a.token);
-    const punching = () => world.participants.map(({ punching }) => punching);
-    expect(punching()).toEqual([[bert.id], [anna.id]]);
-    anna.send({ ...linkedBy(a.token), peer: bert.id });
-    bert.send({ ...linkedBy(a.token), peer: anna.id });
-    await until("the introduction is over", () => Bun.deepEquals(punching(), [[], []]));
-    expect(world.participants.map(({ linked }) => linked)).toEqual([[bert.id], [anna.id]]);
-    bert.send({ type: "connect", peer: anna.id });
-    const again = await anna.next("punch");
-    expect([again.role, again.token]).toEqual(["controlled", (await bert.next("punch")).token]);
-  });
+test("connect has both punch, with one token and opposite roles; both are listed as linked, and may ask again", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  anna.send({ type: "connect", peer: bert.id });
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect([a.role, b.role, a.peer.id, b.peer.id]).toEqual(["controlling", "controlled", bert.id, anna.id]);
+  expect(b.token).toBe(a.token);
+  const punching = () => world.participants.map(({ punching }) => punching);
+  expect(punching()).toEqual([[bert.id], [anna.id]]);
+  anna.send({ ...linkedBy(a.token), peer: bert.id });
+  bert.send({ ...linkedBy(a.token), peer: anna.id });
+  await until("the introduction is over", () => Bun.deepEquals(punching(), [[], []]));
+  expect(world.participants.map(({ linked }) => linked)).toEqual([[bert.id], [anna.id]]);
+  bert.send({ type: "connect", peer: anna.id });
+  const again = await anna.next("punch");
+  expect([again.role, again.token]).toEqual(["controlled", (await bert.next("punch")).token]);
+});
 
-  test("a failure is told to the other side, and either may ask again at once", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
-    for (const [asker, other] of [
-      [anna, bert],
-      [bert, anna],
+test("a failure is told to the other side, and either may ask again at once", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  for (const [asker, other] of [
+    [anna, bert],
+    [bert, anna],
+  ] as const) {
+    for (const [one, another] of [
+      [asker, other],
+      [other, asker],
     ] as const) {
-      for (const [one, another] of [
-        [asker, other],
-        [other, asker],
-      ] as const) {
-        asker.send({ type: "connect", peer: other.id });
-        const [{ token }] = await Promise.all([asker.next("punch"), other.next("punch")]);
-        one.send({ type: "failed", peer: another.id, token, reason: "timed-out" });
-        expect(await another.next("failed")).toMatchObject({ peer: one.id, token, reason: "timed-out" });
-      }
+      asker.send({ type: "connect", peer: other.id });
+      const [{ token }] = await Promise.all([asker.next("punch"), other.next("punch")]);
+      one.send({ type: "failed", peer: another.id, token, reason: "timed-out" });
+      expect(await another.next("failed")).toMatchObject({ peer: one.id, token, reason: "timed-out" });
     }
-  });
+  }
+});
 
-  test("both ask at once: in the end they punch with one token and opposite roles", async () => {
-    await using world = new World(url, { introductionsPerPair: 100, introductionsPerTarget: 100 });
-    const [anna, bert] = await world.pair();
-    for (let round = 0; round < 20; round++) {
-      const punches = [anna, bert].map((one) => one.seen.filter(({ type }) => type === "punch").length);
-      anna.send({ type: "connect", peer: bert.id });
-      bert.send({ type: "connect", peer: anna.id });
-      const last = () => [anna, bert].map((one) => one.seen.findLast(({ type }) => type === "punch"));
-      const isAgreed = () => {
-        const [a, b] = last() as [MessageOf<"punch"> | undefined, MessageOf<"punch"> | undefined];
-        const isNew = [anna, bert].every(
-          (one, at) => one.seen.filter(({ type }) => type === "punch").length > punches[at]!,
-        );
-        return isNew && a?.token === b?.token && a?.role !== b?.role;
-      };
-      await until("both have the same punch", isAgreed);
-      const { token } = last()[0] as MessageOf<"punch">;
-      anna.send({ ...linkedBy(token), peer: bert.id });
-      bert.send({ ...linkedBy(token), peer: anna.id });
-      const isOver = () => world.participants.every(({ punching }) => punching.length === 0);
-      await until("the introduction is over", isOver);
-    }
-  });
-
-  test("who asks for what is under way already is answered by that", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
+test("both ask at once: in the end they punch with one token and opposite roles", async () => {
+  await using world = new World({ introductionsPerPair: 100, introductionsPerTarget: 100 });
+  const [anna, bert] = await world.pair();
+  for (let round = 0; round < 20; round++) {
+    const punches = [anna, bert].map((one) => one.seen.filter(({ type }) => type === "punch").length);
     anna.send({ type: "connect", peer: bert.id });
-    await Promise.all([anna.next("punch"), bert.next("punch")]);
     bert.send({ type: "connect", peer: anna.id });
-    await bert.settled();
-    const carl = await world.join(1, "carl"); // whom anna hears of by the way that another punch would have come
-    await anna.next("joined", ({ peer }) => peer.id === carl.id);
-    expect([...anna.types(), ...bert.types()].filter((type) => type === "punch")).toHaveLength(2);
-  });
-
-  test("what one side measures reaches the other", async () => {
-    const options = { probePorts: [0] };
-    await using world = new World(url, {}, options);
-    const [anna, bert] = await world.pair(["endpoint-independent", "sequential"]);
-    await anna.next("updated", ({ mapping }) => mapping === "sequential");
-    anna.send({ type: "connect", peer: bert.id });
-    const { token } = await bert.next("measure");
-    const endpoint = formatEndpoint(splitEndpoint(bert.endpoint).address, 40_001);
-    bert.send({ type: "measured", token, prediction: { endpoint, step: 1 } });
-    const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
-    expect([a.theirs, b.own]).toEqual([
-      { endpoint, step: 1 },
-      { endpoint, step: 1 },
-    ]);
-    expect([a.own, b.theirs, a.way]).toEqual([undefined, undefined, "predicted"]);
-  });
-
-  test("both punch by where a NAT was last seen to stand; and anew, where that turns out to be past", async () => {
-    await using world = new World(url, {}, { probePorts: [0] });
-    const [anna, bert] = await world.pair(["endpoint-independent", "unknown"]);
-    const position = { endpoint: formatEndpoint("127.0.0.1", 40_001), step: 1 };
-    bert.send({ type: "mapping", mapping: "sequential", prediction: position });
-    await anna.next("updated", ({ mapping }) => mapping === "sequential");
-    anna.send({ type: "connect", peer: bert.id });
-    const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch"), bert.next("measure")]);
-    expect([a.theirs, b.own]).toEqual([position, position]);
-    const registered = bert.seen.find(({ type }) => type === "registered");
-    const { probePorts, probeToken = "" } = registered as MessageOf<"registered">;
-    const port = probePorts[0]!;
-    const probe = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } });
-    probe.write(encode({ type: "probe", token: probeToken, peer: anna.id, step: 1 }));
-    const again = await Promise.all([anna.next("punch"), bert.next("punch")]);
-    const endpoint = formatEndpoint("127.0.0.1", probe.localPort);
-    expect([again[0].theirs, again[1].own]).toEqual([
-      { endpoint, step: 1 },
-      { endpoint, step: 1 },
-    ]);
-    expect(again[0].token).not.toBe(a.token);
-    probe.end();
-    for (const [one, other] of [
-      [anna, bert],
-      [bert, anna],
-    ] as const)
-      one.send({ ...linkedBy(again[0].token), peer: other.id });
-    await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
-    anna.send({ type: "connect", peer: bert.id });
-    expect((await anna.next("punch")).theirs).toEqual({ endpoint, step: 1 });
-  });
-
-  linuxTest("where there is no direct way, both come to the asker's introducer and are relayed", async () => {
-    await using world = new World(url, {}, { probePorts: [0] });
-    const [anna, bert] = await world.pair(["random", "random"], ["127.0.0.1", "127.0.0.2"]);
-    await anna.next("updated", ({ mapping }) => mapping === "random");
-    anna.send({ type: "connect", peer: bert.id });
-    const [a, b] = await Promise.all([anna.next("relay"), bert.next("relay")]);
-    expect([a.role, b.role, a.token]).toEqual(["controlling", "controlled", b.token]);
-    const here = formatEndpoint("127.0.0.1", world.port(0));
-    expect([a.endpoint, b.endpoint]).toEqual([undefined, url === undefined ? undefined : here]);
-    const said = Promise.withResolvers<string>();
-    using left = new Client(world.port(0));
-    left.send({ type: "relay", token: a.token });
-    const right = await Bun.connect({
-      hostname: "127.0.0.1",
-      port: world.port(0),
-      socket: { data: (_, chunk) => said.resolve(chunk.toString()) },
-    });
-    right.write(JSON.stringify({ type: "relay", token: b.token }) + "\n");
-    await left.next("relaying");
-    expect(await said.promise).toBe('{"type":"relaying"}\n');
-    right.terminate();
-    for (const [one, other] of [
-      [anna, bert],
-      [bert, anna],
-    ] as const)
-      one.send({ ...linkedBy(a.token), route: "relay", peer: other.id } as ToIntroducer);
-    await until("both are linked", () => world.participants.every(({ linked }) => linked.length === 1));
-    await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
-  });
-
-  test("a target that declines: the asker hears it", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
-    anna.send({ type: "connect", peer: bert.id });
-    const { token } = await bert.next("punch");
-    bert.send({ type: "failed", peer: anna.id, token, reason: "refused-by-peer" });
-    expect(await anna.next("failed")).toMatchObject({ token, reason: "refused-by-peer" });
-  });
-
-  test("who leaves while punching is reported as peer-left", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
-    anna.send({ type: "connect", peer: bert.id });
-    await Promise.all([anna.next("punch"), bert.next("punch")]);
-    bert[Symbol.dispose]();
-    expect(await anna.next("failed")).toMatchObject({ peer: bert.id, reason: "peer-left" });
-    await anna.next("left");
-    expect(world.participants.map(({ punching }) => punching)).toEqual([[]]);
-  });
-
-  test("one participant is not made to punch over and over, wherever those are who ask", async () => {
-    await using world = new World(url, { introductionsPerTarget: 2 });
-    const bert = await world.join(1, "bert");
-    const sides = { a: 0, b: 0, c: 1 } as const;
-    const strangers = await Promise.all(Object.entries(sides).map(([name, side]) => world.join(side, name)));
-    await until("all are known", () => bert.seen.filter(({ type }) => type === "joined").length === 3);
-    const answers: ToParticipant[] = [];
-    for (const stranger of strangers) {
-      stranger.send({ type: "connect", peer: bert.id });
-      const isAnswer = ({ type }: ToParticipant) => type === "refused" || type === "failed";
-      await until(
-        "it was answered",
-        () =>
-          bert.seen.some((one) => one.type === "punch" && one.peer.id === stranger.id) ||
-          stranger.seen.some(isAnswer),
+    const last = () => [anna, bert].map((one) => one.seen.findLast(({ type }) => type === "punch"));
+    const isAgreed = () => {
+      const [a, b] = last() as [MessageOf<"punch"> | undefined, MessageOf<"punch"> | undefined];
+      const isNew = [anna, bert].every(
+        (one, at) => one.seen.filter(({ type }) => type === "punch").length > punches[at]!,
       );
-      answers.push(...stranger.seen.filter(isAnswer));
-    }
-    expect(bert.seen.filter(({ type }) => type === "punch").length).toBe(2);
-    expect(answers).toHaveLength(1);
-  });
+      return isNew && a?.token === b?.token && a?.role !== b?.role;
+    };
+    await until("both have the same punch", isAgreed);
+    const { token } = last()[0] as MessageOf<"punch">;
+    anna.send({ ...linkedBy(token), peer: bert.id });
+    bert.send({ ...linkedBy(token), peer: anna.id });
+    const isOver = () => world.participants.every(({ punching }) => punching.length === 0);
+    await until("the introduction is over", isOver);
+  }
+});
 
-  test("a second of a name is told which is free; whoever comes back, to either side, has its name and takes its old place", async () => {
-    await using world = new World(url);
-    const [anna, bert] = await world.pair();
-    const second = world.meet(1, "anna", theirs);
-    second.name = (await second.refused())!;
-    expect(second.name).toBe("anna-2");
-    world.register(second);
-    await second.registered();
-    const anew = Object.assign(new Program(world.port(1), "anna"), { instance: anna.instance });
-    world.register(anew);
-    expect(await anew.registered()).toBe("anna");
-    expect(await bert.next("left")).toEqual({ type: "left", id: anna.id });
-    await bert.next("joined", ({ peer }) => peer.id === anew.id);
-    await anna.ended.promise;
-    await until("the old place is free", () => world.participants.length === 3);
-    expect(world.participants.map(({ name }) => name).sort()).toEqual(["anna", "anna-2", "bert"]);
-    anew[Symbol.dispose]();
-  });
-}
-describe("one introducer", () => together(undefined));
-describeNeeding(noRedis)("two introducers and a Redis", () => together(redis?.url));
+test("who asks for what is under way already is answered by that", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  anna.send({ type: "connect", peer: bert.id });
+  await Promise.all([anna.next("punch"), bert.next("punch")]);
+  bert.send({ type: "connect", peer: anna.id });
+  await bert.settled();
+  const carl = await world.join("carl"); // whom anna hears of by the way that another punch would have come
+  await anna.next("joined", ({ peer }) => peer.id === carl.id);
+  expect([...anna.types(), ...bert.types()].filter((type) => type === "punch")).toHaveLength(2);
+});
 
+test("what one side measures reaches the other", async () => {
+  const options = { probePorts: [0] };
+  await using world = new World({}, options);
+  const [anna, bert] = await world.pair(["endpoint-independent", "sequential"]);
+  await anna.next("updated", ({ mapping }) => mapping === "sequential");
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await bert.next("measure");
+  const endpoint = formatEndpoint(splitEndpoint(bert.endpoint).address, 40_001);
+  bert.send({ type: "measured", token, prediction: { endpoint, step: 1 } });
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  expect([a.theirs, b.own]).toEqual([
+    { endpoint, step: 1 },
+    { endpoint, step: 1 },
+  ]);
+  expect([a.own, b.theirs, a.way]).toEqual([undefined, undefined, "predicted"]);
+});
+
+test("both punch by where a NAT was last seen to stand; and anew, where that turns out to be past", async () => {
+  await using world = new World({}, { probePorts: [0] });
+  const [anna, bert] = await world.pair(["endpoint-independent", "unknown"]);
+  const position = { endpoint: formatEndpoint("127.0.0.1", 40_001), step: 1 };
+  bert.send({ type: "mapping", mapping: "sequential", prediction: position });
+  await anna.next("updated", ({ mapping }) => mapping === "sequential");
+  anna.send({ type: "connect", peer: bert.id });
+  const [a, b] = await Promise.all([anna.next("punch"), bert.next("punch"), bert.next("measure")]);
+  expect([a.theirs, b.own]).toEqual([position, position]);
+  const registered = bert.seen.find(({ type }) => type === "registered");
+  const { probePorts, probeToken = "" } = registered as MessageOf<"registered">;
+  const port = probePorts[0]!;
+  const probe = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } });
+  probe.write(encode({ type: "probe", token: probeToken, peer: anna.id, step: 1 }));
+  const again = await Promise.all([anna.next("punch"), bert.next("punch")]);
+  const endpoint = formatEndpoint("127.0.0.1", probe.localPort);
+  expect([again[0].theirs, again[1].own]).toEqual([
+    { endpoint, step: 1 },
+    { endpoint, step: 1 },
+  ]);
+  expect(again[0].token).not.toBe(a.token);
+  probe.end();
+  for (const [one, other] of [
+    [anna, bert],
+    [bert, anna],
+  ] as const)
+    one.send({ ...linkedBy(again[0].token), peer: other.id });
+  await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
+  anna.send({ type: "connect", peer: bert.id });
+  expect((await anna.next("punch")).theirs).toEqual({ endpoint, step: 1 });
+});
+
+linuxTest("where there is no direct way, both are relayed", async () => {
+  await using world = new World({}, { probePorts: [0] });
+  const [anna, bert] = await world.pair(["random", "random"], ["127.0.0.1", "127.0.0.2"]);
+  await anna.next("updated", ({ mapping }) => mapping === "random");
+  anna.send({ type: "connect", peer: bert.id });
+  const [a, b] = await Promise.all([anna.next("relay"), bert.next("relay")]);
+  expect([a.role, b.role, a.token]).toEqual(["controlling", "controlled", b.token]);
+  const said = Promise.withResolvers<string>();
+  using left = new Client(world.port);
+  left.send({ type: "relay", token: a.token });
+  const right = await Bun.connect({
+    hostname: "127.0.0.1",
+    port: world.port,
+    socket: { data: (_, chunk) => said.resolve(chunk.toString()) },
+  });
+  right.write(JSON.stringify({ type: "relay", token: b.token }) + "\n");
+  await left.next("relaying");
+  expect(await said.promise).toBe('{"type":"relaying"}\n');
+  right.terminate();
+  for (const [one, other] of [
+    [anna, bert],
+    [bert, anna],
+  ] as const)
+    one.send({ ...linkedBy(a.token), route: "relay", peer: other.id } as ToIntroducer);
+  await until("both are linked", () => world.participants.every(({ linked }) => linked.length === 1));
+  await until("it is over", () => world.participants.every(({ punching }) => punching.length === 0));
+});
+
+test("a target that declines: the asker hears it", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await bert.next("punch");
+  bert.send({ type: "failed", peer: anna.id, token, reason: "refused-by-peer" });
+  expect(await anna.next("failed")).toMatchObject({ token, reason: "refused-by-peer" });
+});
+
+test("who leaves while punching is reported as peer-left", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  anna.send({ type: "connect", peer: bert.id });
+  await Promise.all([anna.next("punch"), bert.next("punch")]);
+  bert[Symbol.dispose]();
+  expect(await anna.next("failed")).toMatchObject({ peer: bert.id, reason: "peer-left" });
+  await anna.next("left");
+  expect(world.participants.map(({ punching }) => punching)).toEqual([[]]);
+});
+
+test("one participant is not made to punch over and over", async () => {
+  await using world = new World({ introductionsPerTarget: 2 });
+  const bert = await world.join("bert");
+  const strangers = await Promise.all(["a", "b", "c"].map((name) => world.join(name)));
+  await until("all are known", () => bert.seen.filter(({ type }) => type === "joined").length === 3);
+  const answers: ToParticipant[] = [];
+  for (const stranger of strangers) {
+    stranger.send({ type: "connect", peer: bert.id });
+    const isAnswer = ({ type }: ToParticipant) => type === "refused" || type === "failed";
+    await until(
+      "it was answered",
+      () =>
+        bert.seen.some((one) => one.type === "punch" && one.peer.id === stranger.id) ||
+        stranger.seen.some(isAnswer),
+    );
+    answers.push(...stranger.seen.filter(isAnswer));
+  }
+  expect(bert.seen.filter(({ type }) => type === "punch").length).toBe(2);
+  expect(answers).toHaveLength(1);
+});
+
+test("a second of a name is told which is free; whoever comes back, has its name and takes its old place", async () => {
+  await using world = new World();
+  const [anna, bert] = await world.pair();
+  const second = world.meet("anna", theirs);
+  second.name = (await second.refused())!;
+  expect(second.name).toBe("anna-2");
+  world.register(second);
+  await second.registered();
+  const anew = Object.assign(new Program(world.port, "anna"), { instance: anna.instance });
+  world.register(anew);
+  expect(await anew.registered()).toBe("anna");
+  expect(await bert.next("left")).toEqual({ type: "left", id: anna.id });
+  await bert.next("joined", ({ peer }) => peer.id === anew.id);
+  await anna.ended.promise;
+  await until("the old place is free", () => world.participants.length === 3);
+  expect(world.participants.map(({ name }) => name).sort()).toEqual(["anna", "anna-2", "bert"]);
+  anew[Symbol.dispose]();
+});
 test("a name is the certificate's that has it: a second is told which is free, and takes it on the same connection", async () => {
   await using introducer = introduce();
   using alice = new Program(introducer.port, "alice");

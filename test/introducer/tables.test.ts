@@ -77,23 +77,6 @@ test("a wide table has one line a participant; in a pipe nothing is cut", async 
   for (const text of [one.name, one.room, "192.168.178.123:54321, 10.0.0.1:1", "2, 3, 4, 5, 6, 7, 8, 9, 10"])
     expect(piped).toContain(text);
   expect(piped).toEndWith("2 participants in 1 room, 9 links");
-  expect(piped).not.toContain("introducer");
-  const shared = async (width: number) =>
-    (
-      await rendered(
-        [one, { ...one, id: 2, introducer: at("203.0.113.2:7000") }],
-        picocolors.createColors(false),
-        180_000,
-        width,
-      )
-    ).split("\n");
-  expect((await shared(Infinity)).slice(0, 3)).toEqual([
-    expect.stringMatching(/room +introducer +mapping/),
-    expect.stringContaining(" here "),
-    expect.stringContaining(" 203.0.113.2:7000 "),
-  ]);
-  expect((await shared(80)).filter((line) => Bun.stringWidth(line) > 80)).toEqual([]);
-  for (const text of ["introducer", "here", "203.0."]) expect((await shared(80)).join("\n")).toContain(text);
 });
 
 test("the table tells which links are relayed, and how much has gone that way", async () => {

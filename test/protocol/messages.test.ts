@@ -158,6 +158,16 @@ const goldenToParticipant: Golden<ToParticipant> = {
     ],
   ],
   relaying: [[{ type: "relaying" }, `{"type":"relaying"}`]],
+  elsewhere: [
+    [
+      { type: "elsewhere", host: "two.example.org", port: 7000 },
+      `{"type":"elsewhere","host":"two.example.org","port":7000}`,
+    ],
+    [
+      { type: "elsewhere", host: "2001:db8::7", port: 7000 },
+      `{"type":"elsewhere","host":"2001:db8::7","port":7000}`,
+    ],
+  ],
   observed: [
     [
       { type: "observed", endpoint: at("203.0.113.7:40000") },

@@ -1,6 +1,6 @@
 /**
  * The way to one Redis: a connection for commands and one for what is published, which come and go together. Owns both
- * and makes them anew when either is lost. It knows nothing of rooms. For native/introducer/redis/rooms.ts.
+ * and makes them anew when either is lost. It knows nothing of rooms. For native/introducer/redis/homes.ts.
  *
  * Bun's client queues while it is away and runs the stale commands later, does not restore subscriptions, delivers twice
  * what is subscribed twice, and waits for an answer without end: so every connection is a fresh pair of clients that
@@ -19,15 +19,13 @@ const lastingMs = 10_000;
 export interface RedisUser {
   /** Lua that a connection has before anything else, to be run by its {@link digestOf}. */
   readonly scripts: readonly string[];
-  /** What to hear on a new connection. */
-  channels(): string[];
-  received(text: string, channel: string): void;
-  /** A new connection is there, with its channels. */
+  /** What to hear. */
+  readonly channel: string;
+  received(text: string): void;
+  /** A new connection is there. */
   connected(): Promise<void>;
   /** Every {@link beatMs}, while there is a connection. */
   beat(): Promise<void>;
-  /** There is no connection any more, or there could be none. */
-  lost(): void;
   /** Whether there is a connection; said when that changes, and once at the start. */
   isThere(isThere: boolean, message: string): void;
 }
@@ -62,7 +60,6 @@ export class RedisConnection {
   #lost = Promise.withResolvers<string>();
   #wasThere: boolean | undefined;
   #isClosed = false;
-  #roundTripMs = Infinity;
   readonly #tried = Promise.withResolvers<void>();
   /** Resolves once it is known whether Redis is there. */
   readonly tried = this.#tried.promise;
@@ -78,31 +75,17 @@ export class RedisConnection {
     return this.#clients !== undefined;
   }
 
-  /** The least that an answer has taken on this connection; 0 before there was one. */
-  get roundTripMs(): number {
-    return Number.isFinite(this.#roundTripMs) ? this.#roundTripMs : 0;
-  }
-
   /** Rejects when Redis refuses it, or is lost before it answers. */
   async command(name: string, args: string[]): Promise<unknown> {
     return this.#there().commands.send(name, args);
   }
 
-  /** Once on a connection. */
-  async subscribe(channels: string[]): Promise<void> {
-    await this.#there().subscriber.subscribe(channels, (text, channel) => this.#hear(text, channel));
-  }
-
-  #hear(text: string, channel: string): void {
+  #hear(text: string): void {
     try {
-      this.#user.received(text, channel);
+      this.#user.received(text);
     } catch (error) {
       this.#lost.resolve(messageOf(error));
     }
-  }
-
-  async unsubscribe(channel: string): Promise<void> {
-    await this.#there().subscriber.unsubscribe(channel);
   }
 
   /** Does what can be done while Redis is there. A failure ends the connection: on the next one all begins anew. */
@@ -134,7 +117,10 @@ export class RedisConnection {
       const hint =
         this.#wasThere === undefined ? "; is it there, and are password and certificate right?" : "";
       const { host } = new URL(this.#url);
-      this.#tell(false, `Redis at ${host} can't be used (${reason}): rooms are local meanwhile${hint}`);
+      this.#tell(
+        false,
+        `Redis at ${host} can't be used (${reason}): new rooms live where people come meanwhile${hint}`,
+      );
       if (performance.now() - startedAt > lastingMs) pauseMs = firstPauseMs;
       if (!this.#isClosed) await Bun.sleep(pauseMs * (0.5 + Math.random()));
       pauseMs = Math.min(mostPauseMs, 2 * pauseMs);
@@ -152,7 +138,6 @@ export class RedisConnection {
     clearInterval(timer);
     this.#clients = undefined;
     for (const client of Object.values(clients)) client.close();
-    this.#user.lost();
     return reason;
   }
 
@@ -162,8 +147,7 @@ export class RedisConnection {
     await Promise.all(this.#user.scripts.map((script) => clients.commands.send("SCRIPT", ["LOAD", script])));
     if (!clients.subscriber.connected) throw new Error("the connection closed"); // while they were loaded
     this.#clients = clients;
-    this.#roundTripMs = Infinity;
-    await this.subscribe(this.#user.channels());
+    await clients.subscriber.subscribe([this.#user.channel], (text) => this.#hear(text));
     await this.#ping();
     await this.#user.connected();
     this.#tell(true, `rooms are shared through Redis at ${new URL(this.#url).host}`);
@@ -186,9 +170,7 @@ export class RedisConnection {
   }
 
   async #ping(): Promise<void> {
-    const from = performance.now();
     await this.#there().subscriber.send("PING", []);
-    this.#roundTripMs = Math.min(this.#roundTripMs, performance.now() - from);
   }
 
   #tell(isThere: boolean, message: string): void {
