@@ -1,8 +1,8 @@
 /**
- * Our side of one introduction: asks for it or is asked, measures and punches round after round as the introducer
- * orders, and takes the relay that it offers beside them, until a direct channel is nominated or all is over. Owns its
- * punch, its try of the relay and its timer, ends exactly once, and never knows what a channel is for, nor any other
- * peer. For native/participant/peer.ts.
+ * Our side of one introduction. We ask for it, or the peer does. Then it measures and punches, round after round, as the
+ * introducer says, and takes the relay that the introducer offers beside them. It ends exactly once: when a direct channel
+ * is nominated, or when all has failed. Owns its punch, its attempt at the relay and its timer. Knows no other peer, and not
+ * what a channel is for. For native/participant/peer.ts.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
@@ -36,18 +36,18 @@ import type { Aimed } from "./targets.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
-/** Rounds of one introduction: of one way, then of another, and the one that worked the last time. */
+/** Rounds of one introduction: those of one way, then those of another, and one of the way that worked last time. */
 const maxRounds = 2 * roundsPerWay + 2;
-/** Each may be measured for, and once more where the NAT has gone on meanwhile. */
+/** Each round may be measured for, and once more if the NAT has gone on meanwhile. */
 const maxMeasures = 2 * maxRounds;
 /**
- * The part of the way over the introducer (A→I→B) that the direct way (A→B) takes at least, as we assume: for a SYN
- * that comes too early is dropped, and costs more than one that comes late.
+ * We assume that the direct way (A→B) takes at least this part of the way over the introducer (A→I→B). A SYN that comes too
+ * early is dropped, and that costs more than one that comes late.
  */
 const headStartShare = 0.4;
 /**
- * What introducer and peer may take to do their part, when it is their first introduction. On a long way that is in the
- * share above; on a short one our SYN leaves so much after half of the way over the introducer.
+ * What introducer and peer may take to do their part in their first introduction. On a long way the share above leaves
+ * enough for that. On a short way our SYN leaves so long after half of the way over the introducer.
  */
 const headStartSpareMs = 4;
 
@@ -56,7 +56,7 @@ export interface Ground {
   readonly id: number;
   readonly introducer: Endpoint;
   readonly credentials: Credentials;
-  /** Ourselves, as the room knows us, and what connections of that room must prove to have. */
+  /** Ourselves, as the room knows us; and the key that both ends of a connection must prove to have. */
   readonly self: Member;
   readonly bondKey: Uint8Array;
   /** Whether we let ourselves be relayed. */
@@ -69,42 +69,42 @@ export interface Ground {
   /** Where mapping probes go. */
   readonly probes: readonly Endpoint[];
   readonly behaviour: MappingBehaviour | undefined;
-  /** Under which the introducer knows our probes. */
+  /** By this token the introducer knows our probes. */
   readonly probeToken: string | undefined;
-  /** To the introducer, as it measured. */
+  /** The round trip to the introducer, as it measured it. */
   readonly roundTripMs: number | undefined;
   /** Whether long packets seem to get lost on our way out. */
   readonly clampsSegments: boolean;
   /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
   handshakeStuck(): void;
-  /** Whether we may connect to an endpoint that the introducer names beside its own; a true answer counts it. */
+  /** Whether we may connect to an endpoint that the introducer names. If the answer is true, it is counted. */
   mayVisit(endpoint: Endpoint): boolean;
   /** Measures from a fresh port, when it is its turn; undefined where too many wait. */
   measureFresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined>;
-  /** A port of our own beside the shared one, for a round that wants fresh mappings. */
+  /** A port beside the shared one, for a round with fresh mappings. */
   portFor(localPort: number): PunchPort;
-  /** To the introducer; nowhere once this registration is over. */
+  /** Sends to the introducer. Does nothing once this registration is over. */
   send(message: ToIntroducer): void;
 }
 
 export type PunchMessage = ToParticipant & { type: "punch" };
 export type MeasureMessage = ToParticipant & { type: "measure" };
 export type RelayMessage = ToParticipant & { type: "relay" };
-/** What a punch is started with: the introducer's message, or as much of it as is known before it comes. */
+/** What a punch is started with: the introducer's message, or what of it is known before it comes. */
 type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 
 export interface IntroductionOptions {
   ground: Ground;
   peer: Peer;
-  /** What an introduction that we did not ask for was admitted as. */
+  /** How it was admitted; undefined if we asked for it. */
   unasked: Unasked | undefined;
-  /** When the last link with that peer ended (performance.now), if there was one. */
+  /** When the last link with that peer ended (performance.now); undefined if there was none. */
   lastEndedAt: number | undefined;
   onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
   onAttempt(attempt: Attempt): void;
-  /** A nominated channel: maybe a relayed one first, and maybe a direct one later. */
+  /** A channel was nominated: maybe first a relayed one, and later a direct one. */
   onChannel(channel: Channel, nominated: Nominated): void;
-  /** Called once, at the end. A reason is why there was no direct channel. */
+  /** Called once, at the end. `failure` says why there was no direct channel. */
   onEnd(failure: Failure | undefined): void;
 }
 
@@ -116,35 +116,35 @@ export interface Failure {
 /** What a channel was nominated under. */
 export interface Nominated {
   role: Role;
-  /** That of the round, or of the relay. */
+  /** The token of the round, or of the relay. */
   token: string;
-  /** From our `connect`, or from the introducer's first word. */
+  /** Since our `connect`, or since the introducer's first message. */
   elapsedMs: number;
 }
 
 export class Introduction {
   readonly #options: IntroductionOptions;
   readonly #startedAt = performance.now();
-  /** What all rounds together may spend on endpoints that only the peer vouches for. */
+  /** What all rounds together may send to endpoints that only the peer calls its own. */
   readonly #allowance: Allowance;
   #birthday: Aimed | undefined;
   #peer: Peer;
   #rounds = 0;
-  /** Of the round under way; undefined while we wait for the answer to our `connect`. */
+  /** The token of the round under way; undefined while we wait for the answer to our `connect`. */
   #token: string | undefined;
   #isLast = false;
   #punch: Punch | undefined;
   #freshPort: PunchPort | undefined;
-  /** A round has shown that window scaling does not come through: the others do without. */
+  /** Whether a round has shown that window scaling does not come through. Then the others do without it. */
   #isUnscaled = false;
-  /** A measurement that was begun with our `connect`. */
+  /** The measurement that began together with our `connect`. */
   #early: Promise<Prediction | undefined> | undefined;
   #role: Role | undefined;
   #relay: RelayAttempt | undefined;
   #relayToken: string | undefined;
-  /** Made before a birthday: a NAT that has no more sessions for us would put the relay out of reach. */
+  /** A connection to the relay, made before a birthday: after it our NAT may have no more sessions for us. */
   #reserved: Reservation | undefined;
-  /** Why the direct way failed, while the relay's outcome is awaited. */
+  /** Why the direct way failed, while we still wait for the relay. */
   #failure: Failure | undefined;
   #timer: NodeJS.Timeout | undefined;
   #measures = 0;
@@ -171,8 +171,8 @@ export class Introduction {
   }
 
   /**
-   * Asks the introducer, and says whether a relay would do. Our first SYN may leave before its word; what it is going to
-   * ask, where our NAT stands, is measured meanwhile.
+   * Asks the introducer for the peer. `mayRelay`: whether a relay would do. Our first SYN may leave before the introducer
+   * answers. Where our NAT stands, which the introducer is going to ask, is measured meanwhile.
    */
   ask(mayRelay: boolean): void {
     this.#options.ground.send({
@@ -210,12 +210,12 @@ export class Introduction {
     return { key, self, peer: this.#peer };
   }
 
-  /** Whether the first round is likely to want to know where our NAT stands. */
+  /** Whether the first round will probably need to know where our NAT stands. */
   get #willPredict(): boolean {
     return this.#options.ground.behaviour?.mapping === "sequential" && this.#peer.mapping !== "random";
   }
 
-  /** Whether refusals had us try again since our NAT, which counts, was measured: each took another port. */
+  /** Whether we have tried again since our sequential NAT was measured. Each attempt has taken another port. */
   get #hasGoneOn(): boolean {
     const isAgain = ({ candidate, tries }: Dial) => candidate.isFresh && !candidate.isOnce && tries > 1;
     return this.#options.ground.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
@@ -230,19 +230,19 @@ export class Introduction {
     return probe && this.#fresh(() => predict(probe, step, says));
   }
 
-  /** Undefined when it can't be measured, or too much is being measured already; never rejects. */
+  /** Undefined if it can't be measured, or if too much is being measured already. Never rejects. */
   #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
     return this.#options.ground.measureFresh(measure).catch(() => undefined);
   }
 
-  /** Begins a round. Said twice, it begins once. */
+  /** Begins a round. The same message twice begins it once. */
   punch(message: PunchMessage): void {
     const { peer, token, role, way, round, last, deadlineMs } = message;
     if (token === this.#token && this.#punch) return;
     if (!this.#mayPunch(message))
       return this.cancel("refused-by-peer", "it asked for more than we give unasked");
     this.#options.onRound({ role, way, round });
-    if (this.#isOver) return; // whoever was told may have cancelled it
+    if (this.#isOver) return; // the callback may have cancelled it
     const early =
       this.isAsking && way === "direct" && this.#punch?.isOver === false ? this.#punch : undefined;
     if (early) {
@@ -260,7 +260,7 @@ export class Introduction {
     clearTimeout(this.#timer);
   }
 
-  /** Lets itself be relayed. Where that is the introducer's first word, there is no direct way. */
+  /** Takes the relay. If that is the introducer's first message, there is no direct way. */
   relay({ peer, role, token }: RelayMessage): void {
     const { ground } = this.#options;
     if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
@@ -286,7 +286,7 @@ export class Introduction {
     });
   }
 
-  /** For who owns it from then on. */
+  /** Hands the reserved connection to a new owner. */
   #takeReserved(): Reservation | undefined {
     const reserved = this.#reserved;
     this.#reserved = undefined;
@@ -301,7 +301,7 @@ export class Introduction {
       this.#end({ ...this.#failure, detail: `${this.#failure.detail}; ${failure.detail}` });
   }
 
-  /** Whoever asks, and whatever an introducer orders: no more rounds than the longest plan has. */
+  /** Whether this round is allowed: there are no more rounds than in the longest plan, whatever an introducer says. */
   #mayPunch({ token, way, deadlineMs }: PunchMessage): boolean {
     if (++this.#rounds > maxRounds) return false;
     const { unasked } = this.#options;
@@ -310,18 +310,18 @@ export class Introduction {
     return false;
   }
 
-  /** The introducer is gone: a round that it has begun goes on by itself, and is the last. */
+  /** The introducer is gone. A round that has begun goes on without it, and is the last. */
   introducerLost(reason: string): void {
     if (this.#token === undefined || !this.#punch) return this.abort("introducer-lost", reason);
     this.#isLast = true;
   }
 
-  /** Gives up, without a word to the introducer. Does nothing once it is over. */
+  /** Gives up, and tells the introducer nothing. Does nothing once it is over. */
   abort(reason: FailureReason, detail: string): void {
     this.#end({ reason, detail });
   }
 
-  /** There is no direct way: the end, unless the relay is still tried. */
+  /** There is no direct way. That is the end, unless the relay is still being tried. */
   failed(reason: FailureReason, detail: string): void {
     if (this.#isOver) return;
     if (!this.#relay) return this.abort(reason, detail);
@@ -329,13 +329,13 @@ export class Introduction {
     this.#stopPunching();
   }
 
-  /** Gives up, and has the introducer tell the peer. */
+  /** Gives up, and tells the introducer, which tells the peer. */
   cancel(reason: FailureReason, detail: string): void {
     if (!this.#isOver && this.#token !== undefined) this.#report("refused-by-peer", this.#token);
     this.abort(reason, detail);
   }
 
-  /** The state for a new round; what is left of an earlier one ends without a word. */
+  /** Sets the state for a new round. What is left of an earlier one is aborted, and nobody is told. */
   #nextRound(peer: Peer, token: string): void {
     this.#peer = peer;
     if (token === this.#token) return; // it has measured for this round
@@ -348,9 +348,8 @@ export class Introduction {
   }
 
   /**
-   * How long after our `connect` our first SYN may leave without waiting for the introducer's word, such that it
-   * reaches the peer's NAT soon after the peer's own SYN has left it: that saves up to half a round trip. Undefined
-   * where ports must be measured first.
+   * How long after our `connect` our first SYN may leave, before the introducer has answered. It should reach the peer's NAT
+   * soon after the peer's own SYN has left it. That saves up to half a round trip. Undefined if ports must be measured first.
    */
   #headStart(): number | undefined {
     const { ground, lastEndedAt } = this.#options;
@@ -358,7 +357,7 @@ export class Introduction {
     const isKept =
       ground.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
     if (!isKept || ours === undefined || theirs === undefined) return undefined;
-    // The last link's RST may still be on its way; on a NAT it would delete the mapping of a SYN that left before.
+    // The RST of the last link may still be on its way. On a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
     const distanceMs = (ours + theirs) / 2;
     const waitMs = Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
@@ -389,8 +388,8 @@ export class Introduction {
   }
 
   /**
-   * Whether there may be hundreds of sockets at where the introducer says that the peer is. If not, the round goes on
-   * without: the peer's own may still find us, and a relay that is offered meanwhile is taken.
+   * Whether hundreds of sockets may dial where the introducer says that the peer is. If not, the round goes on without them:
+   * the peer's sockets may still find us, and a relay that is offered meanwhile is taken.
    */
   #mayTryBirthday(lastsMs: number): boolean {
     const isAsked = this.#options.unasked === undefined;
@@ -401,7 +400,7 @@ export class Introduction {
   }
 
   #linked(channel: Channel): void {
-    // Nothing is nominated before the introducer's word, which brings both.
+    // Both have come with the introducer's message. Nothing is nominated before.
     const [role, token] = [this.#role!, this.#token!];
     this.#options.unasked?.linked(true);
     this.#options.ground.port.targets.authenticated(channel.remote, this.#birthday);
@@ -409,7 +408,7 @@ export class Introduction {
     this.#end(undefined);
   }
 
-  /** The introducer hears it, and tells the peer or begins the next round. */
+  /** Tells the introducer, which tells the peer, or begins the next round. */
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.needsUnscaled;
@@ -424,7 +423,7 @@ export class Introduction {
     this.#options.ground.send({ type: "failed", peer: this.#peer.id, token, reason });
   }
 
-  /** Fails if nothing follows. */
+  /** Fails if the introducer does not go on in time. */
   #expect(reason: FailureReason, detail: string): void {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.failed(reason, detail), answerTimeoutMs);

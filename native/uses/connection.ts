@@ -1,33 +1,33 @@
 /**
- * One TCP connection joined to one stream, on either side of a forward. Owns the socket from its making on: whatever
- * happens, the socket is closed, and the stream is over. It neither listens nor dials. For native/uses/forward.ts.
+ * One TCP connection joined to one stream, on either side of a forward. Owns the socket: whatever happens, the socket is
+ * closed and the stream is over. It neither listens nor dials. For native/uses/forward.ts and serve.ts.
  *
- * A half-close is carried as one, a reset as one. Whoever does not read stops only the other end of this connection:
- * pieces wait in the kernel, and the stream gives its peer no more credit.
+ * A half-close of one becomes a half-close of the other, and a reset becomes a reset. If one end does not read, only the
+ * other end of this connection has to wait: bytes wait in the kernel, and the stream gives its peer no more credit.
  */
 import type { Duplex } from "node:stream";
 import type { Socket, SocketHandler } from "bun";
 import { resetCodes, StreamError } from "../session/stream.ts";
 
-/** What a connection can be joined to: a stream of a link, or what has the same manners. */
+/** What a connection can be joined to: a stream of a link, or something that behaves like one. */
 export interface Joinable extends Duplex {
-  /** Whether its link has no carrier now, so that nothing comes or goes. */
+  /** Whether its link has no carrier now: nothing comes or goes. */
   readonly isWaiting: boolean;
-  /** Cuts it off, both ways, and tells the other side why. */
+  /** Cuts it off in both directions, and tells the other side why. */
   reset(reason: string, code?: number): void;
 }
 
 export class Connection {
-  /** From the client or target to the stream, and the other way. */
+  /** Bytes from the socket to the stream; and from the stream to the socket. */
   bytesIn = 0;
   bytesOut = 0;
-  /** Called once, when socket and stream are over; the error says why if it was before their time. */
+  /** Called once, when socket and stream are over. An error says why they ended early. */
   onOver: (error?: Error) => void = () => {};
-  /** Whether it is over without an error only if the other end, too, has seen both halves end. */
+  /** If set: it is over without an error only when the socket has closed, too. */
   awaitsClose = false;
   #socket: Socket<Connection> | undefined;
   #stream: Joinable | undefined;
-  /** What the socket has brought before there was a stream. The kernel's buffer is its bound: the socket is paused. */
+  /** What the socket has brought before there was a stream. It is never much, because the socket is paused. */
   readonly #early: Buffer[] = [];
   /** What the socket has not taken yet. */
   #unsent: Buffer | undefined;
@@ -52,7 +52,7 @@ export class Connection {
     else if (!stream.writableNeedDrain) this.#socket?.resume();
   }
 
-  /** Both are cut off, and the peer is told why. */
+  /** Cuts both off, and tells the peer why. */
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#stream?.reset(reason, code);
     this.#fail(new StreamError(code, reason));
@@ -60,7 +60,7 @@ export class Connection {
 
   // --- from the socket -----------------------------------------------------------------------------------
 
-  /** The socket, paused until there is a stream. */
+  /** The socket is open. It is paused until there is a stream. */
   socketOpened(socket: Socket<Connection>): void {
     this.#socket = socket;
     if (this.#isOver) socket.terminate();
@@ -89,7 +89,7 @@ export class Connection {
     this.#overIfBothEnded();
   }
 
-  /** After our FIN this is how the other's is told, too. */
+  /** After our FIN, Bun also reports the other side's FIN by this. */
   socketClosed(error?: Error): void {
     this.#isSocketClosed = true;
     if (error) return this.reset(`the connection broke: ${error.message}`);
@@ -115,7 +115,7 @@ export class Connection {
     if (taken < piece.length) this.#unsent = piece.subarray(taken);
   }
 
-  /** A FIN; and where the other's has come, there is nothing more to wait for. */
+  /** Sends a FIN. If the other side's FIN has come, nothing more is awaited. */
   #finishSocket(): void {
     if (this.#hasSocketEnded && !this.awaitsClose) this.#socket?.end();
     else this.#socket?.shutdown();
@@ -133,7 +133,7 @@ export class Connection {
     if (this.#isSocketClosed && this.#hasSocketEnded && this.#hasStreamEnded) this.#over();
   }
 
-  /** Once both halves have ended, what is left to do is the socket's alone. */
+  /** Does nothing once both halves have ended: then only the socket has still to close. */
   #streamFailed(error?: Error): void {
     if (this.#hasSocketEnded && this.#hasStreamEnded) return;
     this.#fail(error ?? new StreamError(resetCodes.cancelled, "the stream was cut off"));

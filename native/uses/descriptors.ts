@@ -1,26 +1,26 @@
 /**
- * The descriptors that the connections of forwards and pipes hold, of which a program has a fixed number: at most half
- * of them, in equal parts where they get scarce, and only a few for peers whose link has been broken for a while. Owns
- * the count and one timer; each socket is its connection's, which closes it when told. For native/uses/serve.ts and
- * forward.ts.
+ * The descriptors that connections of forwards and pipes hold. A program has a fixed number of descriptors. These
+ * connections get at most half of them, in equal shares if they are scarce, and only a few if the link of their peer has
+ * been broken for a while. Owns the count and one timer. A connection owns its socket, and closes it when told. For
+ * native/uses/serve.ts and forward.ts.
  */
 import { descriptorLimit } from "../host/socket.ts";
 
-/** The rest is for files, for punching (half of a small limit), and for the control channel to come back. */
+/** The rest is for files, for punching (which may take half of a small limit), and for the control channel. */
 const part = 1 / 2;
-/** How long a break may last before it costs connections. */
+/** How long a link may be broken before connections are given up. */
 const breakMs = 10_000;
-/** What waits on for a link that may come back, such as a shell: of one peer, and the part of all. */
+/** So many connections, such as shells, still wait for the link to come back: of one peer, and as a part of all. */
 const maxWaitingOfOne = 16;
 const waitingPart = 1 / 4;
 const sweepMs = 1_000;
 
 export interface Holder {
-  /** Whose part it is of. */
+  /** In whose share it is counted: a peer's fingerprint. */
   readonly of: string;
   /** Whether its link has no channel now. */
   isWaiting(): boolean;
-  /** To close its socket at once. False: it can't, or need not. */
+  /** Closes its socket at once. Returns false if it can't, or need not. */
   giveUp(reason: string): boolean;
 }
 
@@ -32,7 +32,7 @@ interface Held {
 
 export class Descriptors {
   readonly #max: number;
-  /** By whose they are; the oldest first. */
+  /** By peer; the oldest first. */
   readonly #held = new Map<string, Set<Held>>();
   #total = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -42,8 +42,8 @@ export class Descriptors {
   }
 
   /**
-   * One more: what gives it back once the socket is closed; undefined when that peer has its part. One alone gets half,
-   * n get one of n + 1 parts each; who had more before others came gives up his newest for them.
+   * Takes one more. Returns what gives it back once the socket is closed; undefined if that peer has its share. Of n peers
+   * each gets a share of 1/(n + 1). A peer that had more before others came gives up its newest ones for them.
    */
   take(holder: Holder): (() => void) | undefined {
     const own = this.#held.get(holder.of);
@@ -69,7 +69,7 @@ export class Descriptors {
     this.#timer = undefined;
   }
 
-  /** From whoever has most, and more than so many. */
+  /** Takes one from the peer that has most, if it has more than `min`. */
   #takeFromRichest(min: number): boolean {
     const [richest] = [...this.#held.values()].sort((a, b) => b.size - a.size);
     if (!richest || richest.size <= min) return false;
@@ -99,7 +99,7 @@ export class Descriptors {
 
 let ofProgram: Descriptors | undefined;
 
-/** Those of this program: its limit is one, whatever runs in it. */
+/** The descriptors of this program. All participants in one program share its limit. */
 export function descriptors(): Descriptors {
   return (ofProgram ??= new Descriptors(descriptorLimit()));
 }

@@ -1,10 +1,10 @@
 /**
- * Where on the disk a transfer goes, under which name. Owns the folder that is made for it, and the mark by which
- * another try of the same transfer finds that again. For native/uses/receive.ts.
+ * Where on the disk a transfer goes, and under which name. Owns the folder that is made for it, and a mark by which another
+ * attempt at the same transfer finds that folder. For native/uses/receive.ts.
  *
- * One file goes into the folder that the user has named; one folder is a new one there; several things are below a new
- * one, named for the sender and the time. So nothing that was sent is mixed with what is there. Until it is over
- * `.KEY.part` beside it says which one it is, where KEY comes from the sender and the name of what was offered.
+ * One file goes into the folder that the user has named. A folder becomes a new folder there. Several things go into a new
+ * folder, named after the sender and the time. So nothing that was sent is mixed with what is there. The mark is a file
+ * `.KEY.part` beside the new folder, as long as the transfer is not over. KEY is made of the sender and the offered name.
  */
 import { constants } from "node:fs";
 import { open, rmdir, unlink } from "node:fs/promises";
@@ -14,31 +14,31 @@ import { Folder, unlessCode } from "./folder.ts";
 import { isOneFile, storedName, topOf, type FileOffer } from "./offer.ts";
 
 const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK, O_WRONLY, O_CREAT, O_EXCL } = constants;
-/** A name and two numbers. */
+/** A mark holds a name and two numbers. */
 const maxMarkBytes = 1024;
 
 export interface Sender {
-  /** SHA-256 of its certificate: nobody goes on with what another has sent. */
+  /** SHA-256 of its certificate. Nobody can go on with a transfer of somebody else. */
   fingerprint: string;
-  /** What it is called. */
+  /** Its name in the room. */
   name: string;
 }
 
-/** 24 hex digits that stand for these words, in this order. */
+/** A hash of these words, in this order: 24 hex digits. */
 export const keyOf = (...words: (string | number)[]): string =>
   Bun.SHA256.hash(words.join("\n"), "hex").slice(0, 24);
 
-/** Those that this program goes on with, by their marks; once aborted, they are about to be closed. */
+/** The transfers under way in this program, by their marks. Once the signal is aborted, they are about to be closed. */
 const active = new Map<string, { signal: AbortSignal; closed: PromiseWithResolvers<void> }>();
 const activeKey = (root: Folder, mark: string): string => `${root.path}\n${mark}`;
 
 export class Destination implements AsyncDisposable {
-  /** Paths are from here. */
+  /** Paths start here. */
   readonly folder: Folder;
-  /** In the folder that the user has named. */
+  /** The name in the folder that the user has named. */
   readonly name: string;
   readonly #root: Folder;
-  /** What is left of an offered path in {@link folder}. */
+  /** Turns an offered path into one that starts in {@link folder}. */
   readonly #inside: (path: string) => string;
   readonly #mark: string | undefined;
 
@@ -58,7 +58,7 @@ export class Destination implements AsyncDisposable {
     if (mark) active.set(activeKey(root, mark), { signal, closed: Promise.withResolvers() });
   }
 
-  /** In a folder of the user's; makes what is to be new. The signal says that nothing more comes. */
+  /** Opens a destination in a folder of the user's, and makes the new folder. The signal aborts when nothing more comes. */
   static async open(
     { directory, isReal = false }: { directory: string; isReal?: boolean },
     offer: FileOffer,
@@ -98,7 +98,7 @@ export class Destination implements AsyncDisposable {
     const mark = partNameOf(keyOf(sender.fingerprint, "folder", offered));
     const other = active.get(activeKey(root, mark));
     if (other?.signal.aborted) await other.closed.promise;
-    // Two at once of one name are two.
+    // Two transfers of one name at the same time go to two folders.
     const isSecond = active.has(activeKey(root, mark));
     const found = isSecond ? undefined : await readMark(root, mark);
     if (found) return new Destination(root, found.folder, found.name, inside, signal, mark);
@@ -119,7 +119,7 @@ export class Destination implements AsyncDisposable {
     return this.#inside(path);
   }
 
-  /** It has come to its end: what comes under that name from now on is another one. */
+  /** The transfer is complete. What comes under that name from now on is another transfer. */
   async over(): Promise<void> {
     if (this.#mark) await unlink(this.#root.at(this.#mark)).catch(() => {});
   }
@@ -160,7 +160,7 @@ async function readMark(root: Folder, mark: string): Promise<{ name: string; fol
   return undefined;
 }
 
-/** Empty where there is none, or it is not ours. */
+/** The text of a file; "" if there is none, or if it is not ours. */
 async function ownText(path: string): Promise<string> {
   const handle = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch(() => undefined);
   if (!handle) return "";

@@ -3,23 +3,23 @@
  * and send.ts.
  */
 
-/** Of one name on every usual file system (NAME_MAX), and of a path (PATH_MAX). */
+/** The longest name on all usual file systems (NAME_MAX), and the longest path (PATH_MAX). */
 const maxNameBytes = 255;
 const maxPathBytes = 4096;
 const maxDepth = 64;
 /** `photo (2).jpg`, `photo (3).jpg` … */
 export const maxNumber = 9_999;
 
-/** Controls, halves of surrogate pairs, line separators, and what makes text run the other way. */
+/** Control characters, halves of surrogate pairs, line separators, and what changes the direction of text. */
 const unprintable = /[\p{Cc}\p{Cs}\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]/u;
-/** What Windows takes for a device, with any extension; a disk may be read by another system later. */
+/** Names that Windows takes for devices, with any extension. Another system may read the disk later. */
 const deviceName = /^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³]) *(\.|$)/i;
 const partName = /^\.[0-9a-f]{24}\.part$/i;
 
-/** Where a file that is not whole yet waits; `key` is 24 hex digits. */
+/** The name of a file that is not complete yet. `key`: 24 hex digits. */
 export const partNameOf = (key: string): string => `.${key}.part`;
 
-/** Why a path from a peer is not taken, or undefined: it is relative, and stays below where it starts. */
+/** Why a path from a peer is not taken; undefined if it is. It must be relative, and stay below where it starts. */
 export function pathProblem(path: string): string | undefined {
   if (Buffer.byteLength(path) > maxPathBytes) return `its path is longer than ${maxPathBytes} bytes`;
   const names = path.split("/");

@@ -1,9 +1,9 @@
 /**
- * What the two sides of a transfer of files say to each other, and what they tell their owners. Pure but for the
- * stream it is given. For native/uses/send.ts and receive.ts, and for whoever uses a link.
+ * What the two sides of a transfer of files send to each other, and what they report to their owners. Pure but for the
+ * stream that it is given. For native/uses/ and native/terminal/.
  *
  * The purpose of the stream is `{"use":"files","name":…,"files":n,"bytes":n,"things":n,"listed":n,"moreOdd":n}`
- * (native/uses/offer.ts); a refusal resets it with the reason.
+ * (native/uses/offer.ts). A refusal resets the stream with the reason.
  *
  *   sender                                          receiver
  *     │ listed {path} … odd {path} … ────────────────► │    as many as `listed` says
@@ -15,49 +15,49 @@
  *     │ end {sha256} ────────────────────────────────► │    or `failed {reason}`
  *     │ ◄──────────────────────────────────── received │    or `failed {reason}`, which may come before the end
  *
- * Answers come in the order of the files, and each file that is not refused has a `received` or `failed`, by whichever
- * side it failed. The sender ends its half after the last file, the receiver after the last answer.
+ * Answers come in the order of the files. Each file that is not refused gets a `received` or a `failed`; either side may
+ * send `failed`. The sender ends its half after the last file, the receiver after the last answer.
  */
 import { Refusal } from "../../protocol.ts";
 import { MessageDecoder, text, type Message } from "./message.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 
-/** Files announced ahead, so that small ones do not cost a round trip each. */
+/** Files that are announced ahead, so that small files do not take a round trip each. */
 export const maxAhead = 64;
-/** Read, hashed and written at once. */
+/** Bytes that are read, hashed and written at once. */
 export const blockBytes = 512 * 1024;
 export const maxFiles = 1_000_000;
 const maxReasonLength = 1024;
 export const maxPathLength = 4096;
 
-/** Never confirmed: the other side or this one says why. */
+/** A file that did not arrive, and why. */
 export interface FileFailure {
   path: string;
   reason: string;
 }
 
-/** How a transfer went that was not broken off. */
+/** The outcome of a transfer that came to its end. */
 export interface TransferOutcome {
-  /** Files that are there now, whole and compared. */
+  /** Files that have arrived completely and were compared. */
   files: number;
   /** The first thousand of `failed`. */
   failures: FileFailure[];
   failed: number;
 }
 
-/** For a line drawn by others: changes while the transfer goes on. */
+/** How far a transfer is. It changes while the transfer goes on. */
 export class TransferProgress {
   readonly files: number;
   readonly bytes: number;
   /** Files that are over, whole or failed. */
   filesDone = 0;
-  /** Of all files, with what had not to be sent again. */
+  /** Bytes of all files that are done, also those that were there already. */
   bytesDone = 0;
-  /** Of these, what was sent now. */
+  /** Those of them that this transfer has sent. */
   bytesMoved = 0;
   /** The file that is being sent. */
   path = "";
-  /** What the receiver has named the file or the folder. */
+  /** The name that the file or folder has at the receiver's. */
   storedAs: string | undefined = undefined;
 
   constructor({ files, bytes }: { files: number; bytes: number }) {
@@ -79,7 +79,7 @@ export class Tally implements TransferOutcome {
   }
 }
 
-/** A reason as it may be sent. */
+/** The reason in a message; throws a {@link Refusal}. */
 export const reasonOf = (message: Message): string => text(message, "reason", maxReasonLength);
 
 /** 64 hex digits; throws a {@link Refusal}. */
@@ -89,14 +89,14 @@ export function sha256Of(message: Message): string {
   throw new Refusal("bad-field", "sha256 must be 64 lower-case hex digits");
 }
 
-/** Messages and pieces, until the peer ends. Throws a {@link Refusal}, or what the stream fails with. */
+/** Messages and raw bytes, until the peer ends its half. Throws a {@link Refusal}, or the error of the stream. */
 export async function* readParts(stream: Stream): AsyncGenerator<Message | Buffer, void> {
   const decoder = new MessageDecoder();
   for await (const bytes of stream.iterator({ destroyOnReturn: false })) yield* decoder.push(bytes as Buffer);
   if (!decoder.isBetween) throw new Refusal("bad-line", "it ended within a message");
 }
 
-/** Cuts the stream off because of `error`, and returns that error as the owner gets it. */
+/** Cuts the stream off because of `error`, and returns the error for the owner. */
 export function cutOff(stream: Stream, error: unknown): Error {
   const message = error instanceof Error ? error.message : String(error);
   stream.reset(message, resetCodes.failed);
@@ -117,13 +117,13 @@ const problems: Readonly<Record<string, string>> = {
   EIO: "the disk fails",
 };
 
-/** What is wrong here, in words for both sides. */
+/** What is wrong on this side, in words for both sides. */
 export class LocalProblem extends Error {}
 
 export const problemOf = (error: unknown): string =>
   error instanceof LocalProblem ? error.message : fileProblem(error);
 
-/** What a file system says, without the paths of this host. */
+/** An error of the file system in words, without paths of this host. */
 export function fileProblem(error: unknown): string {
   const { code, message } = error as NodeJS.ErrnoException;
   return (code && (problems[code] ?? code)) || message;

@@ -1,11 +1,11 @@
 /**
- * A folder on the disk, held by its descriptor: what is done in it stays in it, whatever other programs make of its
- * path meanwhile. Owns that descriptor. It is left for its own folders only, a step at a time, and by no symbolic link.
- * For native/uses/destination.ts, part.ts and receive.ts.
+ * A folder on the disk, held by its descriptor. What is done in it is done in this folder, even if other programs rename it
+ * or put another one in its place. Owns the descriptor. From it one can go to folders inside it, one step at a time, and
+ * never by a symbolic link. For native/uses/destination.ts, partial-file.ts and receive.ts.
  *
- * Node has no openat(2). Linux takes `/proc/self/fd/N/NAME` for NAME in the folder with the descriptor N, macOS
- * `/.vol/DEVICE/INODE/NAME`. Where neither can be had its path must do: then somebody who can write to a folder above
- * might still exchange it between two calls.
+ * Node has no openat(2). On Linux, `/proc/self/fd/N/NAME` is NAME in the folder with the descriptor N; on macOS
+ * `/.vol/DEVICE/INODE/NAME`. Where there is neither, the path is used. Then somebody who can write to a folder above could
+ * still exchange the folder between two calls.
  */
 import { constants } from "node:fs";
 import { lstat, mkdir, open, readlink, realpath, stat, type FileHandle } from "node:fs/promises";
@@ -15,7 +15,7 @@ import { maxNumber } from "./filename.ts";
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = constants;
 
-/** Expects that failure. */
+/** A handler that ignores errors with this code, and throws others. */
 export function unlessCode(code: string): (error: NodeJS.ErrnoException) => undefined {
   return (error) => {
     if (error.code !== code) throw error;
@@ -23,7 +23,7 @@ export function unlessCode(code: string): (error: NodeJS.ErrnoException) => unde
   };
 }
 
-/** What names the folder of a descriptor, whatever became of its path. */
+/** Returns a path to the folder of a descriptor that stays right if the folder is renamed. */
 export type Hold = (handle: FileHandle, path: string) => string | Promise<string>;
 
 const holdByDescriptor: Hold = async (handle, path) => {
@@ -34,7 +34,7 @@ const holdByDescriptor: Hold = async (handle, path) => {
 };
 
 export class Folder implements AsyncDisposable {
-  /** Where it was when it was opened; to tell folders apart, never to open anything. */
+  /** The path when it was opened. It tells folders apart, and is never opened again. */
   readonly path: string;
   readonly #handle: FileHandle;
   readonly #held: string;
@@ -47,7 +47,7 @@ export class Folder implements AsyncDisposable {
     this.#hold = hold;
   }
 
-  /** The folder that a user has named, by whatever links. */
+  /** Opens the folder that a user has named. Here links are followed. */
   static async open(path: string, hold = holdByDescriptor): Promise<Folder> {
     return Folder.#holding(await open(path, O_RDONLY | O_DIRECTORY), path, hold);
   }
@@ -61,23 +61,23 @@ export class Folder implements AsyncDisposable {
     }
   }
 
-  /** What to give to the file system for one name in it. The last step must not follow a link. */
+  /** The path of one name in this folder, for the file system. The caller must not follow a link there. */
   at(name: string): string {
-    return `${this.#held}/${name}`; // join() would take "." away, and leave a link
+    return `${this.#held}/${name}`; // not join(): it would drop ".", and leave the path of a link
   }
 
-  /** On the disk, among all folders of this host. */
+  /** Tells this folder from all others of this host. */
   async id(): Promise<string> {
     const { dev, ino } = await this.#handle.stat({ bigint: true });
     return `${dev}:${ino}`;
   }
 
-  /** Where it is now, by no link. */
+  /** The real path of the folder now, without links. */
   async location(): Promise<string> {
     return readlink(`/proc/self/fd/${this.#handle.fd}`).catch(() => realpath(this.path));
   }
 
-  /** The folder of that name in it, to be closed by the caller; undefined if there is none. */
+  /** Opens the folder of that name in this one; undefined if there is none. The caller closes it. */
   async enter(name: string): Promise<Folder | undefined> {
     try {
       const handle = await open(this.at(name), O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
@@ -91,7 +91,7 @@ export class Folder implements AsyncDisposable {
     }
   }
 
-  /** The folder that those names lead to, to be closed by the caller; what lacks is made, or it is undefined. */
+  /** Opens the folder at the end of these names. `makes`: makes what is missing; else undefined. The caller closes it. */
   async walk(names: readonly string[], makes: boolean): Promise<Folder | undefined> {
     let folder = await this.enter(".");
     for (const name of names) {
@@ -103,7 +103,7 @@ export class Folder implements AsyncDisposable {
     return folder;
   }
 
-  /** Makes one that was not there; returns its name, which has a number where it must. */
+  /** Makes a folder that was not there. Returns its name; it has a number if the name was taken. */
   async makeNew(name: string): Promise<string> {
     const named = (number: number) => (number === 1 ? name : `${name} (${number})`);
     for (let number = 1; number <= maxNumber; number = await this.nextFree(named, number)) {
@@ -113,11 +113,11 @@ export class Folder implements AsyncDisposable {
     throw new LocalProblem(`there are ${maxNumber} of that name`);
   }
 
-  /** The next number whose name is free, after one whose name is taken; more than {@link maxNumber}: there is none. */
+  /** The next number whose name is free, after a number whose name is taken. If there is none, more than {@link maxNumber}. */
   async nextFree(named: (number: number) => string, taken: number): Promise<number> {
     const isFree = async (number: number) =>
       !(await lstat(this.at(named(number))).catch(unlessCode("ENOENT")));
-    // Numbers are given one after the other: whoever tried them so would need days for some ten thousand files.
+    // Numbers were given in order, so a binary search finds it. Trying one by one would take days for ten thousand files.
     let free = taken + 1;
     for (let step = 1; free <= maxNumber && !(await isFree(free)); step *= 2)
       [taken, free] = [free, free + step];

@@ -1,9 +1,9 @@
 /**
- * The listening end of a forward (`ssh -L`): a listener whose connections become streams; native/uses/serve.ts is the
- * other end. It knows no participant: the owner brings the link, and tells the user. For whoever uses a link.
+ * The listening end of a forward (`ssh -L`): a listener whose connections become streams. native/uses/serve.ts is the other
+ * end. It knows no participant: its owner brings the link, and tells the user. For native/uses/services.ts.
  *
- * A stream's purpose is `{"use":"forward","host":…,"port":…}`; its bytes are the connection's. A target that is not
- * allowed or does not answer resets the stream with the reason, and with it the client's connection.
+ * The purpose of a stream is `{"use":"forward","host":…,"port":…}`. Its bytes are those of the connection. If the target is
+ * not allowed, or does not answer, the stream is reset with the reason, and so is the client's connection.
  */
 import { formatHostPort } from "../../protocol.ts";
 import type { TCPSocketListener } from "bun";
@@ -23,14 +23,14 @@ export interface ForwardOptions {
   /** Port 0: the kernel chooses. */
   listen: Listen;
   target: Target;
-  /** The link, as soon as there is one; at once where it is there, so that a connection need not be held up. */
+  /** The link, as soon as there is one. Not a promise if it is there, so that a connection need not wait. */
   link: () => StreamOpener | Promise<StreamOpener>;
-  /** A connection did not get through; the reason is the peer's, or that there was no link. */
+  /** A connection did not get through. The reason comes from the peer, or there was no link. */
   onRefused?: (reason: string) => void;
   patienceMs?: number;
 }
 
-/** The listening side. It listens from its making on, until {@link close}. */
+/** The listening end. It listens until {@link close}. */
 export class Forward {
   readonly target: Target;
   readonly listen: Listen;
@@ -38,11 +38,11 @@ export class Forward {
   total = 0;
   readonly #listener: TCPSocketListener<Connection>;
   readonly #options: ForwardOptions;
-  /** And what gives its descriptor back. */
+  /** Each with what gives its descriptor back. */
   readonly #open = new Map<Connection, () => void>();
   #bytes = { in: 0, out: 0 };
 
-  /** Throws an Error when it can't listen there. */
+  /** Throws an Error if it can't listen there. */
   constructor(options: ForwardOptions) {
     const { bind, port } = options.listen;
     this.#options = options;
@@ -65,7 +65,7 @@ export class Forward {
   get open(): number {
     return this.#open.size;
   }
-  /** From clients to the peer. */
+  /** Bytes from clients to the peer. */
   get bytesOut(): number {
     return sum(this.#open.keys(), (connection) => connection.bytesIn) + this.#bytes.out;
   }
@@ -73,7 +73,7 @@ export class Forward {
     return sum(this.#open.keys(), (connection) => connection.bytesOut) + this.#bytes.in;
   }
 
-  /** Listens no more, and cuts off the connections that are open. */
+  /** Stops listening, and cuts off the connections that are open. */
   close(): void {
     this.#listener.stop();
     for (const connection of this.#open.keys()) connection.reset("the forward was taken back");
@@ -83,7 +83,7 @@ export class Forward {
     const connection = new Connection();
     socket.data = connection;
     const { bind, port } = this.listen;
-    // Whoever can reach the port may connect; what has is the user's own, and not given up for peers.
+    // Connections to this port are the user's own. They are not given up for those of peers.
     const of = `listener ${formatHostPort(bind, port)}`;
     const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => false });
     if (!free) return void socket.terminate();

@@ -1,25 +1,25 @@
 /**
- * Events that a peer can cause at will, so that a flood of them is a line a second: the first few are told as they
- * come, then one for each second, with how many more there were. Owns timers, which keep no program alive. For
- * native/uses/services.ts and participant.ts.
+ * For events that a peer can cause as often as it likes: a flood of them becomes one line a second. The first few are told
+ * as they come. After that one a second is told, with how many more there were. Owns timers, which keep no program alive.
+ * For native/uses/services.ts and participant.ts.
  */
 
-/** What is told at once, until there has been a second without any. */
+/** So many are told at once. The count starts anew after a second without any. */
 export const toldAtOnce = 5;
 export const gatheredForMs = 1_000;
 
 interface Period {
   told: number;
-  /** Those that were not. */
+  /** How many were not told. */
   kept: number;
   tellLast: ((more: number) => void) | undefined;
 }
 
 export class Gathering {
-  /** By whom, and what it is. */
+  /** By peer and kind of event. */
   readonly #periods = new Map<string, Period>();
 
-  /** `tell` says it; `more`: so many others like it were not told. */
+  /** `tell` tells the event; `more`: how many like it were not told. `key`: the peer and the kind of event. */
   add(key: string, tell: (more: number) => void): void {
     const period = this.#periods.get(key) ?? this.#begin(key, 0);
     if (period.told < toldAtOnce) {

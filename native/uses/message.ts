@@ -1,33 +1,32 @@
 /**
- * JSON lines with raw bytes between them, for streams that carry more than one thing. Pure. For native/uses/pipe.ts
- * and files.ts.
+ * JSON lines with raw bytes between them, for streams that carry messages and contents. Pure. For native/uses/.
  *
- * A line is one JSON object, UTF-8, ended by LF, whose `type` names the message. After `{"type":"chunk","bytes":n}`
- * come n raw bytes. The decoder holds no more than one line, and hands raw bytes on as they come.
+ * A line is one JSON object in UTF-8, ended by LF. Its `type` names the message. After `{"type":"chunk","bytes":n}` come n
+ * raw bytes. The decoder holds no more than one line. It hands raw bytes on as they come.
  */
 import { Refusal } from "../../protocol.ts";
 
-/** Bytes of one line: a path of 4096 bytes fits, however it is escaped. */
+/** The longest line in bytes. A path of 4096 bytes fits, even if all of it is escaped. */
 const maxMessageBytes = 32 * 1024;
-/** Raw bytes behind one `chunk`. */
+/** The most raw bytes after one `chunk`. */
 export const maxChunkBytes = 1024 * 1024;
 
-/** Checked no further than this; {@link wholeNumber} and {@link text} read the fields. */
+/** A message. Its fields are not checked yet: {@link wholeNumber} and {@link text} do that. */
 export type Message = { readonly type: string } & Readonly<Record<string, unknown>>;
 
 export const encodeMessage = (message: Message): Buffer => Buffer.from(`${JSON.stringify(message)}\n`);
 
-/** What precedes `bytes` raw bytes. */
+/** The line that comes before `bytes` raw bytes. */
 export const encodeChunk = (bytes: number): Buffer => encodeMessage({ type: "chunk", bytes });
 
-/** Messages and pieces of raw bytes out of chunks that are cut anywhere. */
+/** Makes messages and pieces of raw bytes out of chunks that may be cut anywhere. */
 export class MessageDecoder {
   #held: Buffer[] = [];
   #heldBytes = 0;
   /** Raw bytes that are still to come. */
   #rawLeft = 0;
 
-  /** Throws a {@link Refusal} for what no participant sends; nothing may be pushed after that. */
+  /** Throws a {@link Refusal} for what no participant sends. Nothing may be pushed after that. */
   *push(bytes: Buffer): Generator<Message | Buffer, void> {
     let at = 0;
     while (at < bytes.length) {
@@ -48,7 +47,7 @@ export class MessageDecoder {
     }
   }
 
-  /** Whether what came so far is whole. */
+  /** Whether what has come so far ends with a whole message. */
   get isBetween(): boolean {
     return this.#heldBytes === 0 && this.#rawLeft === 0;
   }
@@ -59,7 +58,7 @@ export class MessageDecoder {
       throw new Refusal("too-long", `a line has less than ${maxMessageBytes} bytes`);
     }
     this.#held.push(Buffer.from(bytes));
-    // Byte by byte, the list would cost more than the line.
+    // If it comes byte by byte, the list of pieces would take more memory than the line.
     if (this.#held.length > 64) this.#held = [Buffer.concat(this.#held)];
   }
 
@@ -93,14 +92,14 @@ export function wholeNumber(
   throw new Refusal("bad-field", `${field} must be a whole number from ${least} to ${most}`);
 }
 
-/** Throws a {@link Refusal} for anything but well-formed text of at most so many characters. */
+/** Throws a {@link Refusal} for anything but well-formed text of at most `maxLength` characters. */
 export function text(message: Readonly<Record<string, unknown>>, field: string, maxLength: number): string {
   const value = Object.hasOwn(message, field) ? message[field] : undefined;
   if (typeof value === "string" && value.length <= maxLength && value.isWellFormed()) return value;
   throw new Refusal("bad-field", `${field} must be text of at most ${maxLength} characters`);
 }
 
-/** The chunks without their first bytes. */
+/** The chunks without the first `bytes` bytes of all of them together. */
 export function without(chunks: readonly Buffer[], bytes: number): Buffer[] {
   const rest: Buffer[] = [];
   for (const chunk of chunks) {

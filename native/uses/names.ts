@@ -1,32 +1,32 @@
 /**
- * Names of targets, looked up for peers: each at most once in a while, whoever asks, and no more for one peer than its
- * share. Owns what is remembered. It knows no rule: its caller asks only for names that may be looked up. For
- * native/uses/serve.ts.
+ * Names of targets, looked up for peers. A name is looked up at most once in a while, whoever asks, and each peer has a
+ * share of all look-ups. Owns what is remembered. It knows no rule: its caller asks only for names that may be looked up.
+ * For native/uses/serve.ts.
  */
 import { lookup } from "node:dns/promises";
 import { canonicalAddress } from "../../protocol.ts";
 import { FairShare } from "../shares/fair-share.ts";
 
-/** Addresses of a name; throws when it has none. */
+/** Returns the addresses of a name. Throws if it has none. */
 export type Resolve = (name: string) => Promise<string[]>;
 
 const resolveBySystem: Resolve = async (name) =>
   (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** What was found is good for so long: a flood of streams for one name is one question. */
+/** An answer counts for so long. So a flood of streams for one name costs one look-up. */
 const rememberedMs = 5_000;
-/** Questions under way, each of which may hold a thread until the name server answers. */
+/** Look-ups at once. Each may hold a thread until the name server answers. */
 const maxUnderWay = 16;
-/** Questions in a minute: `*` lets peers ask for any name. */
+/** Look-ups in a minute. With `*`, peers may ask for any name. */
 const maxPerMinute = 600;
 const minuteMs = 60_000;
 
-/** A name that could not be looked up; the text names no address. */
+/** A name could not be looked up. The text names no address. */
 export class NameError extends Error {}
 
 interface Known {
   addresses: Promise<string[]>;
-  /** performance.now(); undefined while the question is under way. */
+  /** The answer counts until then (performance.now()); undefined while the look-up is under way. */
   until: number | undefined;
 }
 
@@ -40,7 +40,7 @@ export class Names {
     this.#resolve = resolve;
   }
 
-  /** Its addresses, canonical, each once; rejects with a {@link NameError}. A name of a rule costs no peer's share. */
+  /** Its addresses, canonical, each once. Rejects with a {@link NameError}. A name that a rule names takes no share. */
   async addresses(name: string, peer: string, isOfRule = false): Promise<string[]> {
     const known = this.#known.get(name);
     if (known && !isOver(known)) return known.addresses;
@@ -57,7 +57,7 @@ export class Names {
     return asked.addresses;
   }
 
-  /** What is called when the question has been answered; undefined when it may not be asked. */
+  /** Counts a look-up, and returns what to call when it is answered. Undefined if the peer has its share. */
   #mayAsk(peer: string): (() => void) | undefined {
     const ended = this.#underWay.take(peer);
     const later = ended && this.#perMinute.take(peer);

@@ -1,26 +1,26 @@
 /**
- * What an offer of files says of itself before it is accepted, and that what comes then is what was said. Pure but for
- * the messages it reads. For native/uses/send.ts, receive.ts and destination.ts, and for whoever shows an offer.
+ * What an offer of files says before it is accepted, and the check that what comes then was offered. Pure but for the
+ * messages that it reads. For native/uses/.
  *
- * A sender lists the first ten paths and every odd one; the receiver takes no other path for the first ten, and nothing
- * odd that was not listed. So a name that misleads is seen by who decides, or does not come.
+ * A sender lists the first ten paths, and all odd ones. The receiver takes only these as the first ten, and nothing odd that
+ * was not listed. So whoever decides sees each misleading name, or the file does not come.
  */
 import { Refusal } from "../../protocol.ts";
 import { pathProblem } from "./filename.ts";
 import { maxFiles, maxPathLength } from "./files.ts";
 import { text, wholeNumber, type Message } from "./message.ts";
 
-/** Paths that an offer lists. */
+/** So many paths are listed in an offer. */
 const maxListed = 10;
-/** Odd ones that it lists; of more it tells how many. What waits for a decision must stay small. */
+/** So many odd paths are listed; of more, only how many. An offer that waits for a decision must stay small. */
 const maxOdd = 100;
-/** Characters of all that an offer lists: ten paths of the longest and some odd ones. */
+/** Characters of all that an offer lists: ten paths of the longest, and some odd ones. */
 const maxListingLength = 64 * 1024;
 const maxNameLength = 512;
 
-/** What a peer would like to send. Names and paths are as they came: text of theirs. */
+/** What a peer would like to send. Names and paths are the peer's text, as it came. */
 export interface FileOffer {
-  /** That of the file or folder, or `photos and 2 more`. */
+  /** The name of the file or folder, or `photos and 2 more`. */
   name: string;
   /** Files and folders that the sender has named. */
   things: number;
@@ -28,16 +28,16 @@ export interface FileOffer {
   bytes: number;
   /** The first {@link maxListed}. */
   paths: string[];
-  /** Those that are odd: of files, or of folders, which end in a slash, for all that is in them. */
+  /** Odd paths of files. Or of folders, with a slash at the end: that stands for all that is in the folder. */
   odd: string[];
-  /** Odd files that are not among them. */
+  /** How many more odd files there are. */
   moreOdd: number;
 }
 
-/** What there is to see of an offer. */
+/** What is shown of an offer. */
 export interface Listing {
   paths: string[];
-  /** Files that are not in `paths`. */
+  /** How many files are not in `paths`. */
   more: number;
   odd: { path: string; why: string }[];
   moreOdd: number;
@@ -52,9 +52,9 @@ export const listingOf = ({ files, paths, odd, moreOdd }: FileOffer): Listing =>
 
 // --- what is odd -----------------------------------------------------------------------------------------
 
-/** What Bun takes code and settings from where it is started. */
+/** Files from which Bun takes code and settings in the folder that it is started in. */
 const readByBun = /^(bunfig\.toml|[tj]sconfig\.json)$/i;
-/** Not seen, seen as something else, or read by a shell. */
+/** Characters that can't be seen, look like others, or mean something to a shell. */
 const unusual = /[\p{Cf}\p{Co}\p{Cn}\u115f\u1160\u2800\u3164\uffa0*?"<>|`$;]|(?! )\p{Z}|^ /u;
 
 function oddName(name: string): string | undefined {
@@ -65,7 +65,7 @@ function oddName(name: string): string | undefined {
   return undefined;
 }
 
-/** Where a path begins to be odd by its names: `a/.git/` of `a/.git/config`. */
+/** The part of a path that ends with its first odd name: `a/.git/` of `a/.git/config`. */
 function oddHead(path: string): string | undefined {
   const names = path.split("/");
   const index = names.findIndex((name) => oddName(name));
@@ -78,8 +78,8 @@ const whyOdd = (path: string): string =>
   oddName(path.split("/").findLast((name) => name !== "") ?? "") ?? "executable";
 
 /**
- * The name that a file or folder has where it arrives: no dot or dash begins it, and none that Bun looks for, so that
- * nothing that was sent is hidden, an option of a command, or a setting.
+ * The name that a file or folder gets where it arrives. It does not begin with a dot or a dash, and is no name that Bun looks
+ * for. So nothing that was sent is hidden, looks like an option of a command, or becomes a setting.
  */
 export const storedName = (name: string): string =>
   /^[.-]/.test(name) || readByBun.test(name) ? `_${name}` : name;
@@ -91,7 +91,7 @@ interface Offered {
   mode: number;
 }
 
-/** What is said of those files. */
+/** The offer of these files. */
 export function offerOf(collection: {
   name: string;
   things: number;
@@ -121,11 +121,11 @@ const lengthOf = (paths: readonly string[]): number => paths.reduce((sum, { leng
 
 const isExecutable = (mode: number): boolean => (mode & 0o111) !== 0;
 
-/** One file that is not odd is told by the purpose alone. */
+/** Whether the purpose alone says all: one file that is not odd. */
 const isPlain = ({ name, files, paths, odd }: FileOffer): boolean =>
   files === 1 && paths[0] === name && odd.length === 0;
 
-/** The purpose of the stream, and what is said on it before the answer. */
+/** The purpose of the stream, and the messages that come before the answer. */
 export function encodeOffer(offer: FileOffer): { purpose: object; messages: Message[] } {
   const { things, files, bytes, paths, odd, moreOdd } = offer;
   const name = offer.name.slice(0, maxNameLength).toWellFormed();
@@ -142,7 +142,7 @@ export function encodeOffer(offer: FileOffer): { purpose: object; messages: Mess
 
 type OfferHead = Pick<FileOffer, "name" | "things" | "files" | "bytes" | "moreOdd"> & { listed: number };
 
-/** What the purpose says; throws a {@link Refusal}. */
+/** Reads the purpose. Throws a {@link Refusal}. */
 export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
   const counts = { things: 1, listed: 0, moreOdd: 0, ...purpose };
   const files = wholeNumber(counts, "files", maxFiles, 1);
@@ -156,7 +156,7 @@ export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
   };
 }
 
-/** The offer, out of the purpose and the first messages, which `next` brings. Throws a {@link Refusal}. */
+/** Reads the offer: the purpose, and the first messages, which `next` brings. Throws a {@link Refusal}. */
 export async function readOffer(
   purpose: Record<string, unknown>,
   next: () => Promise<IteratorResult<Message | Buffer, void>>,
@@ -180,7 +180,7 @@ export async function readOffer(
   return named({ ...head, paths, odd });
 }
 
-/** What it is called is seen in its paths, whatever the sender calls it. */
+/** The offer with the name that its paths show, whatever the sender calls it. */
 function named(offer: FileOffer): FileOffer {
   const [first = ""] = offer.paths;
   const top = topOf(first);
@@ -195,10 +195,10 @@ function named(offer: FileOffer): FileOffer {
 
 export const topOf = (path: string): string => path.split("/", 1)[0]!;
 
-/** Whether it is one file, which has no folder. */
+/** Whether one file is offered, and no folder. */
 export const isOneFile = ({ things, paths }: FileOffer): boolean => things === 1 && !paths[0]!.includes("/");
 
-/** Holds what comes against what was offered. */
+/** Compares what comes with what was offered. */
 export class OfferCheck {
   readonly #offer: FileOffer;
   readonly #odd: ReadonlySet<string>;
@@ -211,7 +211,7 @@ export class OfferCheck {
     this.#moreOdd = offer.moreOdd;
   }
 
-  /** For each file in turn: why it is not taken, or whether it may be executable here. */
+  /** Called for each file in order. Says why it is not taken, or whether it may be executable here. */
   next(path: string, mode: number): { problem: string } | { isExecutable: boolean } {
     const { paths, things, name } = this.#offer;
     const listed = paths[this.#seen++];

@@ -1,6 +1,6 @@
 /**
- * A file that is being received, on the disk: what is there of it, writing on, and its name once it is whole. Writes
- * nothing over what is there, and follows no symbolic link. All names are in a {@link Folder}. For native/uses/receive.ts.
+ * A file that is being received, on the disk: what is there of it, how it is continued, and its name once it is complete.
+ * Overwrites nothing, and follows no symbolic link. All names are in a {@link Folder}. For native/uses/receive.ts.
  */
 import { constants } from "node:fs";
 import { link, lstat, open, rename, statfs, unlink, type FileHandle } from "node:fs/promises";
@@ -9,25 +9,25 @@ import { maxNumber, numbered } from "./filename.ts";
 import { unlessCode, type Folder } from "./folder.ts";
 import { without } from "./message.ts";
 
-/** Of files with one name but for the number, so many of the first and of the last are looked at. */
+/** Of files that differ only by number, so many of the first and so many of the last are compared. */
 const maxAlike = 8;
 
-/** What is there of a file: as a part, or whole under its name. */
+/** What is there of a file: a part of it, or the complete file under its name. */
 export interface Have {
   bytes: number;
-  /** Of these bytes. */
+  /** The hash of these bytes. */
   hash: Bun.CryptoHasher;
   isWhole: boolean;
 }
 
 interface Wanted {
-  /** What it is to be called. */
+  /** The name that it shall get. */
   name: string;
   bytes: number;
   modifiedMs: number;
 }
 
-/** The same file, whole, under its name or a numbered one: another try must not make a second. */
+/** Finds the complete file under its name or a numbered one. Another attempt must not make a second one. */
 export async function wholeFile(
   folder: Folder,
   { name, bytes, modifiedMs }: Wanted,
@@ -48,7 +48,7 @@ export async function wholeFile(
   return undefined;
 }
 
-/** What a try before this one has left. What has another name, too, is not ours to write to. */
+/** What an earlier attempt has left. A file with a second name (a hard link) is not ours to write to. */
 export async function unfinishedFile(folder: Folder, part: string, bytes: number): Promise<Have> {
   const path = folder.at(part);
   const found = await lstat(path).catch(unlessCode("ENOENT"));
@@ -56,7 +56,7 @@ export async function unfinishedFile(folder: Folder, part: string, bytes: number
   return { ...(await hashFile(path, length)), isWhole: false };
 }
 
-/** Nothing is there of a file whose folder is not. */
+/** What there is of a file whose folder is not there. */
 export const nothing = (): Have => ({ bytes: 0, hash: new Bun.CryptoHasher("sha256"), isWhole: false });
 
 async function hashFile(path: string, bytes: number): Promise<{ bytes: number; hash: Bun.CryptoHasher }> {

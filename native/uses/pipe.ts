@@ -1,15 +1,15 @@
 /**
- * Pipes: bytes of standard input and output over a link, where success means that the peer has confirmed every one.
- * A {@link Pipe} is a stream of which `finish` means just that. Owns the stream, and knows nothing of what it is
- * joined to. For whoever uses a link.
+ * Pipes: bytes of standard input and output over a link. Success means that the peer has confirmed each byte: a {@link Pipe}
+ * emits `finish` only then. Owns the stream, and knows nothing of what it is joined to. For native/uses/ and
+ * participant.ts.
  *
- * The purpose `{"use":"pipe"}` is for the peer's own standard output; each side opens one for what it sends, so that
- * neither has to be first. With `host` and `port` it is for that target, both ways on one stream. On the stream:
+ * The purpose `{"use":"pipe"}` is for the peer's standard output. Each side opens a stream for what it sends, so neither has
+ * to be first. With `host` and `port` it is for that target, in both directions on one stream. On the stream:
  *
  *   {"type":"chunk","bytes":n} and n bytes
- *   {"type":"end","bytes":n}        no more follow: it were n in all
- *   {"type":"received","bytes":n}   answers `end` once all are where they belong: in the pipe, the file, the terminal,
- *                                   or with a target that has closed without an error
+ *   {"type":"end","bytes":n}        no more bytes follow: there were n in all
+ *   {"type":"received","bytes":n}   the answer to `end`, once all bytes have arrived: in the pipe, the file or the terminal,
+ *                                   or at a target that has closed without an error
  */
 import { Duplex } from "node:stream";
 import { Refusal } from "../../protocol.ts";
@@ -25,17 +25,17 @@ import {
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { type Target } from "./target.ts";
 
-/** What a user may write ahead before `write` says false. */
+/** Bytes that a user may write ahead before `write` returns false. */
 const writableHighWaterMark = 256 * 1024;
 
-/** What a stream is opened with. */
+/** The purpose of a pipe's stream. */
 export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...target });
 
 type WriteCallback = (error?: Error | null) => void;
 
-/** Bytes over a stream, both ways. `finish` and the callback of `end` come when the peer has confirmed every byte. */
+/** Bytes over a stream, in both directions. `finish` and the callback of `end` come once the peer has confirmed each byte. */
 export class Pipe extends Duplex implements Joinable {
-  /** Bytes of the user, without what goes around them. */
+  /** Bytes of the user, without the lines between them. */
   bytesIn = 0;
   bytesOut = 0;
   readonly #stream: Stream;
@@ -49,14 +49,14 @@ export class Pipe extends Duplex implements Joinable {
   #hasConfirmed = false;
 
   constructor(stream: Stream) {
-    // What it holds counts as taken from the stream, so that it holds little; and our own last word follows `end`.
+    // What it holds counts as read from the stream, so it must hold little. No autoDestroy: our answer follows `end`.
     super({ readableHighWaterMark: 0, writableHighWaterMark, autoDestroy: false });
     this.#stream = stream;
     this.on("error", () => {});
     stream.on("data", (bytes: Buffer) => this.#receive(bytes));
     stream.on("end", () => this.#streamEnded());
     stream.on("drain", () => this.#drained());
-    // What it owes its user from before the end of the stream comes first: `finish`, `end`.
+    // First `finish` and `end`, if they were due before the stream ended.
     stream.on("error", (error) => setImmediate(() => this.destroy(error)));
     stream.on("close", () => setImmediate(() => this.destroy()));
   }
@@ -65,13 +65,13 @@ export class Pipe extends Duplex implements Joinable {
     return this.#stream.isWaiting;
   }
 
-  /** Cuts it off, both ways; the peer is told why. */
+  /** Cuts it off in both directions, and tells the peer why. */
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#stream.reset(reason, code);
     this.destroy();
   }
 
-  /** All that came, and it has ended, is where it belongs. */
+  /** Tells the peer that all of its bytes have arrived. Called after its end. */
   confirm(): void {
     if (this.#hasConfirmed || !this.#hasEnd || this.destroyed) return;
     this.#hasConfirmed = true;

@@ -1,11 +1,10 @@
 /**
- * Receives files into one folder. Owns the stream, the descriptors of the file that is being written and of its folder,
- * and the names of the unfinished ones. For whoever uses a link; the wire is described in native/uses/files.ts, where
- * files go in destination.ts.
+ * Receives files into one folder. Owns the stream, the descriptors of the file that is being written and of its folder, and
+ * the names of unfinished files. For native/uses/services.ts. files.ts describes the wire, destination.ts where files go.
  *
- * Nothing is written outside of the folder, through a symbolic link, or over what is there, and nothing comes that was
- * not offered. A file has its name only once it is whole and compared; before that it is `.KEY.part` beside it, where KEY
- * comes from the sender, the path, the size and the time: what another try of the same file goes on with.
+ * Nothing is written outside of the folder or through a symbolic link, and no file is overwritten. Nothing comes that was
+ * not offered. A file gets its name once it is complete and compared. Before that it is `.KEY.part` in the same folder. KEY
+ * is made of the sender, the path, the size and the time, so that another attempt at the same file goes on with it.
  */
 import { unlink, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
@@ -43,30 +42,30 @@ import { Silence } from "./silence.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { WhileOpen } from "./while-open.ts";
 
-/** What ECMAScript takes for a time (±100 million days). */
+/** The latest time in ECMAScript (±100 million days). */
 const maxTimeMs = 8.64e15;
 
-/** Where files go, or why they do not. One that `isReal` was by no link, and must not have become one. */
+/** Where files go, or why they are refused. `isReal`: the path had no link in it, and must have none now. */
 export type Decision = { directory: string; isReal?: boolean } | { refuse: string };
 
 export interface ReceiveOptions {
-  /** SHA-256 of the sender's certificate: nobody goes on with the file of another. */
+  /** SHA-256 of the sender's certificate. Nobody can go on with a file of somebody else. */
   peer: string;
-  /** What the sender is called. */
+  /** The sender's name in the room. */
   name?: string;
-  /** Asked once; the signal says that the sender waits no more. */
+  /** Called once with the offer. The signal aborts when the sender no longer waits. */
   decide: (offer: FileOffer, signal: AbortSignal) => Promise<Decision> | Decision;
-  /** Called when it begins. */
+  /** Called when the transfer begins. */
   onProgress?: (progress: TransferProgress, offer: FileOffer) => void;
-  /** Files that can be executed at the sender's can be so here; otherwise none can. */
+  /** Whether files that are executable at the sender's are so here. Else no file is. */
   executable?: boolean;
-  /** How long the sender may do nothing when it is its turn. */
+  /** How long the sender may be silent when it is its turn. */
   maxSilenceMs?: number;
 }
 
 /**
- * Takes an offer, or refuses it. Resolves when each file is there, or it is known why not; rejects when the offer is
- * refused, malformed or taken back, the sender falls silent, or the link ends: unfinished files are kept for the next try.
+ * Takes an offer, or refuses it. Resolves once each file has arrived or has failed. Rejects if the offer is refused, malformed
+ * or taken back, if the sender falls silent, or if the link ends. Unfinished files are kept for the next attempt.
  */
 export async function receiveFiles(
   stream: Stream,
@@ -110,27 +109,27 @@ interface Announced {
   readonly bytes: number;
   readonly mode: number;
   readonly modifiedMs: number;
-  /** From the destination: the folders to it, and what it is to be called. */
+  /** From the destination: the folders to the file, and its name. */
   readonly folders: readonly string[];
   readonly name: string;
   readonly part: string;
-  /** The path of the part: what is claimed. */
+  /** The full path of the part, by which it is claimed. */
   readonly claim: string;
   readonly have: Have;
 }
 
-/** The one that is being received. */
+/** The file that is being received. */
 interface Current {
   readonly file: Announced;
   readonly hash: Bun.CryptoHasher;
   at: number;
-  /** What came and is not on the disk yet: one write costs as much as hashing some 64 KiB. */
+  /** Bytes that have come and are not on the disk yet. They are collected: one write costs as much as hashing 64 KiB. */
   unwritten: Buffer[];
   unwrittenBytes: number;
   handle: FileHandle | undefined;
-  /** That it is in, as long as there is something to write. */
+  /** The folder of the file, while there is something to write. */
   folder: Folder | undefined;
-  /** The sender was told that it has failed. */
+  /** Whether the sender was told that the file has failed. */
   isFailed: boolean;
 }
 
@@ -141,7 +140,7 @@ async function flush(current: Current): Promise<void> {
   if (handle) await writeAt(handle, unwritten, at - unwrittenBytes);
 }
 
-/** Parts that this program writes, so that no two streams write one. */
+/** The parts that this program is writing, so that no two streams write the same one. */
 const claimed = new Set<string>();
 
 class Receiving implements AsyncDisposable {
@@ -176,7 +175,7 @@ class Receiving implements AsyncDisposable {
     this.#bytesLeft = offer.bytes;
   }
 
-  /** Of the largest file that the sender may be reading before it says something. */
+  /** Bytes of the largest file that the sender may be reading before it answers. */
   get busyBytes(): number {
     return this.#announced.reduce((most, { bytes }) => Math.max(most, bytes), this.#current?.file.bytes ?? 0);
   }
@@ -247,12 +246,12 @@ class Receiving implements AsyncDisposable {
     this.#say({ type: "refused", reason: problem });
   }
 
-  /** What its owner's umask leaves, and nothing that can be executed unless that was asked for. */
+  /** The mode that our umask leaves, without the executable bits unless they were asked for. */
   #modeOf(mode: number, { isExecutable }: { isExecutable: boolean }): number {
     return mode & ~process.umask() & (this.#mayExecute && isExecutable ? 0o777 : 0o666);
   }
 
-  /** Looks what is there of the file, and says so. Resolves to why it is not taken. */
+  /** Looks how much of the file is there, and tells the sender. Resolves to why the file is not taken. */
   async #prepare(
     file: Pick<Announced, "path" | "bytes" | "mode" | "modifiedMs">,
   ): Promise<string | undefined> {
@@ -335,12 +334,12 @@ class Receiving implements AsyncDisposable {
       await flush(one);
       const { handle, folder, hash, file } = one;
       if (hash.digest("hex") !== sha256) throw new LocalProblem("its SHA-256 differs");
-      // It was whole; a try that died right after naming it may have left the part.
+      // It was complete. If an attempt died right after naming it, the part may still be there.
       if (!handle || !folder) return this.#dropPart(one);
       await handle.chmod(file.mode);
       const modified = new Date(file.modifiedMs);
       await handle.utimes(modified, modified);
-      // The sender may delete its own once we have confirmed.
+      // On the disk first: the sender may delete its own once we have confirmed.
       await handle.sync();
       const name = await place(folder, file.part, file.name);
       if (this.#isOneFile) this.#progress.storedAs = name;
@@ -350,7 +349,7 @@ class Receiving implements AsyncDisposable {
 
   async #failedThere(reason: string): Promise<void> {
     const current = this.#current ?? this.#take(0);
-    // Its beginning may be of another version.
+    // What we have may be of another version of the file.
     if (!current.isFailed) {
       current.folder ??= await this.#destination.folder
         .walk(current.file.folders, false)
@@ -361,7 +360,7 @@ class Receiving implements AsyncDisposable {
     await this.#over(current);
   }
 
-  /** Does something for the current file; if that fails, both sides are told, and the rest of it is thrown away. */
+  /** Does something for the current file. If it fails, both sides are told, and the rest of the file is ignored. */
   async #unlessFailed(work: (current: Current) => Promise<void>): Promise<void> {
     const current = this.#current!;
     if (current.isFailed) return;

@@ -1,6 +1,6 @@
 /**
- * Sends files: offers them, and sends what the receiver lacks. Owns the stream and the descriptor of the
- * file that is being read. For whoever uses a link; the wire is described in native/uses/files.ts.
+ * Sends files: offers them, and sends what the receiver lacks. Owns the stream, and the descriptor of the file that is being
+ * read. For native/uses/services.ts. files.ts describes the wire.
  */
 import { constants, type Stats } from "node:fs";
 import { open, readlink, realpath, type FileHandle } from "node:fs/promises";
@@ -25,23 +25,23 @@ import { Silence } from "./silence.ts";
 import { StreamError, type Stream } from "../session/stream.ts";
 import { WhileOpen } from "./while-open.ts";
 
-/** What the receiver has of a file; undefined: it does not want it. */
+/** What the receiver has of a file; undefined if it does not want the file. */
 type Answer = { bytes: number; sha256: string } | undefined;
 
 /** A file that was announced. */
 interface Announced {
   readonly file: SourceFile;
   readonly answer: PromiseWithResolvers<Answer>;
-  /** What of its bytes counts as done. */
+  /** How many of its bytes count as done. */
   bytesDone: number;
-  /** Nothing more is to be said of it. */
+  /** Whether its result is known. */
   isOver: boolean;
 }
 
 /**
- * Offers files and sends them. Resolves when the receiver has confirmed each, or it is known why not; rejects when the
- * offer is refused, the receiver has accepted and then does nothing, or the link ends: what was sent so far is kept
- * there, and the next try goes on behind it.
+ * Offers files and sends them. Resolves once each file is confirmed or has failed. Rejects if the offer is refused, if the
+ * receiver has accepted it and then falls silent, or if the link ends. The receiver keeps what it has, and the next attempt
+ * goes on behind it.
  */
 export async function sendFiles(
   link: StreamOpener,
@@ -65,11 +65,11 @@ class Sending {
   readonly #accepted = Promise.withResolvers<void>();
   readonly #whileOpen: WhileOpen;
   #silence: Silence | undefined;
-  /** Announced and not sent yet; of these, not answered; and those that wait for their result. All in order. */
+  /** Files announced and not sent yet; those of them not answered yet; files that wait for their result. All in order. */
   readonly #unsent: Announced[] = [];
   readonly #unanswered: Announced[] = [];
   readonly #unconfirmed: Announced[] = [];
-  /** One is read into while the other is being sent. */
+  /** Two blocks: one is being read into while the other is being sent. */
   readonly #blocks = [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)];
 
   constructor(stream: Stream, files: readonly SourceFile[], progress: TransferProgress) {
@@ -83,7 +83,7 @@ class Sending {
     try {
       const heard = this.#listen();
       heard.catch((error) => this.#whileOpen.fail(error));
-      await this.#whileOpen.wait(this.#accepted.promise); // as long as whoever decides needs
+      await this.#whileOpen.wait(this.#accepted.promise); // without a limit: a person may decide
       const busyBytes = () => this.#busyBytes;
       using silence = (this.#silence = new Silence(this.#stream, { busyBytes, maxMs }));
       let announced = 0;
@@ -99,7 +99,7 @@ class Sending {
     }
   }
 
-  /** Of the largest file that the receiver may have to read or to write before it says something. */
+  /** Bytes of the largest file that the receiver may have to read or write before it answers. */
   get #busyBytes(): number {
     const all = [...this.#unsent, ...this.#unanswered, ...this.#unconfirmed];
     return all.reduce((most, { file }) => Math.max(most, file.bytes), 0);
@@ -182,13 +182,13 @@ class Sending {
     if (problem !== undefined) this.#say({ type: "failed", reason: problem });
   }
 
-  /** Resolves to why it can't be sent whole. */
+  /** Sends one file. Resolves to why it can't be sent completely. */
   async #sendContent(
     announced: Announced,
     have: { bytes: number; sha256: string },
   ): Promise<string | undefined> {
     const { file } = announced;
-    // Not to hang on a named pipe that has taken its place.
+    // O_NONBLOCK: a named pipe that has taken its place would block.
     await using handle = await open(file.source, constants.O_RDONLY | constants.O_NONBLOCK);
     const before = await handle.stat();
     const isSame =
@@ -237,7 +237,7 @@ class Sending {
       hash.update(piece);
       await written;
       written = this.#sendChunk(piece);
-      // Heard of at the next turn; until then it is not unhandled.
+      // It is awaited at the next turn. Until then it must not count as unhandled.
       written.catch(() => {});
       at += bytesRead;
       this.#count(announced, bytesRead);
@@ -260,7 +260,7 @@ class Sending {
   }
 }
 
-/** Where what was opened lies, by no link: another may have taken the place of a folder on the way to it. */
+/** The real path of what was opened: somebody may have put a link in the place of a folder on the way. */
 async function pathOf(handle: FileHandle, { source }: SourceFile): Promise<string> {
   return readlink(`/proc/self/fd/${handle.fd}`).catch(() => realpath(source));
 }

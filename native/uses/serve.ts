@@ -1,7 +1,7 @@
 /**
- * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name
- * is resolved here and once, and the address that is dialled is the one that was checked. The peer learns no address
- * that it has not named itself. For whoever uses a link.
+ * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name is
+ * looked up once, on this side, and only the addresses that were checked are dialled. The peer learns no address that it has
+ * not named itself. For native/uses/services.ts.
  */
 import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
@@ -12,22 +12,22 @@ import { FairShare } from "../shares/fair-share.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
 import { AllowList, formatTarget, localhostAddresses, readPurposeTarget, type Target } from "./target.ts";
 
-/** How long a target may take to accept, all of its addresses together. */
+/** How long all addresses of a target together may take to accept. */
 const dialPatienceMs = 10_000;
-/** Bun cannot give up an attempt, so the kernel's own patience (2 min) holds a descriptor for each. */
+/** Attempts at once. Bun can't give up an attempt, so each holds a descriptor until the kernel does (2 min). */
 const dialling = new FairShare(2_048, 1 / 8);
 
-/** Of the whole program: whatever peers ask, its resolver is one. */
+/** One for the whole program, as its resolver is. */
 const namesOfAll = new Names();
 
 export interface ServeOptions {
   allow: AllowList;
-  /** Whoever has opened the stream: what a peer may take is counted by it. */
+  /** The fingerprint of the peer that has opened the stream. What it takes is counted by it. */
   peer: string;
   names?: Names;
 }
 
-/** A stream that is not served. The message is for our user; `told`, for the peer, has no address but what it asked for. */
+/** A stream is not served. The message is for our user. `told` is for the peer: it has no address that the peer did not name. */
 class Unserved extends Error {
   readonly told: string;
 
@@ -37,17 +37,16 @@ class Unserved extends Error {
   }
 }
 
-/** How a stream of a peer fared. */
+/** What became of a stream of a peer. */
 export interface Served {
-  /** Canonical, or as much of it as could be read. */
+  /** The target in canonical form, or as much of it as could be read. */
   target: string;
-  /** Why the stream was refused; undefined: it is joined to the target. */
+  /** Why the stream was refused; undefined if it is joined to the target. */
   refused?: string;
 }
 
 /**
- * Joins the stream to the target that its purpose names, or resets it with the reason. The target's name is resolved
- * once, here, and the address that is dialled is the one that was checked.
+ * Joins the stream to the target that its purpose names, or resets it with the reason.
  */
 export async function serveForward(
   stream: Joinable,
@@ -71,7 +70,7 @@ export async function serveForward(
   }
 }
 
-/** As `serveForward`, for a pipe to a target: what arrives is confirmed once the target has closed without an error. */
+/** As {@link serveForward}, for a pipe to a target. What arrives is confirmed once the target has closed without an error. */
 export async function servePipe(
   stream: Stream,
   purpose: Record<string, unknown>,
@@ -104,7 +103,7 @@ async function permittedAddresses(
   }
 }
 
-/** Connects to the first address that accepts; an {@link Unserved} says why none did. */
+/** Connects to the first address that accepts. Throws an {@link Unserved} if none does. */
 async function dial(
   addresses: readonly string[],
   target: Target,
@@ -124,7 +123,7 @@ async function dial(
   throw unserved!;
 }
 
-/** Resolves to why it failed. */
+/** Resolves to undefined if it is connected, else to the reason. */
 async function dialOne(
   hostname: string,
   port: number,
@@ -135,7 +134,7 @@ async function dialOne(
   let isOpen = false;
   const free = takenBy({ ...holder, giveUp: (reason) => (isOpen && connection.reset(reason), isOpen) });
   if (!free) return "too many connections are open for you";
-  // An attempt that is given up must not touch the connection, which another attempt may have by then.
+  // An attempt that was given up must not touch the connection: another attempt may use it by then.
   let isGivenUp = false;
   const { promise: late, resolve: giveUp } = Promise.withResolvers<string>();
   const timer = setTimeout(() => {
@@ -168,7 +167,7 @@ async function dialOne(
   return Promise.race([attempt, late]).finally(() => clearTimeout(timer));
 }
 
-/** What an attempt takes of what there is for all, and what gives it back; undefined when that peer has its share. */
+/** Takes what an attempt needs of the shares. Returns what gives it back; undefined if that peer has its share. */
 function takenBy(holder: Holder): { attempt: () => void; socket: () => void } | undefined {
   const attempt = dialling.take(holder.of);
   const socket = attempt && descriptors().take(holder);
@@ -177,7 +176,7 @@ function takenBy(holder: Holder): { attempt: () => void; socket: () => void } | 
   return undefined;
 }
 
-/** With nobody listening, a port of the ephemeral range can connect to itself. */
+/** Whether it has connected to itself. That can happen in the ephemeral range, if nobody listens on the port. */
 function isSelfConnected({ localPort, remotePort, localAddress, remoteAddress }: Bun.Socket<Connection>) {
   return localPort === remotePort && localAddress === remoteAddress;
 }

@@ -1,7 +1,7 @@
 /**
- * What the links of a participant are used for: forwards, pipes and files, asked for by the user or by peers. Owns the
- * forwards, the list of what peers may reach, and the transfers; sees to it that nothing is opened to others in a room
- * that anyone may enter. It knows no registration and never prints. For participant.ts.
+ * What links are used for: forwards, pipes and files, whether the user or a peer asks for them. Owns the forwards, the list
+ * of what peers may reach, and the transfers. In a room that anyone may enter it opens nothing to others. It knows no
+ * registration and prints nothing. For participant.ts.
  */
 import { realpathSync } from "node:fs";
 import { formatHostPort, printable, ToldError, UserError } from "../../protocol.ts";
@@ -21,22 +21,22 @@ import { resetCodes, type Stream } from "../session/stream.ts";
 import { AllowList, formatTarget, parseForward, parseListen, SpecError, type Target } from "./target.ts";
 
 /**
- * Offers that are being read, and that wait for the user's word, at once: of all peers in fair shares. Those that wait
- * do so for long, and in small shares: seven peers with halves would leave nothing.
+ * Offers that are being read, and offers that wait for the user, at one time; of all peers, in fair shares. Offers wait for
+ * long, so a share of these is small: with shares of a half, seven peers would leave nothing.
  */
 const maxOffers = 64;
-/** The same for what is being received: each holds four descriptors. */
+/** Transfers that are being received at one time. Each holds four descriptors. */
 const maxReceiving = 64;
-/** What was not sent of what was named, as far as it is told. */
+/** So many files that could not be sent are told. */
 const maxSkippedTold = 1_000;
-/** Offers of one peer, each of which is a line for the user or two: so many at once, then so many a second. */
+/** Offers of one peer: so many at once, then so many a second. Each is a line or two for the user. */
 const offers = { burst: 128, perSecond: 2, peers: 1_024 };
 const openRoom = "in the open lobby anyone could use it; a private room is a condition: --room WORDS";
 
-/** Of forwards, pipes and files; `name` is the peer's. */
+/** Events of forwards, pipes and files. `name` is the peer's name. */
 export type UseEvent =
   | { event: "forwarding"; listen: string; name: string; target: string }
-  /** `by`: whether we or the peer refused it. `more`: so many others of that second are not told. */
+  /** `by`: who has refused it. `more`: how many others of that second are not told. */
   | {
       event: "forward-refused";
       name: string;
@@ -45,7 +45,7 @@ export type UseEvent =
       by: "us" | "peer";
       more?: number;
     }
-  /** `storedAs`: what it would be called here, if not as it is there; a folder of that name might get a number. */
+  /** `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. */
   | ({
       event: "offered";
       offer: number;
@@ -55,7 +55,7 @@ export type UseEvent =
       bytes: number;
       storedAs?: string;
     } & Listing)
-  /** When receiving, with what the offer said, and the name in the folder. */
+  /** When receiving: also what the offer said, and the name in the folder. */
   | ({
       event: "transferring";
       transfer: number;
@@ -86,9 +86,9 @@ export type UseEvent =
 export type Direction = "sending" | "receiving";
 type Outcome = TransferOutcome & { bytes: number; elapsedMs: number };
 
-/** A peer, as a stream of its comes with. */
+/** The peer that has opened a stream, and the purpose of the stream. */
 export interface From {
-  /** In the room, as long as it is there. */
+  /** Its id, as long as it is in the room. */
   id: number;
   name: string;
   fingerprint: string;
@@ -123,13 +123,13 @@ export interface Transfer {
 }
 
 export interface UsesOptions {
-  /** The link with that peer, as soon as there is one; rejects where none is sought. */
+  /** The link with that peer, as soon as there is one. Rejects if none is being made. */
   link: (peer: string) => Link | Promise<Link>;
-  /** Whether the room is one that only those can enter who know its words. */
+  /** Whether it is a private room. */
   isPrivate: () => boolean;
-  /** Whether somebody is there who can say whether to take an offer. */
+  /** Whether there is a user who can accept an offer. */
   canAsk: boolean;
-  /** Whose pipe is joined to ours: a name or an id. Without it nobody's is. */
+  /** The peer whose pipe is joined to ours: a name or an id. Undefined: there is no pipe. */
   pipesWith?: string | undefined;
   /** Whether what is received may be executable. */
   executable?: boolean;
@@ -151,7 +151,7 @@ export class Services {
     offers: new FairShare(maxOffers, 1 / 8),
     receiving: new FairShare(maxReceiving),
   };
-  /** What the peer opens for our `pipe`. */
+  /** The stream that the peer opens for our pipe. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
   readonly #offered = new Map<string, Bucket>();
@@ -166,7 +166,7 @@ export class Services {
     return [...this.#transfers.values()];
   }
 
-  /** A stream that a peer has opened for one of our uses. */
+  /** Takes a stream that a peer has opened. */
   take(stream: Stream, from: From): void | Promise<void> {
     switch (from.purpose["use"]) {
       case "forward":
@@ -180,7 +180,7 @@ export class Services {
 
   // --- forwards ------------------------------------------------------------------------------------------
 
-  /** Listens at once, as `[BIND:]PORT:PEER:[HOST:]PORT` says. */
+  /** Starts a forward: `[BIND:]PORT:PEER:[HOST:]PORT`. It listens at once. */
   forward(text: string): Forwarding {
     const { listen, peer, target } = specified(() => parseForward(text));
     const name = formatTarget(target);
@@ -218,7 +218,7 @@ export class Services {
     });
   }
 
-  /** Lets peers reach `[HOST:]PORT`; returns how it was understood. */
+  /** Lets peers reach `[HOST:]PORT`. Returns it in canonical form. */
   allow(text: string): string {
     this.#mustBePrivate("allow");
     return specified(() => this.#allow.add(text));
@@ -257,13 +257,13 @@ export class Services {
 
   // --- pipes ---------------------------------------------------------------------------------------------
 
-  /** Our end of a pipe to the peer's own, which opens one, too; or to what the peer allows, both ways on one. */
+  /** Our end of a pipe: to the peer's pipe, where each side opens a stream; or to a target, both directions on one stream. */
   pipe(link: Link, target: Target | undefined): { sending: Pipe; incoming?: Promise<Pipe> } {
     const sending = new Pipe(link.open(pipePurpose(target)));
     return target ? { sending } : { sending, incoming: this.#incoming.promise };
   }
 
-  /** One that comes before we have asked for it waits; a second one has nobody to go to. */
+  /** Takes the peer's stream for our pipe. If it comes early, it waits. A second one is refused. */
   #takePipe(stream: Stream, { id, name }: From): void {
     const wanted = this.#options.pipesWith;
     if (wanted !== name && wanted !== String(id))
@@ -276,7 +276,7 @@ export class Services {
 
   // --- files ---------------------------------------------------------------------------------------------
 
-  /** From now on files are put there, without asking. */
+  /** From now on files are put into that folder without asking. */
   acceptInto(directory: string): void {
     this.#mustBePrivate("accept");
     this.#acceptInto = resolved(directory);
@@ -291,7 +291,7 @@ export class Services {
     this.#asked(offer).decide({ refuse: "it was refused" });
   }
 
-  /** Resolves when every file is there and compared, or it is known why not; that is told by an event. */
+  /** Sends files. Resolves once each has arrived or has failed. Events tell which. */
   async send(peer: string, paths: readonly string[]): Promise<TransferOutcome> {
     const collection = await collectFiles(paths).catch((error: Error) => {
       throw new UserError(error.message);
@@ -354,7 +354,7 @@ export class Services {
   #mayOffer(fingerprint: string): boolean {
     const now = performance.now();
     const bucket = this.#offered.get(fingerprint) ?? { tokens: offers.burst, at: now };
-    this.#offered.delete(fingerprint); // the latest are last
+    this.#offered.delete(fingerprint); // so that the latest are last
     this.#offered.set(fingerprint, bucket);
     const [oldest] = this.#offered.keys();
     if (this.#offered.size > offers.peers) this.#offered.delete(oldest!);
@@ -425,7 +425,7 @@ export class Services {
     }
   }
 
-  /** Listens no more; what goes over links ends with them. */
+  /** Stops listening. What goes over links ends with the links. */
   close(): void {
     for (const { forward } of this.#forwards.values()) forward.close();
     this.#forwards.clear();
@@ -433,16 +433,16 @@ export class Services {
   }
 }
 
-/** The folder that a user means: links that are there now are meant, those that come later are not. */
+/** The folder that a user means. Links that are there now are followed; links that come later are not. */
 function resolved(directory: string): Decision {
   try {
     return { directory: realpathSync(directory), isReal: true };
   } catch {
-    return { directory }; // it may come yet, and whoever sends is told that it has not
+    return { directory }; // it may be made later; until then senders are told that it is not there
   }
 }
 
-/** A {@link SpecError} is the user's. */
+/** Turns a {@link SpecError} into a {@link UserError}. */
 function specified<T>(read: () => T): T {
   try {
     return read();

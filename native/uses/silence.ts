@@ -1,22 +1,24 @@
 /**
- * Notices that a peer does nothing, though it is its turn and the link is whole. For native/uses/send.ts and receive.ts.
+ * Notices that a peer does nothing, though it is the peer's turn and the link is not broken. For native/uses/send.ts and
+ * receive.ts.
  */
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 
-/** A peer of whom nothing is heard for so long, when it is its turn, has left us. */
+/** If it is the peer's turn and nothing comes for so long, the transfer is given up. */
 export const silenceMs = 60_000;
-/** It may have to read a file to its end before it answers, or to write one to a slow disk: so much more for each byte. */
+/** More time for each byte: the peer may have to read a whole file before it answers, or to write one to a slow disk. */
 const bytesPerMs = 4 * 1024;
 
 export interface SilenceOptions {
-  /** Of the largest file that the peer may have to read or write now. */
+  /** Bytes of the largest file that the peer may have to read or write now. */
   busyBytes: () => number;
   maxMs?: number | undefined;
 }
 
 /**
- * While {@link during} lasts, or from {@link begin} to {@link end}, it is the peer's turn; if nothing is {@link heard} of it then, the stream is cut off, and
- * {@link error} says why. A link without a connection is no silence: time counts anew when it is back.
+ * It is the peer's turn while {@link during} waits, or from {@link begin} to {@link end}. If nothing is {@link heard} of it
+ * then, the stream is cut off, and {@link error} says why. While the link is broken, that is no silence: the time begins anew
+ * when the link is back.
  */
 export class Silence implements Disposable {
   error: StreamError | undefined;
@@ -28,7 +30,7 @@ export class Silence implements Disposable {
     const tickMs = Math.min(1_000, maxMs / 8);
     this.#timer = setInterval(() => {
       if (this.#turns === 0 || stream.isWaiting) return void (this.#silentMs = 0);
-      // Ticks are counted, not time: a program that was stopped must not blame its peer.
+      // Ticks are counted, not time: if our own program was stopped, that is not the peer's silence.
       this.#silentMs += tickMs;
       if (this.#silentMs < maxMs || this.#silentMs < maxMs + busyBytes() / bytesPerMs) return;
       clearInterval(this.#timer);
@@ -47,12 +49,12 @@ export class Silence implements Disposable {
   begin(): void {
     if (this.#turns++ === 0) this.heard();
   }
-  /** It was. */
+  /** It is no longer the peer's turn. */
   end(): void {
     this.#turns--;
   }
 
-  /** It is the peer's turn until that settles. */
+  /** It is the peer's turn until the promise settles. */
   async during<T>(promise: Promise<T>): Promise<T> {
     this.begin();
     try {

@@ -1,33 +1,33 @@
 /**
- * Finds the files that a user wants sent, and what they are at that moment. Opens none of them. For
- * native/uses/send.ts, and for whoever uses a link.
+ * Finds the files that a user wants to send, and their sizes, modes and times at that moment. Opens none of them. For
+ * native/uses/.
  */
 import { readdir, realpath, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { fileProblem, maxFiles, type FileFailure } from "./files.ts";
 import { numbered } from "./filename.ts";
 
-/** A file of ours as it was when it was offered. */
+/** A file of ours, as it was when it was offered. */
 export interface SourceFile {
-  /** Where it is here. */
+  /** The path on this side. */
   source: string;
-  /** By no link: the file, or the folder that it is in, that was named. Only what lies there is sent. */
+  /** The real path of the file or folder that the user has named. Only what lies there is sent. */
   within: string;
-  /** Where it goes there: relative, with slashes. */
+  /** The path on the other side: relative, with slashes. */
   path: string;
   bytes: number;
   mode: number;
-  /** As the file system says; the wire has whole milliseconds. */
+  /** As the file system has it. On the wire it is in whole milliseconds. */
   mtimeMs: number;
 }
 
 export interface SourceFiles {
   name: string;
-  /** What was named. */
+  /** How many files and folders the user has named. */
   things: number;
   files: SourceFile[];
   bytes: number;
-  /** What is neither file nor folder, or can't be read. */
+  /** What is neither a file nor a folder, or can't be read. */
   skipped: FileFailure[];
 }
 
@@ -36,14 +36,14 @@ export const isWithin = (path: string, within: string): boolean =>
   path === within || path.startsWith(within.endsWith("/") ? within : `${within}/`);
 
 /**
- * Finds what a user wants sent: files, and folders as their files. A link is followed where it was named; in a folder
- * where it leads to a file of the same folder, for what lies elsewhere was not named. Throws an Error for a path that is
+ * Finds what a user wants to send: files, and all files in folders. A link that the user has named is followed. A link in a
+ * folder is followed only to a file of the same folder: the user has named nothing else. Throws an Error for a path that is
  * not there.
  */
 export async function collectFiles(paths: readonly string[]): Promise<SourceFiles> {
   const collection: SourceFiles = { name: "", things: paths.length, files: [], bytes: 0, skipped: [] };
   const taken = new Set<string>();
-  /** Of each name, the last number that was given: they need not be tried again. */
+  /** The last number that each name got, so that they are not all tried again. */
   const numbers = new Map<string, number>();
   for (const path of paths) {
     const source = resolve(path);

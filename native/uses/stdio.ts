@@ -1,6 +1,6 @@
 /**
- * What a pipe is joined to on a user's side: an input to send and an output to fill, mostly the standard ones. Owns the
- * output from the start of a pipe on. For whoever uses a link.
+ * What a pipe is joined to on the user's side: an input and an output, mostly the standard ones. Owns the output once a pipe
+ * has started. For participant.ts.
  */
 import { closeSync, openSync, writev } from "node:fs";
 import { Writable } from "node:stream";
@@ -9,18 +9,18 @@ import { type Pipe } from "./pipe.ts";
 import { resetCodes, StreamError } from "../session/stream.ts";
 import { WhileOpen } from "./while-open.ts";
 
-/** How long a full output that does not block is left alone. */
+/** How long to wait if a non-blocking output is full. */
 const fullOutputPauseMs = 1;
 
 type WriteCallback = (error?: Error | null) => void;
 
-/** What is sent; undefined: nothing. `Bun.stdin.stream()` is one. */
+/** What is sent, such as `Bun.stdin.stream()`; undefined: nothing. */
 export type Input = AsyncIterable<Uint8Array> | undefined;
 
 /**
- * Sends `input` over one pipe and what another brings to `output`; without `incoming`, what the same one brings.
- * Resolves when every byte of both is where it belongs, and is known to be; rejects with a {@link StreamError} that says
- * why not, and then both pipes are cut off, the other side being told.
+ * Sends `input` over one pipe, and writes to `output` what `incoming` brings; without `incoming`, what the same pipe brings.
+ * Resolves once each byte of both has arrived and is confirmed. Else it cuts both pipes off, tells the other side, and
+ * rejects with a {@link StreamError} that says why.
  */
 export async function runPipe(
   input: Input,
@@ -40,7 +40,7 @@ export async function runPipe(
   }
 }
 
-/** Resolves when the peer has confirmed all of it. */
+/** Resolves once the peer has confirmed all of the input. */
 async function feedFrom(input: Input, pipe: Pipe): Promise<void> {
   const whileOpen = new WhileOpen(pipe);
   const chunks = input?.[Symbol.asyncIterator]();
@@ -55,7 +55,7 @@ async function feedFrom(input: Input, pipe: Pipe): Promise<void> {
   await whileOpen.wait(new Promise<void>((confirmed) => void pipe.once("finish", confirmed).end()));
 }
 
-/** Resolves when the output has all of it, and the peer was told so. */
+/** Resolves once the output has taken all, and the peer was told so. */
 function drainTo(pipe: Pipe, output: Writable): Promise<void> {
   return new Promise((resolve, reject) => {
     const fail = (error: NodeJS.ErrnoException) => {
@@ -71,7 +71,7 @@ function drainTo(pipe: Pipe, output: Writable): Promise<void> {
     pipe.on("error", reject);
     pipe.on("close", () => reject(new StreamError(resetCodes.cancelled, "the pipe was cut off")));
     pipe.on("end", () => {
-      // Called when it has failed, too, and then before its `error`.
+      // Also called if the output has failed, and then before its `error`.
       output.end((error?: Error | null) => {
         if (error) return fail(error);
         pipe.confirm();
@@ -82,9 +82,9 @@ function drainTo(pipe: Pipe, output: Writable): Promise<void> {
 }
 
 /**
- * A descriptor as the output of a pipe: exact, EPIPE reported, and closed at its end, so that its reader learns of it
- * while the program goes on. Bun's `process.stdout` keeps a duplicate of its own that can't be closed: nobody may have
- * touched it.
+ * A descriptor as the output of a pipe. It loses no byte, reports EPIPE, and is closed at the end, so that its reader sees
+ * the end while the program goes on. Nothing in the program may have used `process.stdout`: it keeps a duplicate of the
+ * descriptor that can't be closed.
  */
 export class DescriptorOutput extends Writable {
   readonly #fd: number;
@@ -110,7 +110,7 @@ export class DescriptorOutput extends Writable {
       const rest = error ? chunks : without(chunks, count);
       if (rest.length === 0) return written();
       const again = () => this.#write(rest, written);
-      // Somebody has made it non-blocking, for all that share it.
+      // Another program that shares the descriptor has made it non-blocking.
       if (error) setTimeout(again, fullOutputPauseMs);
       else again();
     });
@@ -118,7 +118,7 @@ export class DescriptorOutput extends Writable {
 
   override _final(ended: WriteCallback): void {
     closeSync(this.#fd);
-    // The number must not be given to a socket, into which a stray print would go. The lowest that is free is taken.
+    // A socket must not get this number: a stray print would go into it. open() takes the lowest free number.
     if (this.#fd <= 2) openSync("/dev/null", "w");
     ended();
   }

@@ -1,29 +1,29 @@
 /**
- * Where streams may lead: how a target on the peer's side is written, and which ones a participant allows. Pure: it
- * resolves and dials nothing. For native/uses/forward.ts and pipe.ts, and for whoever reads such text from a user.
+ * Where streams may lead: how a target on the peer's side is written, and which targets a participant allows. Pure: it looks
+ * up no name, and dials nothing. For native/uses/ and native/terminal/.
  *
  *   target   [HOST:]PORT                      HOST: a name or an address; without it, localhost
  *   forward  [BIND:]PORT:PEER:[HOST:]PORT     listens on BIND, without it on 127.0.0.1
  *   pipe     PEER or PEER:[HOST:]PORT
  *   rule     [HOST:]PORT                      `*` for either; a network (10.0.0.0/8) for HOST
  *
- * What a rule is about is what the peer must ask for: an address, for addresses and networks; that very name, for a
- * name; either, for `*`. So no name is looked up that no rule is about.
+ * A rule with an address or a network allows only what the peer asks for by address. A rule with a name allows only what it
+ * asks for by that name. `*` allows both. So no name is looked up that no rule allows.
  *
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
 import { BlockList } from "node:net";
 import { addressScope, canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 
-/** RFC 1035 §2.3.4, without the final dot. */
+/** The longest name (RFC 1035 §2.3.4), without the final dot. */
 const maxHostLength = 253;
-/** Rules of one list: each is asked for every stream. */
+/** The most rules of one list. Each is looked at for each stream. */
 const maxRules = 256;
 const defaultBind = "127.0.0.1";
-/** RFC 6761 §6.3: never looked up, whatever a name server would say. */
+/** `localhost` is never looked up: no name server can change it (RFC 6761 §6.3). */
 export const localhostAddresses: readonly string[] = ["127.0.0.1", "::1"];
 
-/** What a user wrote cannot be read; the message says why and what would do. */
+/** What a user wrote can't be read. The message says why, and what could be written. */
 export class SpecError extends Error {}
 
 /** A TCP service as the serving side sees it. The host is a name in lower case or a canonical address. */
@@ -40,14 +40,14 @@ export interface Listen {
 
 export interface ForwardSpec {
   listen: Listen;
-  /** A name or an id, as written. */
+  /** The peer's name or id, as written. */
   peer: string;
   target: Target;
 }
 
 export interface PipeSpec {
   peer: string;
-  /** Without it: the peer's own standard input and output. */
+  /** If undefined: the peer's standard input and output. */
   target?: Target;
 }
 
@@ -55,7 +55,7 @@ export interface PipeSpec {
 
 export const formatTarget = ({ host, port }: Target): string => formatHostPort(host, port);
 
-/** Parts between colons, brackets taken off; throws for brackets that do not fit. */
+/** The parts between colons, without brackets. Throws if brackets do not match. */
 function splitParts(text: string): string[] {
   const parts = text.match(/\[[^[\]]*\]|[^:[\]]+/g) ?? [];
   if (parts.join(":") !== text) {
@@ -71,12 +71,12 @@ function readPort(text: string, whole: string): number {
   throw new SpecError(`${whole}: ${text} is not a port (1 to 65535)`);
 }
 
-/** A name in lower case or a canonical address; undefined for what is neither. */
+/** A name in lower case, or a canonical address; undefined if it is neither. */
 function canonicalHost(text: string): string | undefined {
   const address = canonicalAddress(text);
   if (address) return address.address;
   const name = text.toLowerCase().replace(/\.$/, "");
-  // Anything a resolver takes for a name, but nothing that it could take for an option, a zone or a path.
+  // All that a resolver takes for a name, and nothing that looks like an option, a zone or a path.
   const isName = name.length <= maxHostLength && /^[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?$/.test(name);
   return isName && !name.includes("..") ? name : undefined;
 }
@@ -108,7 +108,7 @@ export function parseForward(text: string): ForwardSpec {
   if (parts.length < 3 || parts.length > 5) {
     throw new SpecError(`${text}: a forward is [BIND:]PORT:PEER:[HOST:]PORT, such as 8080:bob:80`);
   }
-  // With four parts a number in front is the port: no address to listen on is a mere number.
+  // With four parts, a number in front is the port: no address to listen on is just a number.
   const listenParts = parts.length === 5 || (parts.length === 4 && !/^\d+$/.test(parts[0]!)) ? 2 : 1;
   return {
     listen: readListen(parts.slice(0, listenParts), text),
@@ -133,7 +133,7 @@ export function parsePipe(text: string): PipeSpec {
   return { peer, ...(target.length > 0 && { target: readTarget(target, text) }) };
 }
 
-/** The target that the purpose of a stream names; throws a {@link Refusal}. */
+/** The target that the purpose of a stream names. Throws a {@link Refusal}. */
 export function readPurposeTarget({ host, port }: Record<string, unknown>): Target {
   const canonical = typeof host === "string" ? canonicalHost(host) : undefined;
   if (canonical === undefined) throw new Refusal("bad-field", "host must be a host name or an address");
@@ -145,9 +145,9 @@ export function readPurposeTarget({ host, port }: Record<string, unknown>): Targ
 
 // --- allowing --------------------------------------------------------------------------------------------
 
-/** Of one family each: Node takes 127.0.0.1 for ::ffff:127.0.0.1, which ::/0 would have in it. */
+/** One list for each family: Node takes 127.0.0.1 for ::ffff:127.0.0.1, and ::/0 would contain that. */
 type Networks = Partial<Record<Family, BlockList>>;
-/** `*`: any address, by any name. A name: its addresses, if peers ask for it by that name. Addresses: those. */
+/** `*`: any address, by any name. A name: its addresses, if peers ask by that name. Networks: addresses in them. */
 type RuleHost = "*" | { name: string } | { networks: Networks };
 
 interface Rule {
@@ -206,7 +206,7 @@ function contains(networks: Networks, address: string): boolean {
   return networks[family]?.check(address, family) ?? false;
 }
 
-/** What whoever has a name in the hand of their name server could turn it to: only a rule for addresses opens that. */
+/** Whether it is an address of this host. Whoever controls a name could point it there, so only a rule for addresses opens it. */
 function isOurs(address: string): boolean {
   const scope = addressScope(address);
   return scope === "loopback" || scope === "unusable";
@@ -215,20 +215,20 @@ function isOurs(address: string): boolean {
 function permits({ host }: Rule, target: Target, address: string): boolean {
   if (host === "*") return true;
   if ("name" in host) return host.name === target.host && !isOurs(address);
-  // Linux connects to itself where that is asked for.
+  // Connecting to the unspecified address means this host, on Linux.
   return !isUnspecified(address) && contains(host.networks, address);
 }
 
 const isUnspecified = (address: string): boolean => address === "0.0.0.0" || address === "::";
 
-/** Whether the peer must have named an address for such a rule, and has. */
+/** Whether the peer has asked by address, or for localhost. */
 const isAddress = ({ host }: Target): boolean => host === "localhost" || canonicalAddress(host) !== undefined;
 
-/** What peers may reach through us. Empty at first: nothing. */
+/** What peers may reach through us. At first that is nothing. */
 export class AllowList {
   #rules: Rule[] = [];
 
-  /** Adds what a user wrote and returns its canonical spelling; throws a {@link SpecError}. */
+  /** Adds a rule that a user wrote, and returns it in canonical form. Throws a {@link SpecError}. */
   add(text: string): string {
     const rule = parseRule(text);
     if (this.#rules.some((one) => one.text === rule.text)) return rule.text;
@@ -237,7 +237,7 @@ export class AllowList {
     return rule.text;
   }
 
-  /** Whether there was such a rule; throws a {@link SpecError}. Connections that it let through go on. */
+  /** Takes a rule away. Returns whether there was one. Throws a {@link SpecError}. Open connections go on. */
   remove(text: string): boolean {
     const canonical = parseRule(text).text;
     const before = this.#rules.length;
@@ -245,26 +245,26 @@ export class AllowList {
     return this.#rules.length < before;
   }
 
-  /** The rules, in canonical spelling. */
+  /** The rules in canonical form. */
   get rules(): string[] {
     return this.#rules.map(({ text }) => text);
   }
 
-  /** Whether any address of the target could be permitted. If not, its name is not even looked up. */
+  /** Whether any address of the target could be allowed. If not, its name is not looked up. */
   mayPermit(target: Target): boolean {
     return this.#rulesFor(target).some(
       ({ host }) => host === "*" || ("networks" in host ? isAddress(target) : host.name === target.host),
     );
   }
 
-  /** Whether a rule has that very name. */
+  /** Whether a rule names this name itself. */
   names(target: Target): boolean {
     return this.#rulesFor(target).some(
       ({ host }) => host !== "*" && "name" in host && host.name === target.host,
     );
   }
 
-  /** Those of the target's addresses, all canonical, that may be dialled. */
+  /** Those of the target's addresses (canonical) that may be dialled. */
   permitted(target: Target, addresses: readonly string[]): string[] {
     const rules = this.#rulesFor(target);
     return addresses.filter((address) => rules.some((rule) => permits(rule, target, address)));

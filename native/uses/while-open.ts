@@ -1,12 +1,12 @@
 /**
- * Waiting for something else while a stream lives. For what uses streams in native/uses/.
+ * Waiting for something else while a stream is open. For native/uses/.
  */
 import type { Duplex } from "node:stream";
 import { resetCodes, StreamError } from "../session/stream.ts";
 
 /**
- * Ends waits once the stream is over. `Promise.race` with one promise for all of them would keep a reaction of each
- * for as long as the stream lives.
+ * Ends all waits once the stream is over. `Promise.race` with one promise for all waits would keep a reaction of each wait
+ * in memory until then.
  */
 export class WhileOpen {
   readonly #waiting = new Set<(error: Error) => void>();
@@ -17,14 +17,14 @@ export class WhileOpen {
     stream.on("close", () => this.fail(new StreamError(resetCodes.cancelled, "it was broken off")));
   }
 
-  /** Ends waits from now on, as if the stream had failed; the first error is the one that counts. */
+  /** Ends all waits, now and later, as if the stream had failed. The first error counts. */
   fail(error: Error): void {
     this.#error ??= error;
     for (const reject of this.#waiting) reject(this.#error);
     this.#waiting.clear();
   }
 
-  /** Settles as the promise does, or rejects with why the stream is over, whichever comes first. */
+  /** Settles as the promise does, or rejects once the stream is over, whichever comes first. */
   wait<T>(promise: Promise<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       promise.then(resolve, reject).finally(() => this.#waiting.delete(reject));
