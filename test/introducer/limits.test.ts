@@ -1,6 +1,9 @@
 /** What one connection or one address may have: silence, slow readers, places, and what a refusal says. */
+import { heapStats } from "bun:jsc";
 import { expect, test } from "bun:test";
+import net from "node:net";
 import { Client, registration } from "../client-fixture.ts";
+import { until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { isLinux, introduce, silent } from "./introducer-fixture.ts";
 
@@ -121,4 +124,60 @@ test("one address has its share of a room, and leaves room for others", async ()
   }
   using anew = await scene.join("anna"); // who comes back takes its own place
   await Promise.all([bert.settled(), elsewhere.settled(), anew.settled(), anna.ended.promise]);
+});
+
+test("a pong counts once, and only that of the ping under way", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "lobby", false);
+  const pings = () => anna.seen.flatMap((message) => (message.type === "ping" ? [message.id] : []));
+  const roundTrip = () => scene.introducer.participants[0]!.roundTripMs;
+  anna.send({ type: "pong", id: 2 });
+  anna.send({ type: "pong", id: 99 });
+  await anna.settled();
+  expect(pings()).toEqual([1]);
+  for (const id of [1, 1, 2, 1, 2]) anna.send({ type: "pong", id });
+  await anna.settled();
+  expect([pings(), roundTrip()]).toEqual([[1, 2, 3], undefined]);
+  anna.send({ type: "pong", id: 3 });
+  await anna.settled();
+  expect(roundTrip()).toBeNumber();
+});
+
+test.each([
+  ["of one address", { sessionsPerAddress: 2, ownHostShares: 1 }, { told: 8, taken: 2 }],
+  ["of all", { sessions: 10, ownHostShares: 1e9 }, { told: 1, taken: 10 }],
+])(
+  "a flood is not answered: so many %s are told why they are closed, and the others nothing",
+  async (_, limits, most) => {
+    await using scene = introduce({ acceptsPerSecond: 1e9, ...limits });
+    const { introducer } = scene;
+    const flood = Array.from({ length: 30 }, () => {
+      // Who does not end is counted until it is closed.
+      const socket = net.connect({ port: introducer.port, host: "127.0.0.1", allowHalfOpen: true });
+      return socket.on("error", () => {}).resume();
+    });
+    const told = () => introducer.stats.refusals.find(({ code }) => code === "limit")?.count ?? 0;
+    await until("all have come", () => most.taken + told() + introducer.stats.turnedAway === flood.length);
+    expect([introducer.stats.connections, told()]).toEqual([most.taken + most.told, most.told]);
+    for (const one of flood) one.destroy();
+  },
+);
+
+linuxTest("of addresses that have gone nothing is kept", async () => {
+  await using scene = introduce();
+  const objects = () => {
+    Bun.gc(true);
+    return heapStats().objectTypeCounts["Object"] ?? 0;
+  };
+  const visit = async (last: number) => {
+    const addresses = Array.from({ length: 250 }, (_, n) => `127.1.${last}.${n + 1}`);
+    const visitors = addresses.map((address) => new Client(scene.introducer.port, address));
+    for (const one of visitors) one.raw("what?\n");
+    await Promise.all(visitors.map((one) => one.ended.promise));
+    scene.events.length = 0;
+  };
+  await visit(0);
+  const before = objects();
+  for (let n = 1; n < 8; n++) await visit(n);
+  await until("they are forgotten", () => objects() < before);
 });
