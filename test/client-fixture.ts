@@ -38,8 +38,11 @@ export class Client implements Disposable {
   #taken = new Set<ToParticipant>();
   answersPings = true;
 
-  constructor(port: number, localAddress = "127.0.0.1") {
-    const host = localAddress.includes(":") ? "::1" : "127.0.0.1";
+  constructor(
+    port: number,
+    localAddress = "127.0.0.1",
+    host = localAddress.includes(":") ? "::1" : "127.0.0.1",
+  ) {
     this.#socket = net.connect({ port, host, localAddress, noDelay: true });
     this.#socket.on("data", (chunk) => {
       for (const line of this.#decoder.push(Buffer.from(chunk))) this.#receive(parseToParticipant(line));

@@ -271,6 +271,11 @@ test("who leaves while it should measure is reported as peer-left", async () => 
   expect(await bert.next("failed")).toMatchObject({ peer: anna.id, token, reason: "peer-left" });
 });
 
+/** Addresses of this host that are not loopback. */
+const far = Object.values(networkInterfaces())
+  .flatMap((list) => list ?? [])
+  .filter(({ internal, scopeid }) => !internal && !scopeid)
+  .map(({ address }) => address);
 const hasIPv6 = Object.values(networkInterfaces()).some((list) =>
   list?.some(({ address }) => address === "::1"),
 );
@@ -337,6 +342,17 @@ describeNeeding(hasIPv6 ? undefined : "this host has no ::1")("verify", () => {
       );
     },
   );
+
+  test.each(far)("refused: %s, of one who is seen at loopback", async (address) => {
+    await using scene = everywhere();
+    const { port } = scene.introducer;
+    using anna = new Client(port, address.includes(":") ? "127.0.0.1" : "::1");
+    anna.send(registration("anna"));
+    const { verify } = await anna.next("registered");
+    using further = new Client(port, address, address);
+    further.send({ type: "verify", token: verify!.token });
+    expect(await further.next("refused")).toMatchObject({ code: "bad-field", request: "verify" });
+  });
 
   test("an introducer of one family offers none", async () => {
     await using scene = introduce();

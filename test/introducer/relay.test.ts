@@ -8,7 +8,7 @@ import type { Limits } from "../../native/introducer/limits.ts";
 import { Client, linkedBy, registration } from "../client-fixture.ts";
 import { toil, until } from "../native-fixture.ts";
 import { encode, parseToParticipant, relayAfterMs, type ToParticipant } from "../../protocol.ts";
-import { linuxDescribe } from "../needing-fixture.ts";
+import { linuxDescribe, linuxTest } from "../needing-fixture.ts";
 import { introduce, rendered, pairOf, noAnswer, maps, silent, linksOf } from "./introducer-fixture.ts";
 
 const relaying = (limits: Partial<Limits> = {}, options: IntroducerOptions = {}) =>
@@ -157,6 +157,32 @@ linuxDescribe("where there is no direct way", () => {
       expect([...anna.types(), ...bert.types()]).not.toContain("relay");
     },
   );
+});
+
+linuxTest.each([
+  ["participant", { relaysPerMember: 1 }, ["127.0.0.3", "127.0.0.4"]],
+  ["address", { relaysPerAddress: 1, ownHostShares: 1 }, ["127.0.0.1", "127.0.0.2"]],
+])("a relay is of both: each %s may have one, whoever asked", async (what, limits, [ofCarl, ofDora]) => {
+  await using scene = relaying(limits);
+  using pair = await strangers(scene);
+  using crowd = new DisposableStack();
+  const [carl, dora, emil, frida] = await Promise.all(
+    [ofCarl!, ofDora!, "127.0.0.5", "127.0.0.6"].map(async (address, n) => {
+      const one = crowd.use(await silent(scene, `p${n}`, address));
+      await maps(one, "random");
+      return one;
+    }),
+  );
+  await pair.meet();
+  const mayNot = what === "participant" ? [pair.anna, pair.bert] : [carl!, dora!];
+  for (const one of mayNot) {
+    emil!.send({ type: "connect", peer: one.id });
+    expect(await emil!.next("failed")).toMatchObject({ reason: "both-mappings-random", peer: one.id });
+    one.send({ type: "connect", peer: frida!.id });
+    expect(await one.next("failed")).toMatchObject({ reason: "both-mappings-random", peer: frida!.id });
+  }
+  emil!.send({ type: "connect", peer: frida!.id });
+  await Promise.all([emil!.next("relay"), frida!.next("relay")]);
 });
 
 test("a relay is offered a second after `connect`, beside the direct round, once", async () => {
