@@ -172,21 +172,17 @@ const trust: Record<string, Shown[]> = {
   "Birthdays of that kind: 1 a minute by one peer, 6 by all.": [
     ["punch/allowance.test.ts", "six failed ones a minute with all"],
   ],
-  "Relays and second addresses that an introducer names: 12 new ones a minute, none nearer than the introducer.":
-    [
-      ["punch/gate.test.ts", "names few endpoints a minute, and an hour, and those that are known again"],
-      ["punch/gate.test.ts", "a relay at %s, named by an introducer at %s: taken is %p"],
-      [
-        "hostile/lying-introducer.test.ts",
-        "few new endpoints are visited: relays, alternates and probe ports, by however many messages",
-      ],
-    ],
-  "What became of a single candidate, and when, is told to nobody.": [
-    ["hostile/introducer.test.ts", "nothing of a single candidate is told to the introducer"],
+  "Other endpoints that an introducer names: 12 new ones a minute, none nearer than the introducer.": [
+    ["punch/gate.test.ts", "names few endpoints a minute, and an hour, and those that are known again"],
+    ["punch/gate.test.ts", "a relay at %s, named by an introducer at %s: taken is %p"],
     [
       "hostile/lying-introducer.test.ts",
-      "of a relay elsewhere nothing is told by when it failed, whatever is there",
+      "few new endpoints are visited: relays, alternates and probe ports, by however many messages",
     ],
+  ],
+  "What became of a single candidate, and when, is told to nobody.": [
+    ["hostile/introducer.test.ts", "nothing of a single candidate is told to the introducer"],
+    ["punch/mapping.test.ts", "when the mapping is told does not tell who listens at an alternate address"],
   ],
 };
 
