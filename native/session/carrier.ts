@@ -145,7 +145,7 @@ export function refuseOffer({ carrier, hello }: Offer, status: number): void {
 /** What {@link judgeOffer} needs to know of a session. */
 export interface KnownSession {
   readonly id: string;
-  readonly isEnded: boolean;
+  readonly state: "open" | "ending" | "ended";
   /** Whether the peer is known to have it, too. */
   readonly isConfirmed: boolean;
 }
@@ -161,7 +161,7 @@ export function judgeOffer(
   fingerprint: string,
 ): "resume" | "begin" | "refuse" {
   if (carrier.peer !== fingerprint) return "refuse";
-  const live = held?.isEnded ? undefined : held;
+  const live = held?.state === "ended" ? undefined : held;
   if (live?.id === hello.sessionId) return "resume";
   if (hello.status !== resumeStatus.begin || hello.processed !== 0) return "refuse";
   return live && !live.isConfirmed && live.id < hello.sessionId ? "refuse" : "begin";

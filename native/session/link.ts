@@ -12,7 +12,8 @@ import {
   type UnlinkReason,
 } from "../../protocol.ts";
 import { type Carrier, type CarrierEvent, LinkError, type Offer } from "./carrier.ts";
-import { Session, type SessionEnd } from "./session.ts";
+import { type SessionEnd } from "./farewell.ts";
+import { Session } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
 /** The session says so again while it does. */
@@ -40,7 +41,7 @@ export interface LinkEnd {
 
 function linkEndOf(end: SessionEnd): LinkEnd {
   switch (end.by) {
-    case "us":
+    case "us": // not without our having begun to end it
       return { reason: "disconnected", detail: end.reason };
     case "protocol":
       return { reason: "protocol-error", detail: end.reason };

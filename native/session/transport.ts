@@ -7,8 +7,8 @@
  */
 import { type Role } from "../../protocol.ts";
 import { type CarrierSet, CarrierState } from "./carrier-state.ts";
-import { type Carrier, type CarrierEvent, type Clock, type Offer } from "./carrier.ts";
-import { Edge } from "./edge.ts";
+import { type Carrier, type CarrierEvent, type Offer } from "./carrier.ts";
+import { type Edge } from "./edge.ts";
 import { decodeCount, decodeHello, frame, headerBytes, helloBytes, ProtocolError } from "./frame.ts";
 import { Handover, type Moves } from "./handover.ts";
 import { Liveness } from "./liveness.ts";
@@ -31,14 +31,13 @@ export interface TransportOwner extends FrameSource, FrameTaker {
   onEvent(event: CarrierEvent): void;
   /** `unknown`: the peer does not know the session any more. `over`: it has ended there. */
   onRefused(status: "unknown" | "over"): void;
-  /** Whatever was thrown here, by us or by the owner: nothing can follow. A {@link ProtocolError} is the peer's. */
-  onThrown(error: unknown): void;
 }
 
 export interface TransportOptions {
   sessionId: string;
   role: Role;
-  clock: Clock;
+  /** Whatever is thrown here, by us or by the owner, ends there. A {@link ProtocolError} is the peer's. */
+  edge: Edge;
   owner: TransportOwner;
 }
 
@@ -60,8 +59,8 @@ export class Transport implements CarrierSet {
   #way: Way = { is: "none" };
   #cancelTick: (() => void) | undefined;
 
-  constructor({ sessionId, role, clock, owner }: TransportOptions) {
-    const [edge, carriers] = [new Edge(clock, (error) => owner.onThrown(error)), this];
+  constructor({ sessionId, role, edge, owner }: TransportOptions) {
+    const [carriers, { clock }] = [this, edge];
     this.#owner = owner;
     this.#edge = edge;
     const onDue = () => this.sender.pumpSoon();

@@ -1,6 +1,7 @@
 /** Carriers in memory and a clock that tests turn, for the tests of sessions. The same seed, the same course. */
 import { readOffer, type Carrier, type Clock } from "../../native/session/carrier.ts";
-import { Session, type SessionEnd } from "../../native/session/session.ts";
+import { type SessionEnd } from "../../native/session/farewell.ts";
+import { Session } from "../../native/session/session.ts";
 import { type Role } from "../../protocol.ts";
 
 export type Random = () => number;

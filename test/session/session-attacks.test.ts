@@ -13,7 +13,8 @@ import {
   FrameDecoder,
 } from "../../native/session/frame.ts";
 import { MemoryBudget } from "../../native/session/memory.ts";
-import { maxOwedBytes, Session } from "../../native/session/session.ts";
+import { maxOwedBytes } from "../../native/session/control-queue.ts";
+import { Session } from "../../native/session/session.ts";
 import { firstCreditBytes, resetCodes, type Stream } from "../../native/session/stream.ts";
 import { carrierPair, endInWords, fingerprints, TestClock, type MemoryCarrier } from "./memory-fixture.ts";
 

@@ -80,7 +80,7 @@ class Weather {
       record(event);
       if (event.is === "moved") return;
       this.#pair.clock.after(this.#random() * 20, () => {
-        if (!session.isEnded && (event.is === "looks-dead" || !session.carrier)) this.bring(person);
+        if (session.state !== "ended" && (event.is === "looks-dead" || !session.carrier)) this.bring(person);
       });
     };
   }

@@ -510,11 +510,15 @@ test("which session an offer is for", async () => {
   const begin = (id?: string) =>
     new Session({ role: "controlling", peer: fingerprints.bob, clock, ...(id && { id }) });
   const fresh = await offerTo(clock, begin("bb".repeat(16)));
-  const held = (id: string, isConfirmed: boolean, isEnded = false) => ({ id, isConfirmed, isEnded });
+  const held = (id: string, isConfirmed: boolean, state: Session["state"] = "open") => ({
+    id,
+    isConfirmed,
+    state,
+  });
   const judge = (known?: Parameters<typeof judgeOffer>[1]) => judgeOffer(fresh, known, fingerprints.alice);
   expect(judge()).toBe("begin");
   expect(judge(held("bb".repeat(16), true))).toBe("resume");
-  expect(judge(held("bb".repeat(16), true, true))).toBe("begin");
+  expect(judge(held("bb".repeat(16), true, "ended"))).toBe("begin");
   expect(judge(held("aa".repeat(16), true))).toBe("begin");
   // Both begin one at a time: the same one stays on both sides.
   expect(judge(held("aa".repeat(16), false))).toBe("refuse");

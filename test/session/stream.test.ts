@@ -6,7 +6,7 @@ import {
   type Stream,
   StreamError,
 } from "../../native/session/stream.ts";
-import { maxKeptBytes } from "../../native/session/session.ts";
+import { maxKeptBytes } from "../../native/session/multiplexer.ts";
 import { Pair, randomBytes, randomFrom, type MemoryCarrier, type PathOptions } from "./memory-fixture.ts";
 
 /** A stream and the peer's end of it; nothing is read at the peer unless a test does. */

@@ -1,0 +1,137 @@
+/**
+ * The streams of a session: which are open, which are only remembered, and what numbers are left. Each side opens those
+ * with its own parity. Sends nothing, and is told what the peer said of them. For native/session/multiplexer.ts.
+ */
+import { type Role } from "../../protocol.ts";
+import { ProtocolError } from "./frame.ts";
+import { type Stream } from "./stream.ts";
+
+/** Streams that one side may have opened at once. Each costs the other as much as its credit. */
+export const maxStreams = 4096;
+/** What the credits of all streams may exceed their first ones by. */
+const maxGrowthBytes = 64 * 1024 * 1024;
+/** A stream that is open, whatever it carries. */
+const streamCostBytes = 4 * 1024;
+/** One that we have reset and the peer has not: a number, and how much of its credit is left. */
+const remnantCostBytes = 64;
+
+export class StreamTable {
+  readonly #streams = new Map<number, Stream>();
+  /** Of streams that we have reset and the peer has not: what it may still send on them. */
+  readonly #remnants = new Map<number, number>();
+  readonly #opened = { here: 0, there: 0 };
+  #nextId: number;
+  #highestPeerId = 0;
+  #grownBytes = 0;
+
+  constructor(role: Role) {
+    this.#nextId = role === "controlling" ? 1 : 2;
+  }
+
+  /** Those that somebody here has opened or taken. */
+  get all(): Iterable<Stream> {
+    return this.#streams.values();
+  }
+  get inUse(): number {
+    return this.#streams.size;
+  }
+  get remnants(): number {
+    return this.#remnants.size;
+  }
+  get costBytes(): number {
+    return this.#streams.size * streamCostBytes + this.#remnants.size * remnantCostBytes;
+  }
+
+  // --- numbers -------------------------------------------------------------------------------------------
+
+  /** Of the next stream that is opened here. Throws an Error when too many are open. */
+  get nextId(): number {
+    if (this.#opened.here >= maxStreams) throw new Error(`a link has at most ${maxStreams} streams at once`);
+    return this.#nextId;
+  }
+
+  /** Throws a {@link ProtocolError} unless the peer may open a stream with that number. */
+  checkOpen(id: number): void {
+    if (id <= this.#highestPeerId || this.side(id) === "here")
+      throw new ProtocolError(`a new stream with the number ${id}`);
+    if (this.#opened.there >= maxStreams) throw new ProtocolError(`more than ${maxStreams} streams at once`);
+  }
+
+  /** Who opened the stream with that number. */
+  side(id: number): "here" | "there" {
+    return (id & 1) === (this.#nextId & 1) ? "here" : "there";
+  }
+
+  #wasOpen(id: number): boolean {
+    return id > 0 && (this.side(id) === "here" ? id < this.#nextId : id <= this.#highestPeerId);
+  }
+
+  add(stream: Stream): void {
+    const side = this.side(stream.id);
+    this.#streams.set(stream.id, stream);
+    this.#opened[side]++;
+    if (side === "here") this.#nextId += 2;
+    else this.#highestPeerId = stream.id;
+  }
+
+  // --- what the peer says of one -------------------------------------------------------------------------
+
+  /** Undefined when it is over here. Throws a {@link ProtocolError} when there never was one. */
+  get(id: number): Stream | undefined {
+    const stream = this.#streams.get(id);
+    if (!stream && !this.#wasOpen(id))
+      throw new ProtocolError(`a frame for stream ${id}, which never was open`);
+    return stream;
+  }
+
+  isRemnant(id: number): boolean {
+    return this.#remnants.has(id);
+  }
+
+  /** Bytes for it; of a remnant, they were under way when we reset it. */
+  receive(id: number, piece: Buffer, hasFinished: boolean): void {
+    const stream = this.#streams.get(id);
+    const allowed = stream ? undefined : this.#remnants.get(id);
+    if (allowed === undefined && (!stream || stream.isOverThere))
+      throw new ProtocolError(`bytes for stream ${id}, which is not open`);
+    if (hasFinished) throw new ProtocolError("bytes after `finish`");
+    const isAllowed = stream ? stream.receive(piece) : piece.length <= allowed!;
+    if (!isAllowed) throw new ProtocolError(`more for stream ${id} than it has credit for`);
+    if (!stream) this.#remnants.set(id, allowed! - piece.length);
+  }
+
+  // --- ends ----------------------------------------------------------------------------------------------
+
+  forgetIfOver(stream: Stream): void {
+    if (!stream.isOverHere || !stream.isOverThere || !this.#streams.delete(stream.id)) return;
+    this.#opened[this.side(stream.id)]--;
+    this.#grownBytes -= stream.grownBytes;
+  }
+
+  /** Nobody here has it any more: until the peer has reset it, too, what it may send on it is all there is to know. */
+  abridge(stream: Stream): void {
+    if (!this.#streams.delete(stream.id)) return;
+    this.#remnants.set(stream.id, stream.allowedBytes);
+    this.#grownBytes -= stream.grownBytes;
+  }
+
+  remnantOver(id: number): void {
+    if (this.#remnants.delete(id)) this.#opened[this.side(id)]--;
+  }
+
+  /** The session has ended: what is left is what somebody may still read. */
+  ended(stream: Stream): void {
+    this.#streams.delete(stream.id);
+  }
+
+  clearRemnants(): void {
+    this.#remnants.clear();
+  }
+
+  /** Whether credits may exceed the first ones by so much more; if so, it counts as taken. */
+  mayGrow(bytes: number): boolean {
+    if (this.#grownBytes + bytes > maxGrowthBytes) return false;
+    this.#grownBytes += bytes;
+    return true;
+  }
+}

@@ -1,0 +1,81 @@
+/**
+ * Which stream's bytes are sent next: all that have some take turns, and who has just begun goes ahead. Owns the order,
+ * never the bytes. For native/session/multiplexer.ts.
+ */
+import { frame, headerBytes, writeHeader } from "./frame.ts";
+import { blockBytes, Queue } from "./resend.ts";
+import { type Batch } from "./sender.ts";
+import { type Stream } from "./stream.ts";
+
+/** What a stream may send before others have their turn, header included: one TLS record (RFC 8446 §5.1). */
+const quantumBytes = 16 * 1024;
+
+export interface TurnsOwner {
+  /** So many bytes of it were framed, and that of streams that count them. */
+  onCounted(stream: Stream, bytes: number, batch: Batch): void;
+  onEnded(stream: Stream): void;
+}
+
+export class WritingTurns {
+  readonly #owner: TurnsOwner;
+  /** Streams that may send: those that have just begun to, and those that had a turn. */
+  readonly #fresh = new Queue<Stream>();
+  readonly #busy = new Queue<Stream>();
+
+  constructor(owner: TurnsOwner) {
+    this.#owner = owner;
+  }
+
+  get length(): number {
+    return this.#fresh.length + this.#busy.length;
+  }
+
+  /** Whether it has got in line now. */
+  add(stream: Stream): boolean {
+    if (stream.isQueued || (stream.sendableBytes === 0 && !stream.mayEnd)) return false;
+    stream.isQueued = true;
+    this.#fresh.push(stream);
+    return true;
+  }
+
+  addTo(batch: Batch): void {
+    const isAlone = this.length === 1;
+    for (let turn = 0; batch.room.length - batch.at > headerBytes; turn++) {
+      const stream = this.#next(turn);
+      if (!stream) return;
+      this.#giveTurn(stream, batch, isAlone ? blockBytes : quantumBytes);
+    }
+  }
+
+  /** Alternating: a stream that has just begun to send goes ahead, but keeps nobody from their turn. */
+  #next(turn: number): Stream | undefined {
+    const [first, second] = turn % 2 === 0 ? [this.#fresh, this.#busy] : [this.#busy, this.#fresh];
+    return first.shift() ?? second.shift();
+  }
+
+  #giveTurn(stream: Stream, batch: Batch, bytes: number): void {
+    const { room } = batch;
+    const max = Math.min(room.length - batch.at, bytes) - headerBytes;
+    const filled = stream.fill(room, batch.at + headerBytes, max);
+    if (filled > 0) this.#addHeader(batch, frame.data, filled, stream.id);
+    if (filled > 0 && stream.isCounted) this.#owner.onCounted(stream, filled, batch);
+    if (stream.mayEnd && room.length - batch.at >= headerBytes) {
+      this.#addHeader(batch, frame.end, 0, stream.id);
+      stream.endSent();
+      this.#owner.onEnded(stream);
+    }
+    stream.isQueued = stream.sendableBytes > 0 || stream.mayEnd;
+    if (stream.isQueued) this.#busy.push(stream);
+  }
+
+  #addHeader(batch: Batch, type: number, length: number, id: number): void {
+    writeHeader(batch.room, batch.at, type, length, id);
+    batch.at += headerBytes + length;
+    batch.frames++;
+  }
+
+  clear(): void {
+    this.#fresh.clear();
+    this.#busy.clear();
+  }
+}
