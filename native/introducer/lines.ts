@@ -15,15 +15,6 @@ import {
 } from "../../protocol.ts";
 import type { Member } from "./session.ts";
 
-/** Its name is somebody else's here; the one in `free` is nobody's. */
-export class NameTaken extends Refusal {
-  readonly free: string;
-  constructor(name: string, free: string) {
-    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
-    this.free = free;
-  }
-}
-
 type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 
 /** A message that shows a peer, without that peer. */

@@ -1,26 +1,57 @@
 /**
- * One connection of a participant, and who it is once it has registered. It decides nothing. For introducer.ts and
- * native/introducer/.
+ * One connection of a client, and who it is once it has registered. A session owns its socket, its life, its output and its
+ * pings. It decides nothing about rooms, introductions and relays. For introducer.ts and native/introducer/.
+ *
+ *   new ⇄ entering → member → silenced → closing → gone
+ *
+ * Any of them may go to a later one at once. One end of a relayed link stays new: it never registers.
  */
 import type { Socket } from "bun";
 import { type Bucket, sourceOf } from "../shares/budget.ts";
 import { notScheduled } from "./wheel.ts";
 import type { RelayEnd } from "./relay.ts";
 import {
+  encode,
   type Endpoint,
-  LineDecoder,
+  type LineDecoder,
   type Peer,
   type Prediction,
+  Refusal,
+  type RefusalCode,
   type Route,
   splitEndpoint,
   type ToIntroducer,
+  type ToParticipant,
 } from "../../protocol.ts";
+import type { Guard, Served } from "./guard.ts";
 import type { Limits } from "./limits.ts";
+import { type Outbox, Output, type Writer } from "./output.ts";
 
 /** Of a token's 32 hex digits. */
 const tokenBytes = 16;
+/** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
+export const closeGraceMs = 1500;
+/** Round trips measured at once after registering; the least of them counts. */
+const firstPings = 3;
+
+/** What the sender got wrong, as opposed to what the world changed meanwhile. */
+const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
+  "bad-line",
+  "unknown-type",
+  "bad-field",
+  "already-registered",
+]);
 
 export type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
+
+/** Its name is somebody else's here; the one in `free` is nobody's. */
+export class NameTaken extends Refusal {
+  readonly free: string;
+  constructor(name: string, free: string) {
+    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
+    this.free = free;
+  }
+}
 
 /** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
 export interface Link {
@@ -32,31 +63,254 @@ export interface Link {
 /** Bun 1.4.5 has a socket's descriptor, of which bun-types don't know. */
 export type Connection = Socket<Session | undefined> & { fd: number };
 
+/** What a session needs of the introducer. */
+export interface SessionOwner {
+  readonly limits: Limits;
+  readonly guard: Guard;
+  readonly outbox: Outbox;
+  /** It is to be looked at by then. */
+  schedule(session: Session, at: number): void;
+  refused(code: RefusalCode): void;
+  /** It is over: nothing more is read of it, and it is in no room any more. */
+  leave(session: Session, reason: string): void;
+  /** How long the way to it takes, there and back, has changed. */
+  measured(member: Member, roundTripMs: number): void;
+}
+
+type Life =
+  /** It may have registered, or be one end of a relayed link, until then. */
+  | { is: "new"; untilMs: number }
+  /** It waits to be registered, until it is known where its room is. */
+  | { is: "entering"; untilMs: number }
+  | { is: "member" }
+  /** Its last line has been written: it hears nothing more, and is closed soon. */
+  | { is: "silenced" }
+  /** It has been closed by us, and its socket may take until then to be closed by the client. */
+  | { is: "closing"; untilMs: number }
+  /** Its socket is closed. */
+  | { is: "gone" };
+
+/** What has been read of a session, and may be read: native/introducer/turns.ts alone writes here. */
+export interface Input {
+  readonly lines: Bucket;
+  /** Of a line that is not whole. */
+  decoder: LineDecoder | undefined;
+  /** Read, but more than it may say now: while there is any, its socket is paused. */
+  held: Uint8Array | undefined;
+  /** Of both. */
+  heldBytes: number;
+  /** How many had come by it when that was last looked at. */
+  segments: number;
+  hasEnded: boolean;
+}
+
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
-export class Session {
+export class Session implements Served, Writer {
   readonly socket: Connection;
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
   /** Who shares its shares: {@link sourceOf} of its address. */
   readonly subscriber: string;
-  readonly lines: Bucket;
-  peer: Peer | undefined = undefined;
-  /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
-  json = "";
-  room = "";
-  /** Whether it waits to be registered, until it is known where its room lives. */
-  isEntering = false;
-  closing = false;
-  /** Until when it must have registered or, once closing, be gone. */
-  deadlineAt: number;
+  readonly input: Input;
+  /** Who it is: from when it has registered on, whatever becomes of it. */
+  member: Member | undefined = undefined;
+  /** When it is no control connection but one end of a relayed link. */
+  relayed: RelayEnd<Session> | undefined = undefined;
   /** When it is looked at next: native/introducer/wheel.ts. */
   slot = notScheduled;
   heardAt: number;
-  pingId = 0;
-  pingSentAt = 0;
-  answeredPingId = 0;
-  roundTripMs: number | undefined = undefined;
-  badLines = 0;
+  readonly #owner: SessionOwner;
+  readonly #output: Output;
+  #life: Life;
+  #badLines = 0;
+
+  constructor(socket: Connection, observed: Endpoint, owner: SessionOwner, now: number) {
+    this.socket = socket;
+    this.observed = observed;
+    this.subscriber = sourceOf(splitEndpoint(observed).address);
+    const { messageBurst, registerDeadlineMs } = owner.limits;
+    const lines = { tokens: messageBurst, at: now };
+    this.input = {
+      lines,
+      decoder: undefined,
+      held: undefined,
+      heldBytes: 0,
+      segments: 0,
+      hasEnded: false,
+    };
+    this.heardAt = now;
+    this.#owner = owner;
+    this.#output = new Output(this, owner.outbox);
+    this.#life = { is: "new", untilMs: now + registerDeadlineMs };
+    owner.schedule(this, now + registerDeadlineMs);
+  }
+
+  /** Alone writes its life. What is gone stays gone. */
+  #become(life: Life): void {
+    if (this.#life.is === "gone") return;
+    this.#life = life;
+    if (life.is === "closing") this.#owner.schedule(this, life.untilMs);
+  }
+
+  /** Whether it is told nothing more, and what it says counts no more. */
+  get isOver(): boolean {
+    const { is } = this.#life;
+    return is === "silenced" || is === "closing" || is === "gone";
+  }
+
+  get isGone(): boolean {
+    return this.#life.is === "gone";
+  }
+
+  get isEntering(): boolean {
+    return this.#life.is === "entering";
+  }
+
+  /** It waits to be registered. */
+  enter(): void {
+    if (this.#life.is === "new") this.#become({ ...this.#life, is: "entering" });
+  }
+
+  /** It waits no longer; returns whether it still may be registered. */
+  entered(): boolean {
+    if (this.#life.is !== "entering") return false;
+    this.#become({ ...this.#life, is: "new" });
+    return true;
+  }
+
+  /** It has registered. */
+  join(peer: Peer, room: string, takesRelay: boolean): Member {
+    const member = new Member(this, peer, room, takesRelay);
+    this.member = member;
+    this.#become({ is: "member" });
+    return member;
+  }
+
+  send(message: ToParticipant): void {
+    this.write(encode(message));
+  }
+
+  /** What is written within one tick goes in one system call. */
+  write(lines: string): void {
+    if (!this.isOver) this.#output.write(lines);
+  }
+
+  flush(): void {
+    this.#output.flush();
+  }
+
+  /** The kernel takes more again. */
+  sendRest(): void {
+    if (this.#output.sendRest() && this.#life.is === "closing") this.socket.shutdown();
+  }
+
+  get hasUnsent(): boolean {
+    return this.#output.hasUnsent;
+  }
+
+  refuse(refusal: Refusal, of: { request?: string; peer?: number } = {}): void {
+    if (this.isOver) return;
+    const { code, fatal } = refusal;
+    const { badLines } = this.#owner.limits;
+    if (badLineCodes.has(code)) this.#badLines += 1;
+    const isWorn = this.#badLines >= badLines;
+    const message = isWorn ? `${refusal.message}; ${badLines} lines like that are enough` : refusal.message;
+    const mayTryAgain = refusal instanceof NameTaken;
+    const name = mayTryAgain ? { name: refusal.free } : {};
+    this.send({ type: "refused", code, message, ...of, ...name });
+    this.#owner.refused(code);
+    const id = this.member?.peer.id;
+    const own = { ...(id !== undefined && { id }), address: this.observed };
+    this.#owner.guard.tell({ event: "refused", ...own, code, message });
+    if (isWorn || fatal || (!this.member && !mayTryAgain)) this.close(`refused: ${message}`);
+  }
+
+  /** The last that it is told, once it is closed: of everyone else who leaves meanwhile it hears nothing. */
+  silence(message: ToParticipant): void {
+    this.#output.end(encode(message));
+    this.#become({ is: "silenced" });
+  }
+
+  /** Ends it after its last line has been sent. */
+  close(reason: string): void {
+    this.#output.flush();
+    this.#become({ is: "closing", untilMs: performance.now() + closeGraceMs });
+    this.#owner.leave(this, reason);
+    if (!this.#output.hasUnsent) this.socket.shutdown();
+  }
+
+  /** Its last words, and why it is closed. */
+  dismiss(reason: string, retryInMs?: number): void {
+    this.silence({ type: "bye", reason, ...(retryInMs !== undefined && { retryInMs }) });
+    this.close(reason);
+  }
+
+  overflowed(): void {
+    this.#become({ is: "silenced" });
+    // Later, because whoever is sending may be walking through the room.
+    queueMicrotask(() => this.#owner.guard.serve(this, () => this.#drop("it reads too slowly")));
+  }
+
+  #drop(reason: string): void {
+    this.#become({ is: "closing", untilMs: performance.now() });
+    this.#owner.leave(this, reason);
+    this.socket.terminate();
+  }
+
+  /** A mistake of ours costs it. */
+  fail(): void {
+    if (this.isGone) return;
+    if (this.isOver || this.relayed) return void this.socket.terminate();
+    this.#owner.guard.serve(undefined, () => this.dismiss("an error in the introducer"));
+    if (!this.isOver) this.socket.terminate();
+  }
+
+  /** Its socket is closed; returns whether that is new. */
+  end(): boolean {
+    if (this.isGone) return false;
+    this.#become({ is: "gone" });
+    this.#output.forget();
+    return true;
+  }
+
+  tick(now: number): void {
+    const { registerDeadlineMs: deadline } = this.#owner.limits;
+    const life = this.#life;
+    if (life.is === "member") this.member!.tick(now, this.#owner);
+    else if (!("untilMs" in life) || now < life.untilMs) return;
+    else if (life.is === "closing") this.socket.terminate();
+    else if (!this.relayed)
+      this.refuse(new Refusal("not-registered", `register within ${deadline / 1000} s of connecting`, true));
+  }
+
+  /** When there is something to do for it, at the latest. */
+  get dueAt(): number {
+    const life = this.#life;
+    if (life.is === "member") return this.member!.dueAt(this.#owner);
+    if (!("untilMs" in life) || (this.relayed && life.is !== "closing")) return Infinity;
+    return life.untilMs;
+  }
+
+  /** Begins to measure how long the way to it takes. */
+  ping(): void {
+    this.member?.ping(performance.now(), this.#owner);
+  }
+
+  /** Answers our ping. */
+  pong(id: number): void {
+    const roundTripMs = this.member?.pong(id, this.#owner);
+    if (roundTripMs !== undefined) this.#owner.measured(this.member!, roundTripMs);
+  }
+}
+
+/** Somebody who has registered: what is known of it, and what it has asked for. */
+export class Member {
+  readonly session: Session;
+  peer: Peer;
+  readonly room: string;
+  readonly takesRelay: boolean;
+  /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
+  json = "";
   introductions: Bucket | undefined = undefined;
   /** By the peer's public instance, which stays when its id changes. */
   links: Map<string, Link> | undefined = undefined;
@@ -64,46 +318,62 @@ export class Session {
   hasMeasured = false;
   /** Where its NAT, which counts, stood when last measured. */
   position: Prediction | undefined = undefined;
-  takesRelay = true;
-  /** When it is no control connection but one end of a relayed link. */
-  relayed: RelayEnd<Session> | undefined = undefined;
   isConnectedBack = false;
   /** What `verify` has to repeat, and `probe`. */
-  verifyToken: string | undefined = undefined;
-  probeToken: string | undefined = undefined;
-  decoder: LineDecoder | undefined = undefined;
-  /** Read, but more than it may say now: while there is any, its socket is paused. */
-  held: Uint8Array | undefined = undefined;
-  /** How many had come by it when that was last looked at. */
-  segments = 0;
-  /** Of its held bytes and of a line that is not whole. */
-  heldBytes = 0;
-  hasEnded = false;
-  /** Written at the end of the tick. */
-  outgoing = "";
-  unsent: Uint8Array[] | undefined = undefined;
-  unsentBytes = 0;
+  tokens: { verify?: string; probe?: string } = {};
+  #ping: { id: number; sentAt: number; answeredId: number; roundTripMs: number | undefined } = {
+    id: 0,
+    sentAt: 0,
+    answeredId: 0,
+    roundTripMs: undefined,
+  };
 
-  constructor(socket: Connection, observed: Endpoint, limits: Limits, now: number) {
-    this.socket = socket;
-    this.observed = observed;
-    this.subscriber = sourceOf(splitEndpoint(observed).address);
-    this.lines = { tokens: limits.messageBurst, at: now };
-    this.deadlineAt = now + limits.registerDeadlineMs;
-    this.heardAt = now;
+  constructor(session: Session, peer: Peer, room: string, takesRelay: boolean) {
+    this.session = session;
+    this.peer = peer;
+    this.room = room;
+    this.takesRelay = takesRelay;
+  }
+
+  get observed(): Endpoint {
+    return this.session.observed;
+  }
+  get subscriber(): string {
+    return this.session.subscriber;
+  }
+  get roundTripMs(): number | undefined {
+    return this.#ping.roundTripMs;
+  }
+
+  tick(now: number, owner: SessionOwner): void {
+    const { silenceMs, pingMs } = owner.limits;
+    if (now - this.session.heardAt >= silenceMs)
+      this.session.dismiss(`nothing was heard from it for ${silenceMs / 1000} s`);
+    else if (now - this.#ping.sentAt >= pingMs) this.ping(now, owner);
+  }
+
+  dueAt({ limits: { silenceMs, pingMs } }: SessionOwner): number {
+    return Math.min(this.session.heardAt + silenceMs, this.#ping.sentAt + pingMs);
+  }
+
+  ping(now: number, owner: SessionOwner): void {
+    this.#ping.sentAt = now;
+    owner.schedule(this.session, this.dueAt(owner));
+    this.session.send({ type: "ping", id: ++this.#ping.id });
+  }
+
+  /** Takes the answer to a ping; returns the round trip, in whole ms, if that has changed. */
+  pong(id: number, owner: SessionOwner): number | undefined {
+    const ping = this.#ping;
+    if (id !== ping.id || ping.answeredId >= ping.id) return undefined;
+    const now = performance.now();
+    ping.answeredId = ping.id;
+    ping.roundTripMs = Math.min(now - ping.sentAt, ping.roundTripMs ?? Infinity);
+    if (ping.id < firstPings) return void this.ping(now, owner);
+    const roundTripMs = Math.round(ping.roundTripMs);
+    return this.peer.roundTripMs === roundTripMs ? undefined : roundTripMs;
   }
 }
-
-/** Whose session is served: its socket. */
-export interface Served {
-  readonly data: Session | undefined;
-}
-
-/** Where it is nobody's in particular. */
-export const nobody: Served = { data: undefined };
-
-/** A session that has registered. */
-export type Member = Session & { peer: Peer };
 
 /** Of many tokens at once, for thousands a second are made. */
 const randomBytes = Buffer.alloc(256 * tokenBytes);

@@ -1,0 +1,76 @@
+/**
+ * Connections back: what a SYN meets that comes unasked to a participant's own observed endpoint, and never anywhere else.
+ * It owns those under way. For introducer.ts alone. RFC 5382 §4.3.
+ */
+import {
+  canonicalAddress,
+  type EndpointParts,
+  type Filtering,
+  Refusal,
+  splitEndpoint,
+} from "../../protocol.ts";
+import { Shares, waitRefusal } from "../shares/budget.ts";
+import type { Guard } from "./guard.ts";
+import type { Limits } from "./limits.ts";
+import { connectBackMs, tryConnect } from "./observe.ts";
+import type { Member } from "./session.ts";
+
+export class ConnectBacks {
+  readonly #guard: Guard;
+  readonly #limits: Limits;
+  readonly #shares: Shares;
+  readonly #alternate: string | undefined;
+
+  /** `alternate`: another address of this host, which is tried, too. */
+  constructor(guard: Guard, limits: Limits, alternate: string | undefined) {
+    const { connectBacks, connectBacksPerAddress, ownHostShares } = limits;
+    this.#guard = guard;
+    this.#limits = limits;
+    this.#shares = new Shares(connectBacks, connectBacksPerAddress, ownHostShares);
+    this.#alternate = alternate;
+  }
+
+  /** Throws a {@link Refusal} where there are too many; `count` may throw one, too. */
+  begin(member: Member, count: () => void): void {
+    if (member.isConnectedBack)
+      throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
+    const { connectBacks: most, connectBacksPerAddress: each } = this.#limits;
+    if (this.#shares.isUsedUp(1) || this.#shares.isOver(member.subscriber, 1)) {
+      const enough = `${most} connections back at once, ${each} to one address, are enough`;
+      throw waitRefusal(enough, connectBackMs / 1000);
+    }
+    count();
+    member.isConnectedBack = true;
+    this.#shares.add(member.subscriber);
+    const over = (tell: () => void) => this.#guard.serve(member.session, () => this.#over(member, tell));
+    this.#try(splitEndpoint(member.observed)).then(
+      (met) => over(() => tellWhatItMet(member, met)),
+      (error: unknown) =>
+        over(() => {
+          throw error;
+        }),
+    );
+  }
+
+  #over(member: Member, tell: () => void): void {
+    member.isConnectedBack = false;
+    this.#shares.remove(member.subscriber);
+    tell();
+  }
+
+  /** What a SYN from here meets there, and one from the alternate address, where there is one of that family. */
+  async #try(observed: EndpointParts): Promise<(Filtering | undefined)[]> {
+    const alternate = this.#alternate && canonicalAddress(this.#alternate);
+    const isElsewhere = alternate && alternate.family === observed.family;
+    return Promise.all([
+      tryConnect(observed),
+      isElsewhere ? tryConnect(observed, alternate.address) : undefined,
+    ]);
+  }
+}
+
+function tellWhatItMet({ session }: Member, [filtering, elsewhere]: (Filtering | undefined)[]): void {
+  if (filtering) return session.send({ type: "filtering", filtering, ...(elsewhere && { elsewhere }) });
+  const busy = "the introducer can't connect back now: try again later";
+  session.refuse(new Refusal("limit", busy), { request: "connect-back" });
+}

@@ -1,0 +1,181 @@
+/**
+ * Mapping probes: connections to further ports, which are told how they are seen, and say whose they are. It owns the probe
+ * ports and the connections to them. For introducer.ts alone. RFC 5780 §4.3.
+ */
+import type { Socket } from "bun";
+import {
+  defaultPort,
+  encode,
+  type Endpoint,
+  LineDecoder,
+  parseToIntroducer,
+  type Prediction,
+  Refusal,
+  splitEndpoint,
+} from "../../protocol.ts";
+import { Shares, sourceOf } from "../shares/budget.ts";
+import { byTurns } from "../shares/turns.ts";
+import { type IntroducerEvent, type IntroducerOptions, ProbePortError } from "./events.ts";
+import type { Guard } from "./guard.ts";
+import type { Limits } from "./limits.ts";
+import { Listener } from "./listener.ts";
+import { isNoPlace, observedEndpoint } from "./observe.ts";
+
+/** More than the one line of a probe. */
+const maxProbeBytes = 256;
+
+/** A connection to a probe port. */
+interface Probe {
+  observed: Endpoint;
+  subscriber: string;
+  hasSpoken: boolean;
+  untilMs: number;
+}
+type ProbeSocket = Socket<Probe | undefined>;
+
+/** Who hears of them. */
+interface Owner {
+  readonly limits: Limits;
+  readonly guard: Guard;
+  /** Whether a source may have another connection accepted. */
+  accepts(source: string): boolean;
+  /** Does what its source is charged for. */
+  charge(probe: { readonly subscriber: string }, work: () => void): void;
+  turnedAway(): void;
+  /** Whose token that is has its NAT seen there, on the way to that peer. */
+  probed(token: string, peer: number, stands: Prediction): void;
+}
+
+export class Probes {
+  readonly #owner: Owner;
+  readonly #shares: Shares;
+  readonly #listeners: Listener<Probe | undefined>[] = [];
+  /** The oldest first, which is due first. */
+  readonly #sockets = new Set<ProbeSocket>();
+  #timer: Timer | undefined;
+
+  /** Throws a {@link ProbePortError} for a port that was asked for; without one of the others it does. */
+  constructor(owner: Owner, options: IntroducerOptions, ownHost: string) {
+    this.#owner = owner;
+    const { probes, probesPerAddress, ownHostShares } = owner.limits;
+    this.#shares = new Shares(probes, probesPerAddress, ownHostShares);
+    this.#listen(options, ownHost);
+  }
+
+  /** Where they are answered. */
+  get ports(): number[] {
+    return [...new Set(this.#listeners.map(({ port }) => port))];
+  }
+
+  #listen({ host, port = defaultPort, probePorts, alternate }: IntroducerOptions, ownHost: string): void {
+    const ports = probePorts ?? (port === 0 ? [0, 0] : [port + 1, port + 2].filter((next) => next <= 65535));
+    // A wildcard listener answers at the alternate address already.
+    const hosts = [host ?? ownHost, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
+    for (const probePort of ports) {
+      try {
+        for (const hostname of hosts) this.#listeners.push(this.#listenAt(hostname, probePort));
+      } catch (error) {
+        const { code = String(error) } = error as { code?: string };
+        const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
+        if (!probePorts) {
+          this.#tell({ event: "warning", message });
+          continue;
+        }
+        for (const listener of this.#listeners) listener.stop();
+        throw new ProbePortError(message, { cause: error });
+      }
+    }
+  }
+
+  #tell(event: IntroducerEvent): void {
+    this.#owner.guard.tell(event);
+  }
+
+  #listenAt(hostname: string, port: number): Listener<Probe | undefined> {
+    const socket = {
+      open: (one: ProbeSocket) => this.#open(one),
+      data: (one: ProbeSocket, chunk: Uint8Array) => this.#receive(one, chunk),
+      error: (one: ProbeSocket, error: Error) => {
+        this.#owner.guard.complain(error, one.data?.observed);
+        one.terminate();
+      },
+      close: (one: ProbeSocket) => this.#closed(one),
+    };
+    return new Listener({ hostname, port, socket }, (message) => this.#tell({ event: "warning", message }));
+  }
+
+  #open(socket: ProbeSocket): void {
+    const observed = observedEndpoint(socket);
+    const probe = observed && !isNoPlace(observed) ? this.#take(observed) : undefined;
+    if (!probe) {
+      this.#owner.turnedAway();
+      return void socket.terminate();
+    }
+    socket.data = probe;
+    this.#sockets.add(socket);
+    socket.setNoDelay(true);
+    this.#timer ??= setTimeout(() => this.#lookAtOldest(), this.#owner.limits.measureMs);
+    socket.write(encode({ type: "observed", endpoint: probe.observed }));
+  }
+
+  /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
+  #take(observed: Endpoint): Probe | undefined {
+    const source = sourceOf(splitEndpoint(observed).address);
+    if (!this.#owner.accepts(source) || this.#shares.isOver(source, 1) || this.#shares.isUsedUp(1))
+      return undefined;
+    this.#shares.add(source);
+    const untilMs = performance.now() + this.#owner.limits.measureMs;
+    return { observed, subscriber: source, hasSpoken: false, untilMs };
+  }
+
+  /** A timeout of Bun's comes up to 4 s late, and never to one who says something. */
+  #lookAtOldest(): void {
+    this.#timer = undefined;
+    for (const socket of this.#sockets) {
+      const leftMs = socket.data!.untilMs - performance.now();
+      if (leftMs > 0) {
+        this.#timer = setTimeout(() => this.#lookAtOldest(), Math.ceil(leftMs));
+        return;
+      }
+      socket.terminate();
+    }
+  }
+
+  #receive(socket: ProbeSocket, chunk: Uint8Array): void {
+    const { data: probe } = socket;
+    if (!probe) return;
+    if (probe.hasSpoken) socket.terminate();
+    this.#owner.charge(probe, () => this.#read(probe, chunk));
+  }
+
+  /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. Who says more is closed. */
+  #read(probe: Probe, chunk: Uint8Array): void {
+    if (probe.hasSpoken) return;
+    probe.hasSpoken = true;
+    if (chunk.length > maxProbeBytes) return;
+    try {
+      const [line] = new LineDecoder().push(chunk);
+      const message = line === undefined ? undefined : parseToIntroducer(line);
+      if (message?.type !== "probe") return;
+      this.#owner.probed(message.token, message.peer, { endpoint: probe.observed, step: message.step });
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+    }
+  }
+
+  #closed(socket: ProbeSocket): void {
+    if (!socket.data) return;
+    this.#sockets.delete(socket);
+    this.#shares.remove(socket.data.subscriber);
+  }
+
+  /** No more of them. */
+  stop(): void {
+    for (const listener of this.#listeners) listener.stop();
+  }
+
+  async end(): Promise<void> {
+    await byTurns(this.#sockets, (probe) => probe.terminate());
+    clearTimeout(this.#timer);
+  }
+}

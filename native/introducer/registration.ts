@@ -1,0 +1,192 @@
+/**
+ * Steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at, where its room lives. It owns the
+ * ids, the names of those who have left, the tokens of probes and of the other address family, and which rooms are at home
+ * here. For introducer.ts alone.
+ */
+import {
+  formatEndpoint,
+  formatHostPort,
+  parsePlace,
+  type Place,
+  publicInstance,
+  Refusal,
+} from "../../protocol.ts";
+import { checkName, checkPlace } from "./admission.ts";
+import type { Door } from "./door.ts";
+import { type Drain, retryInMs } from "./drain.ts";
+import type { Guard } from "./guard.ts";
+import type { Limits } from "./limits.ts";
+import { snapshot, sortCandidates } from "./lines.ts";
+import { keepLinks } from "./links.ts";
+import type { Members } from "./members.ts";
+import type { Metrics } from "./metrics.ts";
+import { publicAddress } from "./observe.ts";
+import { OtherFamily } from "./other-family.ts";
+import { Homes, randomFirstId } from "./redis/homes.ts";
+import type { Relays } from "./relay.ts";
+import { KeptNames } from "./rooms.ts";
+import { type Member, type MessageOf, newToken, type Session } from "./session.ts";
+
+/** What it needs. */
+export interface RegistrationParts {
+  readonly limits: Limits;
+  readonly guard: Guard;
+  readonly members: Members;
+  readonly metrics: Metrics;
+  readonly drain: Drain;
+  readonly door: Door;
+  readonly relays: Relays<Session> | undefined;
+  /** Where mapping probes are answered, at our address and at the alternate one. */
+  readonly probePorts: number[];
+  readonly alternate: string | undefined;
+  /** The Redis by which several introducers know where rooms live, and where this one is. */
+  readonly redis: string | undefined;
+  readonly advertise: string | undefined;
+  /** Says something to everyone here. */
+  notify(text: string): Promise<unknown>;
+}
+
+export class Registration {
+  readonly #parts: RegistrationParts;
+  readonly #keptNames: KeptNames;
+  readonly #otherFamily = new OtherFamily();
+  /** By what their probes repeat. */
+  readonly #probing = new Map<string, Member>();
+  /** Which introducer each room lives at, where several share a Redis. */
+  readonly homes: Homes | undefined;
+  #lastId: number;
+
+  constructor(parts: RegistrationParts) {
+    this.#parts = parts;
+    this.#keptNames = new KeptNames(parts.limits);
+    this.#lastId = parts.redis === undefined ? 0 : randomFirstId();
+    this.homes = parts.redis === undefined ? undefined : this.#share(parts.redis);
+  }
+
+  #share(redis: string): Homes {
+    const { advertise = "", door, members, guard, notify } = this.#parts;
+    const firstId = this.#lastId;
+    const { host, port } = parsePlace(advertise, door.port) ?? door;
+    return new Homes(redis, formatHostPort(publicAddress(host), port), {
+      rooms: () => members.rooms.keys(),
+      counts: () => ({ participants: members.size, rooms: members.rooms.size, firstId }),
+      movedOut: (room, home) => guard.serve(undefined, () => this.#movedOut(room, home)),
+      notice: (text) => void notify(text).catch((error: unknown) => guard.complain(error)),
+      sharing: (isShared, message) => guard.tell({ event: isShared ? "shared" : "warning", message }),
+    });
+  }
+
+  /** Registers it where its room lives: here if somebody is in it already, else it is asked. */
+  enter(session: Session, message: MessageOf<"register">): void {
+    const { room } = message;
+    const { homes } = this;
+    const { drain, members, guard } = this.#parts;
+    if (!homes || session.member || drain.reason !== undefined || members.rooms.has(room))
+      return this.#register(session, message);
+    session.enter();
+    void homes.find(room).then((home) => guard.serve(session, () => this.#entered(session, message, home)));
+  }
+
+  #entered(session: Session, message: MessageOf<"register">, home: string): void {
+    if (!session.entered()) return;
+    const { members } = this.#parts;
+    const place = this.homes!.isOwn(home) || members.rooms.has(message.room) ? undefined : parsePlace(home);
+    if (place) return sendTo(session, place);
+    try {
+      this.#register(session, message);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      session.refuse(error, { request: "register" });
+    }
+  }
+
+  #register(session: Session, message: MessageOf<"register">): void {
+    const { limits, members, metrics, guard, drain } = this.#parts;
+    if (session.member)
+      throw new Refusal("already-registered", `you are registered as ${session.member.peer.id}`);
+    if (drain.reason !== undefined) return session.dismiss(drain.reason, retryInMs());
+    const { name, room, fingerprint, proof } = message;
+    const instance = publicInstance(message.instance);
+    const [allowed, ignored] = sortCandidates(message.private, session.observed);
+    this.#closeOlder(room, instance, fingerprint);
+    checkPlace(session.subscriber, members.in(room), limits);
+    checkName(message, members.in(room), this.#keptNames);
+    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
+    const member = session.join({ ...shown, mapping: "unknown", since: Date.now() }, room, !message.direct);
+    members.add(member); // first of all, so that whatever fails from here on is undone by leaving
+    keepLinks(member, message.links);
+    this.#welcome(member);
+    members.show(member);
+    metrics.joined();
+    guard.tell({ event: "joined", ...own, room });
+    if (ignored.length > 0) guard.tell({ event: "ignored", address: session.observed, endpoints: ignored });
+  }
+
+  /** The same program, come back before it was missed. */
+  #closeOlder(room: string, instance: string, fingerprint: string): void {
+    for (const { peer, session } of this.#parts.members.in(room))
+      if (peer.instance === instance && peer.fingerprint === fingerprint) session.close("it registered anew");
+  }
+
+  /** Answers `register`. */
+  #welcome(member: Member): void {
+    const { probePorts, alternate, relays, door, members } = this.#parts;
+    const { session, room, peer } = member;
+    const { id, name, private: candidates, public: observed } = peer;
+    const hasAlternate = alternate !== undefined && probePorts[0] !== undefined;
+    const alternates = hasAlternate ? [formatEndpoint(alternate, probePorts[0]!)] : [];
+    const verify = door.host === "::" ? this.#otherFamily.offer(member, door.port) : undefined;
+    const own = { id, name, room, public: observed, private: candidates };
+    const probeToken = probePorts.length > 0 ? newToken() : undefined;
+    if (probeToken !== undefined) this.#probing.set((member.tokens.probe = probeToken), member);
+    const offers = {
+      ...(probeToken !== undefined && { probeToken }),
+      ...(verify && { verify }),
+      ...(relays && { relay: relays.rates }),
+    };
+    session.send({ type: "registered", ...own, probePorts, alternates, ...offers });
+    session.ping();
+    session.write(snapshot(members.in(room)));
+  }
+
+  /** Who shows by which endpoint it is seen in the other address family; throws a {@link Refusal}. */
+  verified(session: Session, token: string): Member {
+    if (session.member) throw new Refusal("already-registered", "verify belongs on a connection of its own");
+    const member = this.#otherFamily.verified(token, session.observed);
+    session.send({ type: "observed", endpoint: session.observed });
+    session.close("it was verified");
+    return member;
+  }
+
+  /** Whose probe has that token. */
+  probing(token: string): Member | undefined {
+    return this.#probing.get(token);
+  }
+
+  /** It has left, and its name is kept for it. */
+  forget(member: Member): void {
+    const { room, subscriber, tokens } = member;
+    const { name, fingerprint } = member.peer;
+    this.#keptNames.keep(room, name, fingerprint, subscriber);
+    this.#otherFamily.forget(member);
+    if (tokens.probe !== undefined) this.#probing.delete(tokens.probe);
+    if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);
+  }
+
+  /** Everybody in that room goes there. What another introducer has said may be no place: then they stay. */
+  #movedOut(room: string, home: string): void {
+    const place = parsePlace(home);
+    if (!place) return;
+    const sessions = [...this.#parts.members.in(room)].map(({ session }) => session);
+    const leaving = sessions.filter(({ isOver }) => !isOver);
+    for (const session of leaving) session.silence({ type: "elsewhere", ...place });
+    void this.#parts.door.close(leaving, `its room lives at ${home}`);
+  }
+}
+
+/** To the introducer that its room lives at. */
+function sendTo(session: Session, place: Place): void {
+  session.send({ type: "elsewhere", ...place });
+  session.close(`its room lives at ${formatHostPort(place.host, place.port)}`);
+}

@@ -1,0 +1,279 @@
+/**
+ * Whose bytes are read, and when: a source that makes us work much waits, others don't. It owns the shares of the processor,
+ * of new connections and of held bytes, and the sessions that wait to be read. What lines mean is none of its business. For
+ * introducer.ts alone. RFC 6177 (a site's addresses).
+ *
+ * A chunk is read line by line: as many lines as its session may say now, for as long as others can wait. The rest is held.
+ * It is *late* if it is read as soon as others had their turn, and *paused* if it may not be read yet: then TCP makes the
+ * sender wait.
+ */
+import { refill, Shares, tryTake, Usage } from "../shares/budget.ts";
+import { Rounds, sliceMs } from "../shares/turns.ts";
+import { segmentsReceived } from "../host/libc.ts";
+import { LineDecoder, Refusal } from "../../protocol.ts";
+import type { Guard } from "./guard.ts";
+import type { Limits } from "./limits.ts";
+import type { Outbox } from "./output.ts";
+import { segmentMs } from "./relay.ts";
+import type { Session } from "./session.ts";
+
+/** How often those that have sent too many lines get the next of them read. */
+const resumeMs = 10;
+/** Processor time, of which sources have shares: some is left for everyone else, and for a load that nobody foresaw. */
+const sharedProcessorMs = 50;
+const usageWindowMs = 250;
+/** Connections accepted in that time, of which sources have shares: they take 20 ms. */
+const acceptedInWindow = 400;
+/** What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in Bun. */
+const acceptMs = 0.05;
+const readMs = 0.01;
+const flushMs = 0.01;
+/** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
+const mostChargedMs = 2;
+
+/** Who understands what is read. */
+interface Reader {
+  readonly limits: Limits;
+  readonly guard: Guard;
+  readonly outbox: Outbox;
+  line(session: Session, line: string): void;
+  /** What came behind the line that made it one end of a relayed link. */
+  relayed(session: Session, bytes: Uint8Array): void;
+  /** It says nothing more, and all it has said has been read. */
+  ended(session: Session): void;
+  /** Too much of its source waits to be read. */
+  tooMuch(session: Session): void;
+}
+
+export class Turns {
+  readonly #reader: Reader;
+  readonly #processor: Usage;
+  readonly #accepted: Usage;
+  readonly #held: Shares;
+  /** With something held that may not be read yet. */
+  readonly #paused = new Set<Session>();
+  readonly #pausedRounds = this.#roundsOf(this.#paused);
+  /** With something held that is read as soon as others had their turn. */
+  readonly #late = new Set<Session>();
+  readonly #lateRounds = this.#roundsOf(this.#late);
+  /** When the first came of those who have come together. */
+  #turnAt: number | undefined;
+  #timer: Timer | undefined;
+
+  constructor(reader: Reader) {
+    this.#reader = reader;
+    const { heldBytes, heldBytesPerAddress, processorMs, acceptsPerSecond, ownHostShares } = reader.limits;
+    const usage = (all: number, eachSecond: number) =>
+      new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, ownHostShares);
+    this.#processor = usage(sharedProcessorMs, processorMs);
+    this.#accepted = usage(acceptedInWindow, acceptsPerSecond);
+    this.#held = new Shares(heldBytes, heldBytesPerAddress, ownHostShares);
+  }
+
+  #roundsOf(sessions: Set<Session>): Rounds<Session> {
+    return new Rounds(
+      () => sessions.values(),
+      (session, sliceAt) => this.#reader.guard.serve(session, () => this.#goOn(session, sliceAt)),
+    );
+  }
+
+  /** How many wait that may not be read yet. */
+  get waiting(): number {
+    return this.#paused.size;
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  tick(now: number): void {
+    this.#processor.tick(now);
+    this.#accepted.tick(now);
+  }
+
+  // what it costs
+
+  /**
+   * Whether a source may have another connection accepted. It does not depend on what of it has been read: that can wait,
+   * whereas who is turned away may not come again.
+   */
+  accepts(source: string): boolean {
+    const now = performance.now();
+    this.#processor.spend(source, acceptMs, now);
+    if (this.#accepted.isOver(source, now)) return false;
+    this.#accepted.spend(source, 1, now);
+    return true;
+  }
+
+  /** What it makes us do is of its source's share of the processor. */
+  charge({ subscriber: source }: { readonly subscriber: string }, work: () => void): void {
+    const { outbox } = this.#reader;
+    const from = performance.now();
+    const writes = outbox.size;
+    work();
+    const now = performance.now();
+    const laterMs = (outbox.size - writes) * flushMs;
+    this.#processor.spend(source, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
+  }
+
+  /** Relayed bytes have rates of their own: that part is not charged which `work` returns. */
+  chargeRelayed({ subscriber: source }: Session, work: () => number, moreMs: number): void {
+    const from = performance.now();
+    const unpaid = 1 - work();
+    const now = performance.now();
+    const spentMs = unpaid * (readMs + Math.min(now - from, mostChargedMs)) + moreMs;
+    if (spentMs > 0) this.#processor.spend(source, spentMs, now);
+  }
+
+  /** Its source makes us write so many sessions something later. */
+  chargeWrites(source: string, sessions: number): void {
+    this.#processor.spend(source, sessions * flushMs, performance.now());
+  }
+
+  /** Whether its source has used its share of the processor. */
+  isOver({ subscriber: source }: Session, now: number): boolean {
+    return this.#processor.isOver(source, now);
+  }
+
+  // what is read
+
+  receive(session: Session, chunk: Uint8Array): void {
+    const { input, subscriber: source, heardAt } = session;
+    // There may be more of one that is late, and Bun hands over what it had read before a socket was paused.
+    if (input.held) this.#hold(session, Buffer.concat([input.held, chunk]));
+    else if (this.#processor.isOver(source, heardAt)) this.#holdMany(session, chunk);
+    else if (this.#isLate(session)) this.#postpone(session, chunk);
+    else this.charge(session, () => this.#read(session, chunk, heardAt));
+  }
+
+  /** It is closed whatever it says, and at once when it ends: unless there is much of it, it is read for that. */
+  receiveNothing({ subscriber: source, socket, heardAt }: Session): void {
+    this.#processor.spend(source, readMs, heardAt);
+    if (this.#processor.isBusy(source, heardAt)) socket.pause();
+  }
+
+  /** It will send no more. */
+  end(session: Session): void {
+    session.input.hasEnded = true;
+    if (session.input.held === undefined) this.#reader.ended(session);
+  }
+
+  /** What is held of it is not read any more. */
+  forget(session: Session): void {
+    session.input.decoder = undefined;
+    this.#unhold(session);
+  }
+
+  /** Whether it has its turn when others had theirs: once all that came together has taken long, of those who say much. */
+  #isLate({ subscriber: source, heardAt }: Session): boolean {
+    if (this.#turnAt === undefined) {
+      this.#turnAt = heardAt;
+      setImmediate(() => (this.#turnAt = undefined));
+    }
+    return heardAt - this.#turnAt >= sliceMs && this.#processor.isBusy(source, heardAt);
+  }
+
+  #postpone(session: Session, chunk: Uint8Array): void {
+    session.input.held = chunk;
+    this.#late.add(session);
+    this.#lateRounds.begin();
+    this.#countHeld(session);
+  }
+
+  #read(session: Session, chunk: Uint8Array, startedAt: number): void {
+    const { input } = session;
+    const decoder = input.decoder ?? new LineDecoder();
+    try {
+      this.#readLines(session, decoder, chunk, startedAt);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      session.refuse(error);
+    }
+    input.decoder = decoder.pendingBytes > 0 && !session.isOver ? decoder : undefined;
+    this.#countHeld(session);
+  }
+
+  /** Reads line by line, as many as it may say now and others can wait for, and holds the rest. */
+  #readLines(session: Session, decoder: LineDecoder, chunk: Uint8Array, startedAt: number): void {
+    const { messageBurst, messagesPerSecond } = this.#reader.limits;
+    for (let from = 0; from < chunk.length && !session.isOver;) {
+      const lf = chunk.indexOf(10, from);
+      if (lf === -1) return decoder.hold(chunk.subarray(from));
+      if (!tryTake(session.input.lines, messageBurst, messagesPerSecond, performance.now()))
+        return this.#hold(session, chunk.subarray(from));
+      this.#reader.line(session, decoder.line(chunk.subarray(from, lf)));
+      from = lf + 1;
+      if (from === chunk.length) return;
+      if (session.relayed) return this.#reader.relayed(session, chunk.subarray(from));
+      if (!session.isOver && performance.now() - startedAt >= sliceMs)
+        return this.#postpone(session, chunk.subarray(from));
+    }
+  }
+
+  /** Of who has used up its share what it has cost to receive counts, too: that may be a segment for each byte. */
+  #holdMany(session: Session, chunk: Uint8Array): void {
+    const { input, socket, subscriber: source, heardAt } = session;
+    const segments = segmentsReceived(socket.fd) ?? 0;
+    const receivedMs = Math.min(mostChargedMs, Math.max(0, segments - input.segments) * segmentMs);
+    input.segments = segments;
+    this.#processor.spend(source, readMs + receivedMs, heardAt);
+    this.#hold(session, chunk);
+  }
+
+  /** Too many lines are answered by not reading: then TCP makes the sender wait. */
+  #hold(session: Session, bytes: Uint8Array): void {
+    session.input.held = bytes;
+    this.#late.delete(session);
+    if (!this.#paused.has(session)) {
+      session.socket.pause();
+      this.#paused.add(session);
+      this.#timer ??= setInterval(() => this.#resume(), resumeMs);
+    }
+    this.#countHeld(session);
+  }
+
+  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  #countHeld(session: Session): void {
+    const { input, subscriber: source } = session;
+    const bytes = (input.held?.length ?? 0) + (input.decoder?.pendingBytes ?? 0);
+    const more = bytes - input.heldBytes;
+    if (more === 0) return;
+    input.heldBytes = bytes;
+    if (more < 0) return this.#held.remove(source, -more);
+    this.#held.add(source, more);
+    if (this.#held.isUsedUp() || this.#held.isOver(source)) this.#reader.tooMuch(session);
+  }
+
+  /** Lets those go on that may again. */
+  #resume(): void {
+    this.#pausedRounds.begin();
+    if (this.#paused.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  /** Reads what is held, if it may be read now. */
+  #goOn(session: Session, now: number): void {
+    const { messageBurst, messagesPerSecond } = this.#reader.limits;
+    const { input } = session;
+    const bytes = input.held!;
+    session.heardAt = now; // what it says may be waiting
+    refill(input.lines, messageBurst, messagesPerSecond, now);
+    if (input.lines.tokens < 1 || this.isOver(session, now)) return this.#hold(session, bytes);
+    input.held = undefined;
+    this.#late.delete(session); // so that it comes last if there is more
+    if (this.#paused.delete(session)) this.#paused.add(session); // likewise
+    this.charge(session, () => this.#read(session, bytes, now));
+    if (input.held || session.isOver) return;
+    if (this.#paused.has(session) && !session.relayed?.isPaused) session.socket.resume();
+    this.#unhold(session);
+    if (input.hasEnded) this.#reader.ended(session);
+  }
+
+  #unhold(session: Session): void {
+    session.input.held = undefined;
+    this.#late.delete(session);
+    this.#paused.delete(session);
+    this.#countHeld(session);
+  }
+}
