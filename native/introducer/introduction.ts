@@ -1,0 +1,592 @@
+/**
+ * One introduction: two members are brought together, in as many rounds as the plan has. It owns how far that is, what each
+ * side has said, and the tokens of the round and of the relay. It has no clock and no timer, and knows no socket. For
+ * native/introducer/introductions.ts alone. RFC 5128 §3.4, RFC 8445 (roles).
+ *
+ *   from        to          when
+ *   planning    measuring   both have said how their NATs map, or have had the time; ports are to be predicted
+ *   planning    punching    the same, and there is nothing to measure
+ *   planning    relayed     there is no direct way, and a relay is offered instead
+ *   measuring   punching    all have been measured, or have had the time
+ *   punching    measuring   a side has failed, and the next round goes by predicted ports
+ *   punching    punching    a side has failed, and the next round does not; or a NAT has gone on meanwhile
+ *   any         ended       both are linked; it failed for good; one has left; another was asked for; it took too long
+ */
+import {
+  type FailureReason,
+  formatEndpoint,
+  isAhead,
+  planRounds,
+  predictedPorts,
+  type Prediction,
+  predictPort,
+  type Refusal,
+  relayAfterMs,
+  type Role,
+  splitEndpoint,
+  type ToParticipant,
+  type Way,
+} from "../../protocol.ts";
+import { waitRefusal } from "../shares/budget.ts";
+import type { IntroducerEvent } from "./events.ts";
+import type { Limits } from "./limits.ts";
+import type { About } from "./lines.ts";
+import type { Outcome, OutcomeWay } from "./metrics.ts";
+import { isAt } from "./observe.ts";
+import type { Asking, Quotas } from "./quotas.ts";
+import { type Member, newToken } from "./session.ts";
+
+/** A report may be under way this long after the punch's deadline. */
+export const reportGraceMs = 2000;
+
+/** No start is put off longer, whatever round trips a participant feigns. */
+const maxStartInMs = 2000;
+
+/** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
+const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
+const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
+const trialSpareMs = 200;
+
+/** What is left after the last round but is too short for another. */
+const shortestRoundMs = 500;
+
+/** Failures after which another round may succeed. */
+const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
+  "no-candidate-answered",
+  "authentication-failed",
+  "handshake-cut",
+  "timed-out",
+]);
+
+/** How often a round by predicted ports is begun anew because a NAT has gone on. */
+const maxCorrections = 2;
+
+/** One of the two in an introduction. */
+interface Side {
+  readonly member: Member;
+  /** What it said of the round under way; undefined while that is still to come. */
+  report: "linked" | "failed" | undefined;
+  isMeasuring: boolean;
+  prediction: Prediction | undefined;
+  /** What came while it was punching by an older prediction. */
+  newer: Prediction | undefined;
+  /** Whether it has said that it is linked by relay. */
+  isRelayed: boolean;
+}
+
+/** How far it is. Only what has been announced by a `punch` can be reported on. */
+type Phase =
+  | { is: "planning" | "measuring" | "relayed"; untilMs: number }
+  | { is: "punching"; untilMs: number; isLast: boolean }
+  | { is: "ended" };
+
+/** A relay is offered once it is due, never before there has been a direct round. */
+type Relay =
+  | { is: "unwanted" | "wanted" | "due" | "refused" }
+  /** `linkedAt`: when both had said that they are linked by it. */
+  | { is: "offered"; token: string; linkedAt: number | undefined };
+
+/** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
+export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
+  const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
+  const last = Math.max(delayA, delayB);
+  return [Math.min(last - delayA, maxStartInMs), Math.min(last - delayB, maxStartInMs)];
+}
+
+/** How long an introduction may take in all, with what is said of it at the end. */
+export function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
+  return mostMs + maxStartInMs + reportGraceMs;
+}
+
+/** What the introductions need of the sessions. */
+export interface Exchange {
+  readonly limits: Limits;
+  /** Whether there are probe ports, so that participants can say how their NATs map. */
+  readonly canMeasure: boolean;
+  send(member: Member, message: ToParticipant): void;
+  /** Sends a message that shows `about`. */
+  show(member: Member, about: Member, message: About): void;
+  /** The token of a relay between the two, where there can be one. */
+  offerRelay(a: Member, b: Member): string | undefined;
+  /** Refuses a `connect` that has been accepted before. */
+  refuse(member: Member, refusal: Refusal, peer: number): void;
+  tell(event: IntroducerEvent): void;
+  /** Does what serves a member: what fails in it costs that one only. Of nobody, it costs nobody. */
+  serve(member: Member | undefined, work: () => void): void;
+  /** An introduction has ended. */
+  count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
+}
+
+/** What an introduction needs of all of them. */
+export interface Index {
+  readonly exchange: Exchange;
+  readonly quotas: Quotas;
+  /** In ms, from any moment on. */
+  now(): number;
+  /** It is to {@link Introduction.tick} by then. */
+  schedule(introduction: Introduction, at: number): void;
+  /** What is reported by that token is for it, from now on or no more. */
+  addToken(token: string, introduction: Introduction): void;
+  removeToken(token: string): void;
+  /** Both have been told that token, and can say that they are linked by it. */
+  told(token: string, a: Member, b: Member): void;
+  /** It is to be told by {@link Introduction.relayDue} in so many ms, or no more. */
+  relayIn(introduction: Introduction, ms: number): void;
+  noRelay(introduction: Introduction): void;
+  /** The way by which the two have linked before. */
+  workingWay(a: Member, b: Member): Way | undefined;
+  keepWay(a: Member, b: Member, way: Way): void;
+  /** It is over, and the pair may be introduced again. */
+  ended(introduction: Introduction): void;
+}
+
+export class Introduction {
+  readonly asking: Asking;
+  readonly #index: Index;
+  /** The asker first: it is the controlling side. */
+  readonly #sides: readonly [Side, Side];
+  #phase: Phase;
+  #plan: Way[] = [];
+  /** The round under way: its index in the plan, its token, and how often it was begun anew. Before the first: no token. */
+  #round = { at: 0, token: "", corrections: 0, isByOlder: false };
+  #relay: Relay = { is: "unwanted" };
+  /** Whether ports have been guessed, which is taken from the quotas beforehand. */
+  #birthday: "none" | "taken" | "punched" = "none";
+  /** How the side that did not ask has shown that it wanted to be linked. */
+  #welcome: "not yet" | "by relay" | "directly" = "not yet";
+  #hasPunched = false;
+  readonly #startedAt: number;
+
+  constructor(index: Index, asking: Asking) {
+    const now = index.now();
+    this.#index = index;
+    this.asking = asking;
+    this.#sides = [sideOf(asking.asker), sideOf(asking.target)];
+    this.#startedAt = now;
+    this.#phase = { is: "planning", untilMs: now + index.exchange.limits.measureMs };
+    index.schedule(this, this.#phase.untilMs);
+  }
+
+  get phase(): Phase["is"] {
+    return this.#phase.is;
+  }
+
+  /** Alone writes the phase: what has ended stays so. */
+  #become(phase: Phase): void {
+    if (this.#phase.is === "ended") return;
+    this.#phase = phase;
+    if (phase.is !== "ended") this.#index.schedule(this, Math.min(phase.untilMs, this.#expiresAt));
+  }
+
+  get #expiresAt(): number {
+    return this.#startedAt + introductionMs(this.#index.exchange.limits);
+  }
+
+  get #way(): Way | undefined {
+    return this.#plan[this.#round.at];
+  }
+
+  get #members(): [Member, Member] {
+    return [this.#sides[0].member, this.#sides[1].member];
+  }
+
+  #sideOf(member: Member): [side: Side | undefined, other: Side] {
+    const [a, b] = this.#sides;
+    return [member === a.member ? a : member === b.member ? b : undefined, member === a.member ? b : a];
+  }
+
+  /**
+   * Whether it answers a `connect` that comes later: both may have asked at once. Once a side has reported that it is
+   * linked, it knows how that ended, and means another.
+   */
+  answers(asker: Member): boolean {
+    const [side] = this.#sideOf(asker);
+    return side!.report !== "linked" && this.#index.now() < this.#expiresAt;
+  }
+
+  // the plan
+
+  /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
+  plan(): void {
+    if (this.#phase.is !== "planning") return;
+    const { exchange, quotas, workingWay, now } = this.#index;
+    const [asker, target] = this.#members;
+    const isReady = !exchange.canMeasure || (asker.hasMeasured && target.hasMeasured);
+    if (!isReady && now() < this.#phase.untilMs) return;
+    const rounds = planRounds(asker.peer, target.peer);
+    if (rounds.length === 0) return this.#relayInstead() ? undefined : this.#refuse();
+    const known = workingWay(asker, target);
+    const plan = known ? [known, ...rounds] : rounds;
+    if (plan.includes("birthday")) {
+      const seconds = quotas.spendBirthday(this.asking, now());
+      if (seconds > 0) return this.#relayInstead() ? undefined : this.#refuseBirthday(seconds);
+      this.#birthday = "taken";
+    }
+    this.#plan = plan;
+    this.#startRound();
+  }
+
+  /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
+  #refuse(): void {
+    const { exchange } = this.#index;
+    const [asker, target] = this.#members;
+    const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
+    this.end(reason);
+    exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
+    const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
+    exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
+  }
+
+  #refuseBirthday(seconds: number): void {
+    const { exchange } = this.#index;
+    const [asker, target] = this.#members;
+    this.end("refused");
+    const { birthdaysPerPair: most, failedBirthdayPauseMs: pauseMs } = exchange.limits;
+    const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
+    exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
+  }
+
+  // the relay
+
+  wantRelay(): void {
+    if (this.#relay.is !== "unwanted") return;
+    this.#relay = { is: "wanted" };
+    this.#index.relayIn(this, relayAfterMs);
+  }
+
+  /** It has been wanted for a while. */
+  relayDue(): void {
+    this.#relay = { is: "due" };
+    if (this.#hasPunched) this.#offerRelay();
+  }
+
+  /** Where there is no direct way. */
+  #relayInstead(): boolean {
+    if (!this.#offerRelay()) return false;
+    this.#become({ is: "relayed", untilMs: this.#expiresAt });
+    return true;
+  }
+
+  /** Once for an introduction; returns whether it could be. */
+  #offerRelay(): boolean {
+    if (this.#relay.is !== "wanted" && this.#relay.is !== "due") return false;
+    const { exchange, noRelay, addToken, told } = this.#index;
+    noRelay(this);
+    const [a, b] = this.#members;
+    this.#relay = { is: "refused" };
+    const token = exchange.offerRelay(a, b);
+    if (token === undefined) return false;
+    this.#relay = { is: "offered", token, linkedAt: undefined };
+    addToken(token, this);
+    told(token, a, b);
+    exchange.show(a, b, { type: "relay", role: "controlling", token });
+    exchange.show(b, a, { type: "relay", role: "controlled", token });
+    return true;
+  }
+
+  get #relayToken(): string {
+    return this.#relay.is === "offered" ? this.#relay.token : "";
+  }
+
+  // the rounds
+
+  #nextRound(): void {
+    this.#offerRelay();
+    this.#round.at += 1;
+    this.#startRound();
+  }
+
+  /** Begins the round that the plan has next: measures first where ports are to be predicted. */
+  #startRound(): void {
+    const sides = this.#sides;
+    const way = this.#way!;
+    this.#newToken();
+    const counts = ({ member }: Side) => member.peer.mapping === "sequential";
+    for (const side of sides) {
+      side.report = side.prediction = side.newer = undefined;
+      side.isMeasuring = way === "fresh" || (way === "predicted" && (counts(side) || !sides.some(counts)));
+    }
+    const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
+    if (measuring.length === 0) return this.#punch();
+    this.#measure(measuring, way);
+    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
+    // If its NAT has not given many ports since, there is nothing to wait for.
+    this.#round.isByOlder = isKnown && !this.#hasPunched;
+    if (!this.#round.isByOlder) return;
+    for (const side of measuring) side.prediction = side.member.position;
+    this.#punch();
+  }
+
+  #measure(measuring: Side[], way: Way): void {
+    const { exchange, now } = this.#index;
+    this.#become({ is: "measuring", untilMs: now() + exchange.limits.measureMs });
+    const { token } = this.#round;
+    for (const { member } of measuring)
+      exchange.show(member, this.#sideOf(member)[1].member, { type: "measure", token, way });
+  }
+
+  #newToken(): void {
+    this.#index.removeToken(this.#round.token);
+    this.#round.token = newToken();
+    this.#index.addToken(this.#round.token, this);
+  }
+
+  /** Where the NAT of a member stands, seen by a probe on its way to the other. */
+  probed(member: Member, prediction: Prediction): void {
+    if (this.#way === "predicted") this.measured(member, prediction);
+  }
+
+  measured(member: Member, prediction: Prediction | undefined): void {
+    const [side] = this.#sideOf(member);
+    if (!side?.isMeasuring) return; // late: the round has begun without it
+    const { isByOlder } = this.#round;
+    if (prediction && isAt(prediction.endpoint, member)) {
+      if (this.#way === "predicted") member.position = prediction;
+      if (isByOlder) side.newer = prediction;
+      else side.prediction = prediction;
+    }
+    side.isMeasuring = false;
+    if (this.#sides.some(({ isMeasuring }) => isMeasuring)) return;
+    if (!isByOlder) this.#punch();
+    else if (this.#sides.some((one) => one.newer && !isAhead(one.prediction!, one.newer))) this.#punchAnew();
+  }
+
+  /** What the round aims at has passed by already. */
+  #punchAnew(): void {
+    const sides = this.#sides;
+    this.#newToken();
+    // Where both count, each has used up as many ports as it has tried since it was measured.
+    const used = sides.every(({ newer }) => newer) ? predictedPorts : 0;
+    for (const side of sides) {
+      const { newer } = side;
+      side.report = side.newer = undefined;
+      if (!newer) continue;
+      const { address } = splitEndpoint(newer.endpoint);
+      side.prediction = { ...newer, endpoint: formatEndpoint(address, predictPort(newer, used)) };
+    }
+    // A side that had to try again and again has gone on since, and will say so once more.
+    const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
+    this.#round.isByOlder = isByOlder;
+    for (const side of sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
+    this.#punch();
+  }
+
+  /** How long the round under way may last, and whether no other follows: told in its `punch`, and held to. */
+  #roundLength(now: number): { isLast: boolean; deadlineMs: number } {
+    const { at } = this.#round;
+    const way = this.#way!;
+    const leftMs = this.#startedAt + this.#index.exchange.limits.punchDeadlineMs - now;
+    const roundTripMs = this.#members.reduce((sum, member) => sum + (member.roundTripMs ?? 0), 0);
+    // An open host accepts within one round trip, or not at all.
+    const isTrial = way === "direct" && this.#plan[at + 1] === "birthday";
+    const roundMs = isTrial
+      ? 2 * roundTripMs + trialSpareMs
+      : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
+    const isLast = at === this.#plan.length - 1 || leftMs - roundMs < shortestRoundMs;
+    return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
+  }
+
+  /** Tells both sides to punch, at the same moment. */
+  #punch(): void {
+    const { exchange, told, now } = this.#index;
+    const [a, b] = this.#sides;
+    const at = now();
+    const way = this.#way!;
+    const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
+    const { isLast, deadlineMs } = this.#roundLength(at);
+    this.#become({ is: "punching", untilMs: at + Math.max(...delays) + deadlineMs, isLast });
+    this.#hasPunched = true;
+    if (way === "birthday") this.#birthday = "punched";
+    if (!this.#round.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
+    told(this.#round.token, a.member, b.member);
+    this.#tellPunch(a, b, "controlling", delays[0], { isLast, deadlineMs });
+    this.#tellPunch(b, a, "controlled", delays[1], { isLast, deadlineMs });
+    const round = this.#round.at + 1;
+    exchange.tell({ event: "punch", a: a.member.peer.id, b: b.member.peer.id, way, round });
+    if (this.#relay.is === "due") this.#offerRelay();
+  }
+
+  #tellPunch(
+    to: Side,
+    { member, prediction: theirs }: Side,
+    role: Role,
+    startInMs: number,
+    { isLast: last, deadlineMs }: { isLast: boolean; deadlineMs: number },
+  ): void {
+    const { at, token } = this.#round;
+    const way = this.#way!;
+    const message: Extract<About, { type: "punch" }> = {
+      type: "punch",
+      role,
+      token,
+      startInMs,
+      way,
+      round: at + 1,
+      last,
+      deadlineMs,
+    };
+    if (to.prediction) message.own = to.prediction;
+    if (theirs) message.theirs = theirs;
+    this.#index.exchange.show(to.member, member, message);
+  }
+
+  // what the sides say
+
+  linked(member: Member, token: string): void {
+    const [side, other] = this.#sideOf(member);
+    if (!side) return;
+    if (token === this.#relayToken) this.#linkedByRelay(side);
+    else if (this.#isReportable(side, token)) this.#linkedDirectly(side, other);
+  }
+
+  /** A round that has been announced, and not been reported on by that side. */
+  #isReportable(side: Side, token: string): boolean {
+    return token === this.#round.token && this.#phase.is === "punching" && side.report === undefined;
+  }
+
+  /** Direct rounds go on meanwhile: it ends none of them. */
+  #linkedByRelay(side: Side): void {
+    if (side === this.#sides[1]) this.#welcomed("by relay");
+    side.isRelayed = true;
+    if (this.#relay.is === "offered" && this.#sides.every(({ isRelayed }) => isRelayed))
+      this.#relay = { ...this.#relay, linkedAt: this.#relay.linkedAt ?? this.#index.now() };
+    if (this.#phase.is !== "relayed") return;
+    side.report = "linked";
+    if (this.#sides.every(({ report }) => report === "linked")) this.end("linked");
+  }
+
+  #linkedDirectly(side: Side, other: Side): void {
+    side.report = "linked";
+    if (this.#round.at > 0) this.#index.keepWay(...this.#members, this.#way!);
+    if (side === this.#sides[1]) this.#welcomed("directly");
+    if (other.report === "linked") this.end("linked");
+    else if (other.report === "failed") this.#nextRound();
+  }
+
+  /** The first time, what it cost is given back. */
+  #welcomed(how: "by relay" | "directly"): void {
+    const { quotas, now } = this.#index;
+    if (this.#welcome === "not yet") quotas.refund(this.asking, now());
+    if (this.#welcome !== "directly") this.#welcome = how;
+  }
+
+  failed(member: Member, token: string, reason: FailureReason): void {
+    const [side, other] = this.#sideOf(member);
+    if (!side) return;
+    if (token === this.#relayToken) {
+      if (side.report !== undefined || this.#phase.is !== "relayed") return;
+      side.report = "failed";
+      this.#fail(side, other, reason);
+    } else if (this.#isReportable(side, token)) this.#failedDirectly(side, other, reason);
+  }
+
+  #failedDirectly(side: Side, other: Side, reason: FailureReason): void {
+    if (this.#phase.is !== "punching") return;
+    const { isLast, untilMs } = this.#phase;
+    side.report = "failed";
+    if (isLast || !retriable.has(reason)) return this.#fail(side, other, reason);
+    // Whoever fails at once must not have the other side open a second thousand of sockets beside the first.
+    const isAlone = other.report === undefined && this.#index.now() < untilMs;
+    if (this.#way === "birthday" && isAlone) return;
+    this.#nextRound();
+  }
+
+  #fail(side: Side, other: Side, reason: FailureReason): void {
+    const { exchange } = this.#index;
+    if (retriable.has(reason)) this.#offerRelay();
+    const token = this.#round.token || this.#relayToken;
+    const [id, peer] = [side.member.peer.id, other.member.peer.id];
+    if (other.report === undefined) exchange.send(other.member, { type: "failed", peer: id, token, reason });
+    this.end(reason);
+    exchange.tell({ event: "failed", id, peer, reason, detail: "" });
+  }
+
+  /** That member is gone. */
+  left(member: Member, detail: string): void {
+    const { exchange } = this.#index;
+    // Before the first round there is no token yet, and the other side takes any.
+    const token = this.#round.token || this.#relayToken || newToken();
+    this.end("peer-left");
+    const [, side] = this.#sideOf(member);
+    if (side.report !== undefined) return;
+    const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
+    exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
+    exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
+  }
+
+  // time
+
+  tick(now: number): void {
+    const phase = this.#phase;
+    if (phase.is === "ended") return;
+    if (now >= this.#expiresAt) return this.#expire();
+    if (now < phase.untilMs) return;
+    if (phase.is === "planning") this.plan();
+    else if (phase.is === "measuring") this.#punch();
+    else if (
+      phase.is === "punching" &&
+      !phase.isLast &&
+      this.#sides.some(({ report }) => report === "failed")
+    )
+      this.#nextRound();
+  }
+
+  /** When there is something to do for it, if nothing is said meanwhile. */
+  dueAt(now: number): number {
+    const untilMs = this.#phase.is === "ended" ? -Infinity : this.#phase.untilMs;
+    return untilMs > now ? Math.min(untilMs, this.#expiresAt) : this.#expiresAt;
+  }
+
+  /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
+  #expire(): void {
+    const { exchange } = this.#index;
+    const [token, wasRelayed, reason] = [
+      this.#relayToken,
+      this.#phase.is === "relayed",
+      "timed-out" as const,
+    ];
+    this.end(reason);
+    if (!wasRelayed) return;
+    for (const { member, report } of this.#sides) {
+      const [id, peer] = [member.peer.id, this.#sideOf(member)[1].member.peer.id];
+      if (report !== undefined) continue;
+      exchange.send(member, { type: "failed", peer, token, reason });
+      exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
+    }
+  }
+
+  end(outcome: Outcome): void {
+    const { quotas, removeToken, noRelay, ended, now } = this.#index;
+    const at = now();
+    this.#count(outcome, at);
+    removeToken(this.#round.token);
+    removeToken(this.#relayToken);
+    noRelay(this);
+    this.#become({ is: "ended" });
+    ended(this);
+    if (this.#birthday === "taken") quotas.settleBirthday(this.asking, "unused", at);
+    if (this.#birthday === "punched")
+      quotas.settleBirthday(this.asking, this.#welcome === "directly" ? "linked" : "failed", at);
+  }
+
+  /** What failed directly, but is relayed, has linked. */
+  #count(outcome: Outcome, now: number): void {
+    const { exchange } = this.#index;
+    const wasRelayed = this.#phase.is === "relayed";
+    const linkedAt = this.#relay.is === "offered" ? this.#relay.linkedAt : undefined;
+    if (linkedAt !== undefined && (outcome !== "linked" || wasRelayed))
+      return exchange.count("linked", "relay", linkedAt - this.#startedAt);
+    exchange.count(outcome, wasRelayed ? "relay" : (this.#way ?? "none"), now - this.#startedAt);
+  }
+}
+
+function sideOf(member: Member): Side {
+  return {
+    member,
+    report: undefined,
+    isMeasuring: false,
+    prediction: undefined,
+    newer: undefined,
+    isRelayed: false,
+  };
+}

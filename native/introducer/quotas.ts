@@ -1,0 +1,174 @@
+/**
+ * What others may make somebody do: how often one is introduced to the same peer, how often a peer is, and how often its
+ * ports are guessed. It owns what each member got of all others; what one asked of one peer is kept with their pair. What a
+ * link shows to have been wanted is given back. No clock of its own. For native/introducer/ alone.
+ */
+import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
+import { Rounds } from "../shares/turns.ts";
+import type { Limits } from "./limits.ts";
+import type { Member } from "./session.ts";
+import { Deadlines, type Due, notScheduled } from "./wheel.ts";
+
+/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+const targetWindowMs = 60_000;
+const hadNone = 0.5;
+
+/** How often it is looked at whether what somebody got of others has come back. */
+const unaskedMs = 10_000;
+
+/** What one member asked of another. */
+interface Asked {
+  introductions: Bucket;
+  birthdays: Bucket;
+  birthdayFailedAt: number;
+}
+
+/** What the two of a pair asked of each other, by the asker's id. */
+export type Asks = Map<number, Asked>;
+
+/** What one member got from all others, until that has come back. */
+interface Unasked extends Due {
+  readonly id: number;
+  introductions: Bucket;
+  /** Of them, those by each address. */
+  perAddress: Usage;
+  failedBirthdays: Bucket;
+}
+
+/** Who asks whom, and what they have asked of each other. */
+export interface Asking {
+  readonly asks: Asks;
+  readonly asker: Member;
+  readonly target: Member;
+}
+
+export class Quotas {
+  readonly #limits: Limits;
+  readonly #unasked = new Map<number, Unasked>();
+  readonly #due: Deadlines<Unasked>;
+  readonly #rounds = new Rounds(
+    () => this.#due.take(performance.now()).values(),
+    (unasked, now) => this.#lookAt(unasked, now),
+  );
+
+  /** It is to {@link tick} every `tickMs`. */
+  constructor(limits: Limits, tickMs: number, now: number) {
+    this.#limits = limits;
+    this.#due = new Deadlines(tickMs, now);
+  }
+
+  /** Takes an introduction that the target has not asked for; throws a {@link Refusal} where there have been too many. */
+  spend({ asks, asker, target }: Asking, now: number): void {
+    const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#limits;
+    const { introductions } = this.#askedOf(asks, asker, now);
+    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
+    const ofPairSeconds = waitSeconds(introductions, most, now);
+    if (ofPairSeconds > 0)
+      throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
+    const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
+    // Whoever has used it up must not keep others from that peer.
+    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.subscriber, hadNone, now))
+      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
+    introductions.tokens -= 1;
+    ofAll.tokens = Math.max(0, ofAll.tokens - 1);
+    perAddress.spend(asker.subscriber, 1, now);
+  }
+
+  /** The target has linked, so it wanted to, and it costs nobody anything. */
+  refund({ asks, asker, target }: Asking, now: number): void {
+    this.#askedOf(asks, asker, now).introductions.tokens += 1;
+    const { introductions, perAddress } = this.#unaskedOf(target, now);
+    introductions.tokens += 1;
+    perAddress.spend(asker.subscriber, -1, now);
+  }
+
+  /** Seconds until ports may be guessed; 0 when they may now, and then that is taken, lest many begin at once. */
+  spendBirthday({ asks, asker, target }: Asking, now: number): number {
+    const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#limits;
+    const { birthdays, birthdayFailedAt } = this.#askedOf(asks, asker, now);
+    const { failedBirthdays } = this.#unaskedOf(target, now);
+    const seconds = Math.max(
+      Math.ceil((birthdayFailedAt + failedBirthdayPauseMs - now) / 1000),
+      waitSeconds(birthdays, birthdaysPerPair, now),
+      waitSeconds(failedBirthdays, failedBirthdaysPerTarget, now),
+    );
+    if (seconds > 0) return seconds;
+    birthdays.tokens -= 1;
+    failedBirthdays.tokens -= 1;
+    return 0;
+  }
+
+  /** Gives back what was taken of it: what was not needed is free, and so is what the target linked by. */
+  settleBirthday({ asks, asker, target }: Asking, was: "unused" | "linked" | "failed", now: number): void {
+    const asked = this.#askedOf(asks, asker, now);
+    if (was === "unused") asked.birthdays.tokens += 1;
+    if (was === "failed") asked.birthdayFailedAt = now;
+    else this.#unaskedOf(target, now).failedBirthdays.tokens += 1;
+  }
+
+  /** When all that was taken will have come back. */
+  isAsNewAt(asks: Asks): number {
+    const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#limits;
+    let at = -Infinity;
+    for (const { introductions, birthdays, birthdayFailedAt } of asks.values()) {
+      const introductionsAt = fullAt(introductions, introductionsPerPair);
+      const birthdaysAt = fullAt(birthdays, birthdaysPerPair);
+      at = Math.max(at, introductionsAt, birthdaysAt, birthdayFailedAt + failedBirthdayPauseMs);
+    }
+    return at;
+  }
+
+  #askedOf(asks: Asks, { peer }: Member, now: number): Asked {
+    const known = asks.get(peer.id);
+    if (known) return known;
+    const { introductionsPerPair, birthdaysPerPair } = this.#limits;
+    const fresh: Asked = {
+      introductions: { tokens: introductionsPerPair, at: now },
+      birthdays: { tokens: birthdaysPerPair, at: now },
+      birthdayFailedAt: -Infinity,
+    };
+    asks.set(peer.id, fresh);
+    return fresh;
+  }
+
+  #unaskedOf({ peer }: Member, now: number): Unasked {
+    const known = this.#unasked.get(peer.id);
+    if (known) return known;
+    const { introductionsPerTarget, failedBirthdaysPerTarget, ownHostShares } = this.#limits;
+    const fresh: Unasked = {
+      id: peer.id,
+      slot: notScheduled,
+      introductions: { tokens: introductionsPerTarget, at: now },
+      perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
+      failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
+    };
+    this.#unasked.set(peer.id, fresh);
+    this.#due.put(fresh, now + unaskedMs);
+    return fresh;
+  }
+
+  tick(): void {
+    this.#rounds.begin();
+  }
+
+  #lookAt(unasked: Unasked, now: number): void {
+    if (this.#unasked.get(unasked.id) !== unasked) return; // it has left
+    const { introductionsPerTarget, failedBirthdaysPerTarget } = this.#limits;
+    const { introductions, perAddress, failedBirthdays } = unasked;
+    perAddress.tick(now);
+    const isFullAt = Math.max(
+      fullAt(introductions, introductionsPerTarget),
+      fullAt(failedBirthdays, failedBirthdaysPerTarget),
+    );
+    if (now >= isFullAt && perAddress.size === 0) this.left(unasked.id);
+    else this.#due.put(unasked, Math.max(isFullAt, now + unaskedMs));
+  }
+
+  /** A member is gone, or has nothing left to come back. */
+  left(id: number): void {
+    const unasked = this.#unasked.get(id);
+    if (!unasked) return;
+    this.#unasked.delete(id);
+    this.#due.remove(unasked);
+  }
+}
