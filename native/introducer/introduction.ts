@@ -14,41 +14,30 @@
  */
 import {
   type FailureReason,
-  formatEndpoint,
   isAhead,
   planRounds,
-  predictedPorts,
   type Prediction,
-  predictPort,
-  type Refusal,
   relayAfterMs,
   type Role,
-  splitEndpoint,
-  type ToParticipant,
   type Way,
 } from "../../protocol.ts";
 import { waitRefusal } from "../shares/budget.ts";
-import type { IntroducerEvent } from "./events.ts";
-import type { Limits } from "./limits.ts";
+import type { Exchange } from "./exchange.ts";
 import type { About } from "./lines.ts";
-import type { Outcome, OutcomeWay } from "./metrics.ts";
+import type { Outcome } from "./metrics.ts";
 import { isAt } from "./observe.ts";
 import type { Asking, Quotas } from "./quotas.ts";
+import {
+  aimAnew,
+  beginRound,
+  counts,
+  introductionMs,
+  roundLength,
+  type Side,
+  sideOf,
+  startDelays,
+} from "./round.ts";
 import { type Member, newToken } from "./session.ts";
-
-/** A report may be under way this long after the punch's deadline. */
-export const reportGraceMs = 2000;
-
-/** No start is put off longer, whatever round trips a participant feigns. */
-const maxStartInMs = 2000;
-
-/** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
-const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
-const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
-const trialSpareMs = 200;
-
-/** What is left after the last round but is too short for another. */
-const shortestRoundMs = 500;
 
 /** Failures after which another round may succeed. */
 const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
@@ -61,19 +50,6 @@ const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
 /** How often a round by predicted ports is begun anew because a NAT has gone on. */
 const maxCorrections = 2;
 
-/** One of the two in an introduction. */
-interface Side {
-  readonly member: Member;
-  /** What it said of the round under way; undefined while that is still to come. */
-  report: "linked" | "failed" | undefined;
-  isMeasuring: boolean;
-  prediction: Prediction | undefined;
-  /** What came while it was punching by an older prediction. */
-  newer: Prediction | undefined;
-  /** Whether it has said that it is linked by relay. */
-  isRelayed: boolean;
-}
-
 /** How far it is. Only what has been announced by a `punch` can be reported on. */
 type Phase =
   | { is: "planning" | "measuring" | "relayed"; untilMs: number }
@@ -85,37 +61,6 @@ type Relay =
   | { is: "unwanted" | "wanted" | "due" | "refused" }
   /** `linkedAt`: when both had said that they are linked by it. */
   | { is: "offered"; token: string; linkedAt: number | undefined };
-
-/** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
-export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
-  const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
-  const last = Math.max(delayA, delayB);
-  return [Math.min(last - delayA, maxStartInMs), Math.min(last - delayB, maxStartInMs)];
-}
-
-/** How long an introduction may take in all, with what is said of it at the end. */
-export function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
-  return mostMs + maxStartInMs + reportGraceMs;
-}
-
-/** What the introductions need of the sessions. */
-export interface Exchange {
-  readonly limits: Limits;
-  /** Whether there are probe ports, so that participants can say how their NATs map. */
-  readonly canMeasure: boolean;
-  send(member: Member, message: ToParticipant): void;
-  /** Sends a message that shows `about`. */
-  show(member: Member, about: Member, message: About): void;
-  /** The token of a relay between the two, where there can be one. */
-  offerRelay(a: Member, b: Member): string | undefined;
-  /** Refuses a `connect` that has been accepted before. */
-  refuse(member: Member, refusal: Refusal, peer: number): void;
-  tell(event: IntroducerEvent): void;
-  /** Does what serves a member: what fails in it costs that one only. Of nobody, it costs nobody. */
-  serve(member: Member | undefined, work: () => void): void;
-  /** An introduction has ended. */
-  count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
-}
 
 /** What an introduction needs of all of them. */
 export interface Index {
@@ -298,15 +243,9 @@ export class Introduction {
 
   /** Begins the round that the plan has next: measures first where ports are to be predicted. */
   #startRound(): void {
-    const sides = this.#sides;
     const way = this.#way!;
     this.#newToken();
-    const counts = ({ member }: Side) => member.peer.mapping === "sequential";
-    for (const side of sides) {
-      side.report = side.prediction = side.newer = undefined;
-      side.isMeasuring = way === "fresh" || (way === "predicted" && (counts(side) || !sides.some(counts)));
-    }
-    const measuring = sides.filter(({ isMeasuring }) => isMeasuring);
+    const measuring = beginRound(this.#sides, way);
     if (measuring.length === 0) return this.#punch();
     this.#measure(measuring, way);
     const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
@@ -353,37 +292,13 @@ export class Introduction {
 
   /** What the round aims at has passed by already. */
   #punchAnew(): void {
-    const sides = this.#sides;
     this.#newToken();
-    // Where both count, each has used up as many ports as it has tried since it was measured.
-    const used = sides.every(({ newer }) => newer) ? predictedPorts : 0;
-    for (const side of sides) {
-      const { newer } = side;
-      side.report = side.newer = undefined;
-      if (!newer) continue;
-      const { address } = splitEndpoint(newer.endpoint);
-      side.prediction = { ...newer, endpoint: formatEndpoint(address, predictPort(newer, used)) };
-    }
+    const used = aimAnew(this.#sides);
     // A side that had to try again and again has gone on since, and will say so once more.
     const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
     this.#round.isByOlder = isByOlder;
-    for (const side of sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
+    for (const side of this.#sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
     this.#punch();
-  }
-
-  /** How long the round under way may last, and whether no other follows: told in its `punch`, and held to. */
-  #roundLength(now: number): { isLast: boolean; deadlineMs: number } {
-    const { at } = this.#round;
-    const way = this.#way!;
-    const leftMs = this.#startedAt + this.#index.exchange.limits.punchDeadlineMs - now;
-    const roundTripMs = this.#members.reduce((sum, member) => sum + (member.roundTripMs ?? 0), 0);
-    // An open host accepts within one round trip, or not at all.
-    const isTrial = way === "direct" && this.#plan[at + 1] === "birthday";
-    const roundMs = isTrial
-      ? 2 * roundTripMs + trialSpareMs
-      : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
-    const isLast = at === this.#plan.length - 1 || leftMs - roundMs < shortestRoundMs;
-    return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
   }
 
   /** Tells both sides to punch, at the same moment. */
@@ -393,7 +308,9 @@ export class Introduction {
     const at = now();
     const way = this.#way!;
     const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
-    const { isLast, deadlineMs } = this.#roundLength(at);
+    const roundTripMs = (a.member.roundTripMs ?? 0) + (b.member.roundTripMs ?? 0);
+    const leftMs = this.#startedAt + exchange.limits.punchDeadlineMs - at;
+    const { isLast, deadlineMs } = roundLength(this.#plan, this.#round.at, roundTripMs, leftMs);
     this.#become({ is: "punching", untilMs: at + Math.max(...delays) + deadlineMs, isLast });
     this.#hasPunched = true;
     if (way === "birthday") this.#birthday = "punched";
@@ -578,15 +495,4 @@ export class Introduction {
       return exchange.count("linked", "relay", linkedAt - this.#startedAt);
     exchange.count(outcome, wasRelayed ? "relay" : (this.#way ?? "none"), now - this.#startedAt);
   }
-}
-
-function sideOf(member: Member): Side {
-  return {
-    member,
-    report: undefined,
-    isMeasuring: false,
-    prediction: undefined,
-    newer: undefined,
-    isRelayed: false,
-  };
 }

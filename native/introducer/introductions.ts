@@ -5,9 +5,11 @@
  */
 import type { Prediction, Refusal } from "../../protocol.ts";
 import { Rounds } from "../shares/turns.ts";
-import { type Exchange, type Index, Introduction, introductionMs, reportGraceMs } from "./introduction.ts";
+import type { Exchange } from "./exchange.ts";
+import { type Index, Introduction } from "./introduction.ts";
 import type { Limits } from "./limits.ts";
 import { type Asking, type Asks, Quotas } from "./quotas.ts";
+import { introductionMs, reportGraceMs } from "./round.ts";
 import type { Member, MessageOf } from "./session.ts";
 import { ToldTokens } from "./told.ts";
 import { WorkingWays } from "./ways.ts";

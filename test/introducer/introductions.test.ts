@@ -1,6 +1,6 @@
 /** One introduction: punch, its end, both asking at once, and many of them. */
 import { expect, test } from "bun:test";
-import { startDelays } from "../../native/introducer/introduction.ts";
+import { startDelays } from "../../native/introducer/round.ts";
 import { linkedBy } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { introduce, type Joined, noAnswer } from "./introducer-fixture.ts";

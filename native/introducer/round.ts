@@ -1,0 +1,106 @@
+/**
+ * One round of an introduction: who measures, how long it lasts, and what it aims at when a NAT has gone on. Pure, but for the
+ * sides that it is given. For native/introducer/introduction.ts alone.
+ */
+import {
+  formatEndpoint,
+  type Prediction,
+  predictedPorts,
+  predictPort,
+  splitEndpoint,
+  type Way,
+} from "../../protocol.ts";
+import type { Limits } from "./limits.ts";
+import type { Member } from "./session.ts";
+
+/** A report may be under way this long after the punch's deadline. */
+export const reportGraceMs = 2000;
+
+/** No start is put off longer, whatever round trips a participant feigns. */
+const maxStartInMs = 2000;
+
+/** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
+const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
+const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
+const trialSpareMs = 200;
+
+/** What is left after the last round but is too short for another. */
+const shortestRoundMs = 500;
+
+/** One of the two in an introduction. */
+export interface Side {
+  readonly member: Member;
+  /** What it said of the round under way; undefined while that is still to come. */
+  report: "linked" | "failed" | undefined;
+  isMeasuring: boolean;
+  prediction: Prediction | undefined;
+  /** What came while it was punching by an older prediction. */
+  newer: Prediction | undefined;
+  /** Whether it has said that it is linked by relay. */
+  isRelayed: boolean;
+}
+
+export function sideOf(member: Member): Side {
+  return {
+    member,
+    report: undefined,
+    isMeasuring: false,
+    prediction: undefined,
+    newer: undefined,
+    isRelayed: false,
+  };
+}
+
+/** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
+export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
+  const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
+  const last = Math.max(delayA, delayB);
+  return [Math.min(last - delayA, maxStartInMs), Math.min(last - delayB, maxStartInMs)];
+}
+
+/** How long an introduction may take in all, with what is said of it at the end. */
+export function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
+  return mostMs + maxStartInMs + reportGraceMs;
+}
+
+/**
+ * How long a round of that plan may last, and whether no other follows: told in its `punch`, and held to. `roundTripMs`: the
+ * sum of both sides'; `leftMs`: what is left of the introduction.
+ */
+export function roundLength(plan: readonly Way[], at: number, roundTripMs: number, leftMs: number) {
+  const way = plan[at]!;
+  // An open host accepts within one round trip, or not at all.
+  const isTrial = way === "direct" && plan[at + 1] === "birthday";
+  const roundMs = isTrial
+    ? 2 * roundTripMs + trialSpareMs
+    : roundTripMs * roundRoundTrips[way] + roundSpareMs[way];
+  const isLast = at === plan.length - 1 || leftMs - roundMs < shortestRoundMs;
+  return { isLast, deadlineMs: Math.max(1, Math.round(isLast ? leftMs : roundMs)) };
+}
+
+export function counts({ member }: Side): boolean {
+  return member.peer.mapping === "sequential";
+}
+
+/** Nothing has been said of the round that begins; returns those who measure before it. */
+export function beginRound(sides: readonly Side[], way: Way): Side[] {
+  for (const side of sides) {
+    side.report = side.prediction = side.newer = undefined;
+    side.isMeasuring = way === "fresh" || (way === "predicted" && (counts(side) || !sides.some(counts)));
+  }
+  return sides.filter(({ isMeasuring }) => isMeasuring);
+}
+
+/** What came meanwhile is what the round aims at now; returns by how many ports beyond that. */
+export function aimAnew(sides: readonly Side[]): number {
+  // Where both count, each has used up as many ports as it has tried since it was measured.
+  const used = sides.every(({ newer }) => newer) ? predictedPorts : 0;
+  for (const side of sides) {
+    const { newer } = side;
+    side.report = side.newer = undefined;
+    if (!newer) continue;
+    const { address } = splitEndpoint(newer.endpoint);
+    side.prediction = { ...newer, endpoint: formatEndpoint(address, predictPort(newer, used)) };
+  }
+  return used;
+}
