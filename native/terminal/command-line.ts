@@ -1,29 +1,29 @@
 /**
- * Options and commands: how both programs read them, and how they are listed. It obeys none. For native/terminal/ and both
- * programs.
+ * Options and commands: how both programs read and list them. It runs none. For native/terminal/ and both programs.
  */
 import { basename } from "node:path";
 import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
 import manifest from "../../package.json" with { type: "json" };
 import { maxTextLength, printable } from "../../protocol.ts";
 
-/** So many names that a word may become are shown. */
+/** So many completions of a word are shown. */
 const mostCompletions = 100;
 
-/** The program was started with arguments that it has no use for: exit code 2. */
+/** The program's arguments are wrong: exit code 2. */
 export class UsageError extends Error {}
 
-/** A command line that is none; `message` says what is wrong with it. */
+/** A line is no command. The message says what is wrong with it. */
 export class CommandError extends Error {}
 
 /** One command: its letter ("" for none), its word, and the words that follow, such as `PEER TEXT`. */
 export interface Command<Word extends string = string> {
   readonly key: string;
   readonly word: Word;
-  /** Further words for it. */
+  /** Other words for it. */
   readonly aliases?: readonly string[];
   /**
-   * In order: `NAME` is needed, `NAME ...` repeats, `[-v]` may come anywhere, and `TEXT` or `[TEXT]` is all that is left.
+   * In order. `NAME` is needed, `NAME ...` may be repeated, `[-v]` may stand anywhere. `TEXT` and `[TEXT]` are the rest of
+   * the line.
    */
   readonly operands: string;
   readonly what: string;
@@ -32,26 +32,26 @@ export interface Command<Word extends string = string> {
 export interface CommandLine<Word extends string> {
   command: Word;
   words: string[];
-  /** Empty where there is none. */
+  /** "" if there is none. */
   text: string;
   flags: string[];
 }
 
 export const version: string = manifest.version;
 
-/** How this program was started, for those who shall start it again: `bun run NAME`, or a compiled file's own name. */
+/** The command that starts this program, for people: `bun run NAME`, or the name of the compiled file. */
 export function startedAs(name: string): string {
-  // A compiled program lives in a file system of its own: /$bunfs/, on Windows B:\~BUN\.
+  // A compiled program has a file system of its own: /$bunfs/, on Windows B:\~BUN\.
   const isCompiled = /\$bunfs|~BUN/.test(import.meta.path);
   return isCompiled ? basename(process.execPath) : `bun run ${name}`;
 }
 
-/** The same for the other of the two programs. */
+/** The same for the other program. */
 export function otherStartedAs(name: string): string {
   return startedAs(name).startsWith("bun run ") ? `bun run ${name}` : name;
 }
 
-/** Reads the program's arguments; throws a {@link UsageError}. */
+/** Reads the program's arguments. Throws a {@link UsageError}. */
 export function readOptions<T extends ParseArgsOptionsConfig>(args: string[], options: T) {
   try {
     return parseArgs({ args, options, allowPositionals: true });
@@ -64,7 +64,7 @@ export function readOptions<T extends ParseArgsOptionsConfig>(args: string[], op
   }
 }
 
-/** One line a command: letter, form, what it does. */
+/** A line for each command: its letter, its form, what it does. */
 export function renderCommands(commands: readonly Command[]): string {
   const forms = commands.map(({ word, operands }) => `${word} ${operands}`);
   const width = Math.max(...forms.map(({ length }) => length));
@@ -81,7 +81,7 @@ function findCommand<Word extends string>(
   return commands.find((one) => [one.word, one.key || one.word, ...(one.aliases ?? [])].includes(lower));
 }
 
-/** Reads one line as one of these commands; throws a {@link CommandError} that says what is wrong with it. */
+/** Reads a line as one of these commands. Throws a {@link CommandError} that says what is wrong. */
 export function readCommand<Word extends string>(
   commands: readonly Command<Word>[],
   line: string,
@@ -118,7 +118,7 @@ function readOperands({ word, operands }: Command, rest: string): Omit<CommandLi
   return { words, flags, text: left };
 }
 
-/** What the last word of a line may become: a command, or where one is expected the name of a participant. */
+/** What the last word of a line may become: a command, or the name of a participant if one is expected. */
 export function completions(commands: readonly Command[], names: Iterable<string>, line: string): string[] {
   const words = line.trimStart().split(/\s+/);
   const typed = words.at(-1) ?? "";
@@ -131,7 +131,7 @@ export function completions(commands: readonly Command[], names: Iterable<string
   const fitting = new Set<string>();
   for (const name of names) {
     if (name.startsWith(typed) && printable(name) === name) fitting.add(name);
-    if (fitting.size > mostCompletions) return []; // nobody reads them, and to sort and show them takes long
+    if (fitting.size > mostCompletions) return []; // nobody reads so many, and to sort and show them takes long
   }
   return [...fitting].sort();
 }

@@ -30,17 +30,17 @@ const logFormats = ["text", "json"] as const;
 
 export type LogFormat = (typeof logFormats)[number];
 
-/** How many ports after a taken one are tried for a free one to propose. */
+/** If a port is taken, so many after it are tried, to propose a free one. */
 export const proposedPorts = 100;
 
-/** A limit with its unit, which its name says. */
+/** A limit with its unit. The unit is in its name. */
 function quantity(name: string, value: number): string {
   if (/bytes/i.test(name)) return amount(value);
   if (!name.endsWith("Ms")) return String(value);
   return value < 1000 ? `${value} ms` : `${value / 1000} s`;
 }
 
-/** Those that nobody need change. */
+/** The limits that have no option. */
 function renderLimits(): string {
   const rows = limitsHelp(quantity).flatMap(({ head, lines }) =>
     lines.map((line, index) => `  ${(index === 0 ? head : "").padEnd(15)}${line}`),
@@ -70,15 +70,16 @@ Options:
   --probe-ports A,B  further ports, where participants measure how their
                      NAT maps (default: the next two; none: no measuring)
   --alternate ADDR   a second address of this host, for finer measuring
-  --no-relay         carry no bytes of those who have no direct way
+  --no-relay         relay no links
   --relay-rate N     bytes a second of one relayed link, each way
                      (default: 1M; K, M, G: times 1024 and so on)
   --relay-total N    bytes a second of all relayed links (default: 16M)
-  --redis URL        one of several introducers: each room lives at one of
-                     them, and that Redis says at which (also from REDIS_URL;
-                     redis://HOST or rediss://HOST for TLS)
-  --advertise HOST[:PORT]  where participants are sent whose room lives here
-                     (default: the likeliest of this host's addresses, PORT)
+  --redis URL        share the work with other introducers: each room lives at
+                     one of them, and this Redis says at which (redis://HOST,
+                     or rediss://HOST for TLS; also from REDIS_URL)
+  --advertise HOST[:PORT]  the address to which participants of the rooms
+                     that live here are sent (default: the likeliest address
+                     of this host, and PORT)
   --max-connections N  connections in all (default: ${defaultLimits.sessions})
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
@@ -88,8 +89,8 @@ Options:
                      address
   --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
                      address: 127.0.0.1)
-  -q, --quiet        results, errors and warnings only
-  --log text|json    how events are told on standard error (default: text)
+  -q, --quiet        print results, errors and warnings only
+  --log text|json    how events are written to standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
   --version          which version this is
@@ -97,12 +98,12 @@ Options:
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
-Further limits; whoever goes beyond one is told so, or made to wait:
+Further limits. Whoever goes beyond one is told so, or has to wait:
 ${renderLimits()}
-Of what there is once for all, nobody gets more than a quarter of what is left.
+Of what all share, one address gets at most a quarter of what is still free.
 
-Results go to standard output, all else to standard error. Without a terminal
-the end of the input ends nothing; after \`quit\` the exit code is 1 if a
+Results go to standard output, all else to standard error. Without a terminal,
+the program goes on when its input ends. After \`quit\` the exit code is 1 if a
 command failed.
 
 SIGTERM ends it in order: participants are told to come back, and introductions
@@ -169,7 +170,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   };
 }
 
-/** Participants are told to go there, so an address of another host would send them astray. */
+/** It must be ours: participants are sent there. */
 function readAlternate(text: string): string {
   const address = canonicalAddress(text)?.address;
   if (address === undefined) throw new UsageError(`--alternate must be an IP address, not ${text}`);
@@ -199,7 +200,7 @@ function readLogFormat(text: string): LogFormat {
   return format;
 }
 
-/** `9100`, `0.0.0.0:9100`: where nobody says so, nobody else shall read it. */
+/** `9100`, `0.0.0.0:9100`. Without an address, only this host can read it. */
 function readMetrics(text: string): { hostname: string; port: number } {
   const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
   if (endpoint === undefined)
@@ -250,7 +251,7 @@ function readRelay(values: RelayValues) {
   };
 }
 
-/** `65536`, `64K`, `1M`: at least 1K, for a TLS handshake has to get through. */
+/** `65536`, `64K`, `1M`. At least 1K: a TLS handshake must get through. */
 function readBytes(option: string, text: string): number {
   const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
   const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");

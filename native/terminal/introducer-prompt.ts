@@ -1,6 +1,5 @@
 /**
- * The operator's prompt: tells events as log lines or JSON, and obeys commands, by what it is given to obey with. For
- * introducer.ts.
+ * The operator's prompt: prints events as log lines or JSON, and runs commands on what it is given. For introducer.ts.
  */
 import type { Terminal } from "./terminal.ts";
 import { CommandError, completions, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
@@ -23,10 +22,10 @@ import { publicAddress } from "../introducer/observe.ts";
 import { describe, renderOthers, renderParticipants, renderStats } from "./introducer-tables.ts";
 import { commandHelp, commands, type LogFormat, parsePort, proposedPorts } from "./introducer-arguments.ts";
 
-/** What an introducer tells even with --quiet. */
+/** Events that are printed even with --quiet. */
 const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
 
-/** What the commands want of the introducer. */
+/** What the commands need of the introducer. */
 export interface Operated {
   readonly size: number;
   readonly stats: Stats;
@@ -47,7 +46,7 @@ export class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
   readonly #log: LogFormat;
-  /** Events of this tick. */
+  /** The lines of this turn of the event loop. */
   #told: string[] = [];
   #failures = 0;
 
@@ -70,7 +69,7 @@ export class Prompt {
     return `${time} ${printable(describe(event))}`;
   }
 
-  /** What happens in one tick goes in one system call: in a flood those for each line would be a quarter of all work. */
+  /** Writes the lines of one turn by one system call. In a flood, a call for each line would be a quarter of all work. */
   flush(isProblem = false): void {
     if (this.#told.length === 0) return;
     const text = this.#told.join("\n");
@@ -79,7 +78,7 @@ export class Prompt {
     else this.#terminal.story(text, isProblem);
   }
 
-  /** Takes commands until the operator wants to end; resolves to the exit code. */
+  /** Runs commands until the operator ends it. Resolves to the exit code. */
   async runCommands(introducer: Operated): Promise<number> {
     const terminal = this.#terminal;
     if (terminal.isInteractive) {
@@ -90,7 +89,7 @@ export class Prompt {
     for await (const line of terminal.lines()) {
       if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
     }
-    return new Promise<never>(() => {}); // as a service, standard input is /dev/null: its end means nothing
+    return new Promise<never>(() => {}); // a service has /dev/null as standard input, so its end means nothing
   }
 
   #converse(introducer: Operated): Promise<void> {
@@ -110,7 +109,7 @@ export class Prompt {
     });
   }
 
-  /** Obeys one line; returns whether it asks for the end. */
+  /** Runs one line. Returns whether it asks to end. */
   async #run(line: string, introducer: Operated): Promise<boolean> {
     try {
       const { command, words, text } = readCommand(commands, line);
@@ -164,7 +163,7 @@ export class Prompt {
     this.#say({ event: "told", participants: 1, id: found.id, name: found.name });
   }
 
-  /** What became of a command: where programs read, one of their lines. */
+  /** Prints the outcome of a command; as JSON where programs read. */
   #say(event: IntroducerEvent): void {
     const isProblem = problems.has(event.event);
     if (this.#isJson) this.#json(event);
@@ -180,7 +179,7 @@ export class Prompt {
   }
 }
 
-/** What other introducers say; `problem` is why they can't be asked. */
+/** The answer of other introducers. `problem`: why they can't be asked. */
 async function tried<T>(asked: Promise<T>): Promise<{ value?: T; problem?: string }> {
   try {
     return { value: await asked };
@@ -189,7 +188,7 @@ async function tried<T>(asked: Promise<T>): Promise<{ value?: T; problem?: strin
   }
 }
 
-/** Who gives such ids has its participants, or had them. */
+/** Says which other introducer gives out such an id; undefined if none does. */
 async function whereElse(introducer: Operated, word: string): Promise<string | undefined> {
   const id = /^\d+$/.test(word) ? Number(word) : 0;
   const { value: others = [] } = await tried(introducer.others());
@@ -197,7 +196,7 @@ async function whereElse(introducer: Operated, word: string): Promise<string | u
   return other && `${word} is not here: tell it at ${printable(other.address)}`;
 }
 
-/** Where the other introducers can't be asked. */
+/** Throws if the other introducers could not be asked. */
 function failIfIncomplete(what: string, problem: string | undefined): void {
   if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
 }
@@ -230,7 +229,7 @@ export function invitation({ host, port }: { host: string; port: number }): stri
   return `${command} ${formatEndpoint(address, port)}${hint}`;
 }
 
-/** The next port after a taken one that is free now; undefined where there is none near. */
+/** The next port after a taken one that is free now; undefined if there is none near. */
 function freePortAfter(taken: number, hostname: string): number | undefined {
   const last = Math.min(65535, taken + proposedPorts);
   for (let port = taken + 1; port <= last; port++) {

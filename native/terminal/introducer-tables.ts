@@ -10,12 +10,12 @@ import { age, failureReasons, printable } from "../../protocol.ts";
 import type { Neighbour } from "../introducer/redis/homes.ts";
 import type { IntroducerEvent } from "../introducer/events.ts";
 
-/** A room's name for people: of a secret one, which is a hash, as much as tells it from others. */
+/** A room's name for people. A private room's name is a hash: only its beginning is shown. */
 function roomName(room: string): string {
   return isSecretRoom(room) ? `${room.slice(0, 8)}…` : room;
 }
 
-/** Two lines a participant and more, in 80 columns. */
+/** Two lines or more for a participant, in 80 columns. */
 const narrowList: Column[] = [
   { head: "id" },
   { head: "name", least: 9, isCut: true },
@@ -26,7 +26,7 @@ const narrowList: Column[] = [
   { head: "since" },
 ];
 
-/** One line a participant. */
+/** One line for a participant. */
 const wideList: Column[] = [
   { head: "id" },
   { head: "name", least: 12, isCut: true },
@@ -39,7 +39,7 @@ const wideList: Column[] = [
   { head: "since" },
 ];
 
-/** Ids of others that a line shows; there may be a room full of them. */
+/** So many ids of others are shown in a line. There may be a whole room of them. */
 const shownIds = 6;
 const shownRelays = 2;
 
@@ -55,7 +55,7 @@ export function amount(bytes: number): string {
   return `${(bytes / 1024 ** unit).toFixed(unit === 0 ? 0 : 1)} ${units[unit]}`;
 }
 
-/** Which of its links are relayed: `7 relayed 1.5 MiB`. */
+/** The relayed links of a participant: `7 relayed 1.5 MiB`. */
 function relayedList({ links }: Participant, most: number): string[] {
   const relayed = links.filter(({ route }) => route === "relay");
   const shown = relayed
@@ -90,8 +90,8 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
 }
 
 /**
- * The participants as a table, in pieces, made by turns with all else: of at most 80 columns, or as wide as `width`;
- * Infinity, for a pipe, cuts nothing.
+ * The participants as a table in pieces, `width` columns wide. With Infinity, for a pipe, nothing is cut. It is made in slices,
+ * so that everything else goes on.
  */
 export async function renderParticipants(
   participants: readonly Participant[],
@@ -119,7 +119,7 @@ export async function total(participants: readonly Participant[]): Promise<strin
   return relayed > 0 ? `${summary}, ${Math.ceil(relayed / 2)} relayed` : summary;
 }
 
-/** `7 (4 linked direct, 3 peer-left none)`; `0` for none. */
+/** `7 (4 linked direct, 3 peer-left none)`; `0` if there are none. */
 function counted(parts: { count: number; what: string }[]): string {
   const all = parts.reduce((sum, part) => sum + part.count, 0);
   const sorted = parts.toSorted((a, b) => b.count - a.count);
@@ -135,7 +135,7 @@ function spread(counts: HistogramCounts): string {
   return counts.counts.at(-1) === 0 ? "-" : `half ${within(0.5)}, 99 % ${within(0.99)}`;
 }
 
-/** A line for each of the other introducers. */
+/** A line for each other introducer. */
 export function renderOthers(others: readonly Neighbour[] = []): string[] {
   return others.map(({ address, participants, rooms }) => {
     const who = `${count(participants, "participant")} in ${count(rooms, "room")}`;
@@ -143,7 +143,7 @@ export function renderOthers(others: readonly Neighbour[] = []): string[] {
   });
 }
 
-/** What has been going on since the start, a line each. */
+/** What `stats` shows: a line for each kind of thing. */
 export function renderStats(stats: Stats): string {
   const { introductions, refusals, residentBytes } = stats;
   const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
@@ -165,7 +165,7 @@ export function renderStats(stats: Stats): string {
   return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
 }
 
-/** One event as a log line; it may hold text from the network, so it is made printable by whoever prints it. */
+/** One event as a log line. It may hold text from the network: whoever prints it makes it printable. */
 export function describe(event: IntroducerEvent): string {
   switch (event.event) {
     case "listening":

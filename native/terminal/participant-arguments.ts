@@ -57,7 +57,7 @@ Options:
   --name NAME     what others call you: one word (default: user@host)
   --room WORDS    the private room of those who know the WORDS, which the
                   introducer never learns (also from ROOM in the environment);
-                  new: makes such words; -: asks for them, and shows nothing
+                  new: makes such words; -: asks for them without showing them
                   (default: ${defaultRoom}, open to everyone)
   --connect PEER  keep a link to PEER, from when it is there
   -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
@@ -66,11 +66,12 @@ Options:
   --allow [HOST:]PORT  what peers may reach through you (* for any)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
-  --send PATH     with --connect PEER: send it, and end
-                  (fails when PEER accepts, and then does nothing for 60 s)
+  --send PATH     with --connect PEER: send it, then end (fails if PEER accepts
+                  it and then does nothing for 60 s)
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder
-  --executable    what was executable there is so here (default: nothing is)
+  --executable    received files may be executable, as they are at the sender's
+                  (default: none is)
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --direct        never let the introducer relay a link
@@ -79,7 +80,7 @@ Options:
   --stay          go on when standard input ends (so do --forward, --allow and
                   --accept)
   -v, --verbose   show every attempt of a punch
-  -q, --quiet     results and errors only
+  -q, --quiet     print results and errors only
   --json          events as JSON lines on standard output
   -h, --help      this
   --version       which version this is
@@ -88,25 +89,25 @@ Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
 Results and what peers say go to standard output, all else to standard error.
-Without a terminal the commands run one after the other, and the end of the
-input quits (exit code 1 if a command failed).
+Without a terminal, commands run one after the other, and the program quits
+when its input ends (exit code 1 if a command failed).
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.
-128 + N: signal N came before what was asked for was there.`;
+128 + N: signal N came before it was done.`;
 
 export const shownRoom =
-  "whoever is logged in to this host can read the words of --room (ps): give them in ROOM, or have --room - ask for them";
+  "other users of this host can read the words of --room (ps): give them in ROOM, or let --room - ask for them";
 
-/** What stands in the place of a room's words. */
+/** What may be given in place of a room's words. */
 export const newRoom = "new";
 export const askedRoom = "-";
 
 export interface Arguments {
   introducer: string | undefined;
   name: string;
-  /** Undefined for the lobby; {@link askedRoom} where the user is to be asked. */
+  /** Undefined for the lobby; {@link askedRoom} if the user has to be asked. */
   room: string | undefined;
-  /** Whether it is one of the arguments. */
+  /** Whether the words are in the arguments, where others can see them. */
   isRoomArgument: boolean;
   connect: string[];
   forward: string[];
@@ -162,7 +163,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
   if (opens && isOpen) {
     throw new UsageError(
-      `${opens} would let anyone in, in the open lobby: a private room is a condition (--room WORDS)`,
+      `${opens} would let anyone in, because the lobby is open to everyone: use a private room (--room WORDS)`,
     );
   }
   for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
@@ -206,7 +207,7 @@ function read<T>(option: string, text: string, parse: (text: string) => T): T {
 function readKeep(text: string | undefined): number {
   if (text === undefined) return defaultKeepMinutes;
   const minutes = /^\d{1,5}(\.\d+)?$/.test(text) ? Number(text) : NaN;
-  // setTimeout takes no more than 2^31 ms.
+  // setTimeout takes at most 2^31 ms.
   if (!(minutes <= 30_000)) throw new UsageError(`--keep takes minutes from 0 to 30000, not ${text}`);
   return minutes;
 }
@@ -216,10 +217,10 @@ function defaultName(): string {
   return `${user}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-").slice(0, 64);
 }
 
-/** Undefined for a user id without an account, as containers have. */
+/** Undefined if the user id has no account, as in containers. */
 function userName(): string | undefined {
   try {
-    // Bun takes the name from the environment only; where that has none, the home folder usually bears it.
+    // Bun takes the name from the environment only. If it is not there, the home folder usually has it.
     const { username, homedir } = userInfo();
     return username === "unknown" ? basename(homedir) : username;
   } catch {

@@ -28,7 +28,7 @@ const stateMarks: Record<PeerRow["state"], string> = {
   untrusted: "✗ untrusted",
 };
 
-/** Two lines a peer and more: 80 columns suffice. */
+/** Two lines or more for a peer: this fits into 80 columns. */
 const narrowList: Column[] = [
   { head: "" },
   { head: "id", least: 5 },
@@ -37,7 +37,7 @@ const narrowList: Column[] = [
   { head: "link", least: 24 },
 ];
 
-/** One line a peer. */
+/** One line for a peer. */
 const wideList: Column[] = [
   { head: "" },
   { head: "id" },
@@ -51,8 +51,8 @@ const wideList: Column[] = [
 ];
 
 /**
- * The list in `columns` columns, of which it needs 80, in pieces, made by turns with all else; Infinity, for a pipe, cuts
- * and wraps nothing.
+ * The list in pieces, `columns` columns wide; it needs 80. With Infinity, for a pipe, nothing is cut or wrapped. It is made in
+ * slices, so that everything else goes on.
  */
 export async function renderList(rows: readonly PeerRow[], columns: number, c: Colors): Promise<string[]> {
   if (rows.length === 0)
@@ -96,7 +96,7 @@ function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
   ];
 }
 
-/** What goes by the introducer's relay stands out. */
+/** A relayed route is yellow. */
 function linkPart({ route }: PeerRow, words: string[], c: Colors): Part {
   const text = words.filter(Boolean).join(" ");
   return route === "relay" ? { text, paint: c.yellow } : { text };
@@ -111,7 +111,7 @@ function linkWords(row: PeerRow): string {
   return `${row.route}${rtt} ${age(row.ageMs ?? 0)}`;
 }
 
-/** `list -v`: what the table has no room for, likewise. */
+/** What `list -v` adds, for which the table has no room. In pieces, as the list. */
 export async function renderDetails(rows: readonly PeerRow[], c: Colors): Promise<string[]> {
   const pieces: string[] = [];
   await byTurns(rows, (row) => void pieces.push(pieces.length > 0 ? "\n" : "", renderDetail(row, c)));
@@ -138,7 +138,7 @@ function renderDetail(row: PeerRow, c: Colors): string {
   );
 }
 
-/** Of a peer that the introducer does not list now. */
+/** For a peer that the introducer does not list now. */
 function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
   return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
 }

@@ -13,7 +13,7 @@ const filteringWords: Record<Filtering, string> = {
   "let-in": "let in",
 };
 
-/** RFC 4787 §5, as far as it can be told. */
+/** Filtering in the words of RFC 4787 §5, as far as it was measured. */
 function unsolicitedWords({ filtering, filteringElsewhere, isTranslated }: NatReport): string {
   if (!filtering) return "the introducer did not say";
   const words = filteringWords[filtering];
@@ -31,7 +31,7 @@ const wayWords: Record<Way | "none", (c: Colors) => string> = {
   none: (c) => c.red("no: forward a port, use IPv6, or another network"),
 };
 
-/** The report in RFC words, one plain sentence, and what to expect of it. */
+/** The report: in RFC words, in one plain sentence, and with whom a direct link is possible. */
 export function renderNat(report: NatReport, c: Colors): string {
   const { mapping, step, isPreserved, dependsOn, isTranslated, hairpinning, ipv6, expected } = report;
   const allocation = {
@@ -59,12 +59,12 @@ export function renderNat(report: NatReport, c: Colors): string {
   return [
     c.bold(plainSentence(report)),
     ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
-    // Of another network an introducer in ours can tell nothing.
+    // An introducer in our own network can't say how other networks see us.
     ...(isTranslated || report.scope === "global" ? [renderTable(head, table, Infinity)] : []),
   ].join("\n");
 }
 
-/** What came of asking the router (RFC 6887, RFC 6886, UPnP IGD). */
+/** What the router answered (RFC 6887, RFC 6886, UPnP IGD). */
 export function portMappingWords(state: PortMappingState | undefined): string {
   switch (state?.is) {
     case "mapped": {

@@ -1,5 +1,5 @@
 /**
- * The participant's prompt: tells events, and obeys commands, by what it is given to obey with. For participant.ts.
+ * The participant's prompt: prints events, and runs commands on what it is given. For participant.ts.
  */
 import { Keep, notLinked } from "../participant/keep.ts";
 import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
@@ -15,7 +15,7 @@ import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
 import { askedRoom, commandHelp, commands, newRoom, readHostPort } from "./participant-arguments.ts";
 
-/** What the commands want of the participant. */
+/** What the commands need of the participant. */
 export interface Commanded {
   readonly self: Self | undefined;
   listed(): Promise<readonly PeerRow[]>;
@@ -30,17 +30,17 @@ export interface Commanded {
   nat(): Promise<NatReport>;
 }
 
-/** Who obeys a line. */
+/** What a command acts on. */
 export interface Commandable {
   participant: Commanded;
   uses: Services;
   keep: Keep;
 }
 
-/** Events that answer a command, or are what a peer sent: results, on standard output. */
+/** Results, on standard output: events that answer a command, or what a peer has said. */
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
 
-/** What is told even with --quiet, on standard error. */
+/** Events that are printed even with --quiet, on standard error. */
 const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "forward-refused",
   "transfer-failed",
@@ -50,11 +50,11 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "introducer",
 ] as const);
 
-/** What the participant tells, and what the user asks, between the two. */
+/** Between the participant and the user: prints events, runs commands. */
 export class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
-  /** Whether standard output belongs to a pipe: then results are part of the story. */
+  /** Whether standard output belongs to a pipe. Then results are part of the story. */
   readonly #isPipe: boolean;
 
   constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
@@ -73,7 +73,7 @@ export class Prompt {
     else this.#terminal.story(text, problems.has(event.event));
   }
 
-  /** Obeys one line; rejects with what is wrong with it. */
+  /** Runs one line. Rejects with what is wrong with it. */
   async run(line: string, { participant, uses, keep }: Commandable): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, line);
     const [peer = ""] = words;
@@ -124,7 +124,7 @@ export class Prompt {
       case "help":
         return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
       case "quit":
-        return; // the one who reads the lines ends
+        return; // whoever reads the lines ends
     }
   }
 
@@ -132,7 +132,7 @@ export class Prompt {
     if (!this.#isJson) this.#terminal.result(renderNat(report, this.#terminal.resultColors));
   }
 
-  /** Also of one that is only sought. */
+  /** Ends the link, also one that is still being made. */
   async #disconnect(peer: string, participant: Commanded, keep: Keep): Promise<void> {
     const wasKept = keep.giveUp(peer);
     try {
@@ -168,18 +168,18 @@ export class Prompt {
     this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
   }
 
-  /** With the time, in ms since the epoch: several participants on one clock can be compared. */
+  /** Prints a line with the time, in ms since the epoch, so that events of several programs can be compared. */
   #json(event: object): void {
     this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
   }
 }
 
-/** Files that did not arrive, each of which has been told, make a failure of the whole. */
+/** Throws if files did not arrive. Each of them has been told already. */
 export function failIfAny({ failed }: { failed: number }): void {
   if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
 }
 
-/** All at once. */
+/** Connects to all of them at once. */
 async function connectAll(peers: string[], isVerbose: boolean, participant: Commanded): Promise<void> {
   await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
 }
@@ -203,7 +203,7 @@ export function isQuit(line: string): boolean {
   }
 }
 
-/** Asks for the words until they can be a private room's; undefined when the user gives up. */
+/** Asks until the words can be those of a private room. Undefined if the user gives up. */
 export async function askRoom(terminal: Terminal): Promise<string | undefined> {
   if (!terminal.isInteractive)
     throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
@@ -216,7 +216,7 @@ export async function askRoom(terminal: Terminal): Promise<string | undefined> {
   });
 }
 
-/** Asks until the answer can be an introducer; undefined when the user gives up. */
+/** Asks until the answer can be an introducer. Undefined if the user gives up. */
 export async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
   if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
   return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {

@@ -18,7 +18,7 @@ import { portMappingWords } from "./participant-nat.ts";
 
 type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
-/** What an event says to a person; undefined for what only programs want. */
+/** The text of an event for people; undefined if it is for programs only. */
 export function describe(event: ParticipantEvent, c: Colors): string | undefined {
   switch (event.event) {
     case "registered":
@@ -62,7 +62,7 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
   }
 }
 
-/** What happens to a peer, or between us. */
+/** Events of one peer. */
 function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
   const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
   switch (event.event) {
@@ -97,7 +97,7 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors):
   }
 }
 
-/** What a link is used for. */
+/** Events of forwards and files. */
 function describeUse(event: UseEvent, c: Colors): string {
   const name = c.bold(printable(event.name));
   switch (event.event) {
@@ -129,7 +129,7 @@ function offerWords({ what, files, bytes: total }: { what: string; files: number
   return `${printable(what)}${many}, ${bytes(total)}`;
 }
 
-/** What an offer lists: it is seen before it is accepted. */
+/** The list of an offer, which the user sees before accepting it. */
 function listingLines(event: UseEvent & { event: "offered" | "transferring" }, c: Colors): string[] {
   const { what, storedAs, paths = [], more = 0, odd = [], moreOdd = 0 } = event;
   const isAlone = more === 0 && paths.length === 1 && paths[0] === what;
@@ -159,7 +159,7 @@ function describeTransferred(event: ParticipantEvent & { event: "transferred" },
   return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
 }
 
-/** A transfer as a line that is drawn again and again. */
+/** A transfer as a line of the status. */
 export function transferLine({ direction, name, what, progress, startedAt }: Transfer, now: number): string {
   const { bytes: total, bytesDone, bytesMoved } = progress;
   const rate = bytesMoved / Math.max(0.001, (now - startedAt) / 1000);
@@ -170,7 +170,7 @@ export function transferLine({ direction, name, what, progress, startedAt }: Tra
   return `${printable(what)} ${printable(whose)}: ${share} % of ${bytes(total)}, ${bytes(rate)}/s${left}`;
 }
 
-/** Words that open a room are a secret, and not for whoever looks over one's shoulder. */
+/** The room, without its words: they are secret, and others may see the screen. */
 function roomWords(room: RoomKind): string {
   return room === "lobby" ? `room ${defaultRoom}, which is open to everyone` : "a private room";
 }

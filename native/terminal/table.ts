@@ -1,20 +1,20 @@
 /**
- * Tables of few rows (cli-table3) and of many (padded by hand, by turns). Pure. For native/terminal/.
+ * Tables: small ones by cli-table3, and long ones by our own padding, in slices. Pure. For native/terminal/.
  */
 import { jsonLine } from "../../protocol.ts";
 import { byTurns } from "../shares/turns.ts";
 import { shorten, wrap } from "./text.ts";
 
-/** From this width on a table has one line a row. */
+/** From this width on a table has one line for each row. */
 export const wideColumns = 120;
 
-/** cli-table3's names of the places where a border could be. */
+/** cli-table3's names for the parts of a border. */
 const borderNames =
   "top top-mid top-left top-right bottom bottom-mid bottom-left bottom-right left left-mid mid mid-mid right right-mid middle";
 const noBorders = Object.fromEntries(borderNames.split(" ").map((place) => [place, ""]));
 const tableModule = () => require("cli-table3") as typeof import("cli-table3");
 
-/** A part of a cell that begins on a line of its own. */
+/** A part of a cell. It begins on a new line. */
 export interface Part {
   text: string;
   paint?: (text: string) => string;
@@ -24,11 +24,11 @@ export type Cell = (string | Part)[];
 
 export interface Column {
   head: string;
-  /** How narrow it can be made; without it, it is as wide as what it holds. */
+  /** How narrow the column can be made; undefined: as wide as its contents. */
   least?: number;
-  /** Whether what does not fit is cut (`…`); otherwise it goes on in the next line. */
+  /** Whether what does not fit is cut (`…`). Else it goes on in the next line. */
   isCut?: boolean;
-  /** Left out where it does not fit, the highest number first. */
+  /** Columns with such a number are left out if they do not fit; the highest number first. */
   optional?: number;
 }
 
@@ -41,7 +41,7 @@ function naturalWidth(cell: Cell): number {
   return widest;
 }
 
-/** How wide each column gets of those that it would have; a column that is left out gets 0. */
+/** The width that each column gets; 0 if it is left out. */
 function fitWidths(columns: Column[], natural: number[], width: number): number[] {
   const widths = [...natural];
   const excess = (all: number[]) =>
@@ -60,7 +60,7 @@ function fitWidths(columns: Column[], natural: number[], width: number): number[
   return widths;
 }
 
-/** What a cell shows in so many columns: line by line. */
+/** The lines of a cell in so many columns. */
 function fitCell({ isCut }: Column, cell: Cell, width: number): string[] {
   return cell
     .map(partOf)
@@ -71,7 +71,7 @@ function fitCell({ isCut }: Column, cell: Cell, width: number): string[] {
 
 const headOf = ({ head }: Column): Cell => head.split("\n");
 
-/** A small table without borders, at most `width` columns wide where its columns can be made so; Infinity cuts nothing. */
+/** A small table without borders, at most `width` columns wide if its columns can be. With Infinity nothing is cut. */
 export function renderTable(columns: Column[], rows: Cell[][], width: number): string {
   const natural = columns.map((column, index) =>
     Math.max(naturalWidth(headOf(column)), ...rows.map((row) => naturalWidth(row[index]!))),
@@ -92,7 +92,7 @@ export function renderTable(columns: Column[], rows: Cell[][], width: number): s
   return table.toString().replace(/ +$/gm, "");
 }
 
-/** The lines of one row, each with its end. */
+/** The lines of one row, each with its line end. */
 function padRow(columns: Column[], cells: Cell[], widths: number[]): string {
   const shown = widths.flatMap((width, index) =>
     width > 0 ? [{ width, lines: fitCell(columns[index]!, cells[index]!, width) }] : [],
@@ -111,8 +111,8 @@ function padRow(columns: Column[], cells: Cell[], widths: number[]): string {
 }
 
 /**
- * The same table of any number of rows, made by turns with all else the program does: its pieces, each with the end of
- * its line. cli-table3 takes a fifth of a millisecond for a row, and more the more there are: 20,000 took it 77 s.
+ * The same for any number of rows: the lines as pieces. It is made in slices, so that everything else goes on. Not by
+ * cli-table3, which took 77 s for 20,000 rows.
  */
 export async function renderRows<T>(
   columns: Column[],
@@ -133,7 +133,7 @@ export async function renderRows<T>(
   return pieces;
 }
 
-/** One JSON line with the time, in ms since the epoch, and a long list in one of its fields: in pieces, made by turns. */
+/** One JSON line with the time (ms since the epoch), and a long list in one field. In pieces, made in slices. */
 export async function jsonPieces(event: object, field: string, list: readonly object[]): Promise<string[]> {
   const pieces = [jsonLine(event).replace(/\}$/, `,${JSON.stringify(field)}:[`)];
   await byTurns(list, (one) => void pieces.push(pieces.length > 1 ? "," : "", jsonLine(one)));

@@ -1,9 +1,7 @@
 /**
- * The terminal: the prompt above which text is printed, what waits for a reader of standard output, tables, colours,
- * and how a command line is read. It owns standard input, output and error of the program that runs.
- *
- * It knows no command, no peer and no protocol, and imports no FFI: introducer.ts needs none. Only the two programs
- * import it.
+ * The terminal: lines that are typed, text that is printed above the prompt, and output that waits for a reader. Owns
+ * standard input, output and error of the program. It knows no command, no peer and no protocol. For native/terminal/ and
+ * both programs.
  *
  * POSIX.1-2017 §11.1.4 (job control: who may read from and write to the terminal, and what stops whom).
  */
@@ -13,33 +11,33 @@ import { printable } from "../../protocol.ts";
 import { type Colors, colorsFor, count, shorten } from "./text.ts";
 import { UsageError } from "./command-line.ts";
 
-/** What waits for a reader who does not read, in characters: some ten thousand events. What comes then is dropped, and counted. */
+/** So many characters wait for a reader that does not read: some ten thousand events. More is dropped, and counted. */
 const maxUnreadLength = 4 * 1024 * 1024;
-/** What is written at once of a long text: a terminal has to show that much before we go on. */
+/** So many characters of a long text are written at once. A terminal has to show them before we go on. */
 const partLength = 8 * 1024;
 /** How long the end of the program waits for that reader. */
 const endWaitMs = 1000;
-/** A second Ctrl-C means the end within this time. */
+/** A second Ctrl-C within this time ends the program. */
 const secondInterruptMs = 2000;
-/** After a stop we go on at once by SIGCONT, or after this time when there was no stop; once, when both are late. */
+/** After a stop we go on by SIGCONT; if there was no stop, after this time. If both come, we go on once. */
 const resumeMs = 100;
 
-// Loaded when first needed: most who start a program are after neither a prompt nor a table.
+// Loaded when it is first needed: most starts need no prompt.
 const readlineModule = () => require("node:readline") as typeof readline;
 
 // --- types -----------------------------------------------------------------------------------------------
 
 export interface Conversation {
   prompt: string;
-  /** Whether this was the last line. */
+  /** Takes a line. Returns whether it was the last one. */
   onLine(line: string): boolean | Promise<boolean>;
-  /** Whole words that the last word of the line may become. */
+  /** The words that the last word of the line may become. */
   complete(line: string): string[];
-  /** Why a second Ctrl-C is needed to end; undefined when it is not. */
+  /** Why a second Ctrl-C is needed to end; undefined if one is enough. */
   reasonToStay(): string | undefined;
 }
 
-/** Whoever gets the lines that are typed. */
+/** Gets the lines that are typed. */
 interface LineReader {
   prompt: string;
   line(text: string): void;
@@ -50,24 +48,18 @@ interface LineReader {
   complete?(line: string): string[];
 }
 
-// --- colours and text ------------------------------------------------------------------------------------
-
-// --- tables ----------------------------------------------------------------------------------------------
-
-// --- reading command lines -------------------------------------------------------------------------------
-
 // --- output ----------------------------------------------------------------------------------------------
 
 /**
- * One of the two output streams: what nobody reads is bounded, what can't be written is told once, and of a long text a
- * part is written in each turn.
+ * One of the two output streams. What waits for its reader is bounded. An error is told once. A long text is written part by
+ * part, one in each turn of the event loop.
  */
 class Output {
   readonly #stream: NodeJS.WriteStream;
   readonly #draw: (write: () => void, isLast: boolean) => void;
   readonly #onError: (error: NodeJS.ErrnoException) => void;
   readonly #onDropped: (lines: number) => void;
-  /** What comes next, from the first that is not written yet on. */
+  /** The pieces to write; `#next` is the first that is not written yet. */
   #pieces: string[] = [];
   #next = 0;
   #unreadLength = 0;
@@ -75,7 +67,7 @@ class Output {
   #isBroken = false;
   #read = Promise.withResolvers<void>();
 
-  /** `draw` does the writing, with whatever has to be done before and after it. */
+  /** `draw` calls `write`, with what has to be done before and after it. */
   constructor(
     stream: NodeJS.WriteStream,
     draw: (write: () => void, isLast: boolean) => void,
@@ -89,7 +81,7 @@ class Output {
     stream.on("error", (error) => this.#fail(error));
   }
 
-  /** All of it, or nothing where too much is unread; the pieces together are one text, in which no other comes between. */
+  /** Writes all pieces as one text, with nothing between them. Drops all of them if too much is unread. */
   write(pieces: readonly string[]): void {
     if (this.#isBroken) return;
     if (this.#unreadLength > maxUnreadLength) {
@@ -98,7 +90,7 @@ class Output {
     }
     const isFirst = this.#pieces.length === 0;
     for (const piece of pieces) {
-      this.#unreadLength += piece.length; // to count bytes would take 20 ms for twenty thousand pieces
+      this.#unreadLength += piece.length; // characters: counting bytes would take 20 ms for 20,000 pieces
       this.#pieces.push(piece);
     }
     if (isFirst) this.#writeNext();
@@ -116,7 +108,7 @@ class Output {
     this.#draw(() => this.#stream.write(part, onWritten), isLast);
   }
 
-  /** Resolves once all has been read, but no later than `ms` from now. */
+  /** Resolves once all has been read, at the latest after `ms`. */
   async end(ms: number): Promise<void> {
     const timer = setTimeout(() => this.#read.resolve(), ms);
     if (this.#unreadLength > 0 && !this.#isBroken) await this.#read.promise;
@@ -124,7 +116,7 @@ class Output {
     this.#tellDropped();
   }
 
-  /** Called for the same error by the stream and by the write. */
+  /** The stream and the write both report the same error. */
   #fail(error: NodeJS.ErrnoException): void {
     if (this.#isBroken) return;
     this.#isBroken = true;
@@ -153,28 +145,28 @@ const writeErrors: Record<string, string> = {
 
 // --- the terminal ----------------------------------------------------------------------------------------
 
-/** Where both programs read and write: results on standard output, the story on standard error. */
+/** Where both programs read and write. Results go to standard output, the story to standard error. */
 export class Terminal {
-  // Asked of the descriptor: to make `process.stdin` takes longer than all the rest of this.
+  // By the descriptor: making `process.stdin` takes longer than all the rest of this.
   readonly isInteractive = isatty(0) && isatty(2);
   readonly storyColors = colorsFor(process.stderr);
-  /** Resolves when standard output can't be written any more. */
+  /** Resolves once standard output can't be written any more. */
   readonly broken: Promise<void>;
   isBroken = false;
-  /** Whether the story is kept to oneself. */
+  /** Whether the story is not printed (--quiet). */
   isQuiet = false;
-  /** Made when it is first written to: with `--pipe` standard output is somebody else's. */
+  /** Made when it is first written to: with `--pipe` standard output belongs to the pipe. */
   #out: Output | undefined;
   readonly #err: Output;
-  /** Lines below what is told, and above the prompt: what is under way. */
+  /** Lines between the story and the prompt: what is under way. */
   #status: string[] = [];
   #statusRows = 0;
-  /** Whether status and prompt are there, below what was written last. */
+  /** Whether status and prompt are drawn now. */
   #isDrawn = false;
   readonly #broken = Promise.withResolvers<void>();
   #reader: readline.Interface | undefined;
   #resumedAt = -Infinity;
-  /** The last one is asked first: a question comes before the commands. */
+  /** The last one gets the lines: a question comes before the commands. */
   readonly #lineReaders: LineReader[] = [];
 
   constructor() {
@@ -205,7 +197,7 @@ export class Terminal {
     ));
   }
 
-  /** How wide a table on standard output may be: a pipe is as wide as it takes. */
+  /** How wide a table on standard output may be; Infinity if it is no terminal. */
   get width(): number {
     return isatty(1) ? process.stdout.columns || 80 : Infinity;
   }
@@ -215,12 +207,12 @@ export class Terminal {
     this.#results().write([`${text}\n`]);
   }
 
-  /** The same in pieces, which together are one text: a part of it in each turn. */
+  /** The same for a long text in pieces. They are written part by part. */
   longResult(pieces: readonly string[]): void {
     this.#results().write(pieces.concat("\n"));
   }
 
-  /** Draws lines that stay last, above the prompt, and replaces those of before; on a terminal only. */
+  /** Draws lines that stay just above the prompt, in place of those before. Only on a terminal. */
   status(lines: string[]): void {
     if (this.isQuiet || !isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
     this.#erasePrompt();
@@ -228,7 +220,7 @@ export class Terminal {
     this.#redraw();
   }
 
-  /** Prints what happens meanwhile; of that, only a problem is worth telling who wants it quiet. */
+  /** Prints what happens. With --quiet, only problems. */
   story(text: string, isProblem = false): void {
     if (isProblem || !this.isQuiet) this.#err.write([`${text}\n`]);
   }
@@ -238,7 +230,7 @@ export class Terminal {
   }
 
   /**
-   * Asks until `read` makes something of the answer; undefined when the user would rather not say (Ctrl-C, Ctrl-D).
+   * Asks until `read` returns something for the answer. Undefined if the user gives up (Ctrl-C, Ctrl-D).
    */
   async ask<T>(question: string, read: (answer: string) => T | undefined): Promise<T | undefined> {
     const { promise, resolve } = Promise.withResolvers<T | undefined>();
@@ -262,7 +254,7 @@ export class Terminal {
     return answer;
   }
 
-  /** The same for an answer that is not shown as it is typed; before anything else is asked. */
+  /** The same, but the answer is not shown as it is typed. It must be asked before anything else. */
   async askSecret<T>(question: string, read: (answer: string) => T | undefined): Promise<T | undefined> {
     const { promise, resolve } = Promise.withResolvers<T | undefined>();
     const { Writable } = process.getBuiltinModule("node:stream");
@@ -280,7 +272,7 @@ export class Terminal {
     return promise.finally(() => reader.close());
   }
 
-  /** Reads commands until the user wants no more. */
+  /** Reads commands until the user ends it. */
   async converse({ prompt, onLine, complete, reasonToStay }: Conversation): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     let interruptedAt = -Infinity;
@@ -305,13 +297,13 @@ export class Terminal {
     await promise.finally(() => this.close());
   }
 
-  /** The lines of an input that is no terminal. */
+  /** The lines of standard input, if it is no terminal. */
   lines(): AsyncIterable<string> {
     process.stdin.on("error", () => {}); // its end follows
     return readlineModule().createInterface({ input: process.stdin });
   }
 
-  /** Gives the terminal back: no prompt, and the mode it had. */
+  /** Gives the terminal back: without a prompt, and in its former mode. */
   close(): void {
     const reader = this.#reader;
     if (!reader) return;
@@ -323,7 +315,7 @@ export class Terminal {
     reader.close();
   }
 
-  /** The last thing a program does. Whoever does not read holds it up for a second. */
+  /** The last thing that a program does. It waits at most a second for a reader that does not read. */
   async end(): Promise<void> {
     this.close();
     await this.#out?.end(endWaitMs);
@@ -332,14 +324,14 @@ export class Terminal {
 
   #open(): void {
     if (this.#reader) return this.#showPrompt();
-    process.stdin.on("error", () => {}); // a terminal that is gone says so by its end too
+    process.stdin.on("error", () => {}); // if the terminal is gone, the end follows
     const reader = readlineModule().createInterface({
       input: process.stdin,
       output: process.stderr,
       completer: (line: string) => this.#complete(line),
     });
     this.#reader = reader;
-    reader.on("error", () => {}); // which it says of its input, too
+    reader.on("error", () => {}); // it repeats the errors of its input
     reader.on("line", (text) => {
       this.#lineReaders.at(-1)?.line(text);
       this.#showPrompt();
@@ -362,7 +354,7 @@ export class Terminal {
     this.#redraw();
   }
 
-  /** Ctrl-C: first for the line that is being typed. */
+  /** Ctrl-C: first it clears the line that is being typed. */
   #interrupt(): void {
     const reader = this.#reader;
     if (reader?.line === "") return this.#lineReaders.at(-1)?.interrupt();
@@ -375,17 +367,17 @@ export class Terminal {
     return [words.map((word) => `${word} `), /\S*$/.exec(line)![0]];
   }
 
-  /** Ctrl-Z in raw mode is a key, so we do what the terminal would have done: stop all of the job. */
+  /** In raw mode Ctrl-Z is only a key. So we do what the terminal would do: stop the whole job. */
   #suspend = (): void => {
     process.stdin.setRawMode(false);
     process.off("SIGTSTP", this.#suspend);
-    // 0 is our process group (kill(2)), to which the `bun` of `bun run` belongs: the shell waits for that one.
+    // 0 is our process group (kill(2)). The `bun` of `bun run` belongs to it, and the shell waits for that.
     process.kill(0, "SIGTSTP");
-    // A group without a shell that could continue it is not stopped (POSIX.1-2017 §2.4.3): then we just go on.
+    // If no shell could continue the group, it is not stopped (POSIX.1-2017 §2.4.3). Then we just go on.
     setTimeout(this.#resume, resumeMs);
   };
 
-  /** The shell took the terminal and gave it back in its own mode. In the background this stops us (SIGTTOU). */
+  /** The shell has given the terminal back in its own mode. If we are in the background, this stops us (SIGTTOU). */
   #resume = (): void => {
     if (!this.#reader || performance.now() - this.#resumedAt < resumeMs) return;
     process.off("SIGTSTP", this.#suspend).on("SIGTSTP", this.#suspend);
@@ -396,7 +388,7 @@ export class Terminal {
     this.#resumedAt = performance.now();
   };
 
-  /** What is written comes above the line that is being typed. */
+  /** Writes something above the line that is being typed. */
   #aroundPrompt(write: () => void, isLast: boolean): void {
     this.#erasePrompt();
     write();
@@ -422,8 +414,8 @@ export class Terminal {
   }
 
   /**
-   * Untyped but public in Node and Bun: where the cursor was. Left as it is, drawing the prompt anew would begin that
-   * many rows higher, over the text printed meanwhile.
+   * `prevRows` is where the cursor was. It is public in Node and Bun, but has no type. If it stayed, the prompt would be
+   * drawn so many rows higher, over the text that was printed meanwhile.
    */
   #forgetRows(): void {
     (this.#reader as { prevRows?: number }).prevRows = 0;
@@ -433,8 +425,8 @@ export class Terminal {
 // --- the program -----------------------------------------------------------------------------------------
 
 /**
- * Runs a program and ends it: 0 done, 1 failed, 2 wrong usage. Of the errors it throws, those in `expected` are told
- * as they are; another one is a mistake of ours and shows where it happened.
+ * Runs a program and ends it by an exit code: 0 done, 1 failed, 2 wrong usage. Errors of the classes in `expected` are
+ * printed by their message. Any other error is a bug, and shows where it happened.
  */
 export async function runProgram(
   main: (terminal: Terminal) => Promise<number>,

@@ -4,8 +4,8 @@
 import type picocolors from "picocolors";
 
 /**
- * As it loads it looks whether `process.stdout` is a terminal, unless colours are ruled out; and what has looked at
- * that one keeps a duplicate of descriptor 1 that can't be closed, so that its reader would never see the end of a pipe.
+ * When picocolors loads, it looks at `process.stdout`, unless colours are switched off. And using that keeps a duplicate of
+ * descriptor 1 that can't be closed: the reader of a pipe would never see its end.
  */
 function colorsModule(): typeof picocolors {
   const before = process.env["NO_COLOR"];
@@ -18,7 +18,7 @@ function colorsModule(): typeof picocolors {
 
 export type Colors = ReturnType<typeof picocolors.createColors>;
 
-/** Colours only where a person looks: on a terminal, unless NO_COLOR is set (no-color.org). */
+/** Colours on a terminal only, and not if NO_COLOR is set (no-color.org). */
 export function colorsFor(stream: { isTTY?: boolean }): Colors {
   const isWanted = !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
   return colorsModule().createColors(stream.isTTY === true && isWanted);
@@ -26,7 +26,7 @@ export function colorsFor(stream: { isTTY?: boolean }): Colors {
 
 let graphemes: Intl.Segmenter | undefined;
 
-/** Lines of at most `width` columns; what is one character to the eye stays whole. */
+/** Cuts a text into lines of at most `width` columns. What looks like one character is not cut. */
 export function wrap(text: string, width: number): string[] {
   if (Bun.stringWidth(text) <= width) return [text];
   const lines = [""];
@@ -38,7 +38,7 @@ export function wrap(text: string, width: number): string[] {
   return lines;
 }
 
-/** At most `width` columns of a text, with `…` where more was. */
+/** A text of at most `width` columns, with `…` if it was longer. */
 export function shorten(text: string, width: number): string {
   return Bun.stringWidth(text) <= width ? text : `${wrap(text, width - 1)[0]}…`;
 }

@@ -31,7 +31,7 @@ const maxReceiving = 64;
 const maxSkippedTold = 1_000;
 /** Offers of one peer: so many at once, then so many a second. Each is a line or two for the user. */
 const offers = { burst: 128, perSecond: 2, peers: 1_024 };
-const openRoom = "in the open lobby anyone could use it; a private room is a condition: --room WORDS";
+const openRoom = "in the open lobby anyone could use it: use a private room (--room WORDS)";
 
 /** Events of forwards, pipes and files. `name` is the peer's name. */
 export type UseEvent =
