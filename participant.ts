@@ -37,7 +37,7 @@ import {
   type RegistrationOwner,
   type RoomMessage,
 } from "./native/participant/registration.ts";
-import { hasQuit, Roster } from "./native/participant/roster.ts";
+import { quitAlready, Roster } from "./native/participant/roster.ts";
 import type { Situation } from "./native/participant/situation.ts";
 import { type Taker, Takers } from "./native/participant/takers.ts";
 import { IdentityError, identityOrOneForNow } from "./native/secure/identity.ts";
@@ -159,7 +159,7 @@ export class Participant {
    * fails is followed by others, until `leave`.
    */
   async join(): Promise<void> {
-    if (this.#hasQuit) throw new UserError(hasQuit);
+    if (this.#hasQuit) throw new UserError(quitAlready);
     await this.#registration.join();
   }
 

@@ -1,7 +1,7 @@
 /**
  * The control channel: the TCP connection to the introducer. It is made by FFI, on a local port that further sockets can
  * share, and then handed to Bun. Owns its descriptor and its silence timer, and cuts what comes into messages. It never
- * decides what a message means, and prints nothing. For participant.ts.
+ * decides what a message means, and prints nothing. For native/participant/registration.ts.
  *
  * RFC 5382 §5 (how long a NAT remembers a connection), RFC 9293 §3.8.4 (keepalive).
  */

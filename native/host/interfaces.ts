@@ -1,7 +1,6 @@
 /**
  * The addresses of this host that a peer could reach, and the prefixes of the links they are on. Link-local addresses are
- * left out: they need a zone, and change with every interface. Reads the system; prints nothing. For native/punch/ and
- * participant.ts.
+ * left out: they need a zone, and change with every interface. Reads the system; prints nothing. For native/punch/.
  */
 import { networkInterfaces } from "node:os";
 import { addressScope, canonicalAddress } from "../../protocol.ts";

@@ -157,7 +157,7 @@ export class Registration {
     return this.#state.is === "registered" ? this.#state.situation : undefined;
   }
 
-  /** Ours, where all is there; throws what to do where we are not registered. */
+  /** The same, but only once the list is there; throws where we are not registered. */
   get settled(): Situation {
     if (this.#state.is === "registered") return this.#state.situation;
     throw new UserError("not registered with the introducer; `join` first");
@@ -180,7 +180,7 @@ export class Registration {
     await this.#unmapped;
   }
 
-  /** The introducer does what none does. */
+  /** Ends the connection: the introducer does what none would. The way back follows by itself. */
   close(reason: string): void {
     this.#control?.close(reason);
   }

@@ -199,7 +199,7 @@ export class Roster {
 
   /** The same, for a new link: one that looks like another one who is there is refused. */
   findUnlike(word: string): RemotePeer {
-    if (this.#owner.hasQuit) throw new UserError(hasQuit);
+    if (this.#owner.hasQuit) throw new UserError(quitAlready);
     const found = this.find(word);
     this.#refuseLookAlikes(word, found);
     return found;
@@ -259,7 +259,7 @@ export class Roster {
     try {
       for (;;) {
         signal?.throwIfAborted();
-        if (this.#owner.hasQuit) throw new UserError(hasQuit);
+        if (this.#owner.hasQuit) throw new UserError(quitAlready);
         const found = look();
         if (found !== undefined) return found;
         await this.#change.promise;
@@ -276,7 +276,7 @@ export class Roster {
   }
 }
 
-export const hasQuit = "this participant has quit";
+export const quitAlready = "this participant has quit";
 
 function ambiguous(word: string, named: RemotePeer[]): UserError {
   const ids = named.filter(({ isPresent }) => isPresent).map(({ id }) => id);

@@ -343,7 +343,7 @@ export class Introduction {
     this.#freshPort = undefined;
     const earlier = this.#punch;
     this.#punch = undefined;
-    this.#isUnscaled ||= earlier?.needsUnscaled === true;
+    this.#isUnscaled ||= earlier?.seen.needsUnscaled === true;
     earlier?.abort("timed-out", "another round follows");
   }
 
@@ -411,7 +411,7 @@ export class Introduction {
   /** Tells the introducer, which tells the peer, or begins the next round. */
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
-    this.#isUnscaled ||= punch.needsUnscaled;
+    this.#isUnscaled ||= punch.seen.needsUnscaled;
     if (reason === "timed-out") this.#options.ground.handshakeStuck();
     if (this.#token !== undefined) this.#report(reason, this.#token);
     if (this.#isLast) return this.failed(reason, detail);

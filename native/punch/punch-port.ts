@@ -131,7 +131,7 @@ export class PunchPort {
   /**
    * A NAT that refuses by ICMP keeps the entry of our dead SYN. If the peer's SYN then met our listener, the answer
    * would have another sequence number, the NAT would take it and all that follows for invalid, and nothing would
-   * get through for two minutes; a RST sets the entry free instead (README, "Refused attempts").
+   * get through for two minutes; a RST sets the entry free instead (native/README.md, "Refused attempts").
    */
   #stopListening(family: 4 | 6): void {
     const index = this.#listeners.findIndex((listener) => listener.family === family);
@@ -228,9 +228,9 @@ export class PunchPort {
     if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
     delete dial.socket;
     // What only somebody's word stands for must not decide when we say that a round has failed.
-    punch.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
-    if (failure !== undefined || punch.needsUnscaled) socket.close();
-    if (punch.needsUnscaled) return punch.abort("handshake-cut", unscalable);
+    punch.seen.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
+    if (failure !== undefined || punch.seen.needsUnscaled) socket.close();
+    if (punch.seen.needsUnscaled) return punch.abort("handshake-cut", unscalable);
     if (failure !== undefined) return this.#retry(punch, dial, failure);
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, dial.localPort, "connected");
@@ -244,8 +244,8 @@ export class PunchPort {
     let isSecured = false;
     channel.onClose = (reason) => {
       delete dial.channel;
-      if (dial.isVerified && channel.isRejected) punch.authenticationFailures++;
-      else if (dial.isVerified && !isSecured) punch.cutHandshakes++;
+      if (dial.isVerified && channel.isRejected) punch.seen.authenticationFailures++;
+      else if (dial.isVerified && !isSecured) punch.seen.cutHandshakes++;
       this.#retry(punch, dial, reason);
     };
     channel.secured.then(
@@ -340,7 +340,7 @@ export class PunchPort {
         const punch = [...this.#punches].find(({ alpn }) => alpn === channel.alpn);
         if (punch?.options.bond.peer.fingerprint !== fingerprint) return channel.destroy();
         channel.onClose = () => {
-          if (channel.isRejected) punch.authenticationFailures++;
+          if (channel.isRejected) punch.seen.authenticationFailures++;
         };
         punch.report("listen", channel.remote, this.port, "connected");
         punch.authenticated(channel);

@@ -67,11 +67,14 @@ export class Punch {
   readonly dials: Dial[];
   /** Authenticated, waiting to be nominated. */
   readonly proven = new Set<Channel>();
-  authenticationFailures = 0;
-  /** Connections to where the introducer has seen the peer that ended before anyone had shown a certificate. */
-  cutHandshakes = 0;
-  /** Whether something on the way takes window scaling out of SYNs: the next punch is to do without. */
-  needsUnscaled = false;
+  /** Why connections came to nothing. */
+  readonly seen = {
+    authenticationFailures: 0,
+    /** Connections to where the introducer has seen the peer that ended before anyone had shown a certificate. */
+    cutHandshakes: 0,
+    /** Something on the way takes window scaling out of SYNs: the next punch is to do without. */
+    needsUnscaled: false,
+  };
   introduction: Introduction | undefined;
   /** That of {@link alpnOf}, once introduced. */
   alpn: string | undefined;
@@ -145,9 +148,9 @@ export class Punch {
   /** The diagnosis when the time is over. */
   expire(): void {
     const detail = describe(this.dials) || "the peer offered no endpoint that can be tried from here";
-    if (this.authenticationFailures > 0) return this.abort("authentication-failed", detail);
+    if (this.seen.authenticationFailures > 0) return this.abort("authentication-failed", detail);
     if (this.isNearlyThere) return this.abort("timed-out", detail);
-    this.abort(this.cutHandshakes > 0 ? "handshake-cut" : "no-candidate-answered", detail);
+    this.abort(this.seen.cutHandshakes > 0 ? "handshake-cut" : "no-candidate-answered", detail);
   }
 
   #introduce(introduction: Introduction): void {
