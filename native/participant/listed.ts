@@ -3,7 +3,7 @@
  * introducer. It knows nothing of links. For native/participant/.
  */
 import { changedPeer, isVerified, type Peer, type PeerChange, splitEndpoint } from "../../protocol.ts";
-import type { Ground } from "../punch/introduction.ts";
+import type { Ground } from "../punch/ground.ts";
 import type { EventOf, PeerEvent } from "./peer-events.ts";
 
 /** What there is of the participant for every peer. */

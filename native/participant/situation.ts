@@ -22,7 +22,8 @@ import {
 import { verify } from "../host/control.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { type Gate, isAsFar } from "../punch/gate.ts";
-import { type Ground, rehearseCandidates } from "../punch/introduction.ts";
+import { rehearseCandidates } from "../punch/introduction.ts";
+import type { Ground } from "../punch/ground.ts";
 import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
 import { PortMapping } from "../punch/portmap.ts";
 import { PunchPort } from "../punch/punch-port.ts";

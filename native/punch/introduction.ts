@@ -12,27 +12,26 @@ import {
   isDependent,
   isUntranslated,
   type Peer,
-  type Prediction,
   punchDeadlineMs,
   type Role,
   roundsPerWay,
   splitEndpoint,
-  type ToIntroducer,
   type ToParticipant,
   type Way,
 } from "../../protocol.ts";
 import { hostAddresses } from "../host/interfaces.ts";
-import type { Channel, Credentials } from "../secure/channel.ts";
-import type { Bond, Member } from "../secure/room.ts";
-import { RelayAttempt, type Reservation, reserve } from "./relayed.ts";
+import type { Channel } from "../secure/channel.ts";
+import type { Bond } from "../secure/room.ts";
 import { descriptorLimit } from "../host/socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { hostCandidates, roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
-import { type MappingBehaviour, observeFresh, predict } from "./mapping.ts";
-import { alpnOf, type Attempt, type Punch } from "./punch.ts";
+import type { Attempt, Punch } from "./punch.ts";
 import type { PunchPort } from "./punch-port.ts";
+import { Predictor } from "./predictor.ts";
+import { RelayWay } from "./relay-way.ts";
 import type { Aimed } from "./targets.ts";
+import type { Ground } from "./ground.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
@@ -50,42 +49,6 @@ const headStartShare = 0.4;
  * enough for that. On a short way our SYN leaves so long after half of the way over the introducer.
  */
 const headStartSpareMs = 4;
-
-/** What an introduction stands on: our registration with the introducer. */
-export interface Ground {
-  readonly id: number;
-  readonly introducer: Endpoint;
-  readonly credentials: Credentials;
-  /** Ourselves, as the room knows us; and the key that both ends of a connection must prove to have. */
-  readonly self: Member;
-  readonly bondKey: Uint8Array;
-  /** Whether we let ourselves be relayed. */
-  readonly takesRelay: boolean;
-  readonly port: PunchPort;
-  readonly public: Endpoint;
-  readonly private: readonly Endpoint[];
-  /** At our public address, the port that our router has opened for the shared one. */
-  readonly mapped: Endpoint | undefined;
-  /** Where mapping probes go. */
-  readonly probes: readonly Endpoint[];
-  readonly behaviour: MappingBehaviour | undefined;
-  /** By this token the introducer knows our probes. */
-  readonly probeToken: string | undefined;
-  /** The round trip to the introducer, as it measured it. */
-  readonly roundTripMs: number | undefined;
-  /** Whether long packets seem to get lost on our way out. */
-  readonly clampsSegments: boolean;
-  /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
-  handshakeStuck(): void;
-  /** Whether we may connect to an endpoint that the introducer names. If the answer is true, it is counted. */
-  mayVisit(endpoint: Endpoint): boolean;
-  /** Measures from a fresh port, when it is its turn; undefined where too many wait. */
-  measureFresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined>;
-  /** A port beside the shared one, for a round with fresh mappings. */
-  portFor(localPort: number): PunchPort;
-  /** Sends to the introducer. Does nothing once this registration is over. */
-  send(message: ToIntroducer): void;
-}
 
 export type PunchMessage = ToParticipant & { type: "punch" };
 export type MeasureMessage = ToParticipant & { type: "measure" };
@@ -122,52 +85,66 @@ export interface Nominated {
   elapsedMs: number;
 }
 
+/** What is known of the round under way. */
+interface Round {
+  /** Of all that were begun. */
+  number: number;
+  /** Undefined while we wait for the answer to our `connect`. */
+  token: string | undefined;
+  role: Role | undefined;
+  /** Whether no other follows it. */
+  isLast: boolean;
+  freshPort: PunchPort | undefined;
+}
+
+type State =
+  | { is: "going" }
+  /** There is no direct way, and the relay is still tried. */
+  | { is: "relaying"; failure: Failure }
+  | { is: "over" };
+
 export class Introduction {
   readonly #options: IntroductionOptions;
   readonly #startedAt = performance.now();
   /** What all rounds together may send to endpoints that only the peer calls its own. */
   readonly #allowance: Allowance;
+  readonly #relay: RelayWay;
+  readonly #predictor: Predictor;
   #birthday: Aimed | undefined;
   #peer: Peer;
-  #rounds = 0;
-  /** The token of the round under way; undefined while we wait for the answer to our `connect`. */
-  #token: string | undefined;
-  #isLast = false;
+  #round: Round = { number: 0, token: undefined, role: undefined, isLast: false, freshPort: undefined };
+  /** The punch of the round under way. Before the first round: the one that began before the introducer's answer. */
   #punch: Punch | undefined;
-  #freshPort: PunchPort | undefined;
   /** Whether a round has shown that window scaling does not come through. Then the others do without it. */
   #isUnscaled = false;
-  /** The measurement that began together with our `connect`. */
-  #early: Promise<Prediction | undefined> | undefined;
-  #role: Role | undefined;
-  #relay: RelayAttempt | undefined;
-  #relayToken: string | undefined;
-  /** A connection to the relay, made before a birthday: after it our NAT may have no more sessions for us. */
-  #reserved: Reservation | undefined;
-  /** Why the direct way failed, while we still wait for the relay. */
-  #failure: Failure | undefined;
+  #state: State = { is: "going" };
   #timer: NodeJS.Timeout | undefined;
-  #measures = 0;
-  #isOver = false;
 
   constructor(options: IntroductionOptions) {
     this.#options = options;
     this.#peer = options.peer;
+    this.#relay = new RelayWay(options.ground);
+    this.#predictor = new Predictor(options.ground, maxMeasures);
     const { targets } = options.ground.port;
     this.#allowance = new Allowance((endpoint) => targets.claim(endpoint, this.#peer.public));
   }
 
-  get isOver(): boolean {
-    return this.#isOver;
+  get #isOver(): boolean {
+    return this.#state.is === "over";
+  }
+
+  /** Why the direct way failed, while we still wait for the relay. */
+  get #failure(): Failure | undefined {
+    return this.#state.is === "relaying" ? this.#state.failure : undefined;
   }
 
   /** Whether it still waits for the answer to our `connect`. */
   get isAsking(): boolean {
-    return this.#token === undefined && this.#relayToken === undefined;
+    return this.#round.token === undefined && this.#relay.token === undefined;
   }
 
   isOf(token: string): boolean {
-    return token === this.#token || token === this.#relayToken;
+    return token === this.#round.token || token === this.#relay.token;
   }
 
   /**
@@ -180,7 +157,7 @@ export class Introduction {
       peer: this.#peer.id,
       ...(!mayRelay && { relay: false }),
     });
-    if (this.#willPredict) this.#early = this.#predict();
+    this.#predictor.begin(this.#peer);
     const waitMs = this.#headStart();
     if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
     this.#expect("timed-out", "the introducer did not answer");
@@ -188,20 +165,14 @@ export class Introduction {
 
   /** Measures for a round that dials predicted or fresh ports. */
   async measure({ peer, token, way }: MeasureMessage): Promise<void> {
-    if (++this.#measures > maxMeasures)
+    if (!this.#predictor.mayMeasure())
       return this.cancel("refused-by-peer", "it had us measure more often than there are rounds");
     this.#nextRound(peer, token);
     this.#expect("timed-out", "the introducer did not begin the round it had us measure for");
     const { ground } = this.#options;
-    const [probe] = ground.probes;
-    const early = this.#early;
-    this.#early = undefined;
-    let prediction: Prediction | undefined;
-    if (way === "fresh") {
-      const fresh = probe && (await this.#fresh(() => observeFresh(probe)));
-      if (fresh && token === this.#token) this.#freshPort = ground.portFor(fresh.port);
-      if (fresh) prediction = { endpoint: fresh.observed, step: 0 };
-    } else prediction = await (early ?? this.#predict());
+    const { prediction, localPort } = await this.#predictor.measure(way, peer);
+    if (localPort !== undefined && token === this.#round.token)
+      this.#round.freshPort = ground.portFor(localPort);
     if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
   }
 
@@ -210,110 +181,73 @@ export class Introduction {
     return { key, self, peer: this.#peer };
   }
 
-  /** Whether the first round will probably need to know where our NAT stands. */
-  get #willPredict(): boolean {
-    return this.#options.ground.behaviour?.mapping === "sequential" && this.#peer.mapping !== "random";
-  }
-
   /** Whether we have tried again since our sequential NAT was measured. Each attempt has taken another port. */
   get #hasGoneOn(): boolean {
     const isAgain = ({ candidate, tries }: Dial) => candidate.isFresh && !candidate.isOnce && tries > 1;
     return this.#options.ground.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
   }
 
-  async #predict(): Promise<Prediction | undefined> {
-    const { probes, probeToken: token, behaviour } = this.#options.ground;
-    const step = behaviour?.step || 1;
-    const says =
-      token === undefined ? undefined : ({ type: "probe", token, peer: this.#peer.id, step } as const);
-    const [probe] = probes;
-    return probe && this.#fresh(() => predict(probe, step, says));
-  }
-
-  /** Undefined if it can't be measured, or if too much is being measured already. Never rejects. */
-  #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
-    return this.#options.ground.measureFresh(measure).catch(() => undefined);
-  }
-
   /** Begins a round. The same message twice begins it once. */
   punch(message: PunchMessage): void {
     const { peer, token, role, way, round, last, deadlineMs } = message;
-    if (token === this.#token && this.#punch) return;
+    if (token === this.#round.token && this.#punch) return;
     if (!this.#mayPunch(message))
       return this.cancel("refused-by-peer", "it asked for more than we give unasked");
     this.#options.onRound({ role, way, round });
     if (this.#isOver) return; // the callback may have cancelled it
     const early =
       this.isAsking && way === "direct" && this.#punch?.isOver === false ? this.#punch : undefined;
+    this.#round.role = role;
     if (early) {
-      this.#token = token;
-      this.#role = role;
+      this.#round.token = token;
       early.introduce({ token, role }, deadlineMs);
     } else {
       const hasGoneOn = way === "predicted" && this.#hasGoneOn;
       this.#nextRound(peer, token);
-      this.#role = role;
-      if (hasGoneOn) void this.#predict();
+      if (hasGoneOn) void this.#predictor.predict(peer);
       this.#punch = this.#start(message);
     }
-    this.#isLast = last;
+    this.#round.isLast = last;
     clearTimeout(this.#timer);
   }
 
   /** Takes the relay. If that is the introducer's first message, there is no direct way. */
   relay({ peer, role, token }: RelayMessage): void {
-    const { ground } = this.#options;
-    if (this.#isOver || this.#relayToken !== undefined || !ground.takesRelay) return;
+    if (this.#isOver || this.#relay.token !== undefined || !this.#options.ground.takesRelay) return;
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
-    this.#relayToken = token;
-    this.#relay = new RelayAttempt({
-      introducer: ground.introducer,
-      reserved: this.#takeReserved(),
-      credentials: ground.credentials,
-      bond: this.#bond,
-      alpn: alpnOf(token),
-      ...{ role, token },
-      onChannel: (channel) => {
-        this.#relay = undefined;
-        const failure = this.#failure;
-        this.#options.unasked?.linked(false);
-        this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
-        if (isOnlyWay || failure) this.#end(failure);
-      },
-      onFailed: (detail, reason) => this.#relayFailed(token, isOnlyWay, { reason, detail }),
-    });
-  }
-
-  /** Hands the reserved connection to a new owner. */
-  #takeReserved(): Reservation | undefined {
-    const reserved = this.#reserved;
-    this.#reserved = undefined;
-    return reserved;
+    const onChannel = (channel: Channel) => {
+      const failure = this.#failure;
+      this.#options.unasked?.linked(false);
+      this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
+      if (isOnlyWay || failure) this.#end(failure);
+    };
+    const onFailed = (detail: string, reason: FailureReason) =>
+      this.#relayFailed(token, isOnlyWay, { reason, detail });
+    this.#relay.take({ role, token }, this.#bond, onChannel, onFailed);
   }
 
   #relayFailed(token: string, isOnlyWay: boolean, failure: Failure): void {
-    this.#relay = undefined;
+    const direct = this.#failure;
     this.#report("timed-out", token);
     if (isOnlyWay) this.#end(failure);
-    else if (this.#failure)
-      this.#end({ ...this.#failure, detail: `${this.#failure.detail}; ${failure.detail}` });
+    else if (direct) this.#end({ ...direct, detail: `${direct.detail}; ${failure.detail}` });
   }
 
   /** Whether this round is allowed: there are no more rounds than in the longest plan, whatever an introducer says. */
   #mayPunch({ token, way, deadlineMs }: PunchMessage): boolean {
-    if (++this.#rounds > maxRounds) return false;
+    if (++this.#round.number > maxRounds) return false;
     const { unasked } = this.#options;
     if (way !== "birthday" || !unasked || unasked.mayTryBirthday(deadlineMs)) return true;
-    this.#token ??= token;
+    this.#round.token ??= token;
     return false;
   }
 
   /** The introducer is gone. A round that has begun goes on without it, and is the last. */
   introducerLost(reason: string): void {
-    if (this.#token === undefined || !this.#punch) return this.abort("introducer-lost", reason);
-    this.#isLast = true;
+    if (this.#round.token === undefined || !this.#punch) return this.abort("introducer-lost", reason);
+    this.#round.isLast = true;
   }
 
   /** Gives up, and tells the introducer nothing. Does nothing once it is over. */
@@ -324,23 +258,24 @@ export class Introduction {
   /** There is no direct way. That is the end, unless the relay is still being tried. */
   failed(reason: FailureReason, detail: string): void {
     if (this.#isOver) return;
-    if (!this.#relay) return this.abort(reason, detail);
-    this.#failure = { reason, detail };
+    if (!this.#relay.isTried) return this.abort(reason, detail);
+    this.#state = { is: "relaying", failure: { reason, detail } };
     this.#stopPunching();
   }
 
   /** Gives up, and tells the introducer, which tells the peer. */
   cancel(reason: FailureReason, detail: string): void {
-    if (!this.#isOver && this.#token !== undefined) this.#report("refused-by-peer", this.#token);
+    const { token } = this.#round;
+    if (!this.#isOver && token !== undefined) this.#report("refused-by-peer", token);
     this.abort(reason, detail);
   }
 
   /** Sets the state for a new round. What is left of an earlier one is aborted, and nobody is told. */
   #nextRound(peer: Peer, token: string): void {
     this.#peer = peer;
-    if (token === this.#token) return; // it has measured for this round
-    this.#token = token;
-    this.#freshPort = undefined;
+    if (token === this.#round.token) return; // it has measured for this round
+    this.#round.token = token;
+    this.#round.freshPort = undefined;
     const earlier = this.#punch;
     this.#punch = undefined;
     this.#isUnscaled ||= earlier?.seen.needsUnscaled === true;
@@ -368,9 +303,8 @@ export class Introduction {
     const { ground, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
     const way = order.way === "birthday" && !this.#mayTryBirthday(deadlineMs) ? "direct" : order.way;
-    if (way === "birthday" && ground.takesRelay && this.#relayToken === undefined)
-      this.#reserved ??= reserve(ground.introducer);
-    const punch: Punch = (this.#freshPort ?? ground.port).punch({
+    if (way === "birthday") this.#relay.reserve();
+    const punch: Punch = (this.#round.freshPort ?? ground.port).punch({
       ...(role && token && { introduction: { role, token } }),
       bond: this.#bond,
       candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, ground, this.#allowance),
@@ -401,7 +335,7 @@ export class Introduction {
 
   #linked(channel: Channel): void {
     // Both have come with the introducer's message. Nothing is nominated before.
-    const [role, token] = [this.#role!, this.#token!];
+    const [role, token] = [this.#round.role!, this.#round.token!];
     this.#options.unasked?.linked(true);
     this.#options.ground.port.targets.authenticated(channel.remote, this.#birthday);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
@@ -413,8 +347,8 @@ export class Introduction {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.seen.needsUnscaled;
     if (reason === "timed-out") this.#options.ground.handshakeStuck();
-    if (this.#token !== undefined) this.#report(reason, this.#token);
-    if (this.#isLast) return this.failed(reason, detail);
+    if (this.#round.token !== undefined) this.#report(reason, this.#round.token);
+    if (this.#round.isLast) return this.failed(reason, detail);
     this.#punch = undefined;
     this.#expect(reason, detail);
   }
@@ -431,10 +365,9 @@ export class Introduction {
 
   #end(failure: Failure | undefined): void {
     if (this.#isOver) return;
-    this.#isOver = true;
+    this.#state = { is: "over" };
     this.#stopPunching();
-    this.#relay?.abort();
-    void this.#takeReserved()?.then((socket) => socket?.close());
+    this.#relay.close();
     this.#options.onEnd(failure);
   }
 

@@ -13,7 +13,8 @@ import {
   UserError,
 } from "../../protocol.ts";
 import type { Stream } from "../../native/session/stream.ts";
-import type { Ground, PunchMessage } from "../../native/punch/introduction.ts";
+import type { PunchMessage } from "../../native/punch/introduction.ts";
+import type { Ground } from "../../native/punch/ground.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";

@@ -3,11 +3,11 @@ import { afterEach, expect, test } from "bun:test";
 import type { Candidate, Dial } from "../../native/punch/dial.ts";
 import {
   type Failure,
-  type Ground,
   Introduction,
   type IntroductionOptions,
   type PunchMessage,
 } from "../../native/punch/introduction.ts";
+import type { Ground } from "../../native/punch/ground.ts";
 import type { MappingBehaviour } from "../../native/punch/mapping.ts";
 import type { Punch, PunchOptions } from "../../native/punch/punch.ts";
 import type { PunchPort } from "../../native/punch/punch-port.ts";
@@ -42,7 +42,7 @@ class Side {
     const punch = (options: PunchOptions) => {
       this.punches.push(options);
       const { dials } = this;
-      return { dials, isOver: false, abort() {}, introduce() {} } as unknown as Punch;
+      return { dials, isOver: false, seen: {}, abort() {}, introduce() {} } as unknown as Punch;
     };
     const port = { port: 40000, targets: new Targets(), punch } as unknown as PunchPort;
     const measureFresh = () => {
