@@ -12,7 +12,6 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
-import { waitRefusal, waitSeconds } from "./native/shares/budget.ts";
 import { byTurns } from "./native/shares/turns.ts";
 import { ConnectBacks } from "./native/introducer/connect-back.ts";
 import { Drain } from "./native/introducer/drain.ts";
@@ -29,6 +28,7 @@ import { addLink, lister, removeLink } from "./native/introducer/links.ts";
 import { Members } from "./native/introducer/members.ts";
 import { Metrics, MetricsServer, renderPrometheus, type Stats } from "./native/introducer/metrics.ts";
 import { isAt } from "./native/introducer/observe.ts";
+import { spendIntroduction } from "./native/introducer/quotas.ts";
 import { Reception } from "./native/introducer/reception.ts";
 import { redisUrlProblem } from "./native/introducer/redis/connection.ts";
 import type { Homes, Neighbour } from "./native/introducer/redis/homes.ts";
@@ -55,6 +55,7 @@ import {
 
 /** How often deadlines are looked at, at most. */
 const tickMs = 500;
+
 // --- what each message does ------------------------------------------------------------------------------
 
 /** What only a participant may say, once it has registered. */
@@ -62,10 +63,7 @@ type Said = Exclude<ToIntroducer["type"], "register" | "verify" | "relay" | "pro
 type Answers = { readonly [T in Said]: (member: Member, message: MessageOf<T>) => void };
 
 /** What the messages need. */
-interface Parts extends RegistrationParts {
-  readonly turns: Turns;
-  readonly introductions: Introductions;
-}
+type Parts = RegistrationParts & { readonly turns: Turns; readonly introductions: Introductions };
 
 /** The steps of a rendezvous, as the messages ask for them. */
 class Rendezvous {
@@ -81,7 +79,7 @@ class Rendezvous {
     mapping: (member, message) => this.#mapped(member, message),
     mapped: (member, { endpoint }) => this.#portMapped(member, endpoint),
     measured: (member, message) => this.#parts.introductions.measured(member, message),
-    "connect-back": (member) => this.#connectBacks.begin(member, () => this.#countIntroduction(member)),
+    "connect-back": (member) => this.#connectBacks.begin(member),
     echo: ({ session }, { text }) => session.send({ type: "echo", text }),
     pong: ({ session }, { id }) => session.pong(id),
   };
@@ -118,9 +116,7 @@ class Rendezvous {
     answer(member, message);
   }
 
-  // --- steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at ---
-
-  // --- steps 1 and 2: native/introducer/registration.ts; it may show how the other address family sees it ---
+  // --- steps 1 and 2, for which see native/introducer/registration.ts: who it is, and how it is seen ---
 
   #verify(session: Session, token: string): void {
     const member = this.registration.verified(session, token);
@@ -166,20 +162,11 @@ class Rendezvous {
   // --- steps 4 and 5: one asks for another, and both are told to punch ---
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
-    const { drain, members, introductions } = this.#parts;
+    const { drain, limits, members, introductions } = this.#parts;
     if (drain.reason !== undefined)
       throw new Refusal("limit", "the introducer is ending: ask when you have come back");
-    this.#countIntroduction(member);
+    spendIntroduction(member, limits, performance.now());
     introductions.ask(member, members.neighbour(member, peer), relay !== false);
-  }
-
-  #countIntroduction(member: Member): void {
-    const { introductionsPerMinute: most } = this.#parts.limits;
-    const now = performance.now();
-    const bucket = (member.introductions ??= { tokens: most, at: now });
-    const seconds = waitSeconds(bucket, most, now);
-    if (seconds > 0) throw waitRefusal(`${most} introductions a minute are enough`, seconds);
-    bucket.tokens -= 1;
   }
 
   /** Where the NAT of whoever has that token stands, on its way to that peer. */

@@ -13,6 +13,7 @@ import { Shares, waitRefusal } from "../shares/budget.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { connectBackMs, tryConnect } from "./observe.ts";
+import { spendIntroduction } from "./quotas.ts";
 import type { Member } from "./session.ts";
 
 export class ConnectBacks {
@@ -30,8 +31,8 @@ export class ConnectBacks {
     this.#alternate = alternate;
   }
 
-  /** Throws a {@link Refusal} where there are too many; `count` may throw one, too. */
-  begin(member: Member, count: () => void): void {
+  /** Throws a {@link Refusal} where there are too many. Each counts as an introduction, too. */
+  begin(member: Member): void {
     if (member.isConnectedBack)
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
     const { connectBacks: most, connectBacksPerAddress: each } = this.#limits;
@@ -39,7 +40,7 @@ export class ConnectBacks {
       const enough = `${most} connections back at once, ${each} to one address, are enough`;
       throw waitRefusal(enough, connectBackMs / 1000);
     }
-    count();
+    spendIntroduction(member, this.#limits, performance.now());
     member.isConnectedBack = true;
     this.#shares.add(member.subscriber);
     const over = (tell: () => void) => this.#guard.serve(member.session, () => this.#over(member, tell));

@@ -42,6 +42,18 @@ export interface Asking {
   readonly target: Member;
 }
 
+/** Takes one of the introductions that a member may ask for; throws a {@link Refusal} where it has asked for too many. */
+export function spendIntroduction(
+  member: Member,
+  { introductionsPerMinute: most }: Limits,
+  now: number,
+): void {
+  const bucket = (member.introductions ??= { tokens: most, at: now });
+  const seconds = waitSeconds(bucket, most, now);
+  if (seconds > 0) throw waitRefusal(`${most} introductions a minute are enough`, seconds);
+  bucket.tokens -= 1;
+}
+
 export class Quotas {
   readonly #limits: Limits;
   readonly #unasked = new Map<number, Unasked>();
