@@ -12,31 +12,13 @@
  *   punching    punching    a side has failed, and the next round does not; or a NAT has gone on meanwhile
  *   any         ended       both are linked; it failed for good; one has left; another was asked for; it took too long
  */
-import {
-  type FailureReason,
-  isAhead,
-  planRounds,
-  type Prediction,
-  relayAfterMs,
-  type Role,
-  type Way,
-} from "../../protocol.ts";
+import { type FailureReason, planRounds, type Prediction, relayAfterMs, type Way } from "../../protocol.ts";
 import { waitRefusal } from "../shares/budget.ts";
 import type { Exchange } from "./exchange.ts";
-import type { About } from "./lines.ts";
 import type { Outcome } from "./metrics.ts";
-import { isAt } from "./observe.ts";
+import { Plan } from "./plan.ts";
 import type { Asking, Quotas } from "./quotas.ts";
-import {
-  aimAnew,
-  beginRound,
-  counts,
-  introductionMs,
-  roundLength,
-  type Side,
-  sideOf,
-  startDelays,
-} from "./round.ts";
+import { introductionMs, type Side } from "./round.ts";
 import { type Member, newToken } from "./session.ts";
 
 /** Failures after which another round may succeed. */
@@ -46,9 +28,6 @@ const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "handshake-cut",
   "timed-out",
 ]);
-
-/** How often a round by predicted ports is begun anew because a NAT has gone on. */
-const maxCorrections = 2;
 
 /** How far it is. Only what has been announced by a `punch` can be reported on. */
 type Phase =
@@ -88,25 +67,24 @@ export interface Index {
 export class Introduction {
   readonly asking: Asking;
   readonly #index: Index;
-  /** The asker first: it is the controlling side. */
-  readonly #sides: readonly [Side, Side];
+  readonly #plan: Plan;
   #phase: Phase;
-  #plan: Way[] = [];
-  /** The round under way: its index in the plan, its token, and how often it was begun anew. Before the first: no token. */
-  #round = { at: 0, token: "", corrections: 0, isByOlder: false };
   #relay: Relay = { is: "unwanted" };
   /** Whether ports have been guessed, which is taken from the quotas beforehand. */
   #birthday: "none" | "taken" | "punched" = "none";
   /** How the side that did not ask has shown that it wanted to be linked. */
   #welcome: "not yet" | "by relay" | "directly" = "not yet";
-  #hasPunched = false;
   readonly #startedAt: number;
 
   constructor(index: Index, asking: Asking) {
     const now = index.now();
     this.#index = index;
     this.asking = asking;
-    this.#sides = [sideOf(asking.asker), sideOf(asking.target)];
+    const { asker, target } = asking;
+    this.#plan = new Plan(index.exchange, asker, target, (old, token) => {
+      index.removeToken(old);
+      index.addToken(token, this);
+    });
     this.#startedAt = now;
     this.#phase = { is: "planning", untilMs: now + index.exchange.limits.measureMs };
     index.schedule(this, this.#phase.untilMs);
@@ -127,25 +105,12 @@ export class Introduction {
     return this.#startedAt + introductionMs(this.#index.exchange.limits);
   }
 
-  get #way(): Way | undefined {
-    return this.#plan[this.#round.at];
-  }
-
-  get #members(): [Member, Member] {
-    return [this.#sides[0].member, this.#sides[1].member];
-  }
-
-  #sideOf(member: Member): [side: Side | undefined, other: Side] {
-    const [a, b] = this.#sides;
-    return [member === a.member ? a : member === b.member ? b : undefined, member === a.member ? b : a];
-  }
-
   /**
    * Whether it answers a `connect` that comes later: both may have asked at once. Once a side has reported that it is
    * linked, it knows how that ended, and means another.
    */
   answers(asker: Member): boolean {
-    const [side] = this.#sideOf(asker);
+    const [side] = this.#plan.ofMember(asker);
     return side!.report !== "linked" && this.#index.now() < this.#expiresAt;
   }
 
@@ -155,7 +120,7 @@ export class Introduction {
   plan(): void {
     if (this.#phase.is !== "planning") return;
     const { exchange, quotas, workingWay, now } = this.#index;
-    const [asker, target] = this.#members;
+    const { asker, target } = this.asking;
     const isReady = !exchange.canMeasure || (asker.hasMeasured && target.hasMeasured);
     if (!isReady && now() < this.#phase.untilMs) return;
     const rounds = planRounds(asker.peer, target.peer);
@@ -167,14 +132,14 @@ export class Introduction {
       if (seconds > 0) return this.#relayInstead() ? undefined : this.#refuseBirthday(seconds);
       this.#birthday = "taken";
     }
-    this.#plan = plan;
+    this.#plan.set(plan);
     this.#startRound();
   }
 
   /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
   #refuse(): void {
     const { exchange } = this.#index;
-    const [asker, target] = this.#members;
+    const { asker, target } = this.asking;
     const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
     this.end(reason);
     exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
@@ -184,7 +149,7 @@ export class Introduction {
 
   #refuseBirthday(seconds: number): void {
     const { exchange } = this.#index;
-    const [asker, target] = this.#members;
+    const { asker, target } = this.asking;
     this.end("refused");
     const { birthdaysPerPair: most, failedBirthdayPauseMs: pauseMs } = exchange.limits;
     const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
@@ -202,7 +167,7 @@ export class Introduction {
   /** It has been wanted for a while. */
   relayDue(): void {
     this.#relay = { is: "due" };
-    if (this.#hasPunched) this.#offerRelay();
+    if (this.#plan.hasPunched) this.#offerRelay();
   }
 
   /** Where there is no direct way. */
@@ -217,7 +182,7 @@ export class Introduction {
     if (this.#relay.is !== "wanted" && this.#relay.is !== "due") return false;
     const { exchange, noRelay, addToken, told } = this.#index;
     noRelay(this);
-    const [a, b] = this.#members;
+    const { asker: a, target: b } = this.asking;
     this.#relay = { is: "refused" };
     const token = exchange.offerRelay(a, b);
     if (token === undefined) return false;
@@ -237,120 +202,48 @@ export class Introduction {
 
   #nextRound(): void {
     this.#offerRelay();
-    this.#round.at += 1;
+    this.#plan.next();
     this.#startRound();
   }
 
   /** Begins the round that the plan has next: measures first where ports are to be predicted. */
   #startRound(): void {
-    const way = this.#way!;
-    this.#newToken();
-    const measuring = beginRound(this.#sides, way);
-    if (measuring.length === 0) return this.#punch();
-    this.#measure(measuring, way);
-    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
-    // If its NAT has not given many ports since, there is nothing to wait for.
-    this.#round.isByOlder = isKnown && !this.#hasPunched;
-    if (!this.#round.isByOlder) return;
-    for (const side of measuring) side.prediction = side.member.position;
-    this.#punch();
-  }
-
-  #measure(measuring: Side[], way: Way): void {
     const { exchange, now } = this.#index;
+    const measuring = this.#plan.begin();
+    if (measuring.length === 0) return this.#punch();
     this.#become({ is: "measuring", untilMs: now() + exchange.limits.measureMs });
-    const { token } = this.#round;
-    for (const { member } of measuring)
-      exchange.show(member, this.#sideOf(member)[1].member, { type: "measure", token, way });
-  }
-
-  #newToken(): void {
-    this.#index.removeToken(this.#round.token);
-    this.#round.token = newToken();
-    this.#index.addToken(this.#round.token, this);
+    if (this.#plan.measure(measuring)) this.#punch();
   }
 
   /** Where the NAT of a member stands, seen by a probe on its way to the other. */
   probed(member: Member, prediction: Prediction): void {
-    if (this.#way === "predicted") this.measured(member, prediction);
+    if (this.#plan.way === "predicted") this.measured(member, prediction);
   }
 
   measured(member: Member, prediction: Prediction | undefined): void {
-    const [side] = this.#sideOf(member);
-    if (!side?.isMeasuring) return; // late: the round has begun without it
-    const { isByOlder } = this.#round;
-    if (prediction && isAt(prediction.endpoint, member)) {
-      if (this.#way === "predicted") member.position = prediction;
-      if (isByOlder) side.newer = prediction;
-      else side.prediction = prediction;
-    }
-    side.isMeasuring = false;
-    if (this.#sides.some(({ isMeasuring }) => isMeasuring)) return;
-    if (!isByOlder) this.#punch();
-    else if (this.#sides.some((one) => one.newer && !isAhead(one.prediction!, one.newer))) this.#punchAnew();
+    if (this.#plan.measured(member, prediction)) this.#punch();
   }
 
-  /** What the round aims at has passed by already. */
-  #punchAnew(): void {
-    this.#newToken();
-    const used = aimAnew(this.#sides);
-    // A side that had to try again and again has gone on since, and will say so once more.
-    const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
-    this.#round.isByOlder = isByOlder;
-    for (const side of this.#sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
-    this.#punch();
-  }
-
-  /** Tells both sides to punch, at the same moment. */
   #punch(): void {
     const { exchange, told, now } = this.#index;
-    const [a, b] = this.#sides;
+    const { asker, target } = this.asking;
     const at = now();
-    const way = this.#way!;
-    const delays = startDelays(a.member.roundTripMs, b.member.roundTripMs);
-    const roundTripMs = (a.member.roundTripMs ?? 0) + (b.member.roundTripMs ?? 0);
-    const leftMs = this.#startedAt + exchange.limits.punchDeadlineMs - at;
-    const { isLast, deadlineMs } = roundLength(this.#plan, this.#round.at, roundTripMs, leftMs);
-    this.#become({ is: "punching", untilMs: at + Math.max(...delays) + deadlineMs, isLast });
-    this.#hasPunched = true;
+    const way = this.#plan.way!;
+    const times = this.#plan.times(this.#startedAt + exchange.limits.punchDeadlineMs - at);
+    const untilMs = at + Math.max(...times.delays) + times.deadlineMs;
+    this.#become({ is: "punching", untilMs, isLast: times.isLast });
     if (way === "birthday") this.#birthday = "punched";
-    if (!this.#round.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
-    told(this.#round.token, a.member, b.member);
-    this.#tellPunch(a, b, "controlling", delays[0], { isLast, deadlineMs });
-    this.#tellPunch(b, a, "controlled", delays[1], { isLast, deadlineMs });
-    const round = this.#round.at + 1;
-    exchange.tell({ event: "punch", a: a.member.peer.id, b: b.member.peer.id, way, round });
+    told(this.#plan.token, asker, target);
+    this.#plan.punch(times);
+    const round = this.#plan.at + 1;
+    exchange.tell({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
     if (this.#relay.is === "due") this.#offerRelay();
-  }
-
-  #tellPunch(
-    to: Side,
-    { member, prediction: theirs }: Side,
-    role: Role,
-    startInMs: number,
-    { isLast: last, deadlineMs }: { isLast: boolean; deadlineMs: number },
-  ): void {
-    const { at, token } = this.#round;
-    const way = this.#way!;
-    const message: Extract<About, { type: "punch" }> = {
-      type: "punch",
-      role,
-      token,
-      startInMs,
-      way,
-      round: at + 1,
-      last,
-      deadlineMs,
-    };
-    if (to.prediction) message.own = to.prediction;
-    if (theirs) message.theirs = theirs;
-    this.#index.exchange.show(to.member, member, message);
   }
 
   // what the sides say
 
   linked(member: Member, token: string): void {
-    const [side, other] = this.#sideOf(member);
+    const [side, other] = this.#plan.ofMember(member);
     if (!side) return;
     if (token === this.#relayToken) this.#linkedByRelay(side);
     else if (this.#isReportable(side, token)) this.#linkedDirectly(side, other);
@@ -358,24 +251,24 @@ export class Introduction {
 
   /** A round that has been announced, and not been reported on by that side. */
   #isReportable(side: Side, token: string): boolean {
-    return token === this.#round.token && this.#phase.is === "punching" && side.report === undefined;
+    return token === this.#plan.token && this.#phase.is === "punching" && side.report === undefined;
   }
 
   /** Direct rounds go on meanwhile: it ends none of them. */
   #linkedByRelay(side: Side): void {
-    if (side === this.#sides[1]) this.#welcomed("by relay");
+    if (side === this.#plan.sides[1]) this.#welcomed("by relay");
     side.isRelayed = true;
-    if (this.#relay.is === "offered" && this.#sides.every(({ isRelayed }) => isRelayed))
+    if (this.#relay.is === "offered" && this.#plan.sides.every(({ isRelayed }) => isRelayed))
       this.#relay = { ...this.#relay, linkedAt: this.#relay.linkedAt ?? this.#index.now() };
     if (this.#phase.is !== "relayed") return;
     side.report = "linked";
-    if (this.#sides.every(({ report }) => report === "linked")) this.end("linked");
+    if (this.#plan.sides.every(({ report }) => report === "linked")) this.end("linked");
   }
 
   #linkedDirectly(side: Side, other: Side): void {
     side.report = "linked";
-    if (this.#round.at > 0) this.#index.keepWay(...this.#members, this.#way!);
-    if (side === this.#sides[1]) this.#welcomed("directly");
+    if (this.#plan.at > 0) this.#index.keepWay(this.asking.asker, this.asking.target, this.#plan.way!);
+    if (side === this.#plan.sides[1]) this.#welcomed("directly");
     if (other.report === "linked") this.end("linked");
     else if (other.report === "failed") this.#nextRound();
   }
@@ -388,7 +281,7 @@ export class Introduction {
   }
 
   failed(member: Member, token: string, reason: FailureReason): void {
-    const [side, other] = this.#sideOf(member);
+    const [side, other] = this.#plan.ofMember(member);
     if (!side) return;
     if (token === this.#relayToken) {
       if (side.report !== undefined || this.#phase.is !== "relayed") return;
@@ -404,14 +297,14 @@ export class Introduction {
     if (isLast || !retriable.has(reason)) return this.#fail(side, other, reason);
     // Whoever fails at once must not have the other side open a second thousand of sockets beside the first.
     const isAlone = other.report === undefined && this.#index.now() < untilMs;
-    if (this.#way === "birthday" && isAlone) return;
+    if (this.#plan.way === "birthday" && isAlone) return;
     this.#nextRound();
   }
 
   #fail(side: Side, other: Side, reason: FailureReason): void {
     const { exchange } = this.#index;
     if (retriable.has(reason)) this.#offerRelay();
-    const token = this.#round.token || this.#relayToken;
+    const token = this.#plan.token || this.#relayToken;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) exchange.send(other.member, { type: "failed", peer: id, token, reason });
     this.end(reason);
@@ -422,9 +315,9 @@ export class Introduction {
   left(member: Member, detail: string): void {
     const { exchange } = this.#index;
     // Before the first round there is no token yet, and the other side takes any.
-    const token = this.#round.token || this.#relayToken || newToken();
+    const token = this.#plan.token || this.#relayToken || newToken();
     this.end("peer-left");
-    const [, side] = this.#sideOf(member);
+    const [, side] = this.#plan.ofMember(member);
     if (side.report !== undefined) return;
     const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
     exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
@@ -443,7 +336,7 @@ export class Introduction {
     else if (
       phase.is === "punching" &&
       !phase.isLast &&
-      this.#sides.some(({ report }) => report === "failed")
+      this.#plan.sides.some(({ report }) => report === "failed")
     )
       this.#nextRound();
   }
@@ -464,8 +357,8 @@ export class Introduction {
     ];
     this.end(reason);
     if (!wasRelayed) return;
-    for (const { member, report } of this.#sides) {
-      const [id, peer] = [member.peer.id, this.#sideOf(member)[1].member.peer.id];
+    for (const { member, report } of this.#plan.sides) {
+      const [id, peer] = [member.peer.id, this.#plan.ofMember(member)[1].member.peer.id];
       if (report !== undefined) continue;
       exchange.send(member, { type: "failed", peer, token, reason });
       exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
@@ -476,7 +369,7 @@ export class Introduction {
     const { quotas, removeToken, noRelay, ended, now } = this.#index;
     const at = now();
     this.#count(outcome, at);
-    removeToken(this.#round.token);
+    removeToken(this.#plan.token);
     removeToken(this.#relayToken);
     noRelay(this);
     this.#become({ is: "ended" });
@@ -493,6 +386,6 @@ export class Introduction {
     const linkedAt = this.#relay.is === "offered" ? this.#relay.linkedAt : undefined;
     if (linkedAt !== undefined && (outcome !== "linked" || wasRelayed))
       return exchange.count("linked", "relay", linkedAt - this.#startedAt);
-    exchange.count(outcome, wasRelayed ? "relay" : (this.#way ?? "none"), now - this.#startedAt);
+    exchange.count(outcome, wasRelayed ? "relay" : (this.#plan.way ?? "none"), now - this.#startedAt);
   }
 }

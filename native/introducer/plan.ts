@@ -1,0 +1,145 @@
+/**
+ * The rounds of one introduction, one after the other: by which ways, who measures before, what each aims at, and what the
+ * sides have said of the one under way. It tells the sides to measure and to punch. When is for
+ * native/introducer/introduction.ts, which alone imports it.
+ */
+import { isAhead, type Prediction, type Role, type Way } from "../../protocol.ts";
+import type { Exchange } from "./exchange.ts";
+import type { About } from "./lines.ts";
+import { isAt } from "./observe.ts";
+import { aimAnew, beginRound, counts, roundLength, type Side, sideOf, startDelays } from "./round.ts";
+import { type Member, newToken } from "./session.ts";
+
+/** How often a round by predicted ports is begun anew because a NAT has gone on. */
+const maxCorrections = 2;
+
+export class Plan {
+  /** The asker first: it is the controlling side. */
+  readonly sides: readonly [Side, Side];
+  readonly #exchange: Exchange;
+  /** The token of the round has changed. */
+  readonly #onToken: (old: string, token: string) => void;
+  #ways: Way[] = [];
+  /** The round under way: its index, its token, and how often it was begun anew. Before the first: no token. */
+  #round = { at: 0, token: "", corrections: 0, isByOlder: false };
+  #hasPunched = false;
+
+  constructor(
+    exchange: Exchange,
+    asker: Member,
+    target: Member,
+    onToken: (old: string, token: string) => void,
+  ) {
+    this.#exchange = exchange;
+    this.#onToken = onToken;
+    this.sides = [sideOf(asker), sideOf(target)];
+  }
+
+  /** Undefined while nothing is planned. */
+  get way(): Way | undefined {
+    return this.#ways[this.#round.at];
+  }
+  /** Index of the round under way. */
+  get at(): number {
+    return this.#round.at;
+  }
+  get token(): string {
+    return this.#round.token;
+  }
+  get hasPunched(): boolean {
+    return this.#hasPunched;
+  }
+
+  set(ways: Way[]): void {
+    this.#ways = ways;
+  }
+
+  next(): void {
+    this.#round.at += 1;
+  }
+
+  ofMember(member: Member): [side: Side | undefined, other: Side] {
+    const [a, b] = this.sides;
+    return [member === a.member ? a : member === b.member ? b : undefined, member === a.member ? b : a];
+  }
+
+  #newToken(): void {
+    const { token: old } = this.#round;
+    this.#round.token = newToken();
+    this.#onToken(old, this.#round.token);
+  }
+
+  /** Begins the round; returns who has to measure before. */
+  begin(): Side[] {
+    this.#newToken();
+    this.#round.isByOlder = false;
+    return beginRound(this.sides, this.way!);
+  }
+
+  /** Has them measure; returns whether to punch at once, by what was measured before. */
+  measure(measuring: Side[]): boolean {
+    const way = this.way!;
+    const { token } = this.#round;
+    for (const { member } of measuring)
+      this.#exchange.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
+    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
+    // If its NAT has not given many ports since, there is nothing to wait for.
+    this.#round.isByOlder = isKnown && !this.#hasPunched;
+    if (this.#round.isByOlder) for (const side of measuring) side.prediction = side.member.position;
+    return this.#round.isByOlder;
+  }
+
+  /** Takes what a side has measured; returns whether to punch now. */
+  measured(member: Member, prediction: Prediction | undefined): boolean {
+    const [side] = this.ofMember(member);
+    if (!side?.isMeasuring) return false; // late: the round has begun without it
+    const { isByOlder } = this.#round;
+    if (prediction && isAt(prediction.endpoint, member)) {
+      if (this.way === "predicted") member.position = prediction;
+      if (isByOlder) side.newer = prediction;
+      else side.prediction = prediction;
+    }
+    side.isMeasuring = false;
+    if (this.sides.some(({ isMeasuring }) => isMeasuring)) return false;
+    if (!isByOlder) return true;
+    const hasPassed = this.sides.some((one) => one.newer && !isAhead(one.prediction!, one.newer));
+    if (hasPassed) this.#aimAnew();
+    return hasPassed;
+  }
+
+  /** What the round aims at has passed by already. */
+  #aimAnew(): void {
+    this.#newToken();
+    const used = aimAnew(this.sides);
+    // A side that had to try again and again has gone on since, and will say so once more.
+    const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
+    this.#round.isByOlder = isByOlder;
+    for (const side of this.sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
+  }
+
+  /** How long the round takes from now on, how long each side waits, and whether no other follows. */
+  times(leftMs: number) {
+    const [a, b] = this.sides;
+    const [roundTripA, roundTripB] = [a.member.roundTripMs, b.member.roundTripMs];
+    const delays = startDelays(roundTripA, roundTripB);
+    const roundTripMs = (roundTripA ?? 0) + (roundTripB ?? 0);
+    return { delays, ...roundLength(this.#ways, this.#round.at, roundTripMs, leftMs) };
+  }
+
+  /** Tells both sides to punch, at the same moment. */
+  punch({ delays, isLast: last, deadlineMs }: ReturnType<Plan["times"]>): void {
+    const [a, b] = this.sides;
+    this.#hasPunched = true;
+    if (!this.#round.isByOlder) a.isMeasuring = b.isMeasuring = false; // the rest is late
+    const { at, token } = this.#round;
+    const message = { type: "punch", token, way: this.way!, round: at + 1, last, deadlineMs } as const;
+    const tell = (to: Side, about: Side, role: Role, startInMs: number) => {
+      const { prediction: own } = to;
+      const { prediction: theirs } = about;
+      const aims = { ...(own && { own }), ...(theirs && { theirs }) };
+      this.#exchange.show(to.member, about.member, { ...message, role, startInMs, ...aims } as About);
+    };
+    tell(a, b, "controlling", delays[0]);
+    tell(b, a, "controlled", delays[1]);
+  }
+}
