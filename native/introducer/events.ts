@@ -1,6 +1,6 @@
 /**
- * What an introducer is told at its start, and what it tells while it runs. Types and errors only. For introducer.ts,
- * native/introducer/ and native/terminal/.
+ * The options of an introducer, and its events. Types and errors only. For introducer.ts, native/introducer/ and
+ * native/terminal/.
  */
 import type { Stats } from "./metrics.ts";
 import type { Neighbour } from "./redis/homes.ts";
@@ -16,7 +16,7 @@ import type {
 } from "../../protocol.ts";
 import type { Limits } from "./limits.ts";
 
-/** What an operator can be told of; with `--json` these are the lines. */
+/** The events of an introducer. With `--json` these are the lines. */
 export type IntroducerEvent =
   | { event: "listening"; host: string; port: number }
   | { event: "joined"; id: number; name: string; room: string; private: Endpoint[]; public: Endpoint }
@@ -31,12 +31,12 @@ export type IntroducerEvent =
   | { event: "mapped"; id: number; endpoint?: Endpoint }
   | { event: "relaying"; a: number; b: number }
   | { event: "relayed"; a: number; b: number; bytes: number }
-  /** While serving that address; without one, of an operator's command. */
+  /** An error while serving that address; without an address, of a command of the operator's. */
   | { event: "error"; address?: Endpoint; message: string }
-  /** So many have got what the operator said, and so many other introducers. */
+  /** How many participants and how many other introducers have got what the operator said. */
   | { event: "told"; participants: number; introducers?: number; id?: number; name?: string }
   | { event: "warning"; message: string }
-  /** Redis says where rooms live, from now on. */
+  /** From now on Redis says where rooms live. */
   | { event: "shared"; message: string }
   | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
   /** `others`: the introducers that share a Redis with this one. */
@@ -44,31 +44,31 @@ export type IntroducerEvent =
   | { event: "stats"; stats: Stats; others?: Neighbour[] };
 
 export interface IntroducerOptions {
-  /** Default: all addresses of this host, IPv6 and IPv4. */
+  /** By default all addresses of this host, IPv6 and IPv4. */
   host?: string;
   /** 0 lets the system choose. */
   port?: number;
-  /** Ports for mapping probes; by default the next two, as far as they are free. */
+  /** Ports for mapping probes. By default the next two, if they are free. */
   probePorts?: number[];
-  /** Another address of this host, for probes that tell address-dependent mappings. */
+  /** A second address of this host, for probes that show address-dependent mappings. */
   alternate?: string;
-  /** Whether to relay links that have no direct way; by default it does. */
+  /** Whether to relay links that have no direct way. By default it does. */
   relay?: boolean;
   /** Bytes a second of one relayed link in each direction (1 MiB), and of all together (16 MiB). */
   relayRate?: number;
   relayTotal?: number;
   /** URL of the Redis that says at which of several introducers a room lives: redis: or rediss: (TLS). */
   redis?: string;
-  /** HOST[:PORT] to which others send participants whose room lives here; by default the likeliest address, our port. */
+  /** HOST[:PORT] to which others send participants whose room lives here. By default the likeliest address, and our port. */
   advertise?: string;
-  /** Where Prometheus may ask; by default nowhere. */
+  /** Where the metrics are served. By default nowhere. */
   metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;
   onEvent?: (event: IntroducerEvent) => void;
 }
 
-/** A port that was asked for can't answer mapping probes. `message` says which and why. */
+/** A port that was asked for can't be used for probes. The message says which one, and why. */
 export class ProbePortError extends Error {}
 
-/** The metrics can't be shown where they should be. `message` says where and why. */
+/** The metrics can't be served where they should be. The message says where, and why. */
 export class MetricsPortError extends Error {}

@@ -1,6 +1,6 @@
 /**
- * Lines to and from participants: what can be said of one that is refused, and those that show a peer, whose JSON is made
- * once. Pure: no socket, no clock. For introducer.ts and native/introducer/.
+ * Lines to and from participants: what a refusal can name of a bad line, and lines that show a peer, whose JSON is made once.
+ * Pure: no socket, no clock. For introducer.ts and native/introducer/.
  */
 import {
   addressScope,
@@ -20,7 +20,7 @@ type Without<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 /** A message that shows a peer, without that peer. */
 export type About = Without<Extract<ToParticipant, { peer: Peer }>, "peer">;
 
-/** Type, version and peer of a line that may be anything. */
+/** Type, version and peer of a line, which may be any text. */
 export function peek(line: string): { type?: string; version?: number; peer?: number } {
   let value: unknown;
   try {
@@ -36,7 +36,7 @@ export function peek(line: string): { type?: string; version?: number; peer?: nu
   };
 }
 
-/** Before anything else is read: another version may have other fields. */
+/** Checked first: another version may have other fields. */
 export function refuseOtherVersion(line: string): void {
   const { type, version = protocolVersion } = peek(line);
   if (type !== "register" || version === protocolVersion) return;
@@ -45,7 +45,7 @@ export function refuseOtherVersion(line: string): void {
   throw new Refusal("bad-version", message, true);
 }
 
-/** The candidates that may be told to others, without duplicates, and those that may not. */
+/** The candidates that others may learn, without duplicates; and those that they may not. */
 export function sortCandidates(candidates: Endpoint[], observed: Endpoint): [Endpoint[], Endpoint[]] {
   const allowed: Endpoint[] = [];
   const ignored: Endpoint[] = [];

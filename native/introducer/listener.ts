@@ -1,23 +1,21 @@
 /**
- * A listening socket that a crowd at the door can't keep a program from everything else by. It owns the listening
- * descriptor; its connections belong to whoever gets them by `open`, and are to be closed by him.
+ * A listening socket that does not stop the program when many connect at once. Owns the listening descriptor. Each connection
+ * belongs to whoever gets it by `open`, and must be closed there. For introducer.ts.
  *
- * Bun accepts for as long as anybody is waiting to be accepted, and serves no other socket and no timer meanwhile: 15,000
- * accepted and closed at once held up all others for a second. It stops accepting when its listening socket has been
- * closed. So once several have been accepted at one go, that is done with one descriptor while another keeps the socket and
- * its queue, where nobody is lost, and Bun gets that one when the others have been served. Not so on Windows.
- *
- * introducer.ts alone imports it.
+ * Bun accepts as long as anybody waits to be accepted, and meanwhile serves no socket and no timer: 15,000 connections that
+ * were accepted and closed held up all others for a second. It stops accepting when its descriptor is closed. So after some
+ * connections that descriptor is closed. A second descriptor of the same socket keeps the queue, and nobody in it is lost.
+ * Once the others have been served, Bun gets the second one. This does not work on Windows.
  */
 import type { TCPSocketListener, TCPSocketListenOptions } from "bun";
 import { close, duplicate, isSupported, SystemError } from "../host/libc.ts";
 
-/** Accepted at one go: each costs some 50 µs. */
+/** So many are accepted in one go. Each takes some 50 µs. */
 const mostAtOnce = 8;
-/** How long until listening is tried again where that was not possible. */
+/** If listening was not possible, it is tried again after so long. */
 const retryMs = 50;
 
-/** Bun 1.4.5 has a listener's descriptor, and listens with one that is given; bun-types know of neither. */
+/** Bun 1.4.5 shows the descriptor of a listener, and can listen with a given one. bun-types has neither. */
 type Descriptor<Data> = TCPSocketListener<Data> & { fd: number };
 
 export class Listener<Data> {
@@ -26,20 +24,20 @@ export class Listener<Data> {
   readonly #options: TCPSocketListenOptions<Data>;
   readonly #onProblem: (message: string) => void;
   #listener: TCPSocketListener<Data> | undefined;
-  /** Of the listening socket while nobody is accepted. */
+  /** The second descriptor of the listening socket, while nobody is accepted. */
   #resting: number | undefined;
   #timer: Timer | undefined;
-  /** At this go. */
+  /** Accepted in this go. */
   #accepted = 0;
 
   /**
-   * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` hears why nobody can be accepted, for which another
-   * attempt is made then.
+   * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` gets the reason if nobody can be accepted. Another
+   * attempt follows by itself.
    */
   constructor(options: TCPSocketListenOptions<Data>, onProblem: (message: string) => void) {
     const { open } = options.socket;
     const counted: typeof open = (socket) => {
-      const opened = open?.(socket); // which may close it, and a descriptor is free
+      const opened = open?.(socket); // it may close the connection: then a descriptor is free
       this.#count();
       return opened;
     };
@@ -60,7 +58,7 @@ export class Listener<Data> {
     try {
       this.#resting = duplicate((this.#listener as Descriptor<Data>).fd);
     } catch (error) {
-      // Nor can more be accepted, by this program or by any.
+      // Nothing more can be accepted now, by this program or by any.
       if (error instanceof SystemError && ["EMFILE", "ENFILE"].includes(error.code)) return;
       throw error;
     }
@@ -86,7 +84,7 @@ export class Listener<Data> {
     }
   }
 
-  /** No more connections; those there are go on. */
+  /** Accepts no more connections. Those that are there go on. */
   stop(): void {
     clearTimeout(this.#timer);
     this.#listener?.stop();

@@ -1,45 +1,43 @@
 /**
- * What an introducer counts, and shows who asks: as numbers, as text for a terminal, and as Prometheus reads it over HTTP.
- * It owns the counters and, where there is one, the HTTP server.
- *
- * It knows no session and no socket of a participant, and tells nothing of any single one: no name, no room, no address.
- * introducer.ts alone imports it. No FFI.
+ * What an introducer counts, and how it is shown: as numbers, and as Prometheus reads it over HTTP. Owns the counters, and
+ * the HTTP server if there is one. It knows no session and no participant: no name, room or address is in what it shows.
+ * For introducer.ts and native/terminal/.
  *
  * Prometheus text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
  */
 import type { FailureReason, RefusalCode, Way } from "../../protocol.ts";
 
-/** Upper bounds in milliseconds: from a LAN's round trip to the deadline of a punch. */
+/** Upper bounds in ms: from a round trip in a LAN to the deadline of a punch. */
 const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
-/** From what nobody notices to what spoils a simultaneous start, and what makes participants give up. */
+/** Upper bounds in ms: from what nobody notices, to what spoils a simultaneous start, to what makes participants give up. */
 const delayBoundsMs = [1, 2, 5, 10, 20, 50, 100, 500, 2000];
-/** Whoever reads the metrics takes no descriptors of participants: so many at once, so long, and so much is read of each. */
+/** Readers of the metrics: so many at once, for so long, and so many bytes of each. They must not use up descriptors. */
 const maxReaders = 16;
 const readerDeadlineMs = 5_000;
 const maxRequestBytes = 8 * 1024;
 
-/** What became of an introduction; `superseded`: its asker has asked anew meanwhile. */
+/** The outcome of an introduction. `superseded`: its asker has asked again meanwhile. */
 export type Outcome = "linked" | "superseded" | FailureReason;
-/** Of the round in which it ended; `none`: there was none. */
+/** The way of the round in which it ended; `none`: there was no round. */
 export type OutcomeWay = Way | "relay" | "none";
 
-/** How many values were at most so many milliseconds, for each bound; the last counts all. */
+/** For each bound, how many values were not above it. The last number counts all. */
 export interface HistogramCounts {
   boundsMs: readonly number[];
   counts: readonly number[];
   sumMs: number;
 }
 
-/** What is so now, as opposed to what has been counted. */
+/** The present state, in contrast to what was counted. */
 export interface Gauges {
   participants: number;
   rooms: number;
   connections: number;
-  /** Connections read too much of lately. */
+  /** Connections of which too much was read lately. */
   waiting: number;
   relays: number;
   relayedBytes: number;
-  /** Whether other introducers can be reached; undefined where there shall be none. */
+  /** Whether Redis can be reached; undefined if there is none. */
   isShared?: boolean;
 }
 
@@ -47,14 +45,14 @@ export interface Stats extends Gauges {
   uptimeMs: number;
   joins: number;
   introductions: { outcome: Outcome; way: OutcomeWay; count: number }[];
-  /** From being asked for to the second side's saying that it is linked. */
+  /** The time from `connect` until the second side says that it is linked. */
   linkMs: HistogramCounts;
   refusals: { code: RefusalCode; count: number }[];
-  /** Connections closed without a word, because their address has too many or takes too much. */
+  /** Connections closed at once, because their address has too many or takes too much. */
   turnedAway: number;
-  /** Undefined when the system can't say now: out of descriptors. */
+  /** Undefined if the system can't say it now, because no descriptor is free. */
   residentBytes: number | undefined;
-  /** How late the tick of the timer was. */
+  /** How late the timer was. */
   eventLoopDelayMs: HistogramCounts;
 }
 
@@ -84,7 +82,7 @@ export class Histogram {
   }
 }
 
-/** The bound below which that part of all values was; Infinity beyond the last, undefined when there are none. */
+/** The bound that this part of all values does not exceed. Infinity beyond the last bound; undefined if there are no values. */
 export function quantile({ boundsMs, counts }: HistogramCounts, part: number): number | undefined {
   const all = counts.at(-1)!;
   if (all === 0) return undefined;
@@ -161,7 +159,7 @@ function family(name: string, type: "gauge" | "counter", help: string, samples: 
   return [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...lines];
 }
 
-/** In seconds, as Prometheus wants its base units. */
+/** In seconds: Prometheus wants base units. */
 function histogram(name: string, help: string, { boundsMs, counts, sumMs }: HistogramCounts): string[] {
   const bound = (index: number) => String((boundsMs[index] ?? Infinity) / 1000).replace("Infinity", "+Inf");
   return [
@@ -219,21 +217,21 @@ export function renderPrometheus(stats: Stats, version: string): string {
 /** One connection: a request, an answer, and its end. */
 interface Reader {
   request: string;
-  /** Of the answer, once there is one: what the kernel has not taken yet. */
+  /** What the kernel has not taken of the answer yet; undefined while there is no answer. */
   unsent: Uint8Array | undefined;
   deadline: NodeJS.Timeout;
 }
 
 /**
- * Shows `/metrics` to whoever can connect: HTTP/1.1 (RFC 9112), one request a connection. Bun's own server takes as many
- * connections as there are descriptors. Throws what `Bun.listen` throws, such as EADDRINUSE; `onMistake` hears what
- * `page` throws, of which the visitor is told nothing.
+ * Serves `/metrics` to everybody who can connect: HTTP/1.1 (RFC 9112), one request a connection. Not by Bun's own server,
+ * which takes as many connections as there are descriptors. Throws what `Bun.listen` throws, such as EADDRINUSE. `onMistake`
+ * gets what `page` throws; the reader is told nothing of it.
  */
 export class MetricsServer {
   readonly #server: Bun.TCPSocketListener<Reader>;
   readonly #page: () => string;
   readonly #onMistake: (error: unknown) => void;
-  /** The oldest first: it goes when there are too many, for a reader that is in order is gone at once. */
+  /** The oldest first. If there are too many, the oldest is closed: a normal reader is gone at once. */
   readonly #readers = new Set<Bun.Socket<Reader>>();
 
   constructor(hostname: string, port: number, page: () => string, onMistake: (error: unknown) => void) {
@@ -275,7 +273,7 @@ export class MetricsServer {
 
   #read(socket: Bun.Socket<Reader>, chunk: Buffer): void {
     const reader = socket.data;
-    if (reader.unsent) return; // what follows the one request
+    if (reader.unsent) return; // only one request is answered
     reader.request += chunk.toString("latin1", 0, maxRequestBytes);
     const isWhole = reader.request.includes("\r\n\r\n");
     if (!isWhole && reader.request.length < maxRequestBytes) return;

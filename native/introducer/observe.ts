@@ -1,6 +1,6 @@
 /**
- * Where a participant is, as seen from here: its observed endpoint, which of this host's addresses it may reach, and what a
- * SYN meets that comes to it unasked. For introducer.ts and native/introducer/. RFC 5382 §4.3, RFC 5780.
+ * Where a participant is, as the introducer sees it: its observed endpoint, which address of this host it may reach, and
+ * what an unsolicited SYN to it meets. For introducer.ts, native/introducer/ and native/terminal/. RFC 5382 §4.3, RFC 5780.
  */
 import { closeSync, openSync } from "node:fs";
 import { connect } from "node:net";
@@ -18,10 +18,10 @@ import {
 } from "../../protocol.ts";
 import type { Member } from "./session.ts";
 
-/** How long a connection back may take: RFC 5382 §4.3 has a NAT hold an unsolicited SYN for 6 s, but a silent one never answers. */
+/** How long a connection back may take. By RFC 5382 §4.3 a NAT holds an unsolicited SYN for 6 s; a silent one never answers. */
 export const connectBackMs = 3000;
 
-/** What a RST (ECONNREFUSED, ECONNRESET) and the ICMP errors of RFC 1122 §4.2.3.9 and RFC 4443 §3.1 become in Linux. */
+/** The errors on Linux for a RST, and for the ICMP errors of RFC 1122 §4.2.3.9 and RFC 4443 §3.1. */
 const refusalErrors: ReadonlySet<string> = new Set([
   "ECONNREFUSED",
   "ECONNRESET",
@@ -34,14 +34,14 @@ const refusalErrors: ReadonlySet<string> = new Set([
   "EACCES",
 ]);
 
-/** What an attempt to connect says of the filtering there; undefined when it failed for a reason of our own. */
+/** What an attempt to connect shows of the filtering there; undefined if it failed for a reason on our side. */
 export function filteringOf(code: string | undefined): Filtering | undefined {
   if (code === undefined) return "let-in";
   if (code === "ETIMEDOUT") return "dropped";
   return refusalErrors.has(code) ? "refused" : undefined;
 }
 
-/** Bun says ECONNREFUSED, too, when there is no descriptor left for a socket. */
+/** Bun also says ECONNREFUSED if no descriptor is free. */
 function hasDescriptor(): boolean {
   try {
     closeSync(openSync(process.execPath, "r"));
@@ -51,7 +51,7 @@ function hasDescriptor(): boolean {
   }
 }
 
-/** Connects to an endpoint, from that address, only to see what comes back; undefined when it could not be tried. */
+/** Connects to an endpoint, from that address, only to see what comes back. Undefined if it could not be tried. */
 export function tryConnect(
   { address, port }: EndpointParts,
   localAddress?: string,
@@ -69,18 +69,18 @@ export function tryConnect(
   });
 }
 
-/** Undefined when the client is gone already. */
+/** The endpoint that we see of a client; undefined if it is gone already. */
 export function observedEndpoint(socket: Socket<unknown>): Endpoint | undefined {
   const address = canonicalAddress(socket.remoteAddress ?? "")?.address;
   return address === undefined ? undefined : formatEndpoint(address, socket.remotePort);
 }
 
-/** Whether it came by an address that only its own network has, such as a link-local one: to its peers it is none. */
+/** Whether it came by an address that means nothing elsewhere, such as a link-local one. Its peers can't use it. */
 export function isNoPlace(observed: Endpoint): boolean {
   return scopeOf(observed) === "unusable";
 }
 
-/** All addresses of this host; none when the system can't say now. */
+/** All addresses of this host; none if the system can't say it now. */
 export function ownAddresses(): { family: 4 | 6; address: string }[] {
   try {
     const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
@@ -90,7 +90,7 @@ export function ownAddresses(): { family: 4 | 6; address: string }[] {
   }
 }
 
-/** One of these addresses, of that family, that a participant seen at `observed` may well reach. */
+/** The one of these addresses, of that family, that a participant seen at `observed` can probably reach. */
 export function reachable(
   own: ReturnType<typeof ownAddresses>,
   observed: Endpoint,
@@ -103,12 +103,12 @@ export function reachable(
   return ranked[0]?.address;
 }
 
-/** Whether it is at a participant's own address: nobody is sent to another one. */
+/** Whether an endpoint is at a participant's own address. Nobody is sent to any other. */
 export function isAt(endpoint: Endpoint, { observed }: Member): boolean {
   return splitEndpoint(endpoint).address === splitEndpoint(observed).address;
 }
 
-/** The address that participants most likely reach this host by. */
+/** The address by which participants most probably reach this host. */
 function likelyAddress(): string {
   const rank = ({ address, family }: { address: string; family: 4 | 6 }) =>
     ["global4", "private4", "global6", "private6"].indexOf(addressScope(address) + family);
@@ -118,7 +118,7 @@ function likelyAddress(): string {
   return ranked[0]?.address ?? "127.0.0.1";
 }
 
-/** Where an introducer is that listens there. */
+/** The address of an introducer that listens on `host`. */
 export function publicAddress(host: string): string {
   const { address = "::" } = canonicalAddress(host) ?? {};
   return address === "::" || address === "0.0.0.0" ? likelyAddress() : address;

@@ -1,6 +1,6 @@
 /**
- * What an introducer knows of rooms beyond who is in them: whose name was whose lately. Pure: no socket, no output. For
- * introducer.ts and native/terminal/.
+ * Rooms: how an operator sees a participant, which rooms are private, and which names are kept for those who have left.
+ * Pure: no socket, no output. For introducer.ts and native/terminal/.
  */
 import { defaultRoom, nameSkeleton, type Peer, type Route } from "../../protocol.ts";
 import { Shares } from "../shares/budget.ts";
@@ -13,30 +13,31 @@ export type Participant = Peer & {
   punching: number[];
 };
 
-/** A room that words open: its id is a hash of them, and who is of it is shown by proofs, which participants judge. */
+/** A private room: its id is a hash of its words. Participants themselves judge who is in it, by proofs. */
 export function isSecretRoom(room: string): boolean {
   return /^[0-9a-f]{64}$/.test(room);
 }
 
 export interface KeptNamesLimits {
-  /** Of one room, and of those who came from one address. */
+  /** Names kept of one room, and of one address. */
   keptNames: number;
   keptNamesPerAddress: number;
-  /** Rooms that have such names, beside the lobby: who invents rooms must not make us keep without end. */
+  /** So many rooms have kept names, beside the lobby. Else somebody could invent rooms without end. */
   keptNamesRooms: number;
   nameKeptMs: number;
 }
 
-/** Whose name was whose in one room. */
+/** The kept names of one room. */
 interface RoomNames {
   readonly shares: Shares;
-  /** By what a name looks like; the oldest first. */
+  /** By what a name looks like. The oldest comes first. */
   readonly names: Map<string, { fingerprint: string; subscriber: string; untilMs: number }>;
 }
 
 /**
- * Names of those who have left, kept for their certificates: whoever comes back keeps its name. Each room has a list of
- * its own, in which each address has a share: what is too much is not kept, whatever was is. Secret rooms have none.
+ * Names of those who have left. A name is kept for its certificate, so that whoever comes back gets it again. Each room has a
+ * list, and each address a share of it. A name beyond the share is not kept; a name that is kept stays. Private rooms have
+ * no list.
  */
 export class KeptNames {
   readonly #limits: KeptNamesLimits;
@@ -57,14 +58,14 @@ export class KeptNames {
     names.set(looks, { fingerprint, subscriber, untilMs: performance.now() + this.#limits.nameKeptMs });
   }
 
-  /** Whether nobody else had the name lately. */
+  /** Whether the name is free: nobody with another certificate had it lately. */
   mayTake(room: string, name: string, fingerprint: string): boolean {
     this.#forget(room);
     const kept = this.#rooms.get(room)?.names.get(nameSkeleton(name));
     return kept === undefined || kept.fingerprint === fingerprint;
   }
 
-  /** Undefined where there are too many others. */
+  /** The list of a room; undefined if there are too many lists. */
   #room(room: string): RoomNames | undefined {
     this.#forget(room);
     const known = this.#rooms.get(room);
@@ -73,7 +74,7 @@ export class KeptNames {
     if (this.#rooms.size >= keptNamesRooms) for (const one of [...this.#rooms.keys()]) this.#forget(one);
     const others = this.#rooms.size - Number(this.#rooms.has(defaultRoom));
     if (room !== defaultRoom && others >= keptNamesRooms) return undefined;
-    // A program of our own host has no more names than others: there is no reason to keep thousands.
+    // Our own host gets no more than others here: nobody needs thousands of kept names.
     const fresh: RoomNames = { shares: new Shares(keptNames, keptNamesPerAddress, 1), names: new Map() };
     this.#rooms.set(room, fresh);
     return fresh;

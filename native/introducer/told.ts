@@ -1,14 +1,13 @@
 /**
- * Which tokens two participants have been told to link by: with one of them each of the two can say once that they are
- * linked, and nobody else. It owns no clock and no timer, and knows neither sessions nor messages. For introducer.ts
- * alone.
+ * Which tokens were given to which two participants. With such a token each of the two can say once that they are linked;
+ * nobody else can. Owns no clock and no timer. Knows no session and no message. For native/introducer/.
  */
 
-/** Two programs, by their instances, which stay when they come back with other ids. */
+/** Two programs, by their instances: these stay when the programs come back with other ids. */
 interface Told {
   readonly untilMs: number;
   readonly programs: readonly [string, string];
-  /** Those that have not said it yet. */
+  /** Those of the two that have not said yet that they are linked. */
   silent: readonly string[];
 }
 
@@ -17,7 +16,7 @@ export class ToldTokens {
   /** The oldest first. */
   readonly #told = new Map<string, Told>();
 
-  /** A token is forgotten so many milliseconds after it was told. */
+  /** A token is forgotten after so many ms. */
   constructor(lastsMs: number) {
     this.#lastsMs = lastsMs;
   }
@@ -28,7 +27,7 @@ export class ToldTokens {
     this.#told.set(token, { untilMs: now + this.#lastsMs, programs, silent: programs });
   }
 
-  /** Whether `one` may say now that it is linked with `other` by that token: then it has said so. */
+  /** Whether `one` may say that it is linked with `other` by that token. If the answer is true, it has said so. */
   take(token: string, one: string, other: string, now: number): boolean {
     this.forget(now);
     const told = this.#told.get(token);
@@ -38,7 +37,7 @@ export class ToldTokens {
     return true;
   }
 
-  /** Those that are too old. */
+  /** Forgets tokens that are too old. */
   forget(now: number): void {
     for (const [token, { untilMs }] of this.#told) {
       if (untilMs > now) return;

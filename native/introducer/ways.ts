@@ -1,15 +1,14 @@
 /**
- * The ways by which pairs have linked, where those were not the first of the plan: tried first the next time. It owns
- * nothing but that, and keeps it of so many peers of each, lest somebody who links with a whole room fill memory. For
- * introducer.ts alone. Pure.
+ * By which way a pair has linked, if that was not the first way of the plan: it is tried first the next time. It is kept for
+ * a few peers of each participant, because one may link with a whole room. Pure. For native/introducer/.
  */
 import type { Way } from "../../protocol.ts";
 
-/** Kept of each participant: those peers whose link a new address or a broken connection may have sought anew. */
+/** So many peers of each participant: those that may be linked with anew soon. */
 const mostWays = 16;
 
 export class WorkingWays {
-  /** By the ids of both, in both orders; the oldest first. */
+  /** By both ids, in both orders. The oldest comes first. */
   readonly #of = new Map<number, Map<number, Way>>();
 
   of(a: number, b: number): Way | undefined {
@@ -29,7 +28,7 @@ export class WorkingWays {
     }
   }
 
-  /** Of one who is gone. */
+  /** Forgets all of a participant that is gone. */
   forget(id: number): void {
     for (const other of this.#of.get(id)?.keys() ?? []) this.#remove(other, id);
   }

@@ -1,11 +1,10 @@
 /**
- * TCP hole punching on one local port (Ford, Srisuresh, Kegel 2005, §4; RFC 5128 §3.4): listen, connect to every
- * candidate of the peer, all from the port of the introducer connection, all at once; retry what was refused, and
- * authenticate what connected. Which channel is taken is the punch's business (native/punch/punch.ts).
+ * TCP hole punching on one local port (Ford, Srisuresh, Kegel 2005, §4; RFC 5128 §3.4). From the port of the introducer
+ * connection it listens, and connects to each candidate of the peer, all at once. It tries again what was refused, and
+ * authenticates what connected. Which channel is nominated, punch.ts decides.
  *
- * {@link PunchPort} owns every descriptor of its punches and disposes of all but the winner, on every path. While
- * nothing is being punched it holds none. It never prints and never talks to the introducer. For native/punch/ and
- * native/participant/.
+ * {@link PunchPort} owns each descriptor of its punches, and closes all but the nominated one on every path. While there is
+ * no punch it holds none. It prints nothing, and never talks to the introducer. For native/punch/ and native/participant/.
  */
 import { type Endpoint, type Role, type Route, splitEndpoint } from "../../protocol.ts";
 import { SystemError } from "../host/libc.ts";
@@ -15,23 +14,23 @@ import { Dial, isRefusal } from "./dial.ts";
 import { type Targets, targets as programTargets } from "./targets.ts";
 import { Punch, type PunchOptions } from "./punch.ts";
 
-/** How often the kernel is asked for news while punching. One poll(2) over all descriptors takes microseconds. */
+/** How often poll(2) is called while punching. One call for all descriptors takes microseconds. */
 const pollPeriodMs = 1;
-/** Strangers may connect to our listener; so many are looked at, and so long. The peer's SYN must not meet a full queue. */
+/** Strangers may connect to our listener. So many are kept, for so long: the peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
 const maxAccepted = 32;
-/** Endpoints that the listener is closed to: a few instructions each, run for each SYN. */
+/** So many endpoints are filtered at the listener. Each takes a few instructions for each SYN. */
 const maxFiltered = 32;
-/** From where we punch at, so many: a room that links all at once. */
+/** So many accepted connections of peers that we punch at: a whole room that links at once. */
 const maxExpected = 256;
 const acceptedDeadlineMs = 5_000;
 /**
- * What a connection that opened in time is given to authenticate and be nominated: a packet of it may be lost. The
- * controlled side waits longer, so that it is still there for the last nomination that the other may send.
+ * How long a connection that opened in time may take to be authenticated and nominated: a packet may be lost. The
+ * controlled side waits longer, so that it is still there for the last nomination that the other side may send.
  */
 const handshakeGraceMs = { controlling: 1_500, controlled: 3_000 };
 const unscalable = "something on the way takes window scaling out of SYNs";
-/** With punches in both roles under way, an accepted peer that is TLS client speaks within this time. */
+/** If we punch in both roles, an accepted peer that is the TLS client speaks within this time. */
 const clientSpeaksMs = 150;
 
 interface Wanted {
@@ -40,7 +39,7 @@ interface Wanted {
   then: () => void;
 }
 
-/** An accepted connection that does not yet say whose it is. */
+/** An accepted connection. We do not know yet whose it is. */
 interface Accepted {
   since: number;
   socket?: Socket;
@@ -63,7 +62,7 @@ export class PunchPort {
     this.targets = targets;
   }
 
-  /** Starts a punch; its outcome comes by the callbacks, never before this returns. */
+  /** Starts a punch. Its callbacks tell the outcome, never before this returns. */
   punch(options: PunchOptions): Punch {
     const punch = new Punch(options, this.targets, (ended) => this.#ended(ended));
     this.#punches.add(punch);
@@ -72,12 +71,12 @@ export class PunchPort {
     if (this.#timer === undefined) {
       this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
     }
-    // The first attempts leave now, not at the next tick.
+    // The first attempts leave now, and do not wait for the next tick.
     if (options.startInMs === 0) queueMicrotask(() => this.#tick());
     return punch;
   }
 
-  /** Listens while `work` lasts, without punching, so that it can be seen who gets through. */
+  /** Listens while `work` lasts, without punching, to see who gets through. */
   async listenDuring<T>(work: () => Promise<T>): Promise<T> {
     this.#listen();
     try {
@@ -97,7 +96,7 @@ export class PunchPort {
         socket.listen(listenBacklog);
         this.#listeners.push(socket);
       } catch (error) {
-        // No such family on this host, or a stranger has the port there: the connects can still succeed.
+        // This host lacks the family, or another program has the port there. Connecting may still succeed.
         socket?.close();
         if (!(error instanceof SystemError)) throw error;
       }
@@ -114,8 +113,8 @@ export class PunchPort {
   }
 
   /**
-   * With a NAT before us, a SYN from where we dial is for the socket that dials; while that is being made anew, it must
-   * not meet the listener: see below. Dropped, it is answered by our next SYN, which crosses it.
+   * Behind a NAT, a SYN from an endpoint that we dial is meant for the socket that dials. While that socket is being made
+   * anew, the SYN must not meet the listener: see below. It is dropped, and our next SYN answers it.
    */
   #filter(): void {
     const dialled = [...this.#punches].flatMap(({ dials, options }) => (options.isReachable ? [] : dials));
@@ -166,7 +165,7 @@ export class PunchPort {
   }
 
   #pollAll(): void {
-    // The listener first: a connect that finds its four-tuple taken was usually accepted there.
+    // The listener first: if a connect finds its four-tuple taken, the listener has usually accepted the peer's SYN.
     const wanted: Wanted[] = this.#listeners.map((socket) => ({
       socket,
       for: "read",
@@ -210,7 +209,7 @@ export class PunchPort {
       if (punch.options.clampsSegments) socket.clampSegments();
       dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
       punch.report(route, endpoint, dial.localPort, "started");
-      if (punch.isOver) return socket.close(); // whoever was told may have aborted it
+      if (punch.isOver) return socket.close(); // the callback may have aborted it
       const isConnected = socket.connect(endpoint);
       dial.socket = socket;
       if (isConnected) this.#connectEnded(punch, dial);
@@ -221,13 +220,13 @@ export class PunchPort {
     }
   }
 
-  /** poll(2) said that a connect has ended, well or not. */
+  /** A connect has ended, by success or failure. */
   #connectEnded(punch: Punch, dial: Dial): void {
     const socket = dial.socket!;
     const failure = socket.error() ?? selfConnect(socket);
-    if (failure === undefined && !punch.introduction) return; // looked at again at the next tick
+    if (failure === undefined && !punch.introduction) return; // the next tick looks at it again
     delete dial.socket;
-    // What only somebody's word stands for must not decide when we say that a round has failed.
+    // An endpoint that somebody only claims must not decide when we say that a round has failed.
     punch.seen.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
     if (failure !== undefined || punch.seen.needsUnscaled) socket.close();
     if (punch.seen.needsUnscaled) return punch.abort("handshake-cut", unscalable);
@@ -258,7 +257,7 @@ export class PunchPort {
     );
   }
 
-  /** Undefined when it was reset meanwhile; the socket is then still the caller's. */
+  /** Makes a channel. Undefined if the socket was reset meanwhile: then the caller still owns it. */
   #secure(socket: Socket, route: Route, side: Side): Channel | undefined {
     try {
       return new Channel(adopt(socket), route, side, this.#credentials);
@@ -271,7 +270,7 @@ export class PunchPort {
   #retry(punch: Punch, dial: Dial, outcome: string): void {
     if (punch.isOver) return;
     const { endpoint, route } = dial.candidate;
-    // Only where it is the peer's NAT that refused: nobody's claim closes the listener to others.
+    // Only if the peer's NAT has refused: an endpoint that is only claimed must not close the listener.
     const isTheirs = dial.isVerified && isRefusal(outcome);
     if (isTheirs && !punch.options.isReachable) this.#stopListening(splitEndpoint(endpoint).family);
     dial.ended(outcome, performance.now() - punch.startedAt);
@@ -295,7 +294,7 @@ export class PunchPort {
     }
   }
 
-  /** Whether it comes from the address of a peer that we punch at: strangers must not crowd it out. */
+  /** Whether it comes from the address of a peer that we punch at. Strangers must not crowd it out. */
   #isExpected(remote: Endpoint | undefined): boolean {
     if (remote === undefined) return false;
     const { address } = splitEndpoint(remote);
@@ -304,17 +303,17 @@ export class PunchPort {
     );
   }
 
-  /** Whether we know our role in any punch: before that, what we accept can only wait. */
+  /** Whether we know our role in any punch. Before that, what we accept must wait. */
   #isIntroduced(): boolean {
     return [...this.#punches].some(({ introduction }) => introduction !== undefined);
   }
 
-  /** Whether an accepted connection has said that it belongs to that punch: then the peer is about to nominate it. */
+  /** Whether an accepted connection has named this punch. Then the peer is about to nominate it. */
   #isArriving({ alpn }: Punch): boolean {
     return alpn !== undefined && [...this.#accepted].some(({ channel }) => channel?.alpn === alpn);
   }
 
-  /** Our role towards an accepted connection, where the punches under way leave no doubt. */
+  /** Our role towards an accepted connection; undefined if the punches under way leave a doubt. */
   #roleFor(remote: Endpoint | undefined): Role | undefined {
     const punches = [...this.#punches];
     const named = punches.filter(({ dials }) => dials.some(({ candidate }) => candidate.endpoint === remote));
@@ -352,7 +351,7 @@ export class PunchPort {
   #review(accepted: Accepted, now: number): void {
     if (now - accepted.since >= acceptedDeadlineMs) this.#dismiss(accepted);
     else if (accepted.socket && this.#isIntroduced()) {
-      const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer's word may have come since
+      const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer may have answered meanwhile
       if (role) this.#secureAccepted(accepted, role);
       else if (now - accepted.since >= clientSpeaksMs) this.#secureAccepted(accepted, "controlling");
     }
@@ -360,8 +359,8 @@ export class PunchPort {
 }
 
 /**
- * Our end of a connection that belongs to one of these punches. As client we offer all in which we are that: the server
- * knows which one it is in. Undefined where we do not have the role, or any.
+ * Our side of TLS on a connection that belongs to one of these punches. As the client we offer the names of all punches in
+ * which we are the client, and the server chooses. Undefined if we do not have that role in any of them.
  */
 function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
   const alpns = (role: Role) =>
@@ -369,13 +368,13 @@ function sideOf(punches: Iterable<Punch>, wanted?: Role): Side | undefined {
   for (const role of ["controlling", "controlled"] as const) {
     if ((wanted ?? role) !== role || alpns(role).length === 0) continue;
     if (role === "controlling") return { role, offers: alpns(role) };
-    // Asked when the client has spoken, by when there may be other punches.
+    // Called once the client has spoken. By then there may be other punches.
     return { role, expects: (alpn) => alpns(role).includes(alpn) };
   }
   return undefined;
 }
 
-/** The next connection that waits; none while we are out of descriptors (EMFILE), which a later tick may not be. */
+/** The next connection that waits. Undefined also while we are out of descriptors (EMFILE): a later tick tries again. */
 function acceptFrom(listener: Socket): Socket | undefined {
   let socket: Socket | undefined;
   try {
@@ -392,12 +391,12 @@ function remoteOf(socket: Socket): Endpoint | undefined {
   try {
     return socket.remote;
   } catch (error) {
-    if (error instanceof SystemError) return undefined; // reset while it waited: ENOTCONN
+    if (error instanceof SystemError) return undefined; // it was reset while it waited: ENOTCONN
     throw error;
   }
 }
 
-/** Whether windows would not be what they say; ECONNRESET comes after the peer's SYN: it may have seen that first. */
+/** Whether windows would be scaled wrongly. It also counts after ECONNRESET, because the peer's SYN may have come before. */
 export function needsUnscaled(
   { introduction, options }: Punch,
   socket: Socket,

@@ -11,13 +11,13 @@ import type { Bond } from "../secure/room.ts";
 import { type Candidate, describe, Dial } from "./dial.ts";
 import type { Targets } from "./targets.ts";
 
-/** What the introducer says of a punch: who nominates, and the name that the nomination repeats. */
+/** What the introducer says of a punch: our role, which decides who nominates, and the token that the nomination repeats. */
 export interface Introduction {
   role: Role;
   token: string;
 }
 
-/** What happened to one attempt, for whoever wants to watch. `outcome` is `started`, `connected`, an errno name or TLS's complaint. */
+/** What happened to one attempt, for people. `outcome` is `started`, `connected`, an errno name, or why TLS failed. */
 export interface Attempt {
   atMs: number;
   localPort: number;
@@ -27,34 +27,34 @@ export interface Attempt {
 }
 
 export interface PunchOptions {
-  /** Without it the punch begins before the introducer's word: what connects waits for {@link Punch.introduce}. */
+  /** Undefined: the punch begins before the introducer answers. What connects then waits for {@link Punch.introduce}. */
   introduction?: Introduction;
   /** Whose certificate the peer must show, and what both must prove. */
   bond: Bond;
   candidates: readonly Candidate[];
   startInMs: number;
   deadlineMs: number;
-  /** Whether no NAT stands between the peer and our listener. */
+  /** Whether the peer reaches our listener with no NAT in its way. */
   isReachable: boolean;
-  /** Whether it is we who asked for it: what others ask for leaves sockets to that. */
+  /** Whether we asked for it. What others ask for must leave sockets for that. */
   isAsked?: boolean;
-  /** Whether the sockets do without window scaling. */
+  /** Whether the sockets must do without window scaling. */
   isUnscaled?: boolean;
   /** Whether long packets seem to get lost on the way. */
   clampsSegments?: boolean;
-  /** The nominated channel: whoever is called owns it from then on, and listens to it before returning. */
+  /** The nominated channel. The callback owns it from then on, and sets its callbacks before returning. */
   onLinked(channel: Channel): void;
   /**
-   * Called where onLinked is not: one of the two, once. `reason` does not depend on anything that only our network knows, and may be told; `detail` is
-   * for our user.
+   * Either this or `onLinked` is called, once. `reason` may be told: it does not depend on what is in our own network.
+   * `detail` is for our user.
    */
   onFailed(reason: FailureReason, detail: string): void;
   onAttempt?(attempt: Attempt): void;
 }
 
 /**
- * The name under which both ends of a connection agree that it belongs to that punch. It is sent in clear, and what
- * nominates is the token: hence a hash.
+ * The ALPN protocol by which both ends agree that a connection belongs to that punch. It is a hash of the token, because it is
+ * sent in clear, and the token itself nominates.
  */
 export function alpnOf(token: string): string {
   return `${createHash("sha256").update("punch").update(token).digest("hex").slice(0, 32)}.punch`;
@@ -65,18 +65,18 @@ export class Punch {
   readonly options: PunchOptions;
   readonly startedAt = performance.now();
   readonly dials: Dial[];
-  /** Authenticated, waiting to be nominated. */
+  /** Channels that are authenticated and wait to be nominated. */
   readonly proven = new Set<Channel>();
   /** Why connections came to nothing. */
   readonly seen = {
     authenticationFailures: 0,
-    /** Connections to where the introducer has seen the peer that ended before anyone had shown a certificate. */
+    /** Connections to where the introducer has seen the peer that ended before a certificate was shown. */
     cutHandshakes: 0,
     /** Something on the way takes window scaling out of SYNs: the next punch is to do without. */
     needsUnscaled: false,
   };
   introduction: Introduction | undefined;
-  /** That of {@link alpnOf}, once introduced. */
+  /** What {@link alpnOf} returns for its token, once it is introduced. */
   alpn: string | undefined;
   deadlineAt: number;
   readonly #targets: Targets;
@@ -99,7 +99,7 @@ export class Punch {
     return this.#isOver;
   }
 
-  /** The introducer's word to a punch that began before it. */
+  /** The introducer has answered a punch that began before. */
   introduce(introduction: Introduction, deadlineMs: number): void {
     this.#introduce(introduction);
     this.deadlineAt = performance.now() + deadlineMs;
@@ -112,7 +112,7 @@ export class Punch {
     this.options.onFailed(reason, detail);
   }
 
-  /** A channel whose certificate is the peer's. The controlling side takes the first; the other awaits its word. */
+  /** A channel has shown the peer's certificate. The controlling side nominates the first; the other side waits for that. */
   authenticated(channel: Channel): void {
     if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);
@@ -129,9 +129,9 @@ export class Punch {
   }
 
   /**
-   * Whether a connection lacks only its handshake or nomination, and is the peer's: it has said the name of this punch,
-   * or is one to where the introducer has seen the peer. How long a punch lasts must not tell what else there is in our
-   * network.
+   * Whether a connection of the peer's still lacks its handshake or its nomination. It is the peer's if it has named this
+   * punch, or if the introducer has seen the peer there. Others must not prolong a punch: its length would show what else
+   * is in our network.
    */
   get isNearlyThere(): boolean {
     return (

@@ -1,6 +1,6 @@
 /**
- * The first punch of a program, with itself: it is slow, and nobody waits for this one. Owns its sockets for as long as
- * it lasts. For native/participant/situation.ts.
+ * A punch with ourselves: the first punch of a program is slow, and nobody waits for this one. Owns its sockets. For
+ * native/participant/situation.ts.
  */
 import { formatEndpoint } from "../../protocol.ts";
 import { SystemError } from "../host/libc.ts";
@@ -13,8 +13,8 @@ import { PunchPort } from "./punch-port.ts";
 const rehearsalMs = 500;
 
 /**
- * One punch with ourselves over loopback. The first of a program loads TLS and runs code that is not compiled yet,
- * some 30 ms in which the peer's SYNs would meet nobody. Resolves however it went: it proves nothing.
+ * One punch with ourselves over loopback. The first punch of a program loads TLS, and runs code that is not compiled yet. For
+ * some 30 ms the peer's SYNs would meet nobody. Resolves also if it fails.
  */
 export async function rehearse(credentials: Credentials, self: Member): Promise<void> {
   const sockets: Socket[] = [];

@@ -1,32 +1,32 @@
 /**
- * The way to one Redis: a connection for commands and one for what is published, which come and go together. Owns both
- * and makes them anew when either is lost. It knows nothing of rooms. For native/introducer/redis/homes.ts.
+ * The way to one Redis: a connection for commands and one for what is published. They come and go together. Owns both, and
+ * makes them anew when either is lost. It knows nothing of rooms. For native/introducer/redis/homes.ts.
  *
- * Bun's client queues while it is away and runs the stale commands later, does not restore subscriptions, delivers twice
- * what is subscribed twice, and waits for an answer without end: so every connection is a fresh pair of clients that
- * reconnects nothing and queues nothing, and a beat finds out whether they live.
+ * Bun's client queues commands while Redis is away, and runs the stale ones later. It does not restore subscriptions, delivers
+ * twice what is subscribed twice, and waits for an answer without end. So each connection is a fresh pair of clients, which
+ * reconnect nothing and queue nothing. A beat finds out whether they live.
  */
 import { RedisClient } from "bun";
 
 export const beatMs = 2_500;
 const connectTimeoutMs = 3_000;
-/** Between two tries, doubled each time, jittered by half; short again after a connection that lasted. */
+/** The pause between two attempts: doubled each time, half of it random. Short again after a connection that lasted. */
 const firstPauseMs = 100;
 const mostPauseMs = 2_000;
 const lastingMs = 10_000;
 
-/** Who uses it. What fails in these ends the connection. */
+/** Its user. If one of these functions fails, the connection ends. */
 export interface RedisUser {
-  /** Lua that a connection has before anything else, to be run by its {@link digestOf}. */
+  /** Lua scripts that a connection loads first. They are run by their {@link digestOf}. */
   readonly scripts: readonly string[];
-  /** What to hear. */
+  /** The channels to subscribe to. */
   readonly channel: string;
   received(text: string): void;
   /** A new connection is there. */
   connected(): Promise<void>;
   /** Every {@link beatMs}, while there is a connection. */
   beat(): Promise<void>;
-  /** Whether there is a connection; said when that changes, and once at the start. */
+  /** Whether there is a connection. Called when that changes, and once at the start. */
   isThere(isThere: boolean, message: string): void;
 }
 
@@ -35,13 +35,13 @@ export function digestOf(script: string): string {
   return new Bun.CryptoHasher("sha1").update(script).digest("hex");
 }
 
-/** What is wrong with the URL of a Redis; undefined when nothing is. */
+/** What is wrong with the URL of a Redis; undefined if nothing is. */
 export function redisUrlProblem(url: string): string | undefined {
   const { protocol = "", hostname = "" } = URL.parse(url) ?? {};
   if (!["redis:", "rediss:"].includes(protocol) || hostname === "")
     return "it must be such as redis://HOST or rediss://HOST";
   try {
-    new RedisClient(url, { autoReconnect: false }).close(); // it has connected nowhere
+    new RedisClient(url, { autoReconnect: false }).close(); // it has not connected
     return undefined;
   } catch (error) {
     return messageOf(error);
@@ -64,7 +64,7 @@ export class RedisConnection {
   /** Resolves once it is known whether Redis is there. */
   readonly tried = this.#tried.promise;
 
-  /** Connects in the background from now on. Throws what `new URL` throws. */
+  /** Connects in the background. Throws what `new URL` throws. */
   constructor(url: string, user: RedisUser) {
     this.#url = new URL(url).href;
     this.#user = user;
@@ -75,7 +75,7 @@ export class RedisConnection {
     return this.#clients !== undefined;
   }
 
-  /** Rejects when Redis refuses it, or is lost before it answers. */
+  /** Rejects if Redis refuses it, or is lost before it answers. */
   async command(name: string, args: string[]): Promise<unknown> {
     return this.#there().commands.send(name, args);
   }
@@ -88,7 +88,7 @@ export class RedisConnection {
     }
   }
 
-  /** Does what can be done while Redis is there. A failure ends the connection: on the next one all begins anew. */
+  /** Does some work while Redis is there. If it fails, the connection ends, and all begins anew on the next one. */
   async attempt(work: () => Promise<unknown>): Promise<void> {
     const lost = this.#lost;
     try {
@@ -113,7 +113,7 @@ export class RedisConnection {
     while (!this.#isClosed) {
       const startedAt = performance.now();
       const reason = await this.#live().catch(messageOf);
-      // Whatever is wrong, Bun says that the connection was closed.
+      // Bun always says that the connection was closed, whatever is wrong.
       const hint =
         this.#wasThere === undefined ? "; is it there, and are password and certificate right?" : "";
       const { host } = new URL(this.#url);
@@ -127,7 +127,7 @@ export class RedisConnection {
     }
   }
 
-  /** One connection, from its beginning to its end; resolves to why it ended. */
+  /** One connection from its beginning to its end. Resolves to why it ended. */
   async #live(): Promise<string> {
     this.#lost = Promise.withResolvers();
     const { promise: lost, resolve: lose } = this.#lost;
@@ -143,7 +143,7 @@ export class RedisConnection {
 
   async #connect(clients: Clients): Promise<void> {
     await Promise.all([clients.commands.connect(), clients.subscriber.connect()]);
-    // Before anybody can run one. Who makes Redis forget them (SCRIPT FLUSH) ends the connection by the next run.
+    // Before anybody can run one. If Redis forgets them (SCRIPT FLUSH), the next run fails and ends the connection.
     await Promise.all(this.#user.scripts.map((script) => clients.commands.send("SCRIPT", ["LOAD", script])));
     if (!clients.subscriber.connected) throw new Error("the connection closed"); // while they were loaded
     this.#clients = clients;

@@ -1,27 +1,27 @@
 /**
- * Where rooms live, when several introducers share a Redis (7.0 or newer, or Valkey; a primary behind one URL, no
- * cluster). A room has one home: the introducer that holds its lease. Redis is asked when the first participant of a room
- * comes, and the leases are renewed together. While it is away, rooms at home go on, and new ones are taken on trust. For
- * introducer.ts alone.
+ * Where rooms live, if several introducers share a Redis (7.0 or newer, or Valkey; a primary behind one URL, no cluster). A
+ * room has one home: the introducer that holds its lease. Redis is asked when the first participant of a room comes. All
+ * leases are renewed together. While Redis is away, rooms that are at home go on, and new ones are taken on trust. For
+ * introducer.ts.
  *
  *   punch:home:R    the introducer that room R lives at, by its advertised address: for 8 s, unless renewed
  *   punch:live      hash: introducer → its counts, and when it last said them, by Redis's clock
  *   channel punch:all   what an operator says to everybody
  *
- * An introducer is named by its advertised address: so one that is started again has its rooms again at once.
+ * An introducer is named by its advertised address, so that it has its rooms again at once when it is started again.
  */
 import { maxTextLength } from "../../../protocol.ts";
 import { digestOf, RedisConnection } from "./connection.ts";
 
-/** How long a lease lasts after it was renewed last: a beat may be missed, and one be late. */
+/** How long a lease lasts. One renewal may be missed, and the next one may be late. */
 export const leaseMs = 8_000;
-/** How long a participant who is the first in a room waits for Redis to say where it lives. */
+/** How long the first participant of a room waits for Redis to say where the room lives. */
 const askMs = 1_000;
-/** How long the end may take. */
+/** How long giving all leases back may take. */
 const closeMs = 500;
-/** Rooms looked after by one script: Redis does nothing else meanwhile. */
+/** So many rooms are handled by one script: Redis does nothing else meanwhile. */
 const roomsPerScript = 500;
-/** Introducers that are listed, whatever is in Redis. */
+/** The most introducers that are listed, whatever is in Redis. */
 const mostListed = 1_000;
 
 const live = "punch:live";
@@ -29,7 +29,7 @@ const everybody = "punch:all";
 const keyOf = (room: string) => `punch:home:${room}`;
 
 const scripts = {
-  /** Keys: of rooms; our address. Of each: who has the lease, which is we where nobody had it. */
+  /** For keys of rooms, and our address: who has each lease. We take those that nobody has. */
   claim: `local homes={}
 for at,key in ipairs(KEYS) do
   local home=redis.call('GET',key)
@@ -37,16 +37,16 @@ for at,key in ipairs(KEYS) do
   homes[at]=home
 end
 return homes`,
-  /** Keys: of rooms; our address. */
+  /** For keys of rooms, and our address: gives our leases back. */
   release: `for _,key in ipairs(KEYS) do if redis.call('GET',key)==ARGV[1] then redis.call('DEL',key) end end`,
-  /** Our address and counts. Whoever has not said anything for an hour is forgotten. */
+  /** Writes our address and counts. Introducers that have not done so for an hour are forgotten. */
   beat: `local now=redis.call('TIME')[1]
 redis.call('HSET','${live}',ARGV[1],now..' '..ARGV[2])
 local all=redis.call('HGETALL','${live}')
 for at=1,#all,2 do
   if now-(tonumber(all[at+1]:match('^%d+')) or 0)>3600 then redis.call('HDEL','${live}',all[at]) end
 end`,
-  /** Who has said something within a lease. */
+  /** All introducers that have written their counts within the time of a lease. */
   others: `local now,told=redis.call('TIME')[1],{}
 local all=redis.call('HGETALL','${live}')
 for at=1,#all,2 do
@@ -58,31 +58,31 @@ return told`,
 
 /** One of the introducers that share the Redis. */
 export interface Neighbour {
-  /** HOST:PORT, as it is advertised. */
+  /** HOST:PORT, as it advertises it. */
   address: string;
   participants: number;
   rooms: number;
-  /** Below the ids that it gives. */
+  /** It gives ids above this one. */
   firstId: number;
 }
 
-/** Ids tell whose participant it is: each introducer gives those of a million of its own. */
+/** Each introducer gives ids from a million of its own. So an id shows at which introducer its participant is. */
 export const idsEach = 1_000_000;
 const millions = 999_999;
 export function randomFirstId(): number {
   return idsEach * (1 + Math.floor(Math.random() * millions));
 }
 
-/** Whose homes they are. */
+/** What it needs of its introducer. */
 export interface HomesOwner {
-  /** Rooms that somebody is in here. */
+  /** Rooms in which somebody is here. */
   rooms(): Iterable<string>;
   counts(): Omit<Neighbour, "address">;
   /** A room that we took for ours lives at `address`. */
   movedOut(room: string, address: string): void;
-  /** An operator says it to everybody, at another introducer. */
+  /** The operator of another introducer says something to everybody. */
   notice(text: string): void;
-  /** Whether Redis is there; said when that changes, and once at the start. */
+  /** Whether Redis is there. Called when that changes, and once at the start. */
   sharing(isShared: boolean, message: string): void;
 }
 
@@ -93,11 +93,11 @@ export class Homes {
   readonly #digests = Object.fromEntries(
     Object.entries(scripts).map(([name, script]) => [name, digestOf(script)]),
   ) as Record<keyof typeof scripts, string>;
-  /** Rooms whose home is being asked for: who comes meanwhile waits for the same answer. */
+  /** Rooms whose home is being asked for. Whoever comes meanwhile waits for the same answer. */
   readonly #asking = new Map<string, Promise<string>>();
   #isLeaving = false;
 
-  /** `address` is what other participants are sent to. Throws what `new URL` throws. */
+  /** `address`: where participants are sent. Throws what `new URL` throws. */
   constructor(url: string, address: string, owner: HomesOwner) {
     this.#address = address;
     this.#owner = owner;
@@ -115,7 +115,7 @@ export class Homes {
     return this.#redis.isThere;
   }
 
-  /** Resolves to the address that a room lives at; to our own, too, where Redis does not say. Never rejects. */
+  /** Resolves to the address at which a room lives; to our own if Redis does not answer. Never rejects. */
   find(room: string): Promise<string> {
     const known = this.#asking.get(room);
     if (known) return known;
@@ -133,12 +133,12 @@ export class Homes {
     return address === this.#address;
   }
 
-  /** Nobody is in those rooms any more. */
+  /** Gives the leases of these rooms back: nobody is in them any more. */
   release(rooms: Iterable<string>): Promise<void> {
     return this.#redis.attempt(() => this.#forAll("release", rooms, () => {}));
   }
 
-  /** The other introducers; rejects while Redis is away. */
+  /** The other introducers. Rejects while Redis is away. */
   async others(): Promise<Neighbour[]> {
     const told = (await this.#script("others")) as string[];
     return told
@@ -147,13 +147,13 @@ export class Homes {
       .filter((one) => one !== undefined && !this.isOwn(one.address)) as Neighbour[];
   }
 
-  /** Says it to everybody at the other introducers; resolves to how many those are, rejects while Redis is away. */
+  /** Sends it to all at the other introducers. Resolves to how many introducers those are; rejects while Redis is away. */
   async broadcast(text: string): Promise<number> {
     const said = JSON.stringify({ by: this.#address, text });
     return Math.max(0, Number(await this.#redis.command("PUBLISH", [everybody, said])) - 1);
   }
 
-  /** Gives all leases back, and takes none any more. Resolves when that is done, or soon. */
+  /** Gives all leases back, and takes no more. Resolves when that is done, after {@link closeMs} at the latest. */
   async leave(): Promise<void> {
     this.#isLeaving = true;
     const gone = Promise.all([
@@ -172,7 +172,7 @@ export class Homes {
     return (await this.#script("claim", rooms.map(keyOf), [this.#address])) as string[];
   }
 
-  /** Renews all leases; where somebody else has one, because we or Redis were away, our people go there. */
+  /** Renews all leases. If somebody else has one, because we or Redis were away, our people are sent there. */
   async #beat(): Promise<void> {
     if (this.#isLeaving) return;
     const { participants, rooms, firstId } = this.#owner.counts();
@@ -205,7 +205,7 @@ export class Homes {
   }
 }
 
-/** Whatever anybody who can write to Redis has published; undefined for what no introducer says. */
+/** Reads what was published, by anybody who can write to Redis. Undefined if no introducer says that. */
 export function readNotice(said: string): { by: unknown; text: string } | undefined {
   let value: { by?: unknown; text?: unknown } | null;
   try {
@@ -218,7 +218,7 @@ export function readNotice(said: string): { by: unknown; text: string } | undefi
   return isText ? { by, text } : undefined;
 }
 
-/** Undefined for what no introducer of this version has said. */
+/** Undefined if no introducer of this version has written that. */
 export function readNeighbour(told: string): Neighbour | undefined {
   const [, address, participants, rooms, firstId] =
     /^(\S{1,300}) (\d{1,9}) (\d{1,9}) (\d{1,12})$/.exec(told) ?? [];
