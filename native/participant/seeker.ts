@@ -1,6 +1,6 @@
 /**
  * When another channel is sought for a link: at once and then ever more seldom, until it is there. Owns a timer; knows
- * no link, and leaves it to its owner to find out whether seeking makes sense at the moment. For native/participant/peer.ts.
+ * no link, and leaves it to its owner to find out whether seeking makes sense at the moment. For native/participant/seeking.ts.
  */
 
 /**

@@ -1,7 +1,7 @@
 /**
  * What was framed and not yet acknowledged: numbered, kept as it was sent, sent again on another carrier. Owns the
  * buffers that frames are assembled in, and uses them again once the peer has all of what is in them. Never writes
- * to a carrier. For native/session/session.ts.
+ * to a carrier. For native/session/sender.ts; its queue for native/session/.
  */
 import { frameBytesAt, ProtocolError } from "./frame.ts";
 

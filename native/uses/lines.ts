@@ -148,8 +148,10 @@ export class Lines {
   #use(stream: Stream): void {
     const decoder = new LineDecoder();
     this.#stream = stream;
-    stream.isCounted = true;
-    stream.onAcknowledged = () => this.#readOn(stream);
+    stream.countAcknowledged((bytes) => {
+      while ((this.#answersUntil.at(0) ?? Infinity) <= bytes) this.#answersUntil.shift();
+      this.#readOn(stream);
+    });
     for (const line of this.#unsent.splice(0)) this.#send(line);
     this.#opened.resolve();
     stream.on("error", () => {}); // the link's end says it
@@ -210,8 +212,6 @@ export class Lines {
   }
 
   #readOn(stream: Stream): void {
-    const { acknowledgedBytes } = stream;
-    while ((this.#answersUntil.at(0) ?? Infinity) <= acknowledgedBytes) this.#answersUntil.shift();
     if (stream.isPaused() && !this.#isOwing) stream.resume();
   }
 }

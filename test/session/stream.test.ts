@@ -1,11 +1,6 @@
 import { expect, test } from "bun:test";
-import {
-  firstCreditBytes,
-  maxCreditBytes,
-  resetCodes,
-  type Stream,
-  StreamError,
-} from "../../native/session/stream.ts";
+import { firstCreditBytes, resetCodes, type Stream, StreamError } from "../../native/session/stream.ts";
+import { maxCreditBytes } from "../../native/session/credit.ts";
 import { maxKeptBytes } from "../../native/session/multiplexer.ts";
 import { Pair, randomBytes, randomFrom, type MemoryCarrier, type PathOptions } from "./memory-fixture.ts";
 
