@@ -207,18 +207,20 @@ test("--log json: each event a line of JSON on standard error, and nothing else 
   );
 });
 
-test("--max-connections, --max-per-address and --max-room are the introducer's limits", async () => {
+linuxTest.each([
+  ["--max-connections", "the introducer is full: it takes 1 connections; come back later"],
+  ["--max-per-address", "1 connections an address (4 times that an IPv6 /48) are enough: close others first"],
+  ["--max-room", "the room is full: it holds 1 participant; wait until one leaves"],
+])("%s is the introducer's limit", async (option, message) => {
   const port = freePort();
-  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--max-room", "1"]);
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", option, "1"]);
   await jsonLines(child.stdout).next();
-  using anna = new Client(port);
+  using anna = new Client(port, "127.0.0.2");
   anna.send(registration("anna"));
   await anna.next("registered");
-  using bert = new Client(port);
+  using bert = new Client(port, "127.0.0.2");
   bert.send(registration("bert"));
-  expect((await bert.next("refused")).message).toBe(
-    "the room is full: it holds 1 participant; wait until one leaves",
-  );
+  expect((await bert.next("refused")).message).toBe(message);
 });
 
 linuxTest.each([2, 3, 4, 5])("two of one household find place in a room of %i", async (size) => {
