@@ -1,7 +1,7 @@
 /**
- * Nominated channels, until both sides agree which link they are for. The controlling side says so first; on a channel
- * of ours the peer must prove itself, on one of the peer's it must say which link it means. Owns the past links that a
- * peer may still mean; what is agreed on goes to the peer. For native/participant/peer.ts.
+ * Nominated channels, until both sides agree for which link they are. The controlling side says that first. On a channel that
+ * we nominated the peer must prove itself. On a channel that the peer nominated it must say which link it means. Owns the
+ * past links that a peer may still mean. For native/participant/peer.ts.
  */
 import { type FailureReason, type Role } from "../../protocol.ts";
 import type { Nominated } from "../punch/introduction.ts";
@@ -13,19 +13,19 @@ import type { TalkingLink } from "../uses/lines.ts";
 import type { Agreement, PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
 
-/** Ended links that a peer is told of when it comes back to one. */
+/** So many ended links are remembered. If a peer comes back to one of them, it is told that the link has ended. */
 const maxPastSessions = 4;
-/** How often we ask anew because the peer was mistaken about who we are. */
+/** How often we ask again if the peer has taken us for an earlier program of ours. */
 const maxRefusals = 2;
-/** Channels at once on which the peer has yet to say which link they are for; an introduction brings two at most. */
+/** So many channels at once wait for the peer to say for which link they are. An introduction brings two at most. */
 const maxAgreements = 4;
-/** How long the peer may take to say which link a channel is for; it does so as it nominates it. */
+/** How long the peer may take to say for which link a channel is. It does so as it nominates the channel. */
 const offerTimeoutMs = 5_000;
 
 export interface AgreementsOwner {
   /** Whether somebody here waits for a link. */
   readonly isWaitedFor: boolean;
-  /** The link of an earlier program that a channel of ours is for, once. */
+  /** The link of an earlier program, which the next channel of ours is for. Returned once. */
   takePredecessor(): Link | undefined;
   /** Without an `id` we speak first. */
   newLink(channel: Channel, role: Role, isAsked: boolean, id?: string): TalkingLink;
@@ -59,7 +59,7 @@ export class Agreements {
     return this.#all.find(({ proposal }) => proposal)?.proposal?.talking;
   }
 
-  /** Under which it was nominated. */
+  /** The token by which it was nominated. */
   tokenOf(channel: LinkCarrier): string | undefined {
     return this.#tokens.get(channel);
   }
@@ -106,7 +106,7 @@ export class Agreements {
     this.#owner.linked(talking, channel, nominated);
   }
 
-  /** What we have proposed comes to nothing; its channels are closed. */
+  /** Closes the channels of what we have proposed. */
   #withdraw(): Agreement[] {
     const link = this.#proposed?.link;
     const [ours, theirs] = [true, false].map((is) =>
@@ -188,7 +188,7 @@ export class Agreements {
     if (isWanted) this.#owner.askAnew();
   }
 
-  /** A nominated channel came to nothing: the end, unless there is a link, or may be one by another channel. */
+  /** A nominated channel has failed. That is the end, unless there is a link, or another channel may become one. */
   #unoffered(detail: string): void {
     if (this.#life.isIdle) this.#owner.failed("timed-out", detail);
   }

@@ -1,6 +1,6 @@
 /**
- * All that happens to a participant, in the shape of the `--json` lines, and what it is told at its start. Types only. For
- * participant.ts, native/participant/ and native/terminal/.
+ * The events of a participant, in the shape of the `--json` lines, and its options. Types only. For participant.ts,
+ * native/participant/ and native/terminal/.
  */
 import type { Room } from "../secure/room.ts";
 import type { UseEvent } from "../uses/services.ts";
@@ -17,7 +17,7 @@ export const defaultKeepMinutes = 10;
 export type ParticipantEvent =
   | PeerEvent
   | UseEvent
-  /** The words of a private room are nobody's but those who know them: they are in no event. */
+  /** The words of a private room are secret: they are in no event. */
   | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
   | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
@@ -40,7 +40,7 @@ export type ParticipantEvent =
   /** Something takes more than a second. */
   | { event: "waiting"; for: "introducer" | "peer"; text: string }
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
-  /** Something that we can do without, but should not have to. */
+  /** Something is wrong, and the program goes on. */
   | { event: "warning"; message: string }
   | { event: "error"; message: string };
 
@@ -48,21 +48,21 @@ export type RoomKind = "lobby" | "private";
 
 /** What the `nat` command finds out (RFC 5382, RFC 5780). */
 export interface NatReport extends MappingBehaviour {
-  /** What the introducer sees, and how far away it can be to see that. */
+  /** The endpoint that the introducer sees, and how far away the introducer is. */
   observed: Endpoint;
   scope: AddressScope;
   /** Whether the introducer sees another address than the host has. */
   isTranslated: boolean;
-  /** What an unsolicited SYN from the introducer met; undefined when it did not say. */
+  /** What an unsolicited SYN from the introducer met; undefined if it did not say. */
   filtering?: Filtering;
-  /** The same of one from an address that we have never called, where the introducer has such. */
+  /** The same for a SYN from an address that we have never called, if the introducer has one. */
   filteringElsewhere?: Filtering;
   hairpinning: boolean;
   /** Whether the host has a global IPv6 address. */
   ipv6: boolean;
-  /** What came of asking the router for a port; undefined where it is not asked. */
+  /** What the router answered when asked for a port; undefined if it is not asked. */
   portMapping?: PortMappingState;
-  /** With which kinds of peer a direct link is expected, and by which way first. */
+  /** For each kind of peer, the first way to a direct link. */
   expected: { peer: string; way: Way | "none" }[];
 }
 
@@ -85,17 +85,17 @@ export interface ParticipantOptions {
   port?: number;
   /** What others call us: one word. */
   name: string;
-  /** Its words, which the introducer never learns; `lobby` is open to everyone. Or one that is being made. */
+  /** The words of the room, which the introducer never learns; `lobby` is open to everyone. Or a room that is being made. */
   room: string | Room | Promise<Room>;
-  /** The one kept in the user's state folder, unless given. */
+  /** By default the identity in the user's state folder. */
   identity?: Identity;
-  /** All that happens, for whoever wants to tell it. */
+  /** Gets all events. */
   onEvent?: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
-  /** Whether the router is asked for a port; by default it is, where one is before us. */
+  /** Whether the router is asked for a port. By default it is, if we are behind one. */
   portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
   keepMinutes?: number;

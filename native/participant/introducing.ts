@@ -1,7 +1,6 @@
 /**
- * Being introduced to one peer: begins the introduction, hands it what the introducer orders, and declines what is not
- * wanted. Owns the tokens of its rounds. It knows no link, and what comes of it is the peer's. For
- * native/participant/peer.ts.
+ * Being introduced to one peer: begins the introduction, hands it the introducer's messages, and declines what is not wanted.
+ * Owns the tokens of its rounds. It knows no link: what comes of it goes to the peer. For native/participant/peer.ts.
  */
 import { type FailureReason, type Peer, type ToParticipant } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";
@@ -17,16 +16,16 @@ import type { Channel } from "../secure/channel.ts";
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
 
-/** Tokens of earlier rounds that are kept in mind, so that a late `failed` is told from the answer to our `connect`. */
+/** So many tokens of earlier rounds are remembered, to tell a late `failed` from the answer to our `connect`. */
 const maxPastTokens = 16;
 
 export interface IntroducingOwner {
-  /** Whether no introduction is to be had with it. */
+  /** Whether there can be no introduction. */
   readonly isDistrusted: boolean;
-  /** Whether attempts are told; and whether rounds are, of an introduction that is not for a link's sake. */
+  /** Whether attempts are told; and whether rounds are told of an introduction that is not for a new link. */
   readonly isVerbose: boolean;
   readonly isQuiet: boolean;
-  /** Admits one that we did not ask for; undefined when it is one too many. */
+  /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(): Unasked | undefined;
   seen(peer: Peer): void;
   nominated(channel: Channel, nominated: Nominated): void;
@@ -49,7 +48,7 @@ export class Introducing {
 
   // --- our wish ------------------------------------------------------------------------------------------
 
-  /** Undefined without a registration, or once we quit. */
+  /** Undefined if there is no registration, or once we quit. */
   begin(unasked?: Unasked): Introduction | undefined {
     const { owner, peer } = this.#listed;
     const ground = owner.ground();
@@ -68,13 +67,13 @@ export class Introducing {
     return introduction;
   }
 
-  /** What a link does to live on is its own business. */
+  /** An introduction by which a link only lives on is not told. */
   #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
     const { isQuiet, isVerbose } = this.#owner;
     if ((!this.#life.link && !isQuiet) || isVerbose) this.#listed.emit({ event: "punching", ...round });
   }
 
-  /** Has the introducer introduce us. */
+  /** Asks the introducer to introduce us. */
   ask(introduction: Introduction | undefined, mayRelay: boolean): void {
     if (introduction) this.#try(introduction, () => introduction.ask(mayRelay));
   }
@@ -83,7 +82,7 @@ export class Introducing {
     this.ask(this.begin(), mayRelay);
   }
 
-  /** What goes wrong at once, such as that no descriptor is left, costs the introduction, and nothing else. */
+  /** If something fails at once, such as for want of a descriptor, only the introduction ends. */
   #try(introduction: Introduction, work: () => void): void {
     try {
       work();
@@ -114,7 +113,7 @@ export class Introducing {
     if (introduction) this.#try(introduction, () => introduction.relay(message));
   }
 
-  /** Whoever asks is controlling: if that is us, it answers a `connect` that was cancelled meanwhile. */
+  /** Whoever asks is controlling. If that is us, this answers a `connect` that we have cancelled meanwhile. */
   #isStale({ role }: PunchMessage | RelayMessage): boolean {
     return !this.#life.introduction && role === "controlling";
   }
@@ -134,7 +133,7 @@ export class Introducing {
     if (introduction?.isAsking) introduction.abort("refused", text);
   }
 
-  /** The introduction that a round belongs to; undefined when it was declined. */
+  /** The introduction that a round belongs to; undefined if it was declined. */
   #of({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
     if (this.#owner.isDistrusted) return void this.#listed.decline(token);
     this.#owner.seen(peer);
@@ -148,7 +147,7 @@ export class Introducing {
 
 const inText = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
-/** What helps with a failure that the other side or the introducer told us of. */
+/** What a user can do about a failure that the other side or the introducer told us of. */
 function failureDetail(reason: FailureReason, peer: Peer): string {
   if (reason !== "both-mappings-random") return "the peer's side gave up";
   return `the peer's mapping is ${peer.mapping}; it would help if one of you forwarded a port, used IPv6, or another network such as a phone's`;

@@ -1,25 +1,25 @@
 /**
- * Links that are to be there: each is made, and made again whenever it has ended, for as long as something wants it: the
- * user, or a forward. Owns the one keeper of each peer; knows no registration, and prints nothing. For participant.ts.
+ * Links that are kept: each is made, and made again whenever it has ended, as long as the user or a forward wants it. Owns one
+ * keeper for each peer. Knows no registration, and prints nothing. For participant.ts.
  */
 import { printable, ToldError, UserError } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
 
-/** The pause before a link that was not made, or has ended, is sought again: doubled each time, half of it jitter. */
+/** The pause before a link that failed or has ended is made again: doubled each time, half of it random. */
 const minPauseMs = 500;
 const maxPauseMs = 30_000;
-/** A link that lasted this long was worth coming back to: the pause begins small again. */
+/** After a link that lasted so long, the pause begins with the shortest again. */
 const lastingMs = 30_000;
 
-/** What it asks of a participant. */
+/** What it needs of a participant. */
 export interface Links {
-  /** What a peer is called, by whatever word names it now: ids change when it, or the introducer, comes back. */
+  /** The name of the peer that a word means now. Ids change when the peer or the introducer comes back. */
   nameOf(word: string): string;
-  /** Resolves once that peer is there; rejects at once when the signal says so. */
+  /** Resolves once that peer is there. Rejects if the signal aborts. */
   waitFor(name: string, signal: AbortSignal): Promise<void>;
   linkWith(name: string): Link | undefined;
   connect(name: string): Promise<Link>;
-  /** Resolves to the link as soon as there is one; rejects at once when the signal says so. */
+  /** Resolves to the link as soon as there is one. Rejects if the signal aborts. */
   whenLinked(name: string, signal: AbortSignal): Promise<Link>;
 }
 
@@ -27,10 +27,10 @@ export const notLinked = (name: string): string =>
   `not linked with ${printable(name)}; \`connect ${printable(name)}\` first`;
 
 interface Keeper {
-  /** Why the link is wanted, each once. */
+  /** Who wants the link, each once. */
   readonly wants: Set<string>;
   readonly over: AbortController;
-  /** Settled with what becomes of the first try. */
+  /** Settled with the outcome of the first attempt. */
   readonly first: Promise<void>;
 }
 
@@ -43,7 +43,7 @@ export class Keep {
     this.#links = links;
   }
 
-  /** The link with that peer, as soon as there is one; rejects where none is kept, or no longer is. */
+  /** The link with that peer, as soon as there is one. Rejects if none is kept, or no longer. */
   async linked(word: string): Promise<Link> {
     const name = this.#links.nameOf(word);
     const keeper = this.#keepers.get(name);
@@ -52,8 +52,8 @@ export class Keep {
   }
 
   /**
-   * From now on `want` wants a link with that peer. Resolves when there has been one; rejects with a {@link UserError} when
-   * the first try fails, after which others follow all the same.
+   * From now on `want` wants a link with that peer. Resolves once there is one. Rejects with a {@link UserError} if the first
+   * attempt fails; others follow all the same.
    */
   keep(word: string, want: string): Promise<void> {
     const name = this.#links.nameOf(word);
@@ -70,14 +70,14 @@ export class Keep {
     return keeper.first;
   }
 
-  /** `want` does not want it any more: with the last one the link is kept no longer. What there is stays. */
+  /** `want` no longer wants it. Once nothing wants the link it is not made again; a link that is there stays. */
   release(word: string, want: string): void {
     const keeper = this.#keepers.get(this.#links.nameOf(word));
     keeper?.wants.delete(want);
     if (keeper?.wants.size === 0) this.giveUp(word);
   }
 
-  /** Nothing wants it any more; returns whether anything did. */
+  /** Stops keeping it, whoever wanted it. Returns whether anything did. */
   giveUp(word: string): boolean {
     const name = this.#links.nameOf(word);
     this.#keepers
@@ -116,7 +116,7 @@ export class Keep {
   }
 }
 
-/** Ends early when the signal says so. */
+/** Waits. Ends early if the signal aborts. */
 async function pause(ms: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const end = () => resolve();

@@ -1,13 +1,12 @@
 /**
- * One peer's life: what there is between us, and what is under way. A union with one writer; what it means for the
- * outside is derived from it. It begins and ends nothing. For native/participant/.
+ * One peer's life: what there is between us, and what is under way. It is one union with one writer, and what others ask about
+ * a peer is derived from it. It begins and ends nothing. For native/participant/.
  *
  *   known ── introduced ──► introducing ── a channel is nominated ──► agreeing ── the peer has spoken ──► linked
  *     ▲                         │ no channel                             │ it has not                        │
  *     └─────────────────────────┴────────────────────────────────────────┴───────── the link has ended ◄─────┘
  *
- * A link without a channel is `returning`: that is the link's own to say. For it, too, there are introductions, and
- * channels to be agreed on.
+ * A link without a channel is `returning`: the link itself says that. Introductions and agreements go on then, too.
  */
 import type { FailureReason } from "../../protocol.ts";
 import type { Introduction } from "../punch/introduction.ts";
@@ -16,17 +15,17 @@ import type { Link } from "../session/link.ts";
 import type { TalkingLink } from "../uses/lines.ts";
 import type { PeerState } from "./peer-events.ts";
 
-/** A nominated channel, until the peer has spoken on it: said which link it is for or, on ours, proved itself. */
+/** A nominated channel, until the peer has said for which link it is or, on a channel of ours, has proved itself. */
 export interface Agreement {
   readonly token: string;
   /** Ours, and what is to be a link with it, which is none to anyone until then. All of a peer are for the same. */
   readonly proposal?: { channel: Channel; talking: TalkingLink };
-  /** Closes the channel, without a word. */
+  /** Closes the channel, and tells nobody. */
   end(): void;
 }
 
 type Life =
-  /** `failure`: what came of the latest try. */
+  /** `failure`: why the latest attempt failed. */
   | { is: "known"; failure: FailureReason | undefined }
   | { is: "introducing"; introduction: Introduction }
   | { is: "agreeing"; agreements: readonly Agreement[]; introduction: Introduction | undefined }
@@ -60,7 +59,7 @@ export class PeerLife {
     this.#life = lifeOf({ talking, introduction, agreements, failure, ...changed });
   }
 
-  /** Whether nothing but the introducer's list keeps it in mind. */
+  /** Whether nothing but the introducer's list needs it. */
   get isIdle(): boolean {
     return this.#life.is === "known";
   }

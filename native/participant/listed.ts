@@ -1,17 +1,17 @@
 /**
- * A peer as the introducer lists it, and whether it does now; what is told of it here, and what is said of it to the
- * introducer. It knows nothing of links. For native/participant/.
+ * A peer as the introducer lists it, and whether it lists it now. Emits the peer's events, and sends the introducer what
+ * concerns it. Knows nothing of links. For native/participant/.
  */
 import { changedPeer, isVerified, type Peer, type PeerChange, splitEndpoint } from "../../protocol.ts";
 import type { Ground } from "../punch/ground.ts";
 import type { EventOf, PeerEvent } from "./peer-events.ts";
 
-/** What there is of the participant for every peer. */
+/** What each peer needs of the participant. */
 export interface ListedOwner {
   /** Our registration, while there is one. */
   ground(): Ground | undefined;
   emit(event: PeerEvent): void;
-  /** Whether nothing may begin any more. */
+  /** Whether we have quit: nothing may begin any more. */
   readonly hasQuit: boolean;
 }
 
@@ -36,7 +36,7 @@ export class Listed {
     return this.#lastSeenAt;
   }
 
-  /** It is in the room, with what is newest of it. Says what is new; undefined when it was said before what we know. */
+  /** The introducer lists it. Returns what has changed; undefined if this is older than what we know. */
   seen(peer: Peer): { isNews: boolean; hasMoved: boolean } | undefined {
     // A session that has not timed out yet may be listed beside the one that replaced it.
     if (this.#isPresent && peer.id < this.#peer.id) return undefined;
@@ -58,12 +58,12 @@ export class Listed {
     this.#isPresent = false;
   }
 
-  /** To the introducer, as long as it lists the peer. */
+  /** Sends to the introducer, if it lists the peer. */
   tell(message: Parameters<Ground["send"]>[0]): void {
     if (this.#isPresent) this.owner.ground()?.send(message);
   }
 
-  /** Says no to a round or a relay, whether it lists the peer or not. */
+  /** Declines a round or a relay, even if the introducer does not list the peer. */
   decline(token: string): void {
     const { id: peer } = this.#peer;
     this.owner.ground()?.send({ type: "failed", peer, token, reason: "refused-by-peer" });

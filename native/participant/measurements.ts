@@ -1,6 +1,6 @@
 /**
- * Who measures when: two measurements from one port at once would take each other's four-tuples, and an introducer could
- * have us make as many probe connections as it likes. Knows nothing of what is measured. For
+ * The order of measurements. Two from one port at the same time would take each other's four-tuples. And without a limit an
+ * introducer could have us make any number of probe connections. Knows nothing of what is measured. For
  * native/participant/situation.ts.
  */
 
@@ -13,14 +13,14 @@ export class Measurements {
   #fresh = 0;
   readonly #waiting: (() => void)[] = [];
 
-  /** From the shared port: after those that were asked for before, whatever became of them. */
+  /** Measures from the shared port, after all that were asked for before have ended. */
   async alone<T>(measure: () => Promise<T>): Promise<T> {
     const mine = this.#last.then(measure, measure);
     this.#last = mine.catch(() => {});
     return mine;
   }
 
-  /** From a fresh port: beside some others. Undefined, at once, where too many wait. */
+  /** Measures from a fresh port, while others may, too. Undefined at once if too many wait. */
   async beside<T>(measure: () => Promise<T>): Promise<T | undefined> {
     if (this.#fresh >= maxFresh) {
       if (this.#waiting.length >= maxWaiting) return undefined;
@@ -31,7 +31,7 @@ export class Measurements {
     try {
       return await measure();
     } finally {
-      // Whoever is next takes the place.
+      // The next one that waits takes the place.
       const next = this.#waiting.shift();
       if (next) next();
       else this.#fresh--;

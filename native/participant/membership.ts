@@ -1,7 +1,7 @@
 /**
- * Who we are in our room: the name that others call us by, what we prove it with, and whom we believe. Owns the name,
- * which may be taken, the room, which may still be in the making, and the credentials, which are sealed for both. Knows
- * no introducer and no connection. For participant.ts and native/participant/.
+ * Who we are in our room: our name, our proofs, and which peers we believe. Owns the name, which may be taken; the room, which
+ * may still be being made; and the credentials, which are sealed for both. Knows no introducer and no connection. For
+ * participant.ts and native/participant/.
  */
 import {
   defaultRoom,
@@ -19,17 +19,17 @@ import type { RoomKind } from "./events.ts";
 export type Register = ToIntroducer & { type: "register" };
 
 export class Membership {
-  /** What only the introducers and we know; others know {@link instance}. */
+  /** A secret that only introducers and we know. Others know {@link instance}. */
   readonly #secretInstance = crypto.getRandomValues(new Uint8Array(8)).toHex();
   readonly instance = publicInstance(this.#secretInstance);
   readonly #identity: Identity;
   readonly #wantedName: string;
-  /** Another than we wanted where that is taken; peers know us by it, so we come back with it. */
+  /** Another one than we wanted, if that is taken. Peers know us by it, so we come back with it. */
   #name: string;
   /** Being made while we connect. */
   readonly #roomToBe: Room | Promise<Room>;
   #room: Room | undefined;
-  /** Sealed for the room and our name there; another key where that is another one. */
+  /** Sealed for the room and our name in it. With another name there is another key. */
   #sealed: { name: string; credentials: Credentials } | undefined;
 
   constructor(identity: Identity, name: string, room: string | Room | Promise<Room>) {
@@ -51,17 +51,17 @@ export class Membership {
     return this.#room?.words === defaultRoom ? "lobby" : "private";
   }
 
-  /** Whether only those can be in the room who know its words. */
+  /** Whether it is a private room. */
   get isPrivate(): boolean {
     return this.#room?.key !== undefined;
   }
 
-  /** Ourselves, as others shall believe it. */
+  /** Ourselves, as we prove it to others. */
   get member(): Member {
     return { fingerprint: this.fingerprint, name: this.#name, instance: this.instance };
   }
 
-  /** What the connections of this room must prove to have. Once the {@link room} is there. */
+  /** The key that both ends of a connection must prove to have. Only once the {@link room} is there. */
   get bondKey(): Uint8Array {
     return this.#room!.bondKey;
   }
@@ -80,14 +80,14 @@ export class Membership {
     this.#room = await this.#roomToBe;
   }
 
-  /** Takes the name that we are offered in place of ours; returns whether it is one that we can bear. */
+  /** Takes the name that the introducer offers in place of ours. Returns whether we can use it. */
   rename(name: string): boolean {
     const isBearable = isNumberedName(name, this.#wantedName) || isNumberedName(name, this.#name);
     if (isBearable) this.#name = name;
     return isBearable;
   }
 
-  /** What we say of ourselves to an introducer. Once the {@link room} is there. */
+  /** What we tell an introducer of ourselves. Only once the {@link room} is there. */
   registers(rest: Pick<Register, "private" | "links" | "direct">): Register {
     const { id, key } = this.#room!;
     const { name, fingerprint } = this;
@@ -98,7 +98,7 @@ export class Membership {
     };
   }
 
-  /** Why a peer is not believed to be of the room; undefined where it is. */
+  /** Why a peer does not count as one of the room; undefined if it does. */
   distrust(peer: Peer): string | undefined {
     return distrust(this.#room!, peer);
   }

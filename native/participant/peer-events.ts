@@ -1,6 +1,6 @@
 /**
- * What a peer's life is told by, and how it stands in the list. Types, and nothing that does anything. For
- * native/participant/, native/terminal/ and participant.ts.
+ * The events of one peer, and its row in the list. Types, mostly. For native/participant/, native/terminal/ and
+ * participant.ts.
  */
 import {
   type Endpoint,
@@ -15,13 +15,13 @@ import {
 import type { Attempt } from "../punch/punch.ts";
 import type { Link } from "../session/link.ts";
 
-/** Whose event it is; `peer` is null when it is not in the room now, for its old id may be somebody else's. */
+/** The peer of an event. `peer` is null if it is not in the room now: its old id may be another one's. */
 export interface Who {
   peer: number | null;
   name: string;
 }
 
-/** What a peer's life is told by, in the shape of the `--json` lines. Endpoints are text. */
+/** The events of one peer, in the shape of the `--json` lines. Endpoints are text. */
 export type PeerEvent = Who &
   (
     | { event: "punching"; role: Role; way: Way; round: number }
@@ -37,7 +37,7 @@ export type PeerEvent = Who &
     | { event: "failed"; reason: FailureReason; detail: string }
     /** The link has no channel now: its streams wait. */
     | { event: "broken"; reason: string }
-    /** It goes by another channel. `gapMs`: how long nothing went. */
+    /** The link goes by another channel. `gapMs`: for how long it had none. */
     | { event: "moved"; route: Route; local: Endpoint; remote: Endpoint; gapMs: number }
     | { event: "unlinked"; reason: UnlinkReason; detail: string }
     | { event: "said"; text: string }
@@ -54,7 +54,7 @@ export interface PeerRow {
   fingerprint: string;
   /** Whether the introducer lists it. */
   present: boolean;
-  /** When the introducer last did: milliseconds since the epoch. */
+  /** When the introducer last listed it, in ms since the epoch. */
   lastSeenAt: number;
   private: Endpoint[];
   public: Endpoint;
@@ -71,20 +71,20 @@ export interface PeerRow {
   ageMs?: number;
   bytesIn?: number;
   bytesOut?: number;
-  /** Channels that the link has gone by. */
+  /** How many channels the link has used. */
   carriers?: number;
   /** Why it is untrusted. */
   distrust?: string;
 }
 
 /**
- * `untrusted`: its proof is wrong. `punching`: being introduced. `agreeing`: a channel is nominated, on which it has yet to
- * say which link that is for, or to prove itself. `returning`: linked, without a channel. What is not linked, and whose last punch failed,
- * is `failed`.
+ * `untrusted`: its proof is wrong. `punching`: it is being introduced to us. `agreeing`: a channel is nominated, and the peer
+ * has not said yet for which link, or not proved itself. `returning`: linked, without a channel. `failed`: not linked, and
+ * the last attempt failed.
  */
 export type PeerState = "untrusted" | "known" | "punching" | "agreeing" | "linked" | "returning" | "failed";
 
-/** What is known of a peer apart from the link with it. */
+/** What the introducer says of a peer. */
 export interface KnownOfPeer {
   peer: Peer;
   state: PeerState;

@@ -1,8 +1,7 @@
 /**
- * One peer: what the introducer says of it, what the user wants of it, and what its link tells. Owns who waits for a
- * link. What there is between us is in life.ts; the introduction under way, the channels to be agreed on and the search
- * for another one have rooms of their own: introducing.ts, agreements.ts, seeking.ts. It knows neither the prompt nor
- * any other peer. For participant.ts.
+ * One peer: what the introducer says of it, what the user wants of it, and what its link tells. Owns those who wait for a
+ * link. Its state is in life.ts, the introduction in introducing.ts, nominated channels in agreements.ts, the search for
+ * another channel in seeking.ts. It knows no prompt and no other peer. For native/participant/ and participant.ts.
  */
 import {
   type FailureReason,
@@ -29,7 +28,7 @@ import { Listed, type ListedOwner } from "./listed.ts";
 import { type PeerRow, peerRow, type PeerState } from "./peer-events.ts";
 import { Seeking } from "./seeking.ts";
 
-/** Whose peers they are: the participant. */
+/** What a peer needs of the participant. */
 export interface PeerOwner extends ListedOwner {
   /** Report every attempt of every punch. */
   readonly isVerbose: boolean;
@@ -39,15 +38,15 @@ export interface PeerOwner extends ListedOwner {
   readonly keepMs: number;
   /** A stream that a peer has opened. */
   stream(peer: RemotePeer, stream: Stream, purpose: Purpose): void;
-  /** What the user of a stream threw at what came for it. */
+  /** The user of a stream threw an error. */
   threw(peer: RemotePeer, error: unknown): void;
-  /** Resolves once our mapping has been measured anew: it may have become one that can be punched. */
+  /** Resolves once our mapping has been measured anew. It may now be one that can be punched. */
   measureAnew(): Promise<void>;
-  /** A link has no channel; said again while its peer is not in the room. */
+  /** A link has no channel. Called again while its peer is not in the room. */
   returning(peer: RemotePeer): void;
-  /** There is a link now, or no longer, or none came about. */
+  /** There is a link now, or no longer, or an attempt has failed. */
   changed(peer: RemotePeer): void;
-  /** Admits an introduction that we did not ask for; undefined when it is one too many. */
+  /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
 
@@ -57,11 +56,11 @@ export class RemotePeer {
   readonly #owner: PeerOwner;
   readonly #listed: Listed;
   readonly #life = new PeerLife();
-  /** What the introducer orders for an introduction goes there. */
+  /** Gets the introducer's messages about introductions. */
   readonly introducing: Introducing;
   readonly #agreements: Agreements;
   readonly #seeking: Seeking;
-  /** The link of an earlier program that the introduction under way is about, unless somebody wants a link with this one. */
+  /** The link of an earlier program that the introduction is about; unless somebody wants a link with this program. */
   #predecessor: Link | undefined;
   /** Whether the attempts of its punches are told: asked for with the last `connect`. */
   #isVerbose = false;
@@ -135,7 +134,7 @@ export class RemotePeer {
   get link(): Link | undefined {
     return this.#life.link;
   }
-  /** Whether nothing but the introducer's list keeps it in mind. */
+  /** Whether nothing but the introducer's list needs it. */
   get isIdle(): boolean {
     return this.#life.isIdle;
   }
@@ -148,7 +147,7 @@ export class RemotePeer {
     const { failure, link } = this.#life;
     return peerRow({ peer, state, present, lastSeenAt, distrust, failure }, link);
   }
-  /** Whether the introduction under way is not for a link that somebody here wants. */
+  /** Whether nobody here wants a link by the introduction under way. */
   get #isQuiet(): boolean {
     return this.#predecessor !== undefined && this.#waiting.length === 0;
   }
@@ -164,11 +163,11 @@ export class RemotePeer {
 
   change(change: PeerChange): void {
     this.#listed.changed(change);
-    // A round trip says nothing about how to get there.
+    // Another round trip is no reason to try again.
     if (Object.keys(change).some((field) => field !== "roundTripMs")) this.#seeking.hurry();
   }
 
-  /** We are registered anew, at another address perhaps, or our own mapping has changed. */
+  /** We are registered anew, maybe at another address, or our own mapping has changed. */
   groundChanged(hasMoved: boolean): void {
     if (hasMoved) this.#seeking.suspect();
     this.#seeking.hurry();
@@ -180,7 +179,7 @@ export class RemotePeer {
     this.#giveUp("abort", "peer-left", "it left the introducer");
   }
 
-  /** We leave the introducer: links stay, and none comes about any more. */
+  /** We leave the introducer. Links stay, and no new ones are made. */
   leaving(): void {
     if (!this.link) this.#giveUp("cancel", "cancelled", "we left the introducer");
   }
@@ -192,8 +191,8 @@ export class RemotePeer {
   }
 
   /**
-   * Has this one say whether that link, of a program of its name and certificate, is over. That it is listed proves
-   * nothing: what it registered with may be somebody's copy of what an earlier run did.
+   * Asks this program whether that link, with an earlier program of the same name and certificate, is over. That it is listed
+   * proves nothing: somebody may have copied what an earlier run has registered with.
    */
   askAfter(predecessor: Link): void {
     if (this.distrust !== undefined || !this.isIdle) return;
@@ -213,7 +212,7 @@ export class RemotePeer {
     return promise;
   }
 
-  /** A new one; undefined when something is under way. */
+  /** Begins a new introduction; undefined if something is under way. */
   #introductionFor(name: string): Introduction | undefined {
     if (this.distrust !== undefined) throw new UserError(`${name} is not trusted: ${this.distrust}`);
     if (this.link) throw new UserError(`already linked with ${name}`);
@@ -257,7 +256,7 @@ export class RemotePeer {
   /** Ends the link, or cancels what is under way towards one. Resolves once it has ended. */
   async disconnect(): Promise<void> {
     const link = this.isIdle ? this.#talkingFor("disconnect").link : this.link;
-    // Beside a link, another way for it is: that would make a new one.
+    // An introduction beside the link would make a new link.
     this.#giveUp("cancel", "cancelled", "disconnect");
     await link?.close("disconnected");
   }
@@ -289,7 +288,7 @@ export class RemotePeer {
 
   // --- its link ------------------------------------------------------------------------------------------
 
-  /** Until it is {@link #linked}, what it tells is of a proposal. */
+  /** Until it is {@link #linked}, the link is only proposed. */
   #newLink(channel: Channel, role: Role, isAsked: boolean, id: string | undefined): TalkingLink {
     const { keepMs } = this.#owner;
     const owner = {
@@ -355,7 +354,7 @@ export class RemotePeer {
 
   #failed(reason: FailureReason, detail: string): void {
     this.#life.become({ failure: reason });
-    // Whoever is told may ask anew, and waits for another answer than those before.
+    // Taken out first: a callback may ask again, and must not get this answer.
     const waiting = this.#waiting.splice(0);
     this.#listed.emit({ event: "failed", reason, detail });
     const error = new ToldError(

@@ -1,7 +1,6 @@
 /**
- * What we ask the introducer and wait for an answer to: an echo, and to be connected to from outside. Owns those who wait.
- * Knows no registration: whoever owns this says what came, and when nothing can come any more. For
- * native/participant/situation.ts.
+ * Questions to the introducer: an echo, and a connection to us from outside. Owns those who wait for the answers. Knows no
+ * registration: its owner says what has come, and when nothing can come any more. For native/participant/situation.ts.
  */
 import { type ToIntroducer, type ToParticipant, UserError } from "../../protocol.ts";
 
@@ -9,12 +8,12 @@ import { type ToIntroducer, type ToParticipant, UserError } from "../../protocol
 export const answerTimeoutMs = 10_000;
 
 type Filtered = ToParticipant & { type: "filtering" };
-/** What may be the answer to something here. */
+/** Messages that answer these questions. */
 export type Answer = ToParticipant & { type: "echo" | "filtering" };
 
 export class Questions {
   readonly #send: (message: ToIntroducer) => void;
-  /** In the order in which they are answered. */
+  /** Those who wait, in the order of the answers. */
   #echoes: { resolve: (text: string) => void; reject: (error: Error) => void }[] = [];
   #filtered: ((answer: Filtered | undefined) => void) | undefined;
 
@@ -31,7 +30,7 @@ export class Questions {
     return promise.finally(() => clearTimeout(timer));
   }
 
-  /** Asks the introducer to connect to us; undefined when it does not answer. One at a time. */
+  /** Asks the introducer to connect to us. Undefined if it does not answer. One at a time. */
   connectBack(): Promise<Filtered | undefined> {
     const { promise, resolve } = Promise.withResolvers<Filtered | undefined>();
     const timer = setTimeout(() => resolve(undefined), answerTimeoutMs);
@@ -53,7 +52,7 @@ export class Questions {
     else this.#filtered?.(undefined);
   }
 
-  /** Nothing is answered any more. */
+  /** No more answers can come. */
   close(reason: string): void {
     for (const { reject } of this.#echoes.splice(0)) reject(new UserError(`no answer: ${reason}`));
     this.#filtered?.(undefined);

@@ -1,8 +1,8 @@
 /**
- * Our registration with the introducer, and the way to it. Owns its state, of which it is the one writer, and with it the
- * control channel: connects, says who we are, takes another name where ours is taken, and comes back by itself after a
- * loss. What the introducer says of others it hands on, unread. It knows no peer, and measures nothing: that is
- * native/participant/situation.ts, one for each registration. For participant.ts.
+ * Our registration with the introducer, and the way to it. Owns its state, as its only writer, and the control channel. It
+ * connects, says who we are, takes another name if ours is taken, and comes back by itself after a loss. It hands on,
+ * unread, what the introducer says of others. Knows no peer and measures nothing: that is situation.ts, one for each
+ * registration. For participant.ts.
  *
  *   away ──join──▶ joining ──list──▶ registered ──leave──▶ away
  *                    ▲ │ failed          │ broken, closed, other addresses
@@ -29,19 +29,19 @@ import { type Registered, Situation, type SituationOwner } from "./situation.ts"
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
-/** A way that takes longer is announced. */
+/** After so long we say that we are still connecting. */
 const announceAfterMs = 1_000;
 /**
- * The longest pause before coming back to a lost introducer: doubled each time; half of it is jitter, so that a room does
- * not return as one. So all are back within 10 s of its return.
+ * The longest pause before coming back to a lost introducer. It is doubled each time. Half of it is random, so that a room does
+ * not come back at one moment. All are back within 10 s of the introducer's return.
  */
 const firstPauseMs = 500;
 const maxPauseMs = 8_000;
-/** A registration that lasted this long was worth coming back to: the pause begins small again. */
+/** After a registration that lasted so long, the pause begins with the shortest again. */
 const lastingMs = 10_000;
-/** The same when it was the network that ended it. */
+/** The same if the network has ended it. */
 const briefMs = 1_000;
-/** Names of ours in one try to register that others may have before us. */
+/** So many of our names may be taken in one attempt to register. */
 const maxNamesTried = 8;
 
 export type Refused = ToParticipant & { type: "refused" };
@@ -56,7 +56,7 @@ export interface RegistrationOptions {
   port?: number;
   direct?: boolean;
   portMapping?: boolean;
-  /** The command that starts an introducer, for whoever has none. */
+  /** The command that starts an introducer, for the message that there is none. */
   startCommand: string;
 }
 
@@ -67,7 +67,7 @@ export interface RegistrationOwner {
   /** Everyone in the room. `hasMoved`: we are at another public address than at the last time. */
   listed(peers: readonly Peer[], hasMoved: boolean): void;
   said(message: RoomMessage, situation: Situation): void;
-  /** What is none of the registration's business. */
+  /** Any other message. */
   refused(message: Refused, situation: Situation | undefined): void;
   situationChanged(): void;
   registered(): void;
@@ -75,39 +75,39 @@ export interface RegistrationOwner {
   lost(reason: string): void;
 }
 
-/** One try to register; whatever ends it settles it, and what continues an earlier one finds that it is not its own. */
+/** One attempt to register. Whatever ends it settles it. Code of an earlier attempt sees that it is not current. */
 interface Attempt {
   readonly resolve: () => void;
   readonly reject: (error: UserError) => void;
   control?: ControlChannel;
-  /** Set once we have said `register`: how long its answer may take. */
+  /** Set once we have sent `register`: how long the answer may take. */
   timer?: NodeJS.Timeout;
   namesTried: number;
-  /** Once we are registered; the whole list is still to come. */
+  /** Set once we are registered, while the list is still coming. */
   situation?: Situation;
-  /** Of that list. */
+  /** The part of the list that has come. */
   readonly listed: Peer[];
 }
 
 type State =
   | { is: "away" }
-  /** On the way: until `registered` and the whole list have come. */
+  /** Until `registered` and the whole list have come. */
   | { is: "joining"; attempt: Attempt }
   | { is: "registered"; control: ControlChannel; situation: Situation; since: number }
   /** Coming back by ourselves. */
   | { is: "lost"; timer: NodeJS.Timeout };
 
-/** How long to stay away from a lost introducer. */
+/** The pauses before coming back to a lost introducer. */
 export class Backoff {
   #pauseMs = firstPauseMs;
   #askedMs = 0;
 
-  /** What the introducer asked for as it said bye; forgotten with the next way to it. */
+  /** What the introducer asked for in `bye`. It counts once. */
   set askedMs(ms: number | undefined) {
     this.#askedMs = ms ?? 0;
   }
 
-  /** No introducer has us back sooner than we would come by ourselves: each is a registration for it and for the room. */
+  /** An introducer can't have us come back sooner than we would by ourselves: each time costs it and the room. */
   next(): number {
     const pauseMs = Math.max(this.#askedMs, Math.round(this.#pauseMs * (0.5 + Math.random() / 2)));
     this.#askedMs = 0;
@@ -115,7 +115,7 @@ export class Backoff {
     return pauseMs;
   }
 
-  /** It was worth coming back. */
+  /** The registration has lasted. */
   reset(): void {
     this.#pauseMs = firstPauseMs;
   }
@@ -130,7 +130,7 @@ export class Registration {
   #state: State = { is: "away" };
   /** Our public address in the latest registration; undefined before the first. */
   #lastAddress: string | undefined;
-  /** Settled when what earlier registrations had mapped is deleted. */
+  /** Settled once the port mappings of earlier registrations are deleted. */
   #unmapped: Promise<unknown> = Promise.resolve();
 
   constructor(options: RegistrationOptions, membership: Membership, owner: RegistrationOwner) {
@@ -151,19 +151,19 @@ export class Registration {
     return this.#state.is;
   }
 
-  /** From `registered` on, be the list there or not. */
+  /** From `registered` on, even while the list is still coming. */
   get situation(): Situation | undefined {
     if (this.#state.is === "joining") return this.#state.attempt.situation;
     return this.#state.is === "registered" ? this.#state.situation : undefined;
   }
 
-  /** The same, but only once the list is there; throws where we are not registered. */
+  /** The same, but only once the list is there. Throws if we are not registered. */
   get settled(): Situation {
     if (this.#state.is === "registered") return this.#state.situation;
     throw new UserError("not registered with the introducer; `join` first");
   }
 
-  /** Resolves once the room's list is there. Once we have been registered, a try that fails is followed by others. */
+  /** Resolves once the room's list is there. Once we have been registered, other attempts follow one that fails. */
   async join(): Promise<void> {
     if (this.#state.is === "registered") throw new UserError("already registered with the introducer");
     if (this.#state.is === "joining") throw new UserError("already on the way to the introducer");
@@ -174,13 +174,13 @@ export class Registration {
     if (this.#state.is !== "away") this.#part("away", reason);
   }
 
-  /** Resolves when nothing is left of it anywhere. */
+  /** Resolves once nothing of it is left, at the router either. */
   async quit(): Promise<void> {
     this.leave("we quit");
     await this.#unmapped;
   }
 
-  /** Ends the connection: the introducer does what none would. The way back follows by itself. */
+  /** Ends the connection, because the introducer breaks the rules. We come back by ourselves. */
   close(reason: string): void {
     this.#control?.close(reason);
   }
@@ -190,7 +190,7 @@ export class Registration {
     return this.#state.is === "registered" ? this.#state.control : undefined;
   }
 
-  /** The one writer. Returns what was. */
+  /** The only writer of the state. Returns the former one. */
   #become(next: State): State {
     const before = this.#state;
     if (before.is === "lost") clearTimeout(before.timer);
@@ -223,7 +223,7 @@ export class Registration {
     const control = await ControlChannel.open(host, port, startCommand);
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
     attempt.control = control;
-    // The words are still being made a room of, and the introducer may say that it has no place for us, or go.
+    // The room is still being made of its words. Meanwhile the introducer may refuse us, or go.
     control.onMessage = (message) => this.#receive(attempt, control, message);
     control.onClose = (reason) => this.#closed(attempt, control, reason);
     await room;
@@ -267,7 +267,7 @@ export class Registration {
         return control.send({ type: "pong", id: message.id });
       case "observed":
       case "relaying":
-        return; // only ever sent on other connections
+        return; // these are sent on other connections only
       default:
         this.#registered(attempt, control, message);
     }
@@ -288,7 +288,7 @@ export class Registration {
     if (!this.#isCurrent(attempt)) return;
     if (attempt.situation) return control.close("it registered us twice");
     const { name, roomKind: room } = this.#membership;
-    // Our user would take it for the name that others see, and tell them.
+    // Our user would think that this is the name that others see.
     if (message.name !== name)
       return control.close(`it calls us ${printable(message.name)}, not ${printable(name)}`);
     attempt.situation = new Situation(control, message, this.#membership, this.#situationOwner);
@@ -296,14 +296,14 @@ export class Registration {
     this.#owner.emit({ event: "registered", id, name, room, public: observed, private: hosts });
   }
 
-  /** A part of the list; with the last one we are registered. */
+  /** A part of the list has come. With the last one we are registered. */
   #list(
     attempt: Attempt,
     situation: Situation,
     control: ControlChannel,
     { peers, more }: ToParticipant & { type: "peers" },
   ): void {
-    // Changes are told one by one; each whole list would be an event of all that is known, however short its line.
+    // Changes come one by one. A whole list again and again would each be an event of all that is known.
     if (!this.#isCurrent(attempt)) return control.close("it listed the room twice");
     attempt.listed.push(...peers);
     if (attempt.listed.length > maxPeers) return control.close("it lists more peers than a room can have");
@@ -311,7 +311,7 @@ export class Registration {
     const { address } = splitEndpoint(situation.ground.public);
     const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
     this.#owner.listed(attempt.listed.splice(0), hasMoved);
-    if (!this.#isCurrent(attempt)) return; // whoever was told may have ended it
+    if (!this.#isCurrent(attempt)) return; // the callback may have ended it
     this.#lastAddress = address;
     const registered = { is: "registered", control, situation, since: performance.now() } as const;
     this.#become(registered);
@@ -327,7 +327,7 @@ export class Registration {
     const refusal = new UserError(refusalText(message));
     const isRenamed = attempt.timer !== undefined && code === "name-taken" && name !== undefined;
     if (!isRenamed || ++attempt.namesTried > maxNamesTried) return this.#failed(attempt, refusal);
-    // The name that we wanted is somebody else's: ours is another, and we register by it at once.
+    // The name that we wanted is taken. We take another one, and register with it at once.
     const { name: before } = this.#membership;
     if (!this.#membership.rename(name)) return this.#failed(attempt, refusal);
     const warning = `${before} is somebody else in this room: others call you ${name} there`;
@@ -351,14 +351,14 @@ export class Registration {
     }
   }
 
-  /** It was the network: that is no reason to keep away. */
+  /** The network has ended it: that is no reason to stay away. */
   #broken(reason: string): void {
     if (this.#state.is === "registered" && performance.now() - this.#state.since >= briefMs)
       this.#backoff.reset();
     this.#part("come back", reason);
   }
 
-  /** The registration, or the way to it, is over. Whoever waits for something of it is told the reason. */
+  /** The registration, or the way to it, is over. Those who wait for it are told the reason. */
   #part(next: "away" | "come back", reason: string, error = new UserError(reason)): void {
     const { situation } = this;
     const isUnreachable = this.#state.is !== "registered";
@@ -377,7 +377,7 @@ export class Registration {
     const retryInMs = this.#backoff.next();
     this.#owner.emit({ event: "introducer", state, reason, retryInMs });
     const timer = setTimeout(() => {
-      // A failure has been told, as `unreachable`, by then.
+      // A failure has been told by then, as `unreachable`.
       this.#join().catch((error: unknown) => {
         if (!(error instanceof UserError)) throw error;
       });

@@ -1,7 +1,7 @@
 /**
- * Who is here: the peers that the introducer has named, and those that are gone with whom something still lasts. Owns the
- * table of them, finds one by its id or name, and wakes whoever waits for one. What becomes of a peer is its own business
- * (native/participant/peer.ts). For participant.ts.
+ * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their table,
+ * finds one by id or name, and wakes those who wait for one. Each peer has its own life (native/participant/peer.ts). For
+ * participant.ts.
  */
 import {
   nameSkeleton,
@@ -19,20 +19,20 @@ import type { ParticipantEvent } from "./events.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
 
-/** Peers of one room that are kept in mind. */
+/** So many peers of one room are kept. */
 export const maxPeers = 4096;
 /** A wait that lasts longer is announced. */
 const announceAfterMs = 1_000;
 
 export interface RosterOwner {
   emit(event: ParticipantEvent): void;
-  /** Ourselves, by what we are in the room. */
+  /** Ourselves, as the room knows us. */
   readonly self: { readonly instance: string; readonly name: string };
   /** Our id, while we are registered. */
   id(): number | undefined;
-  /** Why a peer is not believed to be of the room. */
+  /** Why a peer does not count as one of the room; undefined if it does. */
   distrust(peer: Peer): string | undefined;
-  /** Whether who is not listed is gone, as far as the introducer knows. */
+  /** Whether a peer that is not listed has left, as far as the introducer knows. */
   readonly isListed: boolean;
   readonly hasQuit: boolean;
   /** The introducer names more than a room can have. */
@@ -44,12 +44,12 @@ export class Roster {
   readonly #peerOwner: PeerOwner;
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
-  /** For all peers together. */
+  /** The budget of all peers together. */
   readonly #unasked = new UnaskedBudget();
-  /** Resolved, and made anew, whenever something changes that somebody may wait for. */
+  /** Resolved and replaced whenever something changes that somebody may wait for. */
   #change = Promise.withResolvers<void>();
 
-  /** What its peers need of it, it gives them itself. */
+  /** Some of what a peer needs, the roster gives itself. */
   constructor(
     owner: RosterOwner,
     peerOwner: Omit<PeerOwner, "returning" | "changed" | "admit" | "instance" | "hasQuit">,
@@ -71,12 +71,12 @@ export class Roster {
     return this.#peers.values();
   }
 
-  /** In the order of the ids: at once, so where there may be thousands {@link listed} is better. */
+  /** All rows, in the order of ids. They are made at once: for thousands use {@link listed}. */
   get rows(): PeerRow[] {
     return [...this].map(({ row }) => row).sort((a, b) => a.id - b.id);
   }
 
-  /** The rows, made by turns with all else. */
+  /** All rows. They are made in slices, so that everything else goes on. */
   async listed(): Promise<PeerRow[]> {
     const rows: PeerRow[] = [];
     await byTurns(this, ({ row }) => void rows.push(row));
@@ -89,7 +89,7 @@ export class Roster {
 
   // --- what the introducer says --------------------------------------------------------------------------
 
-  /** The whole room. Who is not in it is gone, unless something lasts. `hasMoved`: we have another public address. */
+  /** The introducer has listed the whole room. Others are forgotten, unless something lasts. `hasMoved`: our public address is new. */
   list(peers: readonly Peer[], hasMoved: boolean): void {
     for (const peer of peers) this.remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
@@ -123,11 +123,11 @@ export class Roster {
   }
 
   /**
-   * Stores the newest that is known of a peer; undefined when the introducer names too many. Whoever can't prove to be
-   * of the room is another one than who can.
+   * Stores what is known of a peer. Undefined if the introducer names too many. A peer whose proof is wrong is never the same
+   * as one whose proof is right.
    */
   remember(peer: Peer): RemotePeer | undefined {
-    // What we have shown ourselves would be believed.
+    // A copy of our own proof would be right.
     if (peer.instance === this.#owner.self.instance) return undefined;
     const doubt = this.#owner.distrust(peer);
     const key = JSON.stringify([peer.instance, peer.fingerprint, doubt]);
@@ -142,7 +142,7 @@ export class Roster {
     return known;
   }
 
-  /** While we are registered, who is not listed is gone; a link with it may last. */
+  /** The peer has left, although we are registered. A link with it may last. */
   #forgetIfGone(peer: RemotePeer): void {
     if (!this.#owner.isListed || peer.isPresent || !peer.isIdle) return;
     for (const [key, one] of this.#peers) if (one === peer) this.#peers.delete(key);
@@ -151,8 +151,8 @@ export class Roster {
   // --- what the peers say --------------------------------------------------------------------------------
 
   /**
-   * A link without a channel whose peer is gone, while another program of the same name and certificate is here: it was
-   * started anew, if that one proves to be what it seems, and the new one knows nothing of the link.
+   * A link has no channel, its peer has left, and another program with the same name and certificate is here. Then the peer
+   * was probably started anew. The new program must prove that, and says that it does not know the link.
    */
   #endIfRestarted(peer: RemotePeer): void {
     if (peer.state !== "returning" || peer.isPresent) return;
@@ -180,15 +180,15 @@ export class Roster {
     return [...this].find((peer) => peer.isPresent && peer.id === id);
   }
 
-  /** What a peer that is there is called, by its id, too; any other word is a name. */
+  /** The name of the peer with that id, if it is there. Any other word is a name itself. */
   nameOf(word: string): string {
     return (/^\d+$/.test(word) && this.byId(Number(word))?.name) || word;
   }
 
-  /** The one that is meant; throws what the user can do where that is nobody, or several. */
+  /** The peer that a word means. If it is nobody or several, throws what the user can do. */
   find(word: string): RemotePeer {
     const named = this.#named(word);
-    // Of several, the one that is there is meant.
+    // Of several, the one that is there.
     const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
@@ -197,7 +197,7 @@ export class Roster {
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
-  /** The same, for a new link: one that looks like another one who is there is refused. */
+  /** The same for a new link. It refuses a peer whose name looks like that of another peer that is there. */
   findUnlike(word: string): RemotePeer {
     if (this.#owner.hasQuit) throw new UserError(quitAlready);
     const found = this.find(word);
@@ -205,18 +205,18 @@ export class Roster {
     return found;
   }
 
-  /** The link with whoever has that name or id, while it is open. */
+  /** The open link with the peer of that name or id. */
   openLink(word: string): Link | undefined {
     return this.#named(word).find((peer) => peer.link?.isOpen)?.link;
   }
 
-  /** Ids name those who are in the room; who is not may have lost its id to somebody else. */
+  /** An id means a peer that is in the room. The id of one that has left may be another peer's now. */
   #named(word: string): RemotePeer[] {
     const byId = /^\d+$/.test(word) ? this.byId(Number(word)) : undefined;
     return byId ? [byId] : [...this].filter(({ name }) => name === word);
   }
 
-  /** Whoever was meant by a name, if that is not the id, must not be taken for another one who is there. */
+  /** Throws if a peer that was meant by its name could be confused with another one that is there. */
   #refuseLookAlikes(word: string, found: RemotePeer): void {
     if (found.name !== word) return;
     const looks = nameSkeleton(word);
@@ -228,7 +228,7 @@ export class Roster {
 
   // --- who waits -----------------------------------------------------------------------------------------
 
-  /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
+  /** Resolves once `word` means exactly one peer that is there. Rejects if it means several. */
   async waitFor(word: string, signal?: AbortSignal): Promise<void> {
     const announce = setTimeout(
       () => this.#owner.emit({ event: "waiting", for: "peer", text: `waiting for ${word} to join` }),
@@ -247,12 +247,12 @@ export class Roster {
     }
   }
 
-  /** Resolves to the link with that peer as soon as there is one; asks for none. */
+  /** Resolves to the link with that peer as soon as there is one. It does not ask for one. */
   whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
     return this.until(() => this.openLink(word), signal);
   }
 
-  /** What is looked for, whenever something has changed; rejects when we have quit, or the signal says so. */
+  /** Looks again whenever something has changed, until `look` finds something. Rejects if we have quit, or the signal aborts. */
   async until<T>(look: () => T | undefined, signal: AbortSignal | undefined): Promise<T> {
     const wake = () => this.wake();
     signal?.addEventListener("abort", wake);
@@ -269,7 +269,7 @@ export class Roster {
     }
   }
 
-  /** Whoever waits looks again. */
+  /** Lets all who wait look again. */
   wake(): void {
     this.#change.resolve();
     this.#change = Promise.withResolvers();

@@ -4,19 +4,19 @@
  */
 
 /**
- * Pauses between two tries: for a link that has no channel or fears for it, and for one that is relayed. Doubled each
- * time, and jittered by half.
+ * Pauses between two attempts: for a link whose channel is lost or looks dead, and for a relayed link. Doubled each time; half
+ * of it is random.
  */
 const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
 /**
- * What is lost again so soon after it was found was not worth much: its pauses grow from one time to the next, so that a
- * peer can't have us ask the introducer, which counts, again and again.
+ * If a channel is lost again so soon after it was found, the first pause grows each time. Else a peer could have us ask the
+ * introducer again and again, and the introducer counts that.
  */
 const lastingMs = 10_000;
 const mostFlappingMs = 8_000;
-/** What changes at the peer makes us ask no oftener than that. */
+/** A change at the peer makes us ask at most so often. */
 const hurryEveryMs = 3_000;
-/** When the other side of a link without a channel asks, too. */
+/** After so long the other side of a link without a channel asks, too. */
 const secondAsksAfterMs = 1_500;
 
 export class Seeker {
@@ -25,7 +25,7 @@ export class Seeker {
   #pauseMs = 0;
   #restedAtMs = -Infinity;
   #hurriedAtMs = -Infinity;
-  /** How long the latest pause was that was due to that; 0 when what was found had lasted. */
+  /** The latest first pause that had grown so; 0 if the last channel had lasted. */
   #flappingMs = 0;
   #timer: NodeJS.Timeout | undefined;
 
@@ -37,7 +37,7 @@ export class Seeker {
     return this.#wanted;
   }
 
-  /** Said again, it goes on as it was. */
+  /** Calling it again changes nothing. */
   want(what: keyof typeof pauses, isFirst: boolean): void {
     if (this.#wanted === what) return;
     this.#wanted = what;
@@ -51,18 +51,18 @@ export class Seeker {
     this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
   }
 
-  /** The pauses begin anew, with the shortest, but not at any time that the peer says something new of itself. */
+  /** Begins with the shortest pause again, but not each time that the peer says something new. */
   hurry(isFirst: boolean): void {
     if (!this.#wanted) return;
     this.#pauseMs = Math.max(this.#flappingMs, pauses[this.#wanted].firstMs);
     const now = performance.now();
-    if (this.#hurriedAtMs > now) return; // it will
+    if (this.#hurriedAtMs > now) return; // that is planned already
     const waitMs = Math.max(0, this.#hurriedAtMs + hurryEveryMs - now);
     this.#hurriedAtMs = now + waitMs;
     this.#in(waitMs + (isFirst ? 0 : secondAsksAfterMs));
   }
 
-  /** It came to nothing. */
+  /** The attempt has failed. */
   again(): void {
     if (!this.#wanted) return;
     this.#in(this.#jittered());
@@ -83,7 +83,7 @@ export class Seeker {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
       this.#seek();
-      // Where it could not be sought, because nobody is registered or the peer is away, it can be later.
+      // If it could not be sought, because we are not registered or the peer is away, it can be later.
       if (this.#wanted) this.#in(this.#jittered());
     }, ms);
   }

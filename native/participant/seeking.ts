@@ -1,6 +1,6 @@
 /**
- * Another channel for a link that has none, or fears for it, or is relayed: whether one is sought, and by whom first.
- * Owns the {@link Seeker}; asks for introductions, and takes no channel itself. For native/participant/peer.ts.
+ * Another channel for a link whose channel is lost, looks dead or is relayed: whether one is sought, and by which side first.
+ * Owns the {@link Seeker}. Asks for introductions, and takes no channel itself. For native/participant/peer.ts.
  */
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
@@ -9,11 +9,11 @@ import { Seeker } from "./seeker.ts";
 export interface SeekingOwner {
   /** Ours, as others see it. */
   readonly instance: string;
-  /** Resolves once our mapping has been measured anew: it may have become one that can be punched. */
+  /** Resolves once our mapping has been measured anew. It may now be one that can be punched. */
   measureAnew(): Promise<void>;
   /** The link has no channel, and the peer is not in the room. */
   away(): void;
-  /** Has us introduced anew. */
+  /** Asks for a new introduction. */
   ask(mayRelay: boolean): void;
 }
 
@@ -30,12 +30,12 @@ export class Seeking {
     this.#seeker = new Seeker(() => this.#seek());
   }
 
-  /** Of the two, the side that asks at once; the other one asks when nothing has come of it. */
+  /** Whether we are the side that asks at once. The other side asks later, if there is still no channel. */
   get #isFirst(): boolean {
     return this.#owner.instance < this.#listed.peer.instance;
   }
 
-  /** There is a new way for the link: it is kept, unless it is relayed. */
+  /** The link has a new channel. Seeking ends, unless that is relayed. */
   found(): void {
     this.#seeker.rest();
     this.direct();
@@ -46,22 +46,22 @@ export class Seeking {
     this.#seeker.rest();
   }
 
-  /** It came to nothing. */
+  /** The introduction has failed. */
   again(): void {
     this.#seeker.again();
   }
 
-  /** Without a channel, or with one that may be dead. */
+  /** Seeks because there is no channel, or it may be dead. */
   soon(): void {
     this.#seeker.want("soon", this.#isFirst);
   }
 
-  /** Where the link is relayed, a direct channel. */
+  /** Seeks a direct channel, if the link is relayed. */
   direct(): void {
     if (this.#life.link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
   }
 
-  /** One of us is at another address now: what went by the old one hardly lives. */
+  /** One of us has another address now: the old channel is probably dead. */
   suspect(): void {
     const { link } = this.#life;
     if (!link || link.route === "relay") return;
@@ -69,7 +69,7 @@ export class Seeking {
     this.soon();
   }
 
-  /** Something has changed that may make a way. */
+  /** Something has changed: there may be a way now. */
   hurry(): void {
     const { link } = this.#life;
     if (link && (link.state === "returning" || link.route === "relay")) this.#seeker.hurry(this.#isFirst);
@@ -83,7 +83,7 @@ export class Seeking {
       return this.#seeker.again();
     }
     if (link.state !== "alive") return this.#owner.ask(true);
-    if (link.route !== "relay" || this.#seeker.wanted === "soon") return this.found(); // it lives after all
+    if (link.route !== "relay" || this.#seeker.wanted === "soon") return this.found(); // the channel lives after all
     void this.#owner.measureAnew().then(() => {
       const isSame = this.#life.link === link && link.route === "relay";
       const isRelayed = isSame && link.isOpen && link.state !== "returning";

@@ -1,8 +1,7 @@
 /**
- * Our situation, as long as one registration lasts: our addresses, how our NAT maps, the port that our router has opened.
- * Owns the mapping, the one queue of measurements, and the watch over the host's addresses; tells the introducer what it
- * finds out. It decides nothing about the registration, and knows no peer. For participant.ts and
- * native/participant/registration.ts.
+ * Our situation during one registration: our addresses, how our NAT maps, the port that our router has opened. Owns the
+ * mapping, the one queue of measurements, and the watch over the host's addresses. Tells the introducer what it finds out.
+ * Decides nothing about the registration, and knows no peer. For native/participant/ and participant.ts.
  *
  * RFC 5382 §4.1, RFC 5780 §4.3 (NAT behaviour), RFC 6887 (port mapping).
  */
@@ -35,7 +34,7 @@ import { Questions } from "./questions.ts";
 
 /** How often the host's own addresses are looked at. */
 const addressWatchMs = 2_000;
-/** When a mapping that could not be measured (the probes were busy) is measured again, doubling to the most. */
+/** A mapping that could not be measured, because the probes were busy, is measured again after so long: doubled, up to `most`. */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
 
@@ -55,23 +54,23 @@ export interface SituationOwner {
   /** Whether we let ourselves be relayed. */
   readonly takesRelay: boolean;
   readonly gate: Gate;
-  /** What is found out of us is another than before: where there was no direct way, there may be one. */
+  /** Our situation has changed: there may be a direct way now where there was none. */
   situationChanged(): void;
-  /** The host has other addresses: the old endpoints lead nowhere. */
+  /** The host has other addresses: the old endpoints are dead. */
   addressesChanged(): void;
 }
 
 export class Situation {
   readonly questions: Questions;
-  /** Ours to write, for all others to read. */
+  /** Written here, read by all others. */
   readonly #ground: { -readonly [Field in keyof Ground]: Ground[Field] };
-  /** Where we are to be seen besides: in the other address family, and at other addresses of the introducer. */
+  /** Where else we connect to be seen: the introducer's other address family, and its second addresses. */
   readonly #verify: Registered["verify"];
   readonly #alternates: readonly Endpoint[];
   readonly #measurements = new Measurements();
   readonly #owner: SituationOwner;
   #portMapping: PortMapping | undefined;
-  /** Settled when it is known how our NAT maps. */
+  /** Settled once it is known how our NAT maps. */
   #classified: Promise<void> = Promise.resolve();
   #watch: NodeJS.Timeout | undefined;
   #isOver = false;
@@ -98,24 +97,24 @@ export class Situation {
     };
   }
 
-  /** What introductions stand on. */
+  /** What introductions need of our registration. */
   get ground(): Ground {
     return this.#ground;
   }
 
-  /** To the introducer, as it has measured. */
+  /** The round trip to the introducer, as it has measured it. */
   set roundTripMs(ms: number) {
     this.#ground.roundTripMs = ms;
   }
 
-  /** Once the registration is complete: whatever can be found out, in the background. */
+  /** The registration is complete: finds out the rest in the background. */
   begin(): void {
     this.#classified = this.#classify(firstRemeasureMs);
     this.#mapPort();
     this.#watchAddresses();
   }
 
-  /** The registration is over. Resolves when what our router had opened is closed. */
+  /** The registration is over. Resolves once the port at our router is closed. */
   async close(reason: string): Promise<void> {
     this.#isOver = true;
     clearInterval(this.#watch);
@@ -169,7 +168,7 @@ export class Situation {
 
   // --- how our NAT maps ----------------------------------------------------------------------------------
 
-  /** Never rejects: it is nothing that could end a registration, let alone the program. */
+  /** Never rejects: a failure must not end the registration or the program. */
   async #classify(againInMs: number): Promise<void> {
     try {
       if (this.#ground.probes.length > 0) await this.#measure(againInMs);
@@ -179,7 +178,7 @@ export class Situation {
     }
   }
 
-  /** Learns how our NAT maps, and tells; later again while the introducer's probe ports do not answer. */
+  /** Learns how our NAT maps, and tells it. Tries again later if the introducer's probe ports do not answer. */
   async #measure(againInMs: number): Promise<void> {
     const measuring = this.#measurements.alone(() => this.#sample());
     measuring.catch(() => {}); // it is awaited below, maybe not before it fails
@@ -199,7 +198,7 @@ export class Situation {
     this.#owner.emit({ event: "mapping", mapping, step });
   }
 
-  /** Probes from the shared port, and what the last of them was seen as. For whoever has that port for measurements to himself. */
+  /** Samples from the shared port. The caller must be the only one who measures from it now. */
   async #sample(): Promise<MappingBehaviour & { last: Endpoint }> {
     const { introducer, public: observed, probes, port } = this.#ground;
     const control = { destination: introducer, observed };
@@ -207,7 +206,7 @@ export class Situation {
     return { ...classifyMapping(samples, port.port), last: samples.at(-1)!.observed };
   }
 
-  /** Whether it came through, nobody waits for. */
+  /** Sends `verify`. Nobody waits for the outcome. */
   #showOtherFamily(): void {
     if (!this.#verify) return;
     const { endpoint, token } = this.#verify;
@@ -224,7 +223,7 @@ export class Situation {
 
   // --- the router's port, and our addresses --------------------------------------------------------------
 
-  /** Asks the router for a port, in the background; links that could not be direct may become so. */
+  /** Asks the router for a port, in the background. Links that could not be direct may become so. */
   #mapPort(): void {
     const { port, public: observed, send } = this.#ground;
     if (!this.#owner.mapsPort || !canBeMapped(this.#ground)) return;
@@ -262,7 +261,7 @@ interface Measured {
 
 let rehearsed: Promise<void> | undefined;
 
-/** Once in a program: it is its first punch that is slow. */
+/** Rehearsed once in a program, because only the first punch is slow. */
 function rehearsal({ credentials, self }: Ground): Promise<void> {
   return (rehearsed ??= rehearse(credentials, self).catch(() => {}));
 }
@@ -276,13 +275,13 @@ function isOtherFamily(endpoint: Endpoint, { remote }: Connection): boolean {
   return splitEndpoint(endpoint).family !== splitEndpoint(remote).family;
 }
 
-/** Whether a router before us could open a port at the address that others see us at. */
+/** Whether a router could open a port at the address at which others see us. */
 function canBeMapped(ground: Ground): boolean {
   const { family } = splitEndpoint(ground.public);
   return family === 4 && scopeOf(ground.public) === "global" && !isUntranslated(ground);
 }
 
-/** With which kinds of peer, in another network, a participant in this situation can link. */
+/** With which kinds of peer in other networks a participant in this situation can link. */
 function expectations(own: Mapped, filtering: Filtering | undefined): NatReport["expected"] {
   const elsewhere = formatEndpoint("192.0.2.1", 1);
   const kinds: [string, Mapped][] = [

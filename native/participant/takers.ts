@@ -1,6 +1,6 @@
 /**
- * Who takes the streams that peers open, by what they are for. Owns the table, and what is told of code that failed at a
- * stream: the link has nothing to do with it. Reads no byte of a stream. For participant.ts.
+ * Who takes the streams that peers open, by their use. Owns that table, and tells of code that threw at a stream: the link
+ * itself goes on. Reads no byte of a stream. For participant.ts.
  */
 import { printable } from "../../protocol.ts";
 import type { Purpose } from "../session/link.ts";
@@ -8,7 +8,7 @@ import { resetCodes, type Stream } from "../session/stream.ts";
 import { Gathering } from "../uses/gather.ts";
 import type { From } from "../uses/services.ts";
 
-/** Characters of what a stream is said to be for. */
+/** So many characters of a use are shown. */
 const maxUseLength = 256;
 
 export type Taker = (stream: Stream, from: From) => void | Promise<void>;
@@ -16,7 +16,7 @@ type Peer = Omit<From, "purpose">;
 
 export class Takers {
   readonly #takers = new Map<string, Taker>();
-  /** What they throw, by peer. */
+  /** Errors thrown by takers, by peer. */
   readonly #thrown = new Gathering();
   readonly #report: (message: string) => void;
 
@@ -29,12 +29,12 @@ export class Takers {
     this.#takers.set(use, take);
   }
 
-  /** A stream for what nobody takes is refused. */
+  /** Hands a stream to its taker. A stream for an unknown use is refused. */
   give({ id, name, fingerprint }: Peer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
     if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
-    // What takes it may be asynchronous, whatever its type says.
+    // A taker may be asynchronous, whatever its type says.
     const taking = async () => take(stream, { id, name, fingerprint, purpose });
     void taking().catch((error: unknown) => {
       stream.reset("it failed at the peer", resetCodes.failed);
@@ -42,7 +42,7 @@ export class Takers {
     });
   }
 
-  /** What code that was given a stream of that peer has thrown. */
+  /** Code that was given a stream of that peer has thrown an error. */
   threw(peer: string, what: string, error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
     const message = `${printable(what)} of ${printable(peer)} failed here: ${text}`;
