@@ -6,9 +6,8 @@
  * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.
  *
- * {@link Rendezvous} is what each message does, {@link Introducer} how the rooms of native/introducer/ are wired, what an
- * operator may ask, and how it ends. Imported by whoever runs an introducer inside a program of his own, never by a
- * participant.
+ * {@link Rendezvous} is what each message does. {@link Introducer} is how native/introducer/ is wired, what an operator may
+ * ask, and how it ends. Another program may import it, a participant never does.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
@@ -35,6 +34,7 @@ import type { Homes, Neighbour } from "./native/introducer/redis/homes.ts";
 import { Registration, type RegistrationParts } from "./native/introducer/registration.ts";
 import type { Participant } from "./native/introducer/rooms.ts";
 import type { Member, MessageOf, Session } from "./native/introducer/session.ts";
+import { Sources } from "./native/introducer/sources.ts";
 import type { Turns } from "./native/introducer/turns.ts";
 import { version } from "./native/terminal/command-line.ts";
 import { type Arguments, readArguments, usage } from "./native/terminal/introducer-arguments.ts";
@@ -53,7 +53,7 @@ import {
   type ToParticipant,
 } from "./protocol.ts";
 
-/** How often deadlines are looked at, at most. */
+/** Deadlines are looked at so often, or more often where they are short. */
 const tickMs = 500;
 
 // --- what each message does ------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ type Said = Exclude<ToIntroducer["type"], "register" | "verify" | "relay" | "pro
 type Answers = { readonly [T in Said]: (member: Member, message: MessageOf<T>) => void };
 
 /** What the messages need. */
-type Parts = RegistrationParts & { readonly turns: Turns; readonly introductions: Introductions };
+type Parts = RegistrationParts & { sources: Sources; turns: Turns; introductions: Introductions };
 
 /** The steps of a rendezvous, as the messages ask for them. */
 class Rendezvous {
@@ -87,7 +87,7 @@ class Rendezvous {
   constructor(parts: Parts) {
     this.#parts = parts;
     this.registration = new Registration(parts);
-    this.#connectBacks = new ConnectBacks(parts.guard, parts.limits, parts.alternate);
+    this.#connectBacks = new ConnectBacks(parts.guard, parts.limits, parts.sources, parts.alternate);
   }
 
   /** Understands a line, and does what it asks for. */
@@ -128,7 +128,7 @@ class Rendezvous {
 
   change(member: Member, change: PeerChange): void {
     const { members, turns } = this.#parts;
-    turns.chargeWrites(member.subscriber, members.in(member.room).size);
+    turns.chargeWrites(member.source, members.in(member.room).size);
     members.change(member, change);
   }
 
@@ -232,15 +232,16 @@ export class Introducer {
     const limits = (this.limits = { ...defaultLimits, ...options.limits });
     const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = limits;
     const everyMs = Math.min(tickMs, Math.min(register, pingMs, silenceMs, measureMs) / 4);
+    const sources = new Sources(limits);
     const guard = (this.#guard = new Guard(options.onEvent ?? (() => {})));
     const members = (this.#members = new Members(guard));
-    const { door, turns, relays } = (this.#reception = this.#receive(options, everyMs));
+    const { door, turns, relays } = (this.#reception = this.#receive(options, sources, everyMs));
     const introductions = (this.#introductions = this.#makeIntroductions(everyMs));
     const drain = (this.#drain = this.#makeDrain());
     const rooms = { members, introductions, relays, drain, metrics: this.#metrics };
     const where = { door, probePorts: this.probePorts, alternate, redis, advertise };
     const notify = (text: string) => this.broadcast(text);
-    this.#rendezvous = new Rendezvous({ limits, guard, turns, ...rooms, ...where, notify });
+    this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });
     this.#timer = this.#tickEvery(everyMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     guard.tell({ event: "listening", host: this.host, port: this.port });
@@ -248,11 +249,12 @@ export class Introducer {
 
   // wiring
 
-  #receive(options: IntroducerOptions, everyMs: number): Reception {
+  #receive(options: IntroducerOptions, sources: Sources, everyMs: number): Reception {
     const { heldBytes, heldBytesPerAddress } = this.limits;
     const most = `of one address ${amount(heldBytesPerAddress)} may, ${amount(heldBytes)} in all`;
     const owner = {
       limits: this.limits,
+      sources,
       guard: this.#guard,
       metrics: this.#metrics,
       tooMuch: `too much waits to be read: ${most}; come back later, and say less at once`,
@@ -287,10 +289,7 @@ export class Introducer {
       guard: this.#guard,
       members: this.#members,
       isPunching: ({ peer }) => this.#introductions.punching(peer.id).length > 0,
-      relays: () => {
-        const { size = 0, isAwaited = false } = this.#reception.relays ?? {};
-        return { count: size, isAwaited };
-      },
+      relays: () => this.#reception.relays,
       close: (sessions, reason) => this.#reception.door.close(sessions, reason),
       leaveRooms: async () => this.#homes?.leave(),
       stopListening: () => this.#reception.door.stopListening(),
@@ -379,8 +378,8 @@ export class Introducer {
   get size(): number {
     return this.#members.size;
   }
-  *names(): Generator<string, void> {
-    for (const { peer } of this.#members.values()) yield peer.name;
+  names(): Iterable<string> {
+    return this.#members.values().map(({ peer }) => peer.name);
   }
 
   /** The other introducers of the same Redis; undefined where none is used, rejects while it is away. */

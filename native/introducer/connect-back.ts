@@ -9,12 +9,13 @@ import {
   Refusal,
   splitEndpoint,
 } from "../../protocol.ts";
-import { Shares, waitRefusal } from "../shares/budget.ts";
+import { type Shares, waitRefusal } from "../shares/budget.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { connectBackMs, tryConnect } from "./observe.ts";
 import { spendIntroduction } from "./quotas.ts";
 import type { Member } from "./session.ts";
+import type { Sources } from "./sources.ts";
 
 export class ConnectBacks {
   readonly #guard: Guard;
@@ -23,11 +24,10 @@ export class ConnectBacks {
   readonly #alternate: string | undefined;
 
   /** `alternate`: another address of this host, which is tried, too. */
-  constructor(guard: Guard, limits: Limits, alternate: string | undefined) {
-    const { connectBacks, connectBacksPerAddress, ownHostShares } = limits;
+  constructor(guard: Guard, limits: Limits, sources: Sources, alternate: string | undefined) {
     this.#guard = guard;
     this.#limits = limits;
-    this.#shares = new Shares(connectBacks, connectBacksPerAddress, ownHostShares);
+    this.#shares = sources.connectBacks;
     this.#alternate = alternate;
   }
 
@@ -36,13 +36,13 @@ export class ConnectBacks {
     if (member.isConnectedBack)
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
     const { connectBacks: most, connectBacksPerAddress: each } = this.#limits;
-    if (this.#shares.isUsedUp(1) || this.#shares.isOver(member.subscriber, 1)) {
+    if (this.#shares.isUsedUp(1) || this.#shares.isOver(member.source, 1)) {
       const enough = `${most} connections back at once, ${each} to one address, are enough`;
       throw waitRefusal(enough, connectBackMs / 1000);
     }
     spendIntroduction(member, this.#limits, performance.now());
     member.isConnectedBack = true;
-    this.#shares.add(member.subscriber);
+    this.#shares.add(member.source);
     const over = (tell: () => void) => this.#guard.serve(member.session, () => this.#over(member, tell));
     this.#try(splitEndpoint(member.observed)).then(
       (met) => over(() => tellWhatItMet(member, met)),
@@ -55,7 +55,7 @@ export class ConnectBacks {
 
   #over(member: Member, tell: () => void): void {
     member.isConnectedBack = false;
-    this.#shares.remove(member.subscriber);
+    this.#shares.remove(member.source);
     tell();
   }
 

@@ -1,14 +1,14 @@
 /**
- * The door: who may connect, and the sessions of those who have. It owns the listening socket, the sessions, how many of them
- * each source has, and when each is to be looked at. What they say is none of its business. For introducer.ts alone.
+ * The door: who may connect, and the sessions of those who have. It owns the listening socket, the sessions, and when each is to be looked at. What they say is none of its business. For introducer.ts alone.
  */
 import { defaultPort, Refusal, splitEndpoint } from "../../protocol.ts";
-import { Shares, siteShares, sourceOf } from "../shares/budget.ts";
+import { type Shares, siteShares, sourceOf } from "../shares/budget.ts";
 import { byTurns, Rounds } from "../shares/turns.ts";
 import { isSupported, limitUnread } from "../host/libc.ts";
 import { Listener } from "./listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import { closeGraceMs, type Connection, Session, type SessionOwner } from "./session.ts";
+import type { Sources } from "./sources.ts";
 import { Deadlines } from "./wheel.ts";
 
 /** What waits to be read of a connection: some lines. */
@@ -18,6 +18,7 @@ const refusedAtOnce = 8;
 
 /** Who serves the sessions. */
 interface Owner extends Omit<SessionOwner, "schedule"> {
+  readonly sources: Sources;
   /** Whether a source may have another connection accepted. */
   accepts(source: string): boolean;
   turnedAway(): void;
@@ -44,8 +45,7 @@ export class Door {
   /** Throws what `Bun.listen` throws. It is to {@link tick} every `tickMs`. */
   constructor(owner: Owner, host: string | undefined, port = defaultPort, tickMs: number) {
     this.#owner = owner;
-    const { sessions, sessionsPerAddress, ownHostShares } = owner.limits;
-    this.#shares = new Shares(sessions, sessionsPerAddress, ownHostShares);
+    this.#shares = owner.sources.connections;
     this.#deadlines = new Deadlines(tickMs, performance.now());
     const schedule = (session: Session, at: number) => this.#deadlines.put(session, at);
     this.#sessionOwner = { ...owner, schedule };
@@ -119,7 +119,7 @@ export class Door {
 
   /** `most`: as many as its source might have before it came. */
   #admit(session: Session, most: number): void {
-    const { observed, subscriber: source } = session;
+    const { observed, source } = session;
     const { sessions, sessionsPerAddress } = this.#owner.limits;
     const now = most < sessionsPerAddress ? " while the introducer is this full" : "";
     const { address } = splitEndpoint(observed);
@@ -135,7 +135,7 @@ export class Door {
     if (!session.end()) return;
     this.#sessions.delete(session);
     this.#deadlines.remove(session);
-    this.#shares.remove(session.subscriber);
+    this.#shares.remove(session.source);
     this.#owner.closed(session, reason);
     if (this.#sessions.size === 0) this.#allGone?.();
   }

@@ -25,7 +25,7 @@ interface Owner {
   readonly members: Members;
   isPunching(member: Member): boolean;
   /** Relayed links under way or offered, and whether one is offered and still to be taken. */
-  relays(): { count: number; isAwaited: boolean };
+  relays(): { size: number; isAwaited: boolean } | undefined;
   /** By turns. */
   close(sessions: Iterable<Session>, reason: string): Promise<void>;
   /** Its rooms may live elsewhere from now on. */
@@ -65,7 +65,7 @@ export class Drain {
     const participants = members.size;
     let punching = 0;
     await byTurns(members.values(), (member) => void (punching += Number(isPunching(member))));
-    const { count: relays } = this.#owner.relays();
+    const relays = this.#owner.relays()?.size ?? 0;
     guard.tell({ event: "draining", reason, participants, punching, relays });
     await this.#owner.leaveRooms(); // first, so that who is sent away finds its room free elsewhere
     this.#become({ is: "waiting", ...draining });
@@ -101,10 +101,10 @@ export class Drain {
   #dismissed(isLate: boolean): void {
     if (this.#state.is !== "dismissing") return;
     this.#become({ ...this.#state, is: "waiting" });
-    const { count: relays, isAwaited } = this.#owner.relays();
-    const isPunching = this.#owner.members.size > 0 || isAwaited;
+    const relays = this.#owner.relays();
+    const isPunching = this.#owner.members.size > 0 || relays?.isAwaited;
     // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
     if (!isPunching) this.#owner.stopListening();
-    if (isLate || (!isPunching && relays === 0)) this.end();
+    if (isLate || (!isPunching && (relays?.size ?? 0) === 0)) this.end();
   }
 }

@@ -4,9 +4,10 @@
  * and introducer.ts.
  */
 import type { Socket } from "bun";
-import { Shares } from "../shares/budget.ts";
+import type { Shares } from "../shares/budget.ts";
 import type { Guard, Served } from "./guard.ts";
 import type { Limits } from "./limits.ts";
+import type { Sources } from "./sources.ts";
 
 /** What waits for the end of the tick is written at once beyond this. */
 const flushBytes = 64 * 1024;
@@ -15,7 +16,7 @@ const flushBytes = 64 * 1024;
 export interface Writer extends Served {
   readonly socket: Pick<Socket, "write">;
   /** Who shares its shares. */
-  readonly subscriber: string;
+  readonly source: string;
   /** More waits for it than may. */
   overflowed(): void;
 }
@@ -27,9 +28,9 @@ export class Outbox {
   readonly #unsentBytes: number;
   #waiting: Output[] = [];
 
-  constructor(guard: Guard, limits: Limits) {
+  constructor(guard: Guard, limits: Limits, sources: Sources) {
     this.#guard = guard;
-    this.#unsent = new Shares(limits.unsentBytesInAll, limits.unsentBytesPerAddress, limits.ownHostShares);
+    this.#unsent = sources.unsent;
     this.#unsentBytes = limits.unsentBytes;
   }
 
@@ -48,13 +49,13 @@ export class Outbox {
     for (const output of outputs) this.#guard.serve(output.writer, () => output.flush());
   }
 
-  count(subscriber: string, more: number): void {
-    if (more < 0) this.#unsent.remove(subscriber, -more);
-    else if (more > 0) this.#unsent.add(subscriber, more);
+  count(source: string, more: number): void {
+    if (more < 0) this.#unsent.remove(source, -more);
+    else if (more > 0) this.#unsent.add(source, more);
   }
 
-  isTooMuch(subscriber: string, bytes: number): boolean {
-    return bytes > this.#unsentBytes || this.#unsent.isUsedUp() || this.#unsent.isOver(subscriber);
+  isTooMuch(source: string, bytes: number): boolean {
+    return bytes > this.#unsentBytes || this.#unsent.isUsedUp() || this.#unsent.isOver(source);
   }
 }
 
@@ -97,7 +98,7 @@ export class Output {
     const rest = Buffer.from(text).subarray(written);
     (this.#unsent ??= []).push(rest);
     this.#count(this.#unsentBytes + rest.length);
-    if (!this.#outbox.isTooMuch(this.writer.subscriber, this.#unsentBytes)) return;
+    if (!this.#outbox.isTooMuch(this.writer.source, this.#unsentBytes)) return;
     this.forget();
     this.writer.overflowed();
   }
@@ -122,7 +123,7 @@ export class Output {
   }
 
   #count(bytes: number): void {
-    this.#outbox.count(this.writer.subscriber, bytes - this.#unsentBytes);
+    this.#outbox.count(this.writer.source, bytes - this.#unsentBytes);
     this.#unsentBytes = bytes;
   }
 }

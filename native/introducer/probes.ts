@@ -13,13 +13,14 @@ import {
   Refusal,
   splitEndpoint,
 } from "../../protocol.ts";
-import { Shares, sourceOf } from "../shares/budget.ts";
+import { type Shares, sourceOf } from "../shares/budget.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type IntroducerEvent, type IntroducerOptions, ProbePortError } from "./events.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { Listener } from "./listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
+import type { Sources } from "./sources.ts";
 
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
@@ -27,7 +28,7 @@ const maxProbeBytes = 256;
 /** A connection to a probe port. */
 interface Probe {
   observed: Endpoint;
-  subscriber: string;
+  source: string;
   hasSpoken: boolean;
   untilMs: number;
 }
@@ -36,11 +37,12 @@ type ProbeSocket = Socket<Probe | undefined>;
 /** Who hears of them. */
 interface Owner {
   readonly limits: Limits;
+  readonly sources: Sources;
   readonly guard: Guard;
   /** Whether a source may have another connection accepted. */
   accepts(source: string): boolean;
   /** Does what its source is charged for. */
-  charge(probe: { readonly subscriber: string }, work: () => void): void;
+  charge(probe: { readonly source: string }, work: () => void): void;
   turnedAway(): void;
   /** Whose token that is has its NAT seen there, on the way to that peer. */
   probed(token: string, peer: number, stands: Prediction): void;
@@ -57,8 +59,7 @@ export class Probes {
   /** Throws a {@link ProbePortError} for a port that was asked for; without one of the others it does. */
   constructor(owner: Owner, options: IntroducerOptions, ownHost: string) {
     this.#owner = owner;
-    const { probes, probesPerAddress, ownHostShares } = owner.limits;
-    this.#shares = new Shares(probes, probesPerAddress, ownHostShares);
+    this.#shares = owner.sources.probes;
     this.#listen(options, ownHost);
   }
 
@@ -125,7 +126,7 @@ export class Probes {
       return undefined;
     this.#shares.add(source);
     const untilMs = performance.now() + this.#owner.limits.measureMs;
-    return { observed, subscriber: source, hasSpoken: false, untilMs };
+    return { observed, source, hasSpoken: false, untilMs };
   }
 
   /** A timeout of Bun's comes up to 4 s late, and never to one who says something. */
@@ -166,7 +167,7 @@ export class Probes {
   #closed(socket: ProbeSocket): void {
     if (!socket.data) return;
     this.#sockets.delete(socket);
-    this.#shares.remove(socket.data.subscriber);
+    this.#shares.remove(socket.data.source);
   }
 
   /** No more of them. */

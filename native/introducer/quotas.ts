@@ -79,11 +79,11 @@ export class Quotas {
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
     // Whoever has used it up must not keep others from that peer.
-    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.subscriber, hadNone, now))
+    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.source, hadNone, now))
       throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
     ofAll.tokens = Math.max(0, ofAll.tokens - 1);
-    perAddress.spend(asker.subscriber, 1, now);
+    perAddress.spend(asker.source, 1, now);
   }
 
   /** The target has linked, so it wanted to, and it costs nobody anything. */
@@ -91,7 +91,7 @@ export class Quotas {
     this.#askedOf(asks, asker, now).introductions.tokens += 1;
     const { introductions, perAddress } = this.#unaskedOf(target, now);
     introductions.tokens += 1;
-    perAddress.spend(asker.subscriber, -1, now);
+    perAddress.spend(asker.source, -1, now);
   }
 
   /** Seconds until ports may be guessed; 0 when they may now, and then that is taken, lest many begin at once. */

@@ -14,6 +14,7 @@ import { Outbox } from "./output.ts";
 import { Probes } from "./probes.ts";
 import { defaultRelayRates, Relays } from "./relay.ts";
 import { type Member, newToken, type Session } from "./session.ts";
+import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
 
 /** What waits to be read of a relayed connection: what its rate may be over a path of half a second. */
@@ -22,6 +23,7 @@ const unreadRelayBytes = 1024 * 1024;
 /** Who understands what comes. */
 interface Owner {
   readonly limits: Limits;
+  readonly sources: Sources;
   readonly guard: Guard;
   readonly metrics: Metrics;
   /** What somebody is told of whose source too much waits to be read. */
@@ -44,7 +46,7 @@ export class Reception {
   /** Throws what {@link Door} and {@link Probes} throw. It is to {@link tick} every `tickMs`. */
   constructor(owner: Owner, options: IntroducerOptions, tickMs: number) {
     this.#owner = owner;
-    const outbox = new Outbox(owner.guard, owner.limits);
+    const outbox = new Outbox(owner.guard, owner.limits, owner.sources);
     this.turns = this.#makeTurns(outbox);
     this.door = this.#makeDoor(outbox, options, tickMs);
     this.probes = this.#makeProbes(options);
@@ -54,9 +56,10 @@ export class Reception {
   }
 
   #makeTurns(outbox: Outbox): Turns {
-    const { limits, guard, tooMuch } = this.#owner;
+    const { limits, sources, guard, tooMuch } = this.#owner;
     return new Turns({
       limits,
+      sources,
       guard,
       outbox,
       line: (session, line) => this.#owner.line(session, line),
@@ -70,9 +73,10 @@ export class Reception {
   }
 
   #makeDoor(outbox: Outbox, { host, port }: IntroducerOptions, tickMs: number): Door {
-    const { limits, guard, metrics } = this.#owner;
+    const { limits, sources, guard, metrics } = this.#owner;
     const owner = {
       limits,
+      sources,
       guard,
       outbox,
       accepts: (source: string) => this.turns.accepts(source),
@@ -89,12 +93,13 @@ export class Reception {
   }
 
   #makeProbes(options: IntroducerOptions): Probes {
-    const { limits, guard, metrics } = this.#owner;
+    const { limits, sources, guard, metrics } = this.#owner;
     const owner = {
       limits,
+      sources,
       guard,
       accepts: (source: string) => this.turns.accepts(source),
-      charge: (probe: { subscriber: string }, work: () => void) => this.turns.charge(probe, work),
+      charge: (probe: { source: string }, work: () => void) => this.turns.charge(probe, work),
       turnedAway: () => metrics.turnedAway(),
       probed: (token: string, peer: number, stands: Prediction) => this.#owner.probed(token, peer, stands),
     };
@@ -107,9 +112,10 @@ export class Reception {
   }
 
   #makeRelays(rates: RelayRates): Relays<Session> {
-    const { limits, guard } = this.#owner;
+    const { limits, sources, guard } = this.#owner;
     return new Relays(rates, {
       limits,
+      shares: sources.relays,
       newToken,
       refuse: (session, refusal) => session.refuse(refusal, { request: "relay" }),
       close: (session, reason) => session.close(reason),
@@ -156,7 +162,7 @@ export class Reception {
   tick(now: number): void {
     const { guard } = this.#owner;
     guard.serve(undefined, () => this.door.tick());
-    guard.serve(undefined, () => this.turns.tick(now));
+    guard.serve(undefined, () => this.#owner.sources.tick(now));
     guard.serve(undefined, () => this.relays?.tick(now));
   }
 

@@ -109,7 +109,7 @@ export class Registration {
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
     this.#closeOlder(room, instance, fingerprint);
-    checkPlace(session.subscriber, members.in(room), limits);
+    checkPlace(session.source, members.in(room), limits);
     checkName(message, members.in(room), this.#keptNames);
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
@@ -166,9 +166,9 @@ export class Registration {
 
   /** It has left, and its name is kept for it. */
   forget(member: Member): void {
-    const { room, subscriber, tokens } = member;
+    const { room, source, tokens } = member;
     const { name, fingerprint } = member.peer;
-    this.#keptNames.keep(room, name, fingerprint, subscriber);
+    this.#keptNames.keep(room, name, fingerprint, source);
     this.#otherFamily.forget(member);
     if (tokens.probe !== undefined) this.#probing.delete(tokens.probe);
     if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);

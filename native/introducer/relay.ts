@@ -7,7 +7,7 @@
  */
 import type { Socket } from "bun";
 import { encode, Refusal, type Peer, type RelayRates } from "../../protocol.ts";
-import { refill, Shares, type Bucket } from "../shares/budget.ts";
+import { refill, type Shares, type Bucket } from "../shares/budget.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 export const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
@@ -35,9 +35,7 @@ const relaySilenceMs = 3 * 60_000;
 /** How many relays, offered or under way, and how long an offer holds. */
 export interface RelayLimits {
   relays: number;
-  relaysPerAddress: number;
   relaysPerMember: number;
-  ownHostShares: number;
   relayOfferMs: number;
 }
 
@@ -46,7 +44,7 @@ export interface RelayMember {
   readonly peer: Pick<Peer, "id" | "instance">;
   readonly room: string;
   /** Who shares its shares. */
-  readonly subscriber: string;
+  readonly source: string;
 }
 
 /** A connection that may become one end of a relayed link. */
@@ -97,6 +95,8 @@ export function relayKey(a: RelayMember, b: RelayMember): string {
 /** What the relays need of the sessions. */
 interface Sessions<Connection> {
   readonly limits: RelayLimits;
+  /** Relays of each source: each relay is of two. */
+  readonly shares: Shares;
   newToken(): string;
   refuse(session: Connection, refusal: Refusal): void;
   /** Ends a session after what has been written. */
@@ -139,8 +139,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
     this.#sessions = sessions;
-    const { relays, relaysPerAddress, ownHostShares } = sessions.limits;
-    this.#shares = new Shares(2 * relays, relaysPerAddress, ownHostShares); // each relay is of two addresses
+    this.#shares = sessions.shares;
     this.#total = { tokens: (rates.total * relaySliceMs) / 1000, at: performance.now() };
   }
 
@@ -173,13 +172,13 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   /** A token by which both can come here, once; undefined where they may have no more. */
   offer(a: RelayMember, b: RelayMember): string | undefined {
     const { relays, relaysPerMember } = this.#sessions.limits;
-    const isOver = ({ peer, subscriber }: RelayMember) =>
-      (this.#perMember.get(peer.id) ?? 0) >= relaysPerMember || this.#shares.isOver(subscriber, 1);
+    const isOver = ({ peer, source }: RelayMember) =>
+      (this.#perMember.get(peer.id) ?? 0) >= relaysPerMember || this.#shares.isOver(source, 1);
     if (this.#relays.size >= relays || isOver(a) || isOver(b)) return undefined;
     const token = this.#sessions.newToken();
     const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
     this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
-    for (const { peer, subscriber: own } of [a, b]) {
+    for (const { peer, source: own } of [a, b]) {
       this.#shares.add(own);
       this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
     }
@@ -411,7 +410,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   #forget(relay: Relay<Connection>): void {
     const { token, members, isPaired, bytes } = relay;
     if (!this.#relays.delete(token)) return;
-    for (const { peer, subscriber: own } of members) {
+    for (const { peer, source: own } of members) {
       this.#shares.remove(own);
       const count = (this.#perMember.get(peer.id) ?? 0) - 1;
       if (count > 0) this.#perMember.set(peer.id, count);

@@ -31,7 +31,7 @@ export interface KeptNamesLimits {
 interface RoomNames {
   readonly shares: Shares;
   /** By what a name looks like. The oldest comes first. */
-  readonly names: Map<string, { fingerprint: string; subscriber: string; untilMs: number }>;
+  readonly names: Map<string, { fingerprint: string; source: string; untilMs: number }>;
 }
 
 /**
@@ -47,15 +47,15 @@ export class KeptNames {
     this.#limits = limits;
   }
 
-  keep(room: string, name: string, fingerprint: string, subscriber: string): void {
+  keep(room: string, name: string, fingerprint: string, source: string): void {
     const kept = isSecretRoom(room) ? undefined : this.#room(room);
     if (!kept) return;
     const looks = nameSkeleton(name);
     release(kept, looks);
     const { shares, names } = kept;
-    if (shares.isOver(subscriber, 1) || shares.isUsedUp(1)) return;
-    shares.add(subscriber);
-    names.set(looks, { fingerprint, subscriber, untilMs: performance.now() + this.#limits.nameKeptMs });
+    if (shares.isOver(source, 1) || shares.isUsedUp(1)) return;
+    shares.add(source);
+    names.set(looks, { fingerprint, source, untilMs: performance.now() + this.#limits.nameKeptMs });
   }
 
   /** Whether the name is free: nobody with another certificate had it lately. */
@@ -95,5 +95,5 @@ function release({ shares, names }: RoomNames, name: string): void {
   const kept = names.get(name);
   if (!kept) return;
   names.delete(name);
-  shares.remove(kept.subscriber);
+  shares.remove(kept.source);
 }

@@ -110,7 +110,7 @@ export class Session implements Served, Writer {
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
   /** Who shares its shares: {@link sourceOf} of its address. */
-  readonly subscriber: string;
+  readonly source: string;
   readonly input: Input;
   /** Who it is: from when it has registered on, whatever becomes of it. */
   member: Member | undefined = undefined;
@@ -127,7 +127,7 @@ export class Session implements Served, Writer {
   constructor(socket: Connection, observed: Endpoint, owner: SessionOwner, now: number) {
     this.socket = socket;
     this.observed = observed;
-    this.subscriber = sourceOf(splitEndpoint(observed).address);
+    this.source = sourceOf(splitEndpoint(observed).address);
     const { messageBurst, registerDeadlineMs } = owner.limits;
     const lines = { tokens: messageBurst, at: now };
     this.input = {
@@ -338,8 +338,8 @@ export class Member {
   get observed(): Endpoint {
     return this.session.observed;
   }
-  get subscriber(): string {
-    return this.session.subscriber;
+  get source(): string {
+    return this.session.source;
   }
   get roundTripMs(): number | undefined {
     return this.#ping.roundTripMs;

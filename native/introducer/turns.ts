@@ -1,13 +1,13 @@
 /**
- * Whose bytes are read, and when: a source that makes us work much waits, others don't. It owns the shares of the processor,
- * of new connections and of held bytes, and the sessions that wait to be read. What lines mean is none of its business. For
+ * Whose bytes are read, and when: a source that makes us work much waits, others don't. It owns the sessions that wait to be
+ * read, and knows what work costs. What lines mean is none of its business. For
  * introducer.ts alone. RFC 6177 (a site's addresses).
  *
  * A chunk is read line by line: as many lines as its session may say now, for as long as others can wait. The rest is held.
  * It is *late* if it is read as soon as others had their turn, and *paused* if it may not be read yet: then TCP makes the
  * sender wait.
  */
-import { refill, Shares, tryTake, Usage } from "../shares/budget.ts";
+import { refill, tryTake } from "../shares/budget.ts";
 import { Rounds, sliceMs } from "../shares/turns.ts";
 import { segmentsReceived } from "../host/libc.ts";
 import { LineDecoder, Refusal } from "../../protocol.ts";
@@ -16,14 +16,10 @@ import type { Limits } from "./limits.ts";
 import type { Outbox } from "./output.ts";
 import { segmentMs } from "./relay.ts";
 import type { Session } from "./session.ts";
+import type { Sources } from "./sources.ts";
 
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
-/** Processor time, of which sources have shares: some is left for everyone else, and for a load that nobody foresaw. */
-const sharedProcessorMs = 50;
-const usageWindowMs = 250;
-/** Connections accepted in that time, of which sources have shares: they take 20 ms. */
-const acceptedInWindow = 400;
 /** What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in Bun. */
 const acceptMs = 0.05;
 const readMs = 0.01;
@@ -34,6 +30,7 @@ const mostChargedMs = 2;
 /** Who understands what is read. */
 interface Reader {
   readonly limits: Limits;
+  readonly sources: Sources;
   readonly guard: Guard;
   readonly outbox: Outbox;
   line(session: Session, line: string): void;
@@ -47,9 +44,7 @@ interface Reader {
 
 export class Turns {
   readonly #reader: Reader;
-  readonly #processor: Usage;
-  readonly #accepted: Usage;
-  readonly #held: Shares;
+  readonly #sources: Sources;
   /** With something held that may not be read yet. */
   readonly #paused = new Set<Session>();
   readonly #pausedRounds = this.#roundsOf(this.#paused);
@@ -62,12 +57,7 @@ export class Turns {
 
   constructor(reader: Reader) {
     this.#reader = reader;
-    const { heldBytes, heldBytesPerAddress, processorMs, acceptsPerSecond, ownHostShares } = reader.limits;
-    const usage = (all: number, eachSecond: number) =>
-      new Usage(all, (eachSecond * usageWindowMs) / 1000, usageWindowMs, ownHostShares);
-    this.#processor = usage(sharedProcessorMs, processorMs);
-    this.#accepted = usage(acceptedInWindow, acceptsPerSecond);
-    this.#held = new Shares(heldBytes, heldBytesPerAddress, ownHostShares);
+    this.#sources = reader.sources;
   }
 
   #roundsOf(sessions: Set<Session>): Rounds<Session> {
@@ -86,11 +76,6 @@ export class Turns {
     clearInterval(this.#timer);
   }
 
-  tick(now: number): void {
-    this.#processor.tick(now);
-    this.#accepted.tick(now);
-  }
-
   // what it costs
 
   /**
@@ -99,57 +84,57 @@ export class Turns {
    */
   accepts(source: string): boolean {
     const now = performance.now();
-    this.#processor.spend(source, acceptMs, now);
-    if (this.#accepted.isOver(source, now)) return false;
-    this.#accepted.spend(source, 1, now);
+    this.#sources.processor.spend(source, acceptMs, now);
+    if (this.#sources.accepted.isOver(source, now)) return false;
+    this.#sources.accepted.spend(source, 1, now);
     return true;
   }
 
   /** What it makes us do is of its source's share of the processor. */
-  charge({ subscriber: source }: { readonly subscriber: string }, work: () => void): void {
+  charge({ source }: { readonly source: string }, work: () => void): void {
     const { outbox } = this.#reader;
     const from = performance.now();
     const writes = outbox.size;
     work();
     const now = performance.now();
     const laterMs = (outbox.size - writes) * flushMs;
-    this.#processor.spend(source, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
+    this.#sources.processor.spend(source, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
   /** Relayed bytes have rates of their own: that part is not charged which `work` returns. */
-  chargeRelayed({ subscriber: source }: Session, work: () => number, moreMs: number): void {
+  chargeRelayed({ source }: Session, work: () => number, moreMs: number): void {
     const from = performance.now();
     const unpaid = 1 - work();
     const now = performance.now();
     const spentMs = unpaid * (readMs + Math.min(now - from, mostChargedMs)) + moreMs;
-    if (spentMs > 0) this.#processor.spend(source, spentMs, now);
+    if (spentMs > 0) this.#sources.processor.spend(source, spentMs, now);
   }
 
   /** Its source makes us write so many sessions something later. */
   chargeWrites(source: string, sessions: number): void {
-    this.#processor.spend(source, sessions * flushMs, performance.now());
+    this.#sources.processor.spend(source, sessions * flushMs, performance.now());
   }
 
   /** Whether its source has used its share of the processor. */
-  isOver({ subscriber: source }: Session, now: number): boolean {
-    return this.#processor.isOver(source, now);
+  isOver({ source }: Session, now: number): boolean {
+    return this.#sources.processor.isOver(source, now);
   }
 
   // what is read
 
   receive(session: Session, chunk: Uint8Array): void {
-    const { input, subscriber: source, heardAt } = session;
+    const { input, source, heardAt } = session;
     // There may be more of one that is late, and Bun hands over what it had read before a socket was paused.
     if (input.held) this.#hold(session, Buffer.concat([input.held, chunk]));
-    else if (this.#processor.isOver(source, heardAt)) this.#holdMany(session, chunk);
+    else if (this.#sources.processor.isOver(source, heardAt)) this.#holdMany(session, chunk);
     else if (this.#isLate(session)) this.#postpone(session, chunk);
     else this.charge(session, () => this.#read(session, chunk, heardAt));
   }
 
   /** It is closed whatever it says, and at once when it ends: unless there is much of it, it is read for that. */
-  receiveNothing({ subscriber: source, socket, heardAt }: Session): void {
-    this.#processor.spend(source, readMs, heardAt);
-    if (this.#processor.isBusy(source, heardAt)) socket.pause();
+  receiveNothing({ source, socket, heardAt }: Session): void {
+    this.#sources.processor.spend(source, readMs, heardAt);
+    if (this.#sources.processor.isBusy(source, heardAt)) socket.pause();
   }
 
   /** It will send no more. */
@@ -165,12 +150,12 @@ export class Turns {
   }
 
   /** Whether it has its turn when others had theirs: once all that came together has taken long, of those who say much. */
-  #isLate({ subscriber: source, heardAt }: Session): boolean {
+  #isLate({ source, heardAt }: Session): boolean {
     if (this.#turnAt === undefined) {
       this.#turnAt = heardAt;
       setImmediate(() => (this.#turnAt = undefined));
     }
-    return heardAt - this.#turnAt >= sliceMs && this.#processor.isBusy(source, heardAt);
+    return heardAt - this.#turnAt >= sliceMs && this.#sources.processor.isBusy(source, heardAt);
   }
 
   #postpone(session: Session, chunk: Uint8Array): void {
@@ -212,11 +197,11 @@ export class Turns {
 
   /** Of who has used up its share what it has cost to receive counts, too: that may be a segment for each byte. */
   #holdMany(session: Session, chunk: Uint8Array): void {
-    const { input, socket, subscriber: source, heardAt } = session;
+    const { input, socket, source, heardAt } = session;
     const segments = segmentsReceived(socket.fd) ?? 0;
     const receivedMs = Math.min(mostChargedMs, Math.max(0, segments - input.segments) * segmentMs);
     input.segments = segments;
-    this.#processor.spend(source, readMs + receivedMs, heardAt);
+    this.#sources.processor.spend(source, readMs + receivedMs, heardAt);
     this.#hold(session, chunk);
   }
 
@@ -234,14 +219,14 @@ export class Turns {
 
   /** Bytes that a session may not say yet, and those of a line that is not whole. */
   #countHeld(session: Session): void {
-    const { input, subscriber: source } = session;
+    const { input, source } = session;
     const bytes = (input.held?.length ?? 0) + (input.decoder?.pendingBytes ?? 0);
     const more = bytes - input.heldBytes;
     if (more === 0) return;
     input.heldBytes = bytes;
-    if (more < 0) return this.#held.remove(source, -more);
-    this.#held.add(source, more);
-    if (this.#held.isUsedUp() || this.#held.isOver(source)) this.#reader.tooMuch(session);
+    if (more < 0) return this.#sources.held.remove(source, -more);
+    this.#sources.held.add(source, more);
+    if (this.#sources.held.isUsedUp() || this.#sources.held.isOver(source)) this.#reader.tooMuch(session);
   }
 
   /** Lets those go on that may again. */

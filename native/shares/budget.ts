@@ -56,11 +56,11 @@ export function siteOf(source: string): string | undefined {
 }
 
 /** Whether a source has `share` of these places, or its site has {@link siteShares} times that. */
-export function hasShare(source: string, places: Iterable<{ subscriber: string }>, share: number): boolean {
+export function hasShare(source: string, places: Iterable<{ source: string }>, share: number): boolean {
   const site = siteOf(source);
   const prefix = site?.replace("/48", ":");
   let [ofSource, ofSite] = [0, 0];
-  for (const { subscriber: other } of places) {
+  for (const { source: other } of places) {
     if (other === source) ofSource += 1;
     if (prefix !== undefined && other.startsWith(prefix)) ofSite += 1;
   }

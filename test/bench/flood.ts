@@ -1,6 +1,6 @@
 /**
  * What an honest participant notices of a flood: how long an introduction takes during each kind of it, from one
- * address, from 64, from the 65,536 subscribers of an IPv6 /48, against how long it takes without, in turns. The
+ * address, from 64, from the 65,536 sources of an IPv6 /48, against how long it takes without, in turns. The
  * introducer is its real program with its ordinary limits. Each round's flood lasts longer than an introducer waits for
  * a `register`, and counts from its first moment, with all that ends meanwhile.
  *

@@ -24,7 +24,7 @@ function member(id: number, mapping: Mapping): Member {
     public: observed,
     mapping,
   };
-  const session = { observed, subscriber: `198.51.100.${id}` } as Partial<Session> as Session;
+  const session = { observed, source: `198.51.100.${id}` } as Partial<Session> as Session;
   const one = new Member(session, peer as Peer, "lobby", true);
   one.hasMeasured = true;
   return one;

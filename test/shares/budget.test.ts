@@ -23,7 +23,7 @@ test("a bucket gives its burst at once, and then what comes in", () => {
   expect(waitSeconds({ tokens: 0, at: 0 }, 60, 1000)).toBe(0);
 });
 
-test("of IPv6, a /64 is one subscriber", () => {
+test("of IPv6, a /64 is one source", () => {
   expect(["2001:db8::1", "2001:db8:0:0:ffff::9", "2001:db8:0:1::1", "10.0.0.1"].map(sourceOf)).toEqual([
     "2001:db8:0:0",
     "2001:db8:0:0",
@@ -61,7 +61,7 @@ describe("shares", () => {
     expect(shares.most(anna)).toBeGreaterThan(10);
   });
 
-  test("a /48 with 65,536 subscribers gets four shares", () => {
+  test("a /48 with 65,536 sources gets four shares", () => {
     const shares = new Shares(1_000_000, 10, 1);
     let given = 0;
     for (let index = 0; index < 1000; index++) {
@@ -75,7 +75,7 @@ describe("shares", () => {
     expect(shares.isOver(inSite(5), 1)).toBe(false);
   });
 
-  test("a /48 that asks from ever new subscribers is beyond its shares like an address", () => {
+  test("a /48 that asks from ever new sources is beyond its shares like an address", () => {
     const shares = new Shares(1_000_000, 10, 1);
     for (let index = 0; index < 10 * siteShares; index++) shares.add(inSite(index));
     expect([shares.isBeyond(inSite(999), 0), shares.isBeyond(inSite(999), 1)]).toEqual([true, false]);
@@ -83,10 +83,10 @@ describe("shares", () => {
   });
 
   test("places are counted by the address and by the /48", () => {
-    const places = Array.from({ length: 2 * siteShares }, (_, index) => ({ subscriber: inSite(index) }));
+    const places = Array.from({ length: 2 * siteShares }, (_, index) => ({ source: inSite(index) }));
     expect([hasShare(inSite(999), places, 2), hasShare(inSite(999), places, 3)]).toEqual([true, false]);
     expect(hasShare(sourceOf("2001:db8:70::1"), places, 2)).toBe(false);
-    expect(hasShare(mallory, [{ subscriber: mallory }], 1)).toBe(true);
+    expect(hasShare(mallory, [{ source: mallory }], 1)).toBe(true);
   });
 
   test("what is used up is so for everybody; our own host has as many shares as it is given", () => {
@@ -114,7 +114,7 @@ describe("usage", () => {
     expect(usage.isOver(anna, 0)).toBe(false);
   });
 
-  test("the subscribers of a /48 use it together", () => {
+  test("the sources of a /48 use it together", () => {
     const usage = new Usage(100, 1, 1000, 1);
     for (let index = 0; index < 90; index++) usage.spend(inSite(index), 1, 0);
     expect([usage.isOver(inSite(1000), 0), usage.isOver(anna, 0)]).toEqual([true, false]);
