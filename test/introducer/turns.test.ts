@@ -2,6 +2,7 @@
 import { expect, test } from "bun:test";
 import { defaultLimits } from "../../native/introducer/limits.ts";
 import type { Session } from "../../native/introducer/session.ts";
+import { Sources } from "../../native/introducer/sources.ts";
 import { Turns } from "../../native/introducer/turns.ts";
 import { toil } from "../native-fixture.ts";
 
@@ -10,14 +11,15 @@ const [one, other] = ["203.0.113.1", "203.0.113.2"];
 function makeTurns() {
   const outbox = { size: 0 };
   const limits = { ...defaultLimits, ownHostShares: 1 };
-  const reader = { limits, outbox, guard: {}, line() {}, relayed() {}, ended() {}, tooMuch() {} };
+  const sources = new Sources(limits);
+  const reader = { limits, sources, outbox, guard: {}, line() {}, relayed() {}, ended() {}, tooMuch() {} };
   const turns = new Turns(reader as unknown as ConstructorParameters<typeof Turns>[0]);
-  const isOver = (subscriber: string) => turns.isOver({ subscriber } as Session, performance.now());
+  const isOver = (source: string) => turns.isOver({ source } as Session, performance.now());
   return { turns, outbox, isOver };
 }
 
 type Made = ReturnType<typeof makeTurns>;
-const session = { subscriber: one } as Session;
+const session = { source: one } as Session;
 
 /** Each is done at once, and takes next to no time: what makes a source wait is what is said to have been spent. */
 test.each<[string, number, (made: Made) => void]>([
