@@ -64,7 +64,7 @@ test("who is closed and says much is not read any more", () => {
   const { turns } = makeTurns();
   let pauses = 0;
   const socket = { pause: () => void pauses++ };
-  const closed = () => ({ subscriber: one, socket, heardAt: performance.now() }) as unknown as Session;
+  const closed = () => ({ source: one, socket, heardAt: performance.now() }) as unknown as Session;
   turns.receiveNothing(closed());
   expect(pauses).toBe(0);
   for (let n = 0; n < 100; n++) turns.receiveNothing(closed());
