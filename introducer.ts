@@ -137,7 +137,7 @@ class Rendezvous {
     member.position = prediction && isAt(prediction.endpoint, member) ? prediction : undefined;
     if (member.peer.mapping !== mapping) this.change(member, { mapping });
     this.#parts.introductions.mapped(member);
-    this.#parts.guard.tell({ event: "mapping", id: member.peer.id, mapping });
+    this.#parts.guard.emit({ event: "mapping", id: member.peer.id, mapping });
   }
 
   #portMapped(member: Member, endpoint: Endpoint | undefined): void {
@@ -145,7 +145,7 @@ class Rendezvous {
       throw new Refusal("bad-field", "endpoint must be at the address where you are seen");
     if (member.peer.mapped === endpoint) return;
     this.change(member, { mapped: endpoint ?? null });
-    this.#parts.guard.tell({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
+    this.#parts.guard.emit({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
   }
 
   /** Takes it out of its room, once, however many ways it ends. */
@@ -156,7 +156,7 @@ class Rendezvous {
     this.registration.forget(member);
     introductions.left(member, reason);
     members.tellLeft(member);
-    guard.tell({ event: "left", id, name, reason });
+    guard.emit({ event: "left", id, name, reason });
   }
 
   // --- steps 4 and 5: one asks for another, and both are told to punch ---
@@ -193,13 +193,13 @@ class Rendezvous {
     if (!introductions.mayReport(member, other, token)) return; // untrue, late, or said before
     addLink(member, other, message, members.in(member.room));
     introductions.linked(member, message);
-    guard.tell({ event: "linked", id: member.peer.id, peer, route, local, remote });
+    guard.emit({ event: "linked", id: member.peer.id, peer, route, local, remote });
   }
 
   #unlinked(member: Member, { peer, reason }: MessageOf<"unlinked">): void {
     const { members, guard } = this.#parts;
     if (removeLink(member, peer, members.inRoom(member.room, peer)))
-      guard.tell({ event: "unlinked", id: member.peer.id, peer, reason });
+      guard.emit({ event: "unlinked", id: member.peer.id, peer, reason });
   }
 }
 
@@ -244,7 +244,7 @@ export class Introducer {
     this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });
     this.#timer = this.#tickEvery(everyMs);
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
-    guard.tell({ event: "listening", host: this.host, port: this.port });
+    guard.emit({ event: "listening", host: this.host, port: this.port });
   }
 
   // wiring
@@ -277,7 +277,7 @@ export class Introducer {
         a.takesRelay && b.takesRelay ? this.#reception.relays?.offer(a, b) : undefined,
       refuse: ({ session }: Member, refusal: Refusal, peer: number) =>
         session.refuse(refusal, { request: "connect", peer }),
-      tell: (event: IntroducerEvent) => this.#guard.tell(event),
+      emit: (event: IntroducerEvent) => this.#guard.emit(event),
       serve: (member: Member | undefined, work: () => void) => this.#guard.serve(member?.session, work),
       count: this.#metrics.introduced.bind(this.#metrics),
     };
@@ -300,7 +300,7 @@ export class Introducer {
   #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
     try {
       const page = () => renderPrometheus(this.stats, version);
-      return new MetricsServer(hostname, port, page, (error) => this.#guard.complain(error));
+      return new MetricsServer(hostname, port, page, (error) => this.#guard.report(error));
     } catch (error) {
       const { code = String(error) } = error as { code?: string };
       void this.stop();
@@ -390,12 +390,12 @@ export class Introducer {
   /** Says something to one who is here; resolves to whether it could be. */
   async tell(text: string, id: number): Promise<boolean> {
     const member = this.#members.get(id);
-    return member !== undefined && (await this.#notify(text, [member])) === 1;
+    return member !== undefined && (await this.#sendNotice(text, [member])) === 1;
   }
 
   /** Says something to everyone here; resolves to how many were told. */
   broadcast(text: string): Promise<number> {
-    return this.#notify(text, this.#members.values());
+    return this.#sendNotice(text, this.#members.values());
   }
 
   /** Has the other introducers say it to everyone there; resolves to how many those are, rejects while Redis is away. */
@@ -404,10 +404,10 @@ export class Introducer {
   }
 
   /** Resolves to how many could be told. */
-  async #notify(text: string, whom: Iterable<Member>): Promise<number> {
+  async #sendNotice(text: string, members: Iterable<Member>): Promise<number> {
     const line = encode({ type: "notice", text });
     let told = 0;
-    await byTurns(whom, ({ session }) => {
+    await byTurns(members, ({ session }) => {
       if (session.isOver) return;
       told += 1;
       this.#guard.serve(session, () => {
@@ -476,10 +476,10 @@ export async function serve(terminal: Terminal, options: Arguments & { port: num
     void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
   });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
-  const obeyed = prompt
+  const ended = prompt
     .runCommands(introducer)
     .then((code) => ["the operator ended the introducer", code] as const);
-  const [reason, code] = await Promise.race([signal.promise, obeyed]);
+  const [reason, code] = await Promise.race([signal.promise, ended]);
   terminal.close();
   await introducer.stop(reason);
   prompt.flush();

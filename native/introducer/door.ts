@@ -94,7 +94,7 @@ export class Door {
       },
     } as Bun.SocketHandler<Session | undefined>;
     return new Listener({ hostname, port, allowHalfOpen: true, socket }, (message) =>
-      guard.tell({ event: "warning", message }),
+      guard.emit({ event: "warning", message }),
     );
   }
 

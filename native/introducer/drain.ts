@@ -66,7 +66,7 @@ export class Drain {
     let punching = 0;
     await byTurns(members.values(), (member) => void (punching += Number(isPunching(member))));
     const relays = this.#owner.relays()?.size ?? 0;
-    guard.tell({ event: "draining", reason, participants, punching, relays });
+    guard.emit({ event: "draining", reason, participants, punching, relays });
     await this.#owner.leaveRooms(); // first, so that who is sent away finds its room free elsewhere
     this.#become({ is: "waiting", ...draining });
     this.tick();

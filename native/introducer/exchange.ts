@@ -21,7 +21,7 @@ export interface Exchange {
   offerRelay(a: Member, b: Member): string | undefined;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
-  tell(event: IntroducerEvent): void;
+  emit(event: IntroducerEvent): void;
   /** Does what serves a member: what fails in it costs that one only. Of nobody, it costs nobody. */
   serve(member: Member | undefined, work: () => void): void;
   /** An introduction has ended. */

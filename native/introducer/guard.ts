@@ -47,21 +47,21 @@ export class Guard {
   }
 
   failed(session: Served | undefined, error: unknown): void {
-    this.complain(error, session?.observed);
+    this.report(error, session?.observed);
     session?.fail();
   }
 
   /** Who hears of it may throw. What is under way is done to its end all the same: it counts as a mistake when it is. */
-  tell(event: IntroducerEvent): void {
+  emit(event: IntroducerEvent): void {
     try {
       this.#onEvent(event);
     } catch (error) {
       if (this.#mistake) this.#mistake = { error };
-      else this.complain(error);
+      else this.report(error);
     }
   }
 
-  complain(error: unknown, address?: Endpoint): void {
+  report(error: unknown, address?: Endpoint): void {
     const message = error instanceof Error ? error.message : String(error);
     try {
       this.#onEvent({ event: "error", ...(address !== undefined && { address }), message });

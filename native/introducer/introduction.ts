@@ -144,7 +144,7 @@ export class Introduction {
     this.end(reason);
     exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
-    exchange.tell({ event: "failed", id: asker.peer.id, peer, reason, detail });
+    exchange.emit({ event: "failed", id: asker.peer.id, peer, reason, detail });
   }
 
   #refuseBirthday(seconds: number): void {
@@ -236,7 +236,7 @@ export class Introduction {
     told(this.#plan.token, asker, target);
     this.#plan.punch(times);
     const round = this.#plan.at + 1;
-    exchange.tell({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
+    exchange.emit({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
     if (this.#relay.is === "due") this.#offerRelay();
   }
 
@@ -308,7 +308,7 @@ export class Introduction {
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) exchange.send(other.member, { type: "failed", peer: id, token, reason });
     this.end(reason);
-    exchange.tell({ event: "failed", id, peer, reason, detail: "" });
+    exchange.emit({ event: "failed", id, peer, reason, detail: "" });
   }
 
   /** That member is gone. */
@@ -321,7 +321,7 @@ export class Introduction {
     if (side.report !== undefined) return;
     const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
     exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
-    exchange.tell({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
+    exchange.emit({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
   }
 
   // time
@@ -361,7 +361,7 @@ export class Introduction {
       const [id, peer] = [member.peer.id, this.#plan.ofMember(member)[1].member.peer.id];
       if (report !== undefined) continue;
       exchange.send(member, { type: "failed", peer, token, reason });
-      exchange.tell({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
+      exchange.emit({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
     }
   }
 

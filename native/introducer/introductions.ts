@@ -59,7 +59,7 @@ export class Introductions {
 
   #makeIndex(): Index {
     const told = (token: string, a: Member, b: Member) =>
-      this.#told.tell(token, a.peer.instance, b.peer.instance, this.#now());
+      this.#told.add(token, a.peer.instance, b.peer.instance, this.#now());
     return {
       exchange: this.#exchange,
       quotas: this.#quotas,

@@ -62,7 +62,7 @@ export class Members {
   /** Its room is told that it is there. */
   show(member: Member): void {
     const { room } = member;
-    tell(this.in(room), lineAbout(member, { type: "joined" }));
+    sendTo(this.in(room), lineAbout(member, { type: "joined" }));
     const members = this.#rooms.get(room);
     if (members) members.add(member);
     else this.#rooms.set(room, new Set([member]));
@@ -78,7 +78,7 @@ export class Members {
   }
 
   tellLeft({ room, peer: { id } }: Member): void {
-    tell(this.in(room), encode({ type: "left", id }));
+    sendTo(this.in(room), encode({ type: "left", id }));
   }
 
   /** Its room is told soon. */
@@ -101,7 +101,7 @@ export class Members {
         perRoom.set(room, (perRoom.get(room) ?? "") + line);
       });
     }
-    for (const [room, lines] of perRoom) this.#guard.serve(undefined, () => tell(this.in(room), lines));
+    for (const [room, lines] of perRoom) this.#guard.serve(undefined, () => sendTo(this.in(room), lines));
   }
 
   stop(): void {
@@ -109,6 +109,6 @@ export class Members {
   }
 }
 
-function tell(members: Iterable<Member>, lines: string): void {
+function sendTo(members: Iterable<Member>, lines: string): void {
   for (const { session } of members) session.write(lines);
 }

@@ -79,7 +79,7 @@ export class Probes {
         const { code = String(error) } = error as { code?: string };
         const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
         if (!probePorts) {
-          this.#tell({ event: "warning", message });
+          this.#emit({ event: "warning", message });
           continue;
         }
         for (const listener of this.#listeners) listener.stop();
@@ -88,8 +88,8 @@ export class Probes {
     }
   }
 
-  #tell(event: IntroducerEvent): void {
-    this.#owner.guard.tell(event);
+  #emit(event: IntroducerEvent): void {
+    this.#owner.guard.emit(event);
   }
 
   #listenAt(hostname: string, port: number): Listener<Probe | undefined> {
@@ -97,12 +97,12 @@ export class Probes {
       open: (one: ProbeSocket) => this.#open(one),
       data: (one: ProbeSocket, chunk: Uint8Array) => this.#receive(one, chunk),
       error: (one: ProbeSocket, error: Error) => {
-        this.#owner.guard.complain(error, one.data?.observed);
+        this.#owner.guard.report(error, one.data?.observed);
         one.terminate();
       },
       close: (one: ProbeSocket) => this.#closed(one),
     };
-    return new Listener({ hostname, port, socket }, (message) => this.#tell({ event: "warning", message }));
+    return new Listener({ hostname, port, socket }, (message) => this.#emit({ event: "warning", message }));
   }
 
   #open(socket: ProbeSocket): void {

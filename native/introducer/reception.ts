@@ -129,7 +129,7 @@ export class Reception {
         else limitUnread(fd, unreadBytes);
       },
       mayRead: (session, now) => !this.turns.isOver(session, now),
-      tell: (event) => guard.tell(event),
+      emit: (event) => guard.emit(event),
     });
   }
 

@@ -71,8 +71,8 @@ export class Registration {
       rooms: () => members.rooms.keys(),
       counts: () => ({ participants: members.size, rooms: members.rooms.size, firstId }),
       movedOut: (room, home) => guard.serve(undefined, () => this.#movedOut(room, home)),
-      notice: (text) => void notify(text).catch((error: unknown) => guard.complain(error)),
-      sharing: (isShared, message) => guard.tell({ event: isShared ? "shared" : "warning", message }),
+      notice: (text) => void notify(text).catch((error: unknown) => guard.report(error)),
+      sharing: (isShared, message) => guard.emit({ event: isShared ? "shared" : "warning", message }),
     });
   }
 
@@ -119,8 +119,8 @@ export class Registration {
     this.#welcome(member);
     members.show(member);
     metrics.joined();
-    guard.tell({ event: "joined", ...own, room });
-    if (ignored.length > 0) guard.tell({ event: "ignored", address: session.observed, endpoints: ignored });
+    guard.emit({ event: "joined", ...own, room });
+    if (ignored.length > 0) guard.emit({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
   /** The same program, come back before it was missed. */

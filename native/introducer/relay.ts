@@ -111,7 +111,7 @@ interface Sessions<Connection> {
   segments(session: Connection): number | undefined;
   /** How much may wait in the kernel to be read of it. */
   limitUnread(session: Connection, unread: RelayEnd<Connection>["unread"]): void;
-  tell(event: RelayEvent): void;
+  emit(event: RelayEvent): void;
 }
 
 /** By the ids of both, and how many bytes it has been. */
@@ -218,7 +218,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     relay.isPaired = true;
     relay.untilMs = now + relaySilenceMs;
     for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
-    this.#sessions.tell({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
+    this.#sessions.emit({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
     this.#pump(a, b, now);
     this.#pump(b, a, now);
   }
@@ -417,6 +417,6 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       else this.#perMember.delete(peer.id);
     }
     if (isPaired)
-      this.#sessions.tell({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
+      this.#sessions.emit({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
   }
 }

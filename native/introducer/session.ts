@@ -221,7 +221,7 @@ export class Session implements Served, Writer {
     this.#owner.refused(code);
     const id = this.member?.peer.id;
     const own = { ...(id !== undefined && { id }), address: this.observed };
-    this.#owner.guard.tell({ event: "refused", ...own, code, message });
+    this.#owner.guard.emit({ event: "refused", ...own, code, message });
     if (isWorn || fatal || (!this.member && !mayTryAgain)) this.close(`refused: ${message}`);
   }
 

@@ -21,7 +21,7 @@ export class ToldTokens {
     this.#lastsMs = lastsMs;
   }
 
-  tell(token: string, a: string, b: string, now: number): void {
+  add(token: string, a: string, b: string, now: number): void {
     this.forget(now);
     const programs = [a, b] as const;
     this.#told.set(token, { untilMs: now + this.#lastsMs, programs, silent: programs });

@@ -58,7 +58,7 @@ class Scene {
       show: (to, about, message) => this.#hear(to, { ...message, peer: about.peer } as ToParticipant),
       offerRelay: () => (this.hasRelay ? "relayed" : undefined),
       refuse: (to, { code }) => void this.told.push(`${this.now} ${to.peer.id} refused ${code}`),
-      tell: () => {},
+      emit: () => {},
       serve: (_, work) => work(),
       count: (outcome, way, ms) => (this.outcome = `${outcome} ${way} ${ms}`),
     };

@@ -3,7 +3,7 @@ import { ToldTokens } from "../../native/introducer/told.ts";
 
 test("each of the two may say it once, of the other, and nobody else", () => {
   const told = new ToldTokens(1000);
-  told.tell("t", "anna", "bert", 0);
+  told.add("t", "anna", "bert", 0);
   expect([
     told.take("t", "mallory", "anna", 1),
     told.take("t", "anna", "mallory", 1),
@@ -16,7 +16,7 @@ test("each of the two may say it once, of the other, and nobody else", () => {
 
 test("a token is forgotten after its time", () => {
   const told = new ToldTokens(1000);
-  told.tell("t", "anna", "bert", 0);
-  told.tell("u", "anna", "bert", 500);
+  told.add("t", "anna", "bert", 0);
+  told.add("u", "anna", "bert", 500);
   expect([told.take("t", "anna", "bert", 1000), told.take("u", "anna", "bert", 1000)]).toEqual([false, true]);
 });

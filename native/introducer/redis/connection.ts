@@ -117,7 +117,7 @@ export class RedisConnection {
       const hint =
         this.#wasThere === undefined ? "; is it there, and are password and certificate right?" : "";
       const { host } = new URL(this.#url);
-      this.#tell(
+      this.#report(
         false,
         `Redis at ${host} can't be used (${reason}): new rooms live where people come meanwhile${hint}`,
       );
@@ -150,7 +150,7 @@ export class RedisConnection {
     await clients.subscriber.subscribe([this.#user.channel], (text) => this.#hear(text));
     await this.#ping();
     await this.#user.connected();
-    this.#tell(true, `rooms are shared through Redis at ${new URL(this.#url).host}`);
+    this.#report(true, `rooms are shared through Redis at ${new URL(this.#url).host}`);
   }
 
   #client(lose: (reason: string) => void): RedisClient {
@@ -173,7 +173,7 @@ export class RedisConnection {
     await this.#there().subscriber.send("PING", []);
   }
 
-  #tell(isThere: boolean, message: string): void {
+  #report(isThere: boolean, message: string): void {
     this.#tried.resolve();
     if (this.#wasThere === isThere || this.#isClosed) return;
     this.#wasThere = isThere;
