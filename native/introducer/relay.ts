@@ -53,6 +53,13 @@ export interface RelayConnection<Self> {
   relayed: RelayEnd<Self> | undefined;
 }
 
+/**
+ * open → ended: it will send no more → finished: the other has been told so → gone: its connection is closed. Each only goes
+ * forward, and may leave some out.
+ */
+type Life = "open" | "ended" | "finished" | "gone";
+const lives: readonly Life[] = ["open", "ended", "finished", "gone"];
+
 /** One connection of a relayed link. */
 export interface RelayEnd<Connection> {
   readonly session: Connection;
@@ -65,10 +72,7 @@ export interface RelayEnd<Connection> {
   segments: number;
   /** How much may wait in the kernel to be read: little of who rests and sends tiny segments. */
   unread: "little" | "much";
-  /** Whether it will send no more, and whether the other has been told so. */
-  hasEnded: boolean;
-  isFinished: boolean;
-  isGone: boolean;
+  life: Life;
   isPaused: boolean;
   /** Whether the other takes no more now. */
   isBlocked: boolean;
@@ -86,6 +90,11 @@ interface Relay<Connection> {
 }
 
 const nothing = new Uint8Array(0);
+
+/** Alone writes the life of an end. */
+function become(end: { life: Life }, life: Life): void {
+  if (lives.indexOf(life) > lives.indexOf(end.life)) end.life = life;
+}
 
 /** The same for a pair of peers when they have come back with other ids. */
 export function relayKey(a: RelayMember, b: RelayMember): string {
@@ -200,9 +209,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       bucket,
       segments: 0,
       unread: "much",
-      hasEnded: false,
-      isFinished: false,
-      isGone: false,
+      life: "open",
       isPaused: false,
       isBlocked: false,
     };
@@ -246,7 +253,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   }
 
   #read(end: RelayEnd<Connection>, chunk: Uint8Array, now: number): void {
-    if (!end.other?.isGone) {
+    if (end.other?.life !== "gone") {
       end.held = end.held.length > 0 ? Buffer.concat([end.held, chunk]) : chunk;
       if (end.other) this.#pump(end, end.other, now);
     }
@@ -270,7 +277,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** One end will send no more. */
   ended(end: RelayEnd<Connection>): void {
-    end.hasEnded = true;
+    become(end, "ended");
     if (end.other) return void this.#pump(end, end.other, performance.now());
     this.#withdraw(end);
     this.#sessions.close(end.session, "it did not wait for the other side of the relay");
@@ -285,11 +292,11 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   /** One end is gone: the other gets what that has sent. */
   closed(end: RelayEnd<Connection>): void {
     const { relay, other } = end;
-    end.hasEnded = end.isGone = true;
+    become(end, "gone");
     this.#resting.delete(end);
     if (!other) return this.#withdraw(end);
     this.#waiting.delete(other);
-    if (other.isGone) return this.#forget(relay);
+    if (other.life === "gone") return this.#forget(relay);
     other.held = nothing;
     this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
     this.#pump(end, other, performance.now());
@@ -315,7 +322,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   /** Writes of what one end has sent as much as the rates and the other end allow; returns how much. */
   #pump(end: RelayEnd<Connection>, other: RelayEnd<Connection>, now: number): number {
-    if (other.isGone || end.isBlocked) return 0;
+    if (other.life === "gone" || end.isBlocked) return 0;
     const { relay, bucket } = end;
     const { rate, total } = this.rates;
     const allowed = Math.min(this.#fill(bucket, rate, now), this.#fill(this.#total, total, now));
@@ -337,10 +344,11 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   /** All that one end has sent so far has been written to the other. */
   #emptied(end: RelayEnd<Connection>, other: RelayEnd<Connection>): void {
     end.held = nothing; // and not a view of what was read
-    if (!end.hasEnded) return this.#resume(end);
-    if (end.isGone) return this.#sessions.close(other.session, "the other side of the relay is gone");
-    if (!end.isFinished) other.session.socket.shutdown();
-    end.isFinished = true;
+    if (end.life === "open") return this.#resume(end);
+    if (end.life === "gone")
+      return this.#sessions.close(other.session, "the other side of the relay is gone");
+    if (end.life === "ended") other.session.socket.shutdown();
+    become(end, "finished");
   }
 
   #resume(end: RelayEnd<Connection>): void {
