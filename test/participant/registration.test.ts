@@ -99,6 +99,7 @@ describe("a registration", () => {
     registration.leave("we left");
     expect(await joining).toBe("we left");
     expect(registration.is).toBe("away");
+    await all.house.visitors[1]!.lines.over(); // it is closed
   });
 
   test("that is lost is sought again by itself; what an earlier one still says is nothing", async () => {
