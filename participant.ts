@@ -145,9 +145,9 @@ export class Participant {
 
   /** What the introducer knows of us, while we are registered. */
   get self(): Self | undefined {
-    const ground = this.#registration.situation?.ground;
-    if (!ground) return undefined;
-    const { id, public: observed, private: hosts, mapped, behaviour } = ground;
+    const context = this.#registration.situation?.context;
+    if (!context) return undefined;
+    const { id, public: observed, private: hosts, mapped, behaviour } = context;
     const { name, roomKind: room, fingerprint } = this.#membership;
     const mapping = behaviour?.mapping ?? "unknown";
     const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
@@ -267,7 +267,7 @@ export class Participant {
     const owner = {
       emit: this.#emit,
       self: this.#membership,
-      id: () => this.#registration.situation?.ground.id,
+      id: () => this.#registration.situation?.context.id,
       distrust: (peer: Parameters<Membership["distrust"]>[0]) => this.#membership.distrust(peer),
       tooMany: () => this.#registration.close("it names more peers than a room can have"),
       get isListed() {
@@ -278,7 +278,7 @@ export class Participant {
       },
     };
     return new Roster(owner, {
-      ground: () => this.#registration.situation?.ground,
+      context: () => this.#registration.situation?.context,
       emit: this.#emit,
       isVerbose: verbose,
       keepMs: keepMinutes * 60_000,
@@ -324,7 +324,7 @@ function hear(message: RoomMessage, situation: Situation, roster: Roster, emit: 
       return roster.joined(message.peer);
     case "updated":
       // Our own row changes too: it says how far the introducer is.
-      if (message.id !== situation.ground.id) return roster.updated(message);
+      if (message.id !== situation.context.id) return roster.updated(message);
       if (message.roundTripMs !== undefined) situation.roundTripMs = message.roundTripMs;
       return;
     case "left":

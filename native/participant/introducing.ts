@@ -51,11 +51,11 @@ export class Introducing {
   /** Undefined if there is no registration, or once we quit. */
   begin(unasked?: Unasked): Introduction | undefined {
     const { owner, peer } = this.#listed;
-    const ground = owner.ground();
-    if (!ground || owner.hasQuit) return undefined;
+    const context = owner.context();
+    if (!context || owner.hasQuit) return undefined;
     const { lastEndedAt } = this;
     const introduction = new Introduction({
-      ...{ ground, peer, unasked, lastEndedAt },
+      ...{ context, peer, unasked, lastEndedAt },
       onRound: (round) => this.#onRound(round),
       onAttempt: (attempt) => {
         if (this.#owner.isVerbose) this.#listed.emit({ event: "attempt", ...attempt });
@@ -107,7 +107,7 @@ export class Introducing {
   }
 
   relay(message: RelayMessage): void {
-    const isUnwanted = this.#listed.owner.ground()?.takesRelay === false;
+    const isUnwanted = this.#listed.owner.context()?.takesRelay === false;
     if (isUnwanted || this.#isStale(message)) return this.#listed.decline(message.token);
     const introduction = this.#of(message);
     if (introduction) this.#try(introduction, () => introduction.relay(message));

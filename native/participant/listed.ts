@@ -3,13 +3,13 @@
  * concerns it. Knows nothing of links. For native/participant/.
  */
 import { changedPeer, isVerified, type Peer, type PeerChange, splitEndpoint } from "../../protocol.ts";
-import type { Ground } from "../punch/ground.ts";
+import type { PunchContext } from "../punch/context.ts";
 import type { EventOf, PeerEvent } from "./peer-events.ts";
 
 /** What each peer needs of the participant. */
 export interface ListedOwner {
   /** Our registration, while there is one. */
-  ground(): Ground | undefined;
+  context(): PunchContext | undefined;
   emit(event: PeerEvent): void;
   /** Whether we have quit: nothing may begin any more. */
   readonly hasQuit: boolean;
@@ -59,14 +59,14 @@ export class Listed {
   }
 
   /** Sends to the introducer, if it lists the peer. */
-  tell(message: Parameters<Ground["send"]>[0]): void {
-    if (this.#isPresent) this.owner.ground()?.send(message);
+  tell(message: Parameters<PunchContext["send"]>[0]): void {
+    if (this.#isPresent) this.owner.context()?.send(message);
   }
 
   /** Declines a round or a relay, even if the introducer does not list the peer. */
   decline(token: string): void {
     const { id: peer } = this.#peer;
-    this.owner.ground()?.send({ type: "failed", peer, token, reason: "refused-by-peer" });
+    this.owner.context()?.send({ type: "failed", peer, token, reason: "refused-by-peer" });
   }
 
   emit(event: EventOf<PeerEvent>): void {

@@ -308,7 +308,7 @@ export class Registration {
     attempt.listed.push(...peers);
     if (attempt.listed.length > maxPeers) return control.close("it lists more peers than a room can have");
     if (more) return;
-    const { address } = splitEndpoint(situation.ground.public);
+    const { address } = splitEndpoint(situation.context.public);
     const hasMoved = this.#lastAddress !== undefined && this.#lastAddress !== address;
     this.#owner.listed(attempt.listed.splice(0), hasMoved);
     if (!this.#isCurrent(attempt)) return; // the callback may have ended it

@@ -22,7 +22,7 @@ import { verify } from "../host/control.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { type Gate, isAsFar } from "../punch/gate.ts";
 import { rehearseCandidates } from "../punch/introduction.ts";
-import type { Ground } from "../punch/ground.ts";
+import type { PunchContext } from "../punch/context.ts";
 import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
 import { PortMapping } from "../punch/portmap.ts";
 import { PunchPort } from "../punch/punch-port.ts";
@@ -63,7 +63,7 @@ export interface SituationOwner {
 export class Situation {
   readonly questions: Questions;
   /** Written here, read by all others. */
-  readonly #ground: { -readonly [Field in keyof Ground]: Ground[Field] };
+  readonly #context: { -readonly [Field in keyof PunchContext]: PunchContext[Field] };
   /** Where else we connect to be seen: the introducer's other address family, and its second addresses. */
   readonly #verify: Registered["verify"];
   readonly #alternates: readonly Endpoint[];
@@ -86,25 +86,25 @@ export class Situation {
     this.questions = new Questions((question) => connection.send(question));
     const { credentials, member: self, bondKey } = membership;
     const portFor = (port: number) => new PunchPort(port, credentials);
-    this.#ground = {
+    this.#context = {
       ...{ id: message.id, public: message.public, private: message.private, probeToken: message.probeToken },
       ...{ credentials, self, bondKey, probes, mayVisit, portFor, port: portFor(connection.port) },
       ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
       ...{ behaviour: undefined, mapped: undefined, roundTripMs: undefined, clampsSegments: false },
       send: (told) => connection.send(told),
       measureFresh: (measure) => this.#measurements.beside(measure),
-      handshakeStuck: () => void (this.#ground.clampsSegments = true),
+      handshakeStuck: () => void (this.#context.clampsSegments = true),
     };
   }
 
   /** What introductions need of our registration. */
-  get ground(): Ground {
-    return this.#ground;
+  get context(): PunchContext {
+    return this.#context;
   }
 
   /** The round trip to the introducer, as it has measured it. */
   set roundTripMs(ms: number) {
-    this.#ground.roundTripMs = ms;
+    this.#context.roundTripMs = ms;
   }
 
   /** The registration is complete: finds out the rest in the background. */
@@ -131,13 +131,13 @@ export class Situation {
 
   /** Finds out what kind of NAT this host is behind. */
   async nat(): Promise<NatReport> {
-    const { probes, public: observed, introducer } = this.#ground;
+    const { probes, public: observed, introducer } = this.#context;
     const [probe] = probes;
     if (!probe)
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     await this.#classified;
-    const mayHairpin = !isUntranslated(this.#ground) && isAsFar(observed, introducer);
-    const { port } = this.#ground;
+    const mayHairpin = !isUntranslated(this.#context) && isAsFar(observed, introducer);
+    const { port } = this.#context;
     const measured = await this.#measurements.alone(async () => {
       const { last: _, ...behaviour } = await this.#sample();
       const filtered = await port.listenDuring(() => this.questions.connectBack());
@@ -150,13 +150,13 @@ export class Situation {
 
   #report({ behaviour, filtered, hairpinning }: Measured): NatReport {
     const { filtering, elsewhere } = filtered ?? {};
-    const { private: hosts, mapped, public: observed } = this.#ground;
+    const { private: hosts, mapped, public: observed } = this.#context;
     const own = { mapping: behaviour.mapping, private: hosts, public: observed, ...(mapped && { mapped }) };
     return {
       ...behaviour,
       observed,
       scope: scopeOf(observed),
-      isTranslated: !isUntranslated(this.#ground),
+      isTranslated: !isUntranslated(this.#context),
       ...(filtering && { filtering }),
       ...(elsewhere && { filteringElsewhere: elsewhere }),
       hairpinning,
@@ -171,7 +171,7 @@ export class Situation {
   /** Never rejects: a failure must not end the registration or the program. */
   async #classify(againInMs: number): Promise<void> {
     try {
-      if (this.#ground.probes.length > 0) await this.#measure(againInMs);
+      if (this.#context.probes.length > 0) await this.#measure(againInMs);
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
       this.#owner.emit({ event: "warning", message: `how our NAT maps could not be measured: ${text}` });
@@ -184,23 +184,23 @@ export class Situation {
     measuring.catch(() => {}); // it is awaited below, maybe not before it fails
     this.#showOtherFamily();
     // While our probes are on their way; nobody is introduced before both sides are ready.
-    await rehearsal(this.#ground);
-    rehearseCandidates(this.#ground);
+    await rehearsal(this.#context);
+    rehearseCandidates(this.#context);
     const { last, ...behaviour } = await measuring;
     if (this.#isOver) return;
     if (behaviour.mapping === "unknown") this.#measureAgain(againInMs);
-    const before = this.#ground.behaviour;
-    this.#ground.behaviour = behaviour;
+    const before = this.#context.behaviour;
+    this.#context.behaviour = behaviour;
     const { mapping, step } = behaviour;
     if (before && before.mapping !== mapping) this.#owner.situationChanged();
     const prediction = mapping === "sequential" ? { endpoint: last, step } : undefined;
-    this.#ground.send({ type: "mapping", mapping, ...(prediction && { prediction }) });
+    this.#context.send({ type: "mapping", mapping, ...(prediction && { prediction }) });
     this.#owner.emit({ event: "mapping", mapping, step });
   }
 
   /** Samples from the shared port. The caller must be the only one who measures from it now. */
   async #sample(): Promise<MappingBehaviour & { last: Endpoint }> {
-    const { introducer, public: observed, probes, port } = this.#ground;
+    const { introducer, public: observed, probes, port } = this.#context;
     const control = { destination: introducer, observed };
     const samples = await sampleMapping(port.port, control, probes, this.#alternates);
     return { ...classifyMapping(samples, port.port), last: samples.at(-1)!.observed };
@@ -210,7 +210,7 @@ export class Situation {
   #showOtherFamily(): void {
     if (!this.#verify) return;
     const { endpoint, token } = this.#verify;
-    void verify(this.#ground.port.port, endpoint, token).catch(() => {});
+    void verify(this.#context.port.port, endpoint, token).catch(() => {});
   }
 
   #measureAgain(inMs: number): void {
@@ -225,16 +225,16 @@ export class Situation {
 
   /** Asks the router for a port, in the background. Links that could not be direct may become so. */
   #mapPort(): void {
-    const { port, public: observed, send } = this.#ground;
-    if (!this.#owner.mapsPort || !canBeMapped(this.#ground)) return;
+    const { port, public: observed, send } = this.#context;
+    if (!this.#owner.mapsPort || !canBeMapped(this.#context)) return;
     this.#portMapping = new PortMapping({
       internalPort: port.port,
       observed,
       onChange: (state) => {
         this.#owner.emit({ event: "port-mapping", state });
         const mapped = state.is === "mapped" ? state.candidate : undefined;
-        if (mapped === this.#ground.mapped) return;
-        this.#ground.mapped = mapped;
+        if (mapped === this.#context.mapped) return;
+        this.#context.mapped = mapped;
         send({ type: "mapped", ...(mapped && { endpoint: mapped }) });
         if (mapped) this.#owner.situationChanged();
       },
@@ -262,7 +262,7 @@ interface Measured {
 let rehearsed: Promise<void> | undefined;
 
 /** Rehearsed once in a program, because only the first punch is slow. */
-function rehearsal({ credentials, self }: Ground): Promise<void> {
+function rehearsal({ credentials, self }: PunchContext): Promise<void> {
   return (rehearsed ??= rehearse(credentials, self).catch(() => {}));
 }
 
@@ -276,9 +276,9 @@ function isOtherFamily(endpoint: Endpoint, { remote }: Connection): boolean {
 }
 
 /** Whether a router could open a port at the address at which others see us. */
-function canBeMapped(ground: Ground): boolean {
-  const { family } = splitEndpoint(ground.public);
-  return family === 4 && scopeOf(ground.public) === "global" && !isUntranslated(ground);
+function canBeMapped(context: PunchContext): boolean {
+  const { family } = splitEndpoint(context.public);
+  return family === 4 && scopeOf(context.public) === "global" && !isUntranslated(context);
 }
 
 /** With which kinds of peer in other networks a participant in this situation can link. */

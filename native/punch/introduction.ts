@@ -31,7 +31,7 @@ import type { PunchPort } from "./punch-port.ts";
 import { Predictor } from "./predictor.ts";
 import { RelayWay } from "./relay-way.ts";
 import type { Aimed } from "./targets.ts";
-import type { Ground } from "./ground.ts";
+import type { PunchContext } from "./context.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
 const answerTimeoutMs = 10_000;
@@ -57,7 +57,7 @@ export type RelayMessage = ToParticipant & { type: "relay" };
 type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
 
 export interface IntroductionOptions {
-  ground: Ground;
+  context: PunchContext;
   peer: Peer;
   /** How it was admitted; undefined if we asked for it. */
   unasked: Unasked | undefined;
@@ -123,9 +123,9 @@ export class Introduction {
   constructor(options: IntroductionOptions) {
     this.#options = options;
     this.#peer = options.peer;
-    this.#relay = new RelayWay(options.ground);
-    this.#predictor = new Predictor(options.ground, maxMeasures);
-    const { targets } = options.ground.port;
+    this.#relay = new RelayWay(options.context);
+    this.#predictor = new Predictor(options.context, maxMeasures);
+    const { targets } = options.context.port;
     this.#allowance = new Allowance((endpoint) => targets.claim(endpoint, this.#peer.public));
   }
 
@@ -152,7 +152,7 @@ export class Introduction {
    * answers. Where our NAT stands, which the introducer is going to ask, is measured meanwhile.
    */
   ask(mayRelay: boolean): void {
-    this.#options.ground.send({
+    this.#options.context.send({
       type: "connect",
       peer: this.#peer.id,
       ...(!mayRelay && { relay: false }),
@@ -169,22 +169,22 @@ export class Introduction {
       return this.cancel("refused-by-peer", "it had us measure more often than there are rounds");
     this.#nextRound(peer, token);
     this.#expect("timed-out", "the introducer did not begin the round it had us measure for");
-    const { ground } = this.#options;
+    const { context } = this.#options;
     const { prediction, localPort } = await this.#predictor.measure(way, peer);
     if (localPort !== undefined && token === this.#round.token)
-      this.#round.freshPort = ground.portFor(localPort);
-    if (!this.#isOver) ground.send({ type: "measured", token, ...(prediction && { prediction }) });
+      this.#round.freshPort = context.portFor(localPort);
+    if (!this.#isOver) context.send({ type: "measured", token, ...(prediction && { prediction }) });
   }
 
   get #bond(): Bond {
-    const { bondKey: key, self } = this.#options.ground;
+    const { bondKey: key, self } = this.#options.context;
     return { key, self, peer: this.#peer };
   }
 
   /** Whether we have tried again since our sequential NAT was measured. Each attempt has taken another port. */
   get #hasGoneOn(): boolean {
     const isAgain = ({ candidate, tries }: Dial) => candidate.isFresh && !candidate.isOnce && tries > 1;
-    return this.#options.ground.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
+    return this.#options.context.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
   }
 
   /** Begins a round. The same message twice begins it once. */
@@ -213,7 +213,7 @@ export class Introduction {
 
   /** Takes the relay. If that is the introducer's first message, there is no direct way. */
   relay({ peer, role, token }: RelayMessage): void {
-    if (this.#isOver || this.#relay.token !== undefined || !this.#options.ground.takesRelay) return;
+    if (this.#isOver || this.#relay.token !== undefined || !this.#options.context.takesRelay) return;
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
     this.#peer = peer;
@@ -287,10 +287,10 @@ export class Introduction {
    * soon after the peer's own SYN has left it. That saves up to half a round trip. Undefined if ports must be measured first.
    */
   #headStart(): number | undefined {
-    const { ground, lastEndedAt } = this.#options;
-    const [ours, theirs] = [ground.roundTripMs, this.#peer.roundTripMs];
+    const { context, lastEndedAt } = this.#options;
+    const [ours, theirs] = [context.roundTripMs, this.#peer.roundTripMs];
     const isKept =
-      ground.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
+      context.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
     if (!isKept || ours === undefined || theirs === undefined) return undefined;
     // The RST of the last link may still be on its way. On a NAT it would delete the mapping of a SYN that left before.
     if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
@@ -300,20 +300,20 @@ export class Introduction {
   }
 
   #start(order: PunchOrder): Punch {
-    const { ground, onAttempt } = this.#options;
+    const { context, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
     const way = order.way === "birthday" && !this.#mayTryBirthday(deadlineMs) ? "direct" : order.way;
     if (way === "birthday") this.#relay.reserve();
-    const punch: Punch = (this.#round.freshPort ?? ground.port).punch({
+    const punch: Punch = (this.#round.freshPort ?? context.port).punch({
       ...(role && token && { introduction: { role, token } }),
       bond: this.#bond,
-      candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, ground, this.#allowance),
+      candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, context, this.#allowance),
       startInMs,
       deadlineMs,
-      isReachable: isReachable(ground, this.#peer, way),
+      isReachable: isReachable(context, this.#peer, way),
       isAsked: this.#options.unasked === undefined,
       isUnscaled: this.#isUnscaled,
-      clampsSegments: ground.clampsSegments,
+      clampsSegments: context.clampsSegments,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       onAttempt,
@@ -328,7 +328,7 @@ export class Introduction {
   #mayTryBirthday(lastsMs: number): boolean {
     const isAsked = this.#options.unasked === undefined;
     const round = { isAsked, before: this.#birthday, lastsMs };
-    const birthday = this.#options.ground.port.targets.birthday(this.#peer.public, round);
+    const birthday = this.#options.context.port.targets.birthday(this.#peer.public, round);
     this.#birthday = birthday ?? this.#birthday;
     return birthday !== undefined;
   }
@@ -337,7 +337,7 @@ export class Introduction {
     // Both have come with the introducer's message. Nothing is nominated before.
     const [role, token] = [this.#round.role!, this.#round.token!];
     this.#options.unasked?.linked(true);
-    this.#options.ground.port.targets.authenticated(channel.remote, this.#birthday);
+    this.#options.context.port.targets.authenticated(channel.remote, this.#birthday);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     this.#end(undefined);
   }
@@ -346,7 +346,7 @@ export class Introduction {
   #roundFailed(punch: Punch, reason: FailureReason, detail: string): void {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.seen.needsUnscaled;
-    if (reason === "timed-out") this.#options.ground.handshakeStuck();
+    if (reason === "timed-out") this.#options.context.handshakeStuck();
     if (this.#round.token !== undefined) this.#report(reason, this.#round.token);
     if (this.#round.isLast) return this.failed(reason, detail);
     this.#punch = undefined;
@@ -354,7 +354,7 @@ export class Introduction {
   }
 
   #report(reason: FailureReason, token: string): void {
-    this.#options.ground.send({ type: "failed", peer: this.#peer.id, token, reason });
+    this.#options.context.send({ type: "failed", peer: this.#peer.id, token, reason });
   }
 
   /** Fails if the introducer does not go on in time. */
@@ -384,7 +384,7 @@ export class Introduction {
  * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch-port.ts, #stopListening), because one
  * of our mappings is another for every destination and nobody guesses.
  */
-function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {
+function isReachable(own: PunchContext, peer: Peer, way: Way = "direct"): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;
   if (isUntranslated(own) || address(own.public) === address(peer.public)) return true;
   const mappings = [own.behaviour?.mapping ?? "unknown", peer.mapping];
@@ -394,7 +394,7 @@ function isReachable(own: Ground, peer: Peer, way: Way = "direct"): boolean {
 function candidatesOf(
   { way, own, theirs }: Partial<PunchOrder>,
   peer: Peer,
-  { public: observed, private: offered, port, behaviour, introducer }: Ground,
+  { public: observed, private: offered, port, behaviour, introducer }: PunchContext,
   allowance: Allowance,
 ): Candidate[] {
   const hosts = hostAddresses();
@@ -414,9 +414,9 @@ function candidatesOf(
 }
 
 /** Chooses candidates once, and dials none: the first time takes milliseconds, for which the peer's SYN would be early. */
-export function rehearseCandidates(ground: Ground): void {
-  const { id, public: observed, private: hosts } = ground;
+export function rehearseCandidates(context: PunchContext): void {
+  const { id, public: observed, private: hosts } = context;
   const [instance, fingerprint] = ["0".repeat(16), "0".repeat(64)];
   const peer = { id, name: "nobody", instance, fingerprint, public: observed, private: [...hosts], since: 0 };
-  candidatesOf({}, { ...peer, mapping: "unknown" }, ground, new Allowance());
+  candidatesOf({}, { ...peer, mapping: "unknown" }, context, new Allowance());
 }

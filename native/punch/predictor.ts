@@ -4,7 +4,7 @@
  * round. For native/punch/introduction.ts.
  */
 import type { Peer, Prediction, Way } from "../../protocol.ts";
-import type { Ground } from "./ground.ts";
+import type { PunchContext } from "./context.ts";
 import { observeFresh, predict } from "./mapping.ts";
 
 export interface Predicted {
@@ -14,19 +14,19 @@ export interface Predicted {
 }
 
 export class Predictor {
-  readonly #ground: Ground;
+  readonly #context: PunchContext;
   readonly #maxMeasures: number;
   #measures = 0;
   #early: Promise<Prediction | undefined> | undefined;
 
-  constructor(ground: Ground, maxMeasures: number) {
-    this.#ground = ground;
+  constructor(context: PunchContext, maxMeasures: number) {
+    this.#context = context;
     this.#maxMeasures = maxMeasures;
   }
 
   /** What the introducer is going to ask, if the first round is likely to want to know where our NAT stands. */
   begin(peer: Peer): void {
-    const isLikely = this.#ground.behaviour?.mapping === "sequential" && peer.mapping !== "random";
+    const isLikely = this.#context.behaviour?.mapping === "sequential" && peer.mapping !== "random";
     if (isLikely) this.#early = this.predict(peer);
   }
 
@@ -39,14 +39,14 @@ export class Predictor {
     const early = this.#early;
     this.#early = undefined;
     if (way !== "fresh") return { prediction: await (early ?? this.predict(peer)) };
-    const [probe] = this.#ground.probes;
+    const [probe] = this.#context.probes;
     const fresh = probe && (await this.#fresh(() => observeFresh(probe)));
     if (!fresh) return { prediction: undefined };
     return { prediction: { endpoint: fresh.observed, step: 0 }, localPort: fresh.port };
   }
 
   async predict({ id }: Peer): Promise<Prediction | undefined> {
-    const { probes, probeToken: token, behaviour } = this.#ground;
+    const { probes, probeToken: token, behaviour } = this.#context;
     const step = behaviour?.step || 1;
     const says = token === undefined ? undefined : ({ type: "probe", token, peer: id, step } as const);
     const [probe] = probes;
@@ -55,6 +55,6 @@ export class Predictor {
 
   /** Undefined when it can't be measured, or too much is being measured already; never rejects. */
   #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
-    return this.#ground.measureFresh(measure).catch(() => undefined);
+    return this.#context.measureFresh(measure).catch(() => undefined);
   }
 }

@@ -6,19 +6,19 @@
 import type { FailureReason, Role } from "../../protocol.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { Bond } from "../secure/room.ts";
-import type { Ground } from "./ground.ts";
+import type { PunchContext } from "./context.ts";
 import { alpnOf } from "./punch.ts";
 import { RelayAttempt, reserve, type Reservation } from "./relayed.ts";
 
 export class RelayWay {
-  readonly #ground: Ground;
+  readonly #context: PunchContext;
   #attempt: RelayAttempt | undefined;
   #token: string | undefined;
   /** A connection to the relay, made before a birthday: after it our NAT may have no more sessions for us. */
   #reserved: Reservation | undefined;
 
-  constructor(ground: Ground) {
-    this.#ground = ground;
+  constructor(context: PunchContext) {
+    this.#context = context;
   }
 
   /** Of the one that was offered. */
@@ -31,7 +31,7 @@ export class RelayWay {
   }
 
   reserve(): void {
-    const { takesRelay, introducer } = this.#ground;
+    const { takesRelay, introducer } = this.#context;
     if (takesRelay && this.#token === undefined) this.#reserved ??= reserve(introducer);
   }
 
@@ -41,7 +41,7 @@ export class RelayWay {
     onChannel: (channel: Channel) => void,
     onFailed: (detail: string, reason: FailureReason) => void,
   ): void {
-    const { introducer, credentials } = this.#ground;
+    const { introducer, credentials } = this.#context;
     this.#token = token;
     this.#attempt = new RelayAttempt({
       ...{ introducer, reserved: this.#takeReserved(), credentials },

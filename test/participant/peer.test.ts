@@ -14,7 +14,7 @@ import {
 } from "../../protocol.ts";
 import type { Stream } from "../../native/session/stream.ts";
 import type { PunchMessage } from "../../native/punch/introduction.ts";
-import type { Ground } from "../../native/punch/ground.ts";
+import type { PunchContext } from "../../native/punch/context.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
@@ -48,7 +48,7 @@ class Program implements Disposable, PeerOwner {
     this.instance = instance.repeat(16);
   }
 
-  ground(): Ground | undefined {
+  context(): PunchContext | undefined {
     if (!this.isRegistered) return undefined;
     const { identity, punchPort, endpoint } = this.host;
     const credentials = credentialsOf(identity);
@@ -214,8 +214,8 @@ test("an introduction that can't even begin, for want of descriptors, has failed
     throw new Error("EMFILE");
   };
   for (const program of [alice, bob]) {
-    const ground = program.ground()!;
-    Object.defineProperty(ground.port, "punch", { value: refuse });
+    const context = program.context()!;
+    Object.defineProperty(context.port, "punch", { value: refuse });
   }
   await expect(alice.peer.connect(false)).rejects.toThrow("no-candidate-answered");
   expect(alice.last("failed")).toMatchObject({ detail: "we could not try: EMFILE" });

@@ -75,7 +75,7 @@ describe("a registration", () => {
     expect(registration.situation).toBeUndefined();
     await all.tells("said notice");
     expect(registration.is).toBe("joining");
-    expect(registration.situation?.ground.public as string).toBe("203.0.113.1:4000");
+    expect(registration.situation?.context.public as string).toBe("203.0.113.1:4000");
     expect(() => registration.settled).toThrow("not registered");
     expect(await problem(registration.join())).toBe("already on the way to the introducer");
     house.visitors[0]!.say(peersLine(peerLine({ id: 3 })));

@@ -24,7 +24,7 @@ function rosterOf(...peers: Peer[]) {
     tooMany: () => void owner.refusals++,
   } satisfies RosterOwner & { refusals: number };
   const roster = new Roster(owner, {
-    ground: () => undefined,
+    context: () => undefined,
     emit: owner.emit,
     isVerbose: false,
     keepMs: 0,

@@ -7,7 +7,7 @@ import {
   type IntroductionOptions,
   type PunchMessage,
 } from "../../native/punch/introduction.ts";
-import type { Ground } from "../../native/punch/ground.ts";
+import type { PunchContext } from "../../native/punch/context.ts";
 import type { MappingBehaviour } from "../../native/punch/mapping.ts";
 import type { Punch, PunchOptions } from "../../native/punch/punch.ts";
 import type { PunchPort } from "../../native/punch/punch-port.ts";
@@ -38,7 +38,11 @@ class Side {
   dials: Pick<Dial, "candidate" | "tries">[] = [];
   readonly introduction: Introduction;
 
-  constructor(ground: Partial<Ground>, peer: Partial<Peer> = {}, more: Partial<IntroductionOptions> = {}) {
+  constructor(
+    context: Partial<PunchContext>,
+    peer: Partial<Peer> = {},
+    more: Partial<IntroductionOptions> = {},
+  ) {
     const punch = (options: PunchOptions) => {
       this.punches.push(options);
       const { dials } = this;
@@ -51,7 +55,7 @@ class Side {
       return promise as Promise<undefined>;
     };
     this.introduction = new Introduction({
-      ground: {
+      context: {
         ...{
           id: 1,
           introducer: "127.0.0.1:7000" as Endpoint,
@@ -66,7 +70,7 @@ class Side {
         portFor: () => port,
         send: (message) => this.sent.push(message),
         measureFresh,
-        ...ground,
+        ...context,
       },
       peer: { ...bob, ...peer },
       unasked: undefined,
@@ -111,14 +115,14 @@ test("where both NATs keep their ports our first SYN leaves before the introduce
   expect(side.punches).toHaveLength(1); // it goes on
 });
 
-test.each<[string, Partial<Ground>, Partial<Peer>, number | undefined]>([
+test.each<[string, Partial<PunchContext>, Partial<Peer>, number | undefined]>([
   ["our NAT counts", { behaviour: counts }, {}, undefined],
   ["theirs is not known", {}, { mapping: "unknown" }, undefined],
   ["we don't know how far we are", { roundTripMs: undefined }, {}, undefined],
   ["the last link's RST may be under way", {}, {}, 5],
-])("our first SYN waits for the introducer's word where %s", (_, ground, peer, endedMs) => {
+])("our first SYN waits for the introducer's word where %s", (_, context, peer, endedMs) => {
   const lastEndedAt = endedMs === undefined ? undefined : performance.now() - endedMs;
-  const side = new Side(ground, peer, { lastEndedAt });
+  const side = new Side(context, peer, { lastEndedAt });
   side.introduction.ask(true);
   expect(side.punches).toEqual([]);
 });

@@ -1,5 +1,5 @@
 /**
- * What introductions stand on. Types only: native/participant/situation.ts is what owns and writes it. For native/punch/
+ * What introductions need of our registration. Types only: native/participant/situation.ts is what owns and writes it. For native/punch/
  * and native/participant/.
  */
 import type { Endpoint, ToIntroducer } from "../../protocol.ts";
@@ -8,8 +8,8 @@ import type { Member } from "../secure/room.ts";
 import type { MappingBehaviour } from "./mapping.ts";
 import type { PunchPort } from "./punch-port.ts";
 
-/** What an introduction stands on: our registration with the introducer. */
-export interface Ground {
+/** What an introduction needs of our registration with the introducer. */
+export interface PunchContext {
   readonly id: number;
   readonly introducer: Endpoint;
   readonly credentials: Credentials;
