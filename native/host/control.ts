@@ -41,6 +41,9 @@ const connectFailures: Record<string, string> = {
   ETIMEDOUT: "no answer",
 };
 
+/** None of the addresses of a host may be visited. */
+export class NotAdmitted extends UserError {}
+
 /** One connection to the introducer. Its one user sets `onMessage` and `onClose` before the first `await`. */
 export class ControlChannel {
   readonly remote: Endpoint;
@@ -68,12 +71,20 @@ export class ControlChannel {
   }
 
   /**
-   * Connects to the first address of `host` that accepts. Rejects with a {@link UserError}; its text contains `startCommand`,
+   * Connects to the first address of `host` that `mayVisit` admits and that accepts. Rejects with a {@link UserError}; its text contains `startCommand`,
    * the command that starts an introducer.
    */
-  static async open(host: string, port: number, startCommand: string): Promise<ControlChannel> {
+  static async open(
+    host: string,
+    port: number,
+    startCommand: string,
+    mayVisit: (remote: Endpoint) => boolean = () => true,
+  ): Promise<ControlChannel> {
     const failures: string[] = [];
-    for (const remote of await resolve(host, port)) {
+    const remotes = (await resolve(host, port)).filter(mayVisit);
+    if (remotes.length === 0)
+      throw new NotAdmitted(`no introducer may send us to ${host} port ${port}, or not this often`);
+    for (const remote of remotes) {
       let channel: ControlChannel | undefined;
       try {
         const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);

@@ -11,7 +11,10 @@
  */
 import {
   defaultPort,
+  type Endpoint,
+  formatHostPort,
   type Peer,
+  type Place,
   printable,
   type Route,
   scopeOf,
@@ -19,7 +22,7 @@ import {
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
-import { ControlChannel } from "../host/control.ts";
+import { ControlChannel, NotAdmitted } from "../host/control.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { Gate } from "../punch/gate.ts";
 import type { ParticipantEvent } from "./events.ts";
@@ -43,12 +46,20 @@ const lastingMs = 10_000;
 const briefMs = 1_000;
 /** So many of our names may be taken in one attempt to register. */
 const maxNamesTried = 8;
+/** So many introducers in a row may send us on. */
+const maxMoves = 2;
+/**
+ * The home of our room may be dead. It is still named until its lease ends (8 s). In one attempt we ask again so often. The
+ * pause before that is this long, or down to half of it.
+ */
+const maxAskedAgain = 16;
+const askAgainMs = 1_000;
 
 export type Refused = ToParticipant & { type: "refused" };
 /** What the introducer says once it has registered us. */
 export type RoomMessage = Exclude<
   ToParticipant,
-  { type: "registered" | "peers" | "refused" | "bye" | "ping" | "observed" | "relaying" }
+  { type: "registered" | "peers" | "refused" | "elsewhere" | "bye" | "ping" | "observed" | "relaying" }
 >;
 
 export interface RegistrationOptions {
@@ -75,14 +86,29 @@ export interface RegistrationOwner {
   lost(reason: string): void;
 }
 
+/** Where our room lives, by the word of the introducer at `by`. */
+interface Home {
+  readonly place: Place;
+  readonly by: Endpoint;
+}
+
+/**
+ * Which introducer an attempt is at: the one that the user gave, the home that is known from the last time, or one that an
+ * introducer has named in this attempt. `moves` counts those.
+ */
+type Way = { is: "given" } | { is: "known"; home: Home } | { is: "named"; home: Home; moves: number };
+
 /** One attempt to register. Whatever ends it settles it. Code of an earlier attempt sees that it is not current. */
 interface Attempt {
   readonly resolve: () => void;
   readonly reject: (error: UserError) => void;
-  control?: ControlChannel;
+  control?: ControlChannel | undefined;
   /** Set once we have sent `register`: how long the answer may take. */
-  timer?: NodeJS.Timeout;
+  timer?: NodeJS.Timeout | undefined;
   namesTried: number;
+  way: Way;
+  /** How often a home that was named could not be reached. */
+  askedAgain: number;
   /** Set once we are registered, while the list is still coming. */
   situation?: Situation;
   /** The part of the list that has come. */
@@ -128,6 +154,8 @@ export class Registration {
   readonly #situationOwner: SituationOwner;
   readonly #backoff = new Backoff();
   #state: State = { is: "away" };
+  /** Of our room, if it is another introducer than the one that was given. */
+  #home: Home | undefined;
   /** Our public address in the latest registration; undefined before the first. */
   #lastAddress: string | undefined;
   /** Settled once the port mappings of earlier registrations are deleted. */
@@ -203,7 +231,8 @@ export class Registration {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const attempt: Attempt = { resolve, reject, namesTried: 1, listed: [] };
+    const way: Way = this.#home ? { is: "known", home: this.#home } : { is: "given" };
+    const attempt: Attempt = { resolve, reject, namesTried: 1, way, askedAgain: 0, listed: [] };
     this.#become({ is: "joining", attempt });
     this.#backoff.askedMs = undefined;
     const { host, port = defaultPort } = this.#options;
@@ -212,15 +241,45 @@ export class Registration {
       () => this.#owner.emit({ event: "waiting", for: "introducer", text }),
       announceAfterMs,
     );
-    void this.#register(attempt).catch((error: unknown) => this.#failed(attempt, joinError(error)));
+    void this.#go(attempt);
     return promise.finally(() => clearTimeout(announce));
   }
 
-  async #register(attempt: Attempt): Promise<void> {
+  /** Never rejects. */
+  async #go(attempt: Attempt): Promise<void> {
+    try {
+      await this.#register(attempt);
+    } catch (error) {
+      const isGone =
+        attempt.way.is === "named" && attempt.control === undefined && !(error instanceof NotAdmitted);
+      if (!isGone || ++attempt.askedAgain > maxAskedAgain) return this.#failed(attempt, joinError(error));
+      await Bun.sleep(askAgainMs * (0.5 + Math.random() / 2));
+      attempt.way = { is: "given" };
+      if (this.#isCurrent(attempt)) await this.#go(attempt);
+    }
+  }
+
+  /** The connection by the way that the attempt takes. At a home that was known there may be nobody any more. */
+  async #open(attempt: Attempt): Promise<ControlChannel> {
     const { host, port = defaultPort, startCommand } = this.#options;
+    const { way } = attempt;
+    if (way.is !== "given") {
+      const { place, by } = way.home;
+      const mayVisit = (endpoint: Endpoint) => this.#situationOwner.gate.admits(endpoint, by);
+      try {
+        return await ControlChannel.open(place.host, place.port, startCommand, mayVisit);
+      } catch (error) {
+        if (way.is === "named" || !(error instanceof UserError)) throw error;
+        attempt.way = { is: "given" };
+      }
+    }
+    return ControlChannel.open(host, port, startCommand);
+  }
+
+  async #register(attempt: Attempt): Promise<void> {
     const room = this.#membership.room();
     room.catch(() => {}); // it is waited for below
-    const control = await ControlChannel.open(host, port, startCommand);
+    const control = await this.#open(attempt);
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
     attempt.control = control;
     // The room is still being made of its words. Meanwhile the introducer may refuse us, or go.
@@ -252,6 +311,7 @@ export class Registration {
   // --- what the introducer says --------------------------------------------------------------------------
 
   #receive(attempt: Attempt, control: ControlChannel, message: ToParticipant): void {
+    if (attempt.control !== control) return; // we have gone on from there
     const isEarly = this.#isCurrent(attempt) && attempt.timer === undefined;
     if (isEarly && message.type !== "refused" && message.type !== "bye")
       return control.close(`it said \`${message.type}\` before we had registered`);
@@ -260,6 +320,8 @@ export class Registration {
         return this.#begin(attempt, control, message);
       case "refused":
         return this.#refused(attempt, control, message);
+      case "elsewhere":
+        return this.#elsewhere(attempt, control, message);
       case "bye":
         this.#backoff.askedMs = message.retryInMs;
         return control.close(message.reason);
@@ -282,6 +344,26 @@ export class Registration {
     if (!situation || this.situation !== situation) return;
     if (message.type === "peers") this.#list(attempt, situation, control, message);
     else this.#owner.said(message, situation);
+  }
+
+  /** Our room lives at another introducer. One that had registered us is left like one that is lost. */
+  #elsewhere(attempt: Attempt, control: ControlChannel, place: Place): void {
+    const reason = `our room lives at ${formatHostPort(place.host, place.port)}`;
+    const home = { place: { host: place.host, port: place.port }, by: control.remote };
+    if (!this.#isCurrent(attempt)) {
+      if (this.#control !== control) return;
+      this.#home = home;
+      return this.#part("come back", reason);
+    }
+    if (attempt.situation) return control.close("it sent us on before it had listed the room");
+    const moves = attempt.way.is === "named" ? attempt.way.moves + 1 : 1;
+    if (moves > maxMoves)
+      return this.#failed(attempt, new UserError("introducers send us from one to another"));
+    clearTimeout(attempt.timer);
+    attempt.way = { is: "named", home, moves };
+    attempt.timer = attempt.control = undefined;
+    control.close(reason);
+    void this.#go(attempt);
   }
 
   #begin(attempt: Attempt, control: ControlChannel, message: Registered): void {
@@ -313,6 +395,7 @@ export class Registration {
     this.#owner.listed(attempt.listed.splice(0), hasMoved);
     if (!this.#isCurrent(attempt)) return; // the callback may have ended it
     this.#lastAddress = address;
+    this.#home = attempt.way.is === "given" ? undefined : attempt.way.home;
     const registered = { is: "registered", control, situation, since: performance.now() } as const;
     this.#become(registered);
     situation.begin();
@@ -339,10 +422,12 @@ export class Registration {
 
   #failed(attempt: Attempt, error: UserError): void {
     if (!this.#isCurrent(attempt)) return;
+    this.#home = undefined; // the next try is at what was given at the start
     this.#part(this.#lastAddress === undefined ? "away" : "come back", error.message, error);
   }
 
   #closed(attempt: Attempt, control: ControlChannel, reason: string): void {
+    if (attempt.control !== control) return; // we have gone on from there
     if (this.#isCurrent(attempt))
       this.#failed(attempt, new UserError(`the introducer did not register us: ${reason}`));
     else if (this.#control === control) {
@@ -395,8 +480,4 @@ function joinError(error: unknown): UserError {
   if (error instanceof UserError) return error;
   const reason = error instanceof Error ? error.message : String(error);
   return new UserError(`cannot reach the introducer: ${reason}`, { cause: error });
-}
-
-function formatHostPort(host: string, port: number): string {
-  return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
 }

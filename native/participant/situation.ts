@@ -88,7 +88,7 @@ export class Situation {
     const portFor = (port: number) => new PunchPort(port, credentials);
     this.#context = {
       ...{ id: message.id, public: message.public, private: message.private, probeToken: message.probeToken },
-      ...{ credentials, self, bondKey, probes, mayVisit, portFor, port: portFor(connection.port) },
+      ...{ credentials, self, bondKey, probes, portFor, port: portFor(connection.port) },
       ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
       ...{ behaviour: undefined, mapped: undefined, roundTripMs: undefined, clampsSegments: false },
       send: (told) => connection.send(told),

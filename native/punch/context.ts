@@ -34,8 +34,6 @@ export interface PunchContext {
   readonly clampsSegments: boolean;
   /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
   handshakeStuck(): void;
-  /** Whether we may connect to an endpoint that the introducer names. If the answer is true, it is counted. */
-  mayVisit(endpoint: Endpoint): boolean;
   /** Measures from a fresh port, when it is its turn; undefined where too many wait. */
   measureFresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined>;
   /** A port beside the shared one, for a round with fresh mappings. */

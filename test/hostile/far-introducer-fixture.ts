@@ -31,8 +31,8 @@ const endpoints = [...baits].map(([name, { port }]) => written(name.split(" ")[0
 const mapped = endpoints.map((one) => one.replace(/^(\d+\.\d+\.\d+\.\d+):/, "[::ffff:$1]:"));
 const isUsable = (one: string) => !/169.254|\b0\.0|224/.test(one);
 const all = [...new Set([...endpoints, ...mapped])].filter(isUsable);
-/** Each of these ends the connection, and it comes back. */
-const unusable = ["169.254.1.1:7000", "0.0.0.0:7000", "224.0.0.1:7000", "[::]:7000", "127.0.0.1:0"];
+/** Where it sends the participant, which comes back each time instead. */
+const nearer = ["127.0.0.1", "127.9.9.9", "169.254.1.1", "::1", "0.0.0.0"];
 
 let visits = 0;
 const home = mkdtempSync(join(tmpdir(), "far-introducer-"));
@@ -61,13 +61,11 @@ const house = await LyingIntroducer.listen(
         );
       }
       const peer = peerLine({ id: id++, name: `r${id}`, instance: hex(8), public: "203.0.113.1:9" });
-      visitor.say({ type: "relay", peer, role: "controlled", token: hex(16), endpoint });
       visitor.say({ type: "measure", peer, token: hex(16), way: "fresh" });
     }
-    const endpoint = unusable[visits % unusable.length];
-    if (visits % 2 === 0)
-      visitor.say({ type: "relay", peer: peerLine(), role: "controlled", token: hex(16), endpoint });
-    if (visits < 4) setTimeout(() => visitor.say({ type: "bye", reason: "again", retryInMs: 100 }), 500);
+    const at = nearer[visits % nearer.length]!;
+    const elsewhere = { type: "elsewhere", host: at, port: baits.get(`${at} high`)?.port ?? 7000 };
+    if (visits < 4) setTimeout(() => visitor.say(elsewhere), 500);
   },
   () => {},
   "203.0.113.1",

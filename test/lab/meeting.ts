@@ -1,6 +1,7 @@
 /** What two participants and an introducer go through in a test: being gathered, linking by a route, talking. */
 import { expect } from "bun:test";
 import { splitEndpoint, type Endpoint, type FailureReason, type Route } from "../../protocol.ts";
+import { until } from "../native-fixture.ts";
 import type { Host, Lab, Nat } from "./lab.ts";
 import type { IntroducerProgram, ParticipantProgram, People, Place } from "./people.ts";
 import { owdMs, type Hosts } from "./sides.ts";
@@ -9,9 +10,8 @@ import { owdMs, type Hosts } from "./sides.ts";
 export const soonMs = 1500;
 
 export interface Meeting {
+  /** Where the room lives. */
   introducer: IntroducerProgram;
-  /** bob's, where he is at another. */
-  other?: IntroducerProgram;
   alice: ParticipantProgram;
   bob: ParticipantProgram;
 }
@@ -25,7 +25,7 @@ export function overIPv6(host: Host): Place {
   };
 }
 
-/** An introducer on the Internet, or two, alice and bob registered, measured, and known to each other. */
+/** An introducer on the Internet, alice and bob registered, measured, and known to each other. bob may be given another. */
 export async function gather(
   lab: Lab,
   people: People,
@@ -41,7 +41,10 @@ export async function gather(
   ]);
   await know(alice, bob);
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
-  return { introducer, alice, bob, ...(other && { other }) };
+  const both = [introducer, ...(other ? [other] : [])];
+  const isHome = (one: IntroducerProgram) => one.all("joined").length === 2;
+  await until("both are at one introducer", () => both.some(isHome));
+  return { introducer: both.find(isHome)!, alice, bob };
 }
 
 /** As `gather`, but never relayed: on a busy machine the relay may be there before the way that is meant. */
@@ -132,7 +135,7 @@ export async function expectRoute(
   expected: Expected,
   withinMs = soonMs,
 ) {
-  const { introducer, other = introducer, alice, bob } = meeting;
+  const { introducer, alice, bob } = meeting;
   meeting[asker].type(`connect ${asker === "alice" ? "bob" : "alice"}`);
   const both = await linkedBoth(alice, bob, Math.max(8_000, withinMs));
   const routes = both.map(({ route }) => route);
@@ -140,10 +143,7 @@ export async function expectRoute(
   expect(Math.max(...both.map(({ elapsedMs }) => elapsedMs))).toBeLessThan(withinMs);
   await talk(alice, bob);
   for (const [index, { id }] of [alice, bob].entries()) {
-    const { route, local, remote } = await [introducer, other][index]!.next(
-      "linked",
-      (event) => event.id === id,
-    );
+    const { route, local, remote } = await introducer.next("linked", (event) => event.id === id);
     expect({ route, local, remote }).toMatchObject({ route: routes[index]!, local, remote });
   }
   return both;

@@ -1,6 +1,6 @@
 /**
- * Two introducers that share a Redis, each with one of two participants behind NATs: every way that links them at one
- * introducer does so at two.
+ * Two introducers that share a Redis, and two participants behind NATs who are given one of them each: every way that links
+ * them at one introducer does so at two.
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import { noRedis, RedisServer } from "../introducer/redis-fixture.ts";
@@ -52,11 +52,6 @@ sharedTest.each(rows)("%s at two introducers, either side asking", async (_, lay
   const { alice, bob } = meeting;
   for (const asker of ["alice", "bob"] as const) {
     await expectRoute(meeting, asker, expected, 4 * soonMs);
-    // The relay of a link is where the asker's introducer is.
-    if (expected === "relay")
-      expect([here, there].map((one) => one.all("relaying").length)).toEqual(
-        asker === "alice" ? [1, 0] : [1, 1],
-      );
     await disconnect(alice, bob);
   }
 });

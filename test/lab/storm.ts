@@ -14,9 +14,11 @@ import { behind, owdMs, type Side } from "./sides.ts";
 
 /** An introduction takes 13 s at most, and its answer as long to come; then the failure is told. */
 const connectDeadlineMs = 25_000;
-/** How soon a participant is back once its introducer is. */
+/** How soon a participant is back once the introducer is that it was given. */
 const backMs = 10_000;
-/** How soon all see the same, once nothing happens any more: whoever has left unseen is gone after 12 s. */
+/** How soon all see the same, once nothing happens any more: a lease lasts 8 s. */
+const wholeMs = 10_000;
+/** How soon what was closed is no descriptor any more. */
 const quietMs = 20_000;
 /** Descriptors more than before: what was closed a moment ago may still be there. */
 const spareDescriptors = 2;
@@ -105,7 +107,7 @@ class Storm {
   readonly #redis: RedisServer;
   readonly #houses: readonly House[];
   readonly #everyone: readonly ParticipantProgram[];
-  readonly #homes = new Map<ParticipantProgram, House>();
+  readonly #given = new Map<ParticipantProgram, House>();
   readonly #watched: Promise<void>[] = [];
   readonly #startedAt = now();
 
@@ -120,7 +122,7 @@ class Storm {
     this.#redis = redis;
     this.#houses = houses;
     this.#everyone = everyone.map(([one]) => one);
-    this.#homes = new Map(everyone);
+    this.#given = new Map(everyone);
     this.#log = log;
   }
 
@@ -181,19 +183,18 @@ class Storm {
   }
 
   async #restart(house: House, random: Random): Promise<void> {
-    const goneAt = now();
     await pause(random, 0, 3000);
     await house.start();
-    for (const [one, home] of this.#homes)
-      if (home === house || one.name === traveller) this.#watched.push(this.#comesBack(one, house, goneAt));
+    for (const [one, given] of this.#given)
+      if (given === house || one.name === traveller) this.#watched.push(this.#comesBack(one, house));
   }
 
-  /** Within the time, unless its introducer has gone again by then. The traveller may be at the other one. */
-  async #comesBack(one: ParticipantProgram, house: House, goneAt: number): Promise<void> {
+  /** Within the time, wherever the room lives by then, unless the introducer that it was given has gone again. */
+  async #comesBack(one: ParticipantProgram, house: House): Promise<void> {
     const [{ life }, restartedAt] = [house, now()];
     const isBack = () => {
       const last = one.seen.findLast(({ event }) => event === "registered" || event === "introducer");
-      return last?.event === "registered" && (one.name === traveller || last.at > goneAt);
+      return last?.event === "registered";
     };
     const isSame = () => house.life === life && !house.isGone;
     while (!isBack() && isSame() && now() - restartedAt < backMs) await Bun.sleep(20);
@@ -232,7 +233,7 @@ class Storm {
 
   /** Resolves once everyone sees everyone else as they are. */
   async #agreement(): Promise<void> {
-    const untilAt = now() + quietMs;
+    const untilAt = now() + wholeMs;
     for (;;) {
       const views = await Promise.all(this.#everyone.map((one) => this.#view(one)));
       const wrong = views.flat();

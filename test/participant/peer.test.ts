@@ -59,7 +59,6 @@ class Program implements Disposable, PeerOwner {
       clampsSegments: false,
       handshakeStuck: () => {},
       measureFresh: (measure) => measure(),
-      mayVisit: () => true,
       portFor: (port) => new PunchPort(port, credentials, new Targets()),
       send: (message) => {
         this.sent.push(message);

@@ -66,7 +66,6 @@ class Side {
         ...{ public: ours, private: [], mapped: undefined, probes: ["127.0.0.1:7001" as Endpoint] },
         ...{ behaviour: keeps, roundTripMs: 40, clampsSegments: false },
         handshakeStuck: () => {},
-        mayVisit: () => true,
         portFor: () => port,
         send: (message) => this.sent.push(message),
         measureFresh,
