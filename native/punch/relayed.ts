@@ -17,9 +17,8 @@ import { connectShared, type Socket } from "../host/socket.ts";
 import { adopt, Channel, type Connection, type Credentials, type Side } from "../secure/channel.ts";
 import type { Bond } from "../secure/room.ts";
 
-/** How long the introducer may take to accept; then, how long the peer may take for TLS and its nomination. */
-const connectTimeoutMs = 5_000;
-const handshakeTimeoutMs = 8_000;
+/** How long the introducer may take to accept, the peer to come to it, and then the peer for TLS and its nomination. */
+const defaultPatience = { connectMs: 5_000, offerMs: relayOfferMs, handshakeMs: 8_000 };
 /** The longest answer of the introducer: one short line. */
 const maxAnswerBytes = 1024;
 
@@ -34,6 +33,7 @@ export interface RelayOptions {
   /** Whose certificate the peer must show, and what both must prove. */
   bond: Bond;
   credentials: Credentials;
+  patience?: typeof defaultPatience;
   /** One of these two is called, once, unless it is aborted before: with the nominated channel, or with why there is none. */
   onChannel(channel: Channel): void;
   onFailed(detail: string, reason: FailureReason): void;
@@ -44,7 +44,7 @@ export type Reservation = Promise<Socket | undefined>;
 
 export async function reserve(introducer: Endpoint): Reservation {
   try {
-    return (await connectShared(introducer, connectTimeoutMs)).socket;
+    return (await connectShared(introducer, defaultPatience.connectMs)).socket;
   } catch {
     return undefined;
   }
@@ -53,6 +53,7 @@ export async function reserve(introducer: Endpoint): Reservation {
 /** One attempt to be relayed. */
 export class RelayAttempt {
   readonly #options: RelayOptions;
+  readonly #patience: typeof defaultPatience;
   #connection: Connection | undefined;
   #channel: Channel | undefined;
   #timer: NodeJS.Timeout;
@@ -60,8 +61,9 @@ export class RelayAttempt {
 
   constructor(options: RelayOptions) {
     this.#options = options;
-    const mostMs = connectTimeoutMs + relayOfferMs;
-    this.#timer = setTimeout(() => this.#fail("the peer did not come to the relay"), mostMs);
+    this.#patience = options.patience ?? defaultPatience;
+    const { connectMs, offerMs } = this.#patience;
+    this.#timer = setTimeout(() => this.#fail("the peer did not come to the relay"), connectMs + offerMs);
     void this.#connect().catch(() => this.#fail("the relay could not be used"));
   }
 
@@ -73,7 +75,7 @@ export class RelayAttempt {
   async #connect(): Promise<void> {
     try {
       const { reserved, introducer } = this.#options;
-      const socket = (await reserved) ?? (await connectShared(introducer, connectTimeoutMs)).socket;
+      const socket = (await reserved) ?? (await connectShared(introducer, this.#patience.connectMs)).socket;
       if (this.#isOver) return socket.close();
       try {
         this.#connection = adopt(socket);
@@ -118,7 +120,7 @@ export class RelayAttempt {
   #secure(): void {
     const { role, token, alpn, bond, credentials } = this.#options;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), handshakeTimeoutMs);
+    this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), this.#patience.handshakeMs);
     const side: Side =
       role === "controlling" ? { role, offers: [alpn] } : { role, expects: (one) => one === alpn };
     const channel = new Channel(this.#connection!, "relay", side, credentials);

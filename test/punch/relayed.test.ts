@@ -21,6 +21,8 @@ import {
 
 const carolIdentity = makeIdentity();
 
+const patience = { connectMs: 600, offerMs: 600, handshakeMs: 900 };
+
 /** One side's try, and all that came of it. */
 class Try {
   readonly attempt: RelayAttempt;
@@ -315,14 +317,14 @@ test("silence is waited for so long, and not longer: of the network, the introdu
   using mute = await Scripted.answering((visitor) => void visitor.write(relaying));
   using early = await Scripted.answering((visitor) => void visitor.write(`${relaying}too early`));
   using joined = await joining();
-  const unreachable = new Try(hole.endpoint, "controlling");
-  const unanswered = new Try(silent.endpoint, "controlling");
+  const unreachable = new Try(hole.endpoint, "controlling", { patience });
+  const unanswered = new Try(silent.endpoint, "controlling", { patience });
   const unspoken = [
-    new Try(mute.endpoint, "controlling"),
-    new Try(mute.endpoint, "controlled"),
-    new Try(early.endpoint, "controlling"),
+    new Try(mute.endpoint, "controlling", { patience }),
+    new Try(mute.endpoint, "controlled", { patience }),
+    new Try(early.endpoint, "controlling", { patience }),
   ];
-  const unnominated = new Try(joined.endpoint, "controlled");
+  const unnominated = new Try(joined.endpoint, "controlled", { patience });
   const idle = await connect(joined.endpoint, aliceIdentity);
   await idle.secured;
   const tries = [unreachable, ...unspoken, unnominated, unanswered];
@@ -336,7 +338,7 @@ test("silence is waited for so long, and not longer: of the network, the introdu
     ["the peer did not come to the relay"],
   ]);
   await until("the idle one is closed", () => !idle.isOpen);
-}, 25_000);
+});
 
 describe("aborted", () => {
   /** Nothing is told, then or later, and all is closed. */
@@ -360,10 +362,10 @@ describe("aborted", () => {
   test("while nobody answers its SYN", async () => {
     using hole = unanswering();
     const before = openSockets();
-    const side = new Try(hole.endpoint, "controlling");
+    const side = new Try(hole.endpoint, "controlling", { patience });
     await until("it connects", () => openSockets().length > before.length);
     await expectNothing(side, before);
-  }, 10_000);
+  });
 
   test.each(["controlling", "controlled"] as const)(
     "as %s side while it waits for the answer",
