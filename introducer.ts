@@ -1,7 +1,7 @@
 /**
- * The introducer: the rendezvous server on a public host. Its participants have control connections to it. It tells everyone
- * in a room of everyone else, tells two of them when to punch towards each other, and relays between two who have no direct
- * way, or none yet.
+ * The introducer: the rendezvous server on a public host. Its participants have control connections to it. It tells
+ * everyone in a room of everyone else, tells two of them when to punch towards each other, and relays between two who
+ * have no direct way, or none yet.
  *
  * It never looks into what it relays, connects to nobody but back to whoever asks for it, and believes nothing it
  * reads: every line is parsed into its exact type or refused, and everything a client can make it hold has a limit.

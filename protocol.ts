@@ -40,7 +40,10 @@ export const maxReportedLinks = 1024;
 export const maxTextLength = 8192;
 /** A connection that has not registered after this long is closed. */
 export const registerDeadlineMs = 10_000;
-/** The introducer's `ping` period. It keeps the mapping alive: RFC 5382 §5 lets a NAT forget an idle established connection after 2 h 4 min, home routers forget after minutes. */
+/**
+ * The introducer's `ping` period. It keeps the mapping alive: RFC 5382 §5 lets a NAT forget an idle established
+ * connection after 2 h 4 min, home routers forget after minutes.
+ */
 export const introducerPingMs = 25_000;
 /** Silence after which a control channel counts as dead, on either side. */
 export const controlSilenceMs = 60_000;

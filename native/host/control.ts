@@ -71,8 +71,8 @@ export class ControlChannel {
   }
 
   /**
-   * Connects to the first address of `host` that `mayVisit` admits and that accepts. Rejects with a {@link UserError}; its text contains `startCommand`,
-   * the command that starts an introducer.
+   * Connects to the first address of `host` that `mayVisit` admits and that accepts. Rejects with a {@link UserError};
+   * its text contains `startCommand`, the command that starts an introducer.
    */
   static async open(
     host: string,

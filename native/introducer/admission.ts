@@ -8,7 +8,10 @@ import { leastRoomShare, type Limits } from "./limits.ts";
 import type { KeptNames } from "./rooms.ts";
 import { type Member, type MessageOf, NameTaken } from "./session.ts";
 
-/** Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken thousands. */
+/**
+ * Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken
+ * thousands.
+ */
 const countedNames = 16;
 const mostNameNumber = 1_000_000;
 

@@ -1,5 +1,6 @@
 /**
- * The door: who may connect, and the sessions of those who have. It owns the listening socket, the sessions, and when each is to be looked at. What they say is none of its business. For introducer.ts alone.
+ * The door: who may connect, and the sessions of those who have. It owns the listening socket, the sessions, and when
+ * each is to be looked at. What they say is none of its business. For introducer.ts alone.
  */
 import { defaultPort, Refusal, splitEndpoint } from "../../protocol.ts";
 import { type Shares, siteShares, sourceOf } from "../shares/budget.ts";

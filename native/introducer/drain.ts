@@ -1,6 +1,6 @@
 /**
- * How an introducer ends in order: everyone is told to come back, each once no introduction of his is under way. It owns how
- * far that is. For introducer.ts alone.
+ * How an introducer ends in order: everyone is told to come back, each once no introduction of his is under way. It
+ * owns how far that is. For introducer.ts alone.
  *
  *   open → counting → waiting ⇄ dismissing → over
  */

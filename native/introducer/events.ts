@@ -59,7 +59,10 @@ export interface IntroducerOptions {
   relayTotal?: number;
   /** URL of the Redis that says at which of several introducers a room lives: redis: or rediss: (TLS). */
   redis?: string;
-  /** HOST[:PORT] to which others send participants whose room lives here. By default the likeliest address, and our port. */
+  /**
+   * HOST[:PORT] to which others send participants whose room lives here. By default the likeliest address, and our
+   * port.
+   */
   advertise?: string;
   /** Where the metrics are served. By default nowhere. */
   metrics?: { hostname: string; port: number };

@@ -1,7 +1,7 @@
 /**
- * All introductions: by pair and by token. It owns the pairs that are being introduced or have been lately, the tokens that
- * both have been told, the ways that have worked, and the timer of the relays. It sends nothing itself. For introducer.ts and
- * native/introducer/links.ts.
+ * All introductions: by pair and by token. It owns the pairs that are being introduced or have been lately, the tokens
+ * that both have been told, the ways that have worked, and the timer of the relays. It sends nothing itself. For
+ * introducer.ts and native/introducer/links.ts.
  */
 import type { Prediction, Refusal } from "../../protocol.ts";
 import { Rounds } from "../shares/turns.ts";

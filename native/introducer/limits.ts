@@ -72,7 +72,10 @@ const limits = {
   punchDeadlineMs: { value: punchDeadlineMs, help: "# each" },
   /** Birthdays a minute with one peer. Each takes a thousand sockets, and as many entries in a NAT's table. */
   birthdaysPerPair: { value: 30, head: "guessed ports", help: "# a minute with one peer, " },
-  /** After a birthday that failed there is none with the same peer for so long. One peer gets so many failed ones in that time. */
+  /**
+   * After a birthday that failed there is none with the same peer for so long. One peer gets so many failed ones in
+   * that time.
+   */
   failedBirthdayPauseMs: { value: 60_000, help: "after a failure none for #;\n" },
   failedBirthdaysPerTarget: { value: 10, help: "# failures of one peer in that time" },
   /** Probe connections at once, of one address and in all. Each lasts a round trip. */
@@ -111,7 +114,10 @@ export function limitsHelp(
 const mostPeerBytes = 1024;
 export const mostInRoom = 10_000;
 
-/** A room always has place for so many of one address, however full or small it is. 64 greedy addresses leave some for others. */
+/**
+ * A room always has place for so many of one address, however full or small it is. 64 greedy addresses leave some for
+ * others.
+ */
 export const leastRoomShare = 2;
 
 /** How long introductions and relayed links may still take when the introducer ends. */

@@ -1,6 +1,6 @@
 /**
- * Lines to and from participants: what a refusal can name of a bad line, and lines that show a peer, whose JSON is made once.
- * Pure: no socket, no clock. For introducer.ts and native/introducer/.
+ * Lines to and from participants: what a refusal can name of a bad line, and lines that show a peer, whose JSON is made
+ * once. Pure: no socket, no clock. For introducer.ts and native/introducer/.
  */
 import {
   addressScope,

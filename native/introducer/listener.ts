@@ -1,6 +1,6 @@
 /**
- * A listening socket that does not stop the program when many connect at once. Owns the listening descriptor. Each connection
- * belongs to whoever gets it by `open`, and must be closed there. For introducer.ts.
+ * A listening socket that does not stop the program when many connect at once. Owns the listening descriptor. Each
+ * connection belongs to whoever gets it by `open`, and must be closed there. For introducer.ts.
  *
  * Bun accepts as long as anybody waits to be accepted, and meanwhile serves no socket and no timer: 15,000 connections that
  * were accepted and closed held up all others for a second. It stops accepting when its descriptor is closed. So after some

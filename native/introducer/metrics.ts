@@ -9,7 +9,10 @@ import type { FailureReason, RefusalCode, Way } from "../../protocol.ts";
 
 /** Upper bounds in ms: from a round trip in a LAN to the deadline of a punch. */
 const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
-/** Upper bounds in ms: from what nobody notices, to what spoils a simultaneous start, to what makes participants give up. */
+/**
+ * Upper bounds in ms: from what nobody notices, to what spoils a simultaneous start, to what makes participants give
+ * up.
+ */
 const delayBoundsMs = [1, 2, 5, 10, 20, 50, 100, 500, 2000];
 /** Readers of the metrics: so many at once, for so long, and so many bytes of each. They must not use up descriptors. */
 const maxReaders = 16;
@@ -82,7 +85,10 @@ export class Histogram {
   }
 }
 
-/** The bound that this part of all values does not exceed. Infinity beyond the last bound; undefined if there are no values. */
+/**
+ * The bound that this part of all values does not exceed. Infinity beyond the last bound; undefined if there are no
+ * values.
+ */
 export function quantile({ boundsMs, counts }: HistogramCounts, part: number): number | undefined {
   const all = counts.at(-1)!;
   if (all === 0) return undefined;
@@ -223,9 +229,9 @@ interface Reader {
 }
 
 /**
- * Serves `/metrics` to everybody who can connect: HTTP/1.1 (RFC 9112), one request a connection. Not by Bun's own server,
- * which takes as many connections as there are descriptors. Throws what `Bun.listen` throws, such as EADDRINUSE. `onMistake`
- * gets what `page` throws; the reader is told nothing of it.
+ * Serves `/metrics` to everybody who can connect: HTTP/1.1 (RFC 9112), one request a connection. Not by Bun's own
+ * server, which takes as many connections as there are descriptors. Throws what `Bun.listen` throws, such as
+ * EADDRINUSE. `onMistake` gets what `page` throws; the reader is told nothing of it.
  */
 export class MetricsServer {
   readonly #server: Bun.TCPSocketListener<Reader>;

@@ -18,7 +18,10 @@ import {
 } from "../../protocol.ts";
 import type { Member } from "./session.ts";
 
-/** How long a connection back may take. By RFC 5382 §4.3 a NAT holds an unsolicited SYN for 6 s; a silent one never answers. */
+/**
+ * How long a connection back may take. By RFC 5382 §4.3 a NAT holds an unsolicited SYN for 6 s; a silent one never
+ * answers.
+ */
 export const connectBackMs = 3000;
 
 /** The errors on Linux for a RST, and for the ICMP errors of RFC 1122 §4.2.3.9 and RFC 4443 §3.1. */

@@ -1,7 +1,7 @@
 /**
- * What happens to the bytes of a connection, from its first to its last: lines are read by turns, what is relayed is copied,
- * and what is written waits for the end of the tick. It wires the door, the turns and the relays; what a line asks for is for
- * whoever owns it. For introducer.ts alone.
+ * What happens to the bytes of a connection, from its first to its last: lines are read by turns, what is relayed is
+ * copied, and what is written waits for the end of the tick. It wires the door, the turns and the relays; what a line
+ * asks for is for whoever owns it. For introducer.ts alone.
  */
 import { type Prediction, Refusal, type RelayRates } from "../../protocol.ts";
 import { isSupported, limitUnread, segmentsReceived, unlimitUnread } from "../host/libc.ts";

@@ -1,7 +1,7 @@
 /**
- * Steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at, where its room lives. It owns the
- * ids, the names of those who have left, the tokens of probes and of the other address family, and which rooms are at home
- * here. For introducer.ts alone.
+ * Steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at, where its room lives. It
+ * owns the ids, the names of those who have left, the tokens of probes and of the other address family, and which rooms
+ * are at home here. For introducer.ts alone.
  */
 import {
   formatEndpoint,

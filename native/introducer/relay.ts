@@ -11,7 +11,10 @@ import { refill, type Shares, type Bucket } from "../shares/budget.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 export const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
-/** What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all of them together hold up the rest. */
+/**
+ * What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all
+ * of them together hold up the rest.
+ */
 const relaySliceMs = 20;
 const relayTurnMs = 5;
 /** Of each turn, writing takes so long at most: it may be one byte for each of hundreds. */
@@ -54,8 +57,8 @@ export interface RelayConnection<Self> {
 }
 
 /**
- * open → ended: it will send no more → finished: the other has been told so → gone: its connection is closed. Each only goes
- * forward, and may leave some out.
+ * open → ended: it will send no more → finished: the other has been told so → gone: its connection is closed. Each only
+ * goes forward, and may leave some out.
  */
 type Life = "open" | "ended" | "finished" | "gone";
 const lives: readonly Life[] = ["open", "ended", "finished", "gone"];
@@ -65,7 +68,10 @@ export interface RelayEnd<Connection> {
   readonly session: Connection;
   readonly relay: Relay<Connection>;
   other: RelayEnd<Connection> | undefined;
-  /** Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512 KiB. */
+  /**
+   * Read from it, and to be written to the other: while there is any, it is not read. At most one read of Bun's, 512
+   * KiB.
+   */
   held: Uint8Array;
   readonly bucket: Bucket;
   /** How many have come by it. */

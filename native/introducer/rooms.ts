@@ -35,9 +35,9 @@ interface RoomNames {
 }
 
 /**
- * Names of those who have left. A name is kept for its certificate, so that whoever comes back gets it again. Each room has a
- * list, and each address a share of it. A name beyond the share is not kept; a name that is kept stays. Private rooms have
- * no list.
+ * Names of those who have left. A name is kept for its certificate, so that whoever comes back gets it again. Each room
+ * has a list, and each address a share of it. A name beyond the share is not kept; a name that is kept stays. Private
+ * rooms have no list.
  */
 export class KeptNames {
   readonly #limits: KeptNamesLimits;

@@ -1,6 +1,6 @@
 /**
- * One round of an introduction: who measures, how long it lasts, and what it aims at when a NAT has gone on. Pure, but for the
- * sides that it is given. For native/introducer/introduction.ts alone.
+ * One round of an introduction: who measures, how long it lasts, and what it aims at when a NAT has gone on. Pure, but
+ * for the sides that it is given. For native/introducer/introduction.ts alone.
  */
 import {
   formatEndpoint,
@@ -64,8 +64,8 @@ export function introductionMs({ punchDeadlineMs: mostMs }: Limits): number {
 }
 
 /**
- * How long a round of that plan may last, and whether no other follows: told in its `punch`, and held to. `roundTripMs`: the
- * sum of both sides'; `leftMs`: what is left of the introduction.
+ * How long a round of that plan may last, and whether no other follows: told in its `punch`, and held to.
+ * `roundTripMs`: the sum of both sides'; `leftMs`: what is left of the introduction.
  */
 export function roundLength(plan: readonly Way[], at: number, roundTripMs: number, leftMs: number) {
   const way = plan[at]!;

@@ -1,12 +1,16 @@
 /**
- * All that is counted of a source, which is an IPv4 address or an IPv6 /64, and of the site that it is of (a /48): what it has
- * now, and what it has used lately. Whoever asks for more is refused, or waits; what has nothing left is forgotten. It owns
- * the counts alone. For introducer.ts and native/introducer/. RFC 6177 (how many addresses a site has).
+ * All that is counted of a source, which is an IPv4 address or an IPv6 /64, and of the site that it is of (a /48): what
+ * it has now, and what it has used lately. Whoever asks for more is refused, or waits; what has nothing left is
+ * forgotten. It owns the counts alone. For introducer.ts and native/introducer/. RFC 6177 (how many addresses a site
+ * has).
  */
 import { Shares, Usage } from "../shares/budget.ts";
 import type { Limits } from "./limits.ts";
 
-/** Processor time in a window, of which sources have shares: some is left for everyone else, and for a load that nobody foresaw. */
+/**
+ * Processor time in a window, of which sources have shares: some is left for everyone else, and for a load that nobody
+ * foresaw.
+ */
 const sharedProcessorMs = 50;
 /** Connections accepted in a window, of which sources have shares: they take 20 ms. */
 const acceptedInWindow = 400;

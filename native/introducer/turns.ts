@@ -1,7 +1,7 @@
 /**
- * Whose bytes are read, and when: a source that makes us work much waits, others don't. It owns the sessions that wait to be
- * read, and knows what work costs. What lines mean is none of its business. For
- * introducer.ts alone. RFC 6177 (a site's addresses).
+ * Whose bytes are read, and when: a source that makes us work much waits, others don't. It owns the sessions that wait
+ * to be read, and knows what work costs. What lines mean is none of its business. For introducer.ts alone. RFC 6177 (a
+ * site's addresses).
  *
  * A chunk is read line by line: as many lines as its session may say now, for as long as others can wait. The rest is held.
  * It is *late* if it is read as soon as others had their turn, and *paused* if it may not be read yet: then TCP makes the
@@ -20,7 +20,10 @@ import type { Sources } from "./sources.ts";
 
 /** How often those that have sent too many lines get the next of them read. */
 const resumeMs = 10;
-/** What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in Bun. */
+/**
+ * What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in
+ * Bun.
+ */
 const acceptMs = 0.05;
 const readMs = 0.01;
 const flushMs = 0.01;

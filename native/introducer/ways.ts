@@ -1,6 +1,6 @@
 /**
- * By which way a pair has linked, if that was not the first way of the plan: it is tried first the next time. It is kept for
- * a few peers of each participant, because one may link with a whole room. Pure. For native/introducer/.
+ * By which way a pair has linked, if that was not the first way of the plan: it is tried first the next time. It is
+ * kept for a few peers of each participant, because one may link with a whole room. Pure. For native/introducer/.
  */
 import type { Way } from "../../protocol.ts";
 

@@ -1,7 +1,7 @@
 /**
- * Nominated channels, until both sides agree for which link they are. The controlling side says that first. On a channel that
- * we nominated the peer must prove itself. On a channel that the peer nominated it must say which link it means. Owns the
- * past links that a peer may still mean. For native/participant/peer.ts.
+ * Nominated channels, until both sides agree for which link they are. The controlling side says that first. On a
+ * channel that we nominated the peer must prove itself. On a channel that the peer nominated it must say which link it
+ * means. Owns the past links that a peer may still mean. For native/participant/peer.ts.
  */
 import { type FailureReason, type Role } from "../../protocol.ts";
 import type { Nominated } from "../punch/introduction.ts";

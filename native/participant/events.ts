@@ -85,7 +85,10 @@ export interface ParticipantOptions {
   port?: number;
   /** What others call us: one word. */
   name: string;
-  /** The words of the room, which the introducer never learns; `lobby` is open to everyone. Or a room that is being made. */
+  /**
+   * The words of the room, which the introducer never learns; `lobby` is open to everyone. Or a room that is being
+   * made.
+   */
   room: string | Room | Promise<Room>;
   /** By default the identity in the user's state folder. */
   identity?: Identity;

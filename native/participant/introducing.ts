@@ -1,6 +1,7 @@
 /**
- * Being introduced to one peer: begins the introduction, hands it the introducer's messages, and declines what is not wanted.
- * Owns the tokens of its rounds. It knows no link: what comes of it goes to the peer. For native/participant/peer.ts.
+ * Being introduced to one peer: begins the introduction, hands it the introducer's messages, and declines what is not
+ * wanted. Owns the tokens of its rounds. It knows no link: what comes of it goes to the peer. For
+ * native/participant/peer.ts.
  */
 import { type FailureReason, type Peer, type ToParticipant } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";

@@ -1,6 +1,6 @@
 /**
- * Links that are kept: each is made, and made again whenever it has ended, as long as the user or a forward wants it. Owns one
- * keeper for each peer. Knows no registration, and prints nothing. For participant.ts.
+ * Links that are kept: each is made, and made again whenever it has ended, as long as the user or a forward wants it.
+ * Owns one keeper for each peer. Knows no registration, and prints nothing. For participant.ts.
  */
 import { printable, ToldError, UserError } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
@@ -52,8 +52,8 @@ export class Keep {
   }
 
   /**
-   * From now on `want` wants a link with that peer. Resolves once there is one. Rejects with a {@link UserError} if the first
-   * attempt fails; others follow all the same.
+   * From now on `want` wants a link with that peer. Resolves once there is one. Rejects with a {@link UserError} if the
+   * first attempt fails; others follow all the same.
    */
   keep(word: string, want: string): Promise<void> {
     const name = this.#links.nameOf(word);

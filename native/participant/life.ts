@@ -1,6 +1,6 @@
 /**
- * One peer's life: what there is between us, and what is under way. It is one union with one writer, and what others ask about
- * a peer is derived from it. It begins and ends nothing. For native/participant/.
+ * One peer's life: what there is between us, and what is under way. It is one union with one writer, and what others
+ * ask about a peer is derived from it. It begins and ends nothing. For native/participant/.
  *
  *   known ── introduced ──► introducing ── a channel is nominated ──► agreeing ── the peer has spoken ──► linked
  *     ▲                         │ no channel                             │ it has not                        │

@@ -1,7 +1,7 @@
 /**
- * Who we are in our room: our name, our proofs, and which peers we believe. Owns the name, which may be taken; the room, which
- * may still be being made; and the credentials, which are sealed for both. Knows no introducer and no connection. For
- * participant.ts and native/participant/.
+ * Who we are in our room: our name, our proofs, and which peers we believe. Owns the name, which may be taken; the
+ * room, which may still be being made; and the credentials, which are sealed for both. Knows no introducer and no
+ * connection. For participant.ts and native/participant/.
  */
 import {
   defaultRoom,

@@ -78,9 +78,9 @@ export interface PeerRow {
 }
 
 /**
- * `untrusted`: its proof is wrong. `punching`: it is being introduced to us. `agreeing`: a channel is nominated, and the peer
- * has not said yet for which link, or not proved itself. `returning`: linked, without a channel. `failed`: not linked, and
- * the last attempt failed.
+ * `untrusted`: its proof is wrong. `punching`: it is being introduced to us. `agreeing`: a channel is nominated, and
+ * the peer has not said yet for which link, or not proved itself. `returning`: linked, without a channel. `failed`: not
+ * linked, and the last attempt failed.
  */
 export type PeerState = "untrusted" | "known" | "punching" | "agreeing" | "linked" | "returning" | "failed";
 

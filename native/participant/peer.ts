@@ -191,8 +191,8 @@ export class RemotePeer {
   }
 
   /**
-   * Asks this program whether that link, with an earlier program of the same name and certificate, is over. That it is listed
-   * proves nothing: somebody may have copied what an earlier run has registered with.
+   * Asks this program whether that link, with an earlier program of the same name and certificate, is over. That it is
+   * listed proves nothing: somebody may have copied what an earlier run has registered with.
    */
   askAfter(predecessor: Link): void {
     if (this.distrust !== undefined || !this.isIdle) return;

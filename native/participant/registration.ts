@@ -35,8 +35,8 @@ const registerTimeoutMs = 8_000;
 /** After so long we say that we are still connecting. */
 const announceAfterMs = 1_000;
 /**
- * The longest pause before coming back to a lost introducer. It is doubled each time. Half of it is random, so that a room does
- * not come back at one moment. All are back within 10 s of the introducer's return.
+ * The longest pause before coming back to a lost introducer. It is doubled each time. Half of it is random, so that a
+ * room does not come back at one moment. All are back within 10 s of the introducer's return.
  */
 const firstPauseMs = 500;
 const maxPauseMs = 8_000;

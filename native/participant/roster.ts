@@ -1,7 +1,7 @@
 /**
- * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their table,
- * finds one by id or name, and wakes those who wait for one. Each peer has its own life (native/participant/peer.ts). For
- * participant.ts.
+ * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their
+ * table, finds one by id or name, and wakes those who wait for one. Each peer has its own life
+ * (native/participant/peer.ts). For participant.ts.
  */
 import {
   nameSkeleton,
@@ -89,7 +89,10 @@ export class Roster {
 
   // --- what the introducer says --------------------------------------------------------------------------
 
-  /** The introducer has listed the whole room. Others are forgotten, unless something lasts. `hasMoved`: our public address is new. */
+  /**
+   * The introducer has listed the whole room. Others are forgotten, unless something lasts. `hasMoved`: our public
+   * address is new.
+   */
   list(peers: readonly Peer[], hasMoved: boolean): void {
     for (const peer of peers) this.remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
@@ -123,8 +126,8 @@ export class Roster {
   }
 
   /**
-   * Stores what is known of a peer. Undefined if the introducer names too many. A peer whose proof is wrong is never the same
-   * as one whose proof is right.
+   * Stores what is known of a peer. Undefined if the introducer names too many. A peer whose proof is wrong is never
+   * the same as one whose proof is right.
    */
   remember(peer: Peer): RemotePeer | undefined {
     // A copy of our own proof would be right.
@@ -252,7 +255,10 @@ export class Roster {
     return this.until(() => this.openLink(word), signal);
   }
 
-  /** Looks again whenever something has changed, until `look` finds something. Rejects if we have quit, or the signal aborts. */
+  /**
+   * Looks again whenever something has changed, until `look` finds something. Rejects if we have quit, or the signal
+   * aborts.
+   */
   async until<T>(look: () => T | undefined, signal: AbortSignal | undefined): Promise<T> {
     const wake = () => this.wake();
     signal?.addEventListener("abort", wake);

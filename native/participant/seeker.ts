@@ -1,11 +1,12 @@
 /**
  * When another channel is sought for a link: at once and then ever more seldom, until it is there. Owns a timer; knows
- * no link, and leaves it to its owner to find out whether seeking makes sense at the moment. For native/participant/seeking.ts.
+ * no link, and leaves it to its owner to find out whether seeking makes sense at the moment. For
+ * native/participant/seeking.ts.
  */
 
 /**
- * Pauses between two attempts: for a link whose channel is lost or looks dead, and for a relayed link. Doubled each time; half
- * of it is random.
+ * Pauses between two attempts: for a link whose channel is lost or looks dead, and for a relayed link. Doubled each
+ * time; half of it is random.
  */
 const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
 /**

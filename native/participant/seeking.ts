@@ -1,6 +1,6 @@
 /**
- * Another channel for a link whose channel is lost, looks dead or is relayed: whether one is sought, and by which side first.
- * Owns the {@link Seeker}. Asks for introductions, and takes no channel itself. For native/participant/peer.ts.
+ * Another channel for a link whose channel is lost, looks dead or is relayed: whether one is sought, and by which side
+ * first. Owns the {@link Seeker}. Asks for introductions, and takes no channel itself. For native/participant/peer.ts.
  */
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";

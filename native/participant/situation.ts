@@ -34,7 +34,10 @@ import { Questions } from "./questions.ts";
 
 /** How often the host's own addresses are looked at. */
 const addressWatchMs = 2_000;
-/** A mapping that could not be measured, because the probes were busy, is measured again after so long: doubled, up to `most`. */
+/**
+ * A mapping that could not be measured, because the probes were busy, is measured again after so long: doubled, up to
+ * `most`.
+ */
 const firstRemeasureMs = 2_000;
 const maxRemeasureMs = 120_000;
 

@@ -1,6 +1,6 @@
 /**
- * What introductions need of our registration. Types only: native/participant/situation.ts is what owns and writes it. For native/punch/
- * and native/participant/.
+ * What introductions need of our registration. Types only: native/participant/situation.ts is what owns and writes it.
+ * For native/punch/ and native/participant/.
  */
 import type { Endpoint, ToIntroducer } from "../../protocol.ts";
 import type { Credentials } from "../secure/channel.ts";

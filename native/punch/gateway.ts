@@ -1,6 +1,7 @@
 /**
- * The default gateway: the router that our packets to the Internet go to first. And what each protocol asks of it: a port of
- * its external address that leads to one of ours. Owns no descriptor, prints nothing. For portmap.ts, pcp.ts and upnp.ts.
+ * The default gateway: the router that our packets to the Internet go to first. And what each protocol asks of it: a
+ * port of its external address that leads to one of ours. Owns no descriptor, prints nothing. For portmap.ts, pcp.ts
+ * and upnp.ts.
  */
 import { readFile } from "node:fs/promises";
 import { canonicalAddress } from "../../protocol.ts";

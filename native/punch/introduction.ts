@@ -1,8 +1,8 @@
 /**
- * Our side of one introduction. We ask for it, or the peer does. Then it measures and punches, round after round, as the
- * introducer says, and takes the relay that the introducer offers beside them. It ends exactly once: when a direct channel
- * is nominated, or when all has failed. Owns its punch, its attempt at the relay and its timer. Knows no other peer, and not
- * what a channel is for. For native/participant/peer.ts.
+ * Our side of one introduction. We ask for it, or the peer does. Then it measures and punches, round after round, as
+ * the introducer says, and takes the relay that the introducer offers beside them. It ends exactly once: when a direct
+ * channel is nominated, or when all has failed. Owns its punch, its attempt at the relay and its timer. Knows no other
+ * peer, and not what a channel is for. For native/participant/peer.ts.
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 §8 (nomination).
  */
@@ -283,8 +283,9 @@ export class Introduction {
   }
 
   /**
-   * How long after our `connect` our first SYN may leave, before the introducer has answered. It should reach the peer's NAT
-   * soon after the peer's own SYN has left it. That saves up to half a round trip. Undefined if ports must be measured first.
+   * How long after our `connect` our first SYN may leave, before the introducer has answered. It should reach the
+   * peer's NAT soon after the peer's own SYN has left it. That saves up to half a round trip. Undefined if ports must
+   * be measured first.
    */
   #headStart(): number | undefined {
     const { context, lastEndedAt } = this.#options;
@@ -322,8 +323,8 @@ export class Introduction {
   }
 
   /**
-   * Whether hundreds of sockets may dial where the introducer says that the peer is. If not, the round goes on without them:
-   * the peer's sockets may still find us, and a relay that is offered meanwhile is taken.
+   * Whether hundreds of sockets may dial where the introducer says that the peer is. If not, the round goes on without
+   * them: the peer's sockets may still find us, and a relay that is offered meanwhile is taken.
    */
   #mayTryBirthday(lastsMs: number): boolean {
     const isAsked = this.#options.unasked === undefined;
@@ -381,8 +382,8 @@ export class Introduction {
 
 /**
  * Whether no NAT stands before us: we have the public address ourselves, or share it with the peer. Or else our router
- * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch-port.ts, #stopListening), because one
- * of our mappings is another for every destination and nobody guesses.
+ * has opened a port, and the peer's SYN can't have the four-tuple of one of ours (punch-port.ts, #stopListening),
+ * because one of our mappings is another for every destination and nobody guesses.
  */
 function isReachable(own: PunchContext, peer: Peer, way: Way = "direct"): boolean {
   const address = (endpoint: Endpoint) => splitEndpoint(endpoint).address;

@@ -1,7 +1,7 @@
 /**
- * What kind of NAT this host is behind (RFC 5382 §4.1, RFC 5780 §4.3). Probes go out from the very port that punches use,
- * and a pure function classifies what was seen of them. Owns the descriptor of each probe. Prints nothing. For native/punch/
- * and participant.ts.
+ * What kind of NAT this host is behind (RFC 5382 §4.1, RFC 5780 §4.3). Probes go out from the very port that punches
+ * use, and a pure function classifies what was seen of them. Owns the descriptor of each probe. Prints nothing. For
+ * native/punch/ and participant.ts.
  */
 import {
   encode,
@@ -241,7 +241,10 @@ export async function sampleMapping(
   return samples;
 }
 
-/** Measures where a sequential NAT stands now, from a fresh port. The introducer has read `says` before we have the answer. */
+/**
+ * Measures where a sequential NAT stands now, from a fresh port. The introducer has read `says` before we have the
+ * answer.
+ */
 export async function predict(
   probe: Endpoint,
   step: number,

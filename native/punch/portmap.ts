@@ -270,8 +270,8 @@ function reasonsOf(failures: unknown[]): string {
 }
 
 /**
- * Hears when the router announces that it has started anew. Anyone in the LAN could forge that, and it only makes us ask the
- * router earlier. If the port is taken, the next renewal finds out.
+ * Hears when the router announces that it has started anew. Anyone in the LAN could forge that, and it only makes us
+ * ask the router earlier. If the port is taken, the next renewal finds out.
  */
 class Announcements implements Disposable {
   readonly #socket: Socket;

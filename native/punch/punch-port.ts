@@ -396,7 +396,10 @@ function remoteOf(socket: Socket): Endpoint | undefined {
   }
 }
 
-/** Whether windows would be scaled wrongly. It also counts after ECONNRESET, because the peer's SYN may have come before. */
+/**
+ * Whether windows would be scaled wrongly. It also counts after ECONNRESET, because the peer's SYN may have come
+ * before.
+ */
 export function needsUnscaled(
   { introduction, options }: Punch,
   socket: Socket,

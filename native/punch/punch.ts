@@ -11,7 +11,10 @@ import type { Bond } from "../secure/room.ts";
 import { type Candidate, describe, Dial } from "./dial.ts";
 import type { Targets } from "./targets.ts";
 
-/** What the introducer says of a punch: our role, which decides who nominates, and the token that the nomination repeats. */
+/**
+ * What the introducer says of a punch: our role, which decides who nominates, and the token that the nomination
+ * repeats.
+ */
 export interface Introduction {
   role: Role;
   token: string;
@@ -53,8 +56,8 @@ export interface PunchOptions {
 }
 
 /**
- * The ALPN protocol by which both ends agree that a connection belongs to that punch. It is a hash of the token, because it is
- * sent in clear, and the token itself nominates.
+ * The ALPN protocol by which both ends agree that a connection belongs to that punch. It is a hash of the token,
+ * because it is sent in clear, and the token itself nominates.
  */
 export function alpnOf(token: string): string {
   return `${createHash("sha256").update("punch").update(token).digest("hex").slice(0, 32)}.punch`;
@@ -112,7 +115,10 @@ export class Punch {
     this.options.onFailed(reason, detail);
   }
 
-  /** A channel has shown the peer's certificate. The controlling side nominates the first; the other side waits for that. */
+  /**
+   * A channel has shown the peer's certificate. The controlling side nominates the first; the other side waits for
+   * that.
+   */
   authenticated(channel: Channel): void {
     if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);

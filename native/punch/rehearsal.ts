@@ -13,8 +13,8 @@ import { PunchPort } from "./punch-port.ts";
 const rehearsalMs = 500;
 
 /**
- * One punch with ourselves over loopback. The first punch of a program loads TLS, and runs code that is not compiled yet. For
- * some 30 ms the peer's SYNs would meet nobody. Resolves also if it fails.
+ * One punch with ourselves over loopback. The first punch of a program loads TLS, and runs code that is not compiled
+ * yet. For some 30 ms the peer's SYNs would meet nobody. Resolves also if it fails.
  */
 export async function rehearse(credentials: Credentials, self: Member): Promise<void> {
   const sockets: Socket[] = [];

@@ -1,7 +1,7 @@
 /**
- * A channel by way of the introducer. Each side opens a TCP connection to the introducer's port and shows a token, and the
- * introducer joins the two. Inside is TLS between the two sides, as on any other channel, so the introducer sees nothing but
- * bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
+ * A channel by way of the introducer. Each side opens a TCP connection to the introducer's port and shows a token, and
+ * the introducer joins the two. Inside is TLS between the two sides, as on any other channel, so the introducer sees
+ * nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
  */
 import {
   encode,
@@ -34,7 +34,10 @@ export interface RelayOptions {
   bond: Bond;
   credentials: Credentials;
   patience?: typeof defaultPatience;
-  /** One of these two is called, once, unless it is aborted before: with the nominated channel, or with why there is none. */
+  /**
+   * One of these two is called, once, unless it is aborted before: with the nominated channel, or with why there is
+   * none.
+   */
   onChannel(channel: Channel): void;
   onFailed(detail: string, reason: FailureReason): void;
 }

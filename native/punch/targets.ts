@@ -1,8 +1,8 @@
 /**
- * What the whole program sends to one address, whoever asked for it. An introducer can call any address a peer's, even in its
- * answer to our own `connect`. So sockets, attempts and birthdays are counted by address. More attempts and birthdays are
- * allowed where a peer has shown its certificate once, because only the peer itself can do that. Pure but for the clock. For
- * native/punch/ and participant.ts.
+ * What the whole program sends to one address, whoever asked for it. An introducer can call any address a peer's, even
+ * in its answer to our own `connect`. So sockets, attempts and birthdays are counted by address. More attempts and
+ * birthdays are allowed where a peer has shown its certificate once, because only the peer itself can do that. Pure but
+ * for the clock. For native/punch/ and participant.ts.
  */
 import {
   birthdaySockets,
@@ -43,8 +43,8 @@ const askedBirthdaysPerMinute = 12;
 /** So many addresses that are known to be peers' are remembered: the latest. */
 const maxAuthenticated = 1024;
 /**
- * How much earlier than ours a round of the peer may end, because both have different round trips to the introducer. At most
- * half of the round.
+ * How much earlier than ours a round of the peer may end, because both have different round trips to the introducer. At
+ * most half of the round.
  */
 const roundSkewMs = 2_000;
 const tidyMs = 10_000;

@@ -281,7 +281,10 @@ export class UpnpClient implements MappingClient {
     await act(this.#connection, "DeletePortMapping", mapping, signal);
   }
 
-  /** A router may be several devices, or announce one that is gone. So if a description leads nowhere, the next is tried. */
+  /**
+   * A router may be several devices, or announce one that is gone. So if a description leads nowhere, the next is
+   * tried.
+   */
   async #find(signal: AbortSignal): Promise<WanConnection> {
     const tried = new Set<string>();
     const next = (stop: AbortSignal) => findDescription(this.#gateway, tried, stop);

@@ -363,9 +363,9 @@ export class Channel implements Carrier {
   }
 
   /**
-   * The peer has finished. Closing sends RST, and a RST that overtakes our last ACK looks forged to a NAT (RFC 5961 §3.2).
-   * The NAT would keep the dead connection, and drop the SYNs of the next punch between the same endpoints. So we close only
-   * once all that we sent has been acknowledged.
+   * The peer has finished. Closing sends RST, and a RST that overtakes our last ACK looks forged to a NAT (RFC 5961
+   * §3.2). The NAT would keep the dead connection, and drop the SYNs of the next punch between the same endpoints. So
+   * we close only once all that we sent has been acknowledged.
    */
   #closeOnceAcknowledged(): void {
     if (this.#isClosed) return; // `end` also comes after we have destroyed it

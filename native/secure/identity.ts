@@ -70,8 +70,9 @@ const subject = named("tcp-hole-punching");
 const version3 = der(0xa0, der(0x02, Buffer.from([2])));
 
 /**
- * Valid at any time: the clock of either machine may be wrong, and only the fingerprint counts. RFC 5280 §4.1.2.5: "dates through the year 2049 as UTCTime", later ones as GeneralizedTime, and "no well-defined
- * expiration date" is 99991231235959Z.
+ * Valid at any time: the clock of either machine may be wrong, and only the fingerprint counts. RFC 5280 §4.1.2.5:
+ * "dates through the year 2049 as UTCTime", later ones as GeneralizedTime, and "no well-defined expiration date" is
+ * 99991231235959Z.
  */
 const validity = sequence(der(0x17, Buffer.from("700101000000Z")), der(0x18, Buffer.from("99991231235959Z")));
 
@@ -121,8 +122,9 @@ export interface Shown {
 }
 
 /**
- * A key for one run of the program, which never leaves this process. Its certificate is issued by the identity, whose own
- * certificate follows in the same text. `sealOf` makes the seal of the key, at most 64 characters, that the certificate has.
+ * A key for one run of the program, which never leaves this process. Its certificate is issued by the identity, whose
+ * own certificate follows in the same text. `sealOf` makes the seal of the key, at most 64 characters, that the
+ * certificate has.
  */
 export function makeRun(own: Identity, sealOf: (publicKey: Uint8Array) => string) {
   const { publicKey, privateKey } = makePair();

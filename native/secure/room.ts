@@ -104,8 +104,8 @@ export function distrust({ key }: Room, peer: Member & { proof?: string | undefi
 }
 
 /**
- * The seal in the certificate of a run: it says that this key belongs to this program in this room. Whoever has shown in TLS
- * that it has the key is that program, even before it has sent a line.
+ * The seal in the certificate of a run: it says that this key belongs to this program in this room. Whoever has shown
+ * in TLS that it has the key is that program, even before it has sent a line.
  */
 export function sealRun(key: Uint8Array, member: Member, publicKey: Uint8Array): string {
   return macOf(key, ["run", publicKey, ...partsOf(member)]);
@@ -123,9 +123,9 @@ export interface Bond {
 }
 
 /**
- * The proof of one side on one TLS connection: the room, both programs and this very connection belong together. `role` is
- * ours; `by` says whose proof it is. `exported` is the same at both ends. Another connection, or the other role, has another
- * proof.
+ * The proof of one side on one TLS connection: the room, both programs and this very connection belong together. `role`
+ * is ours; `by` says whose proof it is. `exported` is the same at both ends. Another connection, or the other role, has
+ * another proof.
  */
 export function proveBond(
   { key, self, peer }: Bond,

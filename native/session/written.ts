@@ -51,7 +51,10 @@ export class Written {
     return this.#onWritten !== undefined;
   }
 
-  /** Asked once for each write: whether it may still be taken; false when it comes after the session has begun to finish. */
+  /**
+   * Asked once for each write: whether it may still be taken; false when it comes after the session has begun to
+   * finish.
+   */
   mayTake(): boolean {
     if (!this.#sealed) return true;
     const { takesBuffered } = this.#sealed;

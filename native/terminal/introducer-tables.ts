@@ -90,8 +90,8 @@ function row(one: Participant, width: number, colors: Colors, now: number): Cell
 }
 
 /**
- * The participants as a table in pieces, `width` columns wide. With Infinity, for a pipe, nothing is cut. It is made in slices,
- * so that everything else goes on.
+ * The participants as a table in pieces, `width` columns wide. With Infinity, for a pipe, nothing is cut. It is made in
+ * slices, so that everything else goes on.
  */
 export async function renderParticipants(
   participants: readonly Participant[],

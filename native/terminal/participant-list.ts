@@ -51,8 +51,8 @@ const wideList: Column[] = [
 ];
 
 /**
- * The list in pieces, `columns` columns wide; it needs 80. With Infinity, for a pipe, nothing is cut or wrapped. It is made in
- * slices, so that everything else goes on.
+ * The list in pieces, `columns` columns wide; it needs 80. With Infinity, for a pipe, nothing is cut or wrapped. It is
+ * made in slices, so that everything else goes on.
  */
 export async function renderList(rows: readonly PeerRow[], columns: number, c: Colors): Promise<string[]> {
   if (rows.length === 0)

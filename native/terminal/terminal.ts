@@ -51,8 +51,8 @@ interface LineReader {
 // --- output ----------------------------------------------------------------------------------------------
 
 /**
- * One of the two output streams. What waits for its reader is bounded. An error is told once. A long text is written part by
- * part, one in each turn of the event loop.
+ * One of the two output streams. What waits for its reader is bounded. An error is told once. A long text is written
+ * part by part, one in each turn of the event loop.
  */
 class Output {
   readonly #stream: NodeJS.WriteStream;

@@ -113,7 +113,10 @@ export class Folder implements AsyncDisposable {
     throw new LocalProblem(`there are ${maxNumber} of that name`);
   }
 
-  /** The next number whose name is free, after a number whose name is taken. If there is none, more than {@link maxNumber}. */
+  /**
+   * The next number whose name is free, after a number whose name is taken. If there is none, more than
+   * {@link maxNumber}.
+   */
   async nextFree(named: (number: number) => string, taken: number): Promise<number> {
     const isFree = async (number: number) =>
       !(await lstat(this.at(named(number))).catch(unlessCode("ENOENT")));

@@ -10,7 +10,10 @@ import { resetCodes, type Stream } from "../session/stream.ts";
 
 /** Texts and pings that may wait for an answer at once. */
 const maxWaiting = 1024;
-/** Answers that the peer has not acknowledged, with all that keeping them costs a megabyte: no more of its lines are read. */
+/**
+ * Answers that the peer has not acknowledged, with all that keeping them costs a megabyte: no more of its lines are
+ * read.
+ */
 const maxUnacknowledgedAnswers = 8 * 1024;
 
 /** An answer that is waited for: `heard` or `pong`. */

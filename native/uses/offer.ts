@@ -2,8 +2,8 @@
  * What an offer of files says before it is accepted, and the check that what comes then was offered. Pure but for the
  * messages that it reads. For native/uses/.
  *
- * A sender lists the first ten paths, and all odd ones. The receiver takes only these as the first ten, and nothing odd that
- * was not listed. So whoever decides sees each misleading name, or the file does not come.
+ * A sender lists the first ten paths, and all odd ones. The receiver takes only these as the first ten, and nothing odd
+ * that was not listed. So whoever decides sees each misleading name, or the file does not come.
  */
 import { Refusal } from "../../protocol.ts";
 import { pathProblem } from "./filename.ts";
@@ -78,8 +78,8 @@ const whyOdd = (path: string): string =>
   oddName(path.split("/").findLast((name) => name !== "") ?? "") ?? "executable";
 
 /**
- * The name that a file or folder gets where it arrives. It does not begin with a dot or a dash, and is no name that Bun looks
- * for. So nothing that was sent is hidden, looks like an option of a command, or becomes a setting.
+ * The name that a file or folder gets where it arrives. It does not begin with a dot or a dash, and is no name that Bun
+ * looks for. So nothing that was sent is hidden, looks like an option of a command, or becomes a setting.
  */
 export const storedName = (name: string): string =>
   /^[.-]/.test(name) || readByBun.test(name) ? `_${name}` : name;

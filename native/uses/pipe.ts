@@ -1,10 +1,11 @@
 /**
- * Pipes: bytes of standard input and output over a link. Success means that the peer has confirmed each byte: a {@link Pipe}
- * emits `finish` only then. Owns the stream, and knows nothing of what it is joined to. For native/uses/ and
- * participant.ts.
+ * Pipes: bytes of standard input and output over a link. Success means that the peer has confirmed each byte: a
+ * {@link Pipe} emits `finish` only then. Owns the stream, and knows nothing of what it is joined to. For native/uses/
+ * and participant.ts.
  *
- * The purpose `{"use":"pipe"}` is for the peer's standard output. Each side opens a stream for what it sends, so neither has
- * to be first. With `host` and `port` it is for that target, in both directions on one stream. On the stream:
+ * The purpose `{"use":"pipe"}` is for the peer's standard output. Each side opens a stream for what it sends, so
+ * neither has to be first. With `host` and `port` it is for that target, in both directions on one stream. On the
+ * stream:
  *
  *   {"type":"chunk","bytes":n} and n bytes
  *   {"type":"end","bytes":n}        no more bytes follow: there were n in all
@@ -33,7 +34,10 @@ export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...targe
 
 type WriteCallback = (error?: Error | null) => void;
 
-/** Bytes over a stream, in both directions. `finish` and the callback of `end` come once the peer has confirmed each byte. */
+/**
+ * Bytes over a stream, in both directions. `finish` and the callback of `end` come once the peer has confirmed each
+ * byte.
+ */
 export class Pipe extends Duplex implements Joinable {
   /** Bytes of the user, without the lines between them. */
   bytesIn = 0;

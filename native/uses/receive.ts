@@ -64,8 +64,9 @@ export interface ReceiveOptions {
 }
 
 /**
- * Takes an offer, or refuses it. Resolves once each file has arrived or has failed. Rejects if the offer is refused, malformed
- * or taken back, if the sender falls silent, or if the link ends. Unfinished files are kept for the next attempt.
+ * Takes an offer, or refuses it. Resolves once each file has arrived or has failed. Rejects if the offer is refused,
+ * malformed or taken back, if the sender falls silent, or if the link ends. Unfinished files are kept for the next
+ * attempt.
  */
 export async function receiveFiles(
   stream: Stream,

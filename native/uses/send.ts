@@ -1,6 +1,6 @@
 /**
- * Sends files: offers them, and sends what the receiver lacks. Owns the stream, and the descriptor of the file that is being
- * read. For native/uses/services.ts. files.ts describes the wire.
+ * Sends files: offers them, and sends what the receiver lacks. Owns the stream, and the descriptor of the file that is
+ * being read. For native/uses/services.ts. files.ts describes the wire.
  */
 import { constants, type Stats } from "node:fs";
 import { open, readlink, realpath, type FileHandle } from "node:fs/promises";

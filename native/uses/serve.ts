@@ -1,7 +1,7 @@
 /**
- * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name is
- * looked up once, on this side, and only the addresses that were checked are dialled. The peer learns no address that it has
- * not named itself. For native/uses/services.ts.
+ * The serving end of forwards and pipes: dials what its {@link AllowList} permits, and joins it to the stream. A name
+ * is looked up once, on this side, and only the addresses that were checked are dialled. The peer learns no address
+ * that it has not named itself. For native/uses/services.ts.
  */
 import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
@@ -27,7 +27,10 @@ export interface ServeOptions {
   names?: Names;
 }
 
-/** A stream is not served. The message is for our user. `told` is for the peer: it has no address that the peer did not name. */
+/**
+ * A stream is not served. The message is for our user. `told` is for the peer: it has no address that the peer did not
+ * name.
+ */
 class Unserved extends Error {
   readonly told: string;
 
@@ -70,7 +73,10 @@ export async function serveForward(
   }
 }
 
-/** As {@link serveForward}, for a pipe to a target. What arrives is confirmed once the target has closed without an error. */
+/**
+ * As {@link serveForward}, for a pipe to a target. What arrives is confirmed once the target has closed without an
+ * error.
+ */
 export async function servePipe(
   stream: Stream,
   purpose: Record<string, unknown>,

@@ -257,7 +257,10 @@ export class Services {
 
   // --- pipes ---------------------------------------------------------------------------------------------
 
-  /** Our end of a pipe: to the peer's pipe, where each side opens a stream; or to a target, both directions on one stream. */
+  /**
+   * Our end of a pipe: to the peer's pipe, where each side opens a stream; or to a target, both directions on one
+   * stream.
+   */
   pipe(link: Link, target: Target | undefined): { sending: Pipe; incoming?: Promise<Pipe> } {
     const sending = new Pipe(link.open(pipePurpose(target)));
     return target ? { sending } : { sending, incoming: this.#incoming.promise };

@@ -16,9 +16,9 @@ export interface SilenceOptions {
 }
 
 /**
- * It is the peer's turn while {@link during} waits, or from {@link begin} to {@link end}. If nothing is {@link heard} of it
- * then, the stream is cut off, and {@link error} says why. While the link is broken, that is no silence: the time begins anew
- * when the link is back.
+ * It is the peer's turn while {@link during} waits, or from {@link begin} to {@link end}. If nothing is {@link heard}
+ * of it then, the stream is cut off, and {@link error} says why. While the link is broken, that is no silence: the time
+ * begins anew when the link is back.
  */
 export class Silence implements Disposable {
   error: StreamError | undefined;

@@ -1,6 +1,6 @@
 /**
- * What a pipe is joined to on the user's side: an input and an output, mostly the standard ones. Owns the output once a pipe
- * has started. For participant.ts.
+ * What a pipe is joined to on the user's side: an input and an output, mostly the standard ones. Owns the output once a
+ * pipe has started. For participant.ts.
  */
 import { closeSync, openSync, writev } from "node:fs";
 import { Writable } from "node:stream";
@@ -18,9 +18,9 @@ type WriteCallback = (error?: Error | null) => void;
 export type Input = AsyncIterable<Uint8Array> | undefined;
 
 /**
- * Sends `input` over one pipe, and writes to `output` what `incoming` brings; without `incoming`, what the same pipe brings.
- * Resolves once each byte of both has arrived and is confirmed. Else it cuts both pipes off, tells the other side, and
- * rejects with a {@link StreamError} that says why.
+ * Sends `input` over one pipe, and writes to `output` what `incoming` brings; without `incoming`, what the same pipe
+ * brings. Resolves once each byte of both has arrived and is confirmed. Else it cuts both pipes off, tells the other
+ * side, and rejects with a {@link StreamError} that says why.
  */
 export async function runPipe(
   input: Input,

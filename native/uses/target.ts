@@ -1,6 +1,6 @@
 /**
- * Where streams may lead: how a target on the peer's side is written, and which targets a participant allows. Pure: it looks
- * up no name, and dials nothing. For native/uses/ and native/terminal/.
+ * Where streams may lead: how a target on the peer's side is written, and which targets a participant allows. Pure: it
+ * looks up no name, and dials nothing. For native/uses/ and native/terminal/.
  *
  *   target   [HOST:]PORT                      HOST: a name or an address; without it, localhost
  *   forward  [BIND:]PORT:PEER:[HOST:]PORT     listens on BIND, without it on 127.0.0.1
@@ -206,7 +206,10 @@ function contains(networks: Networks, address: string): boolean {
   return networks[family]?.check(address, family) ?? false;
 }
 
-/** Whether it is an address of this host. Whoever controls a name could point it there, so only a rule for addresses opens it. */
+/**
+ * Whether it is an address of this host. Whoever controls a name could point it there, so only a rule for addresses
+ * opens it.
+ */
 function isOurs(address: string): boolean {
   const scope = addressScope(address);
   return scope === "loopback" || scope === "unusable";

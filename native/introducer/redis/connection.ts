@@ -2,9 +2,9 @@
  * The way to one Redis: a connection for commands and one for what is published. They come and go together. Owns both, and
  * makes them anew when either is lost. It knows nothing of rooms. For native/introducer/redis/homes.ts.
  *
- * Bun's client queues commands while Redis is away, and runs the stale ones later. It does not restore subscriptions, delivers
- * twice what is subscribed twice, and waits for an answer without end. So each connection is a fresh pair of clients, which
- * reconnect nothing and queue nothing. A beat finds out whether they live.
+ * Bun's client queues commands while Redis is away, and runs the stale ones later. It does not restore subscriptions,
+ * delivers twice what is subscribed twice, and waits for an answer without end. So each connection is a fresh pair of
+ * clients, which reconnect nothing and queue nothing. A beat finds out whether they live.
  */
 import { RedisClient } from "bun";
 
