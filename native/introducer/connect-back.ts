@@ -21,6 +21,7 @@ export class ConnectBacks {
   readonly #guard: Guard;
   readonly #limits: Limits;
   readonly #shares: Shares;
+  readonly #underWay = new Set<Member>();
   readonly #alternate: string | undefined;
 
   /** `alternate`: another address of this host, which is tried, too. */
@@ -33,7 +34,7 @@ export class ConnectBacks {
 
   /** Throws a {@link Refusal} where there are too many. Each counts as an introduction, too. */
   begin(member: Member): void {
-    if (member.isConnectedBack)
+    if (this.#underWay.has(member))
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");
     const { connectBacks: most, connectBacksPerAddress: each } = this.#limits;
     if (this.#shares.isUsedUp(1) || this.#shares.isOver(member.source, 1)) {
@@ -41,7 +42,7 @@ export class ConnectBacks {
       throw waitRefusal(enough, connectBackMs / 1000);
     }
     spendIntroduction(member, this.#limits, performance.now());
-    member.isConnectedBack = true;
+    this.#underWay.add(member);
     this.#shares.add(member.source);
     const over = (tell: () => void) => this.#guard.serve(member.session, () => this.#over(member, tell));
     this.#try(splitEndpoint(member.observed)).then(
@@ -54,7 +55,7 @@ export class ConnectBacks {
   }
 
   #over(member: Member, tell: () => void): void {
-    member.isConnectedBack = false;
+    this.#underWay.delete(member);
     this.#shares.remove(member.source);
     tell();
   }

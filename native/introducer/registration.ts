@@ -139,7 +139,7 @@ export class Registration {
     const verify = door.host === "::" ? this.#otherFamily.offer(member, door.port) : undefined;
     const own = { id, name, room, public: observed, private: candidates };
     const probeToken = probePorts.length > 0 ? newToken() : undefined;
-    if (probeToken !== undefined) this.#probing.set((member.tokens.probe = probeToken), member);
+    if (probeToken !== undefined) this.#probing.set((member.probeToken = probeToken), member);
     const offers = {
       ...(probeToken !== undefined && { probeToken }),
       ...(verify && { verify }),
@@ -166,11 +166,11 @@ export class Registration {
 
   /** It has left, and its name is kept for it. */
   forget(member: Member): void {
-    const { room, source, tokens } = member;
+    const { room, source, probeToken } = member;
     const { name, fingerprint } = member.peer;
     this.#keptNames.keep(room, name, fingerprint, source);
     this.#otherFamily.forget(member);
-    if (tokens.probe !== undefined) this.#probing.delete(tokens.probe);
+    if (probeToken !== undefined) this.#probing.delete(probeToken);
     if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);
   }
 

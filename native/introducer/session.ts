@@ -318,9 +318,9 @@ export class Member {
   hasMeasured = false;
   /** Where its NAT, which counts, stood when last measured. */
   position: Prediction | undefined = undefined;
-  isConnectedBack = false;
   /** What `verify` has to repeat, and `probe`. */
-  tokens: { verify?: string; probe?: string } = {};
+  verifyToken: string | undefined = undefined;
+  probeToken: string | undefined = undefined;
   #ping: { id: number; sentAt: number; answeredId: number; roundTripMs: number | undefined } = {
     id: 0,
     sentAt: 0,
