@@ -37,6 +37,8 @@ export class Client implements Disposable {
   #waiting: { wants: (message: ToParticipant) => boolean; resolve: (message: ToParticipant) => void }[] = [];
   #taken = new Set<ToParticipant>();
   answersPings = true;
+  /** Told each message as it comes. */
+  heard: (message: ToParticipant) => void = () => {};
 
   constructor(
     port: number,
@@ -59,6 +61,7 @@ export class Client implements Disposable {
 
   #receive(message: ToParticipant): void {
     this.seen.push(message);
+    this.heard(message);
     if (message.type === "ping" && this.answersPings) this.send({ type: "pong", id: message.id });
     const index = this.#waiting.findIndex(({ wants }) => wants(message));
     if (index === -1) return;

@@ -1,8 +1,10 @@
 /** Introducers that share a Redis: a room lives at one of them, while those and Redis are killed, stopped and started again. */
 import { expect, test } from "bun:test";
+import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { formatEndpoint, splitEndpoint } from "../../protocol.ts";
+import { Driven, link, met } from "../driven-fixture.ts";
 import { Client, registration } from "../client-fixture.ts";
 import { People, thisHost } from "../lab/people.ts";
 import { until } from "../native-fixture.ts";
@@ -12,6 +14,8 @@ import { describeNeeding } from "../needing-fixture.ts";
 /** How long what needs beats, or another connection, may take. */
 const patienceMs = 14_000;
 const timeoutMs = 30_000;
+/** A lease lasts 8 s, and all is whole within 10; as much again for a busy machine. */
+const wholeMs = 20_000;
 /** As a participant follows them. */
 const mostMoves = 2;
 
@@ -58,6 +62,95 @@ async function enter(port: number, name: string, room = "lobby") {
     ({ port } = elsewhere()!);
   }
   throw new Error(`${name} was sent elsewhere again and again`);
+}
+
+/** An introducer's real program, which can be killed and stopped. */
+class Program implements AsyncDisposable {
+  readonly port: number;
+  readonly process: Bun.Subprocess<"ignore", "pipe", "inherit">;
+
+  private constructor(redis: string, port: number) {
+    this.port = port;
+    const program = join(import.meta.dir, "..", "..", "introducer.ts");
+    const own = [String(port), "--host", "127.0.0.1", "--probe-ports", "none", "--json"];
+    const crowd = ["--max-connections", "20000", "--max-per-address", "20000"];
+    this.process = Bun.spawn([process.execPath, program, ...own, ...crowd], {
+      env: { ...process.env, REDIS_URL: redis },
+      stdin: "ignore",
+      stdout: "pipe",
+    });
+  }
+
+  /** Resolves once it has its Redis. */
+  static async start(redis: string, port = freePort()): Promise<Program> {
+    const one = new Program(redis, port);
+    const lines = one.process.stdout.pipeThrough(new TextDecoderStream()).getReader();
+    for (let said = ""; !said.includes('"shared"');) said += (await lines.read()).value;
+    void (async () => {
+      while (!(await lines.read()).done); // or its pipe fills up
+    })();
+    return one;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.process.kill("SIGKILL");
+    await this.process.exited;
+  }
+}
+
+/** As a participant that was given all of the introducers: it goes where it is sent, and comes back. */
+class Follower implements Disposable {
+  readonly others = new Set<number>();
+  port = 0;
+  isThere = false;
+  #client: Client | undefined;
+  #timer: Timer | undefined;
+
+  readonly #ports: readonly number[];
+  readonly #name: string;
+  readonly #room: string;
+  #at: number;
+  /** Where it was sent. */
+  #next: number | undefined;
+
+  /** Comes to the `at`-th of them first. */
+  constructor(ports: readonly number[], at: number, name: string, room: string) {
+    [this.#ports, this.#at, this.#name, this.#room] = [ports, at, name, room];
+    this.#come(ports[at % ports.length]!);
+  }
+
+  #come(port: number): void {
+    const client = new Client(port);
+    client.heard = (message) => {
+      if (message.type === "elsewhere") this.#next = message.port;
+      if (message.type === "registered") [this.port, this.isThere] = [port, true];
+      if (message.type === "peers") for (const { id } of message.peers) this.others.add(id);
+      if (message.type === "joined") this.others.add(message.peer.id);
+      if (message.type === "left") this.others.delete(message.id);
+    };
+    this.#client = client;
+    client.send(registration(this.#name, this.#room));
+    void client.ended.promise.then(() => this.#gone());
+  }
+
+  #gone(): void {
+    if (this.#client === undefined) return;
+    this.isThere = false;
+    this.others.clear();
+    const [next, pauseMs] = [this.#next, this.#next === undefined ? 500 + Math.random() * 500 : 0];
+    this.#next = undefined;
+    this.#timer = setTimeout(
+      () => this.#come(next ?? this.#ports[++this.#at % this.#ports.length]!),
+      pauseMs,
+    );
+  }
+
+  [Symbol.dispose](): void {
+    const client = this.#client;
+    this.#client = undefined;
+    clearTimeout(this.#timer);
+    client?.[Symbol.dispose]();
+  }
 }
 
 describeNeeding(noRedis)("introducers that share a Redis", () => {
@@ -252,6 +345,110 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       redis.signal("SIGCONT");
     },
     timeoutMs,
+  );
+
+  test.concurrent(
+    "one is killed: who was there is at another within 10 s, and the room is whole",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using house = introduce(redis.url);
+      await using killed = await Program.start(redis.url);
+      await house.shared();
+      await using alice = new Driven(killed.port, "alice");
+      await alice.registered;
+      await using bob = new Driven(house.port, "bob");
+      await Promise.all([bob.registered, bob.seen("alice")]);
+      expect(house.introducer.size).toBe(0); // sent there
+      await link(alice, bob);
+      killed.process.kill("SIGKILL");
+      // He was given the other one at the start; alice was not, and comes back when hers does, to where the room is now.
+      await until("bob is at the other one", () => house.introducer.size === 1, wholeMs);
+      await using again = await Program.start(redis.url, killed.port);
+      await until("the room is whole", () => house.introducer.size === 2, patienceMs);
+      expect(again.port).toBe(killed.port);
+      expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
+      expect(alice.count("registered")).toBeLessThanOrEqual(3);
+    },
+    2 * timeoutMs,
+  );
+
+  test.concurrent(
+    "one is stopped for longer than its leases last: when it goes on, it sends its people to where the room is",
+    async () => {
+      await using redis = await RedisServer.start();
+      await using house = introduce(redis.url);
+      await using stopped = await Program.start(redis.url);
+      await house.shared();
+      await using alice = new Driven(stopped.port, "alice");
+      await alice.registered;
+      stopped.process.kill("SIGSTOP");
+      while (((await redis.command("KEYS", "punch:home:*")) as string[]).length > 0) await Bun.sleep(100);
+      await using bob = new Driven(house.port, "bob");
+      await bob.registered;
+      stopped.process.kill("SIGCONT");
+      await bob.seen("alice");
+      expect(house.names()).toEqual(["alice", "bob"]);
+      await link(alice, bob);
+    },
+    2 * timeoutMs,
+  );
+
+  test.concurrent(
+    "a link lives through the death of both and of Redis, and all meet again",
+    async () => {
+      await using redis = await RedisServer.start();
+      const houses = [introduce(redis.url), introduce(redis.url)] as const;
+      const [here, there] = houses.map(({ port }) => port) as [number, number];
+      await using alice = new Driven(here, "alice", "--room", "some words");
+      await alice.registered;
+      await using bob = new Driven(there, "bob", "--room", "some words");
+      await met(alice, bob);
+      await link(alice, bob);
+      await Promise.all([...houses.map(({ introducer }) => introducer.stop()), redis.kill()]);
+      await Promise.all([alice.next("introducer"), bob.next("introducer")]);
+      alice.type("say bob alone now");
+      expect(await bob.next("said")).toMatchObject({ text: "alone now" });
+      await redis.run();
+      await using one = introduce(redis.url, here);
+      await using two = introduce(redis.url, there);
+      const linked = () =>
+        [one, two].flatMap(({ introducer }) => introducer.participants.map((who) => who.linked));
+      const isWhole = () => linked().length === 2 && linked().every(({ length }) => length === 1);
+      await until("both are back, and listed as linked", isWhole, patienceMs);
+      expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
+      alice.type("disconnect bob");
+      await bob.next("unlinked");
+      bob.type("connect alice");
+      await Promise.all([alice.next("linked"), bob.next("linked")]);
+    },
+    timeoutMs,
+  );
+
+  test(
+    "4,000 join 400 rooms over three introducers, one of which is killed meanwhile: every room is whole within 10 s",
+    async () => {
+      await using redis = await RedisServer.start();
+      const owned = new AsyncDisposableStack();
+      await using _owned = owned;
+      const programs = await Promise.all(
+        [1, 2, 3].map(async () => owned.use(await Program.start(redis.url))),
+      );
+      const ports = programs.map(({ port }) => port);
+      const rooms = Array.from({ length: 400 }, (_, at) => `room ${at}`);
+      const crowd = rooms.flatMap((room, at) =>
+        Array.from({ length: 10 }, (_, n) => owned.use(new Follower(ports, at + n, `n${n}`, room))),
+      );
+      await until("half are there", () => crowd.filter((one) => one.isThere).length > 2_000, 2 * patienceMs);
+      programs[0]!.process.kill("SIGKILL");
+      await programs[0]!.process.exited;
+      const isWhole = (at: number) => {
+        const all = crowd.slice(10 * at, 10 * at + 10);
+        return all.every((one) => one.isThere && one.port === all[0]!.port && one.others.size === 9);
+      };
+      const torn = () => rooms.filter((_, at) => !isWhole(at)).length;
+      await until("every room is whole", () => torn() === 0, wholeMs);
+    },
+    3 * timeoutMs,
   );
 
   test.concurrent(
