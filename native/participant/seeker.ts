@@ -8,13 +8,13 @@
  * Pauses between two attempts: for a link whose channel is lost or looks dead, and for a relayed link. Doubled each
  * time; half of it is random.
  */
-const pauses = { soon: { firstMs: 250, mostMs: 2_000 }, direct: { firstMs: 5_000, mostMs: 600_000 } };
+const pauses = { soon: { firstMs: 250, maxMs: 2_000 }, direct: { firstMs: 5_000, maxMs: 600_000 } };
 /**
  * If a channel is lost again so soon after it was found, the first pause grows each time. Else a peer could have us ask the
  * introducer again and again, and the introducer counts that.
  */
 const lastingMs = 10_000;
-const mostFlappingMs = 8_000;
+const maxFlappingMs = 8_000;
 /** A change at the peer makes us ask at most so often. */
 const hurryEveryMs = 3_000;
 /** After so long the other side of a link without a channel asks, too. */
@@ -44,7 +44,7 @@ export class Seeker {
     this.#wanted = what;
     this.#pauseMs = pauses[what].firstMs;
     if (what === "soon" && performance.now() - this.#restedAtMs < lastingMs) {
-      this.#flappingMs = Math.min(mostFlappingMs, Math.max(this.#pauseMs, 2 * this.#flappingMs));
+      this.#flappingMs = Math.min(maxFlappingMs, Math.max(this.#pauseMs, 2 * this.#flappingMs));
       this.#pauseMs = this.#flappingMs;
       return this.#in(this.#jittered() + (isFirst ? 0 : secondAsksAfterMs));
     }
@@ -67,7 +67,7 @@ export class Seeker {
   again(): void {
     if (!this.#wanted) return;
     this.#in(this.#jittered());
-    this.#pauseMs = Math.max(this.#flappingMs, Math.min(this.#pauseMs * 2, pauses[this.#wanted].mostMs));
+    this.#pauseMs = Math.max(this.#flappingMs, Math.min(this.#pauseMs * 2, pauses[this.#wanted].maxMs));
   }
 
   rest(): void {

@@ -54,7 +54,7 @@ export const frame = {
 const unsequencedBit = 0x80;
 
 /** Bytes of payload, least and most. What is not listed is no frame. */
-const payloadBytes: Readonly<Record<number, readonly [least: number, most: number]>> = {
+const payloadBytes: Readonly<Record<number, readonly [min: number, max: number]>> = {
   [frame.open]: [2, maxPurposeBytes],
   [frame.data]: [1, maxDataBytes],
   [frame.credit]: [4, 4],

@@ -38,7 +38,7 @@ export class MemoryBudget {
 
   share(owner: MemoryOwner): MemoryShare {
     const share: MemoryShare = new MemoryShare(owner, {
-      mostBytes: () => Math.max(floorBytes, (this.#totalBytes - (this.#heldBytes - share.heldBytes)) / 2),
+      maxBytes: () => Math.max(floorBytes, (this.#totalBytes - (this.#heldBytes - share.heldBytes)) / 2),
       change: (bytes) => {
         this.#heldBytes += bytes;
         if (bytes > 0 && this.#heldBytes > this.#totalBytes) this.#makeRoom();
@@ -61,7 +61,7 @@ export class MemoryBudget {
 }
 
 interface Account {
-  mostBytes(): number;
+  maxBytes(): number;
   change(bytes: number): void;
   close(): void;
 }
@@ -84,7 +84,7 @@ export class MemoryShare {
 
   /** Whether it may hold so many bytes more. */
   mayHold(bytes: number): boolean {
-    return this.#heldBytes + bytes <= this.#account.mostBytes();
+    return this.#heldBytes + bytes <= this.#account.maxBytes();
   }
 
   /** It holds so many bytes now. */

@@ -8,7 +8,7 @@ import { frameBytesAt, ProtocolError } from "./frame.ts";
 /** What one write of a carrier takes at most, and the size of a buffer. */
 export const blockBytes = 64 * 1024;
 /** A reservation is never smaller, so that any frame but `data` fits in it. */
-const leastReservedBytes = 8 * 1024;
+const minReservedBytes = 8 * 1024;
 /** Buffers kept for reuse, 16 MiB. */
 const maxPooledBlocks = 256;
 /** What a run costs besides its bytes: objects. */
@@ -97,11 +97,11 @@ export class ResendBuffer {
 
   /** Room for the frames of one write: at most `bytes`, seldom less. Ended by {@link commit}, or simply not used. */
   reserve(bytes: number): Buffer {
-    if (!this.#block || blockBytes - this.#block.used < leastReservedBytes) {
+    if (!this.#block || blockBytes - this.#block.used < minReservedBytes) {
       this.#block = this.#pool.pop() ?? newBlock();
     }
     const { bytes: all, used } = this.#block;
-    return all.subarray(used, Math.min(blockBytes, used + Math.max(bytes, leastReservedBytes)));
+    return all.subarray(used, Math.min(blockBytes, used + Math.max(bytes, minReservedBytes)));
   }
 
   /** `frames` sequenced frames were written to `room` at `from` to `to`, and count as sent. */

@@ -7,7 +7,7 @@ import { ProtocolError } from "./frame.ts";
 import { type Stream } from "./stream.ts";
 
 /** Streams that one side may have opened at once. Each costs the other as much as its credit. */
-export const maxStreams = 4096;
+const maxStreams = 4096;
 /** What the credits of all streams may exceed their first ones by. */
 const maxGrowthBytes = 64 * 1024 * 1024;
 /** A stream that is open, whatever it carries. */
