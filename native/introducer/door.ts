@@ -10,6 +10,7 @@ import { Listener } from "./listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import { closeGraceMs, type Connection, Session, type SessionOwner } from "./session.ts";
 import type { Sources } from "./sources.ts";
+import type { Turns } from "./turns.ts";
 import { Deadlines } from "./wheel.ts";
 
 /** What waits to be read of a connection: some lines. */
@@ -20,9 +21,7 @@ const refusedAtOnce = 8;
 /** Who serves the sessions. */
 interface Owner extends Omit<SessionOwner, "schedule"> {
   readonly sources: Sources;
-  /** Whether a source may have another connection accepted. */
-  accepts(source: string): boolean;
-  turnedAway(): void;
+  readonly turns: Turns;
   receive(session: Session, chunk: Uint8Array): void;
   drained(session: Session): void;
   /** It will send no more. */
@@ -108,7 +107,7 @@ export class Door {
     const isFlood =
       this.#shares.isBeyond(source, refusedAtOnce) ||
       this.#sessions.size >= 1.1 * this.#owner.limits.sessions;
-    if (isFlood || !this.#owner.accepts(source)) return this.#owner.turnedAway();
+    if (isFlood || !this.#owner.turns.accepts(source)) return this.#owner.metrics.turnedAway();
     const session = new Session(socket, observed, this.#sessionOwner, performance.now());
     socket.data = session;
     if (isSupported()) limitUnread(socket.fd, unreadBytes);

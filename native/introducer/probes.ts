@@ -19,8 +19,10 @@ import { type IntroducerEvent, type IntroducerOptions, ProbePortError } from "./
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { Listener } from "./listener.ts";
+import type { Metrics } from "./metrics.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import type { Sources } from "./sources.ts";
+import type { Turns } from "./turns.ts";
 
 /** More than the one line of a probe. */
 const maxProbeBytes = 256;
@@ -39,11 +41,8 @@ interface Owner {
   readonly limits: Limits;
   readonly sources: Sources;
   readonly guard: Guard;
-  /** Whether a source may have another connection accepted. */
-  accepts(source: string): boolean;
-  /** Does what its source is charged for. */
-  charge(probe: { readonly source: string }, work: () => void): void;
-  turnedAway(): void;
+  readonly turns: Turns;
+  readonly metrics: Metrics;
   /** Whose token that is has its NAT seen there, on the way to that peer. */
   probed(token: string, peer: number, stands: Prediction): void;
 }
@@ -109,7 +108,7 @@ export class Probes {
     const observed = observedEndpoint(socket);
     const probe = observed && !isNoPlace(observed) ? this.#take(observed) : undefined;
     if (!probe) {
-      this.#owner.turnedAway();
+      this.#owner.metrics.turnedAway();
       return void socket.terminate();
     }
     socket.data = probe;
@@ -122,7 +121,7 @@ export class Probes {
   /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
   #take(observed: Endpoint): Probe | undefined {
     const source = sourceOf(splitEndpoint(observed).address);
-    if (!this.#owner.accepts(source) || this.#shares.isOver(source, 1) || this.#shares.isUsedUp(1))
+    if (!this.#owner.turns.accepts(source) || this.#shares.isOver(source, 1) || this.#shares.isUsedUp(1))
       return undefined;
     this.#shares.add(source);
     const untilMs = performance.now() + this.#owner.limits.measureMs;
@@ -146,7 +145,7 @@ export class Probes {
     const { data: probe } = socket;
     if (!probe) return;
     if (probe.hasSpoken) socket.terminate();
-    this.#owner.charge(probe, () => this.#read(probe, chunk));
+    this.#owner.turns.charge(probe, () => this.#read(probe, chunk));
   }
 
   /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. Who says more is closed. */

@@ -79,9 +79,8 @@ export class Reception {
       sources,
       guard,
       outbox,
-      accepts: (source: string) => this.turns.accepts(source),
-      turnedAway: () => metrics.turnedAway(),
-      refused: (code: Refusal["code"]) => metrics.refused(code),
+      turns: this.turns,
+      metrics,
       measured: (member: Member, roundTripMs: number) => this.#owner.measured(member, roundTripMs),
       receive: (session: Session, chunk: Uint8Array) => this.#receive(session, chunk),
       drained: (session: Session) => this.#drained(session),
@@ -98,9 +97,8 @@ export class Reception {
       limits,
       sources,
       guard,
-      accepts: (source: string) => this.turns.accepts(source),
-      charge: (probe: { source: string }, work: () => void) => this.turns.charge(probe, work),
-      turnedAway: () => metrics.turnedAway(),
+      turns: this.turns,
+      metrics,
       probed: (token: string, peer: number, stands: Prediction) => this.#owner.probed(token, peer, stands),
     };
     try {

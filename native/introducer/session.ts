@@ -25,6 +25,7 @@ import {
 } from "../../protocol.ts";
 import type { Guard, Served } from "./guard.ts";
 import type { Limits } from "./limits.ts";
+import type { Metrics } from "./metrics.ts";
 import { type Outbox, Output, type Writer } from "./output.ts";
 
 /** Of a token's 32 hex digits. */
@@ -70,7 +71,7 @@ export interface SessionOwner {
   readonly outbox: Outbox;
   /** It is to be looked at by then. */
   schedule(session: Session, at: number): void;
-  refused(code: RefusalCode): void;
+  readonly metrics: Metrics;
   /** It is over: nothing more is read of it, and it is in no room any more. */
   leave(session: Session, reason: string): void;
   /** How long the way to it takes, there and back, has changed. */
@@ -218,7 +219,7 @@ export class Session implements Served, Writer {
     const mayTryAgain = refusal instanceof NameTaken;
     const name = mayTryAgain ? { name: refusal.free } : {};
     this.send({ type: "refused", code, message, ...of, ...name });
-    this.#owner.refused(code);
+    this.#owner.metrics.refused(code);
     const id = this.member?.peer.id;
     const own = { ...(id !== undefined && { id }), address: this.observed };
     this.#owner.guard.emit({ event: "refused", ...own, code, message });
