@@ -1,13 +1,13 @@
 /**
- * What a session remembers of one of its carriers. Only a record: each part of it has one writer, which is named. For
- * the parts of native/session/transport.ts.
+ * What a session remembers of one of its carriers. It is only a record. Each part has one writer, which is named. For the
+ * parts of native/session/transport.ts.
  */
 import { type Carrier } from "./carrier.ts";
 import { type FrameDecoder } from "./frame.ts";
 
 /** How far it is read. Written by receiver.ts. */
 export interface Incoming {
-  /** `held`: an older one must bring what lacks before `position`. `discarding`: a `start` must come first. */
+  /** `held`: an older carrier must bring what is missing before `position`. `discarding`: a `start` must come first. */
   reading: "unstarted" | "in-sequence" | "held" | "discarding";
   /** The number of the next sequenced frame that it brings. */
   position: number;
@@ -16,7 +16,7 @@ export interface Incoming {
   rest: Buffer[];
 }
 
-/** What is owed on it. Written by sender.ts. */
+/** What must still be sent on it. Written by sender.ts. */
 export interface Outgoing {
   mustStart: boolean;
   firstStart: number | undefined;
@@ -45,7 +45,7 @@ export class CarrierState {
   offers = 0;
   /** Whether both sides know that it belongs to the session. */
   isConfirmed = false;
-  /** The number behind the frames that were put on it or on older ones, once it is old. */
+  /** Once it is old: the number after all frames that were put on it or on older carriers. */
   putUntil = 0;
   readonly incoming: Incoming = { reading: "unstarted", position: 0, heldAtMs: 0, rest: [] };
   readonly outgoing: Outgoing = {
@@ -68,6 +68,6 @@ export class CarrierState {
 /** The carriers of a session, to be read by all parts of the transport. */
 export interface CarrierSet {
   readonly all: ReadonlySet<CarrierState>;
-  /** Frames are sent on it; all are read. */
+  /** The carrier on which frames are sent. All are read. */
   readonly current: CarrierState | undefined;
 }

@@ -1,6 +1,6 @@
 /**
- * What a session needs of a connection, and the first frame on one: which session it is for. Pure: the connection is
- * somebody else's. For native/session/, and for whoever makes carriers.
+ * What a session needs of a connection, and the first frame on it, which says for which session it is. Owns no connection.
+ * For native/session/, native/secure/ and native/participant/.
  */
 import {
   decodeHello,
@@ -15,27 +15,26 @@ import {
 } from "./frame.ts";
 
 /**
- * An ordered, authenticated byte pipe to the peer, with no other bytes in it than the session's. The session that it
- * was attached to owns it from then on, and takes its three callbacks over. None of them is called from within a call
- * to it, nor after {@link destroy}.
+ * An ordered, authenticated byte pipe to the peer. It carries only the bytes of one session. Once it is attached, the
+ * session owns it and sets its three callbacks. None of them is called during a call to it, nor after {@link destroy}.
  */
 export interface Carrier {
   /** SHA-256 of the certificate that the peer has shown, 64 hex digits. */
   readonly peer: string;
   /**
-   * Bytes taken that the kernel has not taken yet. Only when there are none does the session write again, but for its
-   * hello. Not 0, either, while the peer has not proved itself, and nothing comes till then.
+   * Bytes written that the kernel has not taken yet. Except for its hello, the session writes only when it is 0. It is
+   * not 0 while the peer has not proved itself; nothing comes before that.
    */
   readonly queuedBytes: number;
-  /** How many bytes one write should have, at most 64 KiB: what the connection takes in a few milliseconds. */
+  /** How many bytes one write should have: what the connection takes in a few ms, at most 64 KiB. */
   readonly batchBytes: number;
-  /** The chunk stays as it is until its receiver returns; whoever keeps some of it copies it. */
+  /** The chunk is valid until the callback returns. Whoever keeps some of it copies it. */
   onData: (chunk: Buffer) => void;
   /** {@link queuedBytes} is 0 again. */
   onWritten: () => void;
   /** Called once: nothing comes or goes any more. */
   onClose: (reason: string) => void;
-  /** The bytes do not change until they are written. */
+  /** The caller must not change the bytes until they are written. */
   write(bytes: Buffer): void;
   /** No `onData` until {@link resume}. */
   pause(): void;
@@ -50,16 +49,16 @@ export interface Carrier {
 export type CarrierEvent =
   /** There is none any more: streams wait. */
   | { is: "lost"; reason: string }
-  /** It is kept, but another one should be sought. Said again while that has not helped. */
+  /** It is kept, but another one should be sought. Told again while that has not helped. */
   | { is: "looks-dead"; quietMs: number }
-  /** Frames go by another one now. `gapMs`: how long nothing went; 0 when the old one was alive. */
+  /** Frames go by another carrier now. `gapMs`: for how long none went; 0 if the old one was alive. */
   | { is: "moved"; carrier: Carrier; gapMs: number };
 
-/** Time, so that tests can make it. */
+/** Time, which tests can replace. */
 export interface Clock {
   /** Milliseconds that only grow. */
   now(): number;
-  /** Calls `then` once; what it returns takes that back. */
+  /** Calls `then` once. Returns what cancels it. */
   after(delayMs: number, then: () => void): () => void;
 }
 
@@ -75,13 +74,13 @@ export const systemClock: Clock = {
 export interface Offer<C extends Carrier = Carrier> {
   carrier: C;
   hello: Hello;
-  /** What came behind it. */
+  /** What has come after it. */
   rest: Buffer[];
 }
 
 /**
- * Waits for the peer's first frame. One that is no offer, or of another version of the protocol, closes the carrier
- * and gives the reason; its `onClose` and any deadline are the caller's.
+ * Waits for the peer's first frame. If it is no offer, or of another version of the protocol, the carrier is closed and the
+ * reason is told. The caller handles `onClose`, and any deadline.
  */
 export function readOffer<C extends Carrier>(
   carrier: C,
@@ -109,7 +108,7 @@ export function readOffer<C extends Carrier>(
       const heard = read(chunk);
       if (heard) offered({ carrier, hello: heard, rest }, onOffer, onRefused);
     } catch (error) {
-      // Also what whoever was told throws: it costs this carrier, and nothing else of the program.
+      // Also what a callback throws: only this carrier ends.
       carrier.destroy();
       if (!(error instanceof ProtocolError)) return onRefused(`we failed at what the peer sent: ${error}`);
       onRefused(`the peer did not say which link it is for, but sent ${error.message}`);
@@ -135,7 +134,7 @@ function refuseType(type: number): never {
   throw new ProtocolError(`a frame of type ${type} first`);
 }
 
-/** Says no, and closes the carrier. */
+/** Refuses the offer, and closes the carrier. */
 export function refuseOffer({ carrier, hello }: Offer, status: number): void {
   const { epoch, sessionId } = hello;
   carrier.write(encodeHello(frame.resumed, { status, epoch, sessionId, processed: 0 }));
@@ -151,9 +150,9 @@ export interface KnownSession {
 }
 
 /**
- * What to do with an offer, for the holder of the one session with that peer, or of none: let the session accept it;
- * begin another one (what is held is over: the peer's program has restarted); or refuse it, for its session is not
- * known here (our program has restarted). When both sides begin one at a time, the lower id is the one that stays.
+ * What to do with an offer. `held` is the one session with that peer, if there is one. `resume`: the session accepts
+ * it. `begin`: begin another session, because the peer's program has restarted. `refuse`: its session is not known
+ * here, because our program has restarted. If both sides begin a session at once, the one with the lower id stays.
  */
 export function judgeOffer(
   { hello, carrier }: Offer,
@@ -167,5 +166,5 @@ export function judgeOffer(
   return live && !live.isConfirmed && live.id < hello.sessionId ? "refuse" : "begin";
 }
 
-/** A message that did not arrive, or a link that ended; the text is for the user. */
+/** A message did not arrive, or a link has ended. The text is for the user. */
 export class LinkError extends Error {}

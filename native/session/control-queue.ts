@@ -1,6 +1,6 @@
 /**
- * Frames of our own ahead of the data of streams, and what becomes free as the peer acknowledges. Owns what is owed to
- * the peer: what it makes us say by its own doing, and has not acknowledged. For native/session/multiplexer.ts.
+ * Frames that go before the data of streams, and what becomes free as the peer acknowledges. Owns the count of what the
+ * peer makes us send by its own frames, and has not acknowledged. For native/session/multiplexer.ts.
  */
 import { Queue } from "./resend.ts";
 import { type Batch } from "./sender.ts";
@@ -9,15 +9,15 @@ import { type Stream } from "./stream.ts";
 /** What our own users make us queue: streams that are opened and reset. */
 export const maxControlBytes = 32 * 1024 * 1024;
 /**
- * What the peer makes us say by its own doing, resets and credit, until it has acknowledged that. With more, it is an
- * attack: 4096 streams that are refused at once, with short reasons from the half on, come to a third.
+ * Bytes of resets and credit that the peer makes us send, until it has acknowledged them. More is an attack: 4096 streams
+ * that are refused at once take a third of it, with short reasons from the half on.
  */
 export const maxOwedBytes = 1024 * 1024;
-/** What a frame that waits costs besides its bytes: an object. And one that is owed, until it is acknowledged. */
+/** What a waiting frame costs besides its bytes: an object. And what an owed one costs, until it is acknowledged. */
 const frameOverheadBytes = 200;
 const owedOverheadBytes = 64;
 
-/** `isOwed`: the peer has made us say it. */
+/** `isOwed`: the peer has made us send it. */
 interface ControlFrame {
   readonly bytes: Buffer;
   readonly isOwed: boolean;
@@ -28,7 +28,7 @@ interface ControlFrame {
 interface Unacknowledged {
   readonly frames: number;
   readonly owedBytes: number;
-  /** Whose bytes they are, where that is counted. */
+  /** The stream of the bytes, if it counts them. */
   readonly stream?: Stream;
   readonly streamBytes?: number;
 }
@@ -48,19 +48,19 @@ export class ControlQueue {
   get owedBytes(): number {
     return this.#owedBytes;
   }
-  /** Whether it is so much that the peer is an attacker, or can't be served any more. */
+  /** Whether it is too much: the peer is an attacker, or can't be served any more. */
   get isTooMuch(): boolean {
     return this.#owedBytes > maxOwedBytes || this.#costBytes > maxControlBytes;
   }
 
-  /** `onFramed` learns its number. */
+  /** `onFramed` is called with its number. */
   push(bytes: Buffer, isOwed: boolean, onFramed?: (number: number) => void): void {
     this.#waiting.push({ bytes, isOwed, onFramed });
     this.#costBytes += bytes.length + frameOverheadBytes;
     if (isOwed) this.#owedBytes += bytes.length + owedOverheadBytes;
   }
 
-  /** As many as there is room for. `made`: frames before those of the batch. */
+  /** Adds as many as there is room for. `made`: how many frames there were before this batch. */
   addTo(batch: Batch, made: number): void {
     let owedBytes = 0;
     for (let next = this.#waiting.at(0); next; next = this.#waiting.at(0)) {

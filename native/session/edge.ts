@@ -1,6 +1,6 @@
 /**
- * Where calls come in from outside: carriers, timers, microtasks. Whatever is thrown there is told to the owner, once
- * at most, and reaches nobody else in the program. Owns no timer. For native/session/.
+ * Where calls come in from outside: from carriers, timers and microtasks. What is thrown there is told to the owner, at
+ * most once, and goes nowhere else. Owns no timer. For native/session/.
  */
 import { type Clock } from "./carrier.ts";
 

@@ -1,12 +1,12 @@
 /**
- * How a session ends. In order, each side says `finish` when all that its users wrote is framed; whoever has the other's,
- * and the acknowledgement of its own, closes. Owns the session's state, and the patience with an end that makes no
- * progress. For native/session/session.ts and multiplexer.ts.
+ * How a session ends. In an orderly end each side says `finish` once all that its users wrote is framed. A side closes
+ * once it has the other's `finish`, and the acknowledgement of its own. Owns the session's state, and the timeout of an
+ * end that makes no progress. For native/session/session.ts and multiplexer.ts.
  */
 import { type Edge } from "./edge.ts";
 import { encodeFinish, ProtocolError } from "./frame.ts";
 
-/** An orderly end waits so long without any progress. */
+/** An orderly end is given up after so long without progress. */
 const finishPatienceMs = 5_000;
 
 /**
@@ -15,7 +15,7 @@ const finishPatienceMs = 5_000;
  */
 export type SessionEnd = { by: "us" | "peer" | "protocol"; reason: string } | { by: "restart" };
 
-/** What the users of streams are told. */
+/** The reason as users of streams are told it. */
 export const inWords = (end: SessionEnd): string => (end.by === "restart" ? "peer-restarted" : end.reason);
 
 /** `finish`: ours, or its number once it has one. */
@@ -99,7 +99,7 @@ export class Farewell {
     if (this.#hasPeerFinished && this.#isAcknowledged) this.#over();
   }
 
-  /** There is no carrier. Once one side has said all, the other may have closed before its last word came. */
+  /** There is no carrier. If one side has said all, the other may have closed before its last frame came. */
   endIfSaid(): boolean {
     const isOver = this.#state.is === "ending" && (this.#hasPeerFinished || this.#isAcknowledged);
     if (isOver) this.#over();

@@ -1,6 +1,6 @@
 /**
- * Which carrier a session goes by: what the two sides say of it, and which offer outranks which. Owns the epoch, and
- * whether the peer has the session at all. It moves nothing itself. For native/session/transport.ts.
+ * Which carrier a session uses: what the two sides say about that, and which offer outranks which. Owns the epoch, and
+ * whether the peer knows the session at all. It moves nothing itself. For native/session/transport.ts.
  *
  * Either side may offer a carrier, on which it speaks first:
  *
@@ -8,21 +8,21 @@
  *   ◄ resumed (epoch, processed)    side's. Then each says, before its next sequenced frame:
  *   start n ►          ◄ start n    as many as were put on older carriers while they live, else as were acknowledged
  *
- * Frame n came already: what is repeated is skipped. It did not: this carrier is not read until an older one has
- * brought what lacks; when none can, `rewind`. Each side may send on whichever carrier it likes, for all are read.
+ * If frame n has come already, what is repeated is skipped. If not, this carrier is not read until an older one has brought
+ * what is missing; if none can, we say `rewind`. Each side may send on any carrier, because all are read.
  */
 import { type Role } from "../../protocol.ts";
 import { type CarrierSet, type CarrierState } from "./carrier-state.ts";
 import { type Clock } from "./carrier.ts";
 import { encodeHello, frame, ProtocolError, resumedStatus, resumeStatus, type Hello } from "./frame.ts";
 
-/** A carrier that is told `old` may be offered anew, with a higher epoch; no peer of ours needs more. */
+/** A carrier that was refused as `old` may be offered again with a higher epoch, so often. */
 const maxOffers = 4;
 
-/** What comes of it. */
+/** What follows from the peer's frame. */
 export interface Moves {
   moveTo(state: CarrierState, processed: number): void;
-  /** Another one is newer, that the peer offered. */
+  /** The peer has offered a newer one. */
   setOld(state: CarrierState, putUntil: number): void;
   acknowledged(count: number): void;
   lost(state: CarrierState, reason: string): void;
@@ -47,7 +47,7 @@ export interface HandoverParts {
 }
 
 export class Handover {
-  /** Whether the peer is known to have the session. */
+  /** Whether we know that the peer has the session. */
   isConfirmed: boolean;
   readonly #parts: HandoverParts;
   /** The highest that either side has used, as far as we know; and whether it was ours. */
@@ -55,7 +55,7 @@ export class Handover {
 
   constructor(parts: HandoverParts) {
     this.#parts = parts;
-    // Whoever begins the session can't know before the peer's word; the other has it by the peer's word.
+    // The side that begins the session does not know it before the peer answers. The other side does.
     this.isConfirmed = parts.role === "controlled";
   }
 
@@ -67,8 +67,8 @@ export class Handover {
     state.sinceMs = clock.now();
     const status = this.isConfirmed ? resumeStatus.known : resumeStatus.begin;
     this.#sayHello(state, frame.resume, status, state.epoch);
-    // The peer can't have anything of a session that begins: its word need not be waited for. A later carrier's must,
-    // for the first may have brought that the peer has it.
+    // A session that begins need not wait for the peer's answer: the peer has nothing of it. On a later carrier we must
+    // wait, because an earlier one may have brought something.
     if (!this.isConfirmed && isFirst()) moves.moveTo(state, 0);
   }
 
@@ -130,12 +130,12 @@ export class Handover {
     }
     this.isConfirmed = state.isConfirmed = true;
     if (state.is !== "offered") return moves.acknowledged(processed);
-    // Ours came to be after the peer had offered the better one, and may have brought frames meanwhile.
+    // Ours was accepted after the peer had offered the better one. It may have brought frames meanwhile.
     if (carriers.current && carriers.current.epoch > epoch) moves.setOld(state, 0);
     else moves.moveTo(state, processed);
   }
 
-  /** The peer knows of a carrier that outranks ours. If we don't, it may never come here: ours is offered anew. */
+  /** The peer knows a carrier that outranks ours. If we don't know it, it may never come here, so ours is offered again. */
   #outranked(state: CarrierState, epoch: number): void {
     const { carriers, moves } = this.#parts;
     const isSettled = carriers.current !== undefined && carriers.current.epoch >= epoch;

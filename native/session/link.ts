@@ -1,7 +1,7 @@
 /**
- * A link: what two running programs share. A session, and the channels it has gone by so far; between two of them the
- * link waits, and is given up only after a while. Owns its session. It seeks no channel and never prints: its owner
- * brings channels and is told when one is wanted. For native/participant/, and for native/uses/.
+ * A link: what two running programs share. It is a session, and the channels that it has used. Between two channels it
+ * waits, and is given up after a while. Owns its session. It seeks no channel and prints nothing: its owner brings
+ * channels, and is told when one is needed. For native/participant/ and native/uses/.
  */
 import {
   type ByeReason,
@@ -16,17 +16,17 @@ import { type SessionEnd } from "./farewell.ts";
 import { Session } from "./session.ts";
 import { resetCodes, type Stream } from "./stream.ts";
 
-/** The session says so again while it does. */
+/** A channel counts as suspect for so long after the session said so. The session says it again. */
 const looksDeadForMs = 5_000;
 /**
- * How long it is kept without a channel where nobody here uses it, if that is shorter: nobody has asked for it, or all
- * that there is to say are answers.
+ * The longest that a link is kept without a channel if nobody here uses it: nobody has asked for it, or there are only
+ * answers to send.
  */
 const defaultUnwantedKeepMs = 60_000;
-/** How long an orderly end may take when nothing has to be sent first. */
+/** How long an orderly end may take if nothing has to be sent first. */
 const endTimeoutMs = 1_000;
 
-/** What the peer means by the reason it gives. */
+/** What the reason that the peer gives means. */
 const peersReasons: Readonly<Record<ByeReason, UnlinkReason>> = {
   disconnected: "peer-disconnected",
   quit: "peer-quit",
@@ -41,7 +41,7 @@ export interface LinkEnd {
 
 function linkEndOf(end: SessionEnd): LinkEnd {
   switch (end.by) {
-    case "us": // not without our having begun to end it
+    case "us": // only if we have begun to end it
       return { reason: "disconnected", detail: end.reason };
     case "protocol":
       return { reason: "protocol-error", detail: end.reason };
@@ -62,14 +62,14 @@ function linkEndOf(end: SessionEnd): LinkEnd {
  */
 export type LinkState = "alive" | "suspect" | "returning" | "ending" | "ended";
 
-/** `tell`: what is left to do at its end, once. */
+/** `tell`: what is done once at its end. */
 type Life =
   | { is: "alive"; suspectUntilMs: number }
   | { is: "returning" }
   | { is: "ending"; end: LinkEnd; isAtOnce: boolean }
   | { is: "ended"; tell: () => void };
 
-/** What a stream is for, as the side that opens it says: `use` is text; who takes the stream checks the rest. */
+/** What a stream is for, as its opener says. `use` is text. Whoever takes the stream checks the rest. */
 export type Purpose = Record<string, unknown>;
 
 /** A carrier, and how it came about. */
@@ -82,30 +82,30 @@ export interface LinkCarrier extends Carrier {
 }
 
 export interface LinkOwner {
-  /** A stream that the peer has opened; whoever does not want it resets it. */
+  /** The peer has opened a stream. Reset it if nobody wants it. */
   stream(stream: Stream, purpose: Purpose): void;
-  /** What the user of a stream threw at what came for it; that stream was reset. */
+  /** The user of a stream threw an error. That stream was reset. */
   threw(error: unknown): void;
   /** There is no channel now: streams wait. */
   broken(reason: string): void;
-  /** There is one, but it may be dead: another one should be sought beside it. */
+  /** The channel may be dead: another one should be sought beside it. */
   looksDead(): void;
-  /** It goes by another channel. `gapMs`: how long nothing went; 0 when the old one was alive. */
+  /** It uses another channel now. `gapMs`: for how long there was none; 0 if the old one was alive. */
   moved(channel: LinkCarrier, gapMs: number): void;
   /** Whether somebody here uses one of so many streams, or waits for an answer. */
   isUsed(streams: number): boolean;
-  /** Resolves once what was said can be sent; undefined when it can. The link's orderly end waits for it. */
+  /** Resolves once what was said can be sent; undefined if it can be sent now. An orderly end waits for it. */
   readonly sent: Promise<void> | undefined;
   /** Called once. */
   ended(end: LinkEnd): void;
 }
 
 export interface LinkOptions {
-  /** That of the side on the first channel. */
+  /** Our role on the first channel. */
   role: Role;
   /** SHA-256 of the peer's certificate. */
   fingerprint: string;
-  /** How long it is kept without a channel: milliseconds; 0 ends it with its first one. */
+  /** How long it is kept without a channel, in ms; with 0 it ends with its first channel. */
   keepMs: number;
   /** Whether somebody here has asked for it; and how long it is kept while nobody wants it. */
   isAsked?: boolean;
@@ -126,8 +126,8 @@ export class Link {
   #keepTimer: NodeJS.Timeout | undefined;
 
   /**
-   * Without an `id` we have nominated the channel, and speak first. With one the peer has spoken on it and named that
-   * session: {@link accept} what it offered once everybody knows of the link, for streams may come with it.
+   * Without an `id` we have nominated the channel, and speak first. With an `id` the peer has named that session on it.
+   * {@link accept} its offer once all know of the link, because streams may come with it.
    */
   constructor(channel: LinkCarrier, options: LinkOptions, id?: string) {
     this.#channel = channel;
@@ -167,7 +167,7 @@ export class Link {
     return this.#life.is === "alive" || this.#life.is === "returning";
   }
 
-  /** There is reason to think that its channel is dead, though nothing has shown it yet. */
+  /** Its channel is probably dead, though nothing has shown it yet. */
   suspect(): void {
     this.#suspect();
     this.session.ping();
@@ -211,16 +211,16 @@ export class Link {
     stream.reset("it does not say in text what it is for", resetCodes.refused);
   }
 
-  /** Ends the link on both sides; resolves when it has ended. Whatever was sent before arrives first, if it can. */
+  /** Ends the link on both sides. Resolves once it has ended. What was sent before arrives first, if it can. */
   async close(reason: ByeReason): Promise<void> {
     if (this.isOpen) this.#close(reason);
     await this.#ended.promise;
   }
 
-  /** Ends it now: its peer is not there any more. */
+  /** Ends it now: the peer is gone. */
   abandon(reason: UnlinkReason, detail: string): void {
     if (this.#life.is === "ended") return this.#life.tell();
-    if (this.session.state === "ended") return; // its end is being told
+    if (this.session.state === "ended") return; // its end is being told already
     this.#life = { is: "ending", end: { reason, detail }, isAtOnce: true };
     this.session.abandon(reason);
   }
@@ -273,7 +273,7 @@ export class Link {
     this.#keepTimer = setTimeout(() => this.#kept(keepMs), leftMs);
   }
 
-  /** Whether somebody here uses it, or has asked for it and there is more to it than what the peer made us say. */
+  /** Whether somebody here uses it; or has asked for it, and more is open than answers to the peer. */
   get #isWanted(): boolean {
     const { streamsInUse, owedBytes } = this.session;
     const { isAsked, owner } = this.#options;
@@ -284,7 +284,7 @@ export class Link {
     clearTimeout(this.#keepTimer);
     const life = this.#life;
     const end = life.is === "ending" && ended.by === "us" ? life.end : linkEndOf(ended);
-    // After an orderly end the same endpoints may be wanted at once: they must be free by then, here and in the NATs.
+    // The same endpoints may be needed at once for a new link. They must be free then, here and in the NATs.
     const tell = () => this.#tellEnd(end);
     this.#life = { is: "ended", tell };
     if (life.is === "ending" && life.isAtOnce) tell();

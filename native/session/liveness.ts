@@ -1,16 +1,16 @@
 /**
- * Whether a carrier lives: pings it, and judges by what is due and what was heard. Owns the signs of life and the round
- * trip; closes nothing, and has no timer. For native/session/transport.ts and its parts.
+ * Whether a carrier is alive: it asks for pings, and judges by the answers that are due. Owns the signs of life and the
+ * round trip. Closes nothing, and has no timer. For native/session/transport.ts and its parts.
  */
 import { type CarrierState } from "./carrier-state.ts";
 import { type Clock } from "./carrier.ts";
 import { encodeCount, frame } from "./frame.ts";
 
-/** An idle carrier is asked for a sign of life: NATs forget, and the peer's death is noticed by it. */
+/** An idle carrier is pinged so often. That keeps NATs from forgetting it, and shows if the peer is dead. */
 const keepaliveMs = { max: 15_000, min: 3_000 };
-/** A carrier looks dead when an answer has been due for so long, and for so many round trips. */
+/** A carrier looks dead once an answer has been due for so long, and for so many round trips. */
 const patience = { minMs: 2_000, roundTrips: 4 };
-/** It is given up after so many times that. */
+/** It is given up after so many times that time. */
 const givenUpAfter = 5;
 
 /** `quietMs`: how long an answer has been due. */
@@ -23,7 +23,7 @@ export interface LivenessOptions {
   clock: Clock;
   /** Whether the peer has frames to acknowledge. */
   isAckDue: () => boolean;
-  /** Whether nothing is read at the moment, so that nothing can be heard. */
+  /** Whether nothing is being read now: then nothing can be heard. */
   isDeaf: () => boolean;
   onPingDue: () => void;
 }
@@ -51,12 +51,12 @@ export class Liveness {
     life.heardAtMs = this.#nowMs;
   }
 
-  /** What must be acknowledged is sent, and nothing was due before. */
+  /** Something was sent that must be acknowledged, and nothing was due before. */
   asked({ life }: CarrierState): void {
     life.askedAtMs = this.#nowMs;
   }
 
-  /** Since when an answer has been due; undefined when none is, or we do not listen. */
+  /** Since when an answer has been due; undefined if none is, or if we are not reading. */
   dueSince({ life, incoming }: CarrierState): number | undefined {
     const isDue = typeof life.ping === "object" || this.#options.isAckDue();
     if (!isDue || incoming.reading === "held" || this.#options.isDeaf()) return undefined;
@@ -71,13 +71,13 @@ export class Liveness {
     return { is: quietMs >= patienceMs ? "looks-dead" : "alive", quietMs };
   }
 
-  /** Asks one that has been idle for long. */
+  /** Pings a carrier that has been idle for long. */
   keepAlive(state: CarrierState): void {
     const idleMs = this.#nowMs - state.life.heardAtMs;
     if (this.dueSince(state) === undefined && idleMs >= this.#keepaliveMs) this.ping(state);
   }
 
-  /** Whether it is time to say, maybe again, that it looks dead. Then that counts as said. */
+  /** Whether to tell now that it looks dead, maybe once more. If the answer is true, it counts as told. */
   mayTellDead(state: CarrierState): boolean {
     const now = this.#nowMs;
     if (now - state.life.toldDeadAtMs < this.#patienceMs) return false;
@@ -86,14 +86,14 @@ export class Liveness {
     return true;
   }
 
-  /** Silent for a while, then dead: a NAT on the way has forgotten it, and shall not forget the next one. */
+  /** It was silent for a while, then dead: probably a NAT forgot it. The next one is pinged more often. */
   shortenKeepalive({ life }: CarrierState): void {
     const idleMs = life.askedAtMs - life.heardAtMs;
     const { min } = keepaliveMs;
     if (idleMs >= min) this.#keepaliveMs = Math.max(min, Math.min(this.#keepaliveMs, idleMs / 2));
   }
 
-  /** Measures the round trip, unless that is under way. */
+  /** Begins to measure the round trip, unless that is under way. */
   ping({ life }: CarrierState): void {
     if (life.ping !== "none") return;
     life.ping = "due";

@@ -1,25 +1,25 @@
 /**
- * What a program keeps in memory for the peers of its links: one budget for all links, in fair shares. It only counts:
- * the bytes are the sessions', and so is what becomes of whoever wants more. No timer, no socket. For native/session/.
+ * The memory that a program keeps for the peers of its links: one budget for all links, in fair shares. It only counts. The
+ * sessions own the bytes, and decide what to do if they may not have more. No timer, no socket. For native/session/.
  *
- * A link may hold half of what all others leave, so that whoever comes next always finds some, and never less than
- * {@link floorBytes}. If the floors of many exceed the budget, links that nobody can reach now are given up: those that
- * nobody here uses first, of several the largest.
+ * A link may hold half of what all others leave, so there is always some for the next one. It may always hold
+ * {@link floorBytes}. If the floors of many links exceed the budget, links without a connection are given up: first those
+ * that nobody here uses, and of these the largest.
  */
 
-/** All links of the program together. */
+/** The budget of all links of the program together. */
 export const memoryBytes = 256 * 1024 * 1024;
-/** What a link may hold however much the others do: with less it could hardly go on. */
+/** What a link may always hold. With less it could hardly go on. */
 export const floorBytes = 1024 * 1024;
-/** What a link costs besides what it holds: its session, its channel, its row in the list. */
+/** What a link takes besides what it holds: its session, its channel, its row in the list. */
 const linkCostBytes = 64 * 1024;
 
-/** What one link holds. */
+/** The owner of what one link holds. */
 export interface MemoryOwner {
   /** Whether it has no connection now; and whether somebody here uses it. */
   readonly isGone: boolean;
   readonly isWanted: boolean;
-  /** What it holds is needed for others: it ends, and closes its share. */
+  /** Others need the memory. It must end, and close its share. */
   giveUp(): void;
 }
 
@@ -66,7 +66,7 @@ interface Account {
   close(): void;
 }
 
-/** One link's. */
+/** The share of one link. */
 export class MemoryShare {
   readonly owner: MemoryOwner;
   readonly #account: Account;
@@ -82,7 +82,7 @@ export class MemoryShare {
     return this.#heldBytes;
   }
 
-  /** Whether it may hold so many bytes more. */
+  /** Whether it may hold `bytes` more. */
   mayHold(bytes: number): boolean {
     return this.#heldBytes + bytes <= this.#account.maxBytes();
   }
@@ -105,5 +105,5 @@ export class MemoryShare {
   }
 }
 
-/** That of this program. */
+/** The memory budget of this program. */
 export const programMemory = new MemoryBudget();

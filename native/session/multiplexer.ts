@@ -1,10 +1,11 @@
 /**
- * Streams over the one sequence of frames of a session: what the peer says of them, and what is said to it. Owns the
- * streams, what is queued for them, and what they may hold of memory. It knows no carrier, and ends nothing but
+ * The streams over the one sequence of frames of a session: reads frames for them, and makes frames of what they have to
+ * send. Owns the streams, what is queued for them, and their share of memory. It knows no carrier, and ends nothing but
  * streams. For native/session/session.ts.
  *
- * A stream is over for both sides when each has sent `end` or `reset`; `reset` is answered by `reset` unless the
- * receiver had ended. So both know how many are open, and a frame of a stream that is over is a breach.
+ * A stream is over for both sides once each has sent `end` or `reset`. A `reset` is answered by `reset`, unless the
+ * receiver had ended already. So both sides know how many are open. A frame of a stream that is over breaks the
+ * protocol.
  */
 import { type Role } from "../../protocol.ts";
 import { type Clock } from "./carrier.ts";
@@ -30,11 +31,11 @@ import { resetCodes, Stream, type StreamOwner } from "./stream.ts";
 import { type Transport } from "./transport.ts";
 import { WritingTurns } from "./writing-turns.ts";
 
-/** What may wait for users, in all streams: the stream that exceeds it is reset. */
+/** Bytes that may wait for users, in all streams. The stream that exceeds it is reset. */
 const maxUnreadBytes = 128 * 1024 * 1024;
-/** Frames kept for the next carrier: with more, no data is framed, and users feel it. */
+/** Bytes of frames that are kept until they are acknowledged. With more, no data is framed, and users have to wait. */
 export const maxKeptBytes = 64 * 1024 * 1024;
-/** What a stream costs of a turn of reading, in frames: an object, and whatever takes it. */
+/** A new stream counts as so many frames of a reading turn: it costs an object, and what takes it. */
 const openTurnFrames = 4;
 
 export interface MultiplexerParts {
@@ -44,7 +45,7 @@ export interface MultiplexerParts {
   farewell: Farewell;
   memory: MemoryShare;
   onStream(stream: Stream, purpose: Record<string, unknown>): void;
-  /** What the user of a stream threw. */
+  /** The user of a stream threw an error. */
   onThrown(error: unknown): void;
   onFinish(reason: string): void;
   /** The peer has asked for too much. */
@@ -86,7 +87,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
     return this.#parts.transport.sender.outbox.keptBytes;
   }
 
-  /** Throws an Error when too many are open, and a RangeError when the purpose is too long. */
+  /** Throws an Error if too many are open, and a RangeError if the purpose is too long. */
   open(purpose: object): Stream {
     const id = this.table.nextId;
     const encoded = encodeOpen(id, purpose);
@@ -121,7 +122,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
       mayGrow: (bytes) => this.table.mayGrow(bytes),
       onUnread: (bytes) => this.#unread(bytes),
       onThrown: (stream, error) => {
-        // The peer hears no more than that; what it was is told here.
+        // The peer is told only that. The error itself is told here.
         stream.reset("it failed at the peer", resetCodes.failed);
         onThrown(error);
       },
@@ -149,14 +150,14 @@ export class Multiplexer implements FrameSource, FrameTaker {
     this.#count();
   }
 
-  /** False: that is too much. */
+  /** Returns false if that is too much. */
   #unread(bytes: number): boolean {
     this.#unreadBytes += bytes;
     this.#count();
     return bytes <= 0 || (this.#unreadBytes <= maxUnreadBytes && this.#parts.memory.mayHold(0));
   }
 
-  /** What is held has changed. After the end, that is what users have not read yet. */
+  /** What is held has changed. After the end only what users have not read yet is held. */
   #count(): void {
     const { memory } = this.#parts;
     if (this.#isEnded && this.#unreadBytes === 0) return memory.close();
@@ -220,7 +221,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
 
   // --- sending -------------------------------------------------------------------------------------------
 
-  /** A frame ahead of the data of streams. `isOwed`: the peer has made us say it. */
+  /** Queues a frame before the data of streams. `isOwed`: the peer has made us send it. */
   send(bytes: Buffer, isOwed: boolean, onFramed?: (number: number) => void): void {
     if (this.#isEnded) return;
     this.control.push(bytes, isOwed, onFramed);
@@ -233,7 +234,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
   get #hasTurns(): boolean {
     const keptBytes = this.#keptBytes;
     if (this.#turns.length === 0 || keptBytes >= maxKeptBytes) return false;
-    // Below the floor always, so that there is an acknowledgement to go on by.
+    // Below the floor it is always allowed: else nothing would be acknowledged, and nothing would go on.
     return keptBytes < floorBytes || this.#parts.memory.mayHold(0);
   }
 
@@ -257,7 +258,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
 
   // --- its end -------------------------------------------------------------------------------------------
 
-  /** What is written from now on is not sent any more. */
+  /** What is written from now on is no longer sent. */
   seal(): void {
     for (const stream of this.table.all) stream.seal();
   }
@@ -267,7 +268,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
     return true;
   }
 
-  /** Every stream is over, or has only what came left to be read if the end is orderly. */
+  /** Ends all streams. After an orderly end, what has come can still be read. */
   end(reason: string, isOrderly: boolean): void {
     for (const stream of this.table.all) {
       stream.linkEnded(reason, isOrderly);

@@ -1,13 +1,13 @@
 /**
- * How fast the peer may open streams: who opens more is not read until it may again, so that it slows down itself, and
- * nobody else. For native/session/multiplexer.ts.
+ * How fast the peer may open streams. If it opens more, it is not read until it may again. So it slows down only
+ * itself. For native/session/multiplexer.ts.
  */
 import { refill, type Bucket } from "../shares/budget.ts";
 import { type Clock } from "./carrier.ts";
 
 /**
- * So many at once, then so many a second: more than a link can carry of those that somebody takes; one that is refused
- * counts as many.
+ * So many at once, then so many a second. That is more than a link can carry of streams that are taken. A stream that is
+ * refused counts as many.
  */
 const opens = { burst: 16_384, perSecond: 10_000, refused: 50 };
 

@@ -1,12 +1,12 @@
 /**
- * Whose turn it is: a peer is read for so long, and then others of the program have theirs. Who asks for too much is
- * not read for a while. Owns the pause; reads nothing. For native/session/receiver.ts.
+ * Turns of reading: one peer is read for a while, and then others of the program have their turn. A peer that asks for too
+ * much is not read for a while. Owns the pause. Reads nothing. For native/session/receiver.ts.
  */
 import { type Edge } from "./edge.ts";
 
-/** Sequenced frames read in one turn of the event loop; what costs more than reading it counts as several. */
+/** Frames that are read in one turn of the event loop. A frame that costs more than reading it counts as several. */
 const turnFrames = 256;
-/** The longest that a peer which asks for too much is not read at a time: well below what looks dead. */
+/** The longest pause of a peer that asks for too much. It is well below what looks dead. */
 const maxPauseMs = 250;
 
 export class ReadingTurns {

@@ -1,11 +1,11 @@
 /**
- * How many of the peer's frames have come, and when the peer is told so. Owns the timer of acknowledging; writes
- * nothing. For native/session/receiver.ts and sender.ts.
+ * How many of the peer's frames have come, and when the peer is told. Owns the timer of acknowledging. Writes nothing. For
+ * native/session/receiver.ts and sender.ts.
  */
 import { type Edge } from "./edge.ts";
 import { encodeCount, frame } from "./frame.ts";
 
-/** The peer learns that its frames came after so many bytes, or so much time; sooner if anything else is sent. */
+/** Frames are acknowledged after so many bytes or so much time; sooner if anything else is sent. */
 const ackBytes = 512 * 1024;
 const ackDelayMs = 20;
 
@@ -24,7 +24,7 @@ export class Receipts {
     this.#onDue = onDue;
   }
 
-  /** Frames that have come whole, each counted once. */
+  /** How many frames have come completely, each counted once. */
   get processed(): number {
     return this.#processed;
   }
@@ -52,7 +52,7 @@ export class Receipts {
     this.#isDue = this.#processed > 0;
   }
 
-  /** The acknowledgement, if one is due. With anything else, it costs next to nothing. */
+  /** The acknowledgement, if one is due. Together with another frame it costs next to nothing. */
   take(isWriting: boolean): Buffer | undefined {
     if (!this.#isDue && !(isWriting && this.#processed > this.#toldFrames)) return undefined;
     this.#isDue = false;

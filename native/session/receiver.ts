@@ -1,7 +1,7 @@
 /**
- * Reads all carriers of a session, and hands each sequenced frame on once and in order, whichever of them brings it. A
- * carrier that is ahead of the others is held until they have brought what lacks, or asked to `rewind`. It neither
- * chooses a carrier nor closes one. For native/session/transport.ts.
+ * Reads all carriers of a session, and hands on each sequenced frame once and in order, whichever carrier brings it. A
+ * carrier that is ahead of the others is held until they have brought what is missing, or is asked to `rewind`. It
+ * chooses no carrier and closes none. For native/session/transport.ts.
  */
 import { type CarrierSet, CarrierState, type Incoming } from "./carrier-state.ts";
 import { type Carrier } from "./carrier.ts";
@@ -13,10 +13,10 @@ import { type Receipts } from "./receipts.ts";
 
 /** Of larger ones a read of the connection brings only few, so that they need no turns. */
 const smallFrameBytes = 1024;
-/** Without progress, how long a carrier waits for what an older one should bring. */
+/** How long a carrier waits, without progress, for what an older one should bring. */
 const holdMs = 1_000;
 
-/** Who takes what came. */
+/** Gets what has come. */
 export interface FrameTaker {
   /** The next bytes of a stream; the next frame. */
   onPiece(stream: number, piece: Buffer): void;
@@ -31,7 +31,7 @@ export interface ReceiverParts {
   turns: ReadingTurns;
   liveness: Liveness;
   onUnsequenced(state: CarrierState, type: number, payload: Buffer): void;
-  /** A carrier is in sequence from now on, so that older ones may be of no use any more. */
+  /** A carrier is in sequence now. Older ones may be useless from now on. */
   onInSequence(): void;
   write(state: CarrierState, bytes: Buffer): void;
 }
@@ -40,7 +40,7 @@ export class Receiver {
   /** Of all carriers, frames and repetitions included. */
   bytesIn = 0;
   readonly #parts: ReceiverParts;
-  /** Bytes of the next frame that were handed on, by whichever carrier. */
+  /** Bytes of the next frame that were handed on, whichever carrier brought them. */
   #partial = 0;
 
   constructor(parts: ReceiverParts) {
@@ -63,7 +63,7 @@ export class Receiver {
     this.#parts.liveness.heard(state);
     rest.push(chunk);
     this.#readRest(state);
-    // What is read later, in case of a pause or a hold, must not change with the chunk.
+    // Copied: what is read later must not change with the chunk.
     for (let i = 0; i < rest.length; i++)
       if (rest[i]!.buffer === chunk.buffer) rest[i] = Buffer.from(rest[i]!);
   }
@@ -137,8 +137,8 @@ export class Receiver {
   }
 
   /**
-   * First what waits here: a carrier that is resumed and paused again in the same turn would go on to read, and keep all
-   * that comes (a TLSSocket of Bun 1.4.5).
+   * First reads what waits here. If a carrier were resumed and paused again in one turn, it would go on reading and
+   * keep all that comes (a TLSSocket of Bun 1.4.5).
    */
   readOn(state: CarrierState): void {
     this.#readRest(state);
@@ -166,7 +166,7 @@ export class Receiver {
       const { incoming } = state;
       if (incoming.reading !== "held") continue;
       incoming.heldAtMs = edge.clock.now();
-      // Not from within the reading of another one.
+      // Later: another one is being read now.
       if (incoming.position <= receipts.processed) edge.soon(() => this.#release(state, "in-sequence"));
     }
   }
@@ -177,10 +177,10 @@ export class Receiver {
     state.incoming.reading = reading;
     liveness.heard(state);
     this.#parts.onInSequence();
-    if (!turns.isPaused) this.readOn(state); // else it is read when that is over
+    if (!turns.isPaused) this.readOn(state); // else it is read after the pause
   }
 
-  /** A held carrier waits for an older one; without any it would wait for ever. */
+  /** A held carrier waits for an older one. If there is none, it would wait for ever. */
   rewindWhatWaitsInVain(): void {
     const all = [...this.#parts.carriers.all];
     for (const held of all) {

@@ -5,16 +5,16 @@
  */
 import { frameBytesAt, ProtocolError } from "./frame.ts";
 
-/** What one write of a carrier takes at most, and the size of a buffer. */
+/** The most bytes of one write to a carrier; and the size of a buffer. */
 export const blockBytes = 64 * 1024;
-/** A reservation is never smaller, so that any frame but `data` fits in it. */
+/** The smallest reservation: any frame but `data` fits in it. */
 const minReservedBytes = 8 * 1024;
 /** Buffers kept for reuse, 16 MiB. */
 const maxPooledBlocks = 256;
 /** What a run costs besides its bytes: objects. */
 const runOverheadBytes = 128;
 
-/** A queue whose head is cheap to take. */
+/** A queue from whose head it is cheap to take. */
 export class Queue<T> {
   #items: (T | undefined)[] = [];
   #head = 0;
@@ -50,7 +50,7 @@ interface Block {
   used: number;
   /** Runs in it that are not acknowledged. */
   runs: number;
-  /** Not once something was sent again: an old carrier may still hold one copy when the other is acknowledged. */
+  /** Whether it may be used again. Not once something of it was sent twice: an old carrier may still hold one copy. */
   isReusable: boolean;
 }
 
@@ -67,7 +67,7 @@ function newBlock(): Block {
   return { bytes: Buffer.allocUnsafeSlow(blockBytes), used: 0, runs: 0, isReusable: true };
 }
 
-/** The sending half of a session's sequence. */
+/** The sending side of a session's sequence. */
 export class ResendBuffer {
   readonly #runs = new Queue<Run>();
   readonly #pool: Block[] = [];
@@ -95,7 +95,7 @@ export class ResendBuffer {
     return run ? Math.max(run.first, this.#acknowledged) : this.#made;
   }
 
-  /** Room for the frames of one write: at most `bytes`, seldom less. Ended by {@link commit}, or simply not used. */
+  /** Room for the frames of one write: `bytes`, seldom less. {@link commit} it, or do not use it. */
   reserve(bytes: number): Buffer {
     if (!this.#block || blockBytes - this.#block.used < minReservedBytes) {
       this.#block = this.#pool.pop() ?? newBlock();
@@ -116,7 +116,7 @@ export class ResendBuffer {
     this.#keptBytes += bytes.length + runOverheadBytes;
   }
 
-  /** The peer has processed so many frames. Throws a {@link ProtocolError} when so many were never sent. */
+  /** The peer has processed so many frames. Throws a {@link ProtocolError} if so many were never sent. */
   acknowledge(count: number): void {
     if (count > this.#made) throw new ProtocolError("it acknowledges what was never sent");
     if (count <= this.#acknowledged) return;
@@ -129,12 +129,12 @@ export class ResendBuffer {
     }
   }
 
-  /** All that is not acknowledged is to be sent again. */
+  /** From now on all that is not acknowledged is sent again. */
   rewind(): void {
     this.#sentRuns = 0;
   }
 
-  /** The next frames to send again, as one buffer that is not to be changed; undefined when all were sent. */
+  /** The next frames to send again, in one buffer that must not be changed; undefined if all were sent. */
   resend(): Buffer | undefined {
     const run = this.#runs.at(this.#sentRuns);
     if (!run) return undefined;

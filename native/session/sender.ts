@@ -1,6 +1,6 @@
 /**
- * Sends on the current carrier: what is to be repeated, what is new, and what is owed beside it. Owns what is kept until
- * it is acknowledged, and the turns of writing. It neither chooses a carrier nor closes one. For
+ * Sends on the current carrier: frames that must be repeated, new frames, and unsequenced ones beside them. Owns what
+ * is kept until it is acknowledged, and the turns of writing. It chooses no carrier and closes none. For
  * native/session/transport.ts and its parts.
  */
 import { type CarrierSet, type CarrierState } from "./carrier-state.ts";
@@ -53,7 +53,7 @@ export class Sender {
     return this.outbox.acknowledged < this.outbox.made;
   }
 
-  /** What is to be sent in this turn of the event loop goes out together. */
+  /** What must be sent in this turn of the event loop goes out together. */
   pumpSoon(): void {
     if (this.#willPump) return;
     this.#willPump = true;
@@ -131,7 +131,7 @@ export class Sender {
     return bytes.length;
   }
 
-  /** The latest is answered, once a write has room for it: a flood of them queues nothing. */
+  /** Only the latest ping is answered, once a write has room. So a flood of pings queues nothing. */
   pong({ outgoing }: CarrierState, payload: Buffer): void {
     outgoing.pong = Buffer.from(payload);
     this.pumpSoon();

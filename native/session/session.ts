@@ -1,8 +1,8 @@
 /**
- * A session: what two running programs share: streams, over one sequence of frames that outlives its carriers. Wires
- * the three: the {@link Transport} below, the {@link Multiplexer} of streams above, and the {@link Farewell} to both. It
- * knows no socket, never seeks a carrier and never prints: its owner is told when one is needed, and brings it. For
- * native/session/link.ts, and for whoever uses a link.
+ * A session: what two running programs share. It is streams, over one sequence of frames that outlives its carriers.
+ * Wires three parts: the {@link Transport} below, the {@link Multiplexer} of streams above, and the {@link Farewell}
+ * that ends both. It knows no socket, seeks no carrier and prints nothing: its owner is told when a carrier is needed,
+ * and brings it. For native/session/link.ts.
  */
 import { type Role } from "../../protocol.ts";
 import {
@@ -23,36 +23,36 @@ import { resetCodes, type Stream } from "./stream.ts";
 import { Transport, type TransportOwner } from "./transport.ts";
 
 export interface SessionOptions {
-  /** Its side of the first carrier, for good: `controlling` opens the streams with odd numbers. */
+  /** Our role on the first carrier. It never changes: `controlling` opens streams with odd numbers. */
   role: Role;
   /** SHA-256 of the peer's certificate, 64 hex digits. */
   peer: string;
-  /** 32 hex digits: that of the {@link Offer}. Without it, a new one. */
+  /** 32 hex digits, from the {@link Offer}. Undefined: a new session. */
   id?: string;
   clock?: Clock;
-  /** Where what is kept for the peer is counted. */
+  /** The share in which what is kept for the peer is counted. */
   memory?: MemoryBudget;
 }
 
 /**
- * Made for a carrier that was nominated: {@link attach} it when this side speaks first on it, {@link accept} what
- * `readOffer` got when the peer does. Set the callbacks before.
+ * Made for a nominated carrier. If this side speaks first on it, {@link attach} it. If the peer does, {@link accept} what
+ * `readOffer` got. Set the callbacks before.
  */
 export class Session implements KnownSession {
   readonly id: string;
   readonly role: Role;
   readonly peer: string;
-  /** A stream that the peer has opened, and what it says it is for. Whoever does not want it resets it. */
+  /** The peer has opened a stream, for that purpose. Reset it if nobody wants it. */
   onStream: (stream: Stream, purpose: Record<string, unknown>) => void = (stream) =>
     stream.reset("nobody takes streams here", resetCodes.refused);
-  /** What the user of a stream threw at what came for it: that stream is reset, and no other. */
+  /** The user of a stream threw an error. Only that stream is reset. */
   onThrown: (error: unknown) => void = () => {};
   onCarrier: (event: CarrierEvent) => void = () => {};
   /** Whether somebody here uses it, beyond answering the peer. */
   isWanted: () => boolean = () => true;
-  /** It has no carrier, and what it holds is needed for others: it must end. */
+  /** It has no carrier, and others need the memory: it must end. */
   onGivenUp: () => void = () => this.abandon("its memory is needed for other links");
-  /** Called once; every stream is over by then, or has only what came left to be read. */
+  /** Called once. By then each stream is over, or has only bytes left to be read. */
   onEnd: (end: SessionEnd) => void = () => {};
   readonly #transport: Transport;
   readonly #farewell: Farewell;
@@ -128,14 +128,14 @@ export class Session implements KnownSession {
   get isConfirmed(): boolean {
     return this.#transport.handover.isConfirmed;
   }
-  /** What frames are sent on; undefined while streams wait. */
+  /** The carrier that frames are sent on; undefined while streams wait. */
   get carrier(): Carrier | undefined {
     return this.#transport.current?.carrier;
   }
   get carriersSoFar(): number {
     return this.#transport.soFar;
   }
-  /** The latest measured, in milliseconds; undefined before the first. */
+  /** The latest round trip, in ms; undefined before the first. */
   get roundTripMs(): number | undefined {
     return this.#transport.liveness.roundTripMs;
   }
@@ -157,11 +157,11 @@ export class Session implements KnownSession {
   get streamsInUse(): number {
     return this.#streams.table.inUse;
   }
-  /** What the peer has made us say, and has not acknowledged. */
+  /** Bytes that the peer has made us send, and has not acknowledged. */
   get owedBytes(): number {
     return this.#streams.control.owedBytes;
   }
-  /** What is kept in memory for it. */
+  /** Bytes of memory that it holds. */
   get heldBytes(): number {
     return this.#streams.heldBytes;
   }
@@ -186,15 +186,15 @@ export class Session implements KnownSession {
   }
 
   /**
-   * Opens a stream; the peer is told what it is for, and nothing is waited for. Throws an Error when the session has
-   * ended or is ending or too many are open, and a RangeError when the purpose takes more than 4096 bytes of JSON.
+   * Opens a stream for that purpose, without waiting. Throws an Error if the session has ended or is ending, or if too many
+   * streams are open. Throws a RangeError if the purpose takes more than 4096 bytes of JSON.
    */
   open(purpose: object): Stream {
     if (this.state !== "open") throw new Error("the link has ended");
     return this.#streams.open(purpose);
   }
 
-  /** An orderly end: what was written arrives first, on both sides. Streams that were not ended then fail. */
+  /** Ends in order: what both sides wrote arrives first. Then streams that were not ended fail. */
   finish(reason: string): void {
     this.#finish({ by: "us", reason });
   }
@@ -206,7 +206,7 @@ export class Session implements KnownSession {
 
   // --- its end -------------------------------------------------------------------------------------------
 
-  /** Whatever is thrown at one of our edges ends this session, and nothing else of the program. */
+  /** What is thrown at one of our edges ends this session, and nothing else of the program. */
   #thrown(error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
     const whose = error instanceof ProtocolError ? "the peer sent" : "we failed at what the peer sent:";

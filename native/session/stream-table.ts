@@ -1,6 +1,6 @@
 /**
- * The streams of a session: which are open, which are only remembered, and what numbers are left. Each side opens those
- * with its own parity. Sends nothing, and is told what the peer said of them. For native/session/multiplexer.ts.
+ * The streams of a session: which are open, which are only remembered, and which numbers are left. One side opens
+ * streams with odd numbers, the other with even ones. Sends nothing. For native/session/multiplexer.ts.
  */
 import { type Role } from "../../protocol.ts";
 import { ProtocolError } from "./frame.ts";
@@ -8,16 +8,16 @@ import { type Stream } from "./stream.ts";
 
 /** Streams that one side may have opened at once. Each costs the other as much as its credit. */
 const maxStreams = 4096;
-/** What the credits of all streams may exceed their first ones by. */
+/** By so much all credits together may exceed the first credits. */
 const maxGrowthBytes = 64 * 1024 * 1024;
 /** A stream that is open, whatever it carries. */
 const streamCostBytes = 4 * 1024;
-/** One that we have reset and the peer has not: a number, and how much of its credit is left. */
+/** A stream that we have reset and the peer has not: its number, and how much of its credit is left. */
 const remnantCostBytes = 64;
 
 export class StreamTable {
   readonly #streams = new Map<number, Stream>();
-  /** Of streams that we have reset and the peer has not: what it may still send on them. */
+  /** Streams that we have reset and the peer has not: what the peer may still send on them. */
   readonly #remnants = new Map<number, number>();
   readonly #opened = { here: 0, there: 0 };
   #nextId: number;
@@ -44,7 +44,7 @@ export class StreamTable {
 
   // --- numbers -------------------------------------------------------------------------------------------
 
-  /** Of the next stream that is opened here. Throws an Error when too many are open. */
+  /** The number of the next stream that is opened here. Throws an Error if too many are open. */
   get nextId(): number {
     if (this.#opened.here >= maxStreams) throw new Error(`a link has at most ${maxStreams} streams at once`);
     return this.#nextId;
@@ -76,7 +76,7 @@ export class StreamTable {
 
   // --- what the peer says of one -------------------------------------------------------------------------
 
-  /** Undefined when it is over here. Throws a {@link ProtocolError} when there never was one. */
+  /** The stream; undefined if it is over here. Throws a {@link ProtocolError} if there never was one. */
   get(id: number): Stream | undefined {
     const stream = this.#streams.get(id);
     if (!stream && !this.#wasOpen(id))
@@ -88,7 +88,7 @@ export class StreamTable {
     return this.#remnants.has(id);
   }
 
-  /** Bytes for it; of a remnant, they were under way when we reset it. */
+  /** Bytes have come for it. If we had reset it, they were under way then. */
   receive(id: number, piece: Buffer, hasFinished: boolean): void {
     const stream = this.#streams.get(id);
     const allowed = stream ? undefined : this.#remnants.get(id);
@@ -108,7 +108,7 @@ export class StreamTable {
     this.#grownBytes -= stream.grownBytes;
   }
 
-  /** Nobody here has it any more: until the peer has reset it, too, what it may send on it is all there is to know. */
+  /** Nobody here has it any more. Until the peer has reset it, too, we remember how much the peer may still send. */
   abridge(stream: Stream): void {
     if (!this.#streams.delete(stream.id)) return;
     this.#remnants.set(stream.id, stream.allowedBytes);
@@ -119,7 +119,7 @@ export class StreamTable {
     if (this.#remnants.delete(id)) this.#opened[this.side(id)]--;
   }
 
-  /** The session has ended: what is left is what somebody may still read. */
+  /** The session has ended. What is left can still be read. */
   ended(stream: Stream): void {
     this.#streams.delete(stream.id);
   }
@@ -128,7 +128,7 @@ export class StreamTable {
     this.#remnants.clear();
   }
 
-  /** Whether credits may exceed the first ones by so much more; if so, it counts as taken. */
+  /** Whether credits may exceed the first ones by `bytes` more. If the answer is true, they count as taken. */
   mayGrow(bytes: number): boolean {
     if (this.#grownBytes + bytes > maxGrowthBytes) return false;
     this.#grownBytes += bytes;

@@ -1,22 +1,22 @@
 /**
- * One flow-controlled stream of a session, a Duplex to its user. Owns what its user wrote until it is framed, and
- * what the peer sent until it is read; never more than the credit it gave (RFC 9113 §5.2 has the same rules). It
- * never sees a carrier. Made by native/session/multiplexer.ts; for everything that uses a link.
+ * One flow-controlled stream of a session; to its user a Duplex. Owns what its user wrote until it is framed, and what the
+ * peer sent until it is read: never more than the credit that it gave (RFC 9113 §5.2 has the same rules). It never sees a
+ * carrier. Made by native/session/multiplexer.ts; for everything that uses a link.
  *
- * While a session has no carrier its streams wait, and nothing fails. `end()` ends our half only. An `error` is always
- * a {@link StreamError} with the reason; it never goes unhandled, for a peer must not be able to end our program.
+ * While a session has no carrier its streams wait, and nothing fails. `end()` ends our half only. An `error` is always a
+ * {@link StreamError} with the reason. It never counts as unhandled, because a peer must not be able to end our program.
  */
 import { Duplex } from "node:stream";
 import { Credit } from "./credit.ts";
 import { type WriteCallback, Written } from "./written.ts";
 import { Unread } from "./unread.ts";
 
-/** What the peer may send before we have read anything: the same on both sides, it is not negotiated. */
+/** Bytes that the peer may send before we have read anything. It is the same on both sides, and not negotiated. */
 export const firstCreditBytes = 256 * 1024;
-/** What a user may write ahead of the link before `write` says false. */
+/** Bytes that a user may write ahead before `write` returns false. */
 const writableHighWaterMark = 256 * 1024;
 
-/** Why a stream was cut off, as a number on the wire. A peer may send others. */
+/** Why a stream was cut off, as a number on the wire. A peer may send other numbers. */
 export const resetCodes = {
   cancelled: 0,
   refused: 1,
@@ -25,7 +25,7 @@ export const resetCodes = {
   "link-ended": 4,
 } as const;
 
-/** A stream that was cut off: by its user, by the peer, or because the link ended. */
+/** A stream was cut off: by its user, by the peer, or because the link ended. */
 export class StreamError extends Error {
   readonly code: number;
   constructor(code: number, message: string) {
@@ -34,7 +34,7 @@ export class StreamError extends Error {
   }
 }
 
-/** What a stream asks of its session. */
+/** What a stream needs of its session. */
 export interface StreamOwner {
   readonly nowMs: number;
   readonly roundTripMs: number | undefined;
@@ -44,13 +44,13 @@ export interface StreamOwner {
   /** All that its user wrote was framed. */
   onFlushed(): void;
   onCredit(stream: Stream, bytes: number): void;
-  /** Its user has done with it, maybe before its time. */
+  /** Its user has finished with it, maybe early. */
   onDestroyed(stream: Stream, code: number, reason: string): void;
   /** Whether its credit may exceed the first one by `bytes` more; if so, they count as taken. */
   mayGrow(bytes: number): boolean;
-  /** So many bytes more (or fewer) wait for users. False: too many in the whole session. */
+  /** So many bytes more (or fewer) wait for users. Returns false if the whole session has too many. */
   onUnread(bytes: number): boolean;
-  /** Its user's code has thrown at what it was given. */
+  /** Its user threw an error. */
   onThrown(stream: Stream, error: unknown): void;
 }
 
@@ -69,7 +69,7 @@ export class Stream extends Duplex {
   readonly #written: Written;
   readonly #unread = new Unread();
   readonly #credit: Credit;
-  /** How many bytes of it the peer has acknowledged, where somebody counts them. */
+  /** How many of its bytes the peer has acknowledged, if somebody counts them. */
   #acknowledged: { bytes: number; onMore: (bytes: number) => void } | undefined;
   readonly #ends: {
     /** Whether the user has asked for more than has come. */
@@ -94,18 +94,18 @@ export class Stream extends Duplex {
     this.on("error", () => {});
   }
 
-  /** Cuts it off, both ways: what is not sent yet is dropped, and the peer's stream fails with the reason. */
+  /** Cuts it off in both directions. What is not sent yet is dropped, and the peer's stream fails with the reason. */
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#ends.reset ??= { code, reason };
     this.destroy();
   }
 
-  /** Whether there is no carrier now, so that nothing comes or goes. */
+  /** Whether there is no carrier now: nothing comes or goes. */
   get isWaiting(): boolean {
     return !this.#owner.hasCarrier;
   }
 
-  /** From now on it is counted how many bytes written the peer has acknowledged. */
+  /** From now on counts how many written bytes the peer has acknowledged. */
   countAcknowledged(onMore: (bytes: number) => void): void {
     this.#acknowledged = { bytes: 0, onMore };
   }
@@ -271,7 +271,7 @@ export class Stream extends Duplex {
     const error = new StreamError(resetCodes["link-ended"], `the link has ended: ${reason}`);
     const isRead =
       this.#unread.isEmpty && this.readableLength === 0 && (!this.#ends.hasEnd || this.readableEnded);
-    // Whoever writes without ever having read would not learn of it.
+    // A user that only writes would not learn of it otherwise.
     const isDeaf = this.#written.hasWriter && this.readableFlowing === null;
     if (!isOrderly || isRead || isDeaf) return void this.destroy(error);
     this.#ends.linkEnded = error;

@@ -1,9 +1,9 @@
 /**
- * One sequence of frames each way, over carriers that come and go: each frame arrives once, in order, whatever
- * carriers break. Frames that were not acknowledged are kept, and go on at their byte on the next carrier. Owns the
- * carriers and which of them is the current one; what is said about that is in handover.ts, what is sent, read and
- * still alive in sender.ts, receiver.ts and liveness.ts. It knows no stream and never seeks a carrier: its owner is told
- * when one is needed, and brings it. For native/session/session.ts.
+ * One sequence of frames in each direction, over carriers that come and go. Each frame arrives once and in order, even
+ * if carriers break: frames that are not acknowledged are kept, and go on at their byte on the next carrier. Owns the
+ * carriers, and which one is current. handover.ts decides that, sender.ts sends, receiver.ts reads, liveness.ts judges
+ * what is alive. It knows no stream and seeks no carrier: its owner is told when one is needed, and brings it. For
+ * native/session/session.ts.
  */
 import { type Role } from "../../protocol.ts";
 import { type CarrierSet, CarrierState } from "./carrier-state.ts";
@@ -18,14 +18,14 @@ import { type FrameTaker, Receiver } from "./receiver.ts";
 import { type FrameSource, Sender } from "./sender.ts";
 
 const tickMs = 250;
-/** An old carrier is read so long beside its successor. */
+/** An old carrier is read for so long beside its successor. */
 const oldMs = 10_000;
-/** An offer without an answer is given up. */
+/** An offer without an answer is given up after so long. */
 const offerTimeoutMs = 5_000;
-/** Carriers kept at once: a peer that brings more loses the oldest. */
+/** So many carriers are kept at once. If a peer brings more, the oldest is closed. */
 const maxCarriers = 8;
 
-/** Who sends and receives by it. */
+/** What sends and receives by it. */
 export interface TransportOwner extends FrameSource, FrameTaker {
   onAcknowledged(): void;
   onEvent(event: CarrierEvent): void;
@@ -41,7 +41,7 @@ export interface TransportOptions {
   owner: TransportOwner;
 }
 
-/** What frames are sent on: nothing yet; a carrier; nothing since the last one was lost, or for good. */
+/** The current carrier: none yet; one; none since the last was lost; or none for good. */
 type Way = { is: "none" } | { is: "on"; state: CarrierState } | { is: "lost"; sinceMs: number };
 
 export class Transport implements CarrierSet {
@@ -131,7 +131,7 @@ export class Transport implements CarrierSet {
 
   #read(state: CarrierState, chunk: Buffer): void {
     this.receiver.read(state, chunk);
-    // Nothing newer has come of it: whichever speaks first goes on.
+    // The newer one has not been agreed on. Whichever carrier speaks first goes on.
     if (!this.current && state.is === "old" && this.all.has(state)) this.#moveTo(state, 0);
   }
 
@@ -154,7 +154,7 @@ export class Transport implements CarrierSet {
     const { current: old, sender } = this;
     const gapMs = this.#gapMs();
     this.#acknowledged(processed);
-    // `start` names our own count, for an acknowledgement on an old carrier may have overtaken `resume`.
+    // `start` has our own count: an acknowledgement on an old carrier may have overtaken `resume`.
     if (!old || this.liveness.judge(old).is !== "alive") sender.outbox.rewind();
     if (old) this.#setOld(old, sender.outbox.next);
     const isFirst = this.soFar === 0;
@@ -169,7 +169,7 @@ export class Transport implements CarrierSet {
     sender.pump();
   }
 
-  /** How long nothing has gone. */
+  /** For how long no frames could be sent. */
   #gapMs(): number {
     const [way, now] = [this.#way, this.#edge.clock.now()];
     if (way.is === "none") return 0;
@@ -184,7 +184,7 @@ export class Transport implements CarrierSet {
     state.putUntil = putUntil;
   }
 
-  /** Old ones go when the newer one brings frames, and all that was put on them has arrived. */
+  /** Closes old carriers once the newer one brings frames, and all that was put on the old ones has arrived. */
   #retireOld(): void {
     if (this.all.size < 2 || this.current?.incoming.reading !== "in-sequence") return;
     const { acknowledged } = this.sender.outbox;
@@ -224,7 +224,7 @@ export class Transport implements CarrierSet {
     if (heir) this.#moveTo(heir, 0);
   }
 
-  /** Says `last`, a sequenced frame, where the peer can still take it, and closes all carriers. */
+  /** Sends `last`, a sequenced frame, if the peer can still take it, and closes all carriers. */
   close(last: Buffer | undefined): void {
     const { current } = this;
     this.#edge.close();
@@ -236,7 +236,7 @@ export class Transport implements CarrierSet {
       try {
         this.sender.sayLast(current, last);
       } catch {
-        // It may be what threw, and ends us.
+        // This carrier may be the one that threw.
       }
       this.#detach(current);
       current.carrier.finish();
@@ -250,7 +250,7 @@ export class Transport implements CarrierSet {
     if (type === frame.resumed) return this.handover.answered(state, decodeHello(payload));
     if (type === frame.resume) return this.handover.considerAnew(state, decodeHello(payload));
     if (state.is === "offered") throw new ProtocolError("frames before it agreed to resume");
-    if (state.is === "refused") return; // sent before the peer knew
+    if (state.is === "refused") return; // it was sent before the peer knew that
     switch (type) {
       case frame.ack:
         return this.#acknowledged(decodeCount(payload));

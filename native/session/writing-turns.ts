@@ -1,6 +1,6 @@
 /**
- * Which stream's bytes are sent next: all that have some take turns, and who has just begun goes ahead. Owns the order,
- * never the bytes. For native/session/multiplexer.ts.
+ * Which stream sends next. Streams that have bytes take turns, and a stream that has just begun to send goes first.
+ * Owns the order, never the bytes. For native/session/multiplexer.ts.
  */
 import { frame, headerBytes, writeHeader } from "./frame.ts";
 import { blockBytes, Queue } from "./resend.ts";
@@ -47,7 +47,7 @@ export class WritingTurns {
     }
   }
 
-  /** Alternating: a stream that has just begun to send goes ahead, but keeps nobody from their turn. */
+  /** The next stream: one that has just begun and one that had a turn, alternately. So nobody loses their turn. */
   #next(turn: number): Stream | undefined {
     const [first, second] = turn % 2 === 0 ? [this.#fresh, this.#busy] : [this.#busy, this.#fresh];
     return first.shift() ?? second.shift();
