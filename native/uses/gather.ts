@@ -1,13 +1,7 @@
 /**
-<<<<<<< HEAD
  * For events that a peer can cause as often as it likes: a flood of them becomes one line a second. The first few are told
  * as they come. After that one a second is told, with how many more there were. Owns timers, which keep no program alive.
- * For native/uses/services.ts and participant.ts.
-=======
- * Events that a peer can cause at will, so that a flood of them is a line a second: the first few are told as they
- * come, then one for each second, with how many more there were. Owns timers, which keep no program alive. For
- * native/uses/services.ts and native/participant/takers.ts.
->>>>>>> 2a05ec7 (native: who may import it, as it is now; punch: what it saw)
+ * For native/uses/services.ts and native/participant/takers.ts.
  */
 
 /** So many are told at once. The count starts anew after a second without any. */
