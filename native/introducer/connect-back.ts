@@ -1,6 +1,6 @@
 /**
- * Connections back: what a SYN meets that comes unasked to a participant's own observed endpoint, and never anywhere else.
- * It owns those under way. For introducer.ts alone. RFC 5382 §4.3.
+ * Connections back: what an unsolicited SYN meets at a participant's own observed endpoint, and never anywhere else.
+ * Owns those under way. For introducer.ts. RFC 5382 §4.3.
  */
 import {
   canonicalAddress,
@@ -32,7 +32,7 @@ export class ConnectBacks {
     this.#alternate = alternate;
   }
 
-  /** Throws a {@link Refusal} where there are too many. Each counts as an introduction, too. */
+  /** Throws a {@link Refusal} if there are too many. Each also counts as an introduction. */
   begin(member: Member): void {
     if (this.#underWay.has(member))
       throw new Refusal("limit", "one connection back at a time: wait for `filtering`");

@@ -10,7 +10,7 @@ import { drainMs } from "./limits.ts";
 import type { Members } from "./members.ts";
 import type { Member, Session } from "./session.ts";
 
-/** When participants shall come back: each after another pause, lest they do as one. */
+/** When participants shall come back: each after another pause, so that they do not come all at once. */
 const leastRetryInMs = 500;
 const mostRetryInMs = 3000;
 

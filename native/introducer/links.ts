@@ -1,6 +1,6 @@
 /**
- * Links, as participants say that they have them, and the list that shows them. It is their word: a link counts when it was
- * made by a token of ours, or when both sides say so. For introducer.ts alone.
+ * Links, as participants report them, and the list that shows them. It is only their word: a link counts if it was made
+ * by a token of ours, or if both sides report it. For introducer.ts.
  */
 import { maxReportedLinks } from "../../protocol.ts";
 import type { Introductions } from "./introductions.ts";
@@ -27,13 +27,13 @@ export function addLink(
   links.set(instance, { route, id: peer });
 }
 
-/** Those with who is not here: more than a room's worth of them has piled up. */
+/** Forgets links with peers that are not here, once there are more of them than a room has members. */
 function forgetAbsent(links: Map<string, Link>, room: Iterable<Member>): void {
   const present = new Set([...room].map(({ peer }) => peer.instance));
   for (const instance of links.keys()) if (!present.has(instance)) links.delete(instance);
 }
 
-/** Returns whether there was such a link. Of a peer that is gone it knows the id that it had. */
+/** Returns whether there was such a link. A peer that is gone is named by the id that it had. */
 export function removeLink({ links }: Member, peer: number, other: Member | undefined): boolean {
   const absent = [...(links ?? [])].find(([, { id }]) => id === peer)?.[0];
   const instance = other?.peer.instance ?? absent;

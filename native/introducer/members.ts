@@ -54,7 +54,7 @@ export class Members {
     return other;
   }
 
-  /** It is known by its id; its room hears of it once it is {@link show}n. */
+  /** From now on it is known by its id. Its room hears of it by {@link show}. */
   add(member: Member): void {
     this.#byId.set(member.peer.id, member);
   }
@@ -68,7 +68,7 @@ export class Members {
     else this.#rooms.set(room, new Set([member]));
   }
 
-  /** Takes it out of its room, whom {@link tellLeft} tells; returns whether it was there. */
+  /** Takes it out of its room; {@link tellLeft} tells the room. Returns whether it was there. */
   remove(member: Member): boolean {
     if (!this.#byId.delete(member.peer.id)) return false;
     const members = this.#rooms.get(member.room);

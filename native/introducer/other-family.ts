@@ -13,7 +13,7 @@ export class OtherFamily {
   readonly #members = new Map<string, Member>();
   #own: { addresses: ReturnType<typeof ownAddresses>; untilMs: number } = { addresses: [], untilMs: 0 };
 
-  /** Where it can show that at this port, and by which token; undefined where we are not in the other family. */
+  /** The endpoint and the token for that; undefined if this host is not in the other family. */
   offer(member: Member, port: number): { endpoint: Endpoint; token: string } | undefined {
     const { family } = splitEndpoint(member.observed);
     const address = reachable(this.#addresses(), member.observed, family === 4 ? 6 : 4);
@@ -30,7 +30,7 @@ export class OtherFamily {
     return this.#own.addresses;
   }
 
-  /** Whose token that is; throws a {@link Refusal} unless it came by the other family. */
+  /** The member with that token. Throws a {@link Refusal} unless it came by the other family. */
   verified(token: string, observed: Endpoint): Member {
     const member = this.#members.get(token);
     if (!member) throw new Refusal("bad-field", "token must be that of somebody's `registered`");

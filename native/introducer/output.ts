@@ -9,7 +9,7 @@ import type { Guard, Served } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import type { Sources } from "./sources.ts";
 
-/** What waits for the end of the tick is written at once beyond this. */
+/** With more bytes than this, they are written at once, and not at the end of the tick. */
 const flushBytes = 64 * 1024;
 
 /** Whose output it is. */
@@ -17,7 +17,7 @@ export interface Writer extends Served {
   readonly socket: Pick<Socket, "write">;
   /** Who shares its shares. */
   readonly source: string;
-  /** More waits for it than may. */
+  /** Too much waits for it. */
   overflowed(): void;
 }
 
@@ -107,7 +107,7 @@ export class Output {
   sendRest(): boolean {
     const unsent = this.#unsent;
     if (!unsent) return true;
-    // One part is not copied: who reads a little at a time would have it copied each time.
+    // A single part is not copied: else a slow reader would have it copied each time.
     const bytes = unsent.length === 1 ? unsent[0]! : Buffer.concat(unsent);
     const rest = bytes.subarray(Math.max(0, this.writer.socket.write(bytes)));
     this.#unsent = rest.length > 0 ? [rest] : undefined;

@@ -1,7 +1,7 @@
 /**
- * The rounds of one introduction, one after the other: by which ways, who measures before, what each aims at, and what the
- * sides have said of the one under way. It tells the sides to measure and to punch. When is for
- * native/introducer/introduction.ts, which alone imports it.
+ * The rounds of one introduction: by which ways, who measures before, where each side aims, and what the sides have said of
+ * the present round. It tells the sides to measure and to punch. introduction.ts decides when. For
+ * native/introducer/introduction.ts.
  */
 import { isAhead, type Prediction, type Role, type Way } from "../../protocol.ts";
 import type { Exchange } from "./exchange.ts";
@@ -20,7 +20,7 @@ export class Plan {
   /** The token of the round has changed. */
   readonly #onToken: (old: string, token: string) => void;
   #ways: Way[] = [];
-  /** The round under way: its index, its token, and how often it was begun anew. Before the first: no token. */
+  /** The present round: its index, its token, and how often it was begun anew. Before the first there is no token. */
   #round = { at: 0, token: "", corrections: 0, isByOlder: false };
   #hasPunched = false;
 
@@ -35,7 +35,7 @@ export class Plan {
     this.sides = [sideOf(asker), sideOf(target)];
   }
 
-  /** Undefined while nothing is planned. */
+  /** Undefined until the rounds are planned. */
   get way(): Way | undefined {
     return this.#ways[this.#round.at];
   }
@@ -69,30 +69,30 @@ export class Plan {
     this.#onToken(old, this.#round.token);
   }
 
-  /** Begins the round; returns who has to measure before. */
+  /** Begins a round. Returns who has to measure before. */
   begin(): Side[] {
     this.#newToken();
     this.#round.isByOlder = false;
     return beginRound(this.sides, this.way!);
   }
 
-  /** Has them measure; returns whether to punch at once, by what was measured before. */
+  /** Tells them to measure. Returns whether to punch at once, by what was measured earlier. */
   measure(measuring: Side[]): boolean {
     const way = this.way!;
     const { token } = this.#round;
     for (const { member } of measuring)
       this.#exchange.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
     const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
-    // If its NAT has not given many ports since, there is nothing to wait for.
+    // If its NAT has given only few ports since, the earlier measurement will do.
     this.#round.isByOlder = isKnown && !this.#hasPunched;
     if (this.#round.isByOlder) for (const side of measuring) side.prediction = side.member.position;
     return this.#round.isByOlder;
   }
 
-  /** Takes what a side has measured; returns whether to punch now. */
+  /** Takes what a side has measured. Returns whether to punch now. */
   measured(member: Member, prediction: Prediction | undefined): boolean {
     const [side] = this.ofMember(member);
-    if (!side?.isMeasuring) return false; // late: the round has begun without it
+    if (!side?.isMeasuring) return false; // too late: the round has begun without it
     const { isByOlder } = this.#round;
     if (prediction && isAt(prediction.endpoint, member)) {
       if (this.way === "predicted") member.position = prediction;
@@ -107,11 +107,11 @@ export class Plan {
     return hasPassed;
   }
 
-  /** What the round aims at has passed by already. */
+  /** The NAT has already passed the ports that the round aims at. */
   #aimAnew(): void {
     this.#newToken();
     const used = aimAnew(this.sides);
-    // A side that had to try again and again has gone on since, and will say so once more.
+    // A side that had to try again and again has used more ports since, and will report that again.
     const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
     this.#round.isByOlder = isByOlder;
     for (const side of this.sides) side.isMeasuring = isByOlder && side.member.position !== undefined;

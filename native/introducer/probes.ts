@@ -24,7 +24,7 @@ import { isNoPlace, observedEndpoint } from "./observe.ts";
 import type { Sources } from "./sources.ts";
 import type { Turns } from "./turns.ts";
 
-/** More than the one line of a probe. */
+/** The most bytes of a probe: more than its one line. */
 const maxProbeBytes = 256;
 
 /** A connection to a probe port. */
@@ -51,7 +51,7 @@ export class Probes {
   readonly #owner: Owner;
   readonly #shares: Shares;
   readonly #listeners: Listener<Probe | undefined>[] = [];
-  /** The oldest first, which is due first. */
+  /** The oldest comes first, and is due first. */
   readonly #sockets = new Set<ProbeSocket>();
   #timer: Timer | undefined;
 
@@ -128,7 +128,7 @@ export class Probes {
     return { observed, source, hasSpoken: false, untilMs };
   }
 
-  /** A timeout of Bun's comes up to 4 s late, and never to one who says something. */
+  /** Closes probes that are too old. A timeout of Bun's comes up to 4 s late, and never if the client sends something. */
   #lookAtOldest(): void {
     this.#timer = undefined;
     for (const socket of this.#sockets) {
@@ -148,7 +148,7 @@ export class Probes {
     this.#owner.turns.charge(probe, () => this.#read(probe, chunk));
   }
 
-  /** Its first line says whose it is; one that comes in pieces, or is none, says nothing. Who says more is closed. */
+  /** Its first line says whose it is. A line in pieces, or a bad one, is ignored. If more comes, it is closed. */
   #read(probe: Probe, chunk: Uint8Array): void {
     if (probe.hasSpoken) return;
     probe.hasSpoken = true;

@@ -1,7 +1,7 @@
 /**
- * What others may make somebody do: how often one is introduced to the same peer, how often a peer is, and how often its
- * ports are guessed. It owns what each member got of all others; what one asked of one peer is kept with their pair. What a
- * link shows to have been wanted is given back. No clock of its own. For native/introducer/ alone.
+ * How often others may make somebody punch: introductions to one peer, introductions of one peer by all, and guessing of
+ * ports. Owns what each member got from all others. What one asked of one peer is kept with their pair. If an introduction
+ * leads to a link, it is given back. No clock of its own. For native/introducer/.
  */
 import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
 import { Rounds } from "../shares/turns.ts";
@@ -9,11 +9,11 @@ import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 import { Deadlines, type Due, notScheduled } from "./wheel.ts";
 
-/** How fast an introduction to somebody is forgotten as one that its asker's address had, and when it had none of late. */
+/** How fast introductions are forgotten that an address has had; and below which number it has had next to none. */
 const targetWindowMs = 60_000;
 const hadNone = 0.5;
 
-/** How often it is looked at whether what somebody got of others has come back. */
+/** How often we look whether what somebody got from others has come back. */
 const unaskedMs = 10_000;
 
 /** What one member asked of another. */
@@ -30,7 +30,7 @@ export type Asks = Map<number, Asked>;
 interface Unasked extends Due {
   readonly id: number;
   introductions: Bucket;
-  /** Of them, those by each address. */
+  /** Of these, those by each address. */
   perAddress: Usage;
   failedBirthdays: Bucket;
 }
@@ -42,7 +42,7 @@ export interface Asking {
   readonly target: Member;
 }
 
-/** Takes one of the introductions that a member may ask for; throws a {@link Refusal} where it has asked for too many. */
+/** Counts an introduction that a member asks for. Throws a {@link Refusal} if it has asked for too many. */
 export function spendIntroduction(
   member: Member,
   { introductionsPerMinute: most }: Limits,
@@ -69,7 +69,7 @@ export class Quotas {
     this.#due = new Deadlines(tickMs, now);
   }
 
-  /** Takes an introduction that the target has not asked for; throws a {@link Refusal} where there have been too many. */
+  /** Counts an introduction that the target has not asked for. Throws a {@link Refusal} if there were too many. */
   spend({ asks, asker, target }: Asking, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#limits;
     const { introductions } = this.#askedOf(asks, asker, now);
@@ -78,7 +78,7 @@ export class Quotas {
     if (ofPairSeconds > 0)
       throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
-    // Whoever has used it up must not keep others from that peer.
+    // A member that has used up its own must not use up the peer's for others.
     if (ofAllSeconds > 0 && perAddress.hasUsed(asker.source, hadNone, now))
       throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
@@ -86,7 +86,7 @@ export class Quotas {
     perAddress.spend(asker.source, 1, now);
   }
 
-  /** The target has linked, so it wanted to, and it costs nobody anything. */
+  /** The target has linked, so it wanted the link. Nobody is charged. */
   refund({ asks, asker, target }: Asking, now: number): void {
     this.#askedOf(asks, asker, now).introductions.tokens += 1;
     const { introductions, perAddress } = this.#unaskedOf(target, now);
@@ -94,7 +94,7 @@ export class Quotas {
     perAddress.spend(asker.source, -1, now);
   }
 
-  /** Seconds until ports may be guessed; 0 when they may now, and then that is taken, lest many begin at once. */
+  /** Seconds until ports may be guessed. If 0, it is counted at once, so that not many begin together. */
   spendBirthday({ asks, asker, target }: Asking, now: number): number {
     const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#limits;
     const { birthdays, birthdayFailedAt } = this.#askedOf(asks, asker, now);
@@ -110,7 +110,7 @@ export class Quotas {
     return 0;
   }
 
-  /** Gives back what was taken of it: what was not needed is free, and so is what the target linked by. */
+  /** Gives it back if it was not needed, or if it led to a link. */
   settleBirthday({ asks, asker, target }: Asking, was: "unused" | "linked" | "failed", now: number): void {
     const asked = this.#askedOf(asks, asker, now);
     if (was === "unused") asked.birthdays.tokens += 1;

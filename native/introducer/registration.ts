@@ -114,7 +114,7 @@ export class Registration {
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
     const member = session.join({ ...shown, mapping: "unknown", since: Date.now() }, room, !message.direct);
-    members.add(member); // first of all, so that whatever fails from here on is undone by leaving
+    members.add(member); // first, so that leaving undoes whatever fails from here on
     keepLinks(member, message.links);
     this.#welcome(member);
     members.show(member);
@@ -123,7 +123,7 @@ export class Registration {
     if (ignored.length > 0) guard.emit({ event: "ignored", address: session.observed, endpoints: ignored });
   }
 
-  /** The same program, come back before it was missed. */
+  /** The same program has come back before we noticed that it was gone. */
   #closeOlder(room: string, instance: string, fingerprint: string): void {
     for (const { peer, session } of this.#parts.members.in(room))
       if (peer.instance === instance && peer.fingerprint === fingerprint) session.close("it registered anew");
@@ -150,7 +150,7 @@ export class Registration {
     session.write(snapshot(members.in(room)));
   }
 
-  /** Who shows by which endpoint it is seen in the other address family; throws a {@link Refusal}. */
+  /** The member that shows how it is seen in the other address family. Throws a {@link Refusal}. */
   verified(session: Session, token: string): Member {
     if (session.member) throw new Refusal("already-registered", "verify belongs on a connection of its own");
     const member = this.#otherFamily.verified(token, session.observed);
@@ -159,7 +159,7 @@ export class Registration {
     return member;
   }
 
-  /** Whose probe has that token. */
+  /** The member whose probes have that token. */
   probing(token: string): Member | undefined {
     return this.#probing.get(token);
   }
@@ -174,7 +174,7 @@ export class Registration {
     if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);
   }
 
-  /** Everybody in that room goes there. What another introducer has said may be no place: then they stay. */
+  /** Sends everybody in that room there. If the place that another introducer has given is none, they stay. */
   #movedOut(room: string, home: string): void {
     const place = parsePlace(home);
     if (!place) return;

@@ -19,7 +19,7 @@ const relaySliceMs = 20;
 const relayTurnMs = 5;
 /** Of each turn, writing takes so long at most: it may be one byte for each of hundreds. */
 const writingMs = 2;
-/** What may be made up for after a pause, lest a timer that comes late costs throughput. */
+/** How much may be sent at once after a pause. So a late timer costs no throughput. */
 const relayBurstMs = 100;
 /**
  * The rates are of bytes, and what costs is a read: one of so many bytes, or of a slice, is paid for by the rates, and of
@@ -32,7 +32,7 @@ const leastSegmentBytes = 536;
 export const segmentMs = 0.0015;
 const readAtOnce = 8;
 const lookedAtOnce = 64;
-/** A relayed link that says nothing for so long is over: participants ping each other far more often. */
+/** A relayed link on which nothing comes for so long is over: participants ping each other far more often. */
 const relaySilenceMs = 3 * 60_000;
 
 /** How many relays, offered or under way, and how long an offer holds. */
@@ -74,7 +74,7 @@ export interface RelayEnd<Connection> {
    */
   held: Uint8Array;
   readonly bucket: Bucket;
-  /** How many have come by it. */
+  /** How many bytes have come by it. */
   segments: number;
   /** How much may wait in the kernel to be read: little of who rests and sends tiny segments. */
   unread: "little" | "much";
@@ -289,7 +289,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     this.#sessions.close(end.session, "it did not wait for the other side of the relay");
   }
 
-  /** It came first and has not waited: it may come again. */
+  /** It came first, and has left again before the other came: it may come again. */
   #withdraw({ relay, session }: RelayEnd<Connection>): void {
     relay.ends.splice(0);
     session.relayed = undefined;
@@ -304,7 +304,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     this.#waiting.delete(other);
     if (other.life === "gone") return this.#forget(relay);
     other.held = nothing;
-    this.#resume(other); // what it sends now goes nowhere, but its end is to be seen
+    this.#resume(other); // what it sends now is dropped, but its end must be seen
     this.#pump(end, other, performance.now());
   }
 

@@ -1,6 +1,6 @@
 /**
- * One round of an introduction: who measures, how long it lasts, and what it aims at when a NAT has gone on. Pure, but
- * for the sides that it is given. For native/introducer/introduction.ts alone.
+ * One round of an introduction: who measures, how long it lasts, and where it aims if a NAT has gone on. Pure, but for the
+ * sides that it is given. For native/introducer/.
  */
 import {
   formatEndpoint,
@@ -13,28 +13,31 @@ import {
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 
-/** A report may be under way this long after the punch's deadline. */
+/** A report may arrive so long after the deadline of the punch. */
 export const reportGraceMs = 2000;
 
-/** No start is put off longer, whatever round trips a participant feigns. */
+/** No start is delayed longer, whatever round trip a participant pretends to have. */
 const maxStartInMs = 2000;
 
-/** A round lasts so many round trips (the sum of both sides', which bounds the one between them), and a little. */
+/**
+ * A round lasts so many round trips, and a little more. A round trip is the sum of both sides': the one between them is
+ * less.
+ */
 const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
 const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };
 const trialSpareMs = 200;
 
-/** What is left after the last round but is too short for another. */
+/** If less than this is left, there is no further round. */
 const shortestRoundMs = 500;
 
 /** One of the two in an introduction. */
 export interface Side {
   readonly member: Member;
-  /** What it said of the round under way; undefined while that is still to come. */
+  /** What it has said of the present round; undefined if it has not said anything yet. */
   report: "linked" | "failed" | undefined;
   isMeasuring: boolean;
   prediction: Prediction | undefined;
-  /** What came while it was punching by an older prediction. */
+  /** A measurement that came while it was punching by an older one. */
   newer: Prediction | undefined;
   /** Whether it has said that it is linked by relay. */
   isRelayed: boolean;
@@ -51,7 +54,7 @@ export function sideOf(member: Member): Side {
   };
 }
 
-/** How long the sides wait so that both start at the same moment, for one-way delays from the introducer. */
+/** How long each side waits, so that both start at the same moment. By the one-way delays from the introducer. */
 export function startDelays(a: number | undefined, b: number | undefined): [number, number] {
   const [delayA, delayB] = [Math.round((a ?? 0) / 2), Math.round((b ?? 0) / 2)];
   const last = Math.max(delayA, delayB);
@@ -82,7 +85,7 @@ export function counts({ member }: Side): boolean {
   return member.peer.mapping === "sequential";
 }
 
-/** Nothing has been said of the round that begins; returns those who measure before it. */
+/** Resets the sides for a new round. Returns those who measure before it. */
 export function beginRound(sides: readonly Side[], way: Way): Side[] {
   for (const side of sides) {
     side.report = side.prediction = side.newer = undefined;
@@ -91,9 +94,9 @@ export function beginRound(sides: readonly Side[], way: Way): Side[] {
   return sides.filter(({ isMeasuring }) => isMeasuring);
 }
 
-/** What came meanwhile is what the round aims at now; returns by how many ports beyond that. */
+/** Lets the round aim at what was measured meanwhile. Returns by how many ports beyond that. */
 export function aimAnew(sides: readonly Side[]): number {
-  // Where both count, each has used up as many ports as it has tried since it was measured.
+  // If both NATs count, each has used as many ports as it has tried since it was measured.
   const used = sides.every(({ newer }) => newer) ? predictedPorts : 0;
   for (const side of sides) {
     const { newer } = side;

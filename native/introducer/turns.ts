@@ -18,7 +18,7 @@ import { segmentMs } from "./relay.ts";
 import type { Session } from "./session.ts";
 import type { Sources } from "./sources.ts";
 
-/** How often those that have sent too many lines get the next of them read. */
+/** So often the next line is read of those that have sent too many. */
 const resumeMs = 10;
 /**
  * What it costs to accept and close a connection, to read from one, to write to one at the end of the tick: mostly in
@@ -30,16 +30,16 @@ const flushMs = 0.01;
 /** What one read is charged at most: the compiler takes 14 ms for the first registration, which is not its sender's. */
 const mostChargedMs = 2;
 
-/** Who understands what is read. */
+/** Gets what is read. */
 interface Reader {
   readonly limits: Limits;
   readonly sources: Sources;
   readonly guard: Guard;
   readonly outbox: Outbox;
   line(session: Session, line: string): void;
-  /** What came behind the line that made it one end of a relayed link. */
+  /** Bytes after the line that made it one end of a relayed link. */
   relayed(session: Session, bytes: Uint8Array): void;
-  /** It says nothing more, and all it has said has been read. */
+  /** It will send no more, and all that it has sent was read. */
   ended(session: Session): void;
   /** Too much of its source waits to be read. */
   tooMuch(session: Session): void;
@@ -48,13 +48,13 @@ interface Reader {
 export class Turns {
   readonly #reader: Reader;
   readonly #sources: Sources;
-  /** With something held that may not be read yet. */
+  /** Sessions with held bytes that may not be read yet. */
   readonly #paused = new Set<Session>();
   readonly #pausedRounds = this.#roundsOf(this.#paused);
-  /** With something held that is read as soon as others had their turn. */
+  /** Sessions with held bytes that are read once others have had their turn. */
   readonly #late = new Set<Session>();
   readonly #lateRounds = this.#roundsOf(this.#late);
-  /** When the first came of those who have come together. */
+  /** When the first of the present batch of sessions came. */
   #turnAt: number | undefined;
   #timer: Timer | undefined;
 
@@ -70,7 +70,7 @@ export class Turns {
     );
   }
 
-  /** How many wait that may not be read yet. */
+  /** How many sessions may not be read yet. */
   get waiting(): number {
     return this.#paused.size;
   }
@@ -82,8 +82,8 @@ export class Turns {
   // what it costs
 
   /**
-   * Whether a source may have another connection accepted. It does not depend on what of it has been read: that can wait,
-   * whereas who is turned away may not come again.
+   * Whether a source may have another connection accepted. It does not depend on what was read of the source: reading can
+   * wait, but whoever is turned away may not come again.
    */
   accepts(source: string): boolean {
     const now = performance.now();
@@ -93,7 +93,7 @@ export class Turns {
     return true;
   }
 
-  /** What it makes us do is of its source's share of the processor. */
+  /** Does some work, and charges it to the source's share of the processor. */
   charge({ source }: { readonly source: string }, work: () => void): void {
     const { outbox } = this.#reader;
     const from = performance.now();
@@ -104,7 +104,7 @@ export class Turns {
     this.#sources.processor.spend(source, readMs + Math.min(now - from, mostChargedMs) + laterMs, now);
   }
 
-  /** Relayed bytes have rates of their own: that part is not charged which `work` returns. */
+  /** The same for relayed bytes. They have rates of their own, so the part that `work` returns is not charged. */
   chargeRelayed({ source }: Session, work: () => number, moreMs: number): void {
     const from = performance.now();
     const unpaid = 1 - work();
@@ -113,7 +113,7 @@ export class Turns {
     if (spentMs > 0) this.#sources.processor.spend(source, spentMs, now);
   }
 
-  /** Its source makes us write so many sessions something later. */
+  /** Charges a source for lines that will be written to so many sessions. */
   chargeWrites(source: string, sessions: number): void {
     this.#sources.processor.spend(source, sessions * flushMs, performance.now());
   }
@@ -134,7 +134,7 @@ export class Turns {
     else this.charge(session, () => this.#read(session, chunk, heardAt));
   }
 
-  /** It is closed whatever it says, and at once when it ends: unless there is much of it, it is read for that. */
+  /** A session that is being closed is still read a little, so that its end is seen at once. */
   receiveNothing({ source, socket, heardAt }: Session): void {
     this.#sources.processor.spend(source, readMs, heardAt);
     if (this.#sources.processor.isBusy(source, heardAt)) socket.pause();
@@ -146,13 +146,13 @@ export class Turns {
     if (session.input.held === undefined) this.#reader.ended(session);
   }
 
-  /** What is held of it is not read any more. */
+  /** Drops what is held of it. */
   forget(session: Session): void {
     session.input.decoder = undefined;
     this.#unhold(session);
   }
 
-  /** Whether it has its turn when others had theirs: once all that came together has taken long, of those who say much. */
+  /** Whether it must wait until others had their turn: if its batch has taken long, and it sends much. */
   #isLate({ source, heardAt }: Session): boolean {
     if (this.#turnAt === undefined) {
       this.#turnAt = heardAt;
@@ -181,7 +181,7 @@ export class Turns {
     this.#countHeld(session);
   }
 
-  /** Reads line by line, as many as it may say now and others can wait for, and holds the rest. */
+  /** Reads as many lines as it may send now, while others can wait. Holds the rest. */
   #readLines(session: Session, decoder: LineDecoder, chunk: Uint8Array, startedAt: number): void {
     const { messageBurst, messagesPerSecond } = this.#reader.limits;
     for (let from = 0; from < chunk.length && !session.isOver;) {
@@ -198,7 +198,7 @@ export class Turns {
     }
   }
 
-  /** Of who has used up its share what it has cost to receive counts, too: that may be a segment for each byte. */
+  /** Charges also what it cost to receive, if the source has used up its share: it may be a segment for each byte. */
   #holdMany(session: Session, chunk: Uint8Array): void {
     const { input, socket, source, heardAt } = session;
     const segments = segmentsReceived(socket.fd) ?? 0;
@@ -208,7 +208,7 @@ export class Turns {
     this.#hold(session, chunk);
   }
 
-  /** Too many lines are answered by not reading: then TCP makes the sender wait. */
+  /** Too many lines: we stop reading, and TCP makes the sender wait. */
   #hold(session: Session, bytes: Uint8Array): void {
     session.input.held = bytes;
     this.#late.delete(session);
@@ -220,7 +220,7 @@ export class Turns {
     this.#countHeld(session);
   }
 
-  /** Bytes that a session may not say yet, and those of a line that is not whole. */
+  /** Holds bytes that a session may not send yet, and those of an incomplete line. */
   #countHeld(session: Session): void {
     const { input, source } = session;
     const bytes = (input.held?.length ?? 0) + (input.decoder?.pendingBytes ?? 0);
@@ -232,7 +232,7 @@ export class Turns {
     if (this.#sources.held.isUsedUp() || this.#sources.held.isOver(source)) this.#reader.tooMuch(session);
   }
 
-  /** Lets those go on that may again. */
+  /** Reads those that may be read again. */
   #resume(): void {
     this.#pausedRounds.begin();
     if (this.#paused.size > 0) return;
@@ -240,7 +240,7 @@ export class Turns {
     this.#timer = undefined;
   }
 
-  /** Reads what is held, if it may be read now. */
+  /** Reads what is held of a session, if it may be read now. */
   #goOn(session: Session, now: number): void {
     const { messageBurst, messagesPerSecond } = this.#reader.limits;
     const { input } = session;
