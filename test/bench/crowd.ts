@@ -103,7 +103,8 @@ function unexpected(line: string): void {
 export class Client {
   id = 0;
   partner: Client | undefined = undefined;
-  joined: (() => void) | undefined = undefined;
+  /** Told the port of another introducer, where its room lives there. */
+  joined: ((elsewhere?: number) => void) | undefined = undefined;
   punched: (() => void) | undefined = undefined;
   /** Instead of punching it waits to be relayed. */
   relayed: ((token: string) => void) | undefined = undefined;
@@ -132,7 +133,8 @@ export class Client {
     this.#socket?.terminate();
   }
 
-  join(): Promise<void> {
+  /** Resolves to the port of the introducer where its room lives, if that is another. */
+  join(): Promise<number | undefined> {
     const hex = (digits: number) => this.#index.toString(16).padStart(digits, "0");
     const line = encode({
       type: "register",
@@ -179,6 +181,7 @@ export class Client {
     if (type === "pu") this.#punch(line);
     else if (type === "pi") this.#socket!.write(line.toString("latin1").replace("ping", "pong") + "\n");
     else if (type === "ec") this.echoed?.();
+    else if (type === "el") this.joined?.(Number(/"port":(\d+)/.exec(line.toString("latin1"))![1]));
     else if (type === "re" && at(line, typeAt + 2) === "f") this.refused(line.toString());
     else if (type === "re" && at(line, typeAt + 2) === "l") this.relayed?.(tokenOf(line));
     else if (type === "re") this.id = Number(/"id":(\d+)/.exec(line.toString("latin1"))![1]);
