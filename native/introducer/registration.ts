@@ -66,8 +66,9 @@ export class Registration {
   #share(redis: string): Homes {
     const { advertise = "", door, members, guard, notify } = this.#parts;
     const firstId = this.#lastId;
-    const { host, port } = parsePlace(advertise, door.port) ?? door;
-    return new Homes(redis, formatHostPort(publicAddress(host), port), {
+    const likeliest = { host: publicAddress(door.host), port: door.port };
+    const { host, port } = parsePlace(advertise, door.port) ?? likeliest;
+    return new Homes(redis, formatHostPort(host, port), {
       rooms: () => members.rooms.keys(),
       counts: () => ({ participants: members.size, rooms: members.rooms.size, firstId }),
       movedOut: (room, home) => guard.serve(undefined, () => this.#movedOut(room, home)),

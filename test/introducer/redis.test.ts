@@ -19,10 +19,13 @@ const wholeMs = 20_000;
 /** As a participant follows them. */
 const mostMoves = 2;
 
-function introduce(redis: string, port = 0) {
+function introduce(redis: string, port = 0, advertise?: string) {
   const events: IntroducerEvent[] = [];
   const onEvent = (event: IntroducerEvent) => void events.push(event);
-  const introducer = Introducer.start({ host: "127.0.0.1", port, probePorts: [], redis, onEvent });
+  const introducer = Introducer.start({
+    ...{ host: "127.0.0.1", port, probePorts: [], redis, onEvent },
+    ...(advertise !== undefined && { advertise }),
+  });
   const count = (name: IntroducerEvent["event"]) => events.filter(({ event }) => event === name).length;
   const shared = (times = 1) => until("Redis is there", () => count("shared") === times, patienceMs);
   const names = () => introducer.participants.map(({ name }) => name).sort();
@@ -174,6 +177,23 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
     using dora = await enter(two.port, "dora");
     expect([dora.port, dora.moves]).toEqual([two.port, 0]);
     expect(await home()).toBe(`127.0.0.1:${two.port}`);
+  });
+
+  test.concurrent("others send to where it is advertised, by name or port", async () => {
+    await using redis = await RedisServer.start();
+    const port = freePort();
+    await using one = introduce(redis.url, port, "localhost");
+    await using two = introduce(redis.url, 0, "localhost:7");
+    await Promise.all([one.shared(), two.shared()]);
+    using anna = await enter(port, "anna");
+    await using bert = new Driven(two.port, "bert", "--room", "lobby");
+    await bert.registered;
+    expect(one.names()).toEqual(["anna", "bert"]);
+    using _there = await enter(two.port, "carl", "another room");
+    using sent = new Client(port);
+    sent.send(registration("dora", "another room"));
+    expect(await sent.next("elsewhere")).toEqual({ type: "elsewhere", host: "localhost", port: 7 });
+    await anna.settled();
   });
 
   test.concurrent(
