@@ -20,6 +20,21 @@ const hurryEveryMs = 3_000;
 /** After so long the other side of a link without a channel asks, too. */
 const secondAsksAfterMs = 1_500;
 
+/** What tells the time and wakes us: a test has its own. */
+export interface Clock {
+  now(): number;
+  /** Returns what calls it off. */
+  wake(work: () => void, ms: number): () => void;
+}
+
+const realClock: Clock = {
+  now: () => performance.now(),
+  wake(work, ms) {
+    const timer = setTimeout(work, ms);
+    return () => clearTimeout(timer);
+  },
+};
+
 export class Seeker {
   readonly #seek: () => void;
   #wanted: keyof typeof pauses | undefined;
@@ -28,10 +43,12 @@ export class Seeker {
   #hurriedAtMs = -Infinity;
   /** The latest first pause that had grown so; 0 if the last channel had lasted. */
   #flappingMs = 0;
-  #timer: NodeJS.Timeout | undefined;
+  #callOff = () => {};
+  readonly #clock: Clock;
 
-  constructor(seek: () => void) {
+  constructor(seek: () => void, clock = realClock) {
     this.#seek = seek;
+    this.#clock = clock;
   }
 
   get wanted(): keyof typeof pauses | undefined {
@@ -43,7 +60,7 @@ export class Seeker {
     if (this.#wanted === what) return;
     this.#wanted = what;
     this.#pauseMs = pauses[what].firstMs;
-    if (what === "soon" && performance.now() - this.#restedAtMs < lastingMs) {
+    if (what === "soon" && this.#clock.now() - this.#restedAtMs < lastingMs) {
       this.#flappingMs = Math.min(maxFlappingMs, Math.max(this.#pauseMs, 2 * this.#flappingMs));
       this.#pauseMs = this.#flappingMs;
       return this.#in(this.#jittered() + (isFirst ? 0 : secondAsksAfterMs));
@@ -56,7 +73,7 @@ export class Seeker {
   hurry(isFirst: boolean): void {
     if (!this.#wanted) return;
     this.#pauseMs = Math.max(this.#flappingMs, pauses[this.#wanted].firstMs);
-    const now = performance.now();
+    const now = this.#clock.now();
     if (this.#hurriedAtMs > now) return; // that is planned already
     const waitMs = Math.max(0, this.#hurriedAtMs + hurryEveryMs - now);
     this.#hurriedAtMs = now + waitMs;
@@ -71,9 +88,9 @@ export class Seeker {
   }
 
   rest(): void {
-    this.#restedAtMs = performance.now();
+    this.#restedAtMs = this.#clock.now();
     this.#wanted = undefined;
-    clearTimeout(this.#timer);
+    this.#callOff();
   }
 
   #jittered(): number {
@@ -81,8 +98,8 @@ export class Seeker {
   }
 
   #in(ms: number): void {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
+    this.#callOff();
+    this.#callOff = this.#clock.wake(() => {
       this.#seek();
       // If it could not be sought, because we are not registered or the peer is away, it can be later.
       if (this.#wanted) this.#in(this.#jittered());
