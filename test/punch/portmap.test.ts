@@ -258,7 +258,9 @@ test.concurrent("closed before anything was answered: what was asked for is take
   using router = await FakeGateway.open({ mapping: () => [] });
   const watched = new Watched(router);
   await until("asked", () => router.datagrams.length > 0);
-  await watched.mapping.close();
+  const closed = watched.mapping.close();
+  await watched.mapping.answered; // nobody waits for it any more
+  await closed;
   await until("taken back", () => router.datagrams.some(isDeletion));
   expect(watched.states).toEqual([]);
 });
