@@ -1,10 +1,9 @@
 /** Where rooms live, asked of a real Redis that is killed, stopped and started again. */
-import { describe, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { Homes } from "../../native/introducer/redis/homes.ts";
 import { until } from "../native-fixture.ts";
+import { describeNeeding } from "../needing-fixture.ts";
 import { noRedis, RedisServer } from "./redis-fixture.ts";
-
-if (noRedis !== undefined) console.log(`homes of rooms are not tested: ${noRedis}`);
 
 /** A lease that runs out, a beat that notices, and some patience for a busy machine. */
 const patienceMs = 20_000;
@@ -50,7 +49,7 @@ async function answers(what: string, isTrue: () => Promise<boolean>): Promise<vo
 const torn = (rooms: string[], all: { rooms: Set<string> }[]) =>
   rooms.filter((room) => all.filter((one) => one.rooms.has(room)).length !== 1);
 
-describe.skipIf(noRedis !== undefined)("homes", () => {
+describeNeeding(noRedis)("homes", () => {
   test.concurrent("a room has one home, whoever asks at once, until it is released", async () => {
     await using redis = await RedisServer.start();
     await using a = homes(redis.url, "a:1");
