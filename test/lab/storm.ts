@@ -266,18 +266,20 @@ class Storm {
   async #allLink(): Promise<void> {
     for (const [at, one] of this.#everyone.entries())
       for (const other of this.#everyone.slice(at + 1)) {
-        const isLinked = async () => {
+        const state = async () => {
           await this.#obey(one, "list");
           return one
             .all("peers")
             .at(-1)!
-            .peers.some(({ name, state }) => name === other.name && state === "linked");
+            .peers.find(({ name }) => name === other.name)?.state;
         };
+        const isLinked = async () => (await state()) === "linked";
+        // A relayed link comes back after the end of the introducer that it went by.
+        const untilAt = now() + quietMs;
+        while ((await state()) === "returning" && now() < untilAt) await Bun.sleep(100);
         for (let tries = 0; tries < 2 && !(await isLinked()); tries++) await this.#connect(one, other);
         if (!(await isLinked()))
-          this.#problem(
-            `${one.name} and ${other.name} can't link: ${JSON.stringify(one.all("failed").at(-1))}`,
-          );
+          this.#problem(`${one.name} and ${other.name} can't link: ${JSON.stringify(one.seen.slice(-8))}`);
       }
   }
 
