@@ -160,7 +160,9 @@ labTest("a birthday takes all the sessions that a host may have: relayed all the
 /** On ports of participants, but not of introducers. */
 const httpOnly = { onlyHttp: { first: 10_000, last: 65_535 } } as const;
 
-labTest.concurrent(
+// By itself, as the two with an introducer of two addresses: beside ten other labs on two cores our SYN may leave after the
+// peer's has met the NAT, and the kernel sends that again only when the round is over.
+labTest(
   "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
   async () => {
     await using lab = await Lab.create();
@@ -199,7 +201,7 @@ labTest.concurrent("drops long packets: what is relayed arrives, too", async () 
   await expectRelayed(await gather(lab, people, await layout(lab)));
 });
 
-labTest.concurrent.each([
+labTest.each([
   ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
   ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
 ] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {
