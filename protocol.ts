@@ -635,7 +635,6 @@ export interface RelayRates extends Read<typeof relayRates> {}
 
 /** A link that outlived the registration under which it was made; `peer` is the peer's {@link Peer.instance}. */
 const reportedLink = { peer: instance, route };
-export interface ReportedLink extends Read<typeof reportedLink> {}
 
 /** What everyone in a room knows of a participant. */
 const peerFields = {
