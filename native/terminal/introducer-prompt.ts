@@ -3,7 +3,7 @@
  */
 import type { Terminal } from "./terminal.ts";
 import { CommandError, completions, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
-import { jsonPieces } from "./table.ts";
+import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import {
   addressScope,
@@ -11,7 +11,6 @@ import {
   defaultPort,
   findByIdOrName,
   formatEndpoint,
-  jsonLine,
   printable,
 } from "../../protocol.ts";
 import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
@@ -199,11 +198,6 @@ async function whereElse(introducer: Operated, word: string): Promise<string | u
 /** Throws if the other introducers could not be asked. */
 function failIfIncomplete(what: string, problem: string | undefined): void {
   if (problem !== undefined) throw new CommandError(`${what}: ${problem}`);
-}
-
-/** One JSON line, with the time in milliseconds since the epoch. */
-function timed(event: object): string {
-  return jsonLine({ ...event, at: performance.timeOrigin + performance.now() });
 }
 
 export function askPort(terminal: Terminal): Promise<number | undefined> {

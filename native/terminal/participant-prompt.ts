@@ -4,10 +4,10 @@
 import { Keep, notLinked } from "../participant/keep.ts";
 import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
-import { defaultRoom, jsonLine, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
+import { defaultRoom, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
 import { readCommand, UsageError } from "./command-line.ts";
-import { jsonPieces } from "./table.ts";
+import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
 import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
@@ -168,9 +168,8 @@ export class Prompt {
     this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
   }
 
-  /** Prints a line with the time, in ms since the epoch, so that events of several programs can be compared. */
   #json(event: object): void {
-    this.#terminal.result(jsonLine({ ...event, at: performance.timeOrigin + performance.now() }));
+    this.#terminal.result(timed(event));
   }
 }
 

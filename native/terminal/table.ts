@@ -1,5 +1,6 @@
 /**
- * Tables: small ones by cli-table3, and long ones by our own padding, in slices. Pure. For native/terminal/.
+ * Tables: small ones by cli-table3, and long ones by our own padding, in slices. JSON lines for programs, long ones in slices,
+ * too. Pure but for the clock. For native/terminal/.
  */
 import { jsonLine } from "../../protocol.ts";
 import { byTurns } from "../shares/turns.ts";
@@ -133,9 +134,17 @@ export async function renderRows<T>(
   return pieces;
 }
 
-/** One JSON line with the time (ms since the epoch), and a long list in one field. In pieces, made in slices. */
+/** Milliseconds since the epoch, so that events of several programs can be compared. */
+const clock = () => performance.timeOrigin + performance.now();
+
+/** One JSON line, with the time. */
+export function timed(event: object): string {
+  return jsonLine({ ...event, at: clock() });
+}
+
+/** One JSON line with the time, and a long list in one field. In pieces, made in slices. */
 export async function jsonPieces(event: object, field: string, list: readonly object[]): Promise<string[]> {
   const pieces = [jsonLine(event).replace(/\}$/, `,${JSON.stringify(field)}:[`)];
   await byTurns(list, (one) => void pieces.push(pieces.length > 1 ? "," : "", jsonLine(one)));
-  return [...pieces, `],"at":${performance.timeOrigin + performance.now()}}`];
+  return [...pieces, `],"at":${clock()}}`];
 }
