@@ -1,6 +1,6 @@
 /**
  * One introduction: two members are brought together, in as many rounds as the plan has. It owns how far that is, what each
- * side has said, and the tokens of the round and of the relay. It has no clock and no timer, and knows no socket. For
+ * side has said, and the token of the round. It has no clock and no timer, and knows no socket. For
  * native/introducer/introductions.ts alone. RFC 5128 §3.4, RFC 8445 (roles).
  *
  *   from        to          when
@@ -12,12 +12,12 @@
  *   punching    punching    a side has failed, and the next round does not; or a NAT has gone on meanwhile
  *   any         ended       both are linked; it failed for good; one has left; another was asked for; it took too long
  */
-import { type FailureReason, planRounds, type Prediction, relayAfterMs, type Way } from "../../protocol.ts";
-import { waitRefusal } from "../shares/budget.ts";
+import { type FailureReason, planRounds, type Prediction, type Refusal, type Way } from "../../protocol.ts";
 import type { Exchange } from "./exchange.ts";
 import type { Outcome } from "./metrics.ts";
 import { Plan } from "./plan.ts";
 import type { Asking, Quotas } from "./quotas.ts";
+import { type OfferIndex, RelayOffer } from "./relay-offer.ts";
 import { introductionMs, type Side } from "./round.ts";
 import { type Member, newToken } from "./session.ts";
 
@@ -35,28 +35,14 @@ type Phase =
   | { is: "punching"; untilMs: number; isLast: boolean }
   | { is: "ended" };
 
-/** A relay is offered once it is due, never before there has been a direct round. */
-type Relay =
-  | { is: "unwanted" | "wanted" | "due" | "refused" }
-  /** `linkedAt`: when both had said that they are linked by it. */
-  | { is: "offered"; token: string; linkedAt: number | undefined };
-
 /** What an introduction needs of all of them. */
-export interface Index {
-  readonly exchange: Exchange;
+export interface Index extends OfferIndex {
   readonly quotas: Quotas;
-  /** In ms, from any moment on. */
-  now(): number;
   /** It is to {@link Introduction.tick} by then. */
   schedule(introduction: Introduction, at: number): void;
   /** What is reported by that token is for it, from now on or no more. */
   addToken(token: string, introduction: Introduction): void;
   removeToken(token: string): void;
-  /** Both have been told that token, and can say that they are linked by it. */
-  told(token: string, a: Member, b: Member): void;
-  /** It is to be told by {@link Introduction.relayDue} in so many ms, or no more. */
-  relayIn(introduction: Introduction, ms: number): void;
-  noRelay(introduction: Introduction): void;
   /** The way by which the two have linked before. */
   workingWay(a: Member, b: Member): Way | undefined;
   keepWay(a: Member, b: Member, way: Way): void;
@@ -64,17 +50,32 @@ export interface Index {
   ended(introduction: Introduction): void;
 }
 
+/** Tells a member that it is not linked with that other, and why. */
+function tellFailed(
+  exchange: Exchange,
+  member: Member,
+  other: Member,
+  token: string,
+  reason: FailureReason,
+  detail: string,
+): void {
+  const [{ id }, { id: peer }] = [member.peer, other.peer];
+  exchange.send(member, { type: "failed", peer, token, reason });
+  exchange.emit({ event: "failed", id, peer, reason, detail });
+}
+
 export class Introduction {
   readonly asking: Asking;
+  readonly relay: RelayOffer;
   readonly #index: Index;
   readonly #plan: Plan;
   #phase: Phase;
-  #relay: Relay = { is: "unwanted" };
   /** Whether ports have been guessed, which is taken from the quotas beforehand. */
   #birthday: "none" | "taken" | "punched" = "none";
   /** How the side that did not ask has shown that it wanted to be linked. */
   #welcome: "not yet" | "by relay" | "directly" = "not yet";
   readonly #startedAt: number;
+  readonly #expiresAt: number;
 
   constructor(index: Index, asking: Asking) {
     const now = index.now();
@@ -85,13 +86,16 @@ export class Introduction {
       index.removeToken(old);
       index.addToken(token, this);
     });
+    this.relay = new RelayOffer(
+      index,
+      asking,
+      () => this.#plan.hasPunched,
+      (token) => index.addToken(token, this),
+    );
     this.#startedAt = now;
+    this.#expiresAt = now + introductionMs(index.exchange.limits);
     this.#phase = { is: "planning", untilMs: now + index.exchange.limits.measureMs };
     index.schedule(this, this.#phase.untilMs);
-  }
-
-  get phase(): Phase["is"] {
-    return this.#phase.is;
   }
 
   /** Alone writes the phase: what has ended stays so. */
@@ -99,10 +103,6 @@ export class Introduction {
     if (this.#phase.is === "ended") return;
     this.#phase = phase;
     if (phase.is !== "ended") this.#index.schedule(this, Math.min(phase.untilMs, this.#expiresAt));
-  }
-
-  get #expiresAt(): number {
-    return this.#startedAt + introductionMs(this.#index.exchange.limits);
   }
 
   /**
@@ -124,84 +124,35 @@ export class Introduction {
     const isReady = !exchange.canMeasure || (asker.hasMeasured && target.hasMeasured);
     if (!isReady && now() < this.#phase.untilMs) return;
     const rounds = planRounds(asker.peer, target.peer);
-    if (rounds.length === 0) return this.#relayInstead() ? undefined : this.#refuse();
+    if (rounds.length === 0) return this.#relayInstead();
     const known = workingWay(asker, target);
     const plan = known ? [known, ...rounds] : rounds;
     if (plan.includes("birthday")) {
-      const seconds = quotas.spendBirthday(this.asking, now());
-      if (seconds > 0) return this.#relayInstead() ? undefined : this.#refuseBirthday(seconds);
+      const refusal = quotas.spendBirthday(this.asking, now());
+      if (refusal) return this.#relayInstead(refusal);
       this.#birthday = "taken";
     }
     this.#plan.set(plan);
     this.#startRound();
   }
 
-  /** Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed. */
-  #refuse(): void {
+  /** There is no direct way, for now if `refusal` says so. If there is no relay either, the asker is told why. */
+  #relayInstead(refusal?: Refusal): void {
+    if (this.relay.make()) return this.#become({ is: "relayed", untilMs: this.#expiresAt });
     const { exchange } = this.#index;
     const { asker, target } = this.asking;
-    const [peer, reason] = [target.peer.id, "both-mappings-random" as const];
-    this.end(reason);
-    exchange.send(asker, { type: "failed", peer, token: newToken(), reason });
+    // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
+    const reason = "both-mappings-random";
+    this.end(refusal ? "refused" : reason);
+    if (refusal) return exchange.refuse(asker, refusal, target.peer.id);
     const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
-    exchange.emit({ event: "failed", id: asker.peer.id, peer, reason, detail });
-  }
-
-  #refuseBirthday(seconds: number): void {
-    const { exchange } = this.#index;
-    const { asker, target } = this.asking;
-    this.end("refused");
-    const { birthdaysPerPair: most, failedBirthdayPauseMs: pauseMs } = exchange.limits;
-    const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
-    exchange.refuse(asker, waitRefusal(why, seconds), target.peer.id);
-  }
-
-  // the relay
-
-  wantRelay(): void {
-    if (this.#relay.is !== "unwanted") return;
-    this.#relay = { is: "wanted" };
-    this.#index.relayIn(this, relayAfterMs);
-  }
-
-  /** It has been wanted for a while. */
-  relayDue(): void {
-    this.#relay = { is: "due" };
-    if (this.#plan.hasPunched) this.#offerRelay();
-  }
-
-  /** Where there is no direct way. */
-  #relayInstead(): boolean {
-    if (!this.#offerRelay()) return false;
-    this.#become({ is: "relayed", untilMs: this.#expiresAt });
-    return true;
-  }
-
-  /** Once for an introduction; returns whether it could be. */
-  #offerRelay(): boolean {
-    if (this.#relay.is !== "wanted" && this.#relay.is !== "due") return false;
-    const { exchange, noRelay, addToken, told } = this.#index;
-    noRelay(this);
-    const { asker: a, target: b } = this.asking;
-    this.#relay = { is: "refused" };
-    const token = exchange.offerRelay(a, b);
-    if (token === undefined) return false;
-    this.#relay = { is: "offered", token, linkedAt: undefined };
-    addToken(token, this);
-    told(token, a, b);
-    exchange.show(a, b, { type: "relay", role: "controlling", token });
-    exchange.show(b, a, { type: "relay", role: "controlled", token });
-    return true;
-  }
-
-  get #relayToken(): string {
-    return this.#relay.is === "offered" ? this.#relay.token : "";
+    tellFailed(exchange, asker, target, newToken(), reason, detail);
   }
 
   // the rounds
 
   #nextRound(): void {
-    this.#offerRelay();
+    this.relay.make();
     this.#plan.next();
     this.#startRound();
   }
@@ -237,7 +188,7 @@ export class Introduction {
     this.#plan.punch(times);
     const round = this.#plan.at + 1;
     exchange.emit({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
-    if (this.#relay.is === "due") this.#offerRelay();
+    this.relay.punched();
   }
 
   // what the sides say
@@ -245,7 +196,7 @@ export class Introduction {
   linked(member: Member, token: string): void {
     const [side, other] = this.#plan.ofMember(member);
     if (!side) return;
-    if (token === this.#relayToken) this.#linkedByRelay(side);
+    if (token === this.relay.token) this.#linkedByRelay(side);
     else if (this.#isReportable(side, token)) this.#linkedDirectly(side, other);
   }
 
@@ -257,9 +208,7 @@ export class Introduction {
   /** Direct rounds go on meanwhile: it ends none of them. */
   #linkedByRelay(side: Side): void {
     if (side === this.#plan.sides[1]) this.#welcomed("by relay");
-    side.isRelayed = true;
-    if (this.#relay.is === "offered" && this.#plan.sides.every(({ isRelayed }) => isRelayed))
-      this.#relay = { ...this.#relay, linkedAt: this.#relay.linkedAt ?? this.#index.now() };
+    this.relay.linked(side.member);
     if (this.#phase.is !== "relayed") return;
     side.report = "linked";
     if (this.#plan.sides.every(({ report }) => report === "linked")) this.end("linked");
@@ -283,7 +232,7 @@ export class Introduction {
   failed(member: Member, token: string, reason: FailureReason): void {
     const [side, other] = this.#plan.ofMember(member);
     if (!side) return;
-    if (token === this.#relayToken) {
+    if (token === this.relay.token) {
       if (side.report !== undefined || this.#phase.is !== "relayed") return;
       side.report = "failed";
       this.#fail(side, other, reason);
@@ -303,8 +252,8 @@ export class Introduction {
 
   #fail(side: Side, other: Side, reason: FailureReason): void {
     const { exchange } = this.#index;
-    if (retriable.has(reason)) this.#offerRelay();
-    const token = this.#plan.token || this.#relayToken;
+    if (retriable.has(reason)) this.relay.make();
+    const token = this.#plan.token || this.relay.token;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) exchange.send(other.member, { type: "failed", peer: id, token, reason });
     this.end(reason);
@@ -313,15 +262,12 @@ export class Introduction {
 
   /** That member is gone. */
   left(member: Member, detail: string): void {
-    const { exchange } = this.#index;
     // Before the first round there is no token yet, and the other side takes any.
-    const token = this.#plan.token || this.#relayToken || newToken();
+    const token = this.#plan.token || this.relay.token || newToken();
     this.end("peer-left");
     const [, side] = this.#plan.ofMember(member);
-    if (side.report !== undefined) return;
-    const [{ id }, { id: otherId }] = [member.peer, side.member.peer];
-    exchange.send(side.member, { type: "failed", peer: id, token, reason: "peer-left" });
-    exchange.emit({ event: "failed", id: otherId, peer: id, reason: "peer-left", detail });
+    if (side.report === undefined)
+      tellFailed(this.#index.exchange, side.member, member, token, "peer-left", detail);
   }
 
   // time
@@ -349,29 +295,24 @@ export class Introduction {
 
   /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
   #expire(): void {
-    const { exchange } = this.#index;
-    const [token, wasRelayed, reason] = [
-      this.#relayToken,
-      this.#phase.is === "relayed",
-      "timed-out" as const,
-    ];
-    this.end(reason);
+    const { token } = this.relay;
+    const wasRelayed = this.#phase.is === "relayed";
+    this.end("timed-out");
     if (!wasRelayed) return;
     for (const { member, report } of this.#plan.sides) {
-      const [id, peer] = [member.peer.id, this.#plan.ofMember(member)[1].member.peer.id];
-      if (report !== undefined) continue;
-      exchange.send(member, { type: "failed", peer, token, reason });
-      exchange.emit({ event: "failed", id, peer, reason, detail: "the relay was not taken" });
+      const [, { member: other }] = this.#plan.ofMember(member);
+      if (report === undefined)
+        tellFailed(this.#index.exchange, member, other, token, "timed-out", "the relay was not taken");
     }
   }
 
   end(outcome: Outcome): void {
-    const { quotas, removeToken, noRelay, ended, now } = this.#index;
+    const { quotas, removeToken, ended, now } = this.#index;
     const at = now();
     this.#count(outcome, at);
     removeToken(this.#plan.token);
-    removeToken(this.#relayToken);
-    noRelay(this);
+    removeToken(this.relay.token);
+    this.relay.end();
     this.#become({ is: "ended" });
     ended(this);
     if (this.#birthday === "taken") quotas.settleBirthday(this.asking, "unused", at);
@@ -383,7 +324,7 @@ export class Introduction {
   #count(outcome: Outcome, now: number): void {
     const { exchange } = this.#index;
     const wasRelayed = this.#phase.is === "relayed";
-    const linkedAt = this.#relay.is === "offered" ? this.#relay.linkedAt : undefined;
+    const { linkedAt } = this.relay;
     if (linkedAt !== undefined && (outcome !== "linked" || wasRelayed))
       return exchange.count("linked", "relay", linkedAt - this.#startedAt);
     exchange.count(outcome, wasRelayed ? "relay" : (this.#plan.way ?? "none"), now - this.#startedAt);

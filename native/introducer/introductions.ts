@@ -9,6 +9,7 @@ import type { Exchange } from "./exchange.ts";
 import { type Index, Introduction } from "./introduction.ts";
 import type { Limits } from "./limits.ts";
 import { type Asking, type Asks, Quotas } from "./quotas.ts";
+import type { RelayOffer } from "./relay-offer.ts";
 import { introductionMs, reportGraceMs } from "./round.ts";
 import type { Member, MessageOf } from "./session.ts";
 import { ToldTokens } from "./told.ts";
@@ -43,8 +44,8 @@ export class Introductions {
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   readonly #told: ToldTokens;
-  /** Those to be offered a relay, and when, the first due first. */
-  readonly #relayAt = new Map<Introduction, number>();
+  /** Relays that are to be offered, and when, the first due first. */
+  readonly #relayAt = new Map<RelayOffer, number>();
   #relayTimer: Timer | undefined;
 
   /** It is to {@link tick} every `tickMs`. */
@@ -68,8 +69,8 @@ export class Introductions {
       addToken: (token, introduction) => void this.#byToken.set(token, introduction),
       removeToken: (token) => void this.#byToken.delete(token),
       told,
-      relayIn: (introduction, ms) => this.#relayIn(introduction, ms),
-      noRelay: (introduction) => void this.#relayAt.delete(introduction),
+      relayIn: (offer, ms) => this.#relayIn(offer, ms),
+      noRelay: (offer) => void this.#relayAt.delete(offer),
       workingWay: (a, b) => this.#workingWays.of(a.peer.id, b.peer.id),
       keepWay: (a, b, way) => this.#workingWays.keep(a.peer.id, b.peer.id, way),
       ended: ({ asking }) => this.#ended(asking),
@@ -91,7 +92,7 @@ export class Introductions {
     const pair = this.#pair(asker, target);
     const { introduction: known, asks } = pair;
     if (known?.answers(asker)) {
-      if (wantsRelay) known.wantRelay();
+      if (wantsRelay) known.relay.want();
       return;
     }
     const asking = { asks, asker, target };
@@ -99,7 +100,7 @@ export class Introductions {
     known?.end("superseded");
     const introduction = new Introduction(this.#index, asking);
     pair.introduction = introduction;
-    if (wantsRelay) introduction.wantRelay();
+    if (wantsRelay) introduction.relay.want();
     introduction.plan();
   }
 
@@ -164,21 +165,21 @@ export class Introductions {
     return introduction ? introduction.dueAt(now) : this.#quotas.isAsNewAt(asks);
   }
 
-  #relayIn(introduction: Introduction, ms: number): void {
-    this.#relayAt.set(introduction, this.#now() + ms);
+  #relayIn(offer: RelayOffer, ms: number): void {
+    this.#relayAt.set(offer, this.#now() + ms);
     this.#relayTimer ??= setTimeout(() => this.#relayDue(), ms);
   }
 
   #relayDue(): void {
     this.#relayTimer = undefined;
     const now = this.#now();
-    for (const [introduction, at] of this.#relayAt) {
+    for (const [offer, at] of this.#relayAt) {
       if (at > now) {
         this.#relayTimer = setTimeout(() => this.#relayDue(), Math.ceil(at - now));
         return;
       }
-      this.#relayAt.delete(introduction);
-      this.#exchange.serve(introduction.asking.asker, () => introduction.relayDue());
+      this.#relayAt.delete(offer);
+      this.#exchange.serve(offer.asking.asker, () => offer.fallDue());
     }
   }
 

@@ -3,6 +3,7 @@
  * ports. Owns what each member got from all others. What one asked of one peer is kept with their pair. If an introduction
  * leads to a link, it is given back. No clock of its own. For native/introducer/.
  */
+import type { Refusal } from "../../protocol.ts";
 import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
 import { Rounds } from "../shares/turns.ts";
 import type { Limits } from "./limits.ts";
@@ -94,20 +95,21 @@ export class Quotas {
     perAddress.spend(asker.source, -1, now);
   }
 
-  /** Seconds until ports may be guessed. If 0, it is counted at once, so that not many begin together. */
-  spendBirthday({ asks, asker, target }: Asking, now: number): number {
-    const { birthdaysPerPair, failedBirthdaysPerTarget, failedBirthdayPauseMs } = this.#limits;
+  /** Why ports may not be guessed now. If they may, it is counted at once, so that not many begin together. */
+  spendBirthday({ asks, asker, target }: Asking, now: number): Refusal | undefined {
+    const { birthdaysPerPair: most, failedBirthdaysPerTarget, failedBirthdayPauseMs: pauseMs } = this.#limits;
     const { birthdays, birthdayFailedAt } = this.#askedOf(asks, asker, now);
     const { failedBirthdays } = this.#unaskedOf(target, now);
     const seconds = Math.max(
-      Math.ceil((birthdayFailedAt + failedBirthdayPauseMs - now) / 1000),
-      waitSeconds(birthdays, birthdaysPerPair, now),
+      Math.ceil((birthdayFailedAt + pauseMs - now) / 1000),
+      waitSeconds(birthdays, most, now),
       waitSeconds(failedBirthdays, failedBirthdaysPerTarget, now),
     );
-    if (seconds > 0) return seconds;
+    const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
+    if (seconds > 0) return waitRefusal(why, seconds);
     birthdays.tokens -= 1;
     failedBirthdays.tokens -= 1;
-    return 0;
+    return undefined;
   }
 
   /** Gives it back if it was not needed, or if it led to a link. */

@@ -39,8 +39,6 @@ export interface Side {
   prediction: Prediction | undefined;
   /** A measurement that came while it was punching by an older one. */
   newer: Prediction | undefined;
-  /** Whether it has said that it is linked by relay. */
-  isRelayed: boolean;
 }
 
 export function sideOf(member: Member): Side {
@@ -50,7 +48,6 @@ export function sideOf(member: Member): Side {
     isMeasuring: false,
     prediction: undefined,
     newer: undefined,
-    isRelayed: false,
   };
 }
 
