@@ -90,8 +90,8 @@ export class Agreements {
     const talking = before ?? this.#owner.newLink(channel, "controlling", true);
     const agreement: Agreement = { token, proposal: { channel, talking }, end: () => this.#withdraw() };
     this.#life.become({ agreements: [...this.#all, agreement] });
-    if (channel.isProved) this.#proved(channel, nominated);
-    else channel.onProved = () => this.#proved(channel, nominated);
+    if (channel.nomination.isProved) this.#proved(channel, nominated);
+    else channel.nomination.onProved = () => this.#proved(channel, nominated);
   }
 
   /** By whichever channel came first. */

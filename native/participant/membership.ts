@@ -11,7 +11,7 @@ import {
   publicInstance,
   type ToIntroducer,
 } from "../../protocol.ts";
-import { Credentials } from "../secure/channel.ts";
+import { Credentials } from "../secure/tls.ts";
 import type { Identity } from "../secure/identity.ts";
 import { distrust, type Member, prove, type Room, roomOf } from "../secure/room.ts";
 import type { RoomKind } from "./events.ts";

@@ -3,7 +3,7 @@
  * For native/punch/ and native/participant/.
  */
 import type { Endpoint, ToIntroducer } from "../../protocol.ts";
-import type { Credentials } from "../secure/channel.ts";
+import type { Credentials } from "../secure/tls.ts";
 import type { Member } from "../secure/room.ts";
 import type { MappingBehaviour } from "./mapping.ts";
 import type { PunchPort } from "./punch-port.ts";

@@ -8,7 +8,8 @@
  */
 import { type Endpoint, type Role, type Route, splitEndpoint } from "../../protocol.ts";
 import { SystemError } from "../host/libc.ts";
-import { adopt, Channel, type Credentials, type Side } from "../secure/channel.ts";
+import { Channel } from "../secure/channel.ts";
+import { adopt, type Credentials, type Side } from "../secure/tls.ts";
 import { pollSockets, Socket } from "../host/socket.ts";
 import { Dial, isRefusal } from "./dial.ts";
 import { type Targets, targets as programTargets } from "./targets.ts";

@@ -122,13 +122,13 @@ export class Punch {
   authenticated(channel: Channel): void {
     if (this.#isOver || !channel.isOpen || !this.introduction) return channel.destroy();
     this.proven.add(channel);
-    channel.bond = this.options.bond;
+    channel.nomination.bond = this.options.bond;
     const { role, token } = this.introduction;
     if (role === "controlling") {
       channel.nominate(token);
       return this.#link(channel);
     }
-    channel.onNominated = (named) => {
+    channel.nomination.onNominated = (named) => {
       if (named === token) this.#link(channel);
       else channel.reject("it was nominated for something else");
     };

@@ -4,7 +4,8 @@
  */
 import { formatEndpoint } from "../../protocol.ts";
 import { SystemError } from "../host/libc.ts";
-import { Channel, type Credentials } from "../secure/channel.ts";
+import { Channel } from "../secure/channel.ts";
+import { type Credentials } from "../secure/tls.ts";
 import type { Member } from "../secure/room.ts";
 import { Socket } from "../host/socket.ts";
 import { PunchPort } from "./punch-port.ts";

@@ -14,7 +14,8 @@ import {
 } from "../../protocol.ts";
 import { SystemError } from "../host/libc.ts";
 import { connectShared, type Socket } from "../host/socket.ts";
-import { adopt, Channel, type Connection, type Credentials, type Side } from "../secure/channel.ts";
+import { Channel } from "../secure/channel.ts";
+import { adopt, type Connection, type Credentials, type Side } from "../secure/tls.ts";
 import type { Bond } from "../secure/room.ts";
 
 /** How long the introducer may take to accept, the peer to come to it, and then the peer for TLS and its nomination. */
@@ -128,9 +129,9 @@ export class RelayAttempt {
       role === "controlling" ? { role, offers: [alpn] } : { role, expects: (one) => one === alpn };
     const channel = new Channel(this.#connection!, "relay", side, credentials);
     this.#channel = channel;
-    channel.bond = bond;
+    channel.nomination.bond = bond;
     channel.onClose = (reason) => this.#fail(reason);
-    channel.onNominated = (named) => {
+    channel.nomination.onNominated = (named) => {
       if (named === token && role === "controlled") this.#nominated(channel);
       else channel.reject("it was nominated for something else");
     };

@@ -10,7 +10,8 @@ import * as readline from "node:readline";
 import type { Duplex } from "node:stream";
 import * as tls from "node:tls";
 import { judgeOffer, readOffer, refuseOffer, type Offer } from "../../native/session/carrier.ts";
-import { adopt, Channel, Credentials, type Side } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt, Credentials, type Side } from "../../native/secure/tls.ts";
 import { resumedStatus } from "../../native/session/frame.ts";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { RelayAttempt } from "../../native/punch/relayed.ts";
@@ -192,7 +193,7 @@ async function dial(to: Endpoint): Promise<void> {
     const channel = new Channel(adopt(socket), "public", side, credentials);
     await channel.secured;
     securedAt = performance.now();
-    channel.bond = bondWith(channel.peer);
+    channel.nomination.bond = bondWith(channel.peer);
     channel.nominate(token);
     return speak(channel);
   }
@@ -225,8 +226,8 @@ function listenForLinks(): void {
     if (!socket) return;
     const side: Side = { role: "controlled", expects: (asked) => asked === purpose };
     const channel = new Channel(adopt(socket), "listen", side, credentials);
-    void channel.secured.then((fingerprint) => (channel.bond = bondWith(fingerprint)));
-    channel.onNominated = () => listenTo(channel);
+    void channel.secured.then((fingerprint) => (channel.nomination.bond = bondWith(fingerprint)));
+    channel.nomination.onNominated = () => listenTo(channel);
   }, acceptPeriodMs);
   tell({ event: "listening", port });
 }

@@ -1,7 +1,7 @@
 /** A punch in a process that has no descriptor left when a stranger connects; afterwards it has some, and links. */
 import { closeSync, openSync } from "node:fs";
 import { makeIdentity } from "../../native/secure/identity.ts";
-import { Credentials } from "../../native/secure/channel.ts";
+import { Credentials } from "../../native/secure/tls.ts";
 import type { Link } from "../../native/session/link.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import type { PunchOptions } from "../../native/punch/punch.ts";

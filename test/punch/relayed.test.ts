@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import type * as net from "node:net";
-import { adopt, Channel } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt } from "../../native/secure/tls.ts";
 import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
 import { RelayAttempt, type RelayOptions } from "../../native/punch/relayed.ts";
 import { alpnOf } from "../../native/punch/punch.ts";

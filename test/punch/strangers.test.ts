@@ -1,6 +1,7 @@
 /** What strangers, a peer that lies, and another program of the same user can do to a punch. */
 import { describe, expect, test } from "bun:test";
-import { adopt, Channel } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt } from "../../native/secure/tls.ts";
 import { alpnOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Allowance } from "../../native/punch/allowance.ts";
 import { Targets } from "../../native/punch/targets.ts";

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import * as tls from "node:tls";
-import { adopt, Channel } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt } from "../../native/secure/tls.ts";
 import { isAcknowledged } from "../../native/host/libc.ts";
 import { connectShared, Socket } from "../../native/host/socket.ts";
 import { encode, splitEndpoint, type Role } from "../../protocol.ts";
@@ -29,7 +30,7 @@ const roles = ["controlling", "controlled"] as const satisfies Role[];
 /** What a channel told whoever has it. */
 function told(channel: Channel) {
   const seen = { nominations: [] as string[], bytes: 0, text: "", writtenAll: 0, ends: [] as string[] };
-  channel.onNominated = (named) => seen.nominations.push(named);
+  channel.nomination.onNominated = (named) => seen.nominations.push(named);
   channel.onData = (chunk) => {
     seen.bytes += chunk.length;
     if (seen.text.length < 1_000) seen.text += chunk.toString("latin1");
@@ -206,7 +207,7 @@ describe("a nomination", () => {
     const seen = told(bob);
     alice.nominate(token);
     const again = encode({ type: "nominate", token: "f".repeat(32), proof: "0".repeat(64) });
-    await until("bob has proved himself", () => alice.isProved);
+    await until("bob has proved himself", () => alice.nomination.isProved);
     alice.write(Buffer.from(again));
     await until("it has come", () => seen.bytes === again.length);
     expect([seen.nominations, seen.text, seen.ends]).toEqual([[token], again, []]);
@@ -219,7 +220,7 @@ describe("a nomination", () => {
     using scene = await againstRogue();
     const { rogue, channel, nomination, seen } = scene;
     const order: string[] = [];
-    channel.onNominated = () => {
+    channel.nomination.onNominated = () => {
       order.push("nominated");
       channel.onData = (chunk) => order.push(chunk.toString()); // as a session does, which takes it over
     };
@@ -245,7 +246,7 @@ describe("a nomination", () => {
     await using _ = noSocketLeft();
     using scene = await againstRogue();
     const { rogue, channel, nomination, seen } = scene;
-    channel.onNominated = () => channel.reject("it was nominated for something else");
+    channel.nomination.onNominated = () => channel.reject("it was nominated for something else");
     rogue.write(`${nomination}data`);
     await until("it is closed", () => seen.ends.length > 0);
     expect([seen.bytes, seen.ends, channel.isRejected]).toEqual([
@@ -300,7 +301,10 @@ async function carriers() {
   const wire = await Wire.between("alice");
   const seen = { alice: told(wire.alice), bob: told(wire.bob) };
   wire.nominate();
-  await until("both have proved themselves", () => seen.bob.nominations.length > 0 && wire.alice.isProved);
+  await until(
+    "both have proved themselves",
+    () => seen.bob.nominations.length > 0 && wire.alice.nomination.isProved,
+  );
   seen.alice.writtenAll = seen.bob.writtenAll = 0;
   return { wire, alice: wire.alice, bob: wire.bob, seen };
 }

@@ -1,7 +1,8 @@
 /** What a peer can do to a link that keeps to TLS, and to no other rule. */
 import { describe, expect, test } from "bun:test";
 import * as tls from "node:tls";
-import { adopt, Channel } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt } from "../../native/secure/tls.ts";
 import {
   decodeReset,
   encodeCount,

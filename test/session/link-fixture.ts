@@ -3,7 +3,8 @@
  * hello and answers whatever it is asked. The identity comes as JSON on stdin.
  */
 import type { Identity } from "../../native/secure/identity.ts";
-import { adopt, Channel, Credentials } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt, Credentials } from "../../native/secure/tls.ts";
 import { connectShared } from "../../native/host/socket.ts";
 import { parseEndpoint } from "../../protocol.ts";
 import { beginLink, client, securedAs, token } from "./story-fixture.ts";

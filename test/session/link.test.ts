@@ -1,7 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { judgeOffer, LinkError, refuseOffer } from "../../native/session/carrier.ts";
-import { adopt, Channel } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt } from "../../native/secure/tls.ts";
 import { resumedStatus } from "../../native/session/frame.ts";
 import { StreamError } from "../../native/session/stream.ts";
 import { maxTextLength } from "../../protocol.ts";

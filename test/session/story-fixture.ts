@@ -2,7 +2,8 @@
 import * as net from "node:net";
 import type * as tls from "node:tls";
 import { LinkError, type Offer, readOffer } from "../../native/session/carrier.ts";
-import { adopt, Channel, Credentials, type Side } from "../../native/secure/channel.ts";
+import { Channel } from "../../native/secure/channel.ts";
+import { adopt, Credentials, type Side } from "../../native/secure/tls.ts";
 import { type Identity, makeIdentity } from "../../native/secure/identity.ts";
 import type { Link, LinkCarrier, LinkEnd, LinkOwner, Purpose } from "../../native/session/link.ts";
 import { type Bond, proveBond } from "../../native/secure/room.ts";
@@ -39,7 +40,7 @@ export function bondOf(self: { fingerprint: string }, peer: { fingerprint: strin
 /** Once TLS is up, the channel is taken for one between these two. Resolves to the certificate that was shown. */
 export async function securedAs(channel: Channel, self: Identity): Promise<string> {
   const fingerprint = await channel.secured;
-  channel.bond = bondOf(self, { fingerprint });
+  channel.nomination.bond = bondOf(self, { fingerprint });
   return fingerprint;
 }
 
@@ -155,7 +156,7 @@ export async function links(keepMs = 0, atBobs: Partial<TalkingLinkOptions> = {}
   const first = await Wire.between("alice");
   const { alice, bob } = first.nominate();
   const [atAlice, atBob] = await Promise.all([linkOn(alice, { keepMs }), linkOn(bob, { keepMs, ...atBobs })]);
-  await until("bob has proved himself", () => alice.isProved);
+  await until("bob has proved himself", () => alice.nomination.isProved);
   return { alice: atAlice, bob: atBob, first };
 }
 
