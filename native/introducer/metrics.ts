@@ -177,47 +177,47 @@ function histogram(name: string, help: string, { boundsMs, counts, sumMs }: Hist
   ];
 }
 
+function gauge(name: string, help: string, value: number | undefined): string[] {
+  return value === undefined ? [] : family(name, "gauge", help, [[{}, value]]);
+}
+
+function counter(name: string, help: string, value: number): string[] {
+  return family(name, "counter", help, [[{}, value]]);
+}
+
 /** The whole page. */
 export function renderPrometheus(stats: Stats, version: string): string {
-  const { introductions, refusals, residentBytes: resident } = stats;
-  const gauge = (name: string, help: string, value: number) =>
-    family(`introducer_${name}`, "gauge", help, [[{}, value]]);
-  const counter = (name: string, help: string, value: number) =>
-    family(`introducer_${name}`, "counter", help, [[{}, value]]);
+  const { uptimeMs, participants, rooms, connections, waiting, relays, isShared } = stats;
+  const introductions = stats.introductions.map(({ outcome, way, count }): Sample => [
+    { outcome, way },
+    count,
+  ]);
+  const refusals = stats.refusals.map(({ code, count }): Sample => [{ code }, count]);
+  const shared = isShared === undefined ? undefined : Number(isShared);
   const lines = [
-    ...family("introducer_build_info", "gauge", "The version that runs.", [[{ version }, 1]]),
-    ...gauge("uptime_seconds", "Since it was started.", stats.uptimeMs / 1000),
-    ...gauge("participants", "Registered at this introducer now.", stats.participants),
-    ...gauge("rooms", "With somebody in them now.", stats.rooms),
-    ...gauge("connections", "Open now, registered or not.", stats.connections),
-    ...gauge("waiting_connections", "Not read now, because they take too much.", stats.waiting),
-    ...gauge("relays", "Relayed links now.", stats.relays),
-    ...(stats.isShared === undefined
-      ? []
-      : gauge("rooms_shared", "Whether Redis can be reached.", Number(stats.isShared))),
-    ...counter("relayed_bytes_total", "Of all relayed links.", stats.relayedBytes),
-    ...counter("joins_total", "Registrations.", stats.joins),
-    ...counter("turned_away_total", "Connections closed without a word.", stats.turnedAway),
-    ...family(
+    family("introducer_build_info", "gauge", "The version that runs.", [[{ version }, 1]]),
+    gauge("introducer_uptime_seconds", "Since it was started.", uptimeMs / 1000),
+    gauge("introducer_participants", "Registered at this introducer now.", participants),
+    gauge("introducer_rooms", "With somebody in them now.", rooms),
+    gauge("introducer_connections", "Open now, registered or not.", connections),
+    gauge("introducer_waiting_connections", "Not read now, because they take too much.", waiting),
+    gauge("introducer_relays", "Relayed links now.", relays),
+    gauge("introducer_rooms_shared", "Whether Redis can be reached.", shared),
+    counter("introducer_relayed_bytes_total", "Of all relayed links.", stats.relayedBytes),
+    counter("introducer_joins_total", "Registrations.", stats.joins),
+    counter("introducer_turned_away_total", "Connections closed without a word.", stats.turnedAway),
+    family(
       "introducer_introductions_total",
       "counter",
       "By what became of them and in which way.",
-      introductions.map(({ outcome, way, count }): Sample => [{ outcome, way }, count]),
+      introductions,
     ),
-    ...family(
-      "introducer_refusals_total",
-      "counter",
-      "By the code that was sent.",
-      refusals.map(({ code, count }): Sample => [{ code }, count]),
-    ),
-    ...histogram("introducer_link_seconds", "From being asked for to both being linked.", stats.linkMs),
-    ...histogram("introducer_event_loop_delay_seconds", "How late a timer was.", stats.eventLoopDelayMs),
-  ];
-  const memory =
-    resident === undefined
-      ? []
-      : family("process_resident_memory_bytes", "gauge", "Resident memory.", [[{}, resident]]);
-  return `${[...lines, ...memory].join("\n")}\n`;
+    family("introducer_refusals_total", "counter", "By the code that was sent.", refusals),
+    histogram("introducer_link_seconds", "From being asked for to both being linked.", stats.linkMs),
+    histogram("introducer_event_loop_delay_seconds", "How late a timer was.", stats.eventLoopDelayMs),
+    gauge("process_resident_memory_bytes", "Resident memory.", stats.residentBytes),
+  ].flat();
+  return `${lines.join("\n")}\n`;
 }
 
 /** One connection: a request, an answer, and its end. */

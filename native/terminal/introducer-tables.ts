@@ -165,55 +165,42 @@ export function renderStats(stats: Stats): string {
   return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
 }
 
+type EventOf<E extends IntroducerEvent["event"]> = Extract<IntroducerEvent, { event: E }>;
+
+/** What each event says as a log line. */
+const logLines: { readonly [E in IntroducerEvent["event"]]: (event: EventOf<E>) => string } = {
+  listening: ({ host, port }) => `listening on ${host} port ${port}`,
+  joined: ({ id, name, room, public: seen, private: hosts }) =>
+    `#${id} ${name} joined ${roomName(room)} from ${seen} (private ${hosts.join(", ") || "none"})`,
+  ignored: ({ address, endpoints }) => `${address} offered ${endpoints.join(", ")}, not its own: ignored`,
+  left: ({ id, name, reason }) => `#${id} ${name} left: ${reason}`,
+  punch: ({ a, b, way, round }) => `#${a} and #${b} are punching (${way}, round ${round})`,
+  mapping: ({ id, mapping }) => `#${id} has ${mapping} mapping`,
+  mapped: ({ id, endpoint }) =>
+    `#${id} has ${endpoint ? `the mapped port ${endpoint}` : "no mapped port any more"}`,
+  relaying: ({ a, b }) => `#${a} and #${b} are relayed`,
+  relayed: ({ a, b, bytes }) => `#${a} and #${b} are relayed no more: ${amount(bytes)}`,
+  warning: ({ message }) => message,
+  shared: ({ message }) => message,
+  draining: ({ participants, punching, relays, reason }) =>
+    `${reason}: ${count(participants, "participant")} told to come back, waiting for ${punching} that are punching and ${count(relays, "relay")}`,
+  linked: ({ id, peer, route, local, remote }) =>
+    `#${id} linked with #${peer} (${route}): ${local} → ${remote}`,
+  unlinked: ({ id, peer, reason }) => `#${id} unlinked from #${peer}: ${reason}`,
+  failed: ({ id, peer, reason, detail }) =>
+    `#${id} failed to link with #${peer}: ${failureReasons[reason]}${detail && ` (${detail})`}`,
+  refused: ({ id, address, message, code }) =>
+    `refused ${id ? `#${id} ` : ""}${address}: ${message} [${code}]`,
+  error: ({ address, message }) => (address ? `an error while serving ${address}: ${message}` : message),
+  told: ({ id, name, participants, introducers = 0 }) => {
+    const others = introducers > 0 ? `, and those at ${count(introducers, "other introducer")}` : "";
+    return id === undefined ? `told ${count(participants, "participant")}${others}` : `told ${name} (${id})`;
+  },
+  participants: ({ participants }) => `${participants.length} participants`,
+  stats: ({ stats }) => `${stats.participants} participants`,
+};
+
 /** One event as a log line. It may hold text from the network: whoever prints it makes it printable. */
 export function describe(event: IntroducerEvent): string {
-  switch (event.event) {
-    case "listening":
-      return `listening on ${event.host} port ${event.port}`;
-    case "joined":
-      return `#${event.id} ${event.name} joined ${roomName(event.room)} from ${event.public} (private ${event.private.join(", ") || "none"})`;
-    case "ignored":
-      return `${event.address} offered ${event.endpoints.join(", ")}, not its own: ignored`;
-    case "left":
-      return `#${event.id} ${event.name} left: ${event.reason}`;
-    case "punch":
-      return `#${event.a} and #${event.b} are punching (${event.way}, round ${event.round})`;
-    case "mapping":
-      return `#${event.id} has ${event.mapping} mapping`;
-    case "mapped":
-      return `#${event.id} has ${event.endpoint ? `the mapped port ${event.endpoint}` : "no mapped port any more"}`;
-    case "relaying":
-      return `#${event.a} and #${event.b} are relayed`;
-    case "relayed":
-      return `#${event.a} and #${event.b} are relayed no more: ${amount(event.bytes)}`;
-    case "warning":
-    case "shared":
-      return event.message;
-    case "draining": {
-      const { participants, punching, relays, reason } = event;
-      const waiting = `waiting for ${punching} that are punching and ${count(relays, "relay")}`;
-      return `${reason}: ${count(participants, "participant")} told to come back, ${waiting}`;
-    }
-    case "linked":
-      return `#${event.id} linked with #${event.peer} (${event.route}): ${event.local} → ${event.remote}`;
-    case "unlinked":
-      return `#${event.id} unlinked from #${event.peer}: ${event.reason}`;
-    case "failed":
-      return `#${event.id} failed to link with #${event.peer}: ${failureReasons[event.reason]}${event.detail && ` (${event.detail})`}`;
-    case "refused":
-      return `refused ${event.id ? `#${event.id} ` : ""}${event.address}: ${event.message} [${event.code}]`;
-    case "error":
-      return event.address ? `an error while serving ${event.address}: ${event.message}` : event.message;
-    case "told": {
-      const { id, name, participants, introducers = 0 } = event;
-      const others = introducers > 0 ? `, and those at ${count(introducers, "other introducer")}` : "";
-      return id === undefined
-        ? `told ${count(participants, "participant")}${others}`
-        : `told ${name} (${id})`;
-    }
-    case "participants":
-      return `${event.participants.length} participants`;
-    case "stats":
-      return `${event.stats.participants} participants`;
-  }
+  return (logLines[event.event] as (event: IntroducerEvent) => string)(event);
 }
