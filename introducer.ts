@@ -43,7 +43,6 @@ import { amount } from "./native/terminal/introducer-tables.ts";
 import { runProgram, type Terminal } from "./native/terminal/terminal.ts";
 import {
   defaultPort,
-  encode,
   type Endpoint,
   parseToIntroducer,
   type PeerChange,
@@ -374,10 +373,7 @@ export class Introducer {
     return lister(this.#members, this.#introductions, this.#reception.relays);
   }
 
-  /** How many have registered, and what they are called. */
-  get size(): number {
-    return this.#members.size;
-  }
+  /** What those are called who have registered. */
   names(): Iterable<string> {
     return this.#members.values().map(({ peer }) => peer.name);
   }
@@ -390,32 +386,17 @@ export class Introducer {
   /** Says something to one who is here; resolves to whether it could be. */
   async tell(text: string, id: number): Promise<boolean> {
     const member = this.#members.get(id);
-    return member !== undefined && (await this.#sendNotice(text, [member])) === 1;
+    return member !== undefined && (await this.#members.notify(text, [member])) === 1;
   }
 
   /** Says something to everyone here; resolves to how many were told. */
   broadcast(text: string): Promise<number> {
-    return this.#sendNotice(text, this.#members.values());
+    return this.#members.notify(text, this.#members.values());
   }
 
   /** Has the other introducers say it to everyone there; resolves to how many those are, rejects while Redis is away. */
   async broadcastElsewhere(text: string): Promise<number | undefined> {
     return this.#homes?.broadcast(text);
-  }
-
-  /** Resolves to how many could be told. */
-  async #sendNotice(text: string, members: Iterable<Member>): Promise<number> {
-    const line = encode({ type: "notice", text });
-    let told = 0;
-    await byTurns(members, ({ session }) => {
-      if (session.isOver) return;
-      told += 1;
-      this.#guard.serve(session, () => {
-        session.write(line);
-        session.flush(); // now, or they would all be flushed in one turn
-      });
-    });
-    return told;
   }
 
   // the end

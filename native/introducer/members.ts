@@ -4,6 +4,7 @@
  * native/introducer/.
  */
 import { changedPeer, encode, type PeerChange, Refusal } from "../../protocol.ts";
+import { byTurns } from "../shares/turns.ts";
 import type { Guard } from "./guard.ts";
 import { lineAbout } from "./lines.ts";
 import type { Member } from "./session.ts";
@@ -102,6 +103,21 @@ export class Members {
       });
     }
     for (const [room, lines] of perRoom) this.#guard.serve(undefined, () => sendTo(this.in(room), lines));
+  }
+
+  /** Says something to those, by turns. Resolves to how many could be told. */
+  async notify(text: string, members: Iterable<Member>): Promise<number> {
+    const line = encode({ type: "notice", text });
+    let told = 0;
+    await byTurns(members, ({ session }) => {
+      if (session.isOver) return;
+      told += 1;
+      this.#guard.serve(session, () => {
+        session.write(line);
+        session.flush(); // now, or they would all be flushed in one turn
+      });
+    });
+    return told;
   }
 
   stop(): void {

@@ -26,7 +26,6 @@ const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warni
 
 /** What the commands need of the introducer. */
 export interface Operated {
-  readonly size: number;
   readonly stats: Stats;
   names(): Iterable<string>;
   listed(): Promise<Participant[]>;
@@ -92,8 +91,8 @@ export class Prompt {
   }
 
   #converse(introducer: Operated): Promise<void> {
-    const here = () => count(introducer.size, "participant");
-    const isAlone = () => introducer.size === 0;
+    const here = () => count(introducer.stats.participants, "participant");
+    const isAlone = () => introducer.stats.participants === 0;
     return this.#terminal.converse({
       prompt: "introducer> ",
       onLine: async (line) => {

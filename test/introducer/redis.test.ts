@@ -231,9 +231,9 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       await Promise.all([one.shared(2), two.shared(2)]);
       await until(
         "the room is at one only",
-        () => (one.introducer.size === 0) !== (two.introducer.size === 0),
+        () => (one.introducer.stats.participants === 0) !== (two.introducer.stats.participants === 0),
       );
-      const [loser, home] = one.introducer.size === 0 ? [one, two] : [two, one];
+      const [loser, home] = one.introducer.stats.participants === 0 ? [one, two] : [two, one];
       const sent = loser === one ? [anna, bert] : [carl];
       for (const client of sent) {
         expect(await client.next("elsewhere")).toEqual({
@@ -378,13 +378,13 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       await alice.registered;
       await using bob = new Driven(house.port, "bob");
       await Promise.all([bob.registered, bob.seen("alice")]);
-      expect(house.introducer.size).toBe(0); // sent there
+      expect(house.introducer.stats.participants).toBe(0); // sent there
       await link(alice, bob);
       killed.process.kill("SIGKILL");
       // He was given the other one at the start; alice was not, and comes back when hers does, to where the room is now.
-      await until("bob is at the other one", () => house.introducer.size === 1, wholeMs);
+      await until("bob is at the other one", () => house.introducer.stats.participants === 1, wholeMs);
       await using again = await Program.start(redis.url, killed.port);
-      await until("the room is whole", () => house.introducer.size === 2, patienceMs);
+      await until("the room is whole", () => house.introducer.stats.participants === 2, patienceMs);
       expect(again.port).toBe(killed.port);
       expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
       expect(alice.count("registered")).toBeLessThanOrEqual(3);
