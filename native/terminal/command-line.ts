@@ -51,17 +51,63 @@ export function otherStartedAs(name: string): string {
   return startedAs(name).startsWith("bun run ") ? `bun run ${name}` : name;
 }
 
-/** Reads the program's arguments. Throws a {@link UsageError}. */
-export function readOptions<T extends ParseArgsOptionsConfig>(args: string[], options: T) {
+/** Reads the program's arguments. Throws a {@link UsageError}. `usage` says what the options need: `--name NAME`. */
+export function readOptions<T extends ParseArgsOptionsConfig>(args: string[], options: T, usage = "") {
   try {
     return parseArgs({ args, options, allowPositionals: true });
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    const [, option] = /^Unknown option '([^]*?)'/.exec(message) ?? [];
-    if (option !== undefined) throw new UsageError(`there is no option ${option}`);
-    if (code?.startsWith("ERR_PARSE_ARGS")) throw new UsageError(message.replace(/\n[^]*/, ""));
-    throw error;
+    if (!code?.startsWith("ERR_PARSE_ARGS")) throw error;
+    throw new UsageError(optionProblem(message, options, usage));
   }
+}
+
+/** What is wrong with an option. Bun's own messages name it, but not what to type. */
+function optionProblem(message: string, options: ParseArgsOptionsConfig, usage: string): string {
+  const [, given = ""] = /^(?:Unknown option|Option) '([^ ,']+)/.exec(message) ?? [];
+  if (message.startsWith("Unknown")) {
+    const option = given.startsWith("-") ? given : `-${given}`;
+    const meant = option.startsWith("--") && nearest(option.slice(2), Object.keys(options));
+    return `there is no option ${printable(option)}${meant ? `; did you mean --${meant}?` : ""}`;
+  }
+  const isShort = !given.startsWith("--");
+  const name = Object.keys(options).find((one) => one === given.slice(2) || options[one]!.short === given[1]);
+  if (message.includes("does not take")) return `${isShort ? `--${name}` : given} takes no value`;
+  const value = new RegExp(`--${name} (\\S+)`).exec(usage)?.[1] ?? "value";
+  return `${given} needs ${/^[a-zA-Z]+$/.test(value) ? withArticle(value) : value} after it`;
+}
+
+const withArticle = (word: string) => `${/^[AEIO]/i.test(word) ? "an" : "a"} ${word}`;
+
+/**
+ * Which of the words was probably meant: the one with the fewest letters wrong, missing, too many, or in each other's
+ * place. Undefined if that are too many for a word of that length.
+ */
+export function nearest(typed: string, words: Iterable<string>): string | undefined {
+  const lower = typed.toLowerCase();
+  let [best, fewest] = [undefined as string | undefined, Math.min(2, Math.floor(typed.length / 2))];
+  for (const word of words) {
+    const wrong = slips(lower, word.toLowerCase());
+    if (wrong > fewest || (wrong === fewest && best !== undefined)) continue;
+    [best, fewest] = [word, wrong];
+  }
+  return best;
+}
+
+/** So many letters must be changed, put in, taken out, or swapped with the next to make one word the other. */
+function slips(a: string, b: string): number {
+  let [before, row] = [[] as number[], Array.from({ length: b.length + 1 }, (_, at) => at)];
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const isSame = a[i - 1] === b[j - 1];
+      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (isSame ? 0 : 1));
+      const isSwapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      if (isSwapped) next[j] = Math.min(next[j]!, before[j - 2]! + 1);
+    }
+    [before, row] = [row, next];
+  }
+  return row[b.length]!;
 }
 
 /** A line for each command: its letter, its form, what it does. */
@@ -111,8 +157,7 @@ function readOperands({ word, operands }: Command, rest: string): Omit<CommandLi
     else words.push(next);
   }
   const missing = names[words.length] ?? (text === "TEXT" && left === "" ? text : undefined);
-  const article = missing === "ID" ? "an" : "a";
-  if (missing !== undefined) throw new CommandError(`\`${word}\` needs ${article} ${missing}: ${form}`);
+  if (missing !== undefined) throw new CommandError(`\`${word}\` needs ${withArticle(missing)}: ${form}`);
   if (left.length > maxTextLength)
     throw new CommandError(`a text has at most ${maxTextLength} characters; this one has ${left.length}`);
   return { words, flags, text: left };

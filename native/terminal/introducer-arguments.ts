@@ -145,7 +145,7 @@ export const options = {
 } as const;
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
-  const { values, positionals } = readOptions(args, options);
+  const { values, positionals } = readOptions(args, options, usage);
   if (values.help) return "help";
   if (values.version) return "version";
   const [word, ...more] = positionals;

@@ -149,7 +149,7 @@ export const options = {
 } as const;
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
-  const { values, positionals } = readOptions(args, options);
+  const { values, positionals } = readOptions(args, options, usage);
   if (values.help) return "help";
   if (values.version) return "version";
   if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);

@@ -11,6 +11,7 @@ import {
   CommandError,
   completions,
   readCommand,
+  nearest,
   readOptions,
   renderCommands,
   UsageError,
@@ -197,13 +198,47 @@ test("the help has a line for each", () => {
   expect(renderCommands(commands).split("\n")[1]).toBe("  d  connect PEER ... [-v]  ".trimEnd() + "  ");
 });
 
-test("an option that is not there is named", () => {
-  const read = (...args: string[]) =>
-    readOptions(args, { name: { type: "string" }, nat: { type: "boolean" } });
-  expect(read("--name", "x", "y")).toMatchObject({ values: { name: "x" }, positionals: ["y"] });
-  expect(() => read("--nmae", "x")).toThrow(new UsageError("there is no option --nmae"));
-  expect(() => read("--name")).toThrow(UsageError);
-  expect(() => read("--nat=1")).toThrow(UsageError);
+test.each([
+  [["--nmae", "x"], "there is no option --nmae; did you mean --name?"],
+  [["--conect"], "there is no option --conect; did you mean --connect?"],
+  [["--nonsense"], "there is no option --nonsense"],
+  [["-x"], "there is no option -x"],
+  [["-vx"], "there is no option -x"],
+  [["--name"], "--name needs a NAME after it"],
+  [["--name", "--nat"], "--name needs a NAME after it"],
+  [["--offer", "-v"], "--offer needs an OFFER after it"],
+  [["-L"], "-L needs [BIND:]PORT:PEER after it"],
+  [["-L", "-v"], "-L needs [BIND:]PORT:PEER after it"],
+  [["--connect"], "--connect needs a value after it"],
+  [["--nat=1"], "--nat takes no value"],
+  [["--verbose=1"], "--verbose takes no value"],
+])("of the options %o it is said: %s", (args, message) => {
+  const options = {
+    name: { type: "string" },
+    connect: { type: "string" },
+    offer: { type: "string" },
+    forward: { type: "string", short: "L" },
+    nat: { type: "boolean" },
+    verbose: { type: "boolean", short: "v" },
+  } as const;
+  const help = "--name NAME  x\n -L, --forward [BIND:]PORT:PEER\n  --offer OFFER  y";
+  expect(readOptions(["--name", "x", "y"], options)).toMatchObject({
+    values: { name: "x" },
+    positionals: ["y"],
+  });
+  expect(() => readOptions(args, options, help)).toThrow(new UsageError(message));
+});
+
+test.each([
+  ["recieve", "receive"],
+  ["Sned", "send"],
+  ["shar", "share"],
+  ["hlep", "help"],
+  ["s", undefined],
+  ["list", undefined],
+  ["introducer.example", undefined],
+])("%s was meant to be %o", (typed, word) => {
+  expect(nearest(typed, ["send", "receive", "share", "reach", "help"])).toBe(word);
 });
 
 // --- the two programs ------------------------------------------------------------------------------------
