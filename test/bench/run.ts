@@ -6,6 +6,7 @@ import { cpus } from "node:os";
 
 export const benches = [
   "churn",
+  "cold",
   "flood",
   "forward",
   "introducer",
