@@ -28,6 +28,7 @@ import { Members } from "./native/introducer/members.ts";
 import { Metrics, MetricsServer, renderPrometheus, type Stats } from "./native/introducer/metrics.ts";
 import { isAt } from "./native/introducer/observe.ts";
 import { spendIntroduction } from "./native/introducer/quotas.ts";
+import { patientAnswerMs, Presence } from "./native/introducer/presence.ts";
 import { Reception } from "./native/introducer/reception.ts";
 import { redisUrlProblem } from "./native/introducer/redis/connection.ts";
 import type { Homes, Neighbour } from "./native/introducer/redis/homes.ts";
@@ -80,7 +81,7 @@ class Rendezvous {
     measured: (member, message) => this.#parts.introductions.measured(member, message),
     "connect-back": (member) => this.#connectBacks.begin(member),
     echo: ({ session }, { text }) => session.send({ type: "echo", text }),
-    pong: ({ session }, { id }) => session.pong(id),
+    pong: (member, { id }) => this.#ponged(member, id),
   };
 
   constructor(parts: Parts) {
@@ -161,11 +162,14 @@ class Rendezvous {
   // --- steps 4 and 5: one asks for another, and both are told to punch ---
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
-    const { drain, limits, members, introductions } = this.#parts;
+    const { drain, limits, members, introductions, presence } = this.#parts;
     if (drain.reason !== undefined)
       throw new Refusal("limit", "the introducer is ending: ask when you have come back");
     spendIntroduction(member, limits, performance.now());
-    introductions.ask(member, members.neighbour(member, peer), relay !== false);
+    const other = members.neighbour(member, peer);
+    introductions.ask(member, other, relay !== false);
+    // It may be gone, and its NAT may drop what we punch: that is known after two seconds, and not after a whole punch.
+    presence.ask(other, patientAnswerMs);
   }
 
   /** Where the NAT of whoever has that token stands, on its way to that peer. */
@@ -174,6 +178,11 @@ class Rendezvous {
     if (!member) return;
     const { guard, introductions } = this.#parts;
     guard.serve(member.session, () => introductions.probed(member, peer, stands));
+  }
+
+  #ponged(member: Member, id: number): void {
+    this.#parts.presence.answered(member);
+    member.session.pong(id);
   }
 
   #relay(session: Session, token: string): void {
@@ -237,7 +246,8 @@ export class Introducer {
     const { door, turns, relays } = (this.#reception = this.#receive(options, sources, everyMs));
     const introductions = (this.#introductions = this.#makeIntroductions(everyMs));
     const drain = (this.#drain = this.#makeDrain());
-    const rooms = { members, introductions, relays, drain, metrics: this.#metrics };
+    const presence = new Presence(guard);
+    const rooms = { members, presence, introductions, relays, drain, metrics: this.#metrics };
     const where = { door, probePorts: this.probePorts, alternate, redis, advertise };
     const notify = (text: string) => this.broadcast(text);
     this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });

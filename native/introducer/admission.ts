@@ -39,6 +39,12 @@ export function checkPlace(source: string, others: ReadonlySet<Member>, limits: 
   throw new Refusal("limit", `${enough} in a room are enough: take another room`);
 }
 
+/** Who has that name, or one that looks like it. */
+export function holderOf(name: string, others: Iterable<Member>): Member | undefined {
+  const looks = nameSkeleton(name);
+  return [...others].find(({ peer }) => looksOf(peer) === looks);
+}
+
 /** A name is one participant's at a time and, but in a secret room, its certificate's for a while after. */
 export function checkName(
   { name, room, fingerprint }: MessageOf<"register">,

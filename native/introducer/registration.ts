@@ -7,11 +7,12 @@ import {
   formatEndpoint,
   formatHostPort,
   parsePlace,
+  type Peer,
   type Place,
   publicInstance,
   Refusal,
 } from "../../protocol.ts";
-import { checkName, checkPlace } from "./admission.ts";
+import { checkName, checkPlace, holderOf } from "./admission.ts";
 import type { Door } from "./door.ts";
 import { type Drain, retryInMs } from "./drain.ts";
 import type { Guard } from "./guard.ts";
@@ -20,6 +21,7 @@ import { snapshot, sortCandidates } from "./lines.ts";
 import { keepLinks } from "./links.ts";
 import type { Members } from "./members.ts";
 import type { Metrics } from "./metrics.ts";
+import type { Presence } from "./presence.ts";
 import { publicAddress } from "./observe.ts";
 import { OtherFamily } from "./other-family.ts";
 import { Homes, randomFirstId } from "./redis/homes.ts";
@@ -32,6 +34,7 @@ export interface RegistrationParts {
   readonly limits: Limits;
   readonly guard: Guard;
   readonly members: Members;
+  readonly presence: Presence;
   readonly metrics: Metrics;
   readonly drain: Drain;
   readonly door: Door;
@@ -50,6 +53,8 @@ export class Registration {
   readonly #parts: RegistrationParts;
   readonly #keptNames: KeptNames;
   readonly #otherFamily = new OtherFamily();
+  /** For whose first wish for a name its holder has been asked. What they try next is for us to offer. */
+  readonly #claimed = new WeakSet<Session>();
   /** By what their probes repeat. */
   readonly #probing = new Map<string, Member>();
   /** Which introducer each room lives at, where several share a Redis. */
@@ -83,22 +88,34 @@ export class Registration {
     const { homes } = this;
     const { drain, members, guard } = this.#parts;
     if (!homes || session.member || drain.reason !== undefined || members.rooms.has(room))
-      return this.#register(session, message);
+      return this.#claim(session, message);
     session.enter();
-    void homes.find(room).then((home) => guard.serve(session, () => this.#entered(session, message, home)));
+    const goOn = (home: string) => entered(session, () => this.#claimAt(home, session, message));
+    void homes.find(room).then((home) => guard.serve(session, () => goOn(home)));
   }
 
-  #entered(session: Session, message: MessageOf<"register">, home: string): void {
-    if (!session.entered()) return;
+  #claimAt(home: string, session: Session, message: MessageOf<"register">): void {
     const { members } = this.#parts;
     const place = this.homes!.isOwn(home) || members.rooms.has(message.room) ? undefined : parsePlace(home);
-    if (place) return sendTo(session, place);
-    try {
-      this.#register(session, message);
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      session.refuse(error, { request: "register" });
-    }
+    if (place) sendTo(session, place);
+    else this.#claim(session, message);
+  }
+
+  /**
+   * Whom it says to be may be listed though it is gone: by the name, or by the certificate of a program that was started
+   * anew. They are asked. It waits for the answer of the one that has the name.
+   */
+  #claim(session: Session, message: MessageOf<"register">): void {
+    const { members, presence, guard, drain } = this.#parts;
+    if (session.member || drain.reason !== undefined) return this.#register(session, message);
+    const others = [...members.in(message.room)].filter(({ peer }) => !isSame(peer, message));
+    for (const other of others) if (other.peer.fingerprint === message.fingerprint) presence.ask(other);
+    const holder = this.#claimed.has(session) ? undefined : holderOf(message.name, others);
+    if (!holder) return this.#register(session, message);
+    this.#claimed.add(session);
+    session.enter();
+    const goOn = () => entered(session, () => this.#register(session, message));
+    void presence.isThere(holder).then(() => guard.serve(session, goOn));
   }
 
   #register(session: Session, message: MessageOf<"register">): void {
@@ -109,7 +126,8 @@ export class Registration {
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
     const [allowed, ignored] = sortCandidates(message.private, session.observed);
-    this.#closeOlder(room, instance, fingerprint);
+    for (const { peer, session: older } of members.in(room))
+      if (isSame(peer, message)) older.close("it registered anew");
     checkPlace(session.source, members.in(room), limits);
     checkName(message, members.in(room), this.#keptNames);
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
@@ -122,12 +140,6 @@ export class Registration {
     metrics.joined();
     guard.emit({ event: "joined", ...own, room });
     if (ignored.length > 0) guard.emit({ event: "ignored", address: session.observed, endpoints: ignored });
-  }
-
-  /** The same program has come back before we noticed that it was gone. */
-  #closeOlder(room: string, instance: string, fingerprint: string): void {
-    for (const { peer, session } of this.#parts.members.in(room))
-      if (peer.instance === instance && peer.fingerprint === fingerprint) session.close("it registered anew");
   }
 
   /** Answers `register`. */
@@ -190,4 +202,20 @@ export class Registration {
 function sendTo(session: Session, place: Place): void {
   session.send({ type: "elsewhere", ...place });
   session.close(`its room lives at ${formatHostPort(place.host, place.port)}`);
+}
+
+/** Whether that is the same program, which has come back before we noticed that it was gone. */
+function isSame(peer: Peer, { instance, fingerprint }: MessageOf<"register">): boolean {
+  return peer.fingerprint === fingerprint && peer.instance === publicInstance(instance);
+}
+
+/** It has waited, and goes on with what it asked for. */
+function entered(session: Session, work: () => void): void {
+  if (!session.entered()) return;
+  try {
+    work();
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    session.refuse(error, { request: "register" });
+  }
 }

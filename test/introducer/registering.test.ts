@@ -86,6 +86,7 @@ test("a full room's snapshot comes in lines of at most 64 KiB, and one more is r
   for (let n = 0; n < 255; n++) {
     await joinAndIgnore(scene.introducer.port, {
       ...registration(`n${n}${"ö".repeat(50)}`),
+      fingerprint: n.toString(16).padStart(64, "0"), // or they would be asked whether they are there
       private: candidates,
     });
   }
