@@ -86,7 +86,7 @@ export class ControlQueue {
       if (next.frames > frames) break;
       this.#unacknowledged.shift();
       this.#owedBytes -= next.owedBytes;
-      next.stream?.acknowledged(next.streamBytes!);
+      next.stream?.written.acknowledged(next.streamBytes!);
     }
   }
 

@@ -131,13 +131,13 @@ export class Multiplexer implements FrameSource, FrameTaker {
 
   #streamDestroyed(stream: Stream, code: number, reason: string): void {
     if (this.#isEnded) return this.table.ended(stream);
-    if (stream.isOverHere && stream.isOverThere) return;
+    if (stream.written.isOver && stream.received.isOver) return;
     const isTheirs = this.table.side(stream.id) === "there";
     if (isTheirs && code === resetCodes.refused) this.#pace.refused();
     const isMuch = isTheirs && this.control.owedBytes > maxOwedBytes / 2;
     this.send(encodeReset(stream.id, code, isMuch ? "" : reason), isTheirs);
-    stream.isOverHere = true;
-    if (stream.isOverThere) this.#forgetIfOver(stream);
+    stream.written.isOver = true;
+    if (stream.received.isOver) this.#forgetIfOver(stream);
     else {
       this.table.abridge(stream);
       this.#count();
@@ -178,7 +178,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
     if (this.table.isRemnant(id)) return type === frame.credit ? undefined : this.table.remnantOver(id);
     switch (type) {
       case frame.credit:
-        return stream?.isOverHere === false ? this.#onCredit(stream, decodeCredit(payload)) : undefined;
+        return stream?.written.isOver === false ? this.#onCredit(stream, decodeCredit(payload)) : undefined;
       case frame.end:
         return this.#onStreamEnd(stream, id);
       case frame.reset:
@@ -194,28 +194,28 @@ export class Multiplexer implements FrameSource, FrameTaker {
     const stream = this.#add(id);
     transport.turns.spend(openTurnFrames);
     this.#pace.opened();
-    if (farewell.state === "ending") stream.seal();
+    if (farewell.state === "ending") stream.written.seal(stream.writableLength);
     if (!memory.mayHold(0)) return stream.reset("the other side has no memory left", resetCodes.refused);
     onStream(stream, purpose);
   }
 
   #onCredit(stream: Stream, bytes: number): void {
-    if (!stream.receiveCredit(bytes)) throw new ProtocolError(`absurd credit for stream ${stream.id}`);
+    if (!stream.written.addCredit(bytes)) throw new ProtocolError(`absurd credit for stream ${stream.id}`);
   }
 
   #onStreamEnd(stream: Stream | undefined, id: number): void {
-    if (!stream || stream.isOverThere) throw new ProtocolError(`the end of stream ${id}, which is over`);
-    stream.isOverThere = true;
+    if (!stream || stream.received.isOver) throw new ProtocolError(`the end of stream ${id}, which is over`);
+    stream.received.isOver = true;
     this.#forgetIfOver(stream);
-    stream.receiveEnd();
+    stream.endReceived();
   }
 
   #onStreamReset(stream: Stream, { code, reason }: { code: number; reason: string }): void {
-    stream.isOverThere = true;
-    if (!stream.isOverHere) this.send(encodeReset(stream.id, resetCodes.cancelled, ""), true);
-    stream.isOverHere = true;
+    stream.received.isOver = true;
+    if (!stream.written.isOver) this.send(encodeReset(stream.id, resetCodes.cancelled, ""), true);
+    stream.written.isOver = true;
     this.#forgetIfOver(stream);
-    stream.receiveReset(code, reason);
+    stream.resetReceived(code, reason);
     this.#parts.farewell.sayOnceFlushed();
   }
 
@@ -260,7 +260,7 @@ export class Multiplexer implements FrameSource, FrameTaker {
 
   /** What is written from now on is no longer sent. */
   seal(): void {
-    for (const stream of this.table.all) stream.seal();
+    for (const stream of this.table.all) stream.written.seal(stream.writableLength);
   }
 
   get isFlushed(): boolean {

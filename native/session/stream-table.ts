@@ -92,10 +92,10 @@ export class StreamTable {
   receive(id: number, piece: Buffer, hasFinished: boolean): void {
     const stream = this.#streams.get(id);
     const allowed = stream ? undefined : this.#remnants.get(id);
-    if (allowed === undefined && (!stream || stream.isOverThere))
+    if (allowed === undefined && (!stream || stream.received.isOver))
       throw new ProtocolError(`bytes for stream ${id}, which is not open`);
     if (hasFinished) throw new ProtocolError("bytes after `finish`");
-    const isAllowed = stream ? stream.receive(piece) : piece.length <= allowed!;
+    const isAllowed = stream ? stream.received.receive(piece) : piece.length <= allowed!;
     if (!isAllowed) throw new ProtocolError(`more for stream ${id} than it has credit for`);
     if (!stream) this.#remnants.set(id, allowed! - piece.length);
   }
@@ -103,16 +103,16 @@ export class StreamTable {
   // --- ends ----------------------------------------------------------------------------------------------
 
   forgetIfOver(stream: Stream): void {
-    if (!stream.isOverHere || !stream.isOverThere || !this.#streams.delete(stream.id)) return;
+    if (!stream.written.isOver || !stream.received.isOver || !this.#streams.delete(stream.id)) return;
     this.#opened[this.side(stream.id)]--;
-    this.#grownBytes -= stream.grownBytes;
+    this.#grownBytes -= stream.received.grownBytes;
   }
 
   /** Nobody here has it any more. Until the peer has reset it, too, we remember how much the peer may still send. */
   abridge(stream: Stream): void {
     if (!this.#streams.delete(stream.id)) return;
-    this.#remnants.set(stream.id, stream.allowedBytes);
-    this.#grownBytes -= stream.grownBytes;
+    this.#remnants.set(stream.id, stream.received.allowedBytes);
+    this.#grownBytes -= stream.received.grownBytes;
   }
 
   remnantOver(id: number): void {

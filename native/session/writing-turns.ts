@@ -32,7 +32,7 @@ export class WritingTurns {
 
   /** Whether it has got in line now. */
   add(stream: Stream): boolean {
-    if (stream.isQueued || (stream.sendableBytes === 0 && !stream.mayEnd)) return false;
+    if (stream.isQueued || (stream.written.sendableBytes === 0 && !stream.written.mayEnd)) return false;
     stream.isQueued = true;
     this.#fresh.push(stream);
     return true;
@@ -56,15 +56,15 @@ export class WritingTurns {
   #giveTurn(stream: Stream, batch: Batch, bytes: number): void {
     const { room } = batch;
     const max = Math.min(room.length - batch.at, bytes) - headerBytes;
-    const filled = stream.fill(room, batch.at + headerBytes, max);
+    const filled = stream.written.fill(room, batch.at + headerBytes, max);
     if (filled > 0) this.#addHeader(batch, frame.data, filled, stream.id);
-    if (filled > 0 && stream.isCounted) this.#owner.onCounted(stream, filled, batch);
-    if (stream.mayEnd && room.length - batch.at >= headerBytes) {
+    if (filled > 0 && stream.written.isCounted) this.#owner.onCounted(stream, filled, batch);
+    if (stream.written.mayEnd && room.length - batch.at >= headerBytes) {
       this.#addHeader(batch, frame.end, 0, stream.id);
-      stream.endSent();
+      stream.written.endSent();
       this.#owner.onEnded(stream);
     }
-    stream.isQueued = stream.sendableBytes > 0 || stream.mayEnd;
+    stream.isQueued = stream.written.sendableBytes > 0 || stream.written.mayEnd;
     if (stream.isQueued) this.#busy.push(stream);
   }
 

@@ -19,6 +19,8 @@ export interface WrittenOwner {
 }
 
 export class Written {
+  /** For the session: whether our `end` or `reset` was sent. */
+  isOver = false;
   readonly #owner: WrittenOwner;
   readonly #chunks = new Queue<Buffer>();
   /** Bytes of the first chunk that were framed. */
@@ -29,6 +31,9 @@ export class Written {
   #onFinal: WriteCallback | undefined;
   /** Once the session finishes: whether what the Duplex has buffered is still to be taken. */
   #sealed: { takesBuffered: boolean } | undefined;
+  #isClosed = false;
+  /** How many of its bytes the peer has acknowledged, if somebody counts them. */
+  #acknowledged: { bytes: number; onMore: (bytes: number) => void } | undefined;
 
   constructor(firstCreditBytes: number, owner: WrittenOwner) {
     this.#credit = firstCreditBytes;
@@ -44,7 +49,7 @@ export class Written {
   }
   /** Whether the end of the stream is what comes next. */
   get mayEnd(): boolean {
-    return this.#onFinal !== undefined && this.#pendingBytes === 0;
+    return this.#onFinal !== undefined && this.#pendingBytes === 0 && !this.isOver;
   }
   /** Whether someone waits for what was written to be framed. */
   get hasWriter(): boolean {
@@ -64,6 +69,8 @@ export class Written {
 
   take(chunks: Buffer[], written: WriteCallback): void {
     this.#onWritten = written;
+    // It fails as soon as the user has read what came.
+    if (this.#isClosed) return;
     for (const chunk of chunks) {
       if (chunk.length > 0) this.#chunks.push(chunk);
       this.#pendingBytes += chunk.length;
@@ -72,12 +79,8 @@ export class Written {
     else this.#owner.onReady();
   }
 
-  /** The link has ended: `written` is called never. */
-  hold(written: WriteCallback): void {
-    this.#onWritten = written;
-  }
-
   end(ended: WriteCallback): void {
+    if (this.isOver || this.#isClosed) return ended();
     this.#onFinal = ended;
     this.#owner.onReady();
   }
@@ -110,11 +113,36 @@ export class Written {
     });
   }
 
-  /** Who waits for the end of the stream to be framed; asked once. */
-  takeFinal(): WriteCallback | undefined {
+  /** `end` was framed. */
+  endSent(): void {
+    this.isOver = true;
+    const ended = this.#takeFinal();
+    queueMicrotask(() => this.#owner.guard(() => ended?.()));
+  }
+
+  /** The link has ended: nothing is sent any more. */
+  close(): void {
+    this.#isClosed = true;
+    this.#takeFinal()?.();
+  }
+
+  #takeFinal(): WriteCallback | undefined {
     const ended = this.#onFinal;
     this.#onFinal = undefined;
     return ended;
+  }
+
+  /** From now on counts how many written bytes the peer has acknowledged. */
+  countAcknowledged(onMore: (bytes: number) => void): void {
+    this.#acknowledged = { bytes: 0, onMore };
+  }
+  get isCounted(): boolean {
+    return this.#acknowledged !== undefined;
+  }
+
+  acknowledged(bytes: number): void {
+    const counted = this.#acknowledged!;
+    counted.onMore((counted.bytes += bytes));
   }
 
   /** Takes no more than what is written already; `writableBytes` of that are the Duplex's, or here. */

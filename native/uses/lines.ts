@@ -151,7 +151,7 @@ export class Lines {
   #use(stream: Stream): void {
     const decoder = new LineDecoder();
     this.#stream = stream;
-    stream.countAcknowledged((bytes) => {
+    stream.written.countAcknowledged((bytes) => {
       while ((this.#answersUntil.at(0) ?? Infinity) <= bytes) this.#answersUntil.shift();
       this.#readOn(stream);
     });

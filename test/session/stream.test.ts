@@ -118,7 +118,7 @@ test("who does not read stalls his own stream alone, at its first credit", async
   flood(other.here, 20_000_000);
   await pair.clock.until("the other one is through", () => seen.hasEnded);
   expect(seen.bytes).toBeGreaterThanOrEqual(20_000_000);
-  expect(there.bytesIn).toBe(firstCreditBytes);
+  expect(there.received.allowedBytes).toBe(0);
   // What was sent, what the stream takes ahead, and one chunk that its user was too late to keep.
   expect(stalled.written).toBeLessThanOrEqual(firstCreditBytes + here.writableHighWaterMark + 64 * 1024);
   const late = collect(there);
@@ -131,7 +131,7 @@ test("bytes that were buffered are read in order, with the end behind them", asy
   const bytes = randomBytes(randomFrom(8), 200_000);
   for (let at = 0; at < bytes.length; at += 777) here.write(bytes.subarray(at, at + 777));
   here.end();
-  await pair.clock.until("all is there", () => there.isOverThere);
+  await pair.clock.until("all is there", () => there.received.isOver);
   const chunks: Buffer[] = [];
   for await (const chunk of there) chunks.push(chunk as Buffer);
   expect(Buffer.concat(chunks).equals(bytes)).toBe(true);
@@ -139,25 +139,25 @@ test("bytes that were buffered are read in order, with the end behind them", asy
 
 test("credit grows with the round trip, up to 16 MiB, and not without need", async () => {
   const slow = await streamPair({ oneWayMs: 100 });
-  collect(slow.there);
+  const seen = collect(slow.there);
   await slow.pair.clock.until("the round trip is known", () => slow.pair.bob!.roundTripMs !== undefined);
   flood(slow.here);
   await slow.pair.clock.until(
     "it has grown",
-    () => slow.there.grownBytes === maxCreditBytes - firstCreditBytes,
+    () => slow.there.received.grownBytes === maxCreditBytes - firstCreditBytes,
     8_000,
   );
-  const from = slow.there.bytesIn;
+  const from = seen.bytes;
   await slow.pair.clock.advance(1_000);
   // A round trip is 200 ms: five full credits a second.
-  expect(slow.there.bytesIn - from).toBeGreaterThan(4 * maxCreditBytes);
+  expect(seen.bytes - from).toBeGreaterThan(4 * maxCreditBytes);
   slow.here.reset("enough");
 
   const narrow = await streamPair({ oneWayMs: 1, bytesPerMs: 1_000 });
   collect(narrow.there);
   flood(narrow.here, 20_000_000);
   await narrow.pair.clock.until("all is there", () => narrow.there.readableEnded);
-  expect(narrow.there.grownBytes).toBe(0);
+  expect(narrow.there.received.grownBytes).toBe(0);
 });
 
 test("all credits of a link together grow by 64 MiB, and what a stream had is given back", async () => {
@@ -169,7 +169,7 @@ test("all credits of a link together grow by 64 MiB, and what a stream had is gi
     collect(there);
     flood(here);
   }
-  const grown = () => streams.reduce((sum, { there }) => sum + there.grownBytes, 0);
+  const grown = () => streams.reduce((sum, { there }) => sum + there.received.grownBytes, 0);
   await pair.clock.until("most of it is used", () => grown() > 48 * 1024 * 1024);
   await pair.clock.advance(1_000); // and no more is given
   expect(grown()).toBeLessThanOrEqual(64 * 1024 * 1024);
@@ -180,7 +180,7 @@ test("all credits of a link together grow by 64 MiB, and what a stream had is gi
   flood(next.here);
   await pair.clock.until(
     "a new one may grow",
-    () => next.there.grownBytes === maxCreditBytes - firstCreditBytes,
+    () => next.there.received.grownBytes === maxCreditBytes - firstCreditBytes,
   );
   next.here.reset("enough");
 });
@@ -200,20 +200,21 @@ test("streams take turns of 16 KiB, and a small one does not wait for those befo
   const { pair, open, carriers } = await streamPair({ oneWayMs: 1, bytesPerMs: 10_000 });
   const bulk = [await open(), await open(), await open()];
   const small = await open();
-  for (const { there } of [...bulk, small]) collect(there);
+  for (const { there } of bulk) collect(there);
+  const seen = collect(small.there);
   for (const { here } of bulk) flood(here);
   await pair.clock.advance(50);
   carriers.alice.written = [];
   small.here.write("x");
-  await pair.clock.until("it has come", () => small.there.bytesIn === 1);
+  await pair.clock.until("it has come", () => seen.bytes === 1);
   await pair.clock.advance(50);
-  const seen = turns(carriers.alice);
+  const sent = turns(carriers.alice);
   // The write under way, what the carrier takes as one, and then it is the first.
-  const waited = seen.findIndex(({ stream }) => stream === small.here.id);
+  const waited = sent.findIndex(({ stream }) => stream === small.here.id);
   expect(waited).toBeGreaterThanOrEqual(0);
   expect(waited).toBeLessThanOrEqual(5);
-  expect(Math.max(...seen.map(({ bytes }) => bytes))).toBeLessThanOrEqual(16 * 1024 - 8);
-  const shares = bulk.map(({ here }) => seen.filter(({ stream }) => stream === here.id).length);
+  expect(Math.max(...sent.map(({ bytes }) => bytes))).toBeLessThanOrEqual(16 * 1024 - 8);
+  const shares = bulk.map(({ here }) => sent.filter(({ stream }) => stream === here.id).length);
   expect(Math.max(...shares) - Math.min(...shares)).toBeLessThanOrEqual(2);
   for (const { here } of bulk) here.reset("enough");
 });
