@@ -5,7 +5,8 @@
 import { maxReportedLinks } from "../../protocol.ts";
 import type { Introductions } from "./introductions.ts";
 import type { Members } from "./members.ts";
-import { relayKey, type Relays } from "./relay.ts";
+import type { Relays } from "./relay.ts";
+import { relayKey } from "./relayed.ts";
 import type { Participant } from "./rooms.ts";
 import type { Link, Member, MessageOf, Session } from "./session.ts";
 

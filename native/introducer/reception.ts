@@ -63,7 +63,7 @@ export class Reception {
       guard,
       outbox,
       line: (session, line) => this.#owner.line(session, line),
-      relayed: ({ relayed }, bytes) => this.relays?.data(relayed!, bytes),
+      relayed: ({ relayed }, bytes) => this.relays?.copier.data(relayed!, bytes),
       ended: (session) => {
         if (session.relayed) this.relays?.ended(session.relayed);
         else if (!session.isOver) session.close("it closed the connection");
@@ -134,13 +134,13 @@ export class Reception {
   #receive(session: Session, chunk: Uint8Array): void {
     session.heardAt = performance.now();
     if (session.isOver) this.turns.receiveNothing(session);
-    else if (session.relayed) this.relays?.data(session.relayed, chunk);
+    else if (session.relayed) this.relays?.copier.data(session.relayed, chunk);
     else this.turns.receive(session, chunk);
   }
 
   /** The kernel takes more again. */
   #drained(session: Session): void {
-    if (session.relayed && !session.isOver) this.relays?.drained(session.relayed);
+    if (session.relayed && !session.isOver) this.relays?.copier.drained(session.relayed);
     else if (session.hasUnsent) this.turns.charge(session, () => session.sendRest());
   }
 
@@ -171,7 +171,7 @@ export class Reception {
 
   stop(): void {
     this.turns.stop();
-    this.relays?.stop();
+    this.relays?.copier.stop();
     this.door.terminate();
   }
 }

@@ -9,7 +9,7 @@
 import type { Socket } from "bun";
 import { type Bucket, sourceOf } from "../shares/budget.ts";
 import { notScheduled } from "./wheel.ts";
-import type { RelayEnd } from "./relay.ts";
+import type { RelayEnd } from "./relayed.ts";
 import {
   encode,
   type Endpoint,

@@ -14,7 +14,7 @@ import { LineDecoder, Refusal } from "../../protocol.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import type { Outbox } from "./output.ts";
-import { segmentMs } from "./relay.ts";
+import { segmentMs } from "./copier.ts";
 import type { Session } from "./session.ts";
 import type { Sources } from "./sources.ts";
 
