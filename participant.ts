@@ -1,3 +1,4 @@
+#!/usr/bin/env -S bun --no-env-file --config=/dev/null
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections to the
  * others. Here is the class for other programs, the wiring of its parts (native/participant/), and the program. Owns no
@@ -41,18 +42,20 @@ import { quitAlready, Roster } from "./native/participant/roster.ts";
 import type { Situation } from "./native/participant/situation.ts";
 import { type Taker, Takers } from "./native/participant/takers.ts";
 import { IdentityError, identityOrOneForNow } from "./native/secure/identity.ts";
-import { newRoomWords, openRoom, type Room, roomOf, secretRoom } from "./native/secure/room.ts";
+import { openRoom, type Room, roomOf } from "./native/secure/room.ts";
+import { areWeak, newRoomWords } from "./native/secure/words.ts";
 import type { Link } from "./native/session/link.ts";
 import { resetCodes, type Stream } from "./native/session/stream.ts";
-import { otherStartedAs, startedAs, version } from "./native/terminal/command-line.ts";
+import { otherStartedAs, version } from "./native/terminal/command-line.ts";
+import { invitationTo, readHostPort } from "./native/terminal/invitation.ts";
 import {
   type Arguments,
   askedRoom,
   newRoom,
   readArguments,
-  readHostPort,
   shownRoom,
   usage,
+  weakRoom,
 } from "./native/terminal/participant-arguments.ts";
 import { askIntroducer, askRoom, Prompt } from "./native/terminal/participant-prompt.ts";
 import { Errands, live, type Running, statusPeriodMs } from "./native/terminal/participant-run.ts";
@@ -374,15 +377,16 @@ function emitTo(onEvent: ParticipantOptions["onEvent"]): Emit {
 
 // --- main ------------------------------------------------------------------------------------------------
 
-/** The room to be in; words that are made here are told. */
-function chooseRoom({ room, nat }: Arguments, introducer: string, terminal: Terminal): Room | Promise<Room> {
+/** The room to be in. */
+function chooseRoom({ room = defaultRoom, nat }: Arguments): Room | Promise<Room> {
   // Who only measures disturbs nobody.
-  if (nat) return openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex());
-  if (room !== newRoom) return roomOf(room ?? defaultRoom);
-  const words = newRoomWords();
-  const invitation = `ROOM=${words} ${startedAs("participant")} ${introducer}`;
-  terminal.story(`a new private room; whom you tell this can enter it:\n  ${invitation}`);
-  return secretRoom(words);
+  return nat ? openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex()) : roomOf(room);
+}
+
+/** What others of this host, or whoever runs the introducer, may find out of the room's words. */
+function warnOfWords(room: string | undefined, isShown: boolean, prompt: Prompt): void {
+  if (isShown) prompt.event({ event: "warning", message: shownRoom });
+  if (room !== undefined && areWeak(room)) prompt.event({ event: "warning", message: weakRoom });
 }
 
 function checkPlatform(): void {
@@ -399,7 +403,7 @@ async function main(terminal: Terminal): Promise<number> {
     terminal.result(options === "help" ? usage : version);
     return 0;
   }
-  const isRoomShown = options.isRoomArgument && hideArgument("--room", options.room!);
+  const isShown = options.shown !== undefined && hideArgument(options.shown.option, options.shown.text);
   checkPlatform();
   terminal.isQuiet = options.quiet;
   if (options.room === askedRoom) {
@@ -407,10 +411,15 @@ async function main(terminal: Terminal): Promise<number> {
     if (words === undefined) return 1;
     options.room = words;
   }
-  const introducer = options.introducer ?? (await askIntroducer(terminal));
+  const place = options.introducer === undefined ? await askIntroducer(terminal) : undefined;
+  const introducer = options.introducer ?? place?.introducer;
   if (introducer === undefined) return options.send.length > 0 || options.pipe || options.nat ? 1 : 0;
+  options.room ??= place?.words;
+  const isNew = options.room === newRoom;
+  if (isNew) options.room = newRoomWords();
   const running = prepare(terminal, options, introducer);
-  if (isRoomShown && !options.quiet) running.prompt.event({ event: "warning", message: shownRoom });
+  if (isNew) running.invitation = invitationTo(options.room!, introducer);
+  if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
   const stopped = Promise.withResolvers<number>();
@@ -440,7 +449,7 @@ function prepare(
   const participant = new Participant({
     ...readHostPort(introducer),
     ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
-    room: chooseRoom(options, introducer, terminal),
+    room: chooseRoom(options),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const joined = Promise.withResolvers<void>();

@@ -49,7 +49,7 @@ function commandsOf(text: string): string[] {
 const all = books.flatMap((book) => commandsOf(textOf(book)).map((command) => [book, command] as const));
 const programs = { introducer: introducer.readArguments, participant: participant.readArguments };
 /** What the README has both sides set before its uses. */
-const exported = { INTRODUCER: "HOST", ROOM: "gjec-p272-r0uw-hs8m" };
+const exported = { INTRODUCER: "gjec-p272-r0uw-hs8m-z@HOST" };
 
 /** Reads a program's arguments as it would, with that environment; throws what it would say. */
 function read(name: keyof typeof programs, args: string[], env: Record<string, string>): unknown {

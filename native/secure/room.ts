@@ -1,14 +1,15 @@
 /**
  * A room as a secret that the introducer never learns. The words of `--room` give an id, which the introducer sees, and a
  * key, by which members prove to each other that they know the words. A proof in `register` decides who is listed. A proof
- * on each connection decides who is linked. Pure but for the random words of a new room. Knows no socket and no peer's
- * life. For participant.ts, native/secure/ and native/punch/.
+ * on each connection decides who is linked. Pure. Knows no socket, no peer's life, and not how words are written
+ * (words.ts). For participant.ts, native/secure/ and native/punch/.
  *
  * RFC 7914 (scrypt), RFC 2104 (HMAC), RFC 5705 and 8446 §7.5 (exporters).
  */
 
 import type { Shown } from "./identity.ts";
-import { defaultRoom, roomProblem, UserError, type Peer, type Role } from "../../protocol.ts";
+import { canonicalWords, wordsProblem } from "./words.ts";
+import { defaultRoom, UserError, type Peer, type Role } from "../../protocol.ts";
 
 /** RFC 7914 §2. Memory is 128·N·r = 32 MiB. To try one guess at the words costs as much as an honest start. */
 const cost = { N: 2 ** 15, r: 8, p: 1, maxmem: 64 * 1024 * 1024 };
@@ -16,10 +17,6 @@ const cost = { N: 2 ** 15, r: 8, p: 1, maxmem: 64 * 1024 * 1024 };
 const salt = "tcp-hole-punching room, protocol 2";
 const idBytes = 32;
 const keyBytes = 32;
-/** 32 letters and digits that are not easily confused: 5 bits each. */
-const alphabet = "023456789abcdefghjkmnpqrstuvwxyz";
-const newWordCount = 4;
-const newWordLength = 4;
 /** The key of connections in an open room. It keeps nobody out, but it is no private room's key. */
 const openKey = new Bun.CryptoHasher("sha256").update("tcp-hole-punching lobby").digest();
 
@@ -43,7 +40,7 @@ export function openRoom(words: string): Room {
 export async function secretRoom(words: string): Promise<Room> {
   const { scrypt } = process.getBuiltinModule("node:crypto");
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
-  scrypt(words.normalize("NFC"), salt, idBytes + keyBytes, cost, (error, derived) =>
+  scrypt(canonicalWords(words), salt, idBytes + keyBytes, cost, (error, derived) =>
     error ? reject(error) : resolve(derived),
   );
   const derived = await promise;
@@ -53,18 +50,9 @@ export async function secretRoom(words: string): Promise<Room> {
 
 /** The room with these words. Throws a {@link UserError} if there can be none. */
 export function roomOf(words: string): Room | Promise<Room> {
-  const problem = roomProblem(words);
+  const problem = wordsProblem(words);
   if (problem) throw new UserError(`a room ${problem}`);
   return words === defaultRoom ? openRoom(words) : secretRoom(words);
-}
-
-/** New words, of 80 random bits: `k7xq-m2vp-9dfa-w4tz`. */
-export function newRoomWords(): string {
-  const random = crypto.getRandomValues(new Uint8Array(newWordCount * newWordLength));
-  const letters = [...random].map((byte) => alphabet[byte % alphabet.length]!);
-  return Array.from({ length: newWordCount }, (_, word) =>
-    letters.slice(word * newWordLength, (word + 1) * newWordLength).join(""),
-  ).join("-");
 }
 
 export type Member = Pick<Peer, "fingerprint" | "name" | "instance">;

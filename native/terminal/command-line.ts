@@ -39,16 +39,19 @@ export interface CommandLine<Word extends string> {
 
 export const version: string = manifest.version;
 
-/** The command that starts this program, for people: `bun run NAME`, or the name of the compiled file. */
+// A compiled program has a file system of its own: /$bunfs/, on Windows B:\~BUN\.
+const isCompiled = /\$bunfs|~BUN/.test(import.meta.path);
+/** Whether the command of package.json's `bin` was started: the first line of its file has this option. */
+const isCommand = process.execArgv.includes("--no-env-file");
+
+/** What starts this program, for people: the command, `bun run NAME`, or the name of the compiled file. */
 export function startedAs(name: string): string {
-  // A compiled program has a file system of its own: /$bunfs/, on Windows B:\~BUN\.
-  const isCompiled = /\$bunfs|~BUN/.test(import.meta.path);
-  return isCompiled ? basename(process.execPath) : `bun run ${name}`;
+  return isCompiled ? basename(process.execPath) : otherStartedAs(name);
 }
 
-/** The same for the other program. */
+/** The same for the other program, and for whoever has ours elsewhere. */
 export function otherStartedAs(name: string): string {
-  return startedAs(name).startsWith("bun run ") ? `bun run ${name}` : name;
+  return isCompiled || isCommand ? name : `bun run ${name}`;
 }
 
 /** Reads the program's arguments. Throws a {@link UsageError}. `usage` says what the options need: `--name NAME`. */

@@ -6,15 +6,9 @@ import { hostname, userInfo } from "node:os";
 import { basename } from "node:path";
 import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
 import { readOptions, startedAs, UsageError } from "./command-line.ts";
-import {
-  defaultPort,
-  defaultRoom,
-  nameProblem,
-  parseHostPort,
-  type Place,
-  printable,
-  roomProblem,
-} from "../../protocol.ts";
+import { wordsProblem } from "../secure/words.ts";
+import { defaultPort, defaultRoom, nameProblem } from "../../protocol.ts";
+import { isSameRoom, readInvitation } from "./invitation.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
 export const commands = [
@@ -48,10 +42,11 @@ export const commands = [
 ] as const satisfies Command[];
 export const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
 
-export const usage = `Usage: ${startedAs("participant")} [HOST[:PORT]] [options]
+export const usage = `Usage: ${startedAs("participant")} [[WORDS@]HOST[:PORT]] [options]
 
 Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
 in the environment) and opens direct TCP connections to others in the room.
+WORDS@HOST[:PORT] is an invitation: the room of --room WORDS there.
 
 Options:
   --name NAME     what others call you: one word (default: user@host)
@@ -96,7 +91,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 128 + N: signal N came before it was done.`;
 
 export const shownRoom =
-  "other users of this host can read the words of --room (ps): give them in ROOM, or let --room - ask for them";
+  "other users of this host can read the room's words (ps): give them in ROOM, or let --room - ask for them";
+export const weakRoom =
+  "such words can be found by trying, by whoever runs the introducer: those of --room new can not";
 
 /** What may be given in place of a room's words. */
 export const newRoom = "new";
@@ -107,8 +104,8 @@ export interface Arguments {
   name: string;
   /** Undefined for the lobby; {@link askedRoom} if the user has to be asked. */
   room: string | undefined;
-  /** Whether the words are in the arguments, where others can see them. */
-  isRoomArgument: boolean;
+  /** The argument that has the room's words, where others can see them; `option` is before it, if any. */
+  shown: { option: string; text: string } | undefined;
   connect: string[];
   forward: string[];
   allow: string[];
@@ -156,9 +153,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
   if (problem) throw new UsageError(`--name ${problem}`);
-  const room = values.room ?? (process.env.ROOM || undefined);
-  const badRoom = room === undefined ? undefined : roomProblem(room);
-  if (badRoom) throw new UsageError(`--room ${badRoom}`);
+  const { introducer, room, shown } = readPlace(values.room, positionals[0]);
   const isOpen = room === undefined || room === defaultRoom;
   const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
   if (opens && isOpen) {
@@ -173,10 +168,10 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   if (values.send && values.connect?.length !== 1)
     throw new UsageError("--send needs one --connect PEER to send to");
   return {
-    introducer: positionals[0] ?? (process.env.INTRODUCER || undefined),
+    introducer,
     name,
     room: room === defaultRoom ? undefined : room,
-    isRoomArgument: values.room !== undefined && ![defaultRoom, newRoom, askedRoom].includes(values.room),
+    shown,
     connect: values.connect ?? [],
     forward: values.forward ?? [],
     allow: values.allow ?? [],
@@ -192,6 +187,25 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
     verbose: values.verbose ?? false,
     quiet: values.quiet ?? false,
     json: values.json ?? false,
+  };
+}
+
+/** Which introducer and which room: an argument goes before the environment. */
+function readPlace(option: string | undefined, place: string | undefined) {
+  const given = place === undefined ? undefined : readInvitation(place);
+  const fromEnvironment = process.env.INTRODUCER ? readInvitation(process.env.INTRODUCER) : undefined;
+  const words = given?.words;
+  if (option !== undefined && words !== undefined && !isSameRoom(option, words))
+    throw new UsageError("--room names another room than the invitation: leave --room out");
+  const room = option ?? words ?? (process.env.ROOM || (given ? undefined : fromEnvironment?.words));
+  const problem = room === undefined ? undefined : wordsProblem(room);
+  if (problem !== undefined) throw new UsageError(`--room ${problem}`);
+  const isSecret = option !== undefined && ![defaultRoom, newRoom, askedRoom].includes(option);
+  const shown = isSecret ? { option: "--room", text: option } : undefined;
+  return {
+    introducer: (given ?? fromEnvironment)?.introducer,
+    room,
+    shown: words === undefined ? shown : { option: "", text: place! },
   };
 }
 
@@ -226,12 +240,4 @@ function userName(): string | undefined {
   } catch {
     return undefined;
   }
-}
-
-/** As {@link parseHostPort}; throws a {@link UsageError} for what it can't read. */
-export function readHostPort(text: string): Place {
-  const place = parseHostPort(text);
-  if (!place)
-    throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
-  return place;
 }

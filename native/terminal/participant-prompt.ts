@@ -4,7 +4,8 @@
 import { Keep, notLinked } from "../participant/keep.ts";
 import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
-import { defaultRoom, printable, roomProblem, ToldError, UserError } from "../../protocol.ts";
+import { wordsProblem } from "../secure/words.ts";
+import { defaultRoom, printable, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
 import { readCommand, UsageError } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
@@ -13,7 +14,8 @@ import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts
 import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
 import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
-import { askedRoom, commandHelp, commands, newRoom, readHostPort } from "./participant-arguments.ts";
+import { type Invitation, readHostPort, readInvitation } from "./invitation.ts";
+import { askedRoom, commandHelp, commands, newRoom } from "./participant-arguments.ts";
 
 /** What the commands need of the participant. */
 export interface Commanded {
@@ -209,20 +211,21 @@ export async function askRoom(terminal: Terminal): Promise<string | undefined> {
   return terminal.askSecret("Words of the room (not shown): ", (answer) => {
     const words = answer.trim();
     const isOther = [defaultRoom, newRoom, askedRoom].includes(words);
-    const problem = isOther ? "must have words of its own here" : roomProblem(words);
+    const problem = isOther ? "must have words of its own here" : wordsProblem(words);
     if (problem) terminal.error(`a room ${problem}`);
     return problem ? undefined : words;
   });
 }
 
-/** Asks until the answer can be an introducer. Undefined if the user gives up. */
-export async function askIntroducer(terminal: Terminal): Promise<string | undefined> {
+/** Asks until the answer can be an introducer, or an invitation. Undefined if the user gives up. */
+export async function askIntroducer(terminal: Terminal): Promise<Invitation | undefined> {
   if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
-  return terminal.ask("Introducer (HOST or HOST:PORT): ", (answer) => {
+  return terminal.ask("Introducer (HOST, HOST:PORT, or an invitation): ", (answer) => {
     if (answer === "") return undefined;
     try {
-      readHostPort(answer);
-      return answer;
+      const invitation = readInvitation(answer);
+      readHostPort(invitation.introducer);
+      return invitation;
     } catch (error) {
       if (!(error instanceof UsageError)) throw error;
       terminal.error(error.message);

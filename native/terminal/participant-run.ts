@@ -13,6 +13,7 @@ import type { Services } from "../uses/services.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import type { PipeSpec } from "../uses/target.ts";
 import { CommandError, completions } from "./command-line.ts";
+import { linesForOthers } from "./invitation.ts";
 import { type Arguments, commands } from "./participant-arguments.ts";
 import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
 import type { Terminal } from "./terminal.ts";
@@ -41,6 +42,8 @@ export interface Running {
   prompt: Prompt;
   terminal: Terminal;
   options: Arguments;
+  /** To the room that was made here. */
+  invitation?: string;
 }
 
 /** What the user has asked for, and whether it was got: the exit code says so. */
@@ -119,6 +122,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   await errands.attempt(() => participant.join());
   if (errands.failures > 0) return false;
   joined.resolve();
+  invite(running);
   for (const rule of options.allow) uses.allow(rule);
   if (options.accept !== undefined) uses.acceptInto(options.accept);
   if (options.nat) {
@@ -140,6 +144,13 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   }
   if (!terminal.isInteractive) await connecting;
   return true;
+}
+
+/** Says what the other side types. It is all that the user has of a new room, so --quiet does not hide it. */
+function invite({ invitation, options, terminal }: Running): void {
+  if (invitation === undefined) return;
+  const lines = linesForOthers(invitation, options).map((line) => `  ${line}`);
+  terminal.story(`a new private room; whom you tell this can enter it:\n${lines.join("\n")}`, true);
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */

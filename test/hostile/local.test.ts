@@ -147,7 +147,7 @@ linuxTest("who shows the words by what started the program is warned of it, once
     env: { XDG_STATE_HOME: state.base },
   });
   expect(code).toBe(0);
-  expect(stderr.match(/can read the words of --room/g)).toHaveLength(1);
+  expect(stderr.match(/can read the room's words/g)).toHaveLength(1);
   expect(stderr).not.toContain(words);
 });
 

@@ -46,10 +46,12 @@ const security: Record<string, Shown[]> = {
       ["hostile/local.test.ts", "--room - asks for the words, and shows nothing of them"],
       ["hostile/promises.test.ts", "no list of programs shows the words in ROOM"],
     ],
-  "- `--room new` makes words that nobody can guess.": [
-    ["secure/room.test.ts", "new words are four groups of four that differ each time"],
-    ["hostile/room.test.ts", "--room new makes words, and says what to tell others"],
-  ],
+  "- `--room new` makes words that nobody can guess. Words of your own that others could find by trying are warned of.":
+    [
+      ["participant/command-line.test.ts", "words that could be guessed are warned of in one line"],
+      ["secure/words.test.ts", "new words are four groups of four and a letter, and differ each time"],
+      ["hostile/room.test.ts", "--room new makes words, and says what to tell others"],
+    ],
   "- Without the words nobody becomes one of the room, reads a link or changes it: not the introducer, nor the network.":
     [
       [
@@ -129,7 +131,7 @@ const trust: Record<string, Shown[]> = {
       ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
     ],
   "They can mislead, cut off, and try words against the id, for one scrypt each: `--room new` makes 80 random bits.":
-    [["secure/room.test.ts", "new words are four groups of four that differ each time"]],
+    [["secure/words.test.ts", "new words are four groups of four and a letter, and differ each time"]],
   "A second program with the same name, or one that looks like it, is called `name-2`.": [
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
     ["hostile/names.test.ts", "who calls herself bob %s is given another name"],

@@ -13,7 +13,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { Participant } from "../../participant.ts";
-import { readHostPort } from "../../native/terminal/participant-arguments.ts";
+import { readHostPort } from "../../native/terminal/invitation.ts";
 
 const chunkBytes = 64 * 1024;
 

@@ -1,8 +1,11 @@
 /** The participant's command line. */
 import { expect, test } from "bun:test";
-import { readHostPort } from "../../native/terminal/participant-arguments.ts";
+import { readFileSync } from "node:fs";
+import { canonicalWords, newRoomWords } from "../../native/secure/words.ts";
+import { linesForOthers, readHostPort } from "../../native/terminal/invitation.ts";
+import { type Arguments, readArguments, weakRoom } from "../../native/terminal/participant-arguments.ts";
 import { defaultPort } from "../../protocol.ts";
-import { outcome, program, startIntroducer } from "../driven-fixture.ts";
+import { Driven, outcome, program, spawn, startIntroducer } from "../driven-fixture.ts";
 
 test.each([
   ["example.com", "example.com", defaultPort],
@@ -24,10 +27,106 @@ test.each(["", " ", "a:0", "a:65536", "a:", ":7000", "a b", "a:x", "[::1", "1:2:
   },
 );
 
+// --- invitations ---------------------------------------------------------------------------------------------
+
+const made = newRoomWords();
+/** Another last letter. */
+const slip = made.slice(0, -1) + (made.endsWith("x") ? "y" : "x");
+
+test.each([
+  ["in HOST's place", [`${made}@h:8000`], {}, made, "h:8000"],
+  ["with blanks, in capitals", [`${made.replaceAll("-", " ").toUpperCase()}@h`], {}, made, "h"],
+  ["in INTRODUCER", [], { INTRODUCER: `${made}@h` }, made, "h"],
+  ["INTRODUCER's room, but not for another HOST", ["g"], { INTRODUCER: `${made}@h` }, undefined, "g"],
+  ["before the environment", [`${made}@h`], { INTRODUCER: "g", ROOM: "another" }, made, "h"],
+  ["--room before the environment", ["--room", "mine"], { INTRODUCER: `${made}@h` }, "mine", "h"],
+  ["the same room twice", [`${made}@h`, "--room", made.slice(0, -2)], {}, made, "h"],
+  ["words of one's own, with an @", ["we @ home@[::1]:8000"], {}, "we @ home", "[::1]:8000"],
+])("an invitation: %s", (_, args, environment, room, introducer) => {
+  const read = withEnvironment(environment, () => readArguments(args)) as Arguments;
+  expect(read.introducer).toBe(introducer);
+  expect(read.room && canonicalWords(read.room)).toBe(room && canonicalWords(room));
+});
+
+test.each([
+  ["a typing mistake", [`${slip}@h`], "the room before the @ has a typing mistake"],
+  ["a typing mistake in --room", ["h", "--room", slip], "--room has a typing mistake"],
+  ["two rooms", [`${made}@h`, "--room", "another"], "another room than the invitation"],
+])("an invitation is refused at once: %s", async (_, args, message) => {
+  const { code, stdout, stderr } = await outcome(args);
+  expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
+  expect(stderr).toContain(message);
+  expect(stderr).not.toContain(slip);
+});
+
+test("words that could be guessed are warned of in one line", async () => {
+  await using house = startIntroducer();
+  const { stderr } = await outcome([`127.0.0.1:${house.port}`], { ROOM: "password" });
+  expect(stderr.split("\n").filter((line) => line.startsWith("warning"))).toEqual([`warning: ${weakRoom}`]);
+  const strong = await outcome([`127.0.0.1:${house.port}`], { ROOM: made });
+  expect(strong.stderr).not.toContain("warning");
+});
+
+test.each([
+  [[], `CODE --connect alice`],
+  [["--connect", "bob"], "CODE --name bob"],
+  [["--allow", "8000", "--allow", "10.0.0.1:22"], "CODE -L 8000:alice:8000 -L 22:alice:10.0.0.1:22"],
+  [["--allow", "10.0.0.0/8:22", "--allow", "*"], "CODE --connect alice"],
+  [["-L", "8080:bob:8000", "-L", "2222:bob:[::1]:22"], "CODE --name bob --allow 8000 --allow [::1]:22"],
+  [["-L", "1:bob:1", "-L", "2:carol:2"], "CODE --name bob --allow 1\nCODE --name carol --allow 2"],
+  [["--pipe", "bob"], "CODE --name bob --pipe alice"],
+  [["--pipe", "bob:22"], "CODE --name bob --allow 22"],
+  [["--connect", "bob", "--send", "photos"], "CODE --name bob --accept ."],
+  [["--accept", "in"], "CODE --connect alice --send PATH"],
+  [["--name", "o'neill", "--connect", "b$b"], "CODE --name 'b$b'"],
+  [["--name", "o'neill"], "CODE --connect 'o'\\''neill'"],
+])("the other side of %o types %s", (args, lines) => {
+  const part = readArguments(["h", "--room", "new", "--name", "alice", ...args]) as Arguments;
+  const typed = linesForOthers("CODE", part).join("\n");
+  expect(typed.replaceAll("bun run participant ", "")).toBe(lines);
+});
+
+test("--room new says the whole line, which works, also with --quiet; --json has no words", async () => {
+  await using house = startIntroducer();
+  const at = `127.0.0.1:${house.port}`;
+  await using bob = new Driven(house.port, "bob", "--room", "new", "--quiet", "--allow", "9", "--stay");
+  await bob.registered;
+  bob.signal("SIGTERM");
+  await bob.exited();
+  const line = /^ {2}bun run participant (\S+@\S+) -L 9:bob:9$/m.exec(await bob.stderr);
+  expect(line?.[1]).toEndWith(`@${at}`);
+  expect(JSON.stringify(bob.events)).not.toContain(line![1]!.split("@")[0]!);
+});
+
+test("an invitation leads into the room, and nobody reads it in the command line", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", "--room", made, "--stay");
+  await bob.registered;
+  const invitation = `${made.toUpperCase().replaceAll("-", " ")}@127.0.0.1:${house.port}`;
+  await using alice = spawn([invitation, "--name", "alice", "--stay"]);
+  await bob.seen("alice");
+  if (process.platform === "linux")
+    expect(readFileSync(`/proc/${alice.pid}/cmdline`, "utf8")).not.toContain(invitation.slice(0, 4));
+  alice.kill();
+});
+
+// --- wrong usage ---------------------------------------------------------------------------------------------
+
+function withEnvironment<T>(added: Record<string, string | undefined>, work: () => T): T {
+  const before = { ...process.env };
+  Object.assign(process.env, added);
+  try {
+    return work();
+  } finally {
+    for (const key of Object.keys(added)) delete process.env[key];
+    Object.assign(process.env, before);
+  }
+}
+
 test("--help prints the usage on stdout", async () => {
   const { code, stdout, stderr } = await outcome(["--help"]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-  expect(stdout).toContain("Usage: bun run participant [HOST[:PORT]]");
+  expect(stdout).toContain("Usage: bun run participant [[WORDS@]HOST[:PORT]]");
   expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
 });
 

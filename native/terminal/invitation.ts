@@ -1,0 +1,86 @@
+/**
+ * An invitation: one word that says which room and where, `WORDS@HOST[:PORT]`; and the line that the other side types to
+ * do its part. Pure. For native/terminal/ and participant.ts.
+ */
+import { canonicalWords, wordsProblem } from "../secure/words.ts";
+import { formatTarget, parseForward, type PipeSpec } from "../uses/target.ts";
+import { parseHostPort, type Place, printable } from "../../protocol.ts";
+import { otherStartedAs, UsageError } from "./command-line.ts";
+
+export interface Invitation {
+  /** Undefined if only the introducer was given. */
+  words?: string;
+  introducer: string;
+}
+
+/** Reads `[WORDS@]HOST[:PORT]`. Throws a {@link UsageError} if the words have a slip; the host is not looked at. */
+export function readInvitation(text: string): Invitation {
+  const at = text.lastIndexOf("@");
+  if (at < 0) return { introducer: text };
+  const words = text.slice(0, at);
+  const problem = wordsProblem(words);
+  if (problem !== undefined) throw new UsageError(`the room before the @ ${problem}`);
+  return { words, introducer: text.slice(at + 1) };
+}
+
+/** As {@link parseHostPort}; throws a {@link UsageError} for what it can't read. */
+export function readHostPort(text: string): Place {
+  const place = parseHostPort(text);
+  if (!place)
+    throw new UsageError(`"${printable(text)}" is no introducer: give HOST or HOST:PORT, port 1 to 65535`);
+  return place;
+}
+
+/** Whether both are words of one room. */
+export const isSameRoom = (a: string, b: string): boolean => canonicalWords(a) === canonicalWords(b);
+
+/** For a shell: as it is, or in quotes. */
+function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+export const invitationTo = (words: string, introducer: string): string => quoted(`${words}@${introducer}`);
+
+/** What one side was told to do, as far as the other side's line depends on it. */
+export interface OwnPart {
+  name: string;
+  connect: readonly string[];
+  forward: readonly string[];
+  allow: readonly string[];
+  pipe: PipeSpec | undefined;
+  send: readonly string[];
+  accept: string | undefined;
+}
+
+/**
+ * What the other side types: a line for each peer that was named here, with the name that it must have, and whatever
+ * fits what is done here.
+ */
+export function linesForOthers(invitation: string, part: OwnPart): string[] {
+  const named = [...part.connect, ...part.forward.map((spec) => parseForward(spec).peer)];
+  if (part.pipe) named.push(part.pipe.peer);
+  const peers = named.length > 0 ? [...new Set(named)] : [""];
+  return peers.map((peer) => {
+    const name = peer === "" ? [] : ["--name", quoted(peer)];
+    return [otherStartedAs("participant"), invitation, ...name, ...flagsFor(peer, part)].join(" ");
+  });
+}
+
+function flagsFor(peer: string, { name, connect, forward, allow, pipe, send, accept }: OwnPart): string[] {
+  const us = quoted(name);
+  const flags: string[] = [];
+  const wanted = forward.map(parseForward).filter((spec) => spec.peer === peer);
+  const targets = wanted.map(({ target }) => formatTarget(target));
+  if (pipe?.peer === peer && pipe.target) targets.push(formatTarget(pipe.target));
+  for (const target of new Set(targets)) flags.push("--allow", target.replace(/^localhost:/, ""));
+  if (pipe?.peer === peer && !pipe.target) flags.push("--pipe", us);
+  if (send.length > 0) flags.push("--accept", ".");
+  for (const rule of allow) {
+    // Whole networks and any port have no one place to listen for.
+    const [, host = "", port = ""] = /^(?:([^*/]+):)?(\d+)$/.exec(rule) ?? [];
+    if (port !== "") flags.push("-L", `${port}:${us}:${host === "" ? "" : `${host}:`}${port}`);
+  }
+  if (accept !== undefined) flags.push("--connect", us, "--send", "PATH");
+  else if (flags.length === 0 && connect.length === 0) flags.push("--connect", us);
+  return flags;
+}
