@@ -42,8 +42,8 @@ function naturalWidth(cell: Cell): number {
   return widest;
 }
 
-/** The width that each column gets; 0 if it is left out. */
-function fitWidths(columns: Column[], natural: number[], width: number): number[] {
+/** The width that each column gets; 0 if it is left out. Undefined if they do not fit beside each other. */
+function fitWidths(columns: Column[], natural: number[], width: number): number[] | undefined {
   const widths = [...natural];
   const excess = (all: number[]) =>
     all.reduce((sum, one) => sum + one, 0) + all.filter(Boolean).length - 1 - width;
@@ -55,7 +55,7 @@ function fitWidths(columns: Column[], natural: number[], width: number): number[
   while (excess(widths) > 0) {
     const room = widths.map((one, index) => (one > least[index]! ? one : 0));
     const widest = Math.max(...room);
-    if (widest === 0) break;
+    if (widest === 0) return undefined;
     widths[room.indexOf(widest)]!--;
   }
   return widths;
@@ -70,6 +70,23 @@ function fitCell({ isCut }: Column, cell: Cell, width: number): string[] {
     );
 }
 
+/** A row where the columns do not fit beside each other: a line for each part of a cell. */
+function recordOf(columns: Column[], cells: Cell[], width: number): string {
+  const lines = cells.flatMap((cell, at) => {
+    const { head } = columns[at]!;
+    const label = head === "" || head.includes("\n") ? "" : `${head} `;
+    const pieces = cell.map(partOf).flatMap(({ text, paint = String }, index) => {
+      const first = at === 0 || index > 0 ? "" : label;
+      if (text === "") return [];
+      return wrap(first + text, Math.max(2, width - 2)).map((line, row) =>
+        row === 0 ? first + paint(line.slice(first.length)) : paint(line),
+      );
+    });
+    return pieces.map((line) => (at === 0 ? line : `  ${line}`));
+  });
+  return lines.map((line) => `${line}\n`).join("");
+}
+
 const headOf = ({ head }: Column): Cell => head.split("\n");
 
 /** A small table without borders, at most `width` columns wide if its columns can be. With Infinity nothing is cut. */
@@ -78,6 +95,11 @@ export function renderTable(columns: Column[], rows: Cell[][], width: number): s
     Math.max(naturalWidth(headOf(column)), ...rows.map((row) => naturalWidth(row[index]!))),
   );
   const widths = fitWidths(columns, natural, width);
+  if (!widths)
+    return rows
+      .map((row) => recordOf(columns, row, width))
+      .join("")
+      .trimEnd();
   const isShown = (_: unknown, index: number) => widths[index]! > 0;
   const Table = tableModule();
   const table = new Table({
@@ -128,6 +150,11 @@ export async function renderRows<T>(
       natural[index] = Math.max(natural[index]!, naturalWidth(cell));
   });
   const widths = fitWidths(columns, natural, width);
+  if (!widths) {
+    const records = [""];
+    await byTurns(all, (one) => void records.push(recordOf(columns, cellsOf(one), width)));
+    return records;
+  }
   const uncut = columns.map((column) => ({ ...column, isCut: false }));
   const pieces = [padRow(uncut, heads, widths)];
   await byTurns(all, (one) => void pieces.push(padRow(columns, cellsOf(one), widths)));

@@ -68,6 +68,29 @@ test("the list shows every state, endpoint and measure of a peer", async () => {
   `);
 });
 
+test("in 40 columns a peer is a block of lines, none of them cut", async () => {
+  const shown = await list([linked, { ...known, id: 3, name: "👨‍👩‍👧‍👦".repeat(30) }], 40, plain);
+  expect(shown).toMatchInlineSnapshot(`
+    "● linked
+      id 2
+      name bob@home
+      192.168.1.20:40000
+      203.0.113.7:40000
+      link public 12.3 ms 1m
+      192.168.1.20:50000
+      → 203.0.113.7:40000
+      in 1.5 kB out 2.0 MB
+    ○ known
+      id 3
+      name 👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦
+      👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦👨‍👩‍👧‍👦
+      192.168.1.20:40000
+      203.0.113.7:40000
+    2 peers: 1 linked, 1 known"
+  `);
+  expect(shown.split("\n").filter((line) => Bun.stringWidth(line) > 40)).toEqual([]);
+});
+
 test.each([
   ["IPv6", { ...linked, private: [longest, longest], public: longest, local: longest, remote: longest }],
   ["a long name", { ...linked, name: "x".repeat(64) }],
