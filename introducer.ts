@@ -468,6 +468,7 @@ export async function serve(terminal: Terminal, options: Arguments & { port: num
     void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
   });
   void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
+  void signal.promise.then(() => terminal.hurry());
   const ended = prompt
     .runCommands(introducer)
     .then((code) => ["the operator ended the introducer", code] as const);

@@ -426,6 +426,7 @@ async function main(terminal: Terminal): Promise<number> {
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
     process.once(signal, () => stopped.resolve(errands.codeAt(signal)));
   void terminal.broken.then(() => stopped.resolve(1));
+  void stopped.promise.then(() => terminal.hurry());
   const status = () => terminal.status(uses.transfers.map((one) => transferLine(one, performance.now())));
   const drawing = setInterval(status, statusPeriodMs);
   const code = await Promise.race([live(running, errands), stopped.promise]);

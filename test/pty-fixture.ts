@@ -42,6 +42,13 @@ export class Pty implements AsyncDisposable {
     await this.shows(text);
   }
 
+  /** As a window whose size is changed. */
+  resize(cols: number): void {
+    this.screen = "";
+    this.#child.terminal?.resize(cols, 50);
+    this.#child.kill("SIGWINCH");
+  }
+
   /** As a window that is closed. */
   hangUp(): void {
     this.#child.terminal?.close();

@@ -1,6 +1,7 @@
 /**
  * The operator's prompt: prints events as log lines or JSON, and runs commands on what it is given. For introducer.ts.
  */
+import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
 import { CommandError, completions, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
@@ -86,6 +87,7 @@ export class Prompt {
     }
     for await (const line of terminal.lines()) {
       if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
+      await terminal.whenRead();
     }
     return new Promise<never>(() => {}); // a service has /dev/null as standard input, so its end means nothing
   }
@@ -95,9 +97,10 @@ export class Prompt {
     const isAlone = () => introducer.stats.participants === 0;
     return this.#terminal.converse({
       prompt: "introducer> ",
+      history: new History("introducer"),
       onLine: async (line) => {
         if (!(await this.#run(line, introducer))) return false;
-        const question = `end the introducer for ${here()}? y `;
+        const question = `end the introducer for ${here()}? [y/N] `;
         return (
           isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
         );

@@ -16,6 +16,7 @@ import { CommandError, completions } from "./command-line.ts";
 import { linesForOthers } from "./invitation.ts";
 import { type Arguments, commands } from "./participant-arguments.ts";
 import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
+import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
 import { bytes, count } from "./text.ts";
 
@@ -109,7 +110,7 @@ export async function live(running: Running, errands: Errands): Promise<number> 
   }
   for await (const line of terminal.lines()) {
     if (isQuit(line)) return errands.code;
-    if (line.trim() !== "") await errands.awaiting(run(line));
+    if (line.trim() !== "") await errands.awaiting(run(line).then(() => terminal.whenRead()));
   }
   if (stay) await new Promise<never>(() => {});
   return errands.code;
@@ -192,10 +193,13 @@ function converse(
 ): Promise<void> {
   return terminal.converse({
     prompt: "> ",
-    onLine: (line) => {
-      if (isQuit(line)) return true;
-      void run(line);
-      return false;
+    history: new History("participant"),
+    onLine: async (line) => {
+      if (!isQuit(line)) return (void run(line), false);
+      const links = participant.linkCount;
+      if (links === 0) return true;
+      const question = `end ${count(links, "link")}? [y/N] `;
+      return (await terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true;
     },
     complete: (line) => completions(commands, participant.names(), line),
     reasonToStay: () => {

@@ -1,34 +1,23 @@
 /**
- * The terminal: lines that are typed, text that is printed above the prompt, and output that waits for a reader. Owns
- * standard input, output and error of the program. It knows no command, no peer and no protocol. For native/terminal/ and
- * both programs.
- *
- * POSIX.1-2017 §11.1.4 (job control: who may read from and write to the terminal, and what stops whom).
+ * The terminal: questions and commands that are typed, results, and the story. Owns standard input, output and error of the
+ * program. It knows no command, no peer and no protocol. For native/terminal/ and both programs.
  */
-import type * as readline from "node:readline";
 import { isatty } from "node:tty";
 import { printable } from "../../protocol.ts";
-import { type Colors, colorsFor, count, shorten } from "./text.ts";
 import { UsageError } from "./command-line.ts";
+import type { History } from "./history.ts";
+import { LineEditor, type LineReader, readlineModule } from "./line-editor.ts";
+import { Output } from "./output.ts";
+import { type Colors, colorsFor, count } from "./text.ts";
 
-/** So many characters wait for a reader that does not read: some ten thousand events. More is dropped, and counted. */
-const maxUnreadLength = 4 * 1024 * 1024;
-/** So many characters of a long text are written at once. A terminal has to show them before we go on. */
-const partLength = 8 * 1024;
-/** How long the end of the program waits for that reader. */
+/** How long a program that was told to end waits for a reader that does not read. */
 const endWaitMs = 1000;
 /** A second Ctrl-C within this time ends the program. */
 const secondInterruptMs = 2000;
-/** After a stop we go on by SIGCONT; if there was no stop, after this time. If both come, we go on once. */
-const resumeMs = 100;
-
-// Loaded when it is first needed: most starts need no prompt.
-const readlineModule = () => require("node:readline") as typeof readline;
-
-// --- types -----------------------------------------------------------------------------------------------
 
 export interface Conversation {
   prompt: string;
+  history: History;
   /** Takes a line. Returns whether it was the last one. */
   onLine(line: string): boolean | Promise<boolean>;
   /** The words that the last word of the line may become. */
@@ -37,119 +26,16 @@ export interface Conversation {
   reasonToStay(): string | undefined;
 }
 
-/** Gets the lines that are typed. */
-interface LineReader {
-  prompt: string;
-  line(text: string): void;
-  /** Ctrl-C on an empty line. */
-  interrupt(): void;
-  /** Ctrl-D, or the end of the input. */
-  end(): void;
-  complete?(line: string): string[];
-}
-
-// --- output ----------------------------------------------------------------------------------------------
-
-/**
- * One of the two output streams. What waits for its reader is bounded. An error is told once. A long text is written
- * part by part, one in each turn of the event loop.
- */
-class Output {
-  readonly #stream: NodeJS.WriteStream;
-  readonly #draw: (write: () => void, isLast: boolean) => void;
-  readonly #onError: (error: NodeJS.ErrnoException) => void;
-  readonly #onDropped: (lines: number) => void;
-  /** The pieces to write; `#next` is the first that is not written yet. */
-  #pieces: string[] = [];
-  #next = 0;
-  #unreadLength = 0;
-  #dropped = 0;
-  #isBroken = false;
-  #read = Promise.withResolvers<void>();
-
-  /** `draw` calls `write`, with what has to be done before and after it. */
-  constructor(
-    stream: NodeJS.WriteStream,
-    draw: (write: () => void, isLast: boolean) => void,
-    onError: (error: NodeJS.ErrnoException) => void,
-    onDropped: (lines: number) => void,
-  ) {
-    this.#stream = stream;
-    this.#draw = draw;
-    this.#onDropped = onDropped;
-    this.#onError = onError;
-    stream.on("error", (error) => this.#fail(error));
-  }
-
-  /** Writes all pieces as one text, with nothing between them. Drops all of them if too much is unread. */
-  write(pieces: readonly string[]): void {
-    if (this.#isBroken) return;
-    if (this.#unreadLength > maxUnreadLength) {
-      for (const piece of pieces) this.#dropped += piece.split("\n").length - 1;
-      return;
-    }
-    const isFirst = this.#pieces.length === 0;
-    for (const piece of pieces) {
-      this.#unreadLength += piece.length; // characters: counting bytes would take 20 ms for 20,000 pieces
-      this.#pieces.push(piece);
-    }
-    if (isFirst) this.#writeNext();
-  }
-
-  #writeNext(): void {
-    if (this.#isBroken) return;
-    let part = this.#pieces[this.#next++]!;
-    while (part.length < partLength && this.#next < this.#pieces.length) part += this.#pieces[this.#next++]!;
-    const isLast = this.#next === this.#pieces.length;
-    if (isLast) [this.#pieces, this.#next] = [[], 0];
-    else setImmediate(() => this.#writeNext());
-    const { length } = part;
-    const onWritten = (error: Error | null | undefined) => (error ? this.#fail(error) : this.#taken(length));
-    this.#draw(() => this.#stream.write(part, onWritten), isLast);
-  }
-
-  /** Resolves once all has been read, at the latest after `ms`. */
-  async end(ms: number): Promise<void> {
-    const timer = setTimeout(() => this.#read.resolve(), ms);
-    if (this.#unreadLength > 0 && !this.#isBroken) await this.#read.promise;
-    clearTimeout(timer);
-    this.#tellDropped();
-  }
-
-  /** The stream and the write both report the same error. */
-  #fail(error: NodeJS.ErrnoException): void {
-    if (this.#isBroken) return;
-    this.#isBroken = true;
-    this.#onError(error);
-    this.#read.resolve();
-  }
-
-  #taken(length: number): void {
-    this.#unreadLength -= length;
-    if (this.#unreadLength > 0) return;
-    this.#tellDropped();
-    this.#read.resolve();
-    this.#read = Promise.withResolvers();
-  }
-
-  #tellDropped(): void {
-    if (this.#dropped > 0) this.#onDropped(this.#dropped);
-    this.#dropped = 0;
-  }
-}
-
 const writeErrors: Record<string, string> = {
   EPIPE: "whoever read it is gone",
   ENOSPC: "no space is left on the disk",
 };
 
-// --- the terminal ----------------------------------------------------------------------------------------
-
 /** Where both programs read and write. Results go to standard output, the story to standard error. */
 export class Terminal {
   // By the descriptor: making `process.stdin` takes longer than all the rest of this.
   readonly isInteractive = isatty(0) && isatty(2);
-  readonly storyColors = colorsFor(process.stderr);
+  readonly storyColors = colorsFor({ isTTY: isatty(2) });
   /** Resolves once standard output can't be written any more. */
   readonly broken: Promise<void>;
   isBroken = false;
@@ -158,22 +44,15 @@ export class Terminal {
   /** Made when it is first written to: with `--pipe` standard output belongs to the pipe. */
   #out: Output | undefined;
   readonly #err: Output;
-  /** Lines between the story and the prompt: what is under way. */
-  #status: string[] = [];
-  #statusRows = 0;
-  /** Whether status and prompt are drawn now. */
-  #isDrawn = false;
+  readonly #editor = new LineEditor();
   readonly #broken = Promise.withResolvers<void>();
-  #reader: readline.Interface | undefined;
-  #resumedAt = -Infinity;
-  /** The last one gets the lines: a question comes before the commands. */
-  readonly #lineReaders: LineReader[] = [];
+  readonly #hurried = Promise.withResolvers<void>();
 
   constructor() {
     this.broken = this.#broken.promise;
     this.#err = new Output(
-      process.stderr,
-      (write, isLast) => this.#aroundPrompt(write, isLast),
+      2,
+      (write, isLast) => this.#editor.around(write, isLast),
       () => {},
       (lines) => this.error(`nobody read this: ${count(lines, "line")} dropped`),
     );
@@ -190,8 +69,8 @@ export class Terminal {
       this.#broken.resolve();
     };
     return (this.#out ??= new Output(
-      process.stdout,
-      (write, isLast) => this.#aroundPrompt(write, isLast),
+      1,
+      (write, isLast) => this.#editor.around(write, isLast),
       onError,
       (lines) => this.error(`nobody read standard output: ${count(lines, "line")} dropped`),
     ));
@@ -212,12 +91,14 @@ export class Terminal {
     this.#results().write(pieces.concat("\n"));
   }
 
+  /** Resolves once all results have been read: whoever makes many waits for it, and none is dropped. */
+  async whenRead(): Promise<void> {
+    await this.#out?.whenRead();
+  }
+
   /** Draws lines that stay just above the prompt, in place of those before. Only on a terminal. */
   status(lines: string[]): void {
-    if (this.isQuiet || !isatty(2) || (lines.length === 0 && this.#statusRows === 0)) return;
-    this.#erasePrompt();
-    this.#status = lines;
-    this.#redraw();
+    if (!this.isQuiet) this.#editor.status(lines);
   }
 
   /** Prints what happens. With --quiet, only problems. */
@@ -235,7 +116,6 @@ export class Terminal {
   async ask<T>(question: string, read: (answer: string) => T | undefined): Promise<T | undefined> {
     const { promise, resolve } = Promise.withResolvers<T | undefined>();
     const giveUp = () => resolve(undefined);
-    const isAlone = this.#reader === undefined;
     const asking: LineReader = {
       prompt: question,
       line: (text) => {
@@ -245,13 +125,8 @@ export class Terminal {
       interrupt: giveUp,
       end: giveUp,
     };
-    this.#lineReaders.push(asking);
-    this.#open();
-    const answer = await promise;
-    this.#lineReaders.splice(this.#lineReaders.indexOf(asking), 1);
-    if (isAlone) this.close();
-    else this.#showPrompt();
-    return answer;
+    this.#editor.push(asking);
+    return promise.finally(() => this.#editor.remove(asking));
   }
 
   /** The same, but the answer is not shown as it is typed. It must be asked before anything else. */
@@ -273,7 +148,7 @@ export class Terminal {
   }
 
   /** Reads commands until the user ends it. */
-  async converse({ prompt, onLine, complete, reasonToStay }: Conversation): Promise<void> {
+  async converse({ prompt, history, onLine, complete, reasonToStay }: Conversation): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     let interruptedAt = -Infinity;
     const interrupt = () => {
@@ -286,14 +161,14 @@ export class Terminal {
     const line = async (text: string) => {
       if (text.trim() !== "" && (await onLine(text))) resolve();
     };
-    this.#lineReaders.push({
+    this.#editor.push({
       prompt,
+      history,
       line: (text) => void line(text).catch(reject),
       interrupt,
       end: resolve,
       complete,
     });
-    this.#open();
     await promise.finally(() => this.close());
   }
 
@@ -305,120 +180,20 @@ export class Terminal {
 
   /** Gives the terminal back: without a prompt, and in its former mode. */
   close(): void {
-    const reader = this.#reader;
-    if (!reader) return;
-    this.#erasePrompt();
-    this.#reader = undefined;
-    this.#lineReaders.length = 0;
-    process.off("SIGCONT", this.#resume);
-    process.off("SIGTSTP", this.#suspend);
-    reader.close();
+    this.#editor.close();
   }
 
-  /** The last thing that a program does. It waits at most a second for a reader that does not read. */
+  /** The program was told to end: from now on it waits at most a second for a reader that does not read. */
+  hurry(): void {
+    setTimeout(() => this.#hurried.resolve(), endWaitMs);
+  }
+
+  /** The last thing that a program does. It waits for whoever reads its output. */
   async end(): Promise<void> {
     this.close();
-    await this.#out?.end(endWaitMs);
-    await this.#err.end(this.isBroken ? 0 : endWaitMs);
-  }
-
-  #open(): void {
-    if (this.#reader) return this.#showPrompt();
-    process.stdin.on("error", () => {}); // if the terminal is gone, the end follows
-    const reader = readlineModule().createInterface({
-      input: process.stdin,
-      output: process.stderr,
-      completer: (line: string) => this.#complete(line),
-    });
-    this.#reader = reader;
-    reader.on("error", () => {}); // it repeats the errors of its input
-    reader.on("line", (text) => {
-      this.#lineReaders.at(-1)?.line(text);
-      this.#showPrompt();
-    });
-    reader.on("SIGINT", () => this.#interrupt());
-    reader.on("close", () => {
-      for (const one of this.#lineReaders.toReversed()) one.end();
-    });
-    reader.on("SIGTSTP", this.#suspend);
-    process.on("SIGTSTP", this.#suspend);
-    process.on("SIGCONT", this.#resume);
-    this.#showPrompt();
-  }
-
-  #showPrompt(): void {
-    const prompt = this.#lineReaders.at(-1)?.prompt;
-    if (prompt === undefined || !this.#reader) return;
-    this.#erasePrompt();
-    this.#reader.setPrompt(prompt);
-    this.#redraw();
-  }
-
-  /** Ctrl-C: first it clears the line that is being typed. */
-  #interrupt(): void {
-    const reader = this.#reader;
-    if (reader?.line === "") return this.#lineReaders.at(-1)?.interrupt();
-    reader?.write(null, { ctrl: true, name: "e" });
-    reader?.write(null, { ctrl: true, name: "u" });
-  }
-
-  #complete(line: string): [string[], string] {
-    const words = this.#lineReaders.at(-1)?.complete?.(line) ?? [];
-    return [words.map((word) => `${word} `), /\S*$/.exec(line)![0]];
-  }
-
-  /** In raw mode Ctrl-Z is only a key. So we do what the terminal would do: stop the whole job. */
-  #suspend = (): void => {
-    process.stdin.setRawMode(false);
-    process.off("SIGTSTP", this.#suspend);
-    // 0 is our process group (kill(2)). The `bun` of `bun run` belongs to it, and the shell waits for that.
-    process.kill(0, "SIGTSTP");
-    // If no shell could continue the group, it is not stopped (POSIX.1-2017 §2.4.3). Then we just go on.
-    setTimeout(this.#resume, resumeMs);
-  };
-
-  /** The shell has given the terminal back in its own mode. If we are in the background, this stops us (SIGTTOU). */
-  #resume = (): void => {
-    if (!this.#reader || performance.now() - this.#resumedAt < resumeMs) return;
-    process.off("SIGTSTP", this.#suspend).on("SIGTSTP", this.#suspend);
-    process.stdin.setRawMode(false);
-    process.stdin.setRawMode(true);
-    this.#forgetRows();
-    this.#reader.prompt(true);
-    this.#resumedAt = performance.now();
-  };
-
-  /** Writes something above the line that is being typed. */
-  #aroundPrompt(write: () => void, isLast: boolean): void {
-    this.#erasePrompt();
-    write();
-    if (isLast) this.#redraw();
-  }
-
-  #redraw(): void {
-    this.#isDrawn = true;
-    const width = (process.stderr.columns || 80) - 1;
-    for (const line of this.#status) process.stderr.write(`${shorten(line, width)}\n`);
-    this.#statusRows = this.#status.length;
-    this.#reader?.prompt(true);
-  }
-
-  #erasePrompt(): void {
-    if (!this.#isDrawn || (!this.#reader && this.#statusRows === 0)) return;
-    this.#isDrawn = false;
-    process.stderr.moveCursor(0, -(this.#reader?.getCursorPos().rows ?? 0) - this.#statusRows);
-    process.stderr.cursorTo(0);
-    process.stderr.clearScreenDown();
-    this.#statusRows = 0;
-    if (this.#reader) this.#forgetRows();
-  }
-
-  /**
-   * `prevRows` is where the cursor was. It is public in Node and Bun, but has no type. If it stayed, the prompt would be
-   * drawn so many rows higher, over the text that was printed meanwhile.
-   */
-  #forgetRows(): void {
-    (this.#reader as { prevRows?: number }).prevRows = 0;
+    await this.#out?.end(this.#hurried.promise);
+    if (this.isBroken) this.#hurried.resolve();
+    await this.#err.end(this.#hurried.promise);
   }
 }
 

@@ -38,6 +38,19 @@ export function wrap(text: string, width: number): string[] {
   return lines;
 }
 
+/** Where a text that begins in the first column ends, on a screen so wide. A wide character that does not fit is wrapped. */
+export function cursorPosition(text: string, columns: number): { cols: number; rows: number } {
+  graphemes ??= new Intl.Segmenter(undefined, { granularity: "grapheme" });
+  let [rows, cols] = [0, 0];
+  for (const { segment } of graphemes.segment(Bun.stripANSI(text))) {
+    const width = Bun.stringWidth(segment);
+    if (segment === "\n" || cols + width > columns) (rows++, (cols = 0));
+    if (segment !== "\n") cols += width;
+  }
+  if (cols < columns) return { cols, rows };
+  return { cols: 0, rows: rows + 1 };
+}
+
 /** A text of at most `width` columns, with `…` if it was longer. */
 export function shorten(text: string, width: number): string {
   return Bun.stringWidth(text) <= width ? text : `${wrap(text, width - 1)[0]}…`;
