@@ -137,7 +137,14 @@ export function readCommand<Word extends string>(
 ): CommandLine<Word> {
   const [, first = "", rest = ""] = /^\s*(\S+)\s*([^]*?)\s*$/.exec(line) ?? [];
   const found = findCommand(commands, first);
-  if (!found) throw new CommandError(`there is no command ${printable(first)}; \`help\` lists them`);
+  if (!found) {
+    const meant = nearest(
+      first,
+      commands.flatMap(({ word, aliases = [] }) => [word, ...aliases]),
+    );
+    const advice = meant === undefined ? "`help` lists them" : `did you mean \`${meant}\`?`;
+    throw new CommandError(`there is no command ${printable(first)}; ${advice}`);
+  }
   return { command: found.word, ...readOperands(found, rest) };
 }
 

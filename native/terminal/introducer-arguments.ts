@@ -50,11 +50,11 @@ function renderLimits(): string {
 
 export const commands = [
   { key: "s", word: "list", operands: "", what: "who is here" },
-  { key: "g", word: "stats", operands: "", what: "what has been going on" },
-  { key: "d", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
-  { key: "f", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
-  { key: "h", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
-  { key: "a", word: "quit", aliases: ["q", "exit"], operands: "", what: "end the introducer (also q, exit)" },
+  { key: "", word: "stats", operands: "", what: "what has been going on" },
+  { key: "", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
+  { key: "", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
+  { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
+  { key: "j", word: "quit", aliases: ["q", "exit"], operands: "", what: "end the introducer (also q, exit)" },
 ] as const satisfies Command[];
 export const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`list\` shows them.`;
 
