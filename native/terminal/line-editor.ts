@@ -132,6 +132,9 @@ export class LineEditor {
     reader.on("line", (text) => this.#line(text));
     reader.on("SIGINT", () => this.#interrupt());
     reader.on("close", () => {
+      // The terminal is gone. Its SIGHUP may come later than the end of the input; it counts all the same.
+      if (this.#reader && !isatty(0) && process.listeners("SIGHUP").includes(this.#endBy))
+        return this.#endBy("SIGHUP");
       for (const one of this.#lineReaders.toReversed()) one.end();
     });
     reader.on("SIGTSTP", this.#suspend);
