@@ -87,7 +87,7 @@ class Rendezvous {
 
   constructor(parts: Parts) {
     this.#parts = parts;
-    this.registration = new Registration(parts);
+    this.registration = new Registration(parts, (asker, target) => this.#ask(asker, target, true));
     this.#connectBacks = new ConnectBacks(parts.guard, parts.limits, parts.sources, parts.alternate);
   }
 
@@ -163,14 +163,18 @@ class Rendezvous {
   // --- steps 4 and 5: one asks for another, and both are told to punch ---
 
   #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
-    const { drain, limits, members, introductions, presence } = this.#parts;
+    const { drain, members } = this.#parts;
     if (drain.reason !== undefined)
       throw new Refusal("limit", "the introducer is ending: ask when you have come back");
+    this.#ask(member, members.neighbour(member, peer), relay !== false);
+  }
+
+  #ask(member: Member, target: Member, wantsRelay: boolean): void {
+    const { limits, introductions, presence } = this.#parts;
     spendIntroduction(member, limits, performance.now());
-    const other = members.neighbour(member, peer);
-    introductions.ask(member, other, relay !== false);
+    introductions.ask(member, target, wantsRelay);
     // It may be gone, and its NAT may drop what we punch: that is known after two seconds, and not after a whole punch.
-    presence.ask(other, patientAnswerMs);
+    presence.ask(target, patientAnswerMs);
   }
 
   /** Where the NAT of whoever has that token stands, on its way to that peer. */

@@ -36,6 +36,8 @@ export const maxRoomLength = 128;
 export const maxHostLength = 253;
 /** Links that a participant may report when it registers: more than fit in a room. */
 export const maxReportedLinks = 1024;
+/** Names that a participant may want to be introduced to when it registers. */
+export const maxWants = 8;
 /** Characters of a `say`, `tell`, `broadcast` or `echo`. */
 export const maxTextLength = 8192;
 /** A connection that has not registered after this long is closed. */
@@ -711,6 +713,11 @@ const toIntroducer = {
     links: listOf(fieldsOf(reportedLink), maxReportedLinks),
     /** It takes no relay. */
     direct: optional(exactly(true)),
+    /**
+     * Whom it wants to be introduced to, as if it said `connect` to each: at once, or when somebody of that name registers.
+     * Kept for a while, and no longer than its registration.
+     */
+    wants: optional(listOf(name, maxWants)),
   },
   /**
    * The one line of a further connection to the introducer, from the shared port to `registered.verify`: shows where the
@@ -774,6 +781,8 @@ const toParticipant = {
     verify: optional(fieldsOf({ endpoint, token })),
     /** Where it relays: bytes a second, of one link in each direction and of all links. */
     relay: optional(fieldsOf(relayRates)),
+    /** The round trip to it, as {@link Peer.roundTripMs}, where the introducer's kernel has measured it already. */
+    roundTripMs: optional(count),
   },
   /** Sent on a connection to a probe port, at once, and in answer to `verify`: what the introducer sees. */
   observed: { endpoint },

@@ -38,6 +38,7 @@ export interface Platform {
   /** An option, and the offset of an int in its value: 0 once the peer's kernel has all that we sent. */
   unacknowledged: { level: number; name: number; offset: number };
   segmentsReceived: { level: number; name: number; offset: number } | undefined;
+  roundTrip: { level: number; name: number; offset: number } | undefined;
   IPPROTO_IPV6: number;
   IPV6_V6ONLY: number;
   F_DUPFD_CLOEXEC: number;
@@ -79,6 +80,7 @@ export const platforms = {
     SO_DETACH_FILTER: 27,
     unacknowledged: { level: 6, name: 11, offset: 24 }, // TCP_INFO, tcpi_unacked
     segmentsReceived: { level: 6, name: 11, offset: 152 }, // TCP_INFO, tcpi_data_segs_in (Linux 4.6)
+    roundTrip: { level: 6, name: 11, offset: 68 }, // TCP_INFO, tcpi_rtt
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 26,
     F_DUPFD_CLOEXEC: 1030,
@@ -144,6 +146,7 @@ export const platforms = {
     SO_DETACH_FILTER: undefined,
     unacknowledged: { level: 0xffff, name: 0x1024, offset: 0 }, // SO_NWRITE
     segmentsReceived: undefined,
+    roundTrip: undefined,
     IPPROTO_IPV6: 41,
     IPV6_V6ONLY: 27,
     F_DUPFD_CLOEXEC: 67,
@@ -368,6 +371,15 @@ export function segmentsReceived(fd: number): number | undefined {
   if (!isSupported() || !platform.segmentsReceived) return undefined;
   const { level, name, offset } = platform.segmentsReceived;
   return getOption(fd, level, name, offset + 4)?.getUint32(offset, true);
+}
+
+/** The round trip of a connection in ms, as its handshake has shown it; undefined where the kernel does not say. */
+export function handshakeRoundTripMs(fd: number): number | undefined {
+  if (!isSupported() || !platform.roundTrip) return undefined;
+  const { level, name, offset } = platform.roundTrip;
+  const microseconds = getOption(fd, level, name, offset + 4)?.getUint32(offset, true);
+  // 0: a segment of the handshake was lost and repeated.
+  return microseconds ? microseconds / 1000 : undefined;
 }
 
 /** The largest window that can be announced without scaling (RFC 7323 §2.2). */

@@ -4,15 +4,23 @@
  * native/introducer/introductions.ts alone. RFC 5128 §3.4, RFC 8445 (roles).
  *
  *   from        to          when
- *   planning    measuring   both have said how their NATs map, or have had the time; ports are to be predicted
- *   planning    punching    the same, and there is nothing to measure
+ *   planning    measuring   ports are to be predicted
+ *   planning    punching    there is nothing to measure
  *   planning    relayed     there is no direct way, and a relay is offered instead
  *   measuring   punching    all have been measured, or have had the time
  *   punching    measuring   a side has failed, and the next round goes by predicted ports
  *   punching    punching    a side has failed, and the next round does not; or a NAT has gone on meanwhile
+ *   punching    any         a side has said how its NAT maps, and that was guessed wrong
  *   any         ended       both are linked; it failed for good; one has left; another was asked for; it took too long
  */
-import { type FailureReason, planRounds, type Prediction, type Refusal, type Way } from "../../protocol.ts";
+import {
+  type FailureReason,
+  planRounds,
+  type Prediction,
+  type Refusal,
+  type Situation,
+  type Way,
+} from "../../protocol.ts";
 import type { Exchange } from "./exchange.ts";
 import type { Outcome } from "./metrics.ts";
 import { Plan } from "./plan.ts";
@@ -48,6 +56,18 @@ export interface Index extends OfferIndex {
   keepWay(a: Member, b: Member, way: Way): void;
   /** It is over, and the pair may be introduced again. */
   ended(introduction: Introduction): void;
+}
+
+/** What is known of it, or likely. */
+function likeliest({ peer, hasMeasured }: Member): Situation {
+  const isUnknown = !hasMeasured && peer.mapping === "unknown";
+  return isUnknown ? { ...peer, mapping: "endpoint-independent" } : peer;
+}
+
+/** Rounds for two of whom not all is known. A thousand sockets are not opened for a guess. */
+function likelyRounds(a: Member, b: Member): Way[] {
+  const rounds = planRounds(likeliest(a), likeliest(b));
+  return rounds[0] === "birthday" ? ["direct", ...rounds] : rounds;
 }
 
 /** Tells a member that it is not linked with that other, and why. */
@@ -94,8 +114,8 @@ export class Introduction {
     );
     this.#startedAt = now;
     this.#expiresAt = now + introductionMs(index.exchange.limits);
-    this.#phase = { is: "planning", untilMs: now + index.exchange.limits.measureMs };
-    index.schedule(this, this.#phase.untilMs);
+    this.#phase = { is: "planning", untilMs: this.#expiresAt };
+    index.schedule(this, this.#expiresAt);
   }
 
   /** Alone writes the phase: what has ended stays so. */
@@ -116,23 +136,28 @@ export class Introduction {
 
   // the plan
 
-  /** Begins once both sides have said how their NATs map: who has just come may still be measuring. */
+  /**
+   * Begins at once. Who has just come may still be measuring how its NAT maps. Most NATs keep one port, so that is the guess.
+   * Called again when a side has said more: then the plan begins anew, if its first round was to be another one.
+   */
   plan(): void {
-    if (this.#phase.is !== "planning") return;
-    const { exchange, quotas, workingWay, now } = this.#index;
+    const { is } = this.#phase;
+    const hasBegun = is !== "planning";
+    if (hasBegun && (is === "relayed" || is === "ended" || !this.#plan.isCorrigible)) return;
     const { asker, target } = this.asking;
-    const isReady = !exchange.canMeasure || (asker.hasMeasured && target.hasMeasured);
-    if (!isReady && now() < this.#phase.untilMs) return;
-    const rounds = planRounds(asker.peer, target.peer);
+    const { exchange, quotas, workingWay, now } = this.#index;
+    const isGuessed = exchange.canMeasure && !(asker.hasMeasured && target.hasMeasured);
+    const rounds = isGuessed ? likelyRounds(asker, target) : planRounds(asker.peer, target.peer);
+    if (hasBegun && rounds[0] === this.#plan.first) return this.#plan.correct(rounds, isGuessed);
     if (rounds.length === 0) return this.#relayInstead();
     const known = workingWay(asker, target);
     const plan = known ? [known, ...rounds] : rounds;
-    if (plan.includes("birthday")) {
+    if (plan.includes("birthday") && this.#birthday === "none") {
       const refusal = quotas.spendBirthday(this.asking, now());
       if (refusal) return this.#relayInstead(refusal);
       this.#birthday = "taken";
     }
-    this.#plan.set(plan);
+    this.#plan.set(plan, isGuessed);
     this.#startRound();
   }
 
@@ -141,20 +166,37 @@ export class Introduction {
     if (this.relay.make()) return this.#become({ is: "relayed", untilMs: this.#expiresAt });
     const { exchange } = this.#index;
     const { asker, target } = this.asking;
+    const { hasPunched } = this.#plan;
+    if (refusal && !hasPunched) {
+      this.end("refused");
+      return exchange.refuse(asker, refusal, target.peer.id);
+    }
     // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
-    const reason = "both-mappings-random";
-    this.end(refusal ? "refused" : reason);
-    if (refusal) return exchange.refuse(asker, refusal, target.peer.id);
-    const detail = `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
+    const reason = refusal ? "no-candidate-answered" : "both-mappings-random";
+    const detail = refusal?.message ?? `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
+    if (hasPunched) return this.#failBoth(reason, detail);
+    this.end(reason);
     tellFailed(exchange, asker, target, newToken(), reason, detail);
   }
 
   // the rounds
 
-  #nextRound(): void {
+  /** `reason`: why the last one failed. */
+  #nextRound(reason: FailureReason = "no-candidate-answered"): void {
     this.relay.make();
+    if (!this.#plan.hasNext) return this.#failBoth(reason);
     this.#plan.next();
     this.#startRound();
+  }
+
+  /** They were told that another round follows, for more was hoped of their NATs. */
+  #failBoth(reason: FailureReason, detail = ""): void {
+    const { exchange } = this.#index;
+    const { token } = this.#plan;
+    const { asker, target } = this.asking;
+    this.end(reason);
+    tellFailed(exchange, asker, target, token, reason, detail);
+    exchange.send(target, { type: "failed", peer: asker.peer.id, token, reason });
   }
 
   /** Begins the round that the plan has next: measures first where ports are to be predicted. */
@@ -247,7 +289,7 @@ export class Introduction {
     // Whoever fails at once must not have the other side open a second thousand of sockets beside the first.
     const isAlone = other.report === undefined && this.#index.now() < untilMs;
     if (this.#plan.way === "birthday" && isAlone) return;
-    this.#nextRound();
+    this.#nextRound(reason);
   }
 
   #fail(side: Side, other: Side, reason: FailureReason): void {
@@ -277,8 +319,7 @@ export class Introduction {
     if (phase.is === "ended") return;
     if (now >= this.#expiresAt) return this.#expire();
     if (now < phase.untilMs) return;
-    if (phase.is === "planning") this.plan();
-    else if (phase.is === "measuring") this.#punch();
+    if (phase.is === "measuring") this.#punch();
     else if (
       phase.is === "punching" &&
       !phase.isLast &&

@@ -69,7 +69,10 @@ const limits = {
   /** Of these, with one peer; and those that one peer gets from all, if they led to no link. */
   introductionsPerPair: { value: 10, help: "# of them\nto one peer; " },
   introductionsPerTarget: { value: 60, help: "# of one peer by all; " },
-  punchDeadlineMs: { value: punchDeadlineMs, help: "# each" },
+  punchDeadlineMs: { value: punchDeadlineMs, help: "# each;\n" },
+  /** How long it is remembered whom somebody wants who is not there, and how many may want one name. */
+  wishKeptMs: { value: 600_000, help: "a wish is kept for #, " },
+  wishesPerName: { value: 8, help: "# for one name" },
   /** Birthdays a minute with one peer. Each takes a thousand sockets, and as many entries in a NAT's table. */
   birthdaysPerPair: { value: 30, head: "guessed ports", help: "# a minute with one peer, " },
   /**

@@ -20,6 +20,7 @@ export class Plan {
   /** The token of the round has changed. */
   readonly #onToken: (old: string, token: string) => void;
   #ways: Way[] = [];
+  #isGuessed = false;
   /** The present round: its index, its token, and how often it was begun anew. Before the first there is no token. */
   #round = { at: 0, token: "", corrections: 0, isByOlder: false };
   #hasPunched = false;
@@ -50,8 +51,28 @@ export class Plan {
     return this.#hasPunched;
   }
 
-  set(ways: Way[]): void {
+  get hasNext(): boolean {
+    return this.#round.at + 1 < this.#ways.length;
+  }
+  /** The way of the first round. */
+  get first(): Way | undefined {
+    return this.#ways[0];
+  }
+  /** Whether it is not known yet how the NATs map, and nothing has come of the guess. */
+  get isCorrigible(): boolean {
+    return this.#isGuessed && this.sides.every(({ report }) => report !== "linked");
+  }
+
+  /** From now on these, from the first one. */
+  set(ways: Way[], isGuessed: boolean): void {
+    this.correct(ways, isGuessed);
+    this.#round.at = 0;
+  }
+
+  /** The round under way goes on. */
+  correct(ways: Way[], isGuessed: boolean): void {
     this.#ways = ways;
+    this.#isGuessed = isGuessed;
   }
 
   next(): void {

@@ -1,7 +1,7 @@
 /**
- * Steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at, where its room lives. It
- * owns the ids, the names of those who have left, the tokens of probes and of the other address family, and which rooms
- * are at home here. For introducer.ts alone.
+ * Steps 1 and 2: a participant registers, and is kept with the endpoint that it is seen at, where its room lives. It owns
+ * the ids, the names of those who have left, who is wished for, the tokens of probes and of the other address family, and
+ * which rooms are at home here. For introducer.ts alone.
  */
 import {
   formatEndpoint,
@@ -12,6 +12,7 @@ import {
   publicInstance,
   Refusal,
 } from "../../protocol.ts";
+import { handshakeRoundTripMs } from "../host/libc.ts";
 import { checkName, checkPlace, holderOf } from "./admission.ts";
 import type { Door } from "./door.ts";
 import { type Drain, retryInMs } from "./drain.ts";
@@ -28,6 +29,7 @@ import { Homes, randomFirstId } from "./redis/homes.ts";
 import type { Relays } from "./relay.ts";
 import { KeptNames } from "./rooms.ts";
 import { type Member, type MessageOf, newToken, type Session } from "./session.ts";
+import { Wishes } from "./wishes.ts";
 
 /** What it needs. */
 export interface RegistrationParts {
@@ -52,6 +54,7 @@ export interface RegistrationParts {
 export class Registration {
   readonly #parts: RegistrationParts;
   readonly #keptNames: KeptNames;
+  readonly #wishes: Wishes;
   readonly #otherFamily = new OtherFamily();
   /** For whose first wish for a name its holder has been asked. What they try next is for us to offer. */
   readonly #claimed = new WeakSet<Session>();
@@ -61,8 +64,10 @@ export class Registration {
   readonly homes: Homes | undefined;
   #lastId: number;
 
-  constructor(parts: RegistrationParts) {
+  /** `ask`: what a wish asks for. Throws a {@link Refusal}. */
+  constructor(parts: RegistrationParts, ask: (asker: Member, target: Member) => void) {
     this.#parts = parts;
+    this.#wishes = new Wishes(parts.limits, parts.guard, ask);
     this.#keptNames = new KeptNames(parts.limits);
     this.#lastId = parts.redis === undefined ? 0 : randomFirstId();
     this.homes = parts.redis === undefined ? undefined : this.#share(parts.redis);
@@ -131,8 +136,11 @@ export class Registration {
     checkPlace(session.source, members.in(room), limits);
     checkName(message, members.in(room), this.#keptNames);
     const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
-    const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }) };
-    const member = session.join({ ...shown, mapping: "unknown", since: Date.now() }, room, !message.direct);
+    const roundTripMs = handshakeRoundTripMs(session.socket.fd);
+    const measured = roundTripMs !== undefined && { roundTripMs: Math.round(roundTripMs) };
+    const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }), ...measured };
+    const peer = { ...shown, mapping: "unknown", since: Date.now() } as const;
+    const member = session.join(peer, room, !message.direct, roundTripMs);
     members.add(member); // first, so that leaving undoes whatever fails from here on
     keepLinks(member, message.links);
     this.#welcome(member);
@@ -140,13 +148,14 @@ export class Registration {
     metrics.joined();
     guard.emit({ event: "joined", ...own, room });
     if (ignored.length > 0) guard.emit({ event: "ignored", address: session.observed, endpoints: ignored });
+    this.#wishes.registered(member, message.wants ?? [], members.in(room));
   }
 
   /** Answers `register`. */
   #welcome(member: Member): void {
     const { probePorts, alternate, relays, door, members } = this.#parts;
     const { session, room, peer } = member;
-    const { id, name, private: candidates, public: observed } = peer;
+    const { id, name, private: candidates, public: observed, roundTripMs } = peer;
     const hasAlternate = alternate !== undefined && probePorts[0] !== undefined;
     const alternates = hasAlternate ? [formatEndpoint(alternate, probePorts[0]!)] : [];
     const verify = door.host === "::" ? this.#otherFamily.offer(member, door.port) : undefined;
@@ -157,6 +166,7 @@ export class Registration {
       ...(probeToken !== undefined && { probeToken }),
       ...(verify && { verify }),
       ...(relays && { relay: relays.rates }),
+      ...(roundTripMs !== undefined && { roundTripMs }),
     };
     session.send({ type: "registered", ...own, probePorts, alternates, ...offers });
     session.ping();
@@ -182,6 +192,7 @@ export class Registration {
     const { room, source, probeToken } = member;
     const { name, fingerprint } = member.peer;
     this.#keptNames.keep(room, name, fingerprint, source);
+    this.#wishes.forget(member);
     this.#otherFamily.forget(member);
     if (probeToken !== undefined) this.#probing.delete(probeToken);
     if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);

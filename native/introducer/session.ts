@@ -180,8 +180,8 @@ export class Session implements Served, Writer {
   }
 
   /** It has registered. */
-  join(peer: Peer, room: string, takesRelay: boolean): Member {
-    const member = new Member(this, peer, room, takesRelay);
+  join(peer: Peer, room: string, takesRelay: boolean, roundTripMs?: number): Member {
+    const member = new Member(this, peer, room, takesRelay, roundTripMs);
     this.member = member;
     this.#become({ is: "member" });
     return member;
@@ -329,7 +329,9 @@ export class Member {
     roundTripMs: undefined,
   };
 
-  constructor(session: Session, peer: Peer, room: string, takesRelay: boolean) {
+  /** `roundTripMs`: as the handshake has shown it. */
+  constructor(session: Session, peer: Peer, room: string, takesRelay: boolean, roundTripMs?: number) {
+    this.#ping.roundTripMs = roundTripMs;
     this.session = session;
     this.peer = peer;
     this.room = room;

@@ -299,6 +299,8 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   introductionsPerMinute: /introductions +120 a minute by one participant/,
   introductionsPerPair: /10 of them\s+to one peer/,
   introductionsPerTarget: /60 of one peer by all/,
+  wishKeptMs: /a wish is kept for 600 s/,
+  wishesPerName: /8 for one name/,
   birthdaysPerPair: /guessed ports +30 a minute with one peer/,
   failedBirthdayPauseMs: /after a failure none for 60 s/,
   failedBirthdaysPerTarget: /10 failures of one peer/,

@@ -1,9 +1,9 @@
 /** The rounds of an introduction: what each follows from, who may end it, and when the first begins. */
 import { expect, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
-import { at, Client, registration } from "../client-fixture.ts";
+import { at, Client, linkedBy, registration } from "../client-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
-import { introduce, maps, pairOf, noAnswer, silent } from "./introducer-fixture.ts";
+import { introduce, type Joined, maps, pairOf, noAnswer, silent } from "./introducer-fixture.ts";
 
 test("random with random, one of them with a mapped port: a direct round", async () => {
   await using scene = introduce();
@@ -172,32 +172,73 @@ test("random mappings at one address may be behind one NAT: one direct round", a
   expect(await anna.next("punch")).toMatchObject({ way: "direct", last: true });
 });
 
-test("the first round begins when both have said how their NATs map, and is planned by it", async () => {
+const ways = (client: Joined) =>
+  client.seen.flatMap((message) => (message.type === "punch" ? [`${message.way} ${message.round}`] : []));
+
+test("who has just come is introduced at once; if its NAT keeps its port, the round goes on", async () => {
   await using scene = introduce();
   using anna = await silent(scene, "anna");
   using bert = await silent(scene, "bert");
   anna.send({ type: "connect", peer: bert.id });
-  await anna.settled();
+  const { token, last } = await anna.next("punch");
+  expect(last).toBe(false);
   await maps(anna, "endpoint-independent");
-  await bert.settled();
-  expect([...anna.types(), ...bert.types()]).not.toContain("punch");
-  bert.send({ type: "mapping", mapping: "random" });
-  expect(await Promise.all([anna.next("punch"), bert.next("punch")])).toMatchObject([
-    { way: "birthday", round: 1, role: "controlling" },
-    { way: "birthday", round: 1, role: "controlled" },
-  ]);
-  await maps(bert, "endpoint-independent"); // said again, it begins nothing
+  await maps(bert, "endpoint-independent");
   await anna.settled();
-  expect(anna.types().filter((type) => type === "punch")).toHaveLength(1);
+  expect([ways(anna), ways(bert)]).toEqual([["direct 1"], ["direct 1"]]);
+  anna.send({ ...noAnswer, peer: bert.id, token });
+  expect(await bert.next("measure")).toMatchObject({ way: "fresh" }); // the plan of two such NATs
 });
 
-test("who never says how its NAT maps does not hold up the first round", async () => {
-  await using scene = introduce({ measureMs: 40 });
+test("once a NAT is known to be another than was guessed, the plan begins anew", async () => {
+  await using scene = introduce();
   using anna = await silent(scene, "anna");
   using bert = await silent(scene, "bert");
   anna.send({ type: "connect", peer: bert.id });
-  expect(await bert.next("punch")).toMatchObject({ way: "direct", last: true });
+  await maps(anna, "endpoint-independent");
+  await maps(bert, "random");
+  await Promise.all([anna.settled(), bert.settled()]);
+  expect([ways(anna), ways(bert)]).toEqual([
+    ["direct 1", "birthday 1"],
+    ["direct 1", "birthday 1"],
+  ]);
+  await maps(bert, "endpoint-independent"); // said again, it begins nothing
+  await anna.settled();
+  expect(ways(anna)).toHaveLength(2);
 });
+
+test("a link by the guessed round is not cut off by what is known later", async () => {
+  await using scene = introduce();
+  using anna = await silent(scene, "anna");
+  using bert = await silent(scene, "bert");
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  anna.send({ ...linkedBy(token), peer: bert.id });
+  await anna.settled();
+  await maps(bert, "random");
+  await anna.settled();
+  expect(ways(anna)).toEqual(["direct 1"]);
+});
+
+linuxTest.each([
+  ["unknown", "direct 1", "no-candidate-answered"],
+  ["random", "direct 1", "both-mappings-random"],
+] as const)(
+  "two guessed to keep their ports, and both %s: both are told the end",
+  async (mapping, way, reason) => {
+    await using scene = introduce();
+    using anna = await silent(scene, "anna");
+    using bert = await silent(scene, "bert", "127.0.0.2");
+    anna.send({ type: "connect", peer: bert.id });
+    const { token } = await anna.next("punch");
+    await maps(anna, mapping);
+    await maps(bert, mapping);
+    expect([ways(anna), ways(bert)]).toEqual([[way], [way]]);
+    anna.send({ ...noAnswer, peer: bert.id, token });
+    for (const one of [anna, bert]) expect(await one.next("failed")).toMatchObject({ token, reason });
+    expect(scene.introducer.participants.map(({ punching }) => punching)).toEqual([[], []]);
+  },
+);
 
 test("where nothing can be measured, the first round begins at once", async () => {
   await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, probePorts: [] });
