@@ -5,6 +5,7 @@ import { basename } from "node:path";
 import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
 import manifest from "../../package.json" with { type: "json" };
 import { maxTextLength, printable } from "../../protocol.ts";
+import { completePath, hasOpenQuote, readPath } from "./paths.ts";
 
 /** So many completions of a word are shown. */
 const mostCompletions = 100;
@@ -22,8 +23,8 @@ export interface Command<Word extends string = string> {
   /** Other words for it. */
   readonly aliases?: readonly string[];
   /**
-   * In order. `NAME` is needed, `NAME ...` may be repeated, `[-v]` may stand anywhere. `TEXT` and `[TEXT]` are the rest of
-   * the line.
+   * In order. `NAME` is needed, `[NAME]` is not, `NAME ...` may be repeated, `[-v]` may stand anywhere. `TEXT` and `[TEXT]`
+   * are the rest of the line. `PATH` and `[DIR]` are read as a shell reads them.
    */
   readonly operands: string;
   readonly what: string;
@@ -148,29 +149,69 @@ export function readCommand<Word extends string>(
   return { command: found.word, ...readOperands(found, rest) };
 }
 
+const isPath = (operand: string | undefined) => operand === "PATH" || operand === "[DIR]";
+
+/** The operands that are words, in order; `...` and flags are none. */
+const wordOperands = (operands: string) => operands.split(" ").filter((one) => /^\[?[A-Z]+\]?$/.test(one));
+
 function readOperands({ word, operands }: Command, rest: string): Omit<CommandLine<string>, "command"> {
   const form = `${word} ${operands}`.trim();
-  const expected = operands.split(" ").filter(Boolean);
-  const isOption = (one: string) => one.startsWith("[-");
-  const names = expected.filter((one) => /^[A-Z]+$/.test(one) && one !== "TEXT");
-  const text = expected.find((one) => one === "TEXT" || one === "[TEXT]");
+  const flagsHere = operands.split(" ").filter((one) => one.startsWith("[-"));
+  const isText = (one: string) => one === "TEXT" || one === "[TEXT]";
+  const names = wordOperands(operands).filter((one) => !isText(one));
+  const text = wordOperands(operands).find(isText);
+  const isMany = operands.includes("...");
   const words: string[] = [];
   const flags: string[] = [];
   let left = rest;
   while (left !== "" && (text === undefined || words.length < names.length)) {
-    const [, next = "", after = ""] = /^(\S+)\s*([^]*)$/.exec(left) ?? [];
+    const operand = names[words.length] ?? (isMany ? names.at(-1) : undefined);
+    const { paths: next, rest: after } = isPath(operand) ? readPath(left) : nextWord(left);
     left = after;
-    if (expected.some((one) => isOption(one) && one === `[${next}]`)) flags.push(next);
-    else if (next.startsWith("-")) throw new CommandError(`there is no option ${printable(next)}: ${form}`);
-    else if (words.length === names.length && !expected.includes("..."))
-      throw new CommandError(`unexpected argument ${printable(next)}: ${form}`);
-    else words.push(next);
+    if (flagsHere.includes(`[${next[0]}]`)) flags.push(next[0]!);
+    else if (!isPath(operand) && next[0]!.startsWith("-"))
+      throw new CommandError(`there is no option ${printable(next[0]!)}: ${form}`);
+    else if (operand === undefined)
+      throw new CommandError(`unexpected argument ${printable(next[0]!)}: ${form}`);
+    else words.push(...next);
   }
-  const missing = names[words.length] ?? (text === "TEXT" && left === "" ? text : undefined);
+  const missing = [...names, ...(text === undefined || left !== "" ? [] : [text])]
+    .slice(words.length)
+    .find((one) => !one.startsWith("["));
   if (missing !== undefined) throw new CommandError(`\`${word}\` needs ${withArticle(missing)}: ${form}`);
+  if (names.some(isPath) && hasOpenQuote(rest)) throw new CommandError(`a quote is not closed: ${form}`);
   if (left.length > maxTextLength)
     throw new CommandError(`a text has at most ${maxTextLength} characters; this one has ${left.length}`);
   return { words, flags, text: left };
+}
+
+function nextWord(left: string): { paths: [string]; rest: string } {
+  const [, next = "", rest = ""] = /^(\S+)\s*([^]*)$/.exec(left) ?? [];
+  return { paths: [next], rest };
+}
+
+/** What Tab makes of a line: what its last word may become, and what of that was typed. */
+export function complete(
+  commands: readonly Command[],
+  names: Iterable<string>,
+  line: string,
+): { words: string[]; typed: string } {
+  if (isPath(operandAt(commands, line))) {
+    const operands = findCommand(commands, line.trim().split(/\s/)[0]!)!.operands;
+    const before = wordOperands(operands).findIndex(isPath) + 1;
+    const [skipped = ""] = new RegExp(`^\\s*(?:\\S+\\s+){${before}}`).exec(line) ?? [];
+    return completePath(line.slice(skipped.length));
+  }
+  const words = completions(commands, names, line).map((word) => `${word} `);
+  return { words, typed: /\S*$/.exec(line)![0] };
+}
+
+/** Which operand the last word of a line is. */
+function operandAt(commands: readonly Command[], line: string): string | undefined {
+  const words = line.trimStart().split(/\s+/);
+  const { operands = "" } = (words.length > 1 && findCommand(commands, words[0]!)) || {};
+  const all = wordOperands(operands);
+  return all[words.length - 2] ?? (operands.includes("...") || isPath(all.at(-1)) ? all.at(-1) : undefined);
 }
 
 /** What the last word of a line may become: a command, or the name of a participant if one is expected. */
@@ -180,8 +221,7 @@ export function completions(commands: readonly Command[], names: Iterable<string
   if (words.length === 1) {
     return commands.map(({ word }) => word).filter((word) => word.startsWith(typed.toLowerCase()));
   }
-  const operands = findCommand(commands, words[0]!)?.operands.split(" ") ?? [];
-  const operand = operands.includes("...") ? operands[0] : operands[words.length - 2];
+  const operand = operandAt(commands, line);
   if (operand !== "PEER" && operand !== "ID") return [];
   const fitting = new Set<string>();
   for (const name of names) {

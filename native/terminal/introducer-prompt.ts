@@ -3,7 +3,7 @@
  */
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
-import { CommandError, completions, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
+import { CommandError, complete, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import {
@@ -105,7 +105,7 @@ export class Prompt {
           isAlone() || (await this.#terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true
         );
       },
-      complete: (line) => completions(commands, introducer.names(), line),
+      complete: (line) => complete(commands, introducer.names(), line),
       reasonToStay: () => (isAlone() ? undefined : `${here()} here`),
     });
   }

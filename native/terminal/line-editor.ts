@@ -35,7 +35,8 @@ export interface LineReader {
   interrupt(): void;
   /** Ctrl-D, or the end of the input. */
   end(): void;
-  complete?(line: string): string[];
+  /** What the end of the line may become, and how much of it was typed. */
+  complete?(line: string): { words: string[]; typed: string };
   /** What was typed before; undefined: an answer, which is not remembered. */
   history?: History;
 }
@@ -195,8 +196,8 @@ export class LineEditor {
   }
 
   #complete(line: string): [string[], string] {
-    const words = this.#lineReaders.at(-1)?.complete?.(line) ?? [];
-    return [words.map((word) => `${word} `), /\S*$/.exec(line)![0]];
+    const { words, typed } = this.#lineReaders.at(-1)?.complete?.(line) ?? { words: [], typed: "" };
+    return [words, typed];
   }
 
   /** In raw mode Ctrl-Z is only a key. So we do what the terminal would do: stop the whole job. */

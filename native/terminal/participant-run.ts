@@ -12,7 +12,7 @@ import type { Pipe } from "../uses/pipe.ts";
 import type { Services } from "../uses/services.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import type { PipeSpec } from "../uses/target.ts";
-import { CommandError, completions } from "./command-line.ts";
+import { CommandError, complete } from "./command-line.ts";
 import { linesForOthers } from "./invitation.ts";
 import { type Arguments, commands } from "./participant-arguments.ts";
 import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
@@ -201,7 +201,7 @@ function converse(
       const question = `end ${count(links, "link")}? [y/N] `;
       return (await terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true;
     },
-    complete: (line) => completions(commands, participant.names(), line),
+    complete: (line) => complete(commands, participant.names(), line),
     reasonToStay: () => {
       const links = participant.linkCount;
       return links === 0 ? undefined : `${count(links, "link")} up`;

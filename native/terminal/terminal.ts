@@ -20,8 +20,8 @@ export interface Conversation {
   history: History;
   /** Takes a line. Returns whether it was the last one. */
   onLine(line: string): boolean | Promise<boolean>;
-  /** The words that the last word of the line may become. */
-  complete(line: string): string[];
+  /** What the end of the line may become, and how much of it was typed. */
+  complete(line: string): { words: string[]; typed: string };
   /** Why a second Ctrl-C is needed to end; undefined if one is enough. */
   reasonToStay(): string | undefined;
 }
