@@ -468,7 +468,8 @@ function prepare(
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
-    pipesWith: options.pipe && !options.pipe.target ? options.pipe.peer : undefined,
+    pipesWith:
+      options.pipe && !options.pipe.target ? () => participant.nameOf(options.pipe!.peer) : undefined,
     executable: options.executable,
     onEvent,
   });

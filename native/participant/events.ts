@@ -39,6 +39,10 @@ export type ParticipantEvent =
   | { event: "notice"; text: string }
   /** Something takes more than a second. */
   | { event: "waiting"; for: "introducer" | "peer"; text: string }
+  /** Who is waited for is not here, but these are; `more`: so many others. */
+  | { event: "absent"; name: string; here: string[]; more?: number }
+  /** For a while, nobody else has come into our private room. */
+  | { event: "alone" }
   | { event: "introducer"; state: "lost" | "left" | "unreachable"; reason: string; retryInMs?: number }
   /** Something is wrong, and the program goes on. */
   | { event: "warning"; message: string }

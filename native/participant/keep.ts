@@ -36,7 +36,7 @@ interface Keeper {
 
 export class Keep {
   readonly #links: Links;
-  /** By the peer's name. */
+  /** By the peer's name, in small letters: no two peers differ by that. "" is the only other one. */
   readonly #keepers = new Map<string, Keeper>();
 
   constructor(links: Links) {
@@ -46,7 +46,7 @@ export class Keep {
   /** The link with that peer, as soon as there is one. Rejects if none is kept, or no longer. */
   async linked(word: string): Promise<Link> {
     const name = this.#links.nameOf(word);
-    const keeper = this.#keepers.get(name);
+    const keeper = this.#find(word);
     if (keeper) return this.#links.whenLinked(name, keeper.over.signal);
     throw new UserError(notLinked(name));
   }
@@ -57,13 +57,13 @@ export class Keep {
    */
   keep(word: string, want: string): Promise<void> {
     const name = this.#links.nameOf(word);
-    let keeper = this.#keepers.get(name);
+    let keeper = this.#find(word);
     if (!keeper) {
       const over = new AbortController();
       const { promise: first, resolve, reject } = Promise.withResolvers<void>();
       first.catch(() => {}); // a forward does not wait for it
       keeper = { wants: new Set(), over, first };
-      this.#keepers.set(name, keeper);
+      this.#keepers.set(name.toLowerCase(), keeper);
       void this.#run(name, over.signal, resolve, reject);
     }
     keeper.wants.add(want);
@@ -72,36 +72,43 @@ export class Keep {
 
   /** `want` no longer wants it. Once nothing wants the link it is not made again; a link that is there stays. */
   release(word: string, want: string): void {
-    const keeper = this.#keepers.get(this.#links.nameOf(word));
+    const keeper = this.#find(word);
     keeper?.wants.delete(want);
     if (keeper?.wants.size === 0) this.giveUp(word);
   }
 
   /** Stops keeping it, whoever wanted it. Returns whether anything did. */
   giveUp(word: string): boolean {
+    const keeper = this.#find(word);
     const name = this.#links.nameOf(word);
-    this.#keepers
-      .get(name)
-      ?.over.abort(new ToldError(`a link with ${printable(name)} is not sought any more`));
-    return this.#keepers.delete(name);
+    keeper?.over.abort(new ToldError(`a link with ${printable(name)} is not sought any more`));
+    for (const [key, one] of this.#keepers) if (one === keeper) this.#keepers.delete(key);
+    return keeper !== undefined;
   }
 
   close(): void {
     for (const name of this.#keepers.keys()) this.giveUp(name);
   }
 
+  /** Who was kept before anybody was here, without a name, has one now. */
+  #find(word: string): Keeper | undefined {
+    const known = this.#keepers.get(this.#links.nameOf(word).toLowerCase());
+    return known ?? (word === "" ? this.#keepers.get("") : undefined);
+  }
+
   async #run(
-    name: string,
+    word: string,
     signal: AbortSignal,
     resolve: () => void,
     reject: (error: unknown) => void,
   ): Promise<void> {
     signal.addEventListener("abort", () => reject(signal.reason));
-    let pauseMs = minPauseMs;
+    let [name, pauseMs] = [word, minPauseMs];
     while (!signal.aborted) {
       const startedAt = performance.now();
       try {
         await this.#links.waitFor(name, signal);
+        name ||= this.#links.nameOf(""); // others may come
         const link = this.#links.linkWith(name) ?? (await this.#links.connect(name));
         resolve();
         await link.ended;

@@ -21,8 +21,11 @@ import type { PeerRow } from "./peer-events.ts";
 
 /** So many peers of one room are kept. */
 export const maxPeers = 4096;
-/** A wait that lasts longer is announced. */
+/** A wait that lasts longer is announced; after some more it is said who else is there. */
 const announceAfterMs = 1_000;
+const absentAfterMs = 5_000;
+/** So many names are told then. */
+const maxToldNames = 10;
 
 export interface RosterOwner {
   emit(event: ParticipantEvent): void;
@@ -183,9 +186,10 @@ export class Roster {
     return [...this].find((peer) => peer.isPresent && peer.id === id);
   }
 
-  /** The name of the peer with that id, if it is there. Any other word is a name itself. */
+  /** The name of the one that a word means, if it is there. Any other word is a name itself. */
   nameOf(word: string): string {
-    return (/^\d+$/.test(word) && this.byId(Number(word))?.name) || word;
+    const [found, another] = this.#named(word);
+    return (another === undefined && found?.name) || word;
   }
 
   /** The peer that a word means. If it is nobody or several, throws what the user can do. */
@@ -195,6 +199,7 @@ export class Roster {
     const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
+    if (word === "") throw new UserError("nobody else is here yet");
     if (word === String(this.#owner.id()) || word === this.#owner.self.name)
       throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
@@ -213,15 +218,22 @@ export class Roster {
     return this.#named(word).find((peer) => peer.link?.isOpen)?.link;
   }
 
-  /** An id means a peer that is in the room. The id of one that has left may be another peer's now. */
+  /**
+   * An id means a peer that is in the room: the id of one that has left may be another peer's now. A name means whoever has
+   * it, in whatever case if nobody has it as it was written. No word at all means everyone who is here.
+   */
   #named(word: string): RemotePeer[] {
     const byId = /^\d+$/.test(word) ? this.byId(Number(word)) : undefined;
-    return byId ? [byId] : [...this].filter(({ name }) => name === word);
+    if (byId) return [byId];
+    if (word === "") return [...this].filter(({ isPresent, distrust }) => isPresent && !distrust);
+    const named = [...this].filter(({ name }) => name === word);
+    const folded = word.toLowerCase();
+    return named.length > 0 ? named : [...this].filter(({ name }) => name.toLowerCase() === folded);
   }
 
   /** Throws if a peer that was meant by its name could be confused with another one that is there. */
   #refuseLookAlikes(word: string, found: RemotePeer): void {
-    if (found.name !== word) return;
+    if (/^\d+$/.test(word) || word === "") return;
     const looks = nameSkeleton(word);
     const alike = [...this].filter(
       (peer) => peer !== found && peer.isPresent && nameSkeleton(peer.name) === looks,
@@ -233,10 +245,10 @@ export class Roster {
 
   /** Resolves once `word` means exactly one peer that is there. Rejects if it means several. */
   async waitFor(word: string, signal?: AbortSignal): Promise<void> {
-    const announce = setTimeout(
-      () => this.#owner.emit({ event: "waiting", for: "peer", text: `waiting for ${word} to join` }),
-      announceAfterMs,
-    );
+    const name = word || "someone";
+    const waiting = { event: "waiting", for: "peer", text: `waiting for ${name} to join` } as const;
+    const announce = setTimeout(() => this.#owner.emit(waiting), announceAfterMs);
+    const missing = setTimeout(() => this.#missed(word), absentAfterMs);
     const only = () => {
       const named = this.#named(word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
@@ -247,7 +259,18 @@ export class Roster {
       await this.until(only, signal);
     } finally {
       clearTimeout(announce);
+      clearTimeout(missing);
     }
+  }
+
+  #missed(word: string): void {
+    const here = this.#named("").map(({ name }) => name);
+    const more = here.length - maxToldNames;
+    if (word === "" || !this.#owner.isListed) return; // who is alone, and what else is wrong, is told otherwise
+    this.#owner.emit({
+      ...{ event: "absent", name: word, here: here.slice(0, maxToldNames) },
+      ...(more > 0 && { more }),
+    });
   }
 
   /** Resolves to the link with that peer as soon as there is one. It does not ask for one. */
@@ -285,7 +308,12 @@ export class Roster {
 export const quitAlready = "this participant has quit";
 
 function ambiguous(word: string, named: RemotePeer[]): UserError {
-  const ids = named.filter(({ isPresent }) => isPresent).map(({ id }) => id);
+  const present = named.filter(({ isPresent }) => isPresent);
+  if (word === "") {
+    const names = present.slice(0, maxToldNames).map(({ name }) => printable(name));
+    return new UserError(`several are here, so say which one you mean: ${names.join(", ")}`);
+  }
+  const ids = present.map(({ id }) => id);
   const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
   return new UserError(`${printable(word)} is ambiguous: ${next}`);
 }

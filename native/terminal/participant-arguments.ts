@@ -7,7 +7,7 @@ import { basename } from "node:path";
 import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
 import { readOptions, startedAs, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
-import { defaultPort, defaultRoom, nameProblem } from "../../protocol.ts";
+import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
 import { isSameRoom, readInvitation } from "./invitation.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
@@ -54,10 +54,12 @@ Options:
                   introducer never learns (also from ROOM in the environment);
                   new: makes such words; -: asks for them without showing them
                   (default: ${defaultRoom}, open to everyone)
-  --connect PEER  keep a link to PEER, from when it is there
+  --connect PEER  keep a link to PEER, from when it is there (PEER may be left
+                  out where a private room has only one other person)
   -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
                   listen on PORT here, and connect from PEER to HOST:PORT
-                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L
+                  (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L;
+                  PORT::PORT if PEER is left out
   --allow [HOST:]PORT  what peers may reach through you (* for any)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
@@ -69,6 +71,8 @@ Options:
                   (default: none is)
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
+  --wait SECONDS  for --connect, --send and --pipe: fail if there is no link
+                  after so long
   --direct        never let the introducer relay a link
   --no-portmap    don't ask the router to open a port
   --nat           say what kind of NAT you are behind, and end
@@ -114,6 +118,8 @@ export interface Arguments {
   accept: string | undefined;
   executable: boolean;
   keepMinutes: number;
+  /** How long a peer is waited for; undefined: for ever. */
+  waitMs: number | undefined;
   direct: boolean;
   portMapping: boolean;
   nat: boolean;
@@ -134,6 +140,7 @@ export const options = {
   accept: { type: "string" },
   executable: { type: "boolean" },
   keep: { type: "string" },
+  wait: { type: "string" },
   direct: { type: "boolean" },
   "no-portmap": { type: "boolean" },
   nat: { type: "boolean" },
@@ -146,7 +153,7 @@ export const options = {
 } as const;
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
-  const { values, positionals } = readOptions(args, options, usage);
+  const { values, positionals } = readOptions(args.map(withoutPeer), options, usage);
   if (values.help) return "help";
   if (values.version) return "version";
   if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
@@ -161,25 +168,32 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
       `${opens} would let anyone in, because the lobby is open to everyone: use a private room (--room WORDS)`,
     );
   }
-  for (const spec of values.forward ?? []) read("--forward", spec, parseForward);
   for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
-  if (values.send && values.connect?.length !== 1)
-    throw new UsageError("--send needs one --connect PEER to send to");
+  const connect = values.connect ?? (values.send ? [""] : []);
+  if (values.send && connect.length !== 1) throw new UsageError("--send needs one --connect PEER to send to");
+  const forwards = (values.forward ?? []).map((spec) => read("--forward", spec, parseForward));
+  const pipe = values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe);
+  const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
+  if (isOpen && peers.includes(""))
+    throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
+  if (values.wait !== undefined && connect.length === 0 && !pipe)
+    throw new UsageError("--wait needs somebody to wait for: --connect, --send or --pipe");
   return {
     introducer,
     name,
     room: room === defaultRoom ? undefined : room,
     shown,
-    connect: values.connect ?? [],
+    connect,
     forward: values.forward ?? [],
     allow: values.allow ?? [],
-    pipe: values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe),
+    pipe,
     send: values.send ?? [],
     accept: values.accept,
     executable: values.executable ?? false,
     keepMinutes: readKeep(values.keep),
+    waitMs: readWait(values.wait),
     direct: values.direct ?? false,
     portMapping: !values["no-portmap"],
     nat: values.nat ?? false,
@@ -216,6 +230,22 @@ function read<T>(option: string, text: string, parse: (text: string) => T): T {
     if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
     throw error;
   }
+}
+
+/** `--connect` and `--pipe` may stand alone: then the only other one of the room is meant. */
+function withoutPeer(arg: string, index: number, args: string[]): string {
+  const next = args[index + 1];
+  const isAlone = next === undefined || (next.startsWith("-") && next !== "-");
+  return isAlone && ["--connect", "--pipe"].includes(arg) ? `${arg}=` : arg;
+}
+
+function readWait(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const seconds = /^\d{1,7}(\.\d+)?$/.test(text) ? Number(text) : 0;
+  // setTimeout takes at most 2^31 ms.
+  if (!(seconds > 0 && seconds <= 2_000_000))
+    throw new UsageError(`--wait takes seconds, more than 0, not ${printable(text)}`);
+  return seconds * 1000;
 }
 
 function readKeep(text: string | undefined): number {

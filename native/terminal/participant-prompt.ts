@@ -49,6 +49,8 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "failed",
   "error",
   "warning",
+  "absent",
+  "alone",
   "introducer",
 ] as const);
 

@@ -5,7 +5,7 @@
  */
 import { constants } from "node:os";
 import { isatty } from "node:tty";
-import { age, ToldError, UserError } from "../../protocol.ts";
+import { age, printable, ToldError, UserError } from "../../protocol.ts";
 import type { Keep } from "../participant/keep.ts";
 import type { Link } from "../session/link.ts";
 import type { Pipe } from "../uses/pipe.ts";
@@ -23,9 +23,15 @@ import { bytes, count } from "./text.ts";
 /** How often what is under way is drawn. */
 export const statusPeriodMs = 500;
 
+/** Who is alone in a private room for so long is told. */
+const aloneAfterMs = 10_000;
+
 /** What the program wants of the participant. */
 export interface Driven extends Commanded {
   readonly hasQuit: boolean;
+  readonly isRegistered: boolean;
+  readonly isPrivate: boolean;
+  nameOf(peer: string): string;
   readonly linkCount: number;
   names(): Iterable<string>;
   waitFor(peer: string): Promise<void>;
@@ -124,6 +130,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   if (errands.failures > 0) return false;
   joined.resolve();
   invite(running);
+  tellIfAlone(running);
   for (const rule of options.allow) uses.allow(rule);
   if (options.accept !== undefined) uses.acceptInto(options.accept);
   if (options.nat) {
@@ -135,7 +142,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
     return false;
   }
   const connecting = Promise.all(
-    options.connect.map((peer) => errands.attempt(() => keep.keep(peer, "--connect"))),
+    options.connect.map((peer) => errands.attempt(() => inTime(running, peer, keep.keep(peer, "--connect")))),
   );
   if (options.send.length > 0) {
     await connecting;
@@ -143,8 +150,39 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
       await errands.attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
     return options.stay && errands.failures === 0;
   }
-  if (!terminal.isInteractive) await connecting;
-  return true;
+  const isAwaited = options.waitMs !== undefined;
+  if (!terminal.isInteractive || isAwaited) await connecting;
+  return !isAwaited || errands.failures === 0;
+}
+
+/** Passes on what comes within the time of --wait. Else rejects with why it has not come. */
+async function inTime<T>({ participant, options }: Running, peer: string, work: Promise<T>): Promise<T> {
+  const { waitMs } = options;
+  if (waitMs === undefined) return work;
+  const { promise: late, resolve } = Promise.withResolvers<undefined>();
+  const timer = setTimeout(resolve, waitMs);
+  const come = await Promise.race([work.then((value) => ({ value })), late]).finally(() =>
+    clearTimeout(timer),
+  );
+  if (come) return come.value;
+  work.catch(() => {});
+  throw new UserError(await whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`));
+}
+
+async function whyNot(participant: Driven, peer: string, time: string): Promise<string> {
+  const rows = await participant.listed();
+  const here = rows.flatMap(({ name, present, state }) => (present && state !== "untrusted" ? [name] : []));
+  const meant = participant.nameOf(peer);
+  if (here.includes(meant)) return `there was no link with ${printable(meant)} ${time}`;
+  const others = here.length > 0 ? `; here: ${here.slice(0, 10).map(printable).join(", ")}` : "";
+  return `${peer === "" ? "nobody" : printable(peer)} did not come ${time}${others}`;
+}
+
+/** After a while alone in a private room, the words may be others than the other side's. */
+function tellIfAlone({ participant, prompt, invitation }: Running): void {
+  if (invitation !== undefined || !participant.isPrivate) return;
+  const isAlone = () => participant.isRegistered && [...participant.names()].length === 0;
+  setTimeout(() => isAlone() && prompt.event({ event: "alone" }), aloneAfterMs).unref();
 }
 
 /** Says what the other side types. It is all that the user has of a new room, so --quiet does not hide it. */
@@ -155,12 +193,13 @@ function invite({ invitation, options, terminal }: Running): void {
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
-async function pipeThrough(
-  { participant, uses, terminal }: Running,
-  { peer, target }: PipeSpec,
-): Promise<void> {
-  await participant.waitFor(peer);
-  const link = participant.linkWith(peer) ?? (await participant.connect(peer));
+async function pipeThrough(running: Running, { peer, target }: PipeSpec): Promise<void> {
+  const { participant, uses, terminal } = running;
+  const meeting = async () => {
+    await participant.waitFor(peer);
+    return participant.linkWith(peer) ?? (await participant.connect(peer));
+  };
+  const link = await inTime(running, peer, meeting());
   const { sending, incoming } = uses.pipe(link, target);
   // Who only wants what comes is not asked to type.
   const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);

@@ -37,6 +37,14 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
       return undefined;
     case "waiting":
       return `${printable(event.text)} …`;
+    case "absent": {
+      const more = event.more === undefined ? "" : ` and ${event.more} more`;
+      const here =
+        event.here.length > 0 ? `here: ${event.here.map(printable).join(", ")}${more}` : "nobody is";
+      return `${c.yellow(`${printable(event.name)} is not here`)}; ${here}`;
+    }
+    case "alone":
+      return `${c.yellow("nobody else has used these words")}: does the other side have the same, and this introducer?`;
     case "echo":
       return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
     case "notice":

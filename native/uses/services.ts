@@ -129,8 +129,8 @@ export interface UsesOptions {
   isPrivate: () => boolean;
   /** Whether there is a user who can accept an offer. */
   canAsk: boolean;
-  /** The peer whose pipe is joined to ours: a name or an id. Undefined: there is no pipe. */
-  pipesWith?: string | undefined;
+  /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
+  pipesWith?: (() => string) | undefined;
   /** Whether what is received may be executable. */
   executable?: boolean;
   onEvent: (event: UseEvent) => void;
@@ -267,9 +267,8 @@ export class Services {
   }
 
   /** Takes the peer's stream for our pipe. If it comes early, it waits. A second one is refused. */
-  #takePipe(stream: Stream, { id, name }: From): void {
-    const wanted = this.#options.pipesWith;
-    if (wanted !== name && wanted !== String(id))
+  #takePipe(stream: Stream, { name }: From): void {
+    if (this.#options.pipesWith?.() !== name)
       return stream.reset("it was not started with --pipe and your name", resetCodes.refused);
     const pipe = new Pipe(stream);
     const { promise, resolve } = this.#incoming;

@@ -3,8 +3,8 @@
  * looks up no name, and dials nothing. For native/uses/ and native/terminal/.
  *
  *   target   [HOST:]PORT                      HOST: a name or an address; without it, localhost
- *   forward  [BIND:]PORT:PEER:[HOST:]PORT     listens on BIND, without it on 127.0.0.1
- *   pipe     PEER or PEER:[HOST:]PORT
+ *   forward  [BIND:]PORT:[PEER]:[HOST:]PORT   listens on BIND, without it on 127.0.0.1
+ *   pipe     [PEER] or [PEER]:[HOST:]PORT     without PEER: to the only other one of the room
  *   rule     [HOST:]PORT                      `*` for either; a network (10.0.0.0/8) for HOST
  *
  * A rule with an address or a network allows only what the peer asks for by address. A rule with a name allows only what it
@@ -57,8 +57,8 @@ export const formatTarget = ({ host, port }: Target): string => formatHostPort(h
 
 /** The parts between colons, without brackets. Throws if brackets do not match. */
 function splitParts(text: string): string[] {
-  const parts = text.match(/\[[^[\]]*\]|[^:[\]]+/g) ?? [];
-  if (parts.join(":") !== text) {
+  const parts = [...text.matchAll(/(?<=^|:)(?:\[[^[\]]*\]|[^:[\]]*)(?=:|$)/g)].map(([part]) => part);
+  if (parts.join(":") !== text || text.startsWith("::")) {
     throw new SpecError(`${text}: parts are separated by colons, IPv6 addresses in brackets`);
   }
   return parts.map((part) => (part.startsWith("[") ? part.slice(1, -1) : part));

@@ -141,10 +141,10 @@ test("a PEER that can't be meant is a clear error", async () => {
 
 test("a second one of a name is told so, is called otherwise, and is believed and linked by that", async () => {
   await using house = startIntroducer();
-  await using alice = new Driven(house.port, "alice", "--room", "some words");
-  await using first = new Driven(house.port, "twin", "--room", "some words");
+  await using alice = new Driven(house.port, "alice", "--room", "some words of this test");
+  await using first = new Driven(house.port, "twin", "--room", "some words of this test");
   await met(alice, first);
-  await using second = new Driven(house.port, "twin", "--room", "some words");
+  await using second = new Driven(house.port, "twin", "--room", "some words of this test");
   const { name } = await second.registered;
   expect(name).toBe("twin-2");
   expect((await second.next("warning")).message).toBe(

@@ -46,6 +46,24 @@ describe("who is meant", () => {
     for (const own of ["99", "eve"]) expect(() => roster.find(own)).toThrow("that is yourself");
   });
 
+  test("may be written in any case, unless somebody is called just that", () => {
+    const { roster } = rosterOf(peer(1, "Ann"), peer(2, "BOB"), peer(3, "bob"));
+    expect(["ann", "ANN", "Bob"].map((word) => roster.nameOf(word))).toEqual(["Ann", "Ann", "Bob"]);
+    expect([roster.find("ann").id, roster.find("bob").id]).toEqual([1, 3]);
+    expect(() => roster.find("Bob")).toThrow("Bob is ambiguous: use one of the ids 2, 3");
+    expect(() => roster.findUnlike("bob")).toThrow("bob is ambiguous");
+  });
+
+  test("is the only other one who proves the room, if nobody is named", () => {
+    const { roster } = rosterOf(peer(1, "liar"));
+    expect(() => roster.find("")).toThrow("nobody else is here yet");
+    roster.joined(peer(2, "bob"));
+    expect([roster.find("").id, roster.findUnlike("").id, roster.nameOf("")]).toEqual([2, 2, "bob"]);
+    roster.joined(peer(3, "ann"));
+    expect(() => roster.find("")).toThrow("several are here, so say which one you mean: bob, ann");
+    expect(roster.nameOf("")).toBe("");
+  });
+
   test("must be one; where one of the namesakes is there, it is that one", () => {
     const { roster, owner } = rosterOf(peer(1, "bob"), peer(2, "bob"));
     expect(() => roster.find("bob")).toThrow("bob is ambiguous: use one of the ids 1, 2");

@@ -33,6 +33,8 @@ describe("a forward as it is written", () => {
     ["8080:bob:[2001:DB8:0::7]:80", "127.0.0.1 8080 bob 2001:db8::7 80"],
     ["[::1]:8080:bob:[::ffff:10.0.0.1]:80", "::1 8080 bob 10.0.0.1 80"],
     ["127.0.0.2:8080:bob:db:80", "127.0.0.2 8080 bob db 80"],
+    ["8080::80", "127.0.0.1 8080  localhost 80"],
+    ["[::1]:8080::db:80", "::1 8080  db 80"],
   ])("%s", (text, expected) => expect(forward(text)).toBe(expected));
 
   test.each([
@@ -40,7 +42,7 @@ describe("a forward as it is written", () => {
     ["8080:bob", "a forward is [BIND:]PORT:PEER:[HOST:]PORT, such as 8080:bob:80"],
     ["::1:8080:bob:80", "parts are separated by colons, IPv6 addresses in brackets"],
     ["8080:bob:[::1:80", "parts are separated by colons, IPv6 addresses in brackets"],
-    ["8080::80", "parts are separated by colons, IPv6 addresses in brackets"],
+    ["8080:bob::80", " is neither a host name nor an address"],
     ["0:bob:80", "0 is not a port (1 to 65535)"],
     ["8080:bob:65536", "65536 is not a port (1 to 65535)"],
     ["8080:bob:http", "http is not a port (1 to 65535)"],
@@ -57,7 +59,9 @@ test("what listens, and where a pipe leads", () => {
   expect(parsePipe("bob")).toEqual({ peer: "bob" });
   expect(parsePipe("bob:22")).toEqual({ peer: "bob", target: { host: "localhost", port: 22 } });
   expect(parsePipe("bob:[::1]:22")).toEqual({ peer: "bob", target: { host: "::1", port: 22 } });
-  expect(() => parsePipe("")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
+  expect(parsePipe("")).toEqual({ peer: "" });
+  expect(parsePipe(":22")).toEqual({ peer: "", target: { host: "localhost", port: 22 } });
+  expect(() => parsePipe("a:b:c:d")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
   expect(() => parsePipe("bob:x:22:y")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
 });
 

@@ -1,0 +1,107 @@
+/** Two people who want to find each other: real programs on loopback, with names mistyped, left out, or not there. */
+import { expect, test } from "bun:test";
+import { newRoomWords } from "../native/secure/words.ts";
+import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
+
+const room = ["--room", newRoomWords()];
+/** Programs that wait for what does not come say so after 5 and 10 s. */
+const patienceMs = 30_000;
+
+test(
+  "who is not there is told with who is, also with -q; who is alone, that nobody has used the words",
+  async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await bob.registered;
+    const at = `127.0.0.1:${house.port}`;
+    const alone = spawn([at, "--room", newRoomWords(), "-q", "--name", "eve", "--stay"]);
+    const alice = spawn([at, ...room, "-q", "--name", "alice", "--pipe", "bbo:22"]);
+    const told = async ({ stderr }: typeof alone) => {
+      const { value } = await stderr.getReader().read();
+      return new TextDecoder().decode(value);
+    };
+    expect(await told(alice)).toBe("bbo is not here; here: bob\n");
+    expect(await told(alone)).toBe(
+      "nobody else has used these words: does the other side have the same, and this introducer?\n",
+    );
+    for (const one of [alone, alice]) one.kill();
+    expect(bob.count("alone")).toBe(0);
+  },
+  patienceMs,
+);
+
+test("a name is found in whatever case it is written", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "Bob", ...room, "--stay");
+  await bob.registered;
+  await using alice = new Driven(house.port, "alice", ...room, "--connect", "bOB");
+  expect(await alice.next("linked")).toMatchObject({ name: "Bob" });
+  alice.type("say BOB hello");
+  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "hello" });
+});
+
+test(
+  "nobody need be named where there is only one other",
+  async () => {
+    await using house = startIntroducer();
+    const at = `127.0.0.1:${house.port}`;
+    await using bob = spawnWith("from bob", [at, ...room, "--name", "bob", "--pipe", "-q"]);
+    await using alice = spawnWith("from alice", [at, ...room, "--name", "alice", "-q", "--pipe"]);
+    expect([await bob.stdout.text(), await alice.stdout.text()]).toEqual(["from alice", "from bob"]);
+    expect([await bob.exited, await alice.exited]).toEqual([0, 0]);
+  },
+  patienceMs,
+);
+
+function spawnWith(input: string, args: string[]) {
+  const child = spawn(args);
+  child.stdin.write(input);
+  child.stdin.end();
+  return child;
+}
+
+test("and it must be said who is meant where there are several, or anyone may be", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--stay");
+  await using carol = new Driven(house.port, "carol", ...room, "--stay");
+  await met(bob, carol);
+  const at = `127.0.0.1:${house.port}`;
+  const several = await outcome([at, ...room, "--connect"]);
+  expect(several.code).toBe(1);
+  expect(several.stderr).toContain("error: several are here, so say which one you mean: bob, carol\n");
+  const lobby = await outcome([at, "--pipe"]);
+  expect(lobby.code).toBe(2);
+  expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
+});
+
+test.each([
+  ["--connect", ["--connect", "bob"]],
+  ["--pipe", ["--pipe", "bob"]],
+  ["--send", ["--connect", "bob", "--send", import.meta.path]],
+  ["--connect, with --stay", ["--connect", "bob", "--stay"]],
+])("--wait ends %s with 1 and why", async (_, args) => {
+  await using house = startIntroducer();
+  await using carol = new Driven(house.port, "carol", ...room, "--stay");
+  await carol.registered;
+  const { code, stderr } = await outcome([
+    `127.0.0.1:${house.port}`,
+    ...room,
+    "-q",
+    "--wait",
+    "0.2",
+    ...args,
+  ]);
+  expect({ code, stderr }).toEqual({
+    code: 1,
+    stderr: "error: bob did not come within 0.2 s (--wait); here: carol\n",
+  });
+});
+
+test.each([
+  ["0", "--wait takes seconds, more than 0, not 0"],
+  ["soon", "--wait takes seconds, more than 0, not soon"],
+])("--wait %s is refused", async (text, message) => {
+  const { code, stderr } = await outcome(["h", "--connect", "bob", "--wait", text]);
+  expect(code).toBe(2);
+  expect(stderr).toContain(message);
+});
