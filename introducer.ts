@@ -64,7 +64,11 @@ type Said = Exclude<ToIntroducer["type"], "register" | "verify" | "relay" | "pro
 type Answers = { readonly [T in Said]: (member: Member, message: MessageOf<T>) => void };
 
 /** What the messages need. */
-type Parts = RegistrationParts & { sources: Sources; turns: Turns; introductions: Introductions };
+type Parts = Omit<RegistrationParts, "change"> & {
+  sources: Sources;
+  turns: Turns;
+  introductions: Introductions;
+};
 
 /** The steps of a rendezvous, as the messages ask for them. */
 class Rendezvous {
@@ -77,17 +81,21 @@ class Rendezvous {
     linked: (member, message) => this.#linked(member, message),
     unlinked: (member, message) => this.#unlinked(member, message),
     failed: (member, message) => this.#parts.introductions.failed(member, message),
+    rename: (member, message) => this.registration.rename(member, message),
+    update: (member, message) => this.registration.update(member, message),
     mapping: (member, message) => this.#mapped(member, message),
     mapped: (member, { endpoint }) => this.#portMapped(member, endpoint),
     measured: (member, message) => this.#parts.introductions.measured(member, message),
     "connect-back": (member) => this.#connectBacks.begin(member),
     echo: ({ session }, { text }) => session.send({ type: "echo", text }),
-    pong: (member, { id }) => this.#ponged(member, id),
+    pong: (member, { id }) => this.#parts.presence.ponged(member, id),
   };
 
   constructor(parts: Parts) {
     this.#parts = parts;
-    this.registration = new Registration(parts, (asker, target) => this.#ask(asker, target, true));
+    const change = (member: Member, change: PeerChange) => this.change(member, change);
+    const ask = (asker: Member, target: Member) => this.#ask(asker, target, true);
+    this.registration = new Registration({ ...parts, change }, ask);
     this.#connectBacks = new ConnectBacks(parts.guard, parts.limits, parts.sources, parts.alternate);
   }
 
@@ -183,11 +191,6 @@ class Rendezvous {
     if (!member) return;
     const { guard, introductions } = this.#parts;
     guard.serve(member.session, () => introductions.probed(member, peer, stands));
-  }
-
-  #ponged(member: Member, id: number): void {
-    this.#parts.presence.answered(member);
-    member.session.pong(id);
   }
 
   #relay(session: Session, token: string): void {

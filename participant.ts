@@ -8,9 +8,9 @@
  *
  *   1. connect to the introducer, say our private endpoints   registration.ts #introduceOurselves, host/control.ts
  *   2. it says the public endpoint that it sees               registration.ts #begin, situation.ts
- *   3. it says who is in the room                             roster.ts, by `hear` below
+ *   3. it says who is in the room                             roster.ts, by hearing.ts
  *   4. ask to be introduced to B                              peer.ts connect, punch/introduction.ts ask
- *   5. it tells both to punch                                 `hear` below, punch/introduction.ts punch
+ *   5. it tells both to punch                                 hearing.ts, punch/introduction.ts punch
  *   6. both start                                             punch/introduction.ts #start
  *   7. listen, and connect to all endpoints, from one port    punch/punch-port.ts
  *   8. the first that succeeds ends the others; retry         punch/punch.ts, punch/dial.ts
@@ -27,17 +27,13 @@ import {
   type ParticipantOptions,
   type Self,
 } from "./native/participant/events.ts";
+import { Hearing } from "./native/participant/hearing.ts";
 import { Keep } from "./native/participant/keep.ts";
 import { Membership } from "./native/participant/membership.ts";
+import { Naming } from "./native/participant/naming.ts";
 import type { PeerRow } from "./native/participant/peer-events.ts";
 import { answerTimeoutMs } from "./native/participant/questions.ts";
-import {
-  type Refused,
-  refusalText,
-  Registration,
-  type RegistrationOwner,
-  type RoomMessage,
-} from "./native/participant/registration.ts";
+import { Registration } from "./native/participant/registration.ts";
 import { quitAlready, Roster } from "./native/participant/roster.ts";
 import type { Situation } from "./native/participant/situation.ts";
 import { type Taker, Takers } from "./native/participant/takers.ts";
@@ -99,6 +95,10 @@ export class Participant {
     this.#membership = new Membership(identity, options.name, options.room);
     this.#takers = new Takers((message) => emit({ event: "error", message }));
     this.#roster = this.#makeRoster();
+    const naming = new Naming(this.#membership, {
+      peers: this.#roster,
+      send: (message) => this.#registration.situation?.context.send(message),
+    });
     const { host, port, direct, portMapping } = options;
     const startCommand = otherStartedAs("introducer");
     this.#registration = new Registration(
@@ -110,7 +110,7 @@ export class Participant {
         portMapping: portMapping ?? true,
       },
       this.#membership,
-      registrationOwner(this.#roster, emit),
+      new Hearing(this.#roster, naming, emit, (reason) => this.#registration.close(reason)),
     );
   }
 
@@ -295,68 +295,11 @@ export class Participant {
   }
 }
 
-function registrationOwner(roster: Roster, emit: Emit): RegistrationOwner {
-  return {
-    emit,
-    links: () => roster.links,
-    listed: (peers, hasMoved) => roster.list(peers, hasMoved),
-    said: (message, situation) => hear(message, situation, roster, emit),
-    refused: (message, situation) => hearRefusal(message, situation, roster, emit),
-    situationChanged: () => {
-      for (const peer of roster) peer.groundChanged(false);
-    },
-    registered: () => roster.wake(),
-    lost: (reason) => {
-      for (const peer of roster) peer.introducerLost(reason);
-      roster.wake();
-    },
-  };
-}
-
 /** The one after a loss; rejects when nobody comes back. */
 async function nextSituation(registration: Registration, roster: Roster): Promise<Situation> {
   const isSettled = () => ["registered", "away"].includes(registration.is) || undefined;
   await roster.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
   return registration.settled;
-}
-
-/** Steps 3 and 5: what the introducer says of the others, and to whom it goes. */
-function hear(message: RoomMessage, situation: Situation, roster: Roster, emit: Emit): void {
-  switch (message.type) {
-    case "joined":
-      return roster.joined(message.peer);
-    case "updated":
-      // Our own row changes too: it says how far the introducer is.
-      if (message.id !== situation.context.id) return roster.updated(message);
-      if (message.roundTripMs !== undefined) situation.roundTripMs = message.roundTripMs;
-      return;
-    case "left":
-      return roster.left(message.id);
-    case "measure":
-      return roster.remember(message.peer)?.introducing.measure(message);
-    case "punch":
-      return roster.remember(message.peer)?.introducing.punch(message);
-    case "relay":
-      return roster.remember(message.peer)?.introducing.relay(message);
-    case "failed":
-      return roster.byId(message.peer)?.introducing.failed(message);
-    case "filtering":
-    case "echo":
-      return situation.questions.answered(message);
-    case "notice":
-      return emit({ event: "notice", text: message.text });
-  }
-}
-
-/** It goes to whoever asked. */
-function hearRefusal(message: Refused, situation: Situation | undefined, roster: Roster, emit: Emit): void {
-  const { request, code, peer } = message;
-  const text = refusalText(message);
-  if (request === "echo" || request === "connect-back") return situation?.questions.refused(request, text);
-  if (request === "connect" && peer !== undefined)
-    return roster.byId(peer)?.introducing.refused(message.message);
-  // A peer that left while our report was on its way: there is nobody to tell.
-  if (code !== "unknown-peer") emit({ event: "error", message: text });
 }
 
 /** What `onEvent` throws must not stop us in the middle of things; it is told, once. */

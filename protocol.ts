@@ -671,6 +671,9 @@ const peer = fieldsOf(peerFields);
 
 /** What can change of a peer while it is registered. `mapped` is null when there is none any more. */
 const peerChange = {
+  name: optional(name),
+  proof: optional(proof),
+  private: optional(endpoints),
   otherPublic: optional(endpoint),
   mapped: optional(nullable(endpoint)),
   mapping: optional(mapping),
@@ -748,6 +751,13 @@ const toIntroducer = {
    * is in our network.
    */
   failed: { peer: id, token, reason },
+  /**
+   * Sent by one whose name was taken, when the name that it wanted seems to be free; `proof` as in `register`. Answered by
+   * `renamed`.
+   */
+  rename: { name, proof: optional(proof) },
+  /** Sent when this host has other addresses, and the one in use is still there. */
+  update: { private: endpoints },
   /** Sent when a participant knows how its NAT maps and, with sequential ports, where it stood. */
   mapping: { mapping, prediction: optional(prediction) },
   /** Sent when the router has opened a port at the observed address; without `endpoint` when it is closed again. */
@@ -788,6 +798,8 @@ const toParticipant = {
   observed: { endpoint },
   /** Follows `registered`: who else is in the room, in as many lines as it takes; `more` on all but the last. */
   peers: { peers: listOf(peer, 1024), more: boolean },
+  /** Answers `rename`: from now on others call it so. */
+  renamed: { name },
   /** Sent to the room when somebody registered, changed (the changed fields only), left. */
   joined: { peer },
   updated: { id, ...peerChange },

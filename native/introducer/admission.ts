@@ -15,6 +15,9 @@ import { type Member, type MessageOf, NameTaken } from "./session.ts";
 const countedNames = 16;
 const mostNameNumber = 1_000_000;
 
+/** Who wants to be called so. */
+type Named = Pick<MessageOf<"register">, "name" | "room" | "fingerprint">;
+
 /** What the names of those in a room look like: asked at each registration there, and long to find out for some. */
 const looks = new WeakMap<Peer, string>();
 function looksOf(peer: Peer): string {
@@ -47,8 +50,8 @@ export function holderOf(name: string, others: Iterable<Member>): Member | undef
 
 /** A name is one participant's at a time and, but in a secret room, its certificate's for a while after. */
 export function checkName(
-  { name, room, fingerprint }: MessageOf<"register">,
-  others: ReadonlySet<Member>,
+  { name, room, fingerprint }: Named,
+  others: Iterable<Member>,
   kept: KeptNames,
 ): void {
   const taken = new Set([...others].map(({ peer }) => looksOf(peer)));

@@ -22,6 +22,8 @@ export type IntroducerEvent =
   | { event: "joined"; id: number; name: string; room: string; private: Endpoint[]; public: Endpoint }
   | { event: "ignored"; address: Endpoint; endpoints: Endpoint[] }
   | { event: "left"; id: number; name: string; reason: string }
+  /** It has the name that it wanted from the start. */
+  | { event: "renamed"; id: number; name: string; was: string }
   | { event: "punch"; a: number; b: number; way: Way; round: number }
   | { event: "linked"; id: number; peer: number; route: Route; local: Endpoint; remote: Endpoint }
   | { event: "unlinked"; id: number; peer: number; reason: UnlinkReason }

@@ -48,7 +48,7 @@ export class Presence {
       this.#guard.serve(session, () =>
         session.dismiss("it did not answer when it was asked whether it is there"),
       );
-    if (!session.isOver) this.answered(member);
+    if (!session.isOver) this.#answered(member);
     return !session.isOver;
   }
 
@@ -70,7 +70,12 @@ export class Presence {
   }
 
   /** It has answered a ping. */
-  answered(member: Member): void {
+  ponged(member: Member, id: number): void {
+    this.#answered(member);
+    member.session.pong(id);
+  }
+
+  #answered(member: Member): void {
     const question = this.#questions.get(member);
     if (question?.is !== "asked") return;
     this.#questions.set(member, { is: "answered", at: performance.now() });

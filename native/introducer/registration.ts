@@ -6,8 +6,10 @@
 import {
   formatEndpoint,
   formatHostPort,
+  isNumberedName,
   parsePlace,
   type Peer,
+  type PeerChange,
   type Place,
   publicInstance,
   Refusal,
@@ -47,6 +49,8 @@ export interface RegistrationParts {
   /** The Redis by which several introducers know where rooms live, and where this one is. */
   readonly redis: string | undefined;
   readonly advertise: string | undefined;
+  /** Its room is told soon. */
+  change(member: Member, change: PeerChange): void;
   /** Says something to everyone here. */
   notify(text: string): Promise<unknown>;
 }
@@ -171,6 +175,29 @@ export class Registration {
     session.send({ type: "registered", ...own, probePorts, alternates, ...offers });
     session.ping();
     session.write(snapshot(members.in(room)));
+  }
+
+  /**
+   * It has the name that it wanted from the start, if that is free now. It can only lose a number: nobody's name can be
+   * changed to another and back, and the room be told each time. Throws a {@link Refusal}.
+   */
+  rename(member: Member, { name, proof }: MessageOf<"rename">): void {
+    const { members, guard, change } = this.#parts;
+    const { room, peer, session } = member;
+    const { id, name: was, fingerprint } = peer;
+    if (!isNumberedName(was, name)) throw new Refusal("bad-field", `name must be ${was} without its number`);
+    const others = [...members.in(room)].filter((one) => one !== member);
+    checkName({ name, room, fingerprint }, others, this.#keptNames);
+    // Before any `punch` shows the other that name, by which both prove themselves then.
+    session.send({ type: "renamed", name });
+    change(member, { name, ...(proof !== undefined && { proof }) });
+    guard.emit({ event: "renamed", id, name, was });
+  }
+
+  /** Its host has other addresses. */
+  update(member: Member, message: MessageOf<"update">): void {
+    const [hosts] = sortCandidates(message.private, member.observed);
+    if (hosts.join() !== member.peer.private.join()) this.#parts.change(member, { private: hosts });
   }
 
   /** The member that shows how it is seen in the other address family. Throws a {@link Refusal}. */

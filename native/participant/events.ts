@@ -31,6 +31,9 @@ export type ParticipantEvent =
       roundTripMs?: number;
     }
   | { event: "left"; peer: number; name: string }
+  /** A peer has another name; and we ourselves have the one that we wanted. */
+  | { event: "renamed"; peer: number; name: string; was: string }
+  | { event: "named"; name: string; was: string }
   | { event: "mapping"; mapping: Mapping; step: number }
   /** Whether our router opens a port for us. */
   | { event: "port-mapping"; state: PortMappingState }

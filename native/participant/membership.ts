@@ -23,18 +23,18 @@ export class Membership {
   readonly #secretInstance = crypto.getRandomValues(new Uint8Array(8)).toHex();
   readonly instance = publicInstance(this.#secretInstance);
   readonly #identity: Identity;
-  readonly #wantedName: string;
+  readonly wantedName: string;
   /** Another one than we wanted, if that is taken. Peers know us by it, so we come back with it. */
   #name: string;
   /** Being made while we connect. */
   readonly #roomToBe: Room | Promise<Room>;
   #room: Room | undefined;
   /** Sealed for the room and our name in it. With another name there is another key. */
-  #sealed: { name: string; credentials: Credentials } | undefined;
+  #credentials: Credentials | undefined;
 
   constructor(identity: Identity, name: string, room: string | Room | Promise<Room>) {
     this.#identity = identity;
-    this.#wantedName = name;
+    this.wantedName = name;
     this.#name = name;
     this.#roomToBe = typeof room === "string" ? roomOf(room) : room;
   }
@@ -67,12 +67,14 @@ export class Membership {
   }
 
   get credentials(): Credentials {
-    const self = this.member;
-    if (this.#sealed?.name !== self.name) {
-      const credentials = new Credentials(this.#identity, { key: this.bondKey, self });
-      this.#sealed = { name: self.name, credentials };
-    }
-    return this.#sealed.credentials;
+    const membership = this;
+    const seal = {
+      key: this.bondKey,
+      get self() {
+        return membership.member;
+      },
+    };
+    return (this.#credentials ??= new Credentials(this.#identity, seal));
   }
 
   /** Resolves once the room is made of its words. */
@@ -82,9 +84,26 @@ export class Membership {
 
   /** Takes the name that the introducer offers in place of ours. Returns whether we can use it. */
   rename(name: string): boolean {
-    const isBearable = isNumberedName(name, this.#wantedName) || isNumberedName(name, this.#name);
-    if (isBearable) this.#name = name;
+    const isBearable = isNumberedName(name, this.wantedName) || isNumberedName(name, this.#name);
+    if (isBearable) this.#become(name);
     return isBearable;
+  }
+
+  /** What asks for the name that we wanted. Only once the {@link room} is there. */
+  wish(): ToIntroducer & { type: "rename" } {
+    const { wantedName: name } = this;
+    const { key } = this.#room!;
+    return { type: "rename", name, ...(key && { proof: prove(key, { ...this.member, name }) }) };
+  }
+
+  /** We have the name that we wanted. */
+  takeBack(): void {
+    this.#become(this.wantedName);
+  }
+
+  #become(name: string): void {
+    this.#name = name;
+    this.#credentials?.reseal();
   }
 
   /** What we tell an introducer of ourselves. Only once the {@link room} is there. */

@@ -128,6 +128,10 @@ export class RemotePeer {
   get fingerprint(): string {
     return this.#listed.peer.fingerprint;
   }
+  /** As the introducer lists it. */
+  get listed(): Peer {
+    return this.#listed.peer;
+  }
   get isPresent(): boolean {
     return this.#listed.isPresent;
   }

@@ -4,6 +4,7 @@
  * (native/participant/peer.ts). For participant.ts.
  */
 import {
+  changedPeer,
   nameSkeleton,
   type Peer,
   printable,
@@ -114,7 +115,18 @@ export class Roster {
   updated({ id, ...change }: ToParticipant & { type: "updated" }): void {
     const peer = this.byId(id);
     if (!peer) return;
+    const { name: called = peer.name, proof } = change;
+    if (called !== peer.name) this.#owner.emit({ event: "renamed", peer: id, name: called, was: peer.name });
+    const listed = changedPeer(peer.listed, change);
+    // By another name it must prove, too, that it is one of the room.
+    const isProved = called === peer.name && proof === undefined;
+    if (!isProved && this.#owner.distrust(listed) !== peer.distrust) {
+      peer.left();
+      this.#forgetIfGone(peer);
+      return void this.remember(listed);
+    }
     peer.change(change);
+    this.wake();
     const { name, public: observed, mapped, mapping, roundTripMs } = peer.row;
     const measured = { ...(mapped && { mapped }), ...(roundTripMs !== undefined && { roundTripMs }) };
     this.#owner.emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });

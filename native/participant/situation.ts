@@ -87,11 +87,14 @@ export class Situation {
     this.#verify =
       other && isOtherFamily(other.endpoint, connection) && mayVisit(other.endpoint) ? other : undefined;
     this.questions = new Questions((question) => connection.send(question));
-    const { credentials, member: self, bondKey } = membership;
+    const { credentials, bondKey } = membership;
     const portFor = (port: number) => new PunchPort(port, credentials);
     this.#context = {
       ...{ id: message.id, public: message.public, private: message.private, probeToken: message.probeToken },
-      ...{ credentials, self, bondKey, probes, portFor, port: portFor(connection.port) },
+      get self() {
+        return membership.member;
+      },
+      ...{ credentials, bondKey, probes, portFor, port: portFor(connection.port) },
       ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
       ...{ behaviour: undefined, mapped: undefined, roundTripMs: undefined, clampsSegments: false },
       send: (told) => connection.send(told),

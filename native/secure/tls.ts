@@ -30,6 +30,11 @@ export class Credentials {
     this.#seal = seal;
   }
 
+  /** Who we are has changed: what is made from now on shows that. */
+  reseal(): void {
+    this.#context = undefined;
+  }
+
   get context(): tls.SecureContext {
     return (this.#context ??= this.#make());
   }

@@ -174,6 +174,7 @@ const logLines: { readonly [E in IntroducerEvent["event"]]: (event: EventOf<E>) 
     `#${id} ${name} joined ${roomName(room)} from ${seen} (private ${hosts.join(", ") || "none"})`,
   ignored: ({ address, endpoints }) => `${address} offered ${endpoints.join(", ")}, not its own: ignored`,
   left: ({ id, name, reason }) => `#${id} ${name} left: ${reason}`,
+  renamed: ({ id, name, was }) => `#${id} ${was} is ${name} now`,
   punch: ({ a, b, way, round }) => `#${a} and #${b} are punching (${way}, round ${round})`,
   mapping: ({ id, mapping }) => `#${id} has ${mapping} mapping`,
   mapped: ({ id, endpoint }) =>

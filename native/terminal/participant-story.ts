@@ -28,6 +28,10 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
       );
     case "peers":
       return describePeers(event.peers);
+    case "named":
+      return `${c.bold(printable(event.name))} is free: others call you so again, and not ${printable(event.was)}`;
+    case "renamed":
+      return `${printable(event.was)} (${event.peer}) is called ${c.bold(printable(event.name))} now`;
     case "mapping":
       return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
     case "port-mapping":

@@ -130,6 +130,8 @@ const toIntroducer: Samples<ToIntroducer> = {
   "connect-back": { type: "connect-back" },
   echo: { type: "echo", text: "Grüße 👋" },
   pong: { type: "pong", id: 3 },
+  rename: { type: "rename", name: "alice", proof: "ab".repeat(32) },
+  update: { type: "update", private: peer.private },
 };
 
 const toParticipant: Samples<ToParticipant> = {
@@ -147,6 +149,7 @@ const toParticipant: Samples<ToParticipant> = {
   joined: { type: "joined", peer },
   updated: { type: "updated", id: 7, mapping: "random", mapped: null, roundTripMs: 3 },
   left: { type: "left", id: 7 },
+  renamed: { type: "renamed", name: "alice" },
   measure: { type: "measure", peer, token, way: "fresh" },
   punch: {
     type: "punch",

@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { nameProblem, nameSkeleton } from "../../protocol.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
-import { LyingIntroducer, Member, peerLine, peersLine, registered } from "./wire.ts";
+import { LyingIntroducer, Member, peerLine, peersLine, registered, roomKey } from "./wire.ts";
 
 /** What eve may call herself beside a bob. */
 const alike: Record<string, string> = {
@@ -81,4 +81,42 @@ test("who asks for a peer is not linked with one that looks like it", async () =
   alice.type("connect bob", "connect 2");
   expect((await alice.next("error")).message).toBe("bob is ambiguous: use one of the ids 2, 3");
   expect(await house.hears("connect")).toMatchObject({ peer: 2 });
+});
+
+test("an introducer can't give us a name for which we have not asked", async () => {
+  using house = await LyingIntroducer.listen((line, visitor) => {
+    if (line.type !== "register") return;
+    if (line.name === "alice")
+      visitor.say({ type: "refused", code: "name-taken", message: "", name: "alice-2" });
+    else visitor.say(registered(line), peersLine(peerLine()), { type: "renamed", name: "mallory" });
+  });
+  await using alice = new Driven(house.port, "alice");
+  const { reason } = await alice.next("introducer", ({ state }) => state === "lost");
+  expect(reason).toBe("it calls us mallory, for which we have not asked");
+  expect(await house.hears("register", ({ name }) => name === "alice-2")).toBeDefined();
+  expect(alice.count("named")).toBe(0);
+});
+
+test("a peer that gets another name must prove by it that it is of the room, or counts as nobody", async () => {
+  const words = "7k2m-9qxw-4tz8-vbnc";
+  const { key } = await roomKey(words);
+  const [bob, proved] = [peerLine({}, key), peerLine({ name: "carol" }, key)];
+  using house = await LyingIntroducer.listen((line, visitor) => {
+    if (line.type === "register") visitor.say(registered(line), peersLine(bob));
+    if (line.type === "echo") visitor.say({ type: "echo", text: line.text });
+    if (line.type === "echo" && line.text === "lie") visitor.say({ type: "updated", id: 2, name: "dora" });
+    if (line.type === "echo" && line.text === "truth")
+      visitor.say({ type: "updated", id: 2, name: "carol", proof: proved.proof });
+  });
+  await using alice = new Driven(house.port, "alice", "--room", words);
+  await alice.registered;
+  alice.type("echo truth");
+  expect(await alice.next("renamed")).toMatchObject({ name: "carol", was: "bob" });
+  alice.type("list", "echo lie");
+  expect(await alice.next("peers")).toMatchObject({ peers: [{ name: "carol", state: "known" }] });
+  expect(await alice.next("renamed")).toMatchObject({ name: "dora", was: "carol" });
+  alice.type("list", "connect dora");
+  expect(await alice.next("peers")).toMatchObject({ peers: [{ name: "dora", state: "untrusted" }] });
+  expect((await alice.next("error")).message).toContain("not trusted");
+  expect(house.heard.all.filter(({ type }) => type === "connect")).toEqual([]);
 });

@@ -254,3 +254,61 @@ test("who registers anew replaces its old session, even in a full room; its name
   expect(await namesake.next("refused")).toMatchObject({ code: "limit", request: "register" });
   expect(scene.introducer.participants.map(({ id }) => id)).toEqual([bert.id, anew.id]);
 });
+
+test("who was renamed may have the name that it wanted once that is free, and no other", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert-2");
+  const proof = "cd".repeat(32);
+  {
+    using holder = await scene.join("bert");
+    bert.send({ type: "rename", name: "bert" });
+    expect(await bert.next("refused")).toMatchObject({
+      code: "name-taken",
+      request: "rename",
+    });
+    expect(holder.id).toBe(3);
+  }
+  await bert.next("left");
+  for (const name of ["carl", "bert-2", "bert-2-2", "anna"]) {
+    bert.send({ type: "rename", name });
+    expect(await bert.next("refused")).toMatchObject({ code: "bad-field", request: "rename" });
+  }
+  bert.send({ type: "rename", name: "bert", proof });
+  expect(await bert.next("renamed")).toEqual({ type: "renamed", name: "bert" });
+  const isNamed = ({ name }: { name?: string }) => name !== undefined;
+  expect(await anna.next("updated", isNamed)).toMatchObject({ id: bert.id, name: "bert", proof });
+  expect(await scene.happened("renamed")).toEqual({ event: "renamed", id: 2, name: "bert", was: "bert-2" });
+  using later = await scene.join("carl");
+  expect(later.id).toBe(4);
+  expect(later.seen.find(({ type }) => type === "peers")).toMatchObject({
+    peers: [{}, { name: "bert", proof }],
+  });
+});
+
+test("a name that is kept for who has left is not had by renaming either", async () => {
+  await using scene = introduce();
+  using bert = await scene.join("bert-2");
+  {
+    using holder = new Client(scene.introducer.port);
+    holder.send({ ...registration("bert"), fingerprint: "ef".repeat(32) });
+    await holder.next("registered");
+  }
+  await bert.next("left");
+  bert.send({ type: "rename", name: "bert" });
+  expect(await bert.next("refused")).toMatchObject({ code: "name-taken", request: "rename" });
+});
+
+test("other addresses of a host are told to the room, if it may offer them and if they are others", async () => {
+  await using scene = introduce();
+  using anna = await scene.join("anna", "lobby", false);
+  using bert = await scene.join("bert", "lobby", false);
+  const hosts = [at("192.168.1.5:40000"), at("10.0.0.7:40000")];
+  bert.send({ type: "update", private: [hosts[0]!] }); // which is no news
+  bert.send({ type: "update", private: [...hosts, at("8.8.8.8:53")] });
+  expect(await anna.next("updated")).toEqual({ type: "updated", id: bert.id, private: hosts });
+  bert.send({ type: "update", private: [at("127.0.0.1:5")] });
+  expect(await bert.next("updated")).toEqual({ type: "updated", id: bert.id, private: hosts });
+  await bert.settled();
+  expect(anna.types().filter((type) => type === "updated")).toHaveLength(1);
+});

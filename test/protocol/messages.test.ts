@@ -87,6 +87,16 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
     [{ type: "unlinked", peer: 2, reason: "peer-quit" }, `{"type":"unlinked","peer":2,"reason":"peer-quit"}`],
   ],
   failed: [[failed, failedJson]],
+  rename: [
+    [{ type: "rename", name: "alice" }, `{"type":"rename","name":"alice"}`],
+    [
+      { type: "rename", name: "alice", proof: fingerprint },
+      `{"type":"rename","name":"alice","proof":"${fingerprint}"}`,
+    ],
+  ],
+  update: [
+    [{ type: "update", private: [at("10.0.0.4:40000")] }, `{"type":"update","private":["10.0.0.4:40000"]}`],
+  ],
   mapping: [
     [{ type: "mapping", mapping: "unknown" }, `{"type":"mapping","mapping":"unknown"}`],
     [
@@ -149,6 +159,10 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "updated", id: 2, mapped: at("203.0.113.7:41000") },
       `{"type":"updated","id":2,"mapped":"203.0.113.7:41000"}`,
     ],
+    [
+      { type: "updated", id: 2, name: "bob", proof: fingerprint, private: [] },
+      `{"type":"updated","id":2,"name":"bob","proof":"${fingerprint}","private":[]}`,
+    ],
     [{ type: "updated", id: 2, mapped: null }, `{"type":"updated","id":2,"mapped":null}`],
   ],
   relay: [
@@ -184,6 +198,7 @@ const goldenToParticipant: Golden<ToParticipant> = {
     { type: "filtering", filtering },
     `{"type":"filtering","filtering":"${filtering}"}`,
   ]),
+  renamed: [[{ type: "renamed", name: "alice" }, `{"type":"renamed","name":"alice"}`]],
   left: [[{ type: "left", id: 2 }, `{"type":"left","id":2}`]],
   punch: [
     [
@@ -280,7 +295,8 @@ const optionalFields: Record<string, string[]> = {
   register: ["proof", "direct"],
   registered: ["verify", "relay", "probeToken"],
   connect: ["relay"],
-  updated: ["otherPublic", "mapped", "mapping", "roundTripMs"],
+  rename: ["proof"],
+  updated: ["name", "proof", "private", "otherPublic", "mapped", "mapping", "roundTripMs"],
   mapped: ["endpoint"],
   filtering: ["elsewhere"],
   mapping: ["prediction"],
