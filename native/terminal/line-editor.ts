@@ -86,9 +86,9 @@ export class LineEditor {
 
   /** Draws lines that stay just above the prompt, in place of those before. */
   status(lines: string[]): void {
+    this.#status = lines;
     if (!this.#hasScreen || (lines.length === 0 && this.#drawnStatus.length === 0)) return;
     this.#erase();
-    this.#status = lines;
     this.#redraw();
   }
 
@@ -232,7 +232,11 @@ export class LineEditor {
   /** The terminal has wrapped what is drawn anew, for its new width. */
   #resize = (): void => {
     this.#erase();
-    setImmediate(() => this.#redraw()); // after readline, which draws only the line that is typed
+    // After this readline draws the line that is typed, and not what stands above it.
+    setImmediate(() => {
+      this.#isDrawn = this.#reader !== undefined;
+      this.#redraw();
+    });
   };
 
   #redraw(): void {
