@@ -38,6 +38,7 @@ import type { Participant } from "./native/introducer/rooms.ts";
 import type { Member, MessageOf, Session } from "./native/introducer/session.ts";
 import { Sources } from "./native/introducer/sources.ts";
 import type { Turns } from "./native/introducer/turns.ts";
+import { type Due, notScheduled, Wheel } from "./native/introducer/wheel.ts";
 import { version } from "./native/terminal/command-line.ts";
 import { type Arguments, readArguments, usage } from "./native/terminal/introducer-arguments.ts";
 import { askPort, invitation, listenProblem, Prompt } from "./native/terminal/introducer-prompt.ts";
@@ -54,7 +55,7 @@ import {
   type ToParticipant,
 } from "./protocol.ts";
 
-/** Deadlines are looked at so often, or more often where they are short. */
+/** What may be late is looked at so often. Deadlines have a {@link Wheel}. */
 const tickMs = 500;
 
 // --- what each message does ------------------------------------------------------------------------------
@@ -225,6 +226,7 @@ class Rendezvous {
 export class Introducer {
   readonly limits: Limits;
   readonly #guard: Guard;
+  readonly #wheel = new Wheel();
   readonly #reception: Reception;
   readonly #members: Members;
   readonly #introductions: Introductions;
@@ -232,7 +234,6 @@ export class Introducer {
   readonly #drain: Drain;
   readonly #metrics = new Metrics();
   readonly #metricsServer: MetricsServer | undefined;
-  readonly #timer: Timer;
   #drained: Promise<void> | undefined;
   #stopped: Promise<void> | undefined;
 
@@ -246,27 +247,25 @@ export class Introducer {
     const redisProblem = redis === undefined ? undefined : redisUrlProblem(redis);
     if (redisProblem !== undefined) throw new TypeError(`the URL of the Redis is wrong: ${redisProblem}`);
     const limits = (this.limits = { ...defaultLimits, ...options.limits });
-    const { registerDeadlineMs: register, pingMs, silenceMs, measureMs } = limits;
-    const everyMs = Math.min(tickMs, Math.min(register, pingMs, silenceMs, measureMs) / 4);
     const sources = new Sources(limits);
     const guard = (this.#guard = new Guard(options.onEvent ?? (() => {})));
     const members = (this.#members = new Members(guard));
-    const { door, turns, relays } = (this.#reception = this.#receive(options, sources, everyMs));
-    const introductions = (this.#introductions = this.#makeIntroductions(everyMs));
+    const { door, turns, relays } = (this.#reception = this.#receive(options, sources));
+    const introductions = (this.#introductions = this.#makeIntroductions());
     const drain = (this.#drain = this.#makeDrain());
     const presence = new Presence(guard);
     const rooms = { members, presence, introductions, relays, drain, metrics: this.#metrics };
     const where = { door, probePorts: this.probePorts, alternate, redis, advertise };
     const notify = (text: string) => this.broadcast(text);
     this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });
-    this.#timer = this.#tickEvery(everyMs);
+    this.#startTicking();
     this.#metricsServer = options.metrics && this.#showMetrics(options.metrics);
     guard.emit({ event: "listening", host: this.host, port: this.port });
   }
 
   // wiring
 
-  #receive(options: IntroducerOptions, sources: Sources, everyMs: number): Reception {
+  #receive(options: IntroducerOptions, sources: Sources): Reception {
     const { heldBytes, heldBytesPerAddress } = this.limits;
     const most = `of one address ${amount(heldBytesPerAddress)} may, ${amount(heldBytes)} in all`;
     const owner = {
@@ -274,6 +273,7 @@ export class Introducer {
       sources,
       guard: this.#guard,
       metrics: this.#metrics,
+      wheel: this.#wheel,
       tooMuch: `too much waits to be read: ${most}; come back later, and say less at once`,
       line: (session: Session, line: string) => this.#rendezvous.line(session, line),
       leave: (member: Member, reason: string) => this.#rendezvous.leave(member, reason),
@@ -281,10 +281,10 @@ export class Introducer {
       probed: (token: string, peer: number, stands: Prediction) =>
         this.#rendezvous.probed(token, peer, stands),
     };
-    return new Reception(owner, options, everyMs);
+    return new Reception(owner, options);
   }
 
-  #makeIntroductions(everyMs: number): Introductions {
+  #makeIntroductions(): Introductions {
     const exchange = {
       limits: this.limits,
       canMeasure: this.probePorts.length > 0,
@@ -298,7 +298,7 @@ export class Introducer {
       serve: (member: Member | undefined, work: () => void) => this.#guard.serve(member?.session, work),
       count: this.#metrics.introduced.bind(this.#metrics),
     };
-    return new Introductions(exchange, everyMs);
+    return new Introductions(exchange, this.#wheel);
   }
 
   #makeDrain(): Drain {
@@ -325,16 +325,16 @@ export class Introducer {
     }
   }
 
-  #tickEvery(everyMs: number): Timer {
-    let tickedAt = performance.now();
-    return setInterval(() => {
-      const now = performance.now();
-      this.#reception.tick(now);
-      this.#guard.serve(undefined, () => this.#introductions.tick());
-      this.#guard.serve(undefined, () => this.#drain.tick());
-      this.#guard.serve(undefined, () => this.#metrics.ticked(now - tickedAt - everyMs));
-      tickedAt = now;
-    }, everyMs);
+  #startTicking(): void {
+    const wheel = this.#wheel;
+    const works = [this.#reception, this.#introductions, this.#drain];
+    const due = (now: number) => {
+      for (const one of works) this.#guard.serve(undefined, () => one.tick(now));
+      wheel.put(ticks, now + tickMs);
+    };
+    const ticks: Due = { slot: notScheduled, due };
+    wheel.put(ticks, wheel.now() + tickMs);
+    wheel.start((lateMs) => this.#guard.serve(undefined, () => this.#metrics.ticked(lateMs)));
   }
 
   get #homes(): Homes | undefined {
@@ -444,8 +444,7 @@ export class Introducer {
     const left = this.#homes?.close();
     await door.end();
     await left;
-    clearInterval(this.#timer);
-    for (const one of [this.#reception, this.#members, this.#introductions, this.#metricsServer]) one?.stop();
+    for (const one of [this.#wheel, this.#reception, this.#members, this.#metricsServer]) one?.stop();
     this.#drain.end();
   }
 }

@@ -1,17 +1,16 @@
 /**
- * The door: who may connect, and the sessions of those who have. It owns the listening socket, the sessions, and when
- * each is to be looked at. What they say is none of its business. For introducer.ts alone.
+ * The door: who may connect, and the sessions of those who have. It owns the listening socket and the
+ * sessions. What they say is none of its business. For introducer.ts alone.
  */
 import { defaultPort, Refusal, splitEndpoint } from "../../protocol.ts";
 import { type Shares, siteShares, sourceOf } from "../shares/budget.ts";
-import { byTurns, Rounds } from "../shares/turns.ts";
+import { byTurns } from "../shares/turns.ts";
 import { isSupported, limitUnread } from "../host/libc.ts";
 import { Listener } from "./listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import { closeGraceMs, type Connection, Session, type SessionOwner } from "./session.ts";
 import type { Sources } from "./sources.ts";
 import type { Turns } from "./turns.ts";
-import { Deadlines } from "./wheel.ts";
 
 /** What waits to be read of a connection: some lines. */
 export const unreadBytes = 64 * 1024;
@@ -19,7 +18,7 @@ export const unreadBytes = 64 * 1024;
 const refusedAtOnce = 8;
 
 /** Who serves the sessions. */
-interface Owner extends Omit<SessionOwner, "schedule"> {
+interface Owner extends SessionOwner {
   readonly sources: Sources;
   readonly turns: Turns;
   receive(session: Session, chunk: Uint8Array): void;
@@ -31,24 +30,15 @@ interface Owner extends Omit<SessionOwner, "schedule"> {
 
 export class Door {
   readonly #owner: Owner;
-  readonly #sessionOwner: SessionOwner;
   readonly #listener: Listener<Session | undefined>;
   readonly #sessions = new Set<Session>();
   readonly #shares: Shares;
-  readonly #deadlines: Deadlines<Session>;
-  readonly #rounds = new Rounds(
-    () => this.#deadlines.take(performance.now()).values(),
-    (session, now) => this.#lookAt(session, now),
-  );
   #allGone: (() => void) | undefined;
 
-  /** Throws what `Bun.listen` throws. It is to {@link tick} every `tickMs`. */
-  constructor(owner: Owner, host: string | undefined, port = defaultPort, tickMs: number) {
+  /** Throws what `Bun.listen` throws. */
+  constructor(owner: Owner, host: string | undefined, port = defaultPort) {
     this.#owner = owner;
     this.#shares = owner.sources.connections;
-    this.#deadlines = new Deadlines(tickMs, performance.now());
-    const schedule = (session: Session, at: number) => this.#deadlines.put(session, at);
-    this.#sessionOwner = { ...owner, schedule };
     this.#listener = this.#listen(host, port);
   }
 
@@ -108,7 +98,7 @@ export class Door {
       this.#shares.isBeyond(source, refusedAtOnce) ||
       this.#sessions.size >= 1.1 * this.#owner.limits.sessions;
     if (isFlood || !this.#owner.turns.accepts(source)) return this.#owner.metrics.turnedAway();
-    const session = new Session(socket, observed, this.#sessionOwner, performance.now());
+    const session = new Session(socket, observed, this.#owner, performance.now());
     socket.data = session;
     if (isSupported()) limitUnread(socket.fd, unreadBytes);
     socket.setNoDelay(true); // a `punch` held back by Nagle's algorithm would spoil the simultaneous start
@@ -134,20 +124,10 @@ export class Door {
   #closed(session: Session, reason: string): void {
     if (!session.end()) return;
     this.#sessions.delete(session);
-    this.#deadlines.remove(session);
+    this.#owner.wheel.remove(session);
     this.#shares.remove(session.source);
     this.#owner.closed(session, reason);
     if (this.#sessions.size === 0) this.#allGone?.();
-  }
-
-  tick(): void {
-    this.#rounds.begin();
-  }
-
-  #lookAt(session: Session, now: number): void {
-    if (session.isGone) return; // meanwhile
-    this.#owner.guard.serve(session, () => session.tick(now));
-    if (!session.isGone) this.#deadlines.put(session, session.dueAt);
   }
 
   /** By turns. */

@@ -1,20 +1,18 @@
 /**
  * All introductions: by pair and by token. It owns the pairs that are being introduced or have been lately, the tokens
- * that both have been told, the ways that have worked, and the timer of the relays. It sends nothing itself. For
+ * that both have been told, and the ways that have worked. It sends nothing itself. For
  * introducer.ts and native/introducer/links.ts.
  */
 import type { Prediction, Refusal } from "../../protocol.ts";
-import { Rounds } from "../shares/turns.ts";
 import type { Exchange } from "./exchange.ts";
 import { type Index, Introduction } from "./introduction.ts";
 import type { Limits } from "./limits.ts";
 import { type Asking, type Asks, Quotas } from "./quotas.ts";
-import type { RelayOffer } from "./relay-offer.ts";
 import { introductionMs, reportGraceMs } from "./round.ts";
 import type { Member, MessageOf } from "./session.ts";
 import { ToldTokens } from "./told.ts";
 import { WorkingWays } from "./ways.ts";
-import { Deadlines, type Due, notScheduled } from "./wheel.ts";
+import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 
 /** Two who are being introduced, or have been lately. */
 interface Pair extends Due {
@@ -33,27 +31,18 @@ export class Introductions {
   readonly #quotas: Quotas;
   readonly #now: () => number;
   readonly #index: Index;
-  /** When each pair is to be looked at next. */
-  readonly #duePairs: Deadlines<Pair>;
-  readonly #rounds = new Rounds(
-    () => this.#duePairs.take(this.#now()).values(),
-    (pair) => this.#lookAt(pair, this.#now()),
-  );
+  readonly #wheel: Wheel;
   readonly #workingWays = new WorkingWays();
   /** By the ids of both. */
   readonly #of = new Map<number, Map<number, Pair>>();
   readonly #byToken = new Map<string, Introduction>();
   readonly #told: ToldTokens;
-  /** Relays that are to be offered, and when, the first due first. */
-  readonly #relayAt = new Map<RelayOffer, number>();
-  #relayTimer: Timer | undefined;
 
-  /** It is to {@link tick} every `tickMs`. */
-  constructor(exchange: Exchange, tickMs: number, now: () => number = () => performance.now()) {
+  constructor(exchange: Exchange, wheel: Wheel) {
     this.#exchange = exchange;
-    this.#now = now;
-    this.#quotas = new Quotas(exchange.limits, tickMs, now());
-    this.#duePairs = new Deadlines(tickMs, now());
+    this.#wheel = wheel;
+    this.#now = wheel.now;
+    this.#quotas = new Quotas(exchange.limits, wheel);
     this.#told = new ToldTokens(reportableMs(exchange.limits));
     this.#index = this.#makeIndex();
   }
@@ -65,12 +54,12 @@ export class Introductions {
       exchange: this.#exchange,
       quotas: this.#quotas,
       now: this.#now,
-      schedule: ({ asking }, at) => this.#duePairs.put(this.#pair(asking.asker, asking.target), at),
+      schedule: ({ asking }, at) => this.#wheel.put(this.#pair(asking.asker, asking.target), at),
       addToken: (token, introduction) => void this.#byToken.set(token, introduction),
       removeToken: (token) => void this.#byToken.delete(token),
       told,
-      relayIn: (offer, ms) => this.#relayIn(offer, ms),
-      noRelay: (offer) => void this.#relayAt.delete(offer),
+      relayIn: (offer, ms) => this.#wheel.put(offer, this.#now() + ms),
+      noRelay: (offer) => this.#wheel.remove(offer),
       workingWay: (a, b) => this.#workingWays.of(a.peer.id, b.peer.id),
       keepWay: (a, b, way) => this.#workingWays.keep(a.peer.id, b.peer.id, way),
       ended: ({ asking }) => this.#ended(asking),
@@ -81,10 +70,6 @@ export class Introductions {
   punching(id: number): number[] {
     const pairs = [...(this.#of.get(id) ?? [])];
     return pairs.filter(([, pair]) => pair.introduction !== undefined).map(([peer]) => peer);
-  }
-
-  stop(): void {
-    clearTimeout(this.#relayTimer);
   }
 
   /** Throws a {@link Refusal} when there have been too many. */
@@ -148,8 +133,6 @@ export class Introductions {
   // time
 
   tick(): void {
-    this.#rounds.begin();
-    this.#quotas.tick();
     this.#told.forget(this.#now());
   }
 
@@ -158,29 +141,11 @@ export class Introductions {
     const { introduction } = pair;
     if (introduction) this.#exchange.serve(introduction.asking.asker, () => introduction.tick(now));
     else if (now >= this.#quotas.isAsNewAt(pair.asks)) this.#forget(pair);
-    if (this.#isKnown(pair)) this.#duePairs.put(pair, this.#dueAt(pair, now));
+    if (this.#isKnown(pair)) this.#wheel.put(pair, this.#dueAt(pair, now));
   }
 
   #dueAt({ introduction, asks }: Pair, now: number): number {
     return introduction ? introduction.dueAt(now) : this.#quotas.isAsNewAt(asks);
-  }
-
-  #relayIn(offer: RelayOffer, ms: number): void {
-    this.#relayAt.set(offer, this.#now() + ms);
-    this.#relayTimer ??= setTimeout(() => this.#relayDue(), ms);
-  }
-
-  #relayDue(): void {
-    this.#relayTimer = undefined;
-    const now = this.#now();
-    for (const [offer, at] of this.#relayAt) {
-      if (at > now) {
-        this.#relayTimer = setTimeout(() => this.#relayDue(), Math.ceil(at - now));
-        return;
-      }
-      this.#relayAt.delete(offer);
-      this.#exchange.serve(offer.asking.asker, () => offer.fallDue());
-    }
   }
 
   // pairs
@@ -189,7 +154,7 @@ export class Introductions {
   #ended({ asker, target }: Asking): void {
     const pair = this.#pair(asker, target);
     pair.introduction = undefined;
-    this.#duePairs.put(pair, this.#now());
+    this.#wheel.put(pair, this.#now());
   }
 
   #isKnown(pair: Pair): boolean {
@@ -200,8 +165,14 @@ export class Introductions {
   #pair(a: Member, b: Member): Pair {
     const known = this.#of.get(a.peer.id)?.get(b.peer.id);
     if (known) return known;
-    const pair: Pair = { members: [a, b], introduction: undefined, asks: new Map(), slot: notScheduled };
-    this.#duePairs.put(pair, this.#now());
+    const pair: Pair = {
+      members: [a, b],
+      introduction: undefined,
+      asks: new Map(),
+      slot: notScheduled,
+      due: (now) => this.#lookAt(pair, now),
+    };
+    this.#wheel.put(pair, this.#now());
     for (const [{ peer: one }, { peer: other }] of bothWays(a, b)) {
       const pairs = this.#of.get(one.id) ?? new Map<number, Pair>();
       this.#of.set(one.id, pairs.set(other.id, pair));
@@ -210,7 +181,7 @@ export class Introductions {
   }
 
   #forget(pair: Pair): void {
-    this.#duePairs.remove(pair);
+    this.#wheel.remove(pair);
     for (const [{ peer: one }, { peer: other }] of bothWays(...pair.members)) {
       const pairs = this.#of.get(one.id);
       if (pairs?.delete(other.id) && pairs.size === 0) this.#of.delete(one.id);

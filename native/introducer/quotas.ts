@@ -5,10 +5,9 @@
  */
 import type { Refusal } from "../../protocol.ts";
 import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
-import { Rounds } from "../shares/turns.ts";
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
-import { Deadlines, type Due, notScheduled } from "./wheel.ts";
+import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 
 /** How fast introductions are forgotten that an address has had; and below which number it has had next to none. */
 const targetWindowMs = 60_000;
@@ -58,16 +57,11 @@ export function spendIntroduction(
 export class Quotas {
   readonly #limits: Limits;
   readonly #unasked = new Map<number, Unasked>();
-  readonly #due: Deadlines<Unasked>;
-  readonly #rounds = new Rounds(
-    () => this.#due.take(performance.now()).values(),
-    (unasked, now) => this.#lookAt(unasked, now),
-  );
+  readonly #wheel: Wheel;
 
-  /** It is to {@link tick} every `tickMs`. */
-  constructor(limits: Limits, tickMs: number, now: number) {
+  constructor(limits: Limits, wheel: Wheel) {
     this.#limits = limits;
-    this.#due = new Deadlines(tickMs, now);
+    this.#wheel = wheel;
   }
 
   /** Counts an introduction that the target has not asked for. Throws a {@link Refusal} if there were too many. */
@@ -152,17 +146,14 @@ export class Quotas {
     const fresh: Unasked = {
       id: peer.id,
       slot: notScheduled,
+      due: (at) => this.#lookAt(fresh, at),
       introductions: { tokens: introductionsPerTarget, at: now },
       perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };
     this.#unasked.set(peer.id, fresh);
-    this.#due.put(fresh, now + unaskedMs);
+    this.#wheel.put(fresh, now + unaskedMs);
     return fresh;
-  }
-
-  tick(): void {
-    this.#rounds.begin();
   }
 
   #lookAt(unasked: Unasked, now: number): void {
@@ -175,7 +166,7 @@ export class Quotas {
       fullAt(failedBirthdays, failedBirthdaysPerTarget),
     );
     if (now >= isFullAt && perAddress.size === 0) this.left(unasked.id);
-    else this.#due.put(unasked, Math.max(isFullAt, now + unaskedMs));
+    else this.#wheel.put(unasked, Math.max(isFullAt, now + unaskedMs));
   }
 
   /** A member is gone, or has nothing left to come back. */
@@ -183,6 +174,6 @@ export class Quotas {
     const unasked = this.#unasked.get(id);
     if (!unasked) return;
     this.#unasked.delete(id);
-    this.#due.remove(unasked);
+    this.#wheel.remove(unasked);
   }
 }

@@ -16,6 +16,7 @@ import { defaultRelayRates, Relays } from "./relay.ts";
 import { type Member, newToken, type Session } from "./session.ts";
 import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
+import type { Wheel } from "./wheel.ts";
 
 /** What waits to be read of a relayed connection: what its rate may be over a path of half a second. */
 const unreadRelayBytes = 1024 * 1024;
@@ -26,6 +27,7 @@ interface Owner {
   readonly sources: Sources;
   readonly guard: Guard;
   readonly metrics: Metrics;
+  readonly wheel: Wheel;
   /** What somebody is told of whose source too much waits to be read. */
   readonly tooMuch: string;
   line(session: Session, line: string): void;
@@ -43,12 +45,12 @@ export class Reception {
   readonly relays: Relays<Session> | undefined;
   readonly #owner: Owner;
 
-  /** Throws what {@link Door} and {@link Probes} throw. It is to {@link tick} every `tickMs`. */
-  constructor(owner: Owner, options: IntroducerOptions, tickMs: number) {
+  /** Throws what {@link Door} and {@link Probes} throw. */
+  constructor(owner: Owner, options: IntroducerOptions) {
     this.#owner = owner;
     const outbox = new Outbox(owner.guard, owner.limits, owner.sources);
     this.turns = this.#makeTurns(outbox);
-    this.door = this.#makeDoor(outbox, options, tickMs);
+    this.door = this.#makeDoor(outbox, options);
     this.probes = this.#makeProbes(options);
     const { rate, total } = defaultRelayRates;
     const { relay = true, relayRate = rate, relayTotal = total } = options;
@@ -72,13 +74,14 @@ export class Reception {
     });
   }
 
-  #makeDoor(outbox: Outbox, { host, port }: IntroducerOptions, tickMs: number): Door {
-    const { limits, sources, guard, metrics } = this.#owner;
+  #makeDoor(outbox: Outbox, { host, port }: IntroducerOptions): Door {
+    const { limits, sources, guard, metrics, wheel } = this.#owner;
     const owner = {
       limits,
       sources,
       guard,
       outbox,
+      wheel,
       turns: this.turns,
       metrics,
       measured: (member: Member, roundTripMs: number) => this.#owner.measured(member, roundTripMs),
@@ -88,7 +91,7 @@ export class Reception {
       leave: (session: Session, reason: string) => this.#leave(session, reason),
       closed: (session: Session, reason: string) => this.#closed(session, reason),
     };
-    return new Door(owner, host, port, tickMs);
+    return new Door(owner, host, port);
   }
 
   #makeProbes(options: IntroducerOptions): Probes {
@@ -159,7 +162,6 @@ export class Reception {
 
   tick(now: number): void {
     const { guard } = this.#owner;
-    guard.serve(undefined, () => this.door.tick());
     guard.serve(undefined, () => this.#owner.sources.tick(now));
     guard.serve(undefined, () => this.relays?.tick(now));
   }

@@ -7,6 +7,7 @@ import { relayAfterMs } from "../../protocol.ts";
 import type { Exchange } from "./exchange.ts";
 import type { Asking } from "./quotas.ts";
 import type { Member } from "./session.ts";
+import { type Due, notScheduled } from "./wheel.ts";
 
 type State =
   | { is: "unwanted" | "wanted" | "due" | "refused" }
@@ -18,15 +19,16 @@ export interface OfferIndex {
   readonly exchange: Exchange;
   /** In ms, from any moment on. */
   now(): number;
-  /** It is to be told by {@link RelayOffer.fallDue} in so many ms, or no more. */
+  /** It is to be made by {@link RelayOffer.due} in so many ms, or no more. */
   relayIn(offer: RelayOffer, ms: number): void;
   noRelay(offer: RelayOffer): void;
   /** Both have been told that token, and can say that they are linked by it. */
   told(token: string, a: Member, b: Member): void;
 }
 
-export class RelayOffer {
-  readonly asking: Asking;
+export class RelayOffer implements Due {
+  slot = notScheduled;
+  readonly #asking: Asking;
   readonly #index: OfferIndex;
   /** Whether there has been a direct round. */
   readonly #hasPunched: () => boolean;
@@ -40,7 +42,7 @@ export class RelayOffer {
     onToken: (token: string) => void,
   ) {
     this.#index = index;
-    this.asking = asking;
+    this.#asking = asking;
     this.#hasPunched = hasPunched;
     this.#onToken = onToken;
   }
@@ -62,9 +64,9 @@ export class RelayOffer {
   }
 
   /** It has been wanted for a while. */
-  fallDue(): void {
+  due(): void {
     this.#state = { is: "due" };
-    if (this.#hasPunched()) this.make();
+    if (this.#hasPunched()) this.#index.exchange.serve(this.#asking.asker, () => this.make());
   }
 
   /** A direct round has begun. */
@@ -76,7 +78,7 @@ export class RelayOffer {
   make(): boolean {
     if (this.#state.is !== "wanted" && this.#state.is !== "due") return false;
     const { exchange, told } = this.#index;
-    const { asker: a, target: b } = this.asking;
+    const { asker: a, target: b } = this.#asking;
     this.end();
     this.#state = { is: "refused" };
     const token = exchange.offerRelay(a, b);

@@ -8,7 +8,7 @@
  */
 import type { Socket } from "bun";
 import { type Bucket, sourceOf } from "../shares/budget.ts";
-import { notScheduled } from "./wheel.ts";
+import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 import type { RelayEnd } from "./relayed.ts";
 import {
   encode,
@@ -69,8 +69,7 @@ export interface SessionOwner {
   readonly limits: Limits;
   readonly guard: Guard;
   readonly outbox: Outbox;
-  /** It is to be looked at by then. */
-  schedule(session: Session, at: number): void;
+  readonly wheel: Wheel;
   readonly metrics: Metrics;
   /** It is over: nothing more is read of it, and it is in no room any more. */
   leave(session: Session, reason: string): void;
@@ -106,7 +105,7 @@ export interface Input {
 }
 
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
-export class Session implements Served, Writer {
+export class Session implements Served, Writer, Due {
   readonly socket: Connection;
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
@@ -143,14 +142,14 @@ export class Session implements Served, Writer {
     this.#owner = owner;
     this.#output = new Output(this, owner.outbox);
     this.#life = { is: "new", untilMs: now + registerDeadlineMs };
-    owner.schedule(this, now + registerDeadlineMs);
+    owner.wheel.put(this, now + registerDeadlineMs);
   }
 
   /** Alone writes its life. What is gone stays gone. */
   #become(life: Life): void {
     if (this.#life.is === "gone") return;
     this.#life = life;
-    if (life.is === "closing") this.#owner.schedule(this, life.untilMs);
+    if (life.is === "closing") this.#owner.wheel.put(this, life.untilMs);
   }
 
   /** Whether it is told nothing more, and what it says counts no more. */
@@ -249,13 +248,12 @@ export class Session implements Served, Writer {
   overflowed(): void {
     this.#become({ is: "silenced" });
     // Later, because whoever is sending may be walking through the room.
-    queueMicrotask(() => this.#owner.guard.serve(this, () => this.#drop("it reads too slowly")));
-  }
-
-  #drop(reason: string): void {
-    this.#become({ is: "closing", untilMs: performance.now() });
-    this.#owner.leave(this, reason);
-    this.socket.terminate();
+    const drop = () => {
+      this.#become({ is: "closing", untilMs: performance.now() });
+      this.#owner.leave(this, "it reads too slowly");
+      this.socket.terminate();
+    };
+    queueMicrotask(() => this.#owner.guard.serve(this, drop));
   }
 
   /** A mistake of ours costs it. */
@@ -274,7 +272,13 @@ export class Session implements Served, Writer {
     return true;
   }
 
-  tick(now: number): void {
+  due(now: number): void {
+    if (this.isGone) return; // meanwhile
+    this.#owner.guard.serve(this, () => this.#tick(now));
+    if (!this.isGone) this.#owner.wheel.put(this, this.#dueAt);
+  }
+
+  #tick(now: number): void {
     const { registerDeadlineMs: deadline } = this.#owner.limits;
     const life = this.#life;
     if (life.is === "member") this.member!.tick(now, this.#owner);
@@ -285,7 +289,7 @@ export class Session implements Served, Writer {
   }
 
   /** When there is something to do for it, at the latest. */
-  get dueAt(): number {
+  get #dueAt(): number {
     const life = this.#life;
     if (life.is === "member") return this.member!.dueAt(this.#owner);
     if (!("untilMs" in life) || (this.relayed && life.is !== "closing")) return Infinity;
@@ -361,7 +365,7 @@ export class Member {
 
   ping(now: number, owner: SessionOwner): void {
     this.#ping.sentAt = now;
-    owner.schedule(this.session, this.dueAt(owner));
+    owner.wheel.put(this.session, this.dueAt(owner));
     this.session.send({ type: "ping", id: ++this.#ping.id });
   }
 

@@ -5,6 +5,7 @@ import { type Index, Introduction } from "../../native/introducer/introduction.t
 import { defaultLimits } from "../../native/introducer/limits.ts";
 import { Quotas } from "../../native/introducer/quotas.ts";
 import { Member, type Session } from "../../native/introducer/session.ts";
+import { Wheel } from "../../native/introducer/wheel.ts";
 import {
   type FailureReason,
   formatEndpoint,
@@ -38,7 +39,7 @@ class Scene {
   /** The tokens of each kind that was told last. */
   readonly tokens: Record<string, string> = {};
   readonly members: readonly [Member, Member];
-  readonly quotas = new Quotas(defaultLimits, 500, 0);
+  readonly quotas = new Quotas(defaultLimits, new Wheel(() => 0));
   readonly introduction: Introduction;
   outcome: string | undefined;
   relayAt: number | undefined;
@@ -94,7 +95,7 @@ class Scene {
       this.now = Math.max(this.now, next);
       if (this.relayAt === next) {
         this.relayAt = undefined;
-        this.introduction.relay.fallDue();
+        this.introduction.relay.due();
       } else {
         this.dueAt = Infinity;
         this.introduction.tick(this.now);
@@ -270,7 +271,7 @@ test("what was said of an earlier round, and what is said after the end, changes
 
 test("what was not wanted costs the asker, what was is given back", () => {
   const asks = new Map();
-  const quotas = new Quotas(defaultLimits, 500, 0);
+  const quotas = new Quotas(defaultLimits, new Wheel(() => 0));
   const [asker, target] = [member(1, free), member(2, free)];
   const { introductionsPerPair: most } = defaultLimits;
   for (let count = 0; count < most; count++) quotas.spend({ asks, asker, target }, 0);

@@ -1,18 +1,23 @@
 import { describe, expect, test } from "bun:test";
-import { Deadlines, notScheduled } from "../../native/introducer/wheel.ts";
+import { type Due, notScheduled, Wheel } from "../../native/introducer/wheel.ts";
+import { until } from "../native-fixture.ts";
 
 function make(...ats: number[]) {
-  const deadlines = new Deadlines<{ name: number; slot: number }>(100, 1000);
-  const all = ats.map((at, name) => ({ name, at, slot: notScheduled }));
-  for (const one of all) deadlines.put(one, one.at);
-  const names = (now: number) => deadlines.take(now).map(({ name }) => name);
-  return { deadlines, all, names };
+  let now = 1000;
+  const wheel = new Wheel(() => now);
+  const all: Due[] = ats.map(() => ({ slot: notScheduled, due: () => {} }));
+  for (const [index, one] of all.entries()) wheel.put(one, ats[index]!);
+  const taken = (at: number) => {
+    now = at;
+    return wheel.take().map((one) => all.indexOf(one));
+  };
+  return { wheel, all, taken };
 }
 
-describe("deadlines", () => {
-  test("come in the step they fall into, once, however late the timer is", () => {
-    const { names } = make(1250, 1000, 1950, 900, notScheduled);
-    expect([names(1099), names(1199), names(1240), names(1240), names(60_000)]).toEqual([
+describe("what is due", () => {
+  test("comes in the step after that time, once, however late the timer is", () => {
+    const { taken } = make(1250, 1000, 1950, 900, notScheduled);
+    expect([taken(1019), taken(1245), taken(1260), taken(1260), taken(60_000)]).toEqual([
       [1, 3],
       [],
       [0],
@@ -21,27 +26,41 @@ describe("deadlines", () => {
     ]);
   });
 
-  test("are kept for the earliest of the times at which one was put", () => {
-    const { deadlines, all, names } = make(1500, 1500);
-    deadlines.put(all[0]!, 1900);
-    deadlines.put(all[1]!, 1200);
-    expect([names(1250), names(1550), names(2000)]).toEqual([[1], [0], []]);
+  test("is kept for the earliest of the times at which it was put", () => {
+    const { wheel, all, taken } = make(1500, 1500);
+    wheel.put(all[0]!, 1900);
+    wheel.put(all[1]!, 1200);
+    expect([taken(1250), taken(1550), taken(2000)]).toEqual([[1], [0], []]);
   });
 
-  test("may be put again when they have been taken, also for the same step: then they come at the next look", () => {
-    const { deadlines, names } = make(1210);
-    for (const one of deadlines.take(1205)) deadlines.put(one, 1210);
-    expect([names(1211), names(1300)]).toEqual([[0], []]);
+  test("may be put again when it has been taken, also for a time that is over: then it comes at the next look", () => {
+    const { wheel, all, taken } = make(1200);
+    expect(taken(1205)).toEqual([0]);
+    wheel.put(all[0]!, 1100);
+    expect([taken(1211), taken(1300)]).toEqual([[0], []]);
   });
 
-  test("are forgotten when removed", () => {
-    const { deadlines, all, names } = make(1200, 1200, 1700);
-    deadlines.remove(all[0]!);
-    deadlines.remove(all[2]!);
-    deadlines.remove(all[2]!);
-    expect([names(5000), all.map(({ slot }) => slot)]).toEqual([
+  test("is forgotten when removed", () => {
+    const { wheel, all, taken } = make(1200, 1200, 1700);
+    wheel.remove(all[0]!);
+    wheel.remove(all[2]!);
+    wheel.remove(all[2]!);
+    expect([taken(5000), all.map(({ slot }) => slot)]).toEqual([
       [1],
       [notScheduled, notScheduled, notScheduled],
     ]);
+  });
+
+  test("is told so, and not before", async () => {
+    const wheel = new Wheel();
+    const dueMs = wheel.now() + 50;
+    let toldMs: number | undefined;
+    wheel.put({ slot: notScheduled, due: (now) => void (toldMs = now) }, dueMs);
+    let steps = 0;
+    wheel.start(() => void (steps += 1));
+    await until("it is told", () => toldMs !== undefined);
+    wheel.stop();
+    expect(toldMs).toBeGreaterThanOrEqual(dueMs);
+    expect(steps).toBeGreaterThanOrEqual(2);
   });
 });
