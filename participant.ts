@@ -57,7 +57,8 @@ import { askIntroducer, askRoom, Prompt } from "./native/terminal/participant-pr
 import { Errands, live, type Running, statusPeriodMs } from "./native/terminal/participant-run.ts";
 import { transferLine } from "./native/terminal/participant-story.ts";
 import { runProgram, Terminal } from "./native/terminal/terminal.ts";
-import { type From, Services } from "./native/uses/services.ts";
+import type { From } from "./native/uses/from.ts";
+import { Services } from "./native/uses/services.ts";
 import { defaultRoom, UserError } from "./protocol.ts";
 
 export { UserError, type From, type Link, type Stream };
@@ -370,13 +371,13 @@ async function main(terminal: Terminal): Promise<number> {
     process.once(signal, () => stopped.resolve(errands.codeAt(signal)));
   void terminal.broken.then(() => stopped.resolve(1));
   void stopped.promise.then(() => terminal.hurry());
-  const status = () => terminal.status(uses.transfers.map((one) => transferLine(one, performance.now())));
+  const status = () => terminal.status(uses.transfers.list.map(transferLine));
   const drawing = setInterval(status, statusPeriodMs);
   const code = await Promise.race([live(running, errands), stopped.promise]);
   clearInterval(drawing);
   terminal.status([]);
+  await uses.close();
   terminal.close();
-  uses.close();
   keep.close();
   await participant.quit();
   return code;

@@ -6,7 +6,7 @@ import { printable } from "../../protocol.ts";
 import type { Purpose } from "../session/link.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
 import { Gathering } from "../uses/gather.ts";
-import type { From } from "../uses/services.ts";
+import type { From } from "../uses/from.ts";
 
 /** So many characters of a use are shown. */
 const maxUseLength = 256;
@@ -30,12 +30,12 @@ export class Takers {
   }
 
   /** Hands a stream to its taker. A stream for an unknown use is refused. */
-  give({ id, name, fingerprint }: Peer, stream: Stream, purpose: Purpose): void {
+  give({ id, name, fingerprint, link }: Peer, stream: Stream, purpose: Purpose): void {
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
     if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
     // A taker may be asynchronous, whatever its type says.
-    const taking = async () => take(stream, { id, name, fingerprint, purpose });
+    const taking = async () => take(stream, { id, name, fingerprint, purpose, link });
     void taking().catch((error: unknown) => {
       stream.reset("it failed at the peer", resetCodes.failed);
       this.threw(name, use, error);

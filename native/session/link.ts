@@ -62,10 +62,10 @@ function linkEndOf(end: SessionEnd): LinkEnd {
  */
 export type LinkState = "alive" | "suspect" | "returning" | "ending" | "ended";
 
-/** `tell`: what is done once at its end. */
+/** `tell`: what is done once at its end. `untilMs`: it is given up then, by performance.now(). */
 type Life =
   | { is: "alive"; suspectUntilMs: number }
-  | { is: "returning" }
+  | { is: "returning"; sinceMs: number; untilMs: number }
   | { is: "ending"; end: LinkEnd; isAtOnce: boolean }
   | { is: "ended"; tell: () => void };
 
@@ -124,6 +124,8 @@ export class Link {
   #channel: LinkCarrier;
   #life: Life = { is: "alive", suspectUntilMs: -Infinity };
   #keepTimer: NodeJS.Timeout | undefined;
+  /** For how long it had no channel, before this time. */
+  #pastBrokenMs = 0;
 
   /**
    * Without an `id` we have nominated the channel, and speak first. With an `id` the peer has named that session on it.
@@ -165,6 +167,19 @@ export class Link {
   /** Whether it goes on, with or without a channel. */
   get isOpen(): boolean {
     return this.#life.is === "alive" || this.#life.is === "returning";
+  }
+
+  /** Since when it has no channel, and when it is given up (performance.now()); undefined while it has one. */
+  get returning(): { sinceMs: number; untilMs: number } | undefined {
+    if (this.#life.is !== "returning") return undefined;
+    const { sinceMs, untilMs } = this.#life;
+    return { sinceMs, untilMs };
+  }
+
+  /** For how long it has had no channel, in all. */
+  get brokenMs(): number {
+    const { sinceMs } = this.returning ?? {};
+    return this.#pastBrokenMs + (sinceMs === undefined ? 0 : performance.now() - sinceMs);
   }
 
   /** Its channel is probably dead, though nothing has shown it yet. */
@@ -249,6 +264,7 @@ export class Link {
         return this.#lost(event.reason);
       case "moved":
         this.#channel = this.#brought.get(event.carrier)!;
+        this.#pastBrokenMs = this.brokenMs;
         if (this.isOpen) this.#life = { is: "alive", suspectUntilMs: -Infinity };
         clearTimeout(this.#keepTimer);
         return owner.moved(this.#channel, event.gapMs);
@@ -259,8 +275,9 @@ export class Link {
     const { keepMs, owner, unwantedKeepMs } = this.#options;
     if (this.#life.is === "ending") return this.session.abandon(this.#life.end.reason);
     if (keepMs === 0) return this.abandon("connection-lost", reason);
-    this.#life = { is: "returning" };
     const firstMs = this.#isWanted ? keepMs : Math.min(keepMs, unwantedKeepMs);
+    const sinceMs = performance.now();
+    this.#life = { is: "returning", sinceMs, untilMs: sinceMs + firstMs };
     this.#keepTimer = setTimeout(() => this.#kept(firstMs), firstMs);
     owner.broken(reason);
   }
@@ -270,6 +287,7 @@ export class Link {
     const leftMs = keepMs - forMs;
     if (leftMs <= 0 || !this.#isWanted)
       return this.abandon("connection-lost", `it did not come back within ${forMs / 60_000} min`);
+    if (this.#life.is === "returning") this.#life.untilMs += leftMs;
     this.#keepTimer = setTimeout(() => this.#kept(keepMs), leftMs);
   }
 

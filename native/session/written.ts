@@ -26,6 +26,8 @@ export class Written {
   /** Bytes of the first chunk that were framed. */
   #chunkAt = 0;
   #pendingBytes = 0;
+  /** Bytes of the write that the Duplex waits for, framed or not. */
+  #takenBytes = 0;
   #credit: number;
   #onWritten: WriteCallback | undefined;
   #onFinal: WriteCallback | undefined;
@@ -75,6 +77,7 @@ export class Written {
       if (chunk.length > 0) this.#chunks.push(chunk);
       this.#pendingBytes += chunk.length;
     }
+    this.#takenBytes = this.#pendingBytes;
     if (this.#pendingBytes === 0) this.#writtenSoon();
     else this.#owner.onReady();
   }
@@ -108,6 +111,7 @@ export class Written {
     const written = this.#onWritten;
     this.#onWritten = undefined;
     queueMicrotask(() => {
+      this.#takenBytes = 0;
       this.#owner.guard(() => written?.());
       this.#owner.onFlushed();
     });
@@ -147,7 +151,7 @@ export class Written {
 
   /** Takes no more than what is written already; `writableBytes` of that are the Duplex's, or here. */
   seal(writableBytes: number): void {
-    this.#sealed ??= { takesBuffered: writableBytes > this.#pendingBytes };
+    this.#sealed ??= { takesBuffered: writableBytes > this.#takenBytes };
   }
 
   /** False: more than a window may be. */

@@ -46,6 +46,7 @@ const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong",
 const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "forward-refused",
   "transfer-failed",
+  "transfer-waiting",
   "failed",
   "error",
   "warning",
@@ -53,6 +54,9 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "alone",
   "introducer",
 ] as const);
+
+const isProblem = (event: ParticipantEvent): boolean =>
+  problems.has(event.event) || (event.event === "transferred" && event.failed > 0);
 
 /** Between the participant and the user: prints events, runs commands. */
 export class Prompt {
@@ -74,7 +78,7 @@ export class Prompt {
     const text = describe(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
     if (text === undefined) return;
     if (isResult) this.#terminal.result(text);
-    else this.#terminal.story(text, problems.has(event.event));
+    else this.#terminal.story(text, isProblem(event));
   }
 
   /** Runs one line. Rejects with what is wrong with it. */
@@ -110,11 +114,13 @@ export class Prompt {
         return this.#allowed(uses.allowed);
       case "send":
         if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
-        return failIfAny(await uses.send(peer, words.slice(1)));
+        return failIfAny(await uses.transfers.send(peer, words.slice(1)));
       case "accept":
-        return uses.accept(peer, ".");
+        return uses.transfers.accept(peer, words[1] ?? ".");
       case "refuse":
-        return uses.refuse(peer);
+        return uses.transfers.refuse(peer);
+      case "cancel":
+        return uses.transfers.cancel(words[0]);
       case "echo":
         return participant.echo(text);
       case "leave":

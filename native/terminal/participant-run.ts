@@ -118,6 +118,7 @@ export async function live(running: Running, errands: Errands): Promise<number> 
     if (isQuit(line)) return errands.code;
     if (line.trim() !== "") await errands.awaiting(run(line).then(() => terminal.whenRead()));
   }
+  running.uses.transfers.nobodyAnswers();
   if (stay) await new Promise<never>(() => {});
   return errands.code;
 }
@@ -125,6 +126,10 @@ export async function live(running: Running, errands: Errands): Promise<number> 
 /** What the command line asks for; returns whether anything may follow. */
 async function begin(running: Running, errands: Errands): Promise<boolean> {
   const { participant, uses, keep, joined, prompt, terminal, options } = running;
+  await errands.attempt(async () => {
+    if (options.accept !== undefined) uses.transfers.acceptInto(options.accept);
+  });
+  if (errands.failures > 0) return false;
   for (const spec of options.forward) keepFor(uses.forward(spec), keep); // whoever connects now waits for the link
   await errands.attempt(() => participant.join());
   if (errands.failures > 0) return false;
@@ -132,7 +137,6 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   invite(running);
   tellIfAlone(running);
   for (const rule of options.allow) uses.allow(rule);
-  if (options.accept !== undefined) uses.acceptInto(options.accept);
   if (options.nat) {
     await errands.attempt(async () => prompt.nat(await participant.nat()));
     return false;
@@ -147,7 +151,9 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   if (options.send.length > 0) {
     await connecting;
     if (errands.failures === 0)
-      await errands.attempt(async () => failIfAny(await uses.send(options.connect[0]!, options.send)));
+      await errands.attempt(async () =>
+        failIfAny(await uses.transfers.send(options.connect[0]!, options.send)),
+      );
     return options.stay && errands.failures === 0;
   }
   const isAwaited = options.waitMs !== undefined;

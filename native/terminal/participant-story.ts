@@ -1,7 +1,8 @@
 /**
  * What each of a participant's events says to a person. Pure. For native/terminal/ and participant.ts.
  */
-import type { Transfer, UseEvent } from "../uses/services.ts";
+import type { UseEvent } from "../uses/services.ts";
+import type { Transfer, TransferEvent } from "../uses/transfers.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
 import { bytes, type Colors, count, ms } from "./text.ts";
 import {
@@ -64,11 +65,16 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
       return `${c.red("error")}: ${printable(event.message)}`;
     case "forwarding":
     case "forward-refused":
+      return describeForward(event, c);
+    case "skipped":
     case "offered":
+    case "offer-withdrawn":
+    case "transfer-waiting":
     case "transferring":
     case "transferred":
+    case "transfer-cancelled":
     case "transfer-failed":
-      return describeUse(event, c);
+      return describeTransfer(event, c);
     default:
       return describePeer(event, c);
   }
@@ -109,31 +115,60 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors):
   }
 }
 
-/** Events of forwards and files. */
-function describeUse(event: UseEvent, c: Colors): string {
+function describeForward(event: Exclude<UseEvent, TransferEvent>, c: Colors): string {
   const name = c.bold(printable(event.name));
+  if (event.event === "forwarding") return `forwarding ${event.listen} → ${name} → ${event.target}`;
+  const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
+  const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
+  return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
+}
+
+/** Events of files. */
+function describeTransfer(event: TransferEvent, c: Colors): string {
+  const name = c.bold(printable(event.name));
+  const what = printable(event.what);
   switch (event.event) {
-    case "forwarding":
-      return `forwarding ${event.listen} → ${name} → ${event.target}`;
-    case "forward-refused": {
-      const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
-      const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
-      return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
+    case "skipped": {
+      const { skipped, more } = event;
+      const lines = listed(skipped, skipped.length + more, ({ path, reason }) => `${path}: ${reason}`);
+      return [`${c.yellow("not sent")} of ${what}:`, ...lines].join("\n");
     }
     case "offered": {
       const head = `${name} offers ${offerWords(event)}: accept ${event.offer} | refuse ${event.offer}`;
       return [head, ...listingLines(event, c)].join("\n");
     }
+    case "offer-withdrawn":
+      return `${name} offers ${what} no more: ${printable(event.reason)}`;
+    case "transfer-waiting":
+      return `waiting for ${name} to accept ${offerWords(event)}`;
     case "transferring": {
-      if (event.direction === "sending")
-        return `sending ${printable(event.what)}, ${bytes(event.bytes)}, to ${name}`;
+      if (event.direction === "sending") return `sending ${what}, ${bytes(event.bytes)}, to ${name}`;
       return [`receiving ${offerWords(event)}, from ${name}`, ...listingLines(event, c)].join("\n");
     }
     case "transferred":
       return describeTransferred(event, c);
+    case "transfer-cancelled": {
+      const who = event.by === "peer" ? `${name} ${c.yellow("cancelled")}` : c.yellow("cancelled");
+      return `${who} ${event.direction} ${what}${goesOn(event)}`;
+    }
     case "transfer-failed":
-      return `${c.red("failed")} ${event.direction} ${printable(event.what)}: ${printable(event.reason)}`;
+      return `${c.red("failed")} ${event.direction} ${what}: ${printable(event.reason)}${goesOn(event)}`;
   }
+}
+
+/** What is there is not sent again. */
+function goesOn({ bytesThere, bytes: total }: { bytesThere: number; bytes: number }): string {
+  if (bytesThere === 0) return "";
+  return `; the same command goes on at ${Math.floor((bytesThere / total) * 100)} %`;
+}
+
+/** So many failures are shown, and so many things that are not sent. */
+const maxShown = 10;
+
+/** Lines for the first of `all`, and one for how many more there are. */
+function listed<T>(some: readonly T[], all: number, words: (one: T) => string): string[] {
+  const lines = some.slice(0, maxShown).map((one) => `  ${printable(words(one))}`);
+  return all > lines.length ? [...lines, `  and ${all - lines.length} more`] : lines;
 }
 
 function offerWords({ what, files, bytes: total }: { what: string; files: number; bytes: number }): string {
@@ -142,7 +177,7 @@ function offerWords({ what, files, bytes: total }: { what: string; files: number
 }
 
 /** The list of an offer, which the user sees before accepting it. */
-function listingLines(event: UseEvent & { event: "offered" | "transferring" }, c: Colors): string[] {
+function listingLines(event: TransferEvent & { event: "offered" | "transferring" }, c: Colors): string[] {
   const { what, storedAs, paths = [], more = 0, odd = [], moreOdd = 0 } = event;
   const isAlone = more === 0 && paths.length === 1 && paths[0] === what;
   return [
@@ -162,24 +197,31 @@ const natMayTell: ReadonlySet<FailureReason> = new Set([
   "timed-out",
 ] as const);
 
-function describeTransferred(event: ParticipantEvent & { event: "transferred" }, c: Colors): string {
-  const { direction, what, storedAs = what, files, failed, failures, elapsedMs } = event;
-  const rate = `${bytes(event.bytes)} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((event.bytes / elapsedMs) * 1000)}/s`;
+function describeTransferred(event: TransferEvent & { event: "transferred" }, c: Colors): string {
+  const { direction, what, storedAs = what, files, failed, failures, elapsedMs, bytesMoved } = event;
+  const there = event.bytes - bytesMoved;
+  const rate = `${bytes(event.bytes)}${there > 0 ? ` (${bytes(there)} of it were there)` : ""} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((bytesMoved / Math.max(1, elapsedMs)) * 1000)}/s`;
   const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}${storedAs === what ? "" : ` as ${printable(storedAs)}`}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
   if (failed === 0) return done;
-  const lines = failures.slice(0, 10).map(({ path, reason }) => `  ${printable(path)}: ${printable(reason)}`);
+  const lines = listed(failures, failed, ({ path, reason }) => `${path}: ${reason}`);
   return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
 }
 
 /** A transfer as a line of the status. */
-export function transferLine({ direction, name, what, progress, startedAt }: Transfer, now: number): string {
-  const { bytes: total, bytesDone, bytesMoved } = progress;
-  const rate = bytesMoved / Math.max(0.001, (now - startedAt) / 1000);
-  const leftS = rate > 0 ? Math.ceil((total - bytesDone) / rate) : undefined;
-  const left = leftS === undefined ? "" : `, ${age(leftS * 1000)} left`;
-  const share = total === 0 ? 100 : Math.floor((bytesDone / total) * 100);
+export function transferLine({ direction, name, what, progress, phase, movingMs }: Transfer): string {
+  const { bytes: total, bytesDone, bytesMoved, bytesFailed } = progress;
   const whose = direction === "sending" ? `to ${name}` : `from ${name}`;
-  return `${printable(what)} ${printable(whose)}: ${share} % of ${bytes(total)}, ${bytes(rate)}/s${left}`;
+  const head = `${printable(what)} ${printable(whose)}`;
+  if (phase.is === "waiting") return `${head}: waiting for ${printable(name)} to accept`;
+  const share = total === bytesFailed ? 100 : Math.floor((bytesDone / (total - bytesFailed)) * 100);
+  const done = `${head}: ${share} % of ${bytes(total)}`;
+  if (phase.is === "cancelling") return `${done}, cancelling`;
+  const now = performance.now();
+  if (phase.is === "broken")
+    return `${done}, no connection for ${age(now - phase.sinceMs)}, looking for another, gives up in ${age(phase.untilMs - now)}`;
+  const rate = bytesMoved / Math.max(0.001, movingMs / 1000);
+  const left = rate > 0 ? `, ${age(((total - bytesFailed - bytesDone) / rate) * 1000)} left` : "";
+  return `${done}, ${bytes(rate)}/s${left}`;
 }
 
 /** The room, without its words: they are secret, and others may see the screen. */

@@ -6,10 +6,11 @@
  * folder, named after the sender and the time. So nothing that was sent is mixed with what is there. The mark is a file
  * `.KEY.part` beside the new folder, as long as the transfer is not over. KEY is made of the sender and the offered name.
  */
-import { constants } from "node:fs";
+import { accessSync, constants, mkdirSync, realpathSync } from "node:fs";
 import { open, rmdir, unlink } from "node:fs/promises";
 import { pathProblem, partNameOf } from "./filename.ts";
-import { LocalProblem } from "./files.ts";
+import { printable, UserError } from "../../protocol.ts";
+import { fileProblem, LocalProblem } from "./files.ts";
 import { Folder, unlessCode } from "./folder.ts";
 import { isOneFile, storedName, topOf, type FileOffer } from "./offer.ts";
 
@@ -22,6 +23,24 @@ export interface Sender {
   fingerprint: string;
   /** Its name in the room. */
   name: string;
+}
+
+/**
+ * The folder that a user means, made if it is not there. Links that are there now are followed; links that come later are
+ * not. Throws a {@link UserError} if files can't be put there.
+ */
+export function folderFor(directory: string): string {
+  try {
+    mkdirSync(directory, { recursive: true });
+    accessSync(directory, constants.W_OK | constants.X_OK);
+    return realpathSync(directory);
+  } catch (error) {
+    throw new UserError(`files can't be put into ${printable(directory)}: ${folderProblem(error)}`);
+  }
+}
+
+function folderProblem(error: unknown): string {
+  return (error as NodeJS.ErrnoException).code === "EEXIST" ? "it is not a folder" : fileProblem(error);
 }
 
 /** A hash of these words, in this order: 24 hex digits. */

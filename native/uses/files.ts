@@ -16,7 +16,9 @@
  *     │ ◄──────────────────────────────────── received │    or `failed {reason}`, which may come before the end
  *
  * Answers come in the order of the files. Each file that is not refused gets a `received` or a `failed`; either side may
- * send `failed`. The sender ends its half after the last file, the receiver after the last answer.
+ * send `failed`. The sender ends its half after the last file, the receiver after the last answer. At any time the sender
+ * may `cancel`. Then, or when the receiver cancels, the receiver says `cancelled {bytes}`, which it has then of all, and
+ * ends. Who is not answered resets the stream with the code `cancelled`.
  */
 import { Refusal } from "../../protocol.ts";
 import { MessageDecoder, text, type Message } from "./message.ts";
@@ -28,6 +30,8 @@ export const maxAhead = 64;
 export const blockBytes = 512 * 1024;
 export const maxFiles = 1_000_000;
 const maxReasonLength = 1024;
+/** So long we wait for the peer to take notice, when a transfer is cancelled here. */
+export const cancelPatienceMs = 1_500;
 export const maxPathLength = 4096;
 
 /** A file that did not arrive, and why. */
@@ -49,12 +53,20 @@ export interface TransferOutcome {
 export class TransferProgress {
   readonly files: number;
   readonly bytes: number;
+  /** By performance.now(). */
+  readonly madeMs = performance.now();
+  /** Once the receiver has accepted: when, and for how long the link had been broken then. */
+  begun: { atMs: number; brokenMs: number } | undefined;
+  /** For how long the link has been broken, in all. Its owner sets it. */
+  brokenMs: () => number = () => 0;
   /** Files that are over, whole or failed. */
   filesDone = 0;
-  /** Bytes of all files that are done, also those that were there already. */
+  /** Bytes that the receiver has, also those that were there already. Not those of files that have failed. */
   bytesDone = 0;
   /** Those of them that this transfer has sent. */
   bytesMoved = 0;
+  /** Of files that will not arrive. */
+  bytesFailed = 0;
   /** The file that is being sent. */
   path = "";
   /** The name that the file or folder has at the receiver's. */
@@ -63,6 +75,19 @@ export class TransferProgress {
   constructor({ files, bytes }: { files: number; bytes: number }) {
     this.files = files;
     this.bytes = bytes;
+  }
+
+  begin(): void {
+    this.begun ??= { atMs: performance.now(), brokenMs: this.brokenMs() };
+  }
+}
+
+/** A transfer was cancelled, here or at the peer's. */
+export class Cancelled extends Error {
+  readonly by: "us" | "peer";
+  constructor(by: "us" | "peer", message = "it was cancelled") {
+    super(message);
+    this.by = by;
   }
 }
 
@@ -99,7 +124,10 @@ export async function* readParts(stream: Stream): AsyncGenerator<Message | Buffe
 /** Cuts the stream off because of `error`, and returns the error for the owner. */
 export function cutOff(stream: Stream, error: unknown): Error {
   const message = error instanceof Error ? error.message : String(error);
-  stream.reset(message, resetCodes.failed);
+  stream.reset(message, error instanceof Cancelled ? resetCodes.cancelled : resetCodes.failed);
+  // The peer has cut it off, without a failure of its own.
+  if (error instanceof StreamError && error.code === resetCodes.cancelled)
+    return new Cancelled("peer", message);
   if (!(error instanceof Refusal)) return error instanceof Error ? error : new Error(message);
   return new StreamError(resetCodes.failed, `the peer does not keep to the protocol: ${message}`);
 }

@@ -12,6 +12,8 @@ import { Refusal } from "../../protocol.ts";
 import { Destination, keyOf } from "./destination.ts";
 import {
   blockBytes,
+  Cancelled,
+  cancelPatienceMs,
   cutOff,
   LocalProblem,
   maxAhead,
@@ -59,6 +61,8 @@ export interface ReceiveOptions {
   onProgress?: (progress: TransferProgress, offer: FileOffer) => void;
   /** Whether files that are executable at the sender's are so here. Else no file is. */
   executable?: boolean;
+  /** Cancels it. */
+  signal?: AbortSignal;
   /** How long the sender may be silent when it is its turn. */
   maxSilenceMs?: number;
 }
@@ -77,6 +81,8 @@ export async function receiveFiles(
   const abort = new AbortController();
   stream.on("close", () => abort.abort());
   const whileOpen = new WhileOpen(stream);
+  const cancel = () => whileOpen.fail(new Cancelled("us"));
+  options.signal?.addEventListener("abort", cancel);
   let receiving: Receiving | undefined;
   using silence = new Silence(stream, {
     busyBytes: () => receiving?.busyBytes ?? 0,
@@ -96,11 +102,14 @@ export async function receiveFiles(
     });
     const progress = new TransferProgress(offer);
     progress.storedAs = destination.name;
+    progress.begin();
     onProgress?.(progress, offer);
     await using receiver = (receiving = new Receiving(stream, offer, destination, progress, options));
-    return await receiver.run(parts, silence);
+    return await receiver.run(parts, silence, whileOpen);
   } catch (error) {
     throw cutOff(stream, silence.error ?? error);
+  } finally {
+    options.signal?.removeEventListener("abort", cancel);
   }
 }
 
@@ -181,16 +190,23 @@ class Receiving implements AsyncDisposable {
     return this.#announced.reduce((most, { bytes }) => Math.max(most, bytes), this.#current?.file.bytes ?? 0);
   }
 
-  async run(parts: AsyncGenerator<Message | Buffer, void>, silence: Silence): Promise<TransferOutcome> {
+  async run(
+    parts: AsyncGenerator<Message | Buffer, void>,
+    silence: Silence,
+    whileOpen: WhileOpen,
+  ): Promise<TransferOutcome> {
     this.#say({ type: "accepted" });
-    silence.begin();
-    for await (const part of parts) {
-      silence.end();
-      if (Buffer.isBuffer(part)) await this.#receive(part);
-      else await this.#hear(part);
-      silence.begin();
+    try {
+      for (;;) {
+        const { value: part, done } = await silence.during(whileOpen.wait(parts.next()));
+        if (done) break;
+        if (Buffer.isBuffer(part)) await this.#receive(part);
+        else await this.#hear(part!);
+      }
+    } catch (error) {
+      if (error instanceof Cancelled) await this.#cancelled();
+      throw error;
     }
-    silence.end();
     if (this.#current || this.#announced.length > 0 || this.#filesLeft > 0) {
       throw new Refusal("bad-line", "the sender ended before its time");
     }
@@ -206,12 +222,25 @@ class Receiving implements AsyncDisposable {
     if (this.#current) claimed.delete(this.#current.file.claim);
   }
 
+  /** Keeps what has come, says how much that is, and waits until the sender knows. */
+  async #cancelled(): Promise<void> {
+    if (this.#current) await this.#unlessFailed(flush);
+    const closed = new Promise<void>((resolve) => void this.#stream.once("close", resolve));
+    this.#say({ type: "cancelled", bytes: this.#progress.bytesDone });
+    this.#stream.end();
+    const patience = setTimeout(() => this.#stream.destroy(), cancelPatienceMs);
+    if (!this.#stream.destroyed) await closed;
+    clearTimeout(patience);
+  }
+
   #say(message: Message): void {
     this.#stream.write(encodeMessage(message));
   }
 
   async #hear(message: Message): Promise<void> {
     switch (message.type) {
+      case "cancel":
+        throw new Cancelled("peer");
       case "file":
         return this.#announce(message);
       case "from":
@@ -243,7 +272,7 @@ class Receiving implements AsyncDisposable {
     if (problem === undefined) return;
     this.#tally.fail(path, problem);
     this.#progress.filesDone++;
-    this.#progress.bytesDone += bytes;
+    this.#progress.bytesFailed += bytes;
     this.#say({ type: "refused", reason: problem });
   }
 
@@ -390,8 +419,11 @@ class Receiving implements AsyncDisposable {
     await handle?.close();
     await folder?.[Symbol.asyncDispose]();
     this.#progress.filesDone++;
-    this.#progress.bytesDone += file.bytes - at;
-    if (isFailed) return;
+    if (isFailed) {
+      this.#progress.bytesDone -= at;
+      this.#progress.bytesFailed += file.bytes;
+      return;
+    }
     this.#tally.files++;
     this.#say({ type: "received" });
   }

@@ -7,6 +7,8 @@ import { open, readlink, realpath, type FileHandle } from "node:fs/promises";
 import { Refusal } from "../../protocol.ts";
 import {
   blockBytes,
+  Cancelled,
+  cancelPatienceMs,
   cutOff,
   fileProblem,
   maxAhead,
@@ -32,29 +34,38 @@ type Answer = { bytes: number; sha256: string } | undefined;
 interface Announced {
   readonly file: SourceFile;
   readonly answer: PromiseWithResolvers<Answer>;
-  /** How many of its bytes count as done. */
-  bytesDone: number;
+  /** How many of its bytes the receiver had, and has acknowledged since. */
+  bytesThere: number;
+  bytesMoved: number;
   /** Whether its result is known. */
   isOver: boolean;
 }
 
+export interface SendOptions {
+  progress?: TransferProgress;
+  /** Cancels it. */
+  signal?: AbortSignal;
+  /** Called when the receiver has accepted. */
+  onAccepted?: () => void;
+  /** How long the receiver may be silent when it is its turn. */
+  maxSilenceMs?: number;
+}
+
 /**
  * Offers files and sends them. Resolves once each file is confirmed or has failed. Rejects if the offer is refused, if the
- * receiver has accepted it and then falls silent, or if the link ends. The receiver keeps what it has, and the next attempt
+ * receiver has accepted it and then falls silent, if the link ends, or with {@link Cancelled}. The receiver keeps what it has, and the next attempt
  * goes on behind it.
  */
 export async function sendFiles(
   link: StreamOpener,
   collection: SourceFiles,
-  progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes }),
-  maxSilenceMs?: number,
+  options: SendOptions = {},
 ): Promise<TransferOutcome> {
   const { files } = collection;
   if (files.length === 0) return new Tally();
   const { purpose, messages } = encodeOffer(offerOf(collection));
-  const stream = link.open(purpose);
-  for (const message of messages) stream.write(encodeMessage(message));
-  return new Sending(stream, files, progress).run(maxSilenceMs);
+  const { progress = new TransferProgress({ files: files.length, bytes: collection.bytes }) } = options;
+  return new Sending(link.open(purpose), files, progress).run(messages, options);
 }
 
 class Sending {
@@ -65,25 +76,41 @@ class Sending {
   readonly #accepted = Promise.withResolvers<void>();
   readonly #whileOpen: WhileOpen;
   #silence: Silence | undefined;
+  /** Once it is cancelled here, nothing more is sent. */
+  #isCancelled = false;
+  #giveUp: NodeJS.Timeout | undefined;
   /** Files announced and not sent yet; those of them not answered yet; files that wait for their result. All in order. */
   readonly #unsent: Announced[] = [];
   readonly #unanswered: Announced[] = [];
   readonly #unconfirmed: Announced[] = [];
+  /** Bytes of all that was written; and the pieces of files in it, by where they end, until they are acknowledged. */
+  #writtenBytes = 0;
+  readonly #unacknowledged: { announced: Announced; bytes: number; endsAt: number }[] = [];
   /** Two blocks: one is being read into while the other is being sent. */
   readonly #blocks = [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)];
 
   constructor(stream: Stream, files: readonly SourceFile[], progress: TransferProgress) {
     this.#stream = stream;
+    stream.written.countAcknowledged((bytes) => this.#acknowledged(bytes));
     this.#files = files;
     this.#progress = progress;
     this.#whileOpen = new WhileOpen(stream);
   }
 
-  async run(maxMs: number | undefined): Promise<TransferOutcome> {
+  async run(
+    messages: Message[],
+    { signal, onAccepted, maxSilenceMs: maxMs }: SendOptions,
+  ): Promise<TransferOutcome> {
+    const cancel = () => this.#cancel();
+    signal?.addEventListener("abort", cancel);
     try {
+      if (signal?.aborted) throw new Cancelled("us");
+      for (const message of messages) this.#say(message);
       const heard = this.#listen();
       heard.catch((error) => this.#whileOpen.fail(error));
       await this.#whileOpen.wait(this.#accepted.promise); // without a limit: a person may decide
+      this.#progress.begin();
+      onAccepted?.();
       const busyBytes = () => this.#busyBytes;
       using silence = (this.#silence = new Silence(this.#stream, { busyBytes, maxMs }));
       let announced = 0;
@@ -96,7 +123,19 @@ class Sending {
       return this.#tally;
     } catch (error) {
       throw cutOff(this.#stream, this.#silence?.error ?? error);
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+      clearTimeout(this.#giveUp);
     }
+  }
+
+  /** The receiver says what it has, and that is the end. If it says nothing, we know what it has acknowledged. */
+  #cancel(): void {
+    const over = () => this.#whileOpen.fail(new Cancelled("us"));
+    if (!this.#progress.begun) return over();
+    this.#say({ type: "cancel" });
+    this.#isCancelled = true;
+    this.#giveUp = setTimeout(over, cancelPatienceMs);
   }
 
   /** Bytes of the largest file that the receiver may have to read or write before it answers. */
@@ -106,7 +145,12 @@ class Sending {
   }
 
   #say(message: Message): void {
-    this.#stream.write(encodeMessage(message));
+    if (!this.#isCancelled) this.#write(encodeMessage(message));
+  }
+
+  #write(bytes: Buffer, written = () => {}): void {
+    this.#writtenBytes += bytes.length;
+    this.#stream.write(bytes, () => written());
   }
 
   // --- hearing the receiver ------------------------------------------------------------------------------
@@ -136,6 +180,10 @@ class Sending {
         this.#over(refused, reasonOf(message));
         return refused.answer.resolve(undefined);
       }
+      case "cancelled": {
+        this.#progress.bytesDone = wholeNumber(message, "bytes", this.#progress.bytes);
+        return this.#whileOpen.fail(new Cancelled(this.#isCancelled ? "us" : "peer"));
+      }
       case "received":
         return this.#over(this.#next(this.#unconfirmed), undefined);
       case "failed":
@@ -151,19 +199,45 @@ class Sending {
   }
 
   #over(announced: Announced, reason: string | undefined): void {
-    const { file, bytesDone } = announced;
+    const { file, bytesThere, bytesMoved } = announced;
+    if (reason === undefined) {
+      this.#count(announced, file.bytes - bytesThere - bytesMoved);
+      this.#tally.files++;
+    } else {
+      this.#progress.bytesDone -= bytesThere + bytesMoved;
+      this.#progress.bytesFailed += file.bytes;
+      this.#tally.fail(file.path, reason);
+    }
     announced.isOver = true;
-    if (reason === undefined) this.#tally.files++;
-    else this.#tally.fail(file.path, reason);
     this.#progress.filesDone++;
-    this.#progress.bytesDone += file.bytes - bytesDone;
+  }
+
+  /** So many bytes in all are with the receiver. */
+  #acknowledged(bytes: number): void {
+    while (this.#unacknowledged[0]?.endsAt! <= bytes) {
+      const { announced, bytes } = this.#unacknowledged.shift()!;
+      this.#count(announced, bytes);
+    }
+  }
+
+  #count(announced: Announced, bytes: number): void {
+    if (announced.isOver) return;
+    announced.bytesMoved += bytes;
+    this.#progress.bytesDone += bytes;
+    this.#progress.bytesMoved += bytes;
   }
 
   // --- sending -------------------------------------------------------------------------------------------
 
   #announce(index: number): void {
     const file = this.#files[index]!;
-    const announced = { file, answer: Promise.withResolvers<Answer>(), bytesDone: 0, isOver: false };
+    const announced = {
+      file,
+      answer: Promise.withResolvers<Answer>(),
+      bytesThere: 0,
+      bytesMoved: 0,
+      isOver: false,
+    };
     this.#unsent.push(announced);
     this.#unanswered.push(announced);
     const { path, bytes, mode, mtimeMs } = file;
@@ -198,7 +272,8 @@ class Sending {
     const isVerified = await this.#hashBeginning(handle, have.bytes, hash, have.sha256);
     const from = isVerified ? have.bytes : 0;
     this.#say({ type: "from", bytes: from });
-    this.#count(announced, from);
+    announced.bytesThere = from;
+    this.#progress.bytesDone += from;
     const rest = await this.#sendRest(
       announced,
       handle,
@@ -236,27 +311,21 @@ class Sending {
       const piece = block.subarray(0, bytesRead);
       hash.update(piece);
       await written;
-      written = this.#sendChunk(piece);
+      written = this.#sendChunk(announced, piece);
       // It is awaited at the next turn. Until then it must not count as unhandled.
       written.catch(() => {});
       at += bytesRead;
-      this.#count(announced, bytesRead);
-      this.#progress.bytesMoved += bytesRead;
     }
     await written;
     return hash;
   }
 
-  #sendChunk(piece: Buffer): Promise<void> {
-    this.#stream.write(encodeChunk(piece.length));
-    const written = new Promise<void>((resolve) => void this.#stream.write(piece, () => resolve()));
+  #sendChunk(announced: Announced, piece: Buffer): Promise<void> {
+    if (this.#isCancelled) return this.#whileOpen.wait(new Promise(() => {}));
+    this.#write(encodeChunk(piece.length));
+    const written = new Promise<void>((resolve) => this.#write(piece, resolve));
+    this.#unacknowledged.push({ announced, bytes: piece.length, endsAt: this.#writtenBytes });
     return this.#silence!.during(this.#whileOpen.wait(written));
-  }
-
-  #count(announced: Announced, bytes: number): void {
-    if (announced.isOver) return;
-    announced.bytesDone += bytes;
-    this.#progress.bytesDone += bytes;
   }
 }
 

@@ -3,34 +3,17 @@
  * of what peers may reach, and the transfers. In a room that anyone may enter it opens nothing to others. It knows no
  * registration and prints nothing. For participant.ts.
  */
-import { realpathSync } from "node:fs";
-import { formatHostPort, printable, ToldError, UserError } from "../../protocol.ts";
-import { type Bucket, tryTake } from "../shares/budget.ts";
-import { collectFiles } from "./source-files.ts";
-import { type TransferOutcome, TransferProgress } from "./files.ts";
+import { formatHostPort, printable, UserError } from "../../protocol.ts";
 import { Forward } from "./forward.ts";
 import { Gathering } from "./gather.ts";
-import type { Link, Purpose } from "../session/link.ts";
-import { type Listing, listingOf, type FileOffer, storedName } from "./offer.ts";
+import type { From } from "./from.ts";
+import type { Link } from "../session/link.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
-import { type Decision, receiveFiles } from "./receive.ts";
-import { sendFiles } from "./send.ts";
-import { FairShare } from "../shares/fair-share.ts";
 import { serveForward, servePipe } from "./serve.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
+import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
 import { AllowList, formatTarget, parseForward, parseListen, SpecError, type Target } from "./target.ts";
 
-/**
- * Offers that are being read, and offers that wait for the user, at one time; of all peers, in fair shares. Offers wait for
- * long, so a share of these is small: with shares of a half, seven peers would leave nothing.
- */
-const maxOffers = 64;
-/** Transfers that are being received at one time. Each holds four descriptors. */
-const maxReceiving = 64;
-/** So many files that could not be sent are told. */
-const maxSkippedTold = 1_000;
-/** Offers of one peer: so many at once, then so many a second. Each is a line or two for the user. */
-const offers = { burst: 128, perSecond: 2, peers: 1_024 };
 const openRoom = "in the open lobby anyone could use it: use a private room (--room WORDS)";
 
 /** Events of forwards, pipes and files. `name` is the peer's name. */
@@ -45,56 +28,7 @@ export type UseEvent =
       by: "us" | "peer";
       more?: number;
     }
-  /** `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. */
-  | ({
-      event: "offered";
-      offer: number;
-      name: string;
-      what: string;
-      files: number;
-      bytes: number;
-      storedAs?: string;
-    } & Listing)
-  /** When receiving: also what the offer said, and the name in the folder. */
-  | ({
-      event: "transferring";
-      transfer: number;
-      direction: Direction;
-      name: string;
-      what: string;
-      files: number;
-      bytes: number;
-      storedAs?: string;
-    } & Partial<Listing>)
-  /** `storedAs`: the name in the folder, when receiving. */
-  | ({
-      event: "transferred";
-      transfer: number;
-      direction: Direction;
-      name: string;
-      what: string;
-      storedAs?: string;
-    } & Outcome)
-  | {
-      event: "transfer-failed";
-      transfer: number;
-      direction: Direction;
-      name: string;
-      what: string;
-      reason: string;
-    };
-export type Direction = "sending" | "receiving";
-type Outcome = TransferOutcome & { bytes: number; elapsedMs: number };
-
-/** The peer that has opened a stream, and the purpose of the stream. */
-export interface From {
-  /** Its id, as long as it is in the room. */
-  id: number;
-  name: string;
-  fingerprint: string;
-  purpose: Purpose;
-}
-
+  | TransferEvent;
 /** A forward that was made or taken back: where it listens, and whose link it wants. */
 export interface Forwarding {
   listen: string;
@@ -112,58 +46,24 @@ export interface ForwardRow {
   bytesOut: number;
 }
 
-/** A transfer under way. */
-export interface Transfer {
-  id: number;
-  direction: Direction;
-  name: string;
-  what: string;
-  progress: TransferProgress;
-  startedAt: number;
-}
-
-export interface UsesOptions {
-  /** The link with that peer, as soon as there is one. Rejects if none is being made. */
-  link: (peer: string) => Link | Promise<Link>;
-  /** Whether it is a private room. */
-  isPrivate: () => boolean;
-  /** Whether there is a user who can accept an offer. */
-  canAsk: boolean;
+export interface UsesOptions extends TransfersOptions {
   /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
   pipesWith?: (() => string) | undefined;
-  /** Whether what is received may be executable. */
-  executable?: boolean;
   onEvent: (event: UseEvent) => void;
 }
 
-interface Asked {
-  decide: (decision: Decision) => void;
-}
-
 export class Services {
+  readonly transfers: Transfers;
   readonly #options: UsesOptions;
   readonly #allow = new AllowList();
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
-  readonly #offers = new Map<number, Asked>();
-  readonly #transfers = new Map<number, Transfer>();
-  readonly #shares = {
-    reading: new FairShare(maxOffers),
-    offers: new FairShare(maxOffers, 1 / 8),
-    receiving: new FairShare(maxReceiving),
-  };
   /** The stream that the peer opens for our pipe. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
-  readonly #offered = new Map<string, Bucket>();
-  #lastId = 0;
-  #acceptInto: Decision | undefined;
 
   constructor(options: UsesOptions) {
     this.#options = options;
-  }
-
-  get transfers(): Transfer[] {
-    return [...this.#transfers.values()];
+    this.transfers = new Transfers(options);
   }
 
   /** Takes a stream that a peer has opened. */
@@ -174,7 +74,7 @@ export class Services {
       case "pipe":
         return "host" in from.purpose ? this.#serve(stream, from, servePipe) : this.#takePipe(stream, from);
       case "files":
-        return this.#receive(stream, from);
+        return this.transfers.receive(stream, from);
     }
   }
 
@@ -276,171 +176,11 @@ export class Services {
     void promise.then((first) => first !== pipe && pipe.reset("there is a pipe already", resetCodes.refused));
   }
 
-  // --- files ---------------------------------------------------------------------------------------------
-
-  /** From now on files are put into that folder without asking. */
-  acceptInto(directory: string): void {
-    this.#mustBePrivate("accept");
-    this.#acceptInto = resolved(directory);
-  }
-
-  accept(offer: string, directory: string): void {
-    this.#mustBePrivate("accept");
-    this.#asked(offer).decide({ directory });
-  }
-
-  refuse(offer: string): void {
-    this.#asked(offer).decide({ refuse: "it was refused" });
-  }
-
-  /** Sends files. Resolves once each has arrived or has failed. Events tell which. */
-  async send(peer: string, paths: readonly string[]): Promise<TransferOutcome> {
-    const collection = await collectFiles(paths).catch((error: Error) => {
-      throw new UserError(error.message);
-    });
-    const { path, reason } = collection.skipped[0] ?? {};
-    if (collection.files.length === 0)
-      throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
-    const link = await this.#options.link(peer);
-    const { name, files, bytes, skipped } = collection;
-    const progress = new TransferProgress({ files: files.length, bytes });
-    return await this.#transfer({ direction: "sending", name: peer, what: name, progress }, async () => {
-      const sent = await sendFiles(link, collection, progress);
-      return {
-        files: sent.files,
-        failed: sent.failed + skipped.length,
-        failures: [...skipped.slice(0, maxSkippedTold), ...sent.failures],
-      };
-    });
-  }
-
-  #asked(text: string): Asked {
-    const found = this.#offers.get(Number(text));
-    if (!found) throw new UserError(`there is no offer ${printable(text)}`);
-    return found;
-  }
-
-  async #receive(stream: Stream, { name, fingerprint, purpose }: From): Promise<void> {
-    const begun = Promise.withResolvers<{ progress: TransferProgress; offer: FileOffer }>();
-    const isRead = this.#shares.reading.take(fingerprint);
-    if (!isRead) return stream.reset("too many offers wait already", resetCodes.refused);
-    let give: (() => void) | undefined;
-    const receiving = receiveFiles(stream, purpose, {
-      ...{ peer: fingerprint, name, executable: this.#options.executable ?? false },
-      decide: async (offer, signal) => {
-        isRead();
-        const decision = await this.#decide(offer, { name, fingerprint }, signal);
-        if ("refuse" in decision) return decision;
-        give = this.#shares.receiving.take(fingerprint);
-        return give ? decision : { refuse: "too many files are being received already" };
-      },
-      onProgress: (progress, offer) => begun.resolve({ progress, offer }),
-    });
-    const over = receiving.finally(() => {
-      isRead();
-      give?.();
-    });
-    const begin = await Promise.race([
-      begun.promise,
-      over.then(
-        () => undefined,
-        () => undefined,
-      ),
-    ]);
-    if (!begin) return;
-    const { progress, offer } = begin;
-    const about = { direction: "receiving", name, what: offer.name, progress } as const;
-    await this.#transfer(about, () => over, listingOf(offer)).catch(() => {}); // it was told
-  }
-
-  #mayOffer(fingerprint: string): boolean {
-    const now = performance.now();
-    const bucket = this.#offered.get(fingerprint) ?? { tokens: offers.burst, at: now };
-    this.#offered.delete(fingerprint); // so that the latest are last
-    this.#offered.set(fingerprint, bucket);
-    const [oldest] = this.#offered.keys();
-    if (this.#offered.size > offers.peers) this.#offered.delete(oldest!);
-    return tryTake(bucket, offers.burst, offers.perSecond, now);
-  }
-
-  #decide(
-    offer: FileOffer,
-    from: Pick<From, "name" | "fingerprint">,
-    signal: AbortSignal,
-  ): Promise<Decision> | Decision {
-    const { name, fingerprint } = from;
-    if (!this.#options.isPrivate()) return { refuse: "it takes no files in the open lobby" };
-    if (!this.#mayOffer(fingerprint))
-      return { refuse: "too many offers of yours came at once: wait a while" };
-    if (this.#acceptInto) return this.#acceptInto;
-    if (!this.#options.canAsk) return { refuse: "nobody is there to accept it (--accept DIR)" };
-    const give = this.#shares.offers.take(fingerprint);
-    if (!give) return { refuse: "too many offers wait already" };
-    const id = ++this.#lastId;
-    const { promise, resolve } = Promise.withResolvers<Decision>();
-    this.#offers.set(id, { decide: resolve });
-    const { name: what, files, bytes } = offer;
-    const stored = offer.things === 1 ? storedName(what) : `from-${name}-…`;
-    const renamed = stored === what ? {} : { storedAs: stored };
-    this.#options.onEvent({
-      event: "offered",
-      offer: id,
-      name,
-      what,
-      files,
-      bytes,
-      ...renamed,
-      ...listingOf(offer),
-    });
-    signal.addEventListener("abort", () => resolve({ refuse: "it was taken back" }));
-    return promise.finally(() => {
-      give();
-      this.#offers.delete(id);
-    });
-  }
-
-  async #transfer(
-    about: Pick<Transfer, "direction" | "name" | "what" | "progress">,
-    work: () => Promise<TransferOutcome>,
-    listing: Partial<Listing> = {},
-  ): Promise<TransferOutcome> {
-    const { direction, name, what, progress } = about;
-    const id = ++this.#lastId;
-    const startedAt = performance.now();
-    const told = { transfer: id, direction, name, what };
-    const stored = () => (progress.storedAs === undefined ? {} : { storedAs: progress.storedAs });
-    this.#transfers.set(id, { ...about, id, startedAt });
-    const { files, bytes } = progress;
-    this.#options.onEvent({ event: "transferring", ...told, files, bytes, ...stored(), ...listing });
-    try {
-      const { files, failed, failures } = await work();
-      const elapsedMs = performance.now() - startedAt;
-      const moved = { files, failed, failures, bytes: progress.bytesDone, elapsedMs };
-      this.#options.onEvent({ event: "transferred", ...told, ...moved, ...stored() });
-      return { files, failed, failures };
-    } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      this.#options.onEvent({ event: "transfer-failed", ...told, reason });
-      throw new ToldError(reason, { cause: error });
-    } finally {
-      this.#transfers.delete(id);
-    }
-  }
-
-  /** Stops listening. What goes over links ends with the links. */
-  close(): void {
+  /** Stops listening, and cancels what is sent and received. Resolves once the peers know, or after a while. */
+  async close(): Promise<void> {
     for (const { forward } of this.#forwards.values()) forward.close();
     this.#forwards.clear();
-    for (const { decide } of this.#offers.values()) decide({ refuse: "the program has ended" });
-  }
-}
-
-/** The folder that a user means. Links that are there now are followed; links that come later are not. */
-function resolved(directory: string): Decision {
-  try {
-    return { directory: realpathSync(directory), isReal: true };
-  } catch {
-    return { directory }; // it may be made later; until then senders are told that it is not there
+    await this.transfers.close();
   }
 }
 

@@ -17,6 +17,6 @@ const received = new Promise((resolve) => {
 const collection = await collectFiles([source]);
 const progress = new TransferProgress({ files: collection.files.length, bytes: collection.bytes });
 const ticking = setInterval(() => console.log(progress.bytesDone), 1);
-const sent = await sendFiles(link.alice, collection, progress);
+const sent = await sendFiles(link.alice, collection, { progress });
 clearInterval(ticking);
 console.log(JSON.stringify({ sent, received: await received, moved: progress.bytesMoved }));

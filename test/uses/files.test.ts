@@ -651,7 +651,7 @@ describe("a peer that falls silent", () => {
       write("a", when.includes("more") ? Buffer.alloc(4_000_000) : "x"),
     ]);
     // Of so many bytes it may be writing some for another second.
-    const failed = outcome(sendFiles(link.alice, collection, undefined, maxSilenceMs));
+    const failed = outcome(sendFiles(link.alice, collection, { maxSilenceMs }));
     expect(await failed).toMatch(/^the peer did nothing for \d s$/);
     expect(await told.promise).toContain("the peer did nothing");
   });
