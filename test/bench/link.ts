@@ -1,166 +1,201 @@
 /**
- * From the `connect` command to a link that both sides can use, between the real programs, against what physics
- * asks for, through pairs of NATs that drop, that refuse, and that must be guessed. From before the command is
- * written to the asker's standard input until the later one has the link, by the `at` of its event.
+ * From the `connect` command to the asker's link, between the real programs, against the floor that physics sets, through
+ * pairs of real NATs, far and near. Nobody is told `--direct`, so a try that was relayed first is seen.
+ *
+ *   bun run bench link [DELAYS | NATS | MODE | TRIES | TRACE ...]
+ *
+ *   DELAYS   one way from alice, bob and the introducer to the middle of the Internet in ms: 40,10,20
+ *   NATS     alice's and bob's: drop:icmp, sequential:drop; `natKinds` has them all
+ *   MODE     settled: all that can be known is known, the endpoints are new; again: disconnected a moment ago
+ *   TRIES    of each cell
+ *   TRACE    a file that gets a line for every packet of the last cell: trace=/tmp/packets
  */
-import { Lab, type Nat, type NatOptions } from "../lab/lab.ts";
-import { now, People, Program, type ParticipantProgram } from "../lab/people.ts";
-import { formatEndpoint } from "../../protocol.ts";
+import { Lab, type NatOptions } from "../lab/lab.ts";
+import { now, People, type ParticipantProgram } from "../lab/people.ts";
 import { median, quick, table } from "./run.ts";
 
-const oneWayDelaysMs = quick([20, 60], [20]);
-const tries = quick(24, 1);
-const floorTries = quick(12, 1);
-/** How far ahead the moment lies at which both sides of a bare open start. */
-const signalMs = 30;
-const fixture = `${import.meta.dir}/simultaneous-open-fixture.ts`;
+const natKinds: Readonly<Record<string, NatOptions>> = {
+  drop: {},
+  rst: { unsolicited: "reset" },
+  icmp: { unsolicited: "icmp" },
+  sequential: { mapping: "sequential" },
+  "sequential-256": { mapping: "sequential-256" },
+  random: { mapping: "random" },
+};
+const kept = ["drop", "rst", "icmp"];
+const dependent = ["sequential:drop", "drop:sequential", "sequential:sequential-256", "random:drop"];
+const usualDelays = ["5,5,5", "10,10,10", "20,20,20", "30,30,30", "40,10,20", "10,40,20", "100,20,40"];
+/** The pairs with ports that are not kept are tried at this distance alone. */
+const dependentDelays = "10,10,10";
+const modes = ["settled", "again"] as const;
+const usualTries = quick(20, 2);
+/** Longer than a punch may take. */
+const deadlineMs = 14_000;
 
-interface Pair {
-  name: string;
-  nats: [NatOptions, NatOptions];
-  /** Median to physical limit. */
-  goal: number;
-  /** Whether the external ports are known beforehand, as a bare open needs them. */
-  isKept: boolean;
+type Mode = (typeof modes)[number];
+
+interface Cell {
+  delays: string;
+  nats: string;
+  tries: number;
+  modes: readonly Mode[];
 }
 
-const pairs: Pair[] = [
-  { name: "both drop", nats: [{}, {}], goal: 1.1, isKept: true },
-  {
-    name: "both refuse (RST)",
-    nats: [{ unsolicited: "reset" }, { unsolicited: "reset" }],
-    goal: 1.5,
-    isKept: true,
-  },
-  {
-    name: "both refuse (ICMP)",
-    nats: [{ unsolicited: "icmp" }, { unsolicited: "icmp" }],
-    goal: 1.5,
-    isKept: true,
-  },
-  { name: "birthday", nats: [{ mapping: "random" }, {}], goal: 2, isKept: false },
-];
-
-interface Result {
-  coldMs: number;
-  timesMs: number[];
-  /** Of bare simultaneous opens, and how many of them never came about. */
-  floorMs: number[];
-  floorFailures: number;
+interface Try {
+  ms: number;
+  isRelayed: boolean;
 }
 
-// --- ours ------------------------------------------------------------------------------------------------
+/** What a cell is held against: by its floor, in ms. */
+interface Goal {
+  median(floorMs: number): number;
+  worst(floorMs: number): number;
+}
 
-async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<number> {
+const keptGoal: Goal = { median: (ms) => 1.15 * ms + 15, worst: (ms) => 2 * ms + 50 };
+const sequentialGoal: Goal = { ...keptGoal, median: (ms) => 1.3 * ms + 20 };
+const randomGoal: Goal = { median: (ms) => 1.6 * ms, worst: () => Infinity };
+
+function goalOf(nats: string): Goal {
+  if (nats.includes("random")) return randomGoal;
+  return nats.includes("sequential") ? sequentialGoal : keptGoal;
+}
+
+/** owd(A→I) + owd(I→B) + 1.5 RTT(A,B): the introduction, the crossing SYNs, the client's TLS. */
+function floorOf(delays: string): number {
+  const [a, b, introducer] = delays.split(",").map(Number) as [number, number, number];
+  return a + introducer + (introducer + b) + 3 * (a + b);
+}
+
+// --- a cell ----------------------------------------------------------------------------------------------
+
+async function link(from: ParticipantProgram, to: ParticipantProgram): Promise<Try> {
   const startedAt = now();
   from.type(`connect ${to.name}`);
-  const both = await Promise.all([
-    from.next("linked", undefined, 12_000),
-    to.next("linked", undefined, 12_000),
+  const [{ at, route }] = await Promise.all([
+    from.next("linked", undefined, deadlineMs),
+    to.next("linked", undefined, deadlineMs),
   ]);
-  from.type(`disconnect ${to.name}`);
-  await Promise.all([from.next("unlinked"), to.next("unlinked")]);
-  return Math.max(...both.map(({ at }) => at)) - startedAt;
+  return { ms: at - startedAt, isRelayed: route === "relay" };
 }
 
-/** The first try of fresh programs, then the others, each from new endpoints, either side asking in turn. */
-async function measure(lab: Lab, [natA, natB]: [Nat, Nat], owdMs: number): Promise<[number, number[]]> {
+async function bothUnlinked(a: ParticipantProgram, b: ParticipantProgram): Promise<void> {
+  await Promise.all([a.next("unlinked"), b.next("unlinked")]);
+}
+
+/** New endpoints of both, whose mapping and distance both know. */
+async function settle(alice: ParticipantProgram, bob: ParticipantProgram): Promise<void> {
+  await Promise.all([alice.comesBack(), bob.comesBack()]);
+  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+}
+
+async function measureSettled(alice: ParticipantProgram, bob: ParticipantProgram): Promise<Try> {
+  await settle(alice, bob);
+  const result = await link(alice, bob);
+  alice.type(`disconnect ${bob.name}`);
+  await bothUnlinked(alice, bob);
+  return result;
+}
+
+/** Asks again in the moment in which our side has heard that the link has ended. */
+async function measureAgain(alice: ParticipantProgram, bob: ParticipantProgram): Promise<Try> {
+  const ended = bob.next("unlinked");
+  alice.type(`disconnect ${bob.name}`);
+  await alice.next("unlinked");
+  const [result] = await Promise.all([link(alice, bob), ended]);
+  return result;
+}
+
+async function measure({ delays, nats, tries, modes: wanted }: Cell, trace?: string) {
+  const [a, b, introducerMs] = delays.split(",").map(Number) as [number, number, number];
+  const [natA, natB] = nats.split(":").map((kind) => natKinds[kind]!);
+  await using lab = await Lab.create(trace === undefined ? {} : { trace });
   await using people = new People();
-  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-  const alice = await people.participant("alice", await lab.host("alice", { behind: natA }), introducer);
-  const bob = await people.participant("bob", await lab.host("bob", { behind: natB }), introducer);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs: introducerMs }));
+  const join = async (name: string, owdMs: number, options: NatOptions) => {
+    const behind = await lab.nat(`${name}-nat`, { owdMs, ...options });
+    return people.participant(name, await lab.host(name, { behind }), introducer);
+  };
+  const [alice, bob] = await Promise.all([join("alice", a, natA!), join("bob", b, natB!)]);
   await Promise.all([alice.next("mapping"), bob.next("mapping")]);
-  const times: number[] = [];
-  while (times.length <= tries) {
-    if (times.length > 0) await Promise.all([alice.comesBack(), bob.comesBack()]);
-    await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
-    times.push(await (times.length % 2 === 0 ? link(alice, bob) : link(bob, alice)));
+  const results = new Map<Mode, Try[]>();
+  for (const mode of wanted) {
+    if (mode === "again") {
+      await settle(alice, bob);
+      await link(alice, bob);
+    }
+    const one = mode === "again" ? measureAgain : measureSettled;
+    const all: Try[] = [];
+    while (all.length < tries) all.push(await one(alice, bob));
+    results.set(mode, all);
   }
-  return [times[0]!, times.slice(1)];
-}
-
-// --- the floor -------------------------------------------------------------------------------------------
-
-type FloorEvent = { event: "port"; port: number } | { event: "opened"; elapsedMs: number | null };
-
-/** Bare simultaneous opens through the same NATs: until the later side has the other's byte. */
-async function floor(lab: Lab, nats: [Nat, Nat]): Promise<(number | null)[]> {
-  const sides = await Promise.all(
-    nats.map(async (nat, index) => {
-      const host = await lab.host(`bare${index}`, { behind: nat });
-      const stdio = { stdin: "pipe", stdout: "pipe", stderr: "pipe" } as const;
-      return new Program<FloorEvent>(host.name, host.spawn([process.execPath, fixture], stdio));
-    }),
-  );
-  const results: (number | null)[] = [];
-  for (let count = 0; count < floorTries; count++) {
-    const ports = await Promise.all(sides.map((side) => side.next("port")));
-    const endpoints = ports.map(({ port }, index) => formatEndpoint(nats[index]!.address, port));
-    const startAt = now() + signalMs;
-    for (const [index, side] of sides.entries()) side.type(`${endpoints[1 - index]} ${startAt}`);
-    const opened = await Promise.all(sides.map((side) => side.next("opened")));
-    const times = opened.map(({ elapsedMs }) => elapsedMs);
-    results.push(times.some((time) => time === null) ? null : Math.max(...times.map(Number)));
-  }
-  await Promise.all(sides.map((side) => side.kill()));
   return results;
 }
 
 // --- the table -------------------------------------------------------------------------------------------
 
-async function measurePair({ nats: [a, b], isKept }: Pair, delayMs: number): Promise<Result> {
-  await using lab = await Lab.create();
-  const owdMs = delayMs / 2;
-  const nats: [Nat, Nat] = [await lab.nat("natA", { owdMs, ...a }), await lab.nat("natB", { owdMs, ...b })];
-  const [coldMs, timesMs] = await measure(lab, nats, owdMs);
-  const floors = isKept ? await floor(lab, nats) : [];
-  const floorMs = floors.filter((one) => one !== null);
-  return { coldMs, timesMs, floorMs, floorFailures: floors.length - floorMs.length };
+const heading = ["NATs", "delays", "", "floor", "median", "goal", "worst", "goal", "relayed first", ""];
+
+function row({ delays, nats }: Cell, mode: Mode, tries: Try[]): string[] {
+  const [floorMs, goal] = [floorOf(delays), goalOf(nats)];
+  const times = tries.map(({ ms }) => ms);
+  const [middle, worst] = [median(times), Math.max(...times)];
+  const relayed = tries.filter(({ isRelayed }) => isRelayed).length;
+  const isMet = middle <= goal.median(floorMs) && worst <= goal.worst(floorMs) && relayed === 0;
+  const limit = (ms: number) => (ms === Infinity ? "" : `≤ ${ms.toFixed(0)}`);
+  return [
+    ...[nats.replace(":", " – "), delays, mode, floorMs.toFixed(0)],
+    ...[middle.toFixed(1), limit(goal.median(floorMs))],
+    ...[worst.toFixed(1), limit(goal.worst(floorMs)), `${relayed} of ${tries.length}`, isMet ? "" : "missed"],
+  ];
 }
 
-export async function bench(): Promise<void> {
-  const ms = (value: number) => value.toFixed(1);
-  const ratio = (value: number) => `${value.toFixed(2)} ×`;
-  const rows = [
-    [
-      "NATs",
-      "one way",
-      "limit",
-      "cold",
-      "median",
-      "worst",
-      "median ÷ limit",
-      "goal",
-      "bare open",
-      "÷ 1.5 RTT",
-    ],
-  ];
-  for (const delayMs of oneWayDelaysMs) {
-    for (const pair of pairs) {
-      // owd(A → I) + owd(I → B) + RTT(A, B) for TCP + RTT(A, B) for TLS 1.3
-      const limitMs = delayMs + delayMs + 2 * (2 * delayMs);
-      const { coldMs, timesMs, floorMs, floorFailures } = await measurePair(pair, delayMs);
-      const bare = floorMs.length > 0 ? median(floorMs) : undefined;
-      rows.push([
-        pair.name,
-        ms(delayMs),
-        ms(limitMs),
-        ms(coldMs),
-        ms(median(timesMs)),
-        ms(Math.max(...timesMs)),
-        ratio(median(timesMs) / limitMs),
-        `≤ ${ratio(pair.goal)}`,
-        bare === undefined ? "" : `${ms(bare)}${floorFailures > 0 ? ` (${floorFailures} never)` : ""}`,
-        bare === undefined ? "" : ratio(bare / (3 * delayMs)),
-      ]);
-      const all = timesMs.map(Math.round).join(" ");
-      console.error(`${pair.name}, ${delayMs} ms: ${all}; bare ${floorMs.map(Math.round).join(" ")}`);
+function cellsOf(words: string[]): Cell[] {
+  const isDelays = (word: string) => /^\d+,\d+,\d+$/.test(word);
+  const isNats = (word: string) =>
+    word.split(":").length === 2 && word.split(":").every((one) => natKinds[one]);
+  const isMode = (word: string): word is Mode => modes.some((mode) => mode === word);
+  const isTries = (word: string) => /^[1-9]\d*$/.test(word);
+  const strange = words.find((word) => ![isDelays, isNats, isMode, isTries].some((is) => is(word)));
+  if (strange !== undefined) throw new Error(`not DELAYS, NATS, MODE or TRIES: ${strange}`);
+  const [delays, nats, wanted] = [words.filter(isDelays), words.filter(isNats), words.filter(isMode)];
+  const tries = Number(words.find(isTries) ?? usualTries);
+  const allKept = kept.flatMap((a) => kept.map((b) => `${a}:${b}`));
+  const someDelays = delays.length > 0 ? delays : quick(usualDelays, ["5,5,5"]);
+  const natsAt = (one: string) => {
+    if (nats.length > 0) return nats;
+    return quick(
+      [...allKept, ...(one === dependentDelays ? dependent : [])],
+      ["drop:icmp", "sequential:drop"],
+    );
+  };
+  return someDelays.flatMap((one) =>
+    natsAt(one).map((pair) => ({
+      delays: one,
+      nats: pair,
+      tries,
+      modes: wanted.length > 0 ? wanted : modes,
+    })),
+  );
+}
+
+export async function bench(args: string[]): Promise<void> {
+  const traceOption = "trace=";
+  const trace = args.find((word) => word.startsWith(traceOption))?.slice(traceOption.length);
+  const cells = cellsOf(args.filter((word) => !word.startsWith(traceOption)));
+  const rows = [heading];
+  for (const cell of cells) {
+    for (const [mode, tries] of await measure(cell, trace)) {
+      rows.push(row(cell, mode, tries));
+      const all = tries.map(({ ms, isRelayed }) => `${Math.round(ms)}${isRelayed ? " by relay" : ""}`);
+      console.error(`${cell.nats} ${cell.delays} ${mode}: ${all.join(", ")}`);
     }
   }
+  const missed = rows.filter((one) => one.at(-1) === "missed").length;
   console.log(table(rows));
   console.log(`
-Milliseconds. Cold: the first try of programs just started. Then ${tries} tries, for each of which both have left and
-come back, so that all endpoints are new; either side asks in turn. The limit is owd(A→I) + owd(I→B) + 2·RTT(A,B):
-an introduction, TCP, TLS 1.3. Bare open: ${floorTries} simultaneous opens through the same NATs with known endpoints, both
-started by a signal, without introducer and TLS, until both have a byte: 1.5 RTT at the least.`);
+Milliseconds from \`connect\` to the asker's \`linked\`; ${cells[0]!.tries} tries a cell, alice asks, no --direct. Delays: one
+way from alice, bob and the introducer to the middle of the Internet. The floor is owd(A→I) + owd(I→B) + 1.5 RTT(A,B).
+settled: from new endpoints, with all known of each other. again: in the moment after a \`disconnect\`.
+${missed} of ${rows.length - 1} rows miss a goal.`);
 }
