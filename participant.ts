@@ -160,10 +160,12 @@ export class Participant {
 
   /**
    * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
-   * fails is followed by others, until `leave`.
+   * fails is followed by others, until `leave`. Whoever is named in `wants` is punched towards at once, or as soon as it
+   * registers: `connect` then joins that punch.
    */
-  async join(): Promise<void> {
+  async join(wants: readonly string[] = []): Promise<void> {
     if (this.#hasQuit) throw new UserError(quitAlready);
+    this.#roster.wishes.add(wants);
     await this.#registration.join();
   }
 
@@ -239,6 +241,7 @@ export class Participant {
 
   /** Ends the link, or cancels the punch that is under way. */
   async disconnect(word: string): Promise<void> {
+    this.#roster.wishes.take(word);
     return this.#roster.find(word).disconnect();
   }
 

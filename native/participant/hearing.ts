@@ -31,6 +31,10 @@ export class Hearing implements RegistrationOwner {
     return this.#roster.links;
   }
 
+  wants(): string[] {
+    return this.#roster.wishes.names;
+  }
+
   listed(peers: readonly Peer[], hasMoved: boolean): void {
     this.#roster.list(peers, hasMoved);
   }

@@ -26,6 +26,9 @@ export interface IntroducingOwner {
   /** Whether attempts are told; and whether rounds are told of an introduction that is not for a new link. */
   readonly isVerbose: boolean;
   readonly isQuiet: boolean;
+  /** Whether we wished for that peer when we registered; and the same, after which we don't any more. */
+  readonly isWished: boolean;
+  takeWish(): boolean;
   /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(): Unasked | undefined;
   seen(peer: Peer): void;
@@ -116,7 +119,7 @@ export class Introducing {
 
   /** Whoever asks is controlling. If that is us, this answers a `connect` that we have cancelled meanwhile. */
   #isStale({ role }: PunchMessage | RelayMessage): boolean {
-    return !this.#life.introduction && role === "controlling";
+    return !this.#life.introduction && role === "controlling" && !this.#owner.isWished;
   }
 
   /** A round's failure at the other side, or the answer to our `connect`. */
@@ -141,6 +144,7 @@ export class Introducing {
     this.#pastTokens.push(token);
     this.#pastTokens.splice(0, this.#pastTokens.length - maxPastTokens);
     if (this.#life.introduction) return this.#life.introduction;
+    if (this.#owner.takeWish()) return this.begin();
     const unasked = this.#owner.admit();
     return unasked ? this.begin(unasked) : void this.#listed.decline(token);
   }

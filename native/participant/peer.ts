@@ -27,6 +27,7 @@ import { PeerLife } from "./life.ts";
 import { Listed, type ListedOwner } from "./listed.ts";
 import { type PeerRow, peerRow, type PeerState } from "./peer-events.ts";
 import { Seeking } from "./seeking.ts";
+import type { Wishes } from "./wishes.ts";
 
 /** What a peer needs of the participant. */
 export interface PeerOwner extends ListedOwner {
@@ -46,6 +47,7 @@ export interface PeerOwner extends ListedOwner {
   returning(peer: RemotePeer): void;
   /** There is a link now, or no longer, or an attempt has failed. */
   changed(peer: RemotePeer): void;
+  readonly wishes: Wishes;
   /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
@@ -91,6 +93,10 @@ export class RemotePeer {
       get isQuiet() {
         return peer.#isQuiet;
       },
+      get isWished() {
+        return peer.#owner.wishes.has(peer.name);
+      },
+      takeWish: () => this.#owner.wishes.take(this.name),
       admit: () => this.#owner.admit(this),
       seen: (listed) => this.seen(listed),
       nominated: (channel, nominated) => this.#agreements.nominated(channel, nominated),
@@ -210,6 +216,7 @@ export class RemotePeer {
   connect(isVerbose: boolean): Promise<Link> {
     this.#isVerbose = isVerbose;
     const introduction = this.#introductionFor(printable(this.name));
+    this.#owner.wishes.take(this.name);
     const { promise, resolve, reject } = Promise.withResolvers<Link>();
     this.#waiting.push({ resolve, reject });
     this.introducing.ask(introduction, true);

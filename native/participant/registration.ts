@@ -75,6 +75,8 @@ export interface RegistrationOwner {
   emit(event: ParticipantEvent): void;
   /** The links that are up: the introducer's list shows them. */
   links(): { peer: string; route: Route }[];
+  /** Whom we want to be introduced to. */
+  wants(): string[];
   /** Everyone in the room. `hasMoved`: we are at another public address than at the last time. */
   listed(peers: readonly Peer[], hasMoved: boolean): void;
   said(message: RoomMessage, situation: Situation): void;
@@ -294,12 +296,14 @@ export class Registration {
 
   #introduceOurselves(control: ControlChannel): void {
     const { direct } = this.#options;
+    const wants = this.#owner.wants();
     const overLoopback = scopeOf(control.remote) === "loopback";
     control.send(
       this.#membership.registers({
         ...(direct && { direct }),
         private: hostCandidates(control.localAddress, control.port, overLoopback),
         links: this.#owner.links(),
+        ...(wants.length > 0 && { wants }),
       }),
     );
   }

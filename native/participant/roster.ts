@@ -19,6 +19,7 @@ import { byTurns } from "../shares/turns.ts";
 import type { ParticipantEvent } from "./events.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
+import { Wishes } from "./wishes.ts";
 
 /** So many peers of one room are kept. */
 export const maxPeers = 4096;
@@ -46,6 +47,7 @@ export interface RosterOwner {
 export class Roster {
   readonly #owner: RosterOwner;
   readonly #peerOwner: PeerOwner;
+  readonly wishes = new Wishes();
   /** By instance and fingerprint: ids change when a participant or the introducer comes back. */
   readonly #peers = new Map<string, RemotePeer>();
   /** The budget of all peers together. */
@@ -56,11 +58,12 @@ export class Roster {
   /** Some of what a peer needs, the roster gives itself. */
   constructor(
     owner: RosterOwner,
-    peerOwner: Omit<PeerOwner, "returning" | "changed" | "admit" | "instance" | "hasQuit">,
+    peerOwner: Omit<PeerOwner, "returning" | "changed" | "admit" | "instance" | "wishes" | "hasQuit">,
   ) {
     this.#owner = owner;
     this.#peerOwner = {
       ...peerOwner,
+      wishes: this.wishes,
       instance: owner.self.instance,
       get hasQuit() {
         return owner.hasQuit;

@@ -96,7 +96,7 @@ export class Situation {
       },
       ...{ credentials, bondKey, probes, portFor, port: portFor(connection.port) },
       ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
-      ...{ behaviour: undefined, mapped: undefined, roundTripMs: undefined, clampsSegments: false },
+      ...{ behaviour: undefined, mapped: undefined, roundTripMs: message.roundTripMs, clampsSegments: false },
       send: (told) => connection.send(told),
       measureFresh: (measure) => this.#measurements.beside(measure),
       handshakeStuck: () => void (this.#context.clampsSegments = true),

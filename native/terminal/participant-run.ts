@@ -33,6 +33,7 @@ export interface Driven extends Commanded {
   readonly isPrivate: boolean;
   nameOf(peer: string): string;
   readonly linkCount: number;
+  join(wants?: readonly string[]): Promise<void>;
   names(): Iterable<string>;
   waitFor(peer: string): Promise<void>;
   linkWith(peer: string): Link | undefined;
@@ -130,8 +131,10 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
     if (options.accept !== undefined) uses.transfers.acceptInto(options.accept);
   });
   if (errands.failures > 0) return false;
-  for (const spec of options.forward) keepFor(uses.forward(spec), keep); // whoever connects now waits for the link
-  await errands.attempt(() => participant.join());
+  const forwards = options.forward.map((spec) => uses.forward(spec));
+  for (const forward of forwards) keepFor(forward, keep); // whoever connects now waits for the link
+  const wanted = [...forwards, ...(options.pipe ? [options.pipe] : [])].map(({ peer }) => peer);
+  await errands.attempt(() => participant.join([...wanted, ...options.connect]));
   if (errands.failures > 0) return false;
   joined.resolve();
   invite(running);

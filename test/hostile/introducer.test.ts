@@ -375,6 +375,27 @@ test.each(Object.entries(lies))("%s: shown as untrusted, never dialled, never le
   expect(house.heard.some(({ type }) => type === "connect")).toBe(false);
 });
 
+test("a wish for a name is none for whoever pretends to have it", async () => {
+  const liar = lies["its own fingerprint under a member's name"]!;
+  const order = { ...(round(first, "controlling") as ToParticipant & { type: "punch" }), peer: liar };
+  using house = new Scripted((message, say) => {
+    if (message.type === "register") say(...welcome(liar), order);
+  });
+  await using alice = new Driven(
+    house.port,
+    "alice",
+    "--room",
+    words,
+    "--verbose",
+    "--connect",
+    liar.name,
+    "--stay",
+  );
+  expect((await house.hears("register")).wants).toEqual([liar.name]);
+  await house.hears("failed", ({ token, reason }) => token === first && reason === "refused-by-peer");
+  expect(alice.count("attempt")).toBe(0);
+});
+
 test("a member with the right proof is known beside one that lies about the same name", async () => {
   using house = new Scripted((message, say) => {
     const liar = lies["its own fingerprint under a member's name"]!;

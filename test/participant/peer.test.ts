@@ -18,6 +18,7 @@ import type { PunchContext } from "../../native/punch/context.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
+import { Wishes } from "../../native/participant/wishes.ts";
 import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";
 import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
@@ -30,6 +31,7 @@ class Program implements Disposable, PeerOwner {
   readonly host: Host;
   readonly instance: string;
   readonly isVerbose = false;
+  readonly wishes = new Wishes();
   keepMs = minute;
   peer!: RemotePeer;
   readonly events: Told[] = [];
@@ -259,6 +261,30 @@ test.each(["punch", "relay"] as const)(
     expect([alice.peer.isIdle, alice.peer.state, alice.admissions]).toEqual([true, "failed", 0]);
   },
 );
+
+test("whom we wished for when we registered is linked with without another word; a wish counts once", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  const { alice, bob } = pair;
+  alice.wishes.add(["bob", "bob", "7", "two words"]);
+  expect(alice.wishes.names).toEqual(["bob"]);
+  pair.introduce("alice");
+  const link = await alice.peer.connect(false); // it joins what is under way
+  expect([alice.peer.link, alice.said("connect"), alice.admissions]).toEqual([link, [], 0]);
+  await until("bob is linked", () => bob.peer.state === "linked");
+  await alice.peer.disconnect();
+  await until("bob has heard", () => bob.peer.state === "known");
+  pair.introduce("alice", "a".repeat(32));
+  expect(alice.said("failed")).toMatchObject([{ token: "a".repeat(32), reason: "refused-by-peer" }]);
+});
+
+test("who asks for the peer itself wishes no more", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  pair.alice.wishes.add(["bob"]);
+  await pair.linked();
+  expect(pair.alice.wishes.names).toEqual([]);
+});
 
 test("a relay that we do not take is declined, and nothing is left waiting for it", async () => {
   await using _ = noSocketLeft();

@@ -32,6 +32,7 @@ async function scripted(script: Script) {
   const owner: RegistrationOwner = {
     emit: (event) => void events.push(event),
     links: () => [],
+    wants: () => [],
     listed: (peers, hasMoved) => note(`listed ${peers.length}${hasMoved ? ", moved" : ""}`),
     said: ({ type }) => note(`said ${type}`),
     refused: ({ request }) => note(`refused ${request}`),
