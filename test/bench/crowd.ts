@@ -11,7 +11,7 @@ import { encode, protocolVersion, type Endpoint, type ToIntroducer } from "../..
 import { median, quick } from "./run.ts";
 
 const settleMs = quick(1500, 100);
-/** How many introductions, or joins, are under way at once. */
+/** How many introductions, or joins, each server has under way at once. */
 export const underWay = 200;
 /** Participants at one address of loopback: the kernel has 28,000 ports for each. */
 const perAddress = 5000;
@@ -30,6 +30,7 @@ export function processorMs(pid: number): number {
 // --- the server, from outside ----------------------------------------------------------------------------
 
 export class Server implements AsyncDisposable {
+  readonly count = 1;
   readonly port: number;
   readonly #process: Bun.Subprocess;
 
@@ -221,8 +222,8 @@ export class Client {
   }
 }
 
-/** Runs that many at once of what `next` begins, until it begins nothing; returns how long each took. */
-export async function closedLoop(next: () => Promise<void> | undefined): Promise<number[]> {
+/** Runs so many at once of what `next` begins, until it begins nothing; returns how long each took. */
+async function closedLoop(atOnce: number, next: () => Promise<void> | undefined): Promise<number[]> {
   const timesMs: number[] = [];
   const worker = async () => {
     for (;;) {
@@ -233,7 +234,7 @@ export async function closedLoop(next: () => Promise<void> | undefined): Promise
       timesMs.push(performance.now() - from);
     }
   };
-  await Promise.all(Array.from({ length: underWay }, worker));
+  await Promise.all(Array.from({ length: atOnce }, worker));
   return timesMs;
 }
 
@@ -293,8 +294,9 @@ export const shortPace: Pace = quick(
 );
 export const longPace: Pace = { runs: 5, introductionsMs: 4000, idleMs: 6000 };
 
-/** A server, or several that are as one. */
+/** A server, or `count` of them that are as one. */
 export interface Measured {
+  readonly count: number;
   readonly busyMs: number;
   residentKib(): Promise<number>;
 }
@@ -326,7 +328,7 @@ export async function measureJoins(
   const joinAll = async (from: number, to: number) => {
     const [startedAt, busyFrom] = [performance.now(), server.busyMs];
     let next = from;
-    const timesMs = await closedLoop(() => {
+    const timesMs = await closedLoop(server.count * underWay, () => {
       if (next === to) return undefined;
       return join(next, `127.0.1.${1 + Math.floor(next++ / perAddress)}`);
     });
@@ -345,14 +347,14 @@ export async function measureJoins(
 
 /** As many introductions as can be, the median of some runs after one that warms up; then half as many, by the clock. */
 export async function measureIntroductions(
-  server: { readonly busyMs: number },
+  server: Pick<Measured, "count" | "busyMs">,
   introduce: () => Promise<void> | undefined,
   { runs, introductionsMs }: Pace,
 ): Promise<Introduced> {
   const run = async () => {
     const [from, busyFrom, ownFrom] = [performance.now(), server.busyMs, processorMs(process.pid)];
     const isOver = () => performance.now() - from >= introductionsMs;
-    const timesMs = await closedLoop(() => (isOver() ? undefined : introduce()));
+    const timesMs = await closedLoop(server.count * underWay, () => (isOver() ? undefined : introduce()));
     return {
       introductions: (timesMs.length * 1000) / (performance.now() - from),
       busyMicroseconds: ((server.busyMs - busyFrom) * 1000) / timesMs.length,

@@ -245,7 +245,7 @@ export async function bench([word]: string[]): Promise<void> {
   await compareShared(pace);
   await besideFullRelays(pace);
   await besideManyIntroductions();
-  console.log(`An introduction is three lines read and two written. ${underWay} are under way at once, for ${pace.introductionsMs / 1000} s, the
+  console.log(`An introduction is three lines read and two written. Each server has ${underWay} under way at once, for ${pace.introductionsMs / 1000} s, the
 median of ${pace.runs} times; at half of that rate they are begun by the clock, and count from when they were due. Of the
 participants the second half is counted, when the first has warmed the server up; to connect is part of a join. The floor
 is a Bun.listen that moves as many lines of the same length in as few writes, and knows nothing. Load and servers share

@@ -1,6 +1,7 @@
 /**
- * Four introducers that share one Redis (Debian's, started here without persistence), beside one with a Redis and one
- * alone, under the same load: joins, each at an introducer that it was given by chance, and introductions.
+ * Four introducers that share one Redis (Debian's, started here without persistence), beside one with a Redis, and four
+ * and one alone. Each of four has as much under way as one alone: joins, each at an introducer that it was given by chance,
+ * and introductions.
  */
 import { noRedis, RedisServer } from "../introducer/redis-fixture.ts";
 import {
@@ -34,6 +35,10 @@ class Introducers implements AsyncDisposable {
   static async start(count: number, redis: RedisServer | undefined): Promise<Introducers> {
     const one = () => (redis ? Server.start("shared", redis.url) : Server.start("introducer"));
     return new Introducers(await Promise.all(Array.from({ length: count }, one)));
+  }
+
+  get count(): number {
+    return this.all.length;
   }
 
   get busyMs(): number {
