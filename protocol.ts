@@ -65,14 +65,10 @@ export const maxProbePorts = 4;
  * and our SYN, so this many connections of others are allowed for.
  */
 export const predictedPorts = 12;
-/** Of these, how many must still be left when a round goes by an older measurement. */
-const predictedMargin = 3;
 /** Sockets of either side of a birthday punch: 1 − (1 − 512/64512)^512 = 98 % to hit at least once. */
 export const birthdaySockets = 512;
 /** Ports a NAT with random allocation draws from (netfilter: 1024 to 65535). */
 export const birthdayPorts = { first: 1024, last: 65535 };
-/** Rounds of one way before the next way is tried. */
-export const roundsPerWay = 3;
 
 // --- errors ----------------------------------------------------------------------------------------------
 
@@ -317,64 +313,13 @@ export interface Situation {
 export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
 export type Way = (typeof ways)[number];
 
-/** Whether its external port is another one for every destination. */
-export function isDependent({ mapping }: Pick<Situation, "mapping">): boolean {
-  return mapping === "sequential" || mapping === "random";
-}
-
 /** Whether nothing translates: the introducer saw an address of the host itself. */
 export function isUntranslated(side: Pick<Situation, "private" | "public">): boolean {
   return side.private.includes(side.public);
 }
 
-/** The ways of all rounds between two participants, in order; none when no direct link can be expected. */
-export function planRounds(a: Situation, b: Situation): Way[] {
-  const rounds = (way: Way, times = roundsPerWay) => Array<Way>(times).fill(way);
-  const dependent = [a, b].filter(isDependent);
-  const isRandom = dependent.some(({ mapping }) => mapping === "random");
-  if (dependent.length === 0) {
-    const canMeasure = a.mapping !== "unknown" && b.mapping !== "unknown";
-    // A mapping that depends on the address looks endpoint-independent from the one address of an introducer.
-    return canMeasure ? ["direct", "fresh", "predicted", "fresh"] : ["direct"];
-  }
-  const isMapped = a.mapped !== undefined || b.mapped !== undefined;
-  if (dependent.length === 2) {
-    if (!isRandom) return rounds("predicted", 2 * roundsPerWay);
-    return canMeetWithoutNat(a, b) || isMapped ? ["direct"] : [];
-  }
-  if (!isRandom) return [...rounds("predicted"), ...rounds("birthday")];
-  // A host without NAT, or with an open port, may well accept the first SYN, wherever it comes from.
-  const mayBeLetIn = isMapped || isUntranslated(a) || isUntranslated(b);
-  return mayBeLetIn ? ["direct", ...rounds("birthday")] : rounds("birthday");
-}
-
-/** Behind one NAT the private addresses may reach, and IPv6 is not translated. */
-function canMeetWithoutNat(a: Situation, b: Situation): boolean {
-  const hasIPv6 = (side: Situation) =>
-    side.private.some((one) => one.startsWith("[") && scopeOf(one) === "global");
-  return splitEndpoint(a.public).address === splitEndpoint(b.public).address || (hasIPv6(a) && hasIPv6(b));
-}
-
 export function scopeOf(endpoint: Endpoint): AddressScope {
   return addressScope(splitEndpoint(endpoint).address);
-}
-
-/**
- * Whether what a round aims at, by an older measurement, still lies before a NAT that stands at `now`: far enough, too,
- * that others may take some ports before our SYN does.
- */
-export function isAhead(aim: Prediction, now: Prediction): boolean {
-  const wanted = predictPort(aim, predictedPorts);
-  for (let count = 1 + predictedMargin; count <= predictedPorts; count++)
-    if (predictPort(now, count) === wanted) return true;
-  return false;
-}
-
-/** The port `count` mappings later, in the range that NATs draw from. */
-export function predictPort({ endpoint, step }: Prediction, count: number): number {
-  const { first, last } = birthdayPorts;
-  const size = last - first + 1;
-  return first + ((((splitEndpoint(endpoint).port - first + step * count) % size) + size) % size);
 }
 
 // --- checks ----------------------------------------------------------------------------------------------
@@ -452,7 +397,7 @@ function optional<T>(check: Check<T>): Optional<T> {
 const boolean: Check<boolean> = (value, field) =>
   typeof value === "boolean" ? value : refuse(field, "true or false");
 
-const endpoint: Check<Endpoint> = (value, field) => {
+export const endpoint: Check<Endpoint> = (value, field) => {
   const parsed = typeof value === "string" && value.length <= 64 ? parseEndpoint(value) : undefined;
   if (!parsed) return refuse(field, "an endpoint such as 203.0.113.7:40000 or [2001:db8::7]:40000");
   if (addressScope(splitEndpoint(parsed).address) === "unusable") {
@@ -523,7 +468,7 @@ export function nameProblem(name: string): string | undefined {
   return undefined;
 }
 
-const name: Check<string> = (value, field) => {
+export const name: Check<string> = (value, field) => {
   const word = text(maxNameLength)(value, field);
   const problem = nameProblem(word);
   if (problem) throw new Refusal("bad-field", `${field} ${problem}`);
@@ -558,8 +503,8 @@ const room: Check<string> = (value, field) => {
 
 // --- messages --------------------------------------------------------------------------------------------
 
-const id = integer(1, Number.MAX_SAFE_INTEGER);
-const count = integer(0, Number.MAX_SAFE_INTEGER);
+export const id = integer(1, Number.MAX_SAFE_INTEGER);
+export const count = integer(0, Number.MAX_SAFE_INTEGER);
 const instance = hex(16);
 const fingerprint = hex(64);
 const proof = hex(64);
@@ -574,7 +519,7 @@ const ownReasons: ReadonlySet<string> = new Set<FailureReason>([
   "introducer-lost",
 ]);
 const reason = oneOf((Object.keys(failureReasons) as FailureReason[]).filter((one) => !ownReasons.has(one)));
-const port = integer(1, 65535);
+export const port = integer(1, 65535);
 const endpoints = listOf(endpoint, maxCandidates);
 /** A name, or an address in canonical text. */
 const host: Check<string> = (value, field) =>
@@ -619,9 +564,9 @@ export type Filtering = (typeof filterings)[number];
 const role = oneOf(roles);
 const route = oneOf(routes);
 const filtering = oneOf(filterings);
-const way = oneOf(ways);
-const mapping = oneOf(mappings);
-const step = integer(-4096, 4096);
+export const way = oneOf(ways);
+export const mapping = oneOf(mappings);
+export const step = integer(-4096, 4096);
 
 /**
  * Where a NAT stood when it was measured: the last external endpoint, and the step to the next (0: the measured port
@@ -1007,34 +952,4 @@ export function printable(text: string): string {
     /(?!(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d\p{Extended_Pictographic})[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u2028\u2029]/gu,
     (char) => (char === "\t" ? " " : "\ufffd"),
   );
-}
-
-/** One JSON line for programs, in which nothing is left that a terminal would obey. */
-export function jsonLine(event: object): string {
-  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
-    char.split("").map(escape).join(""),
-  );
-}
-
-/** `42s`, `7m`, `3h`, `2d`. */
-export function age(milliseconds: number): string {
-  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
-  if (seconds < 60) return `${seconds}s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
-  return seconds < 172_800 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
-}
-
-/** The participant a user meant by an id or a name; a string is the reason it can't be said. */
-export function findByIdOrName<T extends { id: number; name: string }>(
-  all: Iterable<T>,
-  word: string,
-): T | string {
-  const list = [...all];
-  const byId = /^\d+$/.test(word) ? list.find((one) => one.id === Number(word)) : undefined;
-  if (byId) return byId;
-  const byName = list.filter((one) => one.name === word);
-  if (byName.length === 1) return byName[0]!;
-  if (byName.length === 0) return `nobody here is called ${printable(word)}; \`list\` shows who is`;
-  return `${printable(word)} is ambiguous: use one of the ids ${byName.map((one) => one.id).join(", ")}`;
 }

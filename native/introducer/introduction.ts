@@ -13,14 +13,8 @@
  *   punching    any         a side has said how its NAT maps, and that was guessed wrong
  *   any         ended       both are linked; it failed for good; one has left; another was asked for; it took too long
  */
-import {
-  type FailureReason,
-  planRounds,
-  type Prediction,
-  type Refusal,
-  type Situation,
-  type Way,
-} from "../../protocol.ts";
+import type { FailureReason, Prediction, Refusal, Situation, Way } from "../../protocol.ts";
+import { planRounds } from "../shares/rounds.ts";
 import type { Exchange } from "./exchange.ts";
 import type { Outcome } from "./metrics.ts";
 import { Plan } from "./plan.ts";

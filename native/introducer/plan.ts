@@ -3,7 +3,8 @@
  * the present round. It tells the sides to measure and to punch. introduction.ts decides when. For
  * native/introducer/introduction.ts.
  */
-import { isAhead, type Prediction, type Role, type Way } from "../../protocol.ts";
+import type { Prediction, Role, Way } from "../../protocol.ts";
+import { isAhead } from "../shares/rounds.ts";
 import type { Exchange } from "./exchange.ts";
 import type { About } from "./lines.ts";
 import { isAt } from "./observe.ts";

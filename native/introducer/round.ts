@@ -2,14 +2,8 @@
  * One round of an introduction: who measures, how long it lasts, and where it aims if a NAT has gone on. Pure, but for the
  * sides that it is given. For native/introducer/.
  */
-import {
-  formatEndpoint,
-  type Prediction,
-  predictedPorts,
-  predictPort,
-  splitEndpoint,
-  type Way,
-} from "../../protocol.ts";
+import { formatEndpoint, predictedPorts, type Prediction, splitEndpoint, type Way } from "../../protocol.ts";
+import { predictPort } from "../shares/rounds.ts";
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 

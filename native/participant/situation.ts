@@ -10,7 +10,6 @@ import {
   type Filtering,
   formatEndpoint,
   isUntranslated,
-  planRounds,
   scopeOf,
   type Situation as Mapped,
   splitEndpoint,
@@ -18,6 +17,7 @@ import {
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
+import { planRounds } from "../shares/rounds.ts";
 import { verify } from "../host/control.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { type Gate, isAsFar } from "../punch/gate.ts";

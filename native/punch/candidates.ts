@@ -7,22 +7,21 @@ import {
   addressScope,
   birthdayPorts,
   birthdaySockets,
+  type Endpoint,
   formatEndpoint,
-  isDependent,
   isVerified,
   maxCandidates,
   mayOffer,
-  predictedPorts,
-  predictPort,
-  scopeOf,
-  splitEndpoint,
-  type Endpoint,
   type Peer,
+  predictedPorts,
   type Prediction,
+  scopeOf,
   type Situation,
+  splitEndpoint,
   type Way,
 } from "../../protocol.ts";
-import { hostAddresses, type HostAddress } from "../host/interfaces.ts";
+import { isDependent, predictPort } from "../shares/rounds.ts";
+import { type HostAddress, hostAddresses } from "../host/interfaces.ts";
 import type { Allowance } from "./allowance.ts";
 import type { Candidate } from "./dial.ts";
 import { firstPeerPort, isAsFar } from "./gate.ts";

@@ -9,16 +9,15 @@
 import {
   type Endpoint,
   type FailureReason,
-  isDependent,
   isUntranslated,
   type Peer,
   punchDeadlineMs,
   type Role,
-  roundsPerWay,
   splitEndpoint,
   type ToParticipant,
   type Way,
 } from "../../protocol.ts";
+import { isDependent, roundsPerWay } from "../shares/rounds.ts";
 import { hostAddresses } from "../host/interfaces.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { Bond } from "../secure/room.ts";

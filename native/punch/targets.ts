@@ -4,13 +4,8 @@
  * birthdays are allowed where a peer has shown its certificate once, because only the peer itself can do that. Pure but
  * for the clock. For native/punch/ and participant.ts.
  */
-import {
-  birthdaySockets,
-  maxCandidates,
-  roundsPerWay,
-  splitEndpoint,
-  type Endpoint,
-} from "../../protocol.ts";
+import { birthdaySockets, type Endpoint, maxCandidates, splitEndpoint } from "../../protocol.ts";
+import { roundsPerWay } from "../shares/rounds.ts";
 import { fairShare, sourceOf, Usage } from "../shares/budget.ts";
 import { descriptorLimit } from "../host/socket.ts";
 

@@ -230,3 +230,17 @@ export function completions(commands: readonly Command[], names: Iterable<string
   }
   return [...fitting].sort();
 }
+
+/** The participant a user meant by an id or a name; a string is the reason it can't be said. */
+export function findByIdOrName<T extends { id: number; name: string }>(
+  all: Iterable<T>,
+  word: string,
+): T | string {
+  const list = [...all];
+  const byId = /^\d+$/.test(word) ? list.find((one) => one.id === Number(word)) : undefined;
+  if (byId) return byId;
+  const byName = list.filter((one) => one.name === word);
+  if (byName.length === 1) return byName[0]!;
+  if (byName.length === 0) return `nobody here is called ${printable(word)}; \`list\` shows who is`;
+  return `${printable(word)} is ambiguous: use one of the ids ${byName.map((one) => one.id).join(", ")}`;
+}

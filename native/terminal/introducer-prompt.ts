@@ -3,17 +3,17 @@
  */
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
-import { CommandError, complete, otherStartedAs, readCommand, startedAs } from "./command-line.ts";
+import {
+  CommandError,
+  complete,
+  findByIdOrName,
+  otherStartedAs,
+  readCommand,
+  startedAs,
+} from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
-import {
-  addressScope,
-  canonicalAddress,
-  defaultPort,
-  findByIdOrName,
-  formatEndpoint,
-  printable,
-} from "../../protocol.ts";
+import { addressScope, canonicalAddress, defaultPort, formatEndpoint, printable } from "../../protocol.ts";
 import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
 import type { Stats } from "../introducer/metrics.ts";
 import { idsEach, type Neighbour } from "../introducer/redis/homes.ts";

@@ -3,10 +3,10 @@
  */
 import { type HistogramCounts, quantile, type Stats } from "../introducer/metrics.ts";
 import { type Cell, type Column, renderRows, wideColumns } from "./table.ts";
-import { type Colors, count } from "./text.ts";
+import { type Colors, age, count } from "./text.ts";
 import { byTurns } from "../shares/turns.ts";
 import { isSecretRoom, type Participant } from "../introducer/rooms.ts";
-import { age, failureReasons, printable } from "../../protocol.ts";
+import { failureReasons, printable } from "../../protocol.ts";
 import type { Neighbour } from "../introducer/redis/homes.ts";
 import type { IntroducerEvent } from "../introducer/events.ts";
 

@@ -5,8 +5,8 @@ import type { ForwardRow } from "../uses/services.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
-import { bytes, type Colors, count, ms } from "./text.ts";
-import { age, printable } from "../../protocol.ts";
+import { type Colors, age, bytes, count, ms } from "./text.ts";
+import { printable } from "../../protocol.ts";
 
 const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
   linked: (c) => c.green,

@@ -5,7 +5,8 @@
  */
 import { constants } from "node:os";
 import { isatty } from "node:tty";
-import { age, printable, ToldError, UserError } from "../../protocol.ts";
+import { printable, ToldError, UserError } from "../../protocol.ts";
+import { age, bytes, count } from "./text.ts";
 import type { Keep } from "../participant/keep.ts";
 import type { Link } from "../session/link.ts";
 import type { Pipe } from "../uses/pipe.ts";
@@ -18,7 +19,6 @@ import { type Arguments, commands } from "./participant-arguments.ts";
 import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
-import { bytes, count } from "./text.ts";
 
 /** How often what is under way is drawn. */
 export const statusPeriodMs = 500;

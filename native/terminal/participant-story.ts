@@ -4,9 +4,8 @@
 import type { UseEvent } from "../uses/services.ts";
 import type { Transfer, TransferEvent } from "../uses/transfers.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
-import { bytes, type Colors, count, ms } from "./text.ts";
+import { type Colors, age, bytes, count, ms } from "./text.ts";
 import {
-  age,
   defaultRoom,
   type FailureReason,
   failureReasons,

@@ -2,9 +2,8 @@
  * Tables: small ones by cli-table3, and long ones by our own padding, in slices. JSON lines for programs, long ones in slices,
  * too. Pure but for the clock. For native/terminal/.
  */
-import { jsonLine } from "../../protocol.ts";
+import { jsonLine, shorten, wrap } from "./text.ts";
 import { byTurns } from "../shares/turns.ts";
-import { shorten, wrap } from "./text.ts";
 
 /** From this width on a table has one line for each row. */
 export const wideColumns = 120;

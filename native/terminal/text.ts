@@ -70,3 +70,19 @@ export function bytes(count: number): string {
 }
 
 export const ms = (value: number) => `${value.toFixed(1)} ms`;
+
+/** One JSON line for programs, in which nothing is left that a terminal would obey. */
+export function jsonLine(event: object): string {
+  const escape = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(event).replace(/[\p{C}\u2028\u2029]/gu, (char) =>
+    char.split("").map(escape).join(""),
+  );
+}
+
+/** `42s`, `7m`, `3h`, `2d`. */
+export function age(milliseconds: number): string {
+  const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+  if (seconds < 60) return `${seconds}s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
+  return seconds < 172_800 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
+}

@@ -29,31 +29,31 @@ import {
   ProtocolError,
 } from "../../native/session/frame.ts";
 import { IdentityError, makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
-import { encodeChunk, encodeMessage, MessageDecoder, type Message } from "../../native/uses/message.ts";
+import { encodeChunk, encodeMessage, type Message, MessageDecoder } from "../../native/uses/message.ts";
 import { readPurposeTarget } from "../../native/uses/target.ts";
 import { readNeighbour, readNotice } from "../../native/introducer/redis/homes.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
 import {
   encode,
-  jsonLine,
+  type Endpoint,
   LineDecoder,
+  type LinkLine,
   maxLineBytes,
-  parsePlace,
   parseEndpoint,
   parseLinkLine,
+  parsePlace,
   parseToIntroducer,
   parseToParticipant,
   parseToPeer,
+  type Peer,
   printable,
   Refusal,
   splitEndpoint,
-  type Endpoint,
-  type LinkLine,
-  type Peer,
   type ToIntroducer,
   type ToParticipant,
   type ToPeer,
 } from "../../protocol.ts";
+import { jsonLine } from "../../native/terminal/text.ts";
 
 export interface Target {
   readonly name: string;
