@@ -214,6 +214,11 @@ export class Participant {
     return this.#roster.whenLinked(word, signal);
   }
 
+  /** The same, as soon as it carries something. Rejects if the link is broken and the peer has left. */
+  whenLive(word: string, signal?: AbortSignal): Promise<Link> {
+    return this.#roster.whenLive(word, signal);
+  }
+
   /**
    * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
    * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
@@ -413,6 +418,11 @@ function prepare(
   });
   const uses = new Services({
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
+    liveLink: (peer) => {
+      const link = participant.openLink(peer);
+      if (!link) return keep.linked(peer);
+      return link.state === "returning" ? participant.whenLive(peer) : link;
+    },
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
     pipesWith:

@@ -124,6 +124,29 @@ describe("a forward", () => {
     patienceMs,
   );
 
+  test(
+    "tells once who uses what; to a peer that is gone it is reset at once, and says so",
+    async () => {
+      await using server = await target(echoing);
+      await using house = startIntroducer();
+      const port = freePort();
+      await using alice = new Driven(house.port, "alice", ...room, "-L", `${port}:bob:${server.port}`);
+      await using bob = new Driven(house.port, "bob", ...room, "--allow", String(server.port), "--stay");
+      await alice.next("linked");
+      for (const text of ["one", "two"]) expect((await asked(port, text)).bytes.toString()).toBe(text);
+      expect(await bob.next("used")).toMatchObject({ name: "alice", target: `localhost:${server.port}` });
+      expect(bob.count("used")).toBe(1);
+
+      bob.signal("SIGKILL");
+      await alice.next("left");
+      await alice.next("broken");
+      // Well before the 30 s for which it waits for a peer that may come.
+      expect((await asked(port, "three")).error).toBe("ECONNRESET");
+      expect(await alice.next("forward-refused")).toMatchObject({ name: "bob", why: "no-link" });
+    },
+    patienceMs,
+  );
+
   test("to a port where nobody listens resets the client, and both sides are told", async () => {
     await using house = startIntroducer();
     const [port, nobody] = [freePort(), freePort()];
@@ -131,8 +154,8 @@ describe("a forward", () => {
     await using bob = new Driven(house.port, "bob", ...room, "--allow", "127.0.0.1:*", "--stay");
     await met(alice, bob);
     expect((await asked(port, "hello")).error).toBe("ECONNRESET");
-    const reason = `127.0.0.1:${nobody}: ECONNREFUSED`;
-    expect(await bob.next("forward-refused")).toMatchObject({ reason, by: "us" });
+    const reason = `127.0.0.1:${nobody}: nothing listens there (ECONNREFUSED)`;
+    expect(await bob.next("forward-refused")).toMatchObject({ reason, why: "no-answer", by: "us" });
     expect((await alice.next("forward-refused")).reason).toContain(reason);
   });
 

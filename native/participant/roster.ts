@@ -294,6 +294,20 @@ export class Roster {
   }
 
   /**
+   * The same, as soon as it carries something. Rejects if the link has no channel and the peer has left the room: then it is
+   * gone.
+   */
+  whenLive(word: string, signal?: AbortSignal): Promise<Link> {
+    return this.until(() => {
+      const peer = this.#named(word).find(({ link }) => link?.isOpen);
+      if (!peer?.link || peer.link.state !== "returning") return peer?.link;
+      if (this.#owner.isListed && !peer.isPresent)
+        throw new UserError(`${printable(peer.name)} has left the room, and nothing answers there any more`);
+      return undefined;
+    }, signal);
+  }
+
+  /**
    * Looks again whenever something has changed, until `look` finds something. Rejects if we have quit, or the signal
    * aborts.
    */

@@ -5,12 +5,10 @@
  */
 import { readFile } from "node:fs/promises";
 import { canonicalAddress } from "../../protocol.ts";
+import { parseRouteTable } from "../host/routes.ts";
 
 /** How long `route` may take. It is used where the kernel has no file of the routes. */
 const routeTimeoutMs = 1_000;
-/** linux/route.h: the route is usable, its next hop is a gateway. */
-const RTF_UP = 1;
-const RTF_GATEWAY = 2;
 
 export interface Gateway {
   /** IPv4, as the route has it. */
@@ -64,24 +62,6 @@ export function socketProblem(error: unknown): PortMapError {
   const code = error instanceof Error && "code" in error ? String(error.code) : "";
   const words: Record<string, string> = { ECONNREFUSED: "nothing listens there", ABORT_ERR: "no answer" };
   return new PortMapError(words[code] ?? (code || String(error)), { cause: error });
-}
-
-/** The gateway of the best default route in `/proc/net/route`; undefined if that route has none. Pure. */
-export function parseRouteTable(table: string): string | undefined {
-  const routes = table
-    .split("\n")
-    .slice(1)
-    .map((line) => line.trim().split(/\s+/))
-    .filter(([, destination, , flags, , , , mask]) => {
-      return destination === "00000000" && mask === "00000000" && (parseInt(flags!, 16) & RTF_UP) !== 0;
-    })
-    .sort((a, b) => Number(a[6]) - Number(b[6]));
-  const [, , gateway, flags] = routes[0] ?? [];
-  // The route of a tunnel has no gateway, and the LAN's router does not see our packets.
-  if (gateway === undefined || (parseInt(flags!, 16) & RTF_GATEWAY) === 0) return undefined;
-  // In host byte order, which is little-endian on all our platforms.
-  const bytes = [6, 4, 2, 0].map((at) => parseInt(gateway.slice(at, at + 2), 16));
-  return canonicalAddress(bytes.join("."))?.address;
 }
 
 /** The gateway in what `route -n get default` prints on macOS. Pure. */

@@ -23,14 +23,19 @@ export const resetCodes = {
   failed: 2,
   "too-much-unread": 3,
   "link-ended": 4,
+  /** What it is for was allowed, and does not answer. */
+  unreachable: 5,
 } as const;
 
 /** A stream was cut off: by its user, by the peer, or because the link ended. */
 export class StreamError extends Error {
   readonly code: number;
-  constructor(code: number, message: string) {
+  /** Why, without who has done it. */
+  readonly reason: string;
+  constructor(code: number, reason: string, message = reason) {
     super(message);
     this.code = code;
+    this.reason = reason;
   }
 }
 
@@ -151,7 +156,8 @@ export class Stream extends Duplex {
 
   /** For the session: the peer's `reset` has come. */
   resetReceived(code: number, reason: string): void {
-    this.destroy(new StreamError(code, `the peer cut the stream off: ${reason || "no reason given"}`));
+    const why = reason || "no reason given";
+    this.destroy(new StreamError(code, why, `the peer cut the stream off: ${why}`));
   }
 
   /** For the session: nothing more is sent or comes. What came is still delivered if the end is an orderly one. */

@@ -89,7 +89,7 @@ export class Output {
       this.#unreadLength += piece.length; // characters: counting bytes would take 20 ms for 20,000 pieces
       this.#pieces.push(piece);
     }
-    if (this.#part === "") this.#writeNext();
+    this.#writeNext();
   }
 
   /** Resolves once all has been read, or can't be any more. */
@@ -105,7 +105,7 @@ export class Output {
   }
 
   #writeNext(): void {
-    if (this.#isBroken) return;
+    if (this.#isBroken || this.#part !== "" || this.#next === this.#pieces.length) return;
     let part = this.#pieces[this.#next++]!;
     while (part.length < partLength && this.#next < this.#pieces.length) part += this.#pieces[this.#next++]!;
     const isLast = this.#next === this.#pieces.length;

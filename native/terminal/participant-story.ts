@@ -64,6 +64,7 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
       return `${c.red("error")}: ${printable(event.message)}`;
     case "forwarding":
     case "forward-refused":
+    case "used":
       return describeForward(event, c);
     case "skipped":
     case "offered":
@@ -117,9 +118,27 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors):
 function describeForward(event: Exclude<UseEvent, TransferEvent>, c: Colors): string {
   const name = c.bold(printable(event.name));
   if (event.event === "forwarding") return `forwarding ${event.listen} → ${name} → ${event.target}`;
-  const whose = event.by === "us" ? `${name} may not reach` : `${name} does not let us reach`;
+  if (event.event === "used") return `${name} uses ${printable(event.target)} here`;
   const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
-  return `${c.yellow("refused")}: ${whose} ${printable(event.target)}: ${printable(event.reason)}${more}`;
+  return `${c.yellow("refused")}: ${refusal(event)}${more}`;
+}
+
+/** Why a connection of a forward or a pipe did not get through, and what to do. */
+export function refusal({
+  name,
+  target,
+  reason,
+  why,
+  by,
+}: Omit<EventOf<"forward-refused">, "event">): string {
+  const [who, what] = [printable(name), printable(target)];
+  if (why === "no-link") return `no link with ${who}: ${printable(reason)}`;
+  if (by === "us") {
+    if (why === "no-answer") return `${who} wants ${what} here: ${printable(reason)}; is it running?`;
+    return `${who} wants ${what} here: ${printable(reason)}; \`allow ${what}\` would let it in`;
+  }
+  if (why === "no-answer") return `${who} can't reach it: ${printable(reason)}; is it running there?`;
+  return `${who} does not let us reach ${what}; \`allow ${what}\` there would`;
 }
 
 /** Events of files. */

@@ -3,7 +3,8 @@
  * end. It knows no participant: its owner brings the link, and tells the user. For native/uses/services.ts.
  *
  * The purpose of a stream is `{"use":"forward","host":…,"port":…}`. Its bytes are those of the connection. If the target is
- * not allowed, or does not answer, the stream is reset with the reason, and so is the client's connection.
+ * not allowed, or does not answer, the stream is reset with the reason, and so is the client's connection. The same where
+ * there is no link, or none that carries anything, for a while.
  */
 import { formatHostPort } from "../../protocol.ts";
 import type { TCPSocketListener } from "bun";
@@ -19,14 +20,23 @@ export interface StreamOpener {
   open(purpose: object): Stream;
 }
 
+/** Why a connection of a forward did not get through. */
+export type WhyRefused = "not-allowed" | "no-answer" | "no-link";
+
+/** The same, of the code with which the peer has reset a stream; undefined if that was for another reason. */
+export function whyRefused(code: number): WhyRefused | undefined {
+  if (code === resetCodes.refused) return "not-allowed";
+  return code === resetCodes.unreachable ? "no-answer" : undefined;
+}
+
 export interface ForwardOptions {
   /** Port 0: the kernel chooses. */
   listen: Listen;
   target: Target;
-  /** The link, as soon as there is one. Not a promise if it is there, so that a connection need not wait. */
+  /** The link, as soon as one carries something. Not a promise if it does, so that a connection need not wait. */
   link: () => StreamOpener | Promise<StreamOpener>;
-  /** A connection did not get through. The reason comes from the peer, or there was no link. */
-  onRefused?: (reason: string) => void;
+  /** A connection did not get through. */
+  onRefused?: (reason: string, why: WhyRefused) => void;
   patienceMs?: number;
 }
 
@@ -100,17 +110,24 @@ export class Forward {
     try {
       if (!connection.isOver) connection.join(link.open({ use: "forward", ...this.target }));
     } catch (error) {
-      connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
+      this.#noLink(connection, error);
     }
   }
 
   async #joinLater(connection: Connection, link: Promise<StreamOpener>): Promise<void> {
     const { patienceMs = linkPatienceMs } = this.#options;
     try {
-      this.#join(connection, await within(patienceMs, link, `there was no link for ${patienceMs / 1000} s`));
+      this.#join(connection, await within(patienceMs, link, `none came within ${patienceMs / 1000} s`));
     } catch (error) {
-      connection.reset(error instanceof Error ? error.message : String(error), resetCodes.refused);
+      this.#noLink(connection, error);
     }
+  }
+
+  #noLink(connection: Connection, error: unknown): void {
+    if (connection.isOver) return;
+    const reason = error instanceof Error ? error.message : String(error);
+    connection.reset(reason);
+    this.#options.onRefused?.(reason, "no-link");
   }
 
   #over(connection: Connection, error: Error | undefined): void {
@@ -118,8 +135,8 @@ export class Forward {
     this.#open.delete(connection);
     this.#bytes.out += connection.bytesIn;
     this.#bytes.in += connection.bytesOut;
-    const isRefused = error instanceof StreamError && error.code === resetCodes.refused;
-    if (isRefused) this.#options.onRefused?.(error.message);
+    const why = error instanceof StreamError ? whyRefused(error.code) : undefined;
+    if (why !== undefined) this.#options.onRefused?.((error as StreamError).reason, why);
   }
 }
 

@@ -7,6 +7,7 @@ import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
 import { descriptors, type Holder } from "./descriptors.ts";
 import { NameError, Names } from "./names.ts";
+import type { WhyRefused } from "./forward.ts";
 import { Pipe } from "./pipe.ts";
 import { FairShare } from "../shares/fair-share.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
@@ -33,19 +34,27 @@ export interface ServeOptions {
  */
 class Unserved extends Error {
   readonly told: string;
+  readonly why: WhyRefused;
 
-  constructor(told: string, message: string = told) {
+  constructor(why: WhyRefused, told: string, message: string = told) {
     super(message);
+    this.why = why;
     this.told = told;
   }
+}
+
+/** Why a stream of a peer was refused. */
+export interface Refused {
+  reason: string;
+  why: WhyRefused;
 }
 
 /** What became of a stream of a peer. */
 export interface Served {
   /** The target in canonical form, or as much of it as could be read. */
   target: string;
-  /** Why the stream was refused; undefined if it is joined to the target. */
-  refused?: string;
+  /** Undefined if it is joined to the target. */
+  refused?: Refused;
 }
 
 /**
@@ -68,10 +77,14 @@ export async function serveForward(
     return { target };
   } catch (error) {
     if (!(error instanceof Unserved || error instanceof NameError || error instanceof Refusal)) throw error;
-    stream.reset(error instanceof Unserved ? error.told : error.message, resetCodes.refused);
-    return { target, refused: error.message };
+    const { told, why } = error instanceof Unserved ? error : { told: error.message, why: whyNamed(error) };
+    stream.reset(told, why === "no-answer" ? resetCodes.unreachable : resetCodes.refused);
+    return { target, refused: { reason: error.message, why } };
   }
 }
+
+/** A name that has no address may be allowed; a purpose that can't be read is not. */
+const whyNamed = (error: Error): WhyRefused => (error instanceof NameError ? "no-answer" : "not-allowed");
 
 /**
  * As {@link serveForward}, for a pipe to a target. What arrives is confirmed once the target has closed without an
@@ -94,7 +107,7 @@ async function permittedAddresses(
   { allow, peer, names = namesOfAll }: ServeOptions,
 ): Promise<string[]> {
   const refused = `${formatTarget(target)} is not allowed`;
-  if (!allow.mayPermit(target)) throw new Unserved(refused);
+  if (!allow.mayPermit(target)) throw new Unserved("not-allowed", refused);
   const { host, port } = target;
   if (host === "localhost") return permittedOf([...localhostAddresses]);
   if (canonicalAddress(host)) return permittedOf([host]);
@@ -104,10 +117,18 @@ async function permittedAddresses(
 
   function permittedOf(all: readonly string[], reason = refused): string[] {
     const permitted = allow.permitted(target, all);
-    if (permitted.length === 0) throw new Unserved(refused, reason);
+    if (permitted.length === 0) throw new Unserved("not-allowed", refused, reason);
     return permitted;
   }
 }
+
+/** Why nothing could be reached, in words. */
+const dialProblems: Record<string, string> = {
+  ECONNREFUSED: "nothing listens there (ECONNREFUSED)",
+  EHOSTUNREACH: "no way leads there (EHOSTUNREACH)",
+  ENETUNREACH: "no way leads there (ENETUNREACH)",
+  ETIMEDOUT: "no answer (ETIMEDOUT)",
+};
 
 /** Connects to the first address that accepts. Throws an {@link Unserved} if none does. */
 async function dial(
@@ -121,9 +142,11 @@ async function dial(
     const patienceMs = dialPatienceMs / addresses.length;
     const failed = await dialOne(address, target.port, connection, patienceMs, holder);
     if (failed === undefined) return;
+    const reason = dialProblems[failed] ?? failed;
     unserved ??= new Unserved(
-      `${formatTarget(target)}: ${failed}`,
-      `${formatHostPort(address, target.port)}: ${failed}`,
+      "no-answer",
+      `${formatTarget(target)}: ${reason}`,
+      `${formatHostPort(address, target.port)}: ${reason}`,
     );
   }
   throw unserved!;

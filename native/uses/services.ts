@@ -4,30 +4,36 @@
  * registration and prints nothing. For participant.ts.
  */
 import { formatHostPort, printable, UserError } from "../../protocol.ts";
-import { Forward } from "./forward.ts";
+import { Forward, type WhyRefused } from "./forward.ts";
 import { Gathering } from "./gather.ts";
 import type { From } from "./from.ts";
 import type { Link } from "../session/link.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
-import { serveForward, servePipe } from "./serve.ts";
+import { type Refused, serveForward, servePipe } from "./serve.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
 import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
 import { AllowList, formatTarget, parseForward, parseListen, SpecError, type Target } from "./target.ts";
+
+/** So many uses are remembered, to tell each once. Then it begins anew. */
+const maxRemembered = 1024;
 
 const openRoom = "in the open lobby anyone could use it: use a private room (--room WORDS)";
 
 /** Events of forwards, pipes and files. `name` is the peer's name. */
 export type UseEvent =
   | { event: "forwarding"; listen: string; name: string; target: string }
-  /** `by`: who has refused it. `more`: how many others of that second are not told. */
+  /** `by`: who was to reach it. `more`: how many others of that second are not told. */
   | {
       event: "forward-refused";
       name: string;
       target: string;
       reason: string;
+      why: WhyRefused;
       by: "us" | "peer";
       more?: number;
     }
+  /** The first time that this peer has reached it through us. */
+  | { event: "used"; name: string; target: string }
   | TransferEvent;
 /** A forward that was made or taken back: where it listens, and whose link it wants. */
 export interface Forwarding {
@@ -47,6 +53,8 @@ export interface ForwardRow {
 }
 
 export interface UsesOptions extends TransfersOptions {
+  /** The link with that peer, as soon as it carries something. Rejects if none is being made, or the peer is gone. */
+  liveLink: (peer: string) => Link | Promise<Link>;
   /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
   pipesWith?: (() => string) | undefined;
   onEvent: (event: UseEvent) => void;
@@ -60,6 +68,8 @@ export class Services {
   /** The stream that the peer opens for our pipe. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
+  /** Who has reached what. */
+  readonly #used = new Set<string>();
 
   constructor(options: UsesOptions) {
     this.#options = options;
@@ -89,8 +99,8 @@ export class Services {
       forward = new Forward({
         listen,
         target,
-        link: () => this.#options.link(peer),
-        onRefused: (reason) => this.#refused(peer, name, reason, "peer"),
+        link: () => this.#options.liveLink(peer),
+        onRefused: (reason, why) => this.#refused(peer, name, { reason, why }, "peer"),
       });
     } catch (error) {
       throw new UserError(error instanceof Error ? error.message : String(error));
@@ -139,13 +149,17 @@ export class Services {
     serve: typeof serveForward | typeof servePipe,
   ): Promise<void> {
     const { target, refused } = await serve(stream, purpose, { allow: this.#allow, peer });
-    if (refused !== undefined) this.#refused(name, target, refused, "us");
+    if (refused) return this.#refused(name, target, refused, "us");
+    if (this.#used.has(`${peer} ${target}`)) return;
+    if (this.#used.size >= maxRemembered) this.#used.clear();
+    this.#used.add(`${peer} ${target}`);
+    this.#options.onEvent({ event: "used", name, target });
   }
 
-  #refused(name: string, target: string, reason: string, by: "us" | "peer"): void {
+  #refused(name: string, target: string, refused: Refused, by: "us" | "peer"): void {
     this.#refusals.add(`${by} ${name}`, (more) =>
       this.#options.onEvent({
-        ...{ event: "forward-refused", name, target, reason, by },
+        ...{ event: "forward-refused", name, target, ...refused, by },
         ...(more > 0 && { more }),
       }),
     );

@@ -13,6 +13,7 @@
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
 import { BlockList } from "node:net";
+import { defaultGateways } from "../host/routes.ts";
 import { addressScope, canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 
 /** The longest name (RFC 1035 §2.3.4), without the final dot. */
@@ -147,8 +148,8 @@ export function readPurposeTarget({ host, port }: Record<string, unknown>): Targ
 
 /** One list for each family: Node takes 127.0.0.1 for ::ffff:127.0.0.1, and ::/0 would contain that. */
 type Networks = Partial<Record<Family, BlockList>>;
-/** `*`: any address, by any name. A name: its addresses, if peers ask by that name. Networks: addresses in them. */
-type RuleHost = "*" | { name: string } | { networks: Networks };
+/** `*`: any address but a delicate one, by any name. Wide networks are like it. A name: its addresses, if peers ask by that name. Networks: addresses in them. */
+type RuleHost = "*" | { name: string } | { networks: Networks; isWide?: boolean };
 
 interface Rule {
   /** In canonical spelling. */
@@ -186,7 +187,7 @@ function readRuleHost(text: string, whole: string): [host: RuleHost, spelling: s
   }
   const networks = new BlockList();
   networks.addSubnet(host, bits, familyOf(host));
-  return [{ networks: { [familyOf(host)]: networks } }, `${host}/${bits}`];
+  return [{ networks: { [familyOf(host)]: networks }, isWide: bits < 8 }, `${host}/${bits}`];
 }
 
 function networksOf(addresses: readonly string[]): Networks {
@@ -215,11 +216,20 @@ function isOurs(address: string): boolean {
   return scope === "loopback" || scope === "unusable";
 }
 
-function permits({ host }: Rule, target: Target, address: string): boolean {
-  if (host === "*") return true;
+/**
+ * Whether only a rule that names it opens it: an address of the link (RFC 3927, RFC 4291 §2.5.6), among which are those
+ * where a cloud keeps its machines' passwords, or the router's own page.
+ */
+function isDelicate(address: string, routers: readonly string[]): boolean {
+  return /^169\.254\.|^fe[89ab].:|^fd00:ec2::254$/.test(address) || routers.includes(address);
+}
+
+function permits({ host }: Rule, target: Target, address: string, routers: () => readonly string[]): boolean {
+  if (host === "*") return !isDelicate(address, routers());
   if ("name" in host) return host.name === target.host && !isOurs(address);
   // Connecting to the unspecified address means this host, on Linux.
-  return !isUnspecified(address) && contains(host.networks, address);
+  if (isUnspecified(address) || !contains(host.networks, address)) return false;
+  return !host.isWide || !isDelicate(address, routers());
 }
 
 const isUnspecified = (address: string): boolean => address === "0.0.0.0" || address === "::";
@@ -230,6 +240,12 @@ const isAddress = ({ host }: Target): boolean => host === "localhost" || canonic
 /** What peers may reach through us. At first that is nothing. */
 export class AllowList {
   #rules: Rule[] = [];
+  readonly #routers: () => readonly string[];
+
+  /** `routers`: the addresses of this host's routers. */
+  constructor(routers = defaultGateways) {
+    this.#routers = routers;
+  }
 
   /** Adds a rule that a user wrote, and returns it in canonical form. Throws a {@link SpecError}. */
   add(text: string): string {
@@ -270,7 +286,7 @@ export class AllowList {
   /** Those of the target's addresses (canonical) that may be dialled. */
   permitted(target: Target, addresses: readonly string[]): string[] {
     const rules = this.#rulesFor(target);
-    return addresses.filter((address) => rules.some((rule) => permits(rule, target, address)));
+    return addresses.filter((address) => rules.some((rule) => permits(rule, target, address, this.#routers)));
   }
 
   #rulesFor({ port }: Target): Rule[] {

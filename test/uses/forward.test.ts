@@ -204,8 +204,8 @@ describe("refusals", () => {
   ): Promise<[error: string | undefined, reasons: string[]]> {
     const { error } = await readAll(client(forwarded.forward.listen.port));
     await until("both sides know", () => forwarded.refused.length === 1 && forwarded.served.length === 1);
-    expect(forwarded.refused[0]).toEndWith(`: ${told ?? forwarded.served[0]!.refused!}`);
-    return [error, forwarded.served.map(({ refused }) => refused!)];
+    expect(forwarded.refused[0]).toEndWith(told ?? forwarded.served[0]!.refused!.reason);
+    return [error, forwarded.served.map(({ refused }) => refused!.reason)];
   }
 
   /** A name server that counts what it is asked. */
@@ -273,8 +273,8 @@ describe("refusals", () => {
       port = gone.port;
     }
     using forwarded = forwarding(port);
-    const told = `localhost:${port}: ECONNREFUSED`;
-    expect(await refusal(forwarded, told)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: ECONNREFUSED`]]);
+    const told = `localhost:${port}: nothing listens there (ECONNREFUSED)`;
+    expect(await refusal(forwarded, told)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: nothing listens there (ECONNREFUSED)`]]);
   });
 
   test("only at the second of its addresses", async () => {
@@ -309,8 +309,9 @@ describe("refusals", () => {
       const errors: string[] = [];
       link.alice.open({ use: "forward", ...purpose }).on("error", (error) => errors.push(error.message));
       await until("it is refused", () => errors.length === 1);
-      expect(served[0]!.refused).toContain("must be");
-      expect(errors[0]).toContain(served[0]!.refused!);
+      expect(served[0]!.refused!.why).toBe("not-allowed");
+      expect(served[0]!.refused!.reason).toContain("must be");
+      expect(errors[0]).toContain(served[0]!.refused!.reason);
     },
   );
 });
@@ -366,11 +367,11 @@ describe("waiting for the link", () => {
       listen: { bind: "127.0.0.1", port: 0 },
       target: { host: "localhost", port: 80 },
       link: () => new Promise(() => {}),
-      onRefused: (reason) => refused.push(reason),
+      onRefused: (reason, why) => refused.push(`${why}: ${reason}`),
       patienceMs: 20,
     });
     expect((await readAll(client(forward.listen.port))).error).toBe("ECONNRESET");
-    expect([forward.open, refused]).toEqual([0, ["there was no link for 0.02 s"]]);
+    expect([forward.open, refused]).toEqual([0, ["no-link: none came within 0.02 s"]]);
     forward.close();
   });
 

@@ -67,7 +67,7 @@ test("what listens, and where a pipe leads", () => {
 
 /** Whether a request gets through, its name having these addresses. */
 function allows(rules: string[], request: string, addresses: string[] = []): string[] | "not looked up" {
-  const list = new AllowList();
+  const list = new AllowList(() => ["192.168.1.1", "fd00::1"]);
   for (const rule of rules) list.add(rule);
   const { target } = parsePipe(`peer:${request}`);
   if (!list.mayPermit(target!)) return "not looked up";
@@ -85,6 +85,25 @@ describe("what is allowed", () => {
     expect(allows(["22"], "0.0.0.0:22")).toEqual([]);
     expect(allows(["22"], "80", ["127.0.0.1"])).toBe("not looked up");
     expect(allows(["*"], "80", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
+  });
+
+  test("what is delicate has to be named: the link's own addresses, a cloud's passwords, the router's page", () => {
+    const delicate = [
+      "169.254.169.254",
+      "169.254.1.1",
+      "[fe80::1]",
+      "[fd00:ec2::254]",
+      "192.168.1.1",
+      "[fd00::1]",
+    ];
+    for (const host of delicate)
+      for (const rule of ["*:80", "0.0.0.0/0:80", "[::/0]:80"])
+        expect(allows([rule], `${host}:80`)).toEqual([]);
+    for (const host of delicate)
+      expect(allows([`${host}:80`], `${host}:80`)).toEqual([host.replace(/[[\]]/g, "")]);
+    expect(allows(["169.254.0.0/16:80"], "169.254.1.1:80")).toEqual(["169.254.1.1"]);
+    expect(allows(["*:80"], "192.168.1.2:80")).toEqual(["192.168.1.2"]);
+    expect(allows(["*:80"], "sly.example:80", ["169.254.169.254", "192.0.2.1"])).toEqual(["192.0.2.1"]);
   });
 
   test("a network counts for addresses, never for a name", () => {
