@@ -237,11 +237,11 @@ export class Participant {
 
   /** Resolves to the round trip once the peer's program has the text. */
   async say(word: string, text: string): Promise<number> {
-    return this.#roster.find(word).say(text);
+    return this.#roster.find(word).talk.say(text);
   }
 
   async ping(word: string): Promise<number> {
-    return this.#roster.find(word).ping();
+    return this.#roster.find(word).talk.ping();
   }
 
   /** Ends the link, or cancels the punch that is under way. */

@@ -12,6 +12,7 @@ import type { Link, LinkCarrier } from "../session/link.ts";
 import type { TalkingLink } from "../uses/lines.ts";
 import type { Agreement, PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
+import type { Wanted } from "./wanted.ts";
 
 /** So many ended links are remembered. If a peer comes back to one of them, it is told that the link has ended. */
 const maxPastSessions = 4;
@@ -23,10 +24,6 @@ const maxAgreements = 4;
 const offerTimeoutMs = 5_000;
 
 export interface AgreementsOwner {
-  /** Whether somebody here waits for a link. */
-  readonly isWaitedFor: boolean;
-  /** The link of an earlier program, which the next channel of ours is for. Returned once. */
-  takePredecessor(): Link | undefined;
   /** Without an `id` we speak first. */
   newLink(channel: Channel, role: Role, isAsked: boolean, id?: string): TalkingLink;
   linked(talking: TalkingLink, channel: Channel, nominated: Nominated): void;
@@ -39,6 +36,7 @@ export interface AgreementsOwner {
 export class Agreements {
   readonly #listed: Listed;
   readonly #life: PeerLife;
+  readonly #wanted: Wanted;
   readonly #owner: AgreementsOwner;
   /** The sessions of the latest links: that they are over, the peer may not have heard. */
   readonly #pastSessions: string[] = [];
@@ -46,9 +44,10 @@ export class Agreements {
   /** Of our wish for a link, by a peer that went on with one it had with an earlier program of ours. */
   #refusals = 0;
 
-  constructor(listed: Listed, life: PeerLife, owner: AgreementsOwner) {
+  constructor(listed: Listed, life: PeerLife, wanted: Wanted, owner: AgreementsOwner) {
     this.#listed = listed;
     this.#life = life;
+    this.#wanted = wanted;
     this.#owner = owner;
   }
 
@@ -75,7 +74,7 @@ export class Agreements {
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") return this.#agree(channel, nominated);
     if (this.#life.link) return this.#life.link.attach(channel);
-    const predecessor = this.#owner.takePredecessor();
+    const predecessor = this.#wanted.takePredecessor();
     if (predecessor?.state === "returning") predecessor.attach(channel);
     else this.#propose(channel, nominated);
   }
@@ -172,7 +171,7 @@ export class Agreements {
     // What is held is over at the peer: that is told first.
     this.#withdraw();
     this.#life.link?.abandon("replaced", "");
-    const { isWaitedFor } = this.#owner;
+    const { isWaitedFor } = this.#wanted;
     const talking = this.#owner.newLink(channel, "controlled", isWaitedFor, offer.hello.sessionId);
     this.#linked(talking, channel, nominated);
     // Only now: streams may come with it.
@@ -182,7 +181,7 @@ export class Agreements {
   /** It has learnt that we are another program than it was linked with; from now on it can be linked with us. */
   #mistaken({ token }: Nominated): void {
     this.#listed.decline(token);
-    const isWanted = this.#owner.isWaitedFor && this.#life.isIdle;
+    const isWanted = this.#wanted.isWaitedFor && this.#life.isIdle;
     if (isWanted && ++this.#refusals > maxRefusals)
       return this.#unoffered("the peer goes on with a link that is not known here");
     if (isWanted) this.#owner.askAnew();

@@ -16,6 +16,7 @@ import {
 import type { Channel } from "../secure/channel.ts";
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
+import type { Wanted } from "./wanted.ts";
 
 /** So many tokens of earlier rounds are remembered, to tell a late `failed` from the answer to our `connect`. */
 const maxPastTokens = 16;
@@ -23,11 +24,10 @@ const maxPastTokens = 16;
 export interface IntroducingOwner {
   /** Whether there can be no introduction. */
   readonly isDistrusted: boolean;
-  /** Whether attempts are told; and whether rounds are told of an introduction that is not for a new link. */
+  /** Whether the attempts of all punches are told. */
   readonly isVerbose: boolean;
-  readonly isQuiet: boolean;
   /** Whether we wished for that peer when we registered; and the same, after which we don't any more. */
-  readonly isWished: boolean;
+  isWished(): boolean;
   takeWish(): boolean;
   /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(): Unasked | undefined;
@@ -39,15 +39,19 @@ export interface IntroducingOwner {
 export class Introducing {
   readonly #listed: Listed;
   readonly #life: PeerLife;
+  readonly #wanted: Wanted;
   readonly #owner: IntroducingOwner;
   readonly #pastTokens: string[] = [];
-  /** When the last link ended (performance.now), if there was one. */
-  lastEndedAt: number | undefined;
 
-  constructor(listed: Listed, life: PeerLife, owner: IntroducingOwner) {
+  constructor(listed: Listed, life: PeerLife, wanted: Wanted, owner: IntroducingOwner) {
     this.#listed = listed;
     this.#life = life;
+    this.#wanted = wanted;
     this.#owner = owner;
+  }
+
+  get #isVerbose(): boolean {
+    return this.#owner.isVerbose || this.#wanted.isVerbose;
   }
 
   // --- our wish ------------------------------------------------------------------------------------------
@@ -57,12 +61,12 @@ export class Introducing {
     const { owner, peer } = this.#listed;
     const context = owner.context();
     if (!context || owner.hasQuit) return undefined;
-    const { lastEndedAt } = this;
+    const { lastEndedAt } = this.#life;
     const introduction = new Introduction({
       ...{ context, peer, unasked, lastEndedAt },
       onRound: (round) => this.#onRound(round),
       onAttempt: (attempt) => {
-        if (this.#owner.isVerbose) this.#listed.emit({ event: "attempt", ...attempt });
+        if (this.#isVerbose) this.#listed.emit({ event: "attempt", ...attempt });
       },
       onChannel: (channel, nominated) => this.#owner.nominated(channel, nominated),
       onEnd: (failure) => this.#owner.ended(failure),
@@ -73,8 +77,8 @@ export class Introducing {
 
   /** An introduction by which a link only lives on is not told. */
   #onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void {
-    const { isQuiet, isVerbose } = this.#owner;
-    if ((!this.#life.link && !isQuiet) || isVerbose) this.#listed.emit({ event: "punching", ...round });
+    if ((!this.#life.link && !this.#wanted.isQuiet) || this.#isVerbose)
+      this.#listed.emit({ event: "punching", ...round });
   }
 
   /** Asks the introducer to introduce us. */
@@ -119,7 +123,7 @@ export class Introducing {
 
   /** Whoever asks is controlling. If that is us, this answers a `connect` that we have cancelled meanwhile. */
   #isStale({ role }: PunchMessage | RelayMessage): boolean {
-    return !this.#life.introduction && role === "controlling" && !this.#owner.isWished;
+    return !this.#life.introduction && role === "controlling" && !this.#owner.isWished();
   }
 
   /** A round's failure at the other side, or the answer to our `connect`. */

@@ -178,7 +178,9 @@ export class Multiplexer implements FrameSource, FrameTaker {
     if (this.table.isRemnant(id)) return type === frame.credit ? undefined : this.table.remnantOver(id);
     switch (type) {
       case frame.credit:
-        return stream?.written.isOver === false ? this.#onCredit(stream, decodeCredit(payload)) : undefined;
+        if (stream?.written.isOver === false && !stream.written.addCredit(decodeCredit(payload)))
+          throw new ProtocolError(`absurd credit for stream ${id}`);
+        return;
       case frame.end:
         return this.#onStreamEnd(stream, id);
       case frame.reset:
@@ -197,10 +199,6 @@ export class Multiplexer implements FrameSource, FrameTaker {
     if (farewell.state === "ending") stream.written.seal(stream.writableLength);
     if (!memory.mayHold(0)) return stream.reset("the other side has no memory left", resetCodes.refused);
     onStream(stream, purpose);
-  }
-
-  #onCredit(stream: Stream, bytes: number): void {
-    if (!stream.written.addCredit(bytes)) throw new ProtocolError(`absurd credit for stream ${stream.id}`);
   }
 
   #onStreamEnd(stream: Stream | undefined, id: number): void {

@@ -73,7 +73,7 @@ export class Session implements KnownSession {
         farewell.peerFinished();
         this.#finish({ by: "peer", reason });
       },
-      onBreach: (reason) => this.#breach(reason),
+      onBreach: (reason) => this.#end({ by: "protocol", reason }, false),
     });
   }
 
@@ -210,11 +210,7 @@ export class Session implements KnownSession {
   #thrown(error: unknown): void {
     const text = error instanceof Error ? error.message : String(error);
     const whose = error instanceof ProtocolError ? "the peer sent" : "we failed at what the peer sent:";
-    this.#breach(`${whose} ${text}`);
-  }
-
-  #breach(reason: string): void {
-    this.#end({ by: "protocol", reason }, false);
+    this.#end({ by: "protocol", reason: `${whose} ${text}` }, false);
   }
 
   #finish(end: SessionEnd): void {

@@ -158,7 +158,7 @@ function acquainted(distrust?: string): Pair {
     const { state: a } = alice.peer;
     if (a === "known") void alice.peer.connect(false);
     await until("both are linked", () => alice.peer.state === "linked" && bob.peer.state === "linked");
-    await alice.peer.ping();
+    await alice.peer.talk.ping();
   };
   const dispose = async () => {
     await Promise.all([alice.peer.quit(), bob.peer.quit()]);
@@ -186,7 +186,7 @@ test("a link, from `connect` to `disconnect`: both are told alike, and so is the
   const { route, local, remote } = link;
   expect(alice.said("linked")).toMatchObject([{ peer: 2, route, local, remote }]);
   expect(bob.said("linked")[0]!.token).toBe(alice.said("linked")[0]!.token);
-  await Promise.all([alice.peer.say("hello"), bob.peer.say("welcome"), bob.peer.ping()]);
+  await Promise.all([alice.peer.talk.say("hello"), bob.peer.talk.say("welcome"), bob.peer.talk.ping()]);
   expect([alice.last("said")!.text, bob.last("said")!.text]).toEqual(["welcome", "hello"]);
   expect(alice.peer.row).toMatchObject({ state: "linked", route, local, remote, carriers: 1, present: true });
   expect(() => alice.peer.connect(false)).toThrow("already linked with bob");
@@ -335,7 +335,7 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
   await using others = acquainted();
   await others.linked();
   expect([victim.socket.accept(), relay.visitors.length]).toEqual([undefined, 0]);
-  await expect(alice.peer.say("hello")).rejects.toThrow(UserError);
+  await expect(alice.peer.talk.say("hello")).rejects.toThrow(UserError);
 });
 
 // --- coming back -------------------------------------------------------------------------------------------
@@ -349,7 +349,11 @@ describe("a link that broke", () => {
     const [{ link }, asked] = [alice.peer, alice.said("connect").length];
     alice.cut();
     await until("both know", () => alice.last("broken") !== undefined && bob.last("broken") !== undefined);
-    const texts = Promise.all([alice.peer.say("one"), bob.peer.say("two"), alice.peer.say("three")]);
+    const texts = Promise.all([
+      alice.peer.talk.say("one"),
+      bob.peer.talk.say("two"),
+      alice.peer.talk.say("three"),
+    ]);
     await texts;
     await until("both have told", () => alice.last("moved") !== undefined && bob.last("moved") !== undefined);
     expect(alice.last("broken")).toMatchObject({ reason: "it was cut" });
@@ -525,7 +529,7 @@ test("a peer that begins a new link while we hold one has been started anew: wha
   await until("bob has the new one", () => bob.peer.link !== undefined && bob.peer.link !== old);
   const story = bob.told().filter((event) => event !== "moved" && event !== "punching" && event !== "pong");
   expect(story).toEqual(["linked", "broken", "unlinked", "linked"]);
-  await alice.peer.say("hello");
+  await alice.peer.talk.say("hello");
   expect([bob.last("said")!.text, await old.ended]).toEqual(["hello", bob.last("unlinked")!.reason]);
   crashed.link?.abandon("peer-restarted", ""); // nothing of it may seek on
 });
@@ -551,7 +555,7 @@ test("two links that both sides begin at once become one, on both sides the same
       return a?.session.id === b?.session.id && a?.isOpen === true && b?.isOpen === true;
     };
     await until("they agree on one", settled);
-    await Promise.all([alice.peer.say("hello"), bob.peer.say("welcome")]);
+    await Promise.all([alice.peer.talk.say("hello"), bob.peer.talk.say("welcome")]);
     expect([alice.last("said")!.text, bob.last("said")!.text]).toEqual(["welcome", "hello"]);
     for (const { events } of [alice, bob]) {
       const balance =
@@ -598,7 +602,7 @@ describe("a relayed link", () => {
     expect([alice.last("moved")!.gapMs, bob.last("moved")!.gapMs]).toEqual([0, 0]);
     expect(alice.peer.link!.route).not.toBe("relay");
     expect(alice.said("linked").map(({ route }) => route === "relay")).toEqual([true, false]);
-    await alice.peer.say("hello");
+    await alice.peer.talk.say("hello");
     await until("the relay is left", () => pair.relay.visitors.every(({ destroyed }) => destroyed));
     expect(alice.peer.isIdle).toBe(false);
   });
@@ -647,9 +651,9 @@ test.concurrent(
     const connecting = alice.peer.connect(false);
     pair.offerRelay("alice");
     await connecting;
-    await alice.peer.ping();
+    await alice.peer.talk.ping();
     for (const visitor of relay.visitors) visitor.pause();
-    const heard = alice.peer.say("are you there?");
+    const heard = alice.peer.talk.say("are you there?");
     await until("another channel is sought", () => asked.some(({ mayRelay }) => mayRelay));
     for (const visitor of relay.visitors) visitor.resume();
     await heard;
