@@ -55,7 +55,7 @@ import {
   type ToParticipant,
 } from "./protocol.ts";
 
-/** What may be late is looked at so often. Deadlines have a {@link Wheel}. */
+/** What needs no punctuality is done so often. Deadlines are in the {@link Wheel}. */
 const tickMs = 500;
 
 // --- what each message does ------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class Rendezvous {
     answer(member, message);
   }
 
-  // --- steps 1 and 2, for which see native/introducer/registration.ts: who it is, and how it is seen ---
+  // --- steps 1 and 2: who it is, and how it is seen (native/introducer/registration.ts) ---
 
   #verify(session: Session, token: string): void {
     const member = this.registration.verified(session, token);
@@ -158,7 +158,7 @@ class Rendezvous {
     this.#parts.guard.emit({ event: "mapped", id: member.peer.id, ...(endpoint && { endpoint }) });
   }
 
-  /** Takes it out of its room, once, however many ways it ends. */
+  /** Takes it out of its room. It may be called more than once. */
   leave(member: Member, reason: string): void {
     const { members, introductions, guard } = this.#parts;
     if (!members.remove(member)) return;
@@ -186,7 +186,7 @@ class Rendezvous {
     presence.ask(target, patientAnswerMs);
   }
 
-  /** Where the NAT of whoever has that token stands, on its way to that peer. */
+  /** A probe with that token has shown where the NAT stands, on the way to that peer. */
   probed(token: string, peer: number, stands: Prediction): void {
     const member = this.registration.probing(token);
     if (!member) return;
@@ -374,12 +374,12 @@ export class Introducer {
     return this.#reception.probes.ports;
   }
 
-  /** Everyone who has registered, by id: at once, so where there may be thousands {@link listed} is better. */
+  /** Everyone who has registered, the oldest first. It takes long for thousands: then take {@link listed}. */
   get participants(): Participant[] {
     return [...this.#members.values()].map(this.#lister());
   }
 
-  /** The same by turns with all else, as it is when each has its turn. */
+  /** The same in slices, so that all else goes on between them. */
   async listed(): Promise<Participant[]> {
     const all: Participant[] = [];
     const show = this.#lister();
@@ -391,28 +391,28 @@ export class Introducer {
     return lister(this.#members, this.#introductions, this.#reception.relays);
   }
 
-  /** What those are called who have registered. */
+  /** The names of all who have registered. */
   names(): Iterable<string> {
     return this.#members.values().map(({ peer }) => peer.name);
   }
 
-  /** The other introducers of the same Redis; undefined where none is used, rejects while it is away. */
+  /** The other introducers that share the Redis; undefined without one. Rejects while it is away. */
   async others(): Promise<Neighbour[] | undefined> {
     return this.#homes?.others();
   }
 
-  /** Says something to one who is here; resolves to whether it could be. */
+  /** Says something to one participant. Resolves to whether it was there to be told. */
   async tell(text: string, id: number): Promise<boolean> {
     const member = this.#members.get(id);
     return member !== undefined && (await this.#members.notify(text, [member])) === 1;
   }
 
-  /** Says something to everyone here; resolves to how many were told. */
+  /** Says something to everyone here. Resolves to how many were told. */
   broadcast(text: string): Promise<number> {
     return this.#members.notify(text, this.#members.values());
   }
 
-  /** Has the other introducers say it to everyone there; resolves to how many those are, rejects while Redis is away. */
+  /** Has the other introducers say it to everyone there. Resolves to how many those are. Rejects while Redis is away. */
   async broadcastElsewhere(text: string): Promise<number | undefined> {
     return this.#homes?.broadcast(text);
   }
@@ -420,14 +420,14 @@ export class Introducer {
   // the end
 
   /**
-   * Ends in order: registers nobody any more, tells everyone to come back after a pause, each when no introduction of
-   * his is under way, and stops when those and the relayed links are over, or after {@link drainMs}.
+   * Ends in order. Nobody is registered any more. Everyone is told to come back after a pause, once no introduction of
+   * his is under way. It stops when introductions and relayed links are over, or after {@link drainMs}.
    */
   drain(reason = "the introducer is restarted"): Promise<void> {
     return (this.#drained ??= this.#drain.begin(reason).then(() => this.stop(reason)));
   }
 
-  /** Tells everyone, and resolves when all connections are closed. */
+  /** Tells everyone that it ends. Resolves when all connections are closed. */
   stop(reason = "the introducer was stopped"): Promise<void> {
     return (this.#stopped ??= this.#stop(reason));
   }

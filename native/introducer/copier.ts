@@ -8,25 +8,26 @@ import type { RelayRates } from "../../protocol.ts";
 import { type Bucket, refill } from "../shares/budget.ts";
 import { become, type Relay, type RelayConnection, type RelayEnd } from "./relayed.ts";
 
-/**
- * What goes on at once of a relayed link that had to wait, and how often such links are looked at: by turns, lest all
- * of them together hold up the rest.
- */
+/** A link that had to wait goes on with a slice: what its rate allows in so many ms. */
 const relaySliceMs = 20;
+/** Links that wait are looked at so often. */
 const relayTurnMs = 5;
-/** Of each turn, writing takes so long at most: it may be one byte for each of hundreds. */
+/** Each time, writing takes so long at most: it may be one byte for each of hundreds. */
 const writingMs = 2;
 /** How much may be sent at once after a pause. So a late timer costs no throughput. */
 const relayBurstMs = 100;
 /**
- * The rates are of bytes, and what costs is a read: one of so many bytes, or of a slice, is paid for by the rates, and of
- * a smaller one the rest is of its address's share of the processor. So are segments smaller than any path makes of a
- * stream (RFC 9293 §3.7.1: 536 bytes), each of which costs the kernel so much. Whoever has used that share up rests: TCP
- * gathers what comes meanwhile, and with the next read it is more. Of those who rest so many are read again in one turn.
+ * The rates count bytes, but a read costs as much for one byte as for many. So a read of so many bytes, or of a whole
+ * slice, costs its address nothing beside the rate. A smaller one costs it a part of its share of the processor.
  */
 const paidBytes = 16 * 1024;
-const leastSegmentBytes = 536;
+/** No path makes smaller segments of a stream (RFC 9293 §3.7.1). Each smaller one costs the kernel so much. */
+const minSegmentBytes = 536;
 export const segmentMs = 0.0015;
+/**
+ * Who has used up its share of the processor rests. TCP gathers meanwhile what comes, and so the next read is larger. Each
+ * time, so many of those that rest are looked at, and so many are read again.
+ */
 const readAtOnce = 8;
 const lookedAtOnce = 64;
 /** A relayed link on which nothing comes for so long is over: participants ping each other far more often. */
@@ -40,9 +41,9 @@ export interface CopierOwner<Connection> {
   close(session: Connection, reason: string): void;
   /** Does what serves a session, or nobody in particular: what fails in it costs that one only. */
   serve(session: Connection | undefined, work: () => void): void;
-  /** The same, of its address's share of the processor; `work` returns which part of it, 0 to 1, is not. `moreMs` is. */
+  /** Does some work, and charges its address for it, but for the part, 0 to 1, that `work` returns; and for `moreMs`. */
   charge(session: Connection, work: () => number, moreMs?: number): void;
-  /** Whether its address has anything left of that. */
+  /** Whether its address has some of its share of the processor left. */
   mayRead(session: Connection, now: number): boolean;
   /** How many segments have come by its connection; undefined where that can't be known. */
   segments(session: Connection): number | undefined;
@@ -54,9 +55,9 @@ export class Copier<Connection extends RelayConnection<Connection>> {
   readonly #rates: RelayRates;
   readonly #owner: CopierOwner<Connection>;
   readonly #total: Bucket;
-  /** Ends with something held that may go on with the next slice; who was served last is served last again. */
+  /** Ends of which something is held until the rates allow more. Who was served last comes last. */
   readonly #waiting = new Set<RelayEnd<Connection>>();
-  /** Ends that are not read because their addresses have made us read enough; who came first goes on first. */
+  /** Ends that are not read, because their addresses have made us read enough. Who came first goes on first. */
   readonly #resting = new Set<RelayEnd<Connection>>();
   #timer: Timer | undefined;
   #bytes = 0;
@@ -107,7 +108,7 @@ export class Copier<Connection extends RelayConnection<Connection>> {
   /** Something has come from one end. */
   data(end: RelayEnd<Connection>, chunk: Uint8Array): void {
     const segments = this.#owner.segments(end.session) ?? end.segments;
-    const tooMany = Math.max(0, segments - end.segments - chunk.length / leastSegmentBytes);
+    const tooMany = Math.max(0, segments - end.segments - chunk.length / minSegmentBytes);
     end.segments = segments;
     const work = () => {
       const now = performance.now();
@@ -119,7 +120,7 @@ export class Copier<Connection extends RelayConnection<Connection>> {
     this.#owner.charge(end.session, work, tooMany * segmentMs);
   }
 
-  /** Thousands of tiny segments at once would hold up all others. */
+  /** Thousands of tiny segments that are read at once would hold up all others. */
   #keepUnread(end: RelayEnd<Connection>, unread: "little" | "much"): void {
     if (end.unread === unread) return;
     end.unread = unread;
@@ -136,7 +137,7 @@ export class Copier<Connection extends RelayConnection<Connection>> {
     end.isPaused = true;
   }
 
-  /** Which part of the work is paid for by the bytes, 0 to 1. */
+  /** Which part of the work for so many bytes is not charged, 0 to 1. */
   #paidPart(bytes: number): number {
     return Math.min(1, bytes / Math.min(paidBytes, (this.#rates.rate * relaySliceMs) / 1000));
   }
@@ -228,7 +229,7 @@ export class Copier<Connection extends RelayConnection<Connection>> {
     this.#timer = undefined;
   }
 
-  /** Has some of those read that rest, if their addresses have something left; the others are looked at later. */
+  /** Reads again some of those that rest, if their addresses have some of their share left. */
   #goOnReading(now: number): void {
     const most = Math.min(lookedAtOnce, this.#resting.size);
     let read = 0;
@@ -244,7 +245,7 @@ export class Copier<Connection extends RelayConnection<Connection>> {
     }
   }
 
-  /** Lets those go on whose next slice is due, as far as the rate of all goes; the rest at the next turn. */
+  /** Writes for those whose next slice is due, as far as the rate of all and the time go. The others wait. */
   #goOnWriting(now: number): void {
     const { rate, total } = this.#rates;
     const slice = (rate * relaySliceMs) / 1000;

@@ -10,13 +10,13 @@ import { drainMs } from "./limits.ts";
 import type { Members } from "./members.ts";
 import type { Member, Session } from "./session.ts";
 
-/** When participants shall come back: each after another pause, so that they do not come all at once. */
-const leastRetryInMs = 500;
-const mostRetryInMs = 3000;
+/** The pause before participants come back: a random one for each, so that they do not come all at once. */
+const minRetryInMs = 500;
+const maxRetryInMs = 3000;
 
-/** After how long one shall come back who is sent away. */
+/** The pause after which one that is sent away comes back. */
 export function retryInMs(): number {
-  return Math.round(leastRetryInMs + Math.random() * (mostRetryInMs - leastRetryInMs));
+  return Math.round(minRetryInMs + Math.random() * (maxRetryInMs - minRetryInMs));
 }
 
 /** What it ends. */
@@ -73,13 +73,13 @@ export class Drain {
     await this.#over.promise;
   }
 
-  /** Whatever is still under way does not count any more. */
+  /** Waits no longer for what is still under way. */
   end(): void {
     const { reason } = this;
     this.#become({ is: "over", ...(reason !== undefined && { reason }) });
   }
 
-  /** Sends away whoever waits for nothing here, by turns, all being silenced before the first leaves. */
+  /** Sends away whoever waits for nothing here. All are silenced first, so that nobody hears of the others' leaving. */
   tick(): void {
     if (this.#state.is !== "waiting") return;
     const { reason, untilMs } = this.#state;
@@ -103,7 +103,7 @@ export class Drain {
     this.#become({ ...this.#state, is: "waiting" });
     const relays = this.#owner.relays();
     const isPunching = this.#owner.members.size > 0 || relays?.isAwaited;
-    // Whoever is to be relayed comes by another connection; everyone else shall find the next introducer here.
+    // Who is to be relayed still has to connect. Everyone else shall find the next introducer at this port.
     if (!isPunching) this.#owner.stopListening();
     if (isLate || (!isPunching && (relays?.size ?? 0) === 0)) this.end();
   }

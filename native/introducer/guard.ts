@@ -51,7 +51,7 @@ export class Guard {
     session?.fail();
   }
 
-  /** Who hears of it may throw. What is under way is done to its end all the same: it counts as a mistake when it is. */
+  /** The listener may throw. Then what is under way is still done to its end, and counts as a mistake afterwards. */
   emit(event: IntroducerEvent): void {
     try {
       this.#onEvent(event);

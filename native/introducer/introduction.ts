@@ -31,7 +31,7 @@ const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "timed-out",
 ]);
 
-/** How far it is. Only what has been announced by a `punch` can be reported on. */
+/** How far it is. Sides can report only on a round that was announced by a `punch`. */
 type Phase =
   | { is: "planning" | "measuring" | "relayed"; untilMs: number }
   | { is: "punching"; untilMs: number; isLast: boolean }
@@ -42,7 +42,7 @@ export interface Index extends OfferIndex {
   readonly quotas: Quotas;
   /** It is to {@link Introduction.tick} by then. */
   schedule(introduction: Introduction, at: number): void;
-  /** What is reported by that token is for it, from now on or no more. */
+  /** From now on, or no more, what is reported with that token is for it. */
   addToken(token: string, introduction: Introduction): void;
   removeToken(token: string): void;
   /** The way by which the two have linked before. */
@@ -84,9 +84,9 @@ export class Introduction {
   readonly #index: Index;
   readonly #plan: Plan;
   #phase: Phase;
-  /** Whether ports have been guessed, which is taken from the quotas beforehand. */
+  /** Whether guessing ports was counted in the quotas, and whether it was done. */
   #birthday: "none" | "taken" | "punched" = "none";
-  /** How the side that did not ask has shown that it wanted to be linked. */
+  /** How the side that did not ask has linked: then it wanted the link. */
   #welcome: "not yet" | "by relay" | "directly" = "not yet";
   readonly #startedAt: number;
   readonly #expiresAt: number;
@@ -112,7 +112,7 @@ export class Introduction {
     index.schedule(this, this.#expiresAt);
   }
 
-  /** Alone writes the phase: what has ended stays so. */
+  /** Alone writes the phase. What has ended stays so. */
   #become(phase: Phase): void {
     if (this.#phase.is === "ended") return;
     this.#phase = phase;
@@ -236,12 +236,12 @@ export class Introduction {
     else if (this.#isReportable(side, token)) this.#linkedDirectly(side, other);
   }
 
-  /** A round that has been announced, and not been reported on by that side. */
+  /** Whether that is the token of the round under way, and the side has not reported on it yet. */
   #isReportable(side: Side, token: string): boolean {
     return token === this.#plan.token && this.#phase.is === "punching" && side.report === undefined;
   }
 
-  /** Direct rounds go on meanwhile: it ends none of them. */
+  /** It ends no direct round: these go on meanwhile. */
   #linkedByRelay(side: Side): void {
     if (side === this.#plan.sides[1]) this.#welcomed("by relay");
     this.relay.linked(side.member);
@@ -258,7 +258,7 @@ export class Introduction {
     else if (other.report === "failed") this.#nextRound();
   }
 
-  /** The first time, what it cost is given back. */
+  /** The first time, the introduction is given back to the asker's quota. */
   #welcomed(how: "by relay" | "directly"): void {
     const { quotas, now } = this.#index;
     if (this.#welcome === "not yet") quotas.refund(this.asking, now());
@@ -280,7 +280,7 @@ export class Introduction {
     const { isLast, untilMs } = this.#phase;
     side.report = "failed";
     if (isLast || !retriable.has(reason)) return this.#fail(side, other, reason);
-    // Whoever fails at once must not have the other side open a second thousand of sockets beside the first.
+    // The other side still has its thousand sockets open: who fails at once must not make it open another thousand.
     const isAlone = other.report === undefined && this.#index.now() < untilMs;
     if (this.#plan.way === "birthday" && isAlone) return;
     this.#nextRound(reason);
@@ -322,13 +322,13 @@ export class Introduction {
       this.#nextRound();
   }
 
-  /** When there is something to do for it, if nothing is said meanwhile. */
+  /** When it is to be looked at next, if nobody says anything before. */
   dueAt(now: number): number {
     const untilMs = this.#phase.is === "ended" ? -Infinity : this.#phase.untilMs;
     return untilMs > now ? Math.min(untilMs, this.#expiresAt) : this.#expiresAt;
   }
 
-  /** Direct rounds have deadlines of which both sides know; of a relay that nobody took they are told. */
+  /** Both sides know the deadlines of direct rounds. They have to be told that nobody took a relay. */
   #expire(): void {
     const { token } = this.relay;
     const wasRelayed = this.#phase.is === "relayed";
@@ -355,7 +355,7 @@ export class Introduction {
       quotas.settleBirthday(this.asking, this.#welcome === "directly" ? "linked" : "failed", at);
   }
 
-  /** What failed directly, but is relayed, has linked. */
+  /** One that is relayed counts as linked, even if its direct rounds failed. */
   #count(outcome: Outcome, now: number): void {
     const { exchange } = this.#index;
     const wasRelayed = this.#phase.is === "relayed";

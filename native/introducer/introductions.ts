@@ -1,7 +1,7 @@
 /**
  * All introductions: by pair and by token. It owns the pairs that are being introduced or have been lately, the tokens
- * that both have been told, and the ways that have worked. It sends nothing itself. For
- * introducer.ts and native/introducer/links.ts.
+ * that both have been told, and the ways that have worked. It sends nothing itself. For introducer.ts and
+ * native/introducer/links.ts.
  */
 import type { Prediction, Refusal } from "../../protocol.ts";
 import type { Exchange } from "./exchange.ts";

@@ -6,7 +6,7 @@ import { addressScope, type Endpoint, formatEndpoint, Refusal, splitEndpoint } f
 import { ownAddresses, reachable } from "./observe.ts";
 import { type Member, newToken } from "./session.ts";
 
-/** How long the addresses of this host count as unchanged. */
+/** The addresses of this host are read anew after so long. */
 const interfacesMs = 10_000;
 
 export class OtherFamily {

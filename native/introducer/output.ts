@@ -84,7 +84,7 @@ export class Output {
     if (this.#text.length >= flushBytes) this.flush();
   }
 
-  /** The last that is written, with the next flush. */
+  /** The last text. It is written with the next flush. */
   end(text: string): void {
     this.#text += text;
   }
@@ -107,7 +107,7 @@ export class Output {
   sendRest(): boolean {
     const unsent = this.#unsent;
     if (!unsent) return true;
-    // A single part is not copied: else a slow reader would have it copied each time.
+    // A single part is not copied, or a slow reader would have it copied each time.
     const bytes = unsent.length === 1 ? unsent[0]! : Buffer.concat(unsent);
     const rest = bytes.subarray(Math.max(0, this.writer.socket.write(bytes)));
     this.#unsent = rest.length > 0 ? [rest] : undefined;

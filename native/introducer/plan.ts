@@ -91,7 +91,7 @@ export class Plan {
     this.#onToken(old, this.#round.token);
   }
 
-  /** Begins a round. Returns who has to measure before. */
+  /** Begins a round. Returns those who have to measure first. */
   begin(): Side[] {
     this.#newToken();
     this.#round.isByOlder = false;
@@ -105,7 +105,7 @@ export class Plan {
     for (const { member } of measuring)
       this.#exchange.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
     const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
-    // If its NAT has given only few ports since, the earlier measurement will do.
+    // The earlier measurement will do, if the NAT has given only few ports since.
     this.#round.isByOlder = isKnown && !this.#hasPunched;
     if (this.#round.isByOlder) for (const side of measuring) side.prediction = side.member.position;
     return this.#round.isByOlder;

@@ -43,7 +43,7 @@ interface Owner {
   readonly guard: Guard;
   readonly turns: Turns;
   readonly metrics: Metrics;
-  /** Whose token that is has its NAT seen there, on the way to that peer. */
+  /** A probe with that token has shown where the NAT stands, on the way to that peer. */
   probed(token: string, peer: number, stands: Prediction): void;
 }
 
@@ -55,7 +55,7 @@ export class Probes {
   readonly #sockets = new Set<ProbeSocket>();
   #timer: Timer | undefined;
 
-  /** Throws a {@link ProbePortError} for a port that was asked for; without one of the others it does. */
+  /** Throws a {@link ProbePortError} if a port that was asked for can't be had. It can do without the default ones. */
   constructor(owner: Owner, options: IntroducerOptions, ownHost: string) {
     this.#owner = owner;
     this.#shares = owner.sources.probes;
@@ -118,7 +118,7 @@ export class Probes {
     socket.write(encode({ type: "observed", endpoint: probe.observed }));
   }
 
-  /** A probe seen at that endpoint; undefined when there is none left of the share it is of. */
+  /** A probe seen at that endpoint; undefined if its source has as many as it may have. */
   #take(observed: Endpoint): Probe | undefined {
     const source = sourceOf(splitEndpoint(observed).address);
     if (!this.#owner.turns.accepts(source) || this.#shares.isOver(source, 1) || this.#shares.isUsedUp(1))

@@ -9,7 +9,7 @@ import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 
-/** How fast introductions are forgotten that an address has had; and below which number it has had next to none. */
+/** The introductions that an address has had count e times less after so long. With fewer than `hadNone` it had none. */
 const targetWindowMs = 60_000;
 const hadNone = 0.5;
 
@@ -26,7 +26,7 @@ interface Asked {
 /** What the two of a pair asked of each other, by the asker's id. */
 export type Asks = Map<number, Asked>;
 
-/** What one member got from all others, until that has come back. */
+/** The introductions that one member got without having asked, until all of their quota has come back. */
 interface Unasked extends Due {
   readonly id: number;
   introductions: Bucket;
@@ -114,7 +114,7 @@ export class Quotas {
     else this.#unaskedOf(target, now).failedBirthdays.tokens += 1;
   }
 
-  /** When all that was taken will have come back. */
+  /** When all quota that was taken will have come back. */
   isAsNewAt(asks: Asks): number {
     const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#limits;
     let at = -Infinity;

@@ -18,7 +18,7 @@ import type { Sources } from "./sources.ts";
 import { Turns } from "./turns.ts";
 import type { Wheel } from "./wheel.ts";
 
-/** What waits to be read of a relayed connection: what its rate may be over a path of half a second. */
+/** So much of a relayed connection may wait to be read: enough for the default rate over a path of half a second. */
 const unreadRelayBytes = 1024 * 1024;
 
 /** Who understands what comes. */
@@ -28,13 +28,13 @@ interface Owner {
   readonly guard: Guard;
   readonly metrics: Metrics;
   readonly wheel: Wheel;
-  /** What somebody is told of whose source too much waits to be read. */
+  /** What somebody is told when too much of his source waits to be read. */
   readonly tooMuch: string;
   line(session: Session, line: string): void;
   leave(member: Member, reason: string): void;
   /** The round trip to it has changed. */
   measured(member: Member, roundTripMs: number): void;
-  /** Whose probes have that token has its NAT seen there, on the way to that peer. */
+  /** A probe with that token has shown where the NAT stands, on the way to that peer. */
   probed(token: string, peer: number, stands: Prediction): void;
 }
 

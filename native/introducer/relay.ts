@@ -6,31 +6,22 @@
 import { encode, Refusal, type RelayRates } from "../../protocol.ts";
 import type { Shares } from "../shares/budget.ts";
 import { Copier, type CopierOwner } from "./copier.ts";
+import type { IntroducerEvent } from "./events.ts";
+import type { Limits } from "./limits.ts";
 import { type Relay, type RelayConnection, type RelayEnd, relayKey, type RelayMember } from "./relayed.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
 export const defaultRelayRates = { rate: 1024 * 1024, total: 16 * 1024 * 1024 };
 
-/** How many relays, offered or under way, and how long an offer holds. */
-export interface RelayLimits {
-  relays: number;
-  relaysPerMember: number;
-  relayOfferMs: number;
-}
-
 /** What the relays need of the sessions. */
 interface Sessions<Connection> extends CopierOwner<Connection> {
-  readonly limits: RelayLimits;
+  readonly limits: Limits;
   /** Relays of each source: each relay is of two. */
   readonly shares: Shares;
   newToken(): string;
   refuse(session: Connection, refusal: Refusal): void;
-  emit(event: RelayEvent): void;
+  emit(event: IntroducerEvent): void;
 }
-
-/** By the ids of both, and how many bytes it has been. */
-export type RelayEvent =
-  { event: "relaying"; a: number; b: number } | { event: "relayed"; a: number; b: number; bytes: number };
 
 export class Relays<Connection extends RelayConnection<Connection>> {
   readonly rates: RelayRates;

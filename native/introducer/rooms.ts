@@ -4,6 +4,7 @@
  */
 import { defaultRoom, nameSkeleton, type Peer, type Route } from "../../protocol.ts";
 import { Shares } from "../shares/budget.ts";
+import type { Limits } from "./limits.ts";
 
 /** A participant as an operator sees it: with the peers it is linked with, by which route, and the bytes relayed. */
 export type Participant = Peer & {
@@ -18,14 +19,7 @@ export function isSecretRoom(room: string): boolean {
   return /^[0-9a-f]{64}$/.test(room);
 }
 
-export interface KeptNamesLimits {
-  /** Names kept of one room, and of one address. */
-  keptNames: number;
-  keptNamesPerAddress: number;
-  /** So many rooms have kept names, beside the lobby. Else somebody could invent rooms without end. */
-  keptNamesRooms: number;
-  nameKeptMs: number;
-}
+type KeptLimits = Pick<Limits, "keptNames" | "keptNamesPerAddress" | "keptNamesRooms" | "nameKeptMs">;
 
 /** The kept names of one room. */
 interface RoomNames {
@@ -40,10 +34,10 @@ interface RoomNames {
  * rooms have no list.
  */
 export class KeptNames {
-  readonly #limits: KeptNamesLimits;
+  readonly #limits: KeptLimits;
   readonly #rooms = new Map<string, RoomNames>();
 
-  constructor(limits: KeptNamesLimits) {
+  constructor(limits: KeptLimits) {
     this.#limits = limits;
   }
 

@@ -7,15 +7,15 @@ import { predictPort } from "../shares/rounds.ts";
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 
-/** A report may arrive so long after the deadline of the punch. */
+/** A report may come so long after the deadline of the punch. */
 export const reportGraceMs = 2000;
 
-/** No start is delayed longer, whatever round trip a participant pretends to have. */
+/** The longest delay of a start, whatever round trip a participant pretends to have. */
 const maxStartInMs = 2000;
 
 /**
- * A round lasts so many round trips, and a little more. A round trip is the sum of both sides': the one between them is
- * less.
+ * A round lasts so many round trips, and a little more. A round trip here is the sum of both sides' to the introducer: the
+ * one between the two is no longer.
  */
 const roundRoundTrips: Record<Way, number> = { direct: 4, predicted: 2, birthday: 3, fresh: 4 };
 const roundSpareMs: Record<Way, number> = { direct: 500, predicted: 700, birthday: 400, fresh: 1500 };

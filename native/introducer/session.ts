@@ -32,10 +32,10 @@ import { type Outbox, Output, type Writer } from "./output.ts";
 const tokenBytes = 16;
 /** How long a closed session may take to read its last line; closing at once would send a RST that eats it. */
 export const closeGraceMs = 1500;
-/** Round trips measured at once after registering; the least of them counts. */
+/** So many round trips are measured at once after registering. The shortest counts. */
 const firstPings = 3;
 
-/** What the sender got wrong, as opposed to what the world changed meanwhile. */
+/** Refusals for mistakes of the sender. For the others it can't help: something has changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
   "bad-line",
   "unknown-type",
@@ -54,10 +54,10 @@ export class NameTaken extends Refusal {
   }
 }
 
-/** What a participant says of a link. The peer's id is of when it was last told: the peer may have come back since. */
+/** What a participant says of a link. The peer may have come back with another id since it was last told. */
 export interface Link {
   route: Route;
-  /** Undefined for one that it said when it registered: anybody can say so, and it counts when the other says so, too. */
+  /** Undefined for one that it said when it registered. That counts only if the other says so, too. */
   id: number | undefined;
 }
 
@@ -99,7 +99,7 @@ export interface Input {
   held: Uint8Array | undefined;
   /** Of both. */
   heldBytes: number;
-  /** How many had come by it when that was last looked at. */
+  /** How many TCP segments had come when that was last looked at. */
   segments: number;
   hasEnded: boolean;
 }
@@ -112,9 +112,9 @@ export class Session implements Served, Writer, Due {
   /** Who shares its shares: {@link sourceOf} of its address. */
   readonly source: string;
   readonly input: Input;
-  /** Who it is: from when it has registered on, whatever becomes of it. */
+  /** Who it is, from its registration on, also when it has left. */
   member: Member | undefined = undefined;
-  /** When it is no control connection but one end of a relayed link. */
+  /** Set if it is one end of a relayed link, and no control connection. */
   relayed: RelayEnd<Session> | undefined = undefined;
   /** When it is looked at next: native/introducer/wheel.ts. */
   slot = notScheduled;
@@ -225,7 +225,7 @@ export class Session implements Served, Writer, Due {
     if (isWorn || fatal || (!this.member && !mayTryAgain)) this.close(`refused: ${message}`);
   }
 
-  /** The last that it is told, once it is closed: of everyone else who leaves meanwhile it hears nothing. */
+  /** Tells it the last that it hears: nothing of all others who leave before it is closed. */
   silence(message: ToParticipant): void {
     this.#output.end(encode(message));
     this.#become({ is: "silenced" });
@@ -247,7 +247,7 @@ export class Session implements Served, Writer, Due {
 
   overflowed(): void {
     this.#become({ is: "silenced" });
-    // Later, because whoever is sending may be walking through the room.
+    // Later, because whoever writes may be walking through the room.
     const drop = () => {
       this.#become({ is: "closing", untilMs: performance.now() });
       this.#owner.leave(this, "it reads too slowly");
@@ -256,7 +256,7 @@ export class Session implements Served, Writer, Due {
     queueMicrotask(() => this.#owner.guard.serve(this, drop));
   }
 
-  /** A mistake of ours costs it. */
+  /** Something was thrown while it was served: our mistake ends it. */
   fail(): void {
     if (this.isGone) return;
     if (this.isOver || this.relayed) return void this.socket.terminate();
@@ -321,7 +321,7 @@ export class Member {
   links: Map<string, Link> | undefined = undefined;
   /** Whether its `mapping` has come. */
   hasMeasured = false;
-  /** Where its NAT, which counts, stood when last measured. */
+  /** Where its NAT stood when it was last measured, if the NAT counts ports. */
   position: Prediction | undefined = undefined;
   /** What `verify` has to repeat, and `probe`. */
   verifyToken: string | undefined = undefined;
@@ -382,7 +382,7 @@ export class Member {
   }
 }
 
-/** Of many tokens at once, for thousands a second are made. */
+/** For many tokens at once: thousands a second are made. */
 const randomBytes = Buffer.alloc(256 * tokenBytes);
 let randomAt = randomBytes.length;
 

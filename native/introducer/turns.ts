@@ -82,8 +82,8 @@ export class Turns {
   // what it costs
 
   /**
-   * Whether a source may have another connection accepted. It does not depend on what was read of the source: reading can
-   * wait, but whoever is turned away may not come again.
+   * Whether a source may have another connection accepted. It does not depend on what was read of the source. Reading can
+   * wait, but who is turned away may not come again.
    */
   accepts(source: string): boolean {
     const now = performance.now();
@@ -127,7 +127,7 @@ export class Turns {
 
   receive(session: Session, chunk: Uint8Array): void {
     const { input, source, heardAt } = session;
-    // There may be more of one that is late, and Bun hands over what it had read before a socket was paused.
+    // More may come of one that is late. And Bun hands over what it had read before the socket was paused.
     if (input.held) this.#hold(session, Buffer.concat([input.held, chunk]));
     else if (this.#sources.processor.isOver(source, heardAt)) this.#holdMany(session, chunk);
     else if (this.#isLate(session)) this.#postpone(session, chunk);
@@ -198,7 +198,7 @@ export class Turns {
     }
   }
 
-  /** Charges also what it cost to receive, if the source has used up its share: it may be a segment for each byte. */
+  /** The source has used up its share: it is also charged for each segment, for there may be one for each byte. */
   #holdMany(session: Session, chunk: Uint8Array): void {
     const { input, socket, source, heardAt } = session;
     const segments = segmentsReceived(socket.fd) ?? 0;
