@@ -285,7 +285,7 @@ export class Introducer {
   }
 
   #makeIntroductions(): Introductions {
-    const exchange = {
+    const owner = {
       limits: this.limits,
       canMeasure: this.probePorts.length > 0,
       send: ({ session }: Member, message: ToParticipant) => session.send(message),
@@ -298,7 +298,7 @@ export class Introducer {
       serve: (member: Member | undefined, work: () => void) => this.#guard.serve(member?.session, work),
       count: this.#metrics.introduced.bind(this.#metrics),
     };
-    return new Introductions(exchange, this.#wheel);
+    return new Introductions(owner, this.#wheel);
   }
 
   #makeDrain(): Drain {

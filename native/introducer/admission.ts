@@ -4,7 +4,7 @@
  */
 import { nameSkeleton, numberedName, type Peer, Refusal } from "../../protocol.ts";
 import { fairShare, hasShare, isOwnHost, siteShares } from "../shares/budget.ts";
-import { leastRoomShare, type Limits } from "./limits.ts";
+import { minRoomShare, type Limits } from "./limits.ts";
 import type { KeptNames } from "./rooms.ts";
 import { type Member, type MessageOf, NameTaken } from "./session.ts";
 
@@ -35,7 +35,7 @@ export function checkPlace(source: string, others: ReadonlySet<Member>, limits: 
   const { roomSize, roomShare, ownHostShares } = limits;
   if (others.size >= roomSize)
     throw new Refusal("limit", `the room is full: it holds ${participants(roomSize)}; wait until one leaves`);
-  const fair = Math.max(leastRoomShare, fairShare(roomSize, others.size));
+  const fair = Math.max(minRoomShare, fairShare(roomSize, others.size));
   const share = Math.min(roomShare, fair) * (isOwnHost(source) ? ownHostShares : 1);
   if (others.size < share || !hasShare(source, others, share)) return;
   const enough = `${participants(share)} of one address (${siteShares} times that of an IPv6 /48)`;

@@ -8,7 +8,7 @@ import { byTurns } from "../shares/turns.ts";
 import { isSupported, limitUnread } from "../host/libc.ts";
 import { Listener } from "./listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
-import { closeGraceMs, type Connection, Session, type SessionOwner } from "./session.ts";
+import { closeGraceMs, type ClientSocket, Session, type SessionOwner } from "./session.ts";
 import type { Sources } from "./sources.ts";
 import type { Turns } from "./turns.ts";
 
@@ -70,16 +70,16 @@ export class Door {
       if (session) guard.serve(session, () => work(session));
     };
     const socket = {
-      open: (one: Connection) => {
+      open: (one: ClientSocket) => {
         guard.serve(undefined, () => this.#open(one));
         if (!one.data) one.terminate();
       },
-      data: (one: Connection, chunk: Uint8Array) =>
+      data: (one: ClientSocket, chunk: Uint8Array) =>
         serve(one, (session) => this.#owner.receive(session, chunk)),
-      drain: (one: Connection) => serve(one, (session) => this.#owner.drained(session)),
-      end: (one: Connection) => serve(one, (session) => this.#owner.ended(session)),
-      error: (one: Connection, error: Error) => guard.failed(one.data, error),
-      close: (one: Connection, error?: Error) => {
+      drain: (one: ClientSocket) => serve(one, (session) => this.#owner.drained(session)),
+      end: (one: ClientSocket) => serve(one, (session) => this.#owner.ended(session)),
+      error: (one: ClientSocket, error: Error) => guard.failed(one.data, error),
+      close: (one: ClientSocket, error?: Error) => {
         if (one.data) this.#closed(one.data, error?.message ?? "it closed the connection");
       },
     } as Bun.SocketHandler<Session | undefined>;
@@ -88,7 +88,7 @@ export class Door {
     );
   }
 
-  #open(socket: Connection): void {
+  #open(socket: ClientSocket): void {
     const observed = observedEndpoint(socket);
     if (!observed) return;
     const source = sourceOf(splitEndpoint(observed).address);

@@ -15,7 +15,7 @@
  */
 import type { FailureReason, Prediction, Refusal, Situation, Way } from "../../protocol.ts";
 import { planRounds } from "../shares/rounds.ts";
-import type { Exchange } from "./exchange.ts";
+import type { IntroductionOwner } from "./introduction-owner.ts";
 import type { Outcome } from "./metrics.ts";
 import { Plan } from "./plan.ts";
 import type { Asking, Quotas } from "./quotas.ts";
@@ -66,7 +66,7 @@ function likelyRounds(a: Member, b: Member): Way[] {
 
 /** Tells a member that it is not linked with that other, and why. */
 function tellFailed(
-  exchange: Exchange,
+  owner: IntroductionOwner,
   member: Member,
   other: Member,
   token: string,
@@ -74,8 +74,8 @@ function tellFailed(
   detail: string,
 ): void {
   const [{ id }, { id: peer }] = [member.peer, other.peer];
-  exchange.send(member, { type: "failed", peer, token, reason });
-  exchange.emit({ event: "failed", id, peer, reason, detail });
+  owner.send(member, { type: "failed", peer, token, reason });
+  owner.emit({ event: "failed", id, peer, reason, detail });
 }
 
 export class Introduction {
@@ -96,7 +96,7 @@ export class Introduction {
     this.#index = index;
     this.asking = asking;
     const { asker, target } = asking;
-    this.#plan = new Plan(index.exchange, asker, target, (old, token) => {
+    this.#plan = new Plan(index.owner, asker, target, (old, token) => {
       index.removeToken(old);
       index.addToken(token, this);
     });
@@ -107,7 +107,7 @@ export class Introduction {
       (token) => index.addToken(token, this),
     );
     this.#startedAt = now;
-    this.#expiresAt = now + introductionMs(index.exchange.limits);
+    this.#expiresAt = now + introductionMs(index.owner.limits);
     this.#phase = { is: "planning", untilMs: this.#expiresAt };
     index.schedule(this, this.#expiresAt);
   }
@@ -139,8 +139,8 @@ export class Introduction {
     const hasBegun = is !== "planning";
     if (hasBegun && (is === "relayed" || is === "ended" || !this.#plan.isCorrigible)) return;
     const { asker, target } = this.asking;
-    const { exchange, quotas, workingWay, now } = this.#index;
-    const isGuessed = exchange.canMeasure && !(asker.hasMeasured && target.hasMeasured);
+    const { owner, quotas, workingWay, now } = this.#index;
+    const isGuessed = owner.canMeasure && !(asker.hasMeasured && target.hasMeasured);
     const rounds = isGuessed ? likelyRounds(asker, target) : planRounds(asker.peer, target.peer);
     if (hasBegun && rounds[0] === this.#plan.first) return this.#plan.correct(rounds, isGuessed);
     if (rounds.length === 0) return this.#relayInstead();
@@ -158,19 +158,19 @@ export class Introduction {
   /** There is no direct way, for now if `refusal` says so. If there is no relay either, the asker is told why. */
   #relayInstead(refusal?: Refusal): void {
     if (this.relay.make()) return this.#become({ is: "relayed", untilMs: this.#expiresAt });
-    const { exchange } = this.#index;
+    const { owner } = this.#index;
     const { asker, target } = this.asking;
     const { hasPunched } = this.#plan;
     if (refusal && !hasPunched) {
       this.end("refused");
-      return exchange.refuse(asker, refusal, target.peer.id);
+      return owner.refuse(asker, refusal, target.peer.id);
     }
     // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
     const reason = refusal ? "no-candidate-answered" : "both-mappings-random";
     const detail = refusal?.message ?? `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     if (hasPunched) return this.#failBoth(reason, detail);
     this.end(reason);
-    tellFailed(exchange, asker, target, newToken(), reason, detail);
+    tellFailed(owner, asker, target, newToken(), reason, detail);
   }
 
   // the rounds
@@ -185,20 +185,20 @@ export class Introduction {
 
   /** They were told that another round follows, for more was hoped of their NATs. */
   #failBoth(reason: FailureReason, detail = ""): void {
-    const { exchange } = this.#index;
+    const { owner } = this.#index;
     const { token } = this.#plan;
     const { asker, target } = this.asking;
     this.end(reason);
-    tellFailed(exchange, asker, target, token, reason, detail);
-    exchange.send(target, { type: "failed", peer: asker.peer.id, token, reason });
+    tellFailed(owner, asker, target, token, reason, detail);
+    owner.send(target, { type: "failed", peer: asker.peer.id, token, reason });
   }
 
   /** Begins the round that the plan has next: measures first where ports are to be predicted. */
   #startRound(): void {
-    const { exchange, now } = this.#index;
+    const { owner, now } = this.#index;
     const measuring = this.#plan.begin();
     if (measuring.length === 0) return this.#punch();
-    this.#become({ is: "measuring", untilMs: now() + exchange.limits.measureMs });
+    this.#become({ is: "measuring", untilMs: now() + owner.limits.measureMs });
     if (this.#plan.measure(measuring)) this.#punch();
   }
 
@@ -212,18 +212,18 @@ export class Introduction {
   }
 
   #punch(): void {
-    const { exchange, told, now } = this.#index;
+    const { owner, told, now } = this.#index;
     const { asker, target } = this.asking;
     const at = now();
     const way = this.#plan.way!;
-    const times = this.#plan.times(this.#startedAt + exchange.limits.punchDeadlineMs - at);
+    const times = this.#plan.times(this.#startedAt + owner.limits.punchDeadlineMs - at);
     const untilMs = at + Math.max(...times.delays) + times.deadlineMs;
     this.#become({ is: "punching", untilMs, isLast: times.isLast });
     if (way === "birthday") this.#birthday = "punched";
     told(this.#plan.token, asker, target);
     this.#plan.punch(times);
     const round = this.#plan.at + 1;
-    exchange.emit({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
+    owner.emit({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
     this.relay.punched();
   }
 
@@ -287,13 +287,13 @@ export class Introduction {
   }
 
   #fail(side: Side, other: Side, reason: FailureReason): void {
-    const { exchange } = this.#index;
+    const { owner } = this.#index;
     if (retriable.has(reason)) this.relay.make();
     const token = this.#plan.token || this.relay.token;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
-    if (other.report === undefined) exchange.send(other.member, { type: "failed", peer: id, token, reason });
+    if (other.report === undefined) owner.send(other.member, { type: "failed", peer: id, token, reason });
     this.end(reason);
-    exchange.emit({ event: "failed", id, peer, reason, detail: "" });
+    owner.emit({ event: "failed", id, peer, reason, detail: "" });
   }
 
   /** That member is gone. */
@@ -303,7 +303,7 @@ export class Introduction {
     this.end("peer-left");
     const [, side] = this.#plan.ofMember(member);
     if (side.report === undefined)
-      tellFailed(this.#index.exchange, side.member, member, token, "peer-left", detail);
+      tellFailed(this.#index.owner, side.member, member, token, "peer-left", detail);
   }
 
   // time
@@ -337,7 +337,7 @@ export class Introduction {
     for (const { member, report } of this.#plan.sides) {
       const [, { member: other }] = this.#plan.ofMember(member);
       if (report === undefined)
-        tellFailed(this.#index.exchange, member, other, token, "timed-out", "the relay was not taken");
+        tellFailed(this.#index.owner, member, other, token, "timed-out", "the relay was not taken");
     }
   }
 
@@ -357,11 +357,11 @@ export class Introduction {
 
   /** One that is relayed counts as linked, even if its direct rounds failed. */
   #count(outcome: Outcome, now: number): void {
-    const { exchange } = this.#index;
+    const { owner } = this.#index;
     const wasRelayed = this.#phase.is === "relayed";
     const { linkedAt } = this.relay;
     if (linkedAt !== undefined && (outcome !== "linked" || wasRelayed))
-      return exchange.count("linked", "relay", linkedAt - this.#startedAt);
-    exchange.count(outcome, wasRelayed ? "relay" : (this.#plan.way ?? "none"), now - this.#startedAt);
+      return owner.count("linked", "relay", linkedAt - this.#startedAt);
+    owner.count(outcome, wasRelayed ? "relay" : (this.#plan.way ?? "none"), now - this.#startedAt);
   }
 }

@@ -4,7 +4,7 @@
  * native/introducer/links.ts.
  */
 import type { Prediction, Refusal } from "../../protocol.ts";
-import type { Exchange } from "./exchange.ts";
+import type { IntroductionOwner } from "./introduction-owner.ts";
 import { type Index, Introduction } from "./introduction.ts";
 import type { Limits } from "./limits.ts";
 import { type Asking, type Asks, Quotas } from "./quotas.ts";
@@ -27,7 +27,7 @@ function reportableMs(limits: Limits): number {
 }
 
 export class Introductions {
-  readonly #exchange: Exchange;
+  readonly #owner: IntroductionOwner;
   readonly #quotas: Quotas;
   readonly #now: () => number;
   readonly #index: Index;
@@ -38,12 +38,12 @@ export class Introductions {
   readonly #byToken = new Map<string, Introduction>();
   readonly #told: ToldTokens;
 
-  constructor(exchange: Exchange, wheel: Wheel) {
-    this.#exchange = exchange;
+  constructor(owner: IntroductionOwner, wheel: Wheel) {
+    this.#owner = owner;
     this.#wheel = wheel;
     this.#now = wheel.now;
-    this.#quotas = new Quotas(exchange.limits, wheel);
-    this.#told = new ToldTokens(reportableMs(exchange.limits));
+    this.#quotas = new Quotas(owner.limits, wheel);
+    this.#told = new ToldTokens(reportableMs(owner.limits));
     this.#index = this.#makeIndex();
   }
 
@@ -51,7 +51,7 @@ export class Introductions {
     const told = (token: string, a: Member, b: Member) =>
       this.#told.add(token, a.peer.instance, b.peer.instance, this.#now());
     return {
-      exchange: this.#exchange,
+      owner: this.#owner,
       quotas: this.#quotas,
       now: this.#now,
       schedule: ({ asking }, at) => this.#wheel.put(this.#pair(asking.asker, asking.target), at),
@@ -122,7 +122,7 @@ export class Introductions {
     const pairs = [...(this.#of.get(id)?.values() ?? [])];
     for (const pair of pairs) {
       const { introduction } = pair;
-      if (introduction) this.#exchange.serve(undefined, () => introduction.left(member, detail));
+      if (introduction) this.#owner.serve(undefined, () => introduction.left(member, detail));
       this.#forget(pair);
     }
     this.#of.delete(id);
@@ -139,7 +139,7 @@ export class Introductions {
   #lookAt(pair: Pair, now: number): void {
     if (!this.#isKnown(pair)) return; // one of them has left
     const { introduction } = pair;
-    if (introduction) this.#exchange.serve(introduction.asking.asker, () => introduction.tick(now));
+    if (introduction) this.#owner.serve(introduction.asking.asker, () => introduction.tick(now));
     else if (now >= this.#quotas.isAsNewAt(pair.asks)) this.#forget(pair);
     if (this.#isKnown(pair)) this.#wheel.put(pair, this.#dueAt(pair, now));
   }

@@ -121,7 +121,7 @@ export const mostInRoom = 10_000;
  * A room always has place for so many of one address, however full or small it is. 64 greedy addresses leave some for
  * others.
  */
-export const leastRoomShare = 2;
+export const minRoomShare = 2;
 
 /** How long introductions and relayed links may still take when the introducer ends. */
 export const drainMs = punchDeadlineMs;
@@ -131,6 +131,6 @@ export function roomLimits(size: number): Partial<Limits> {
   const unsentBytes = Math.max(defaultLimits.unsentBytes, 3 * mostPeerBytes * size);
   const unsentBytesPerAddress = Math.max(defaultLimits.unsentBytesPerAddress, 2 * unsentBytes);
   const unsentBytesInAll = Math.max(defaultLimits.unsentBytesInAll, 8 * unsentBytesPerAddress);
-  const roomShare = Math.max(leastRoomShare, Math.ceil(size / 4));
+  const roomShare = Math.max(minRoomShare, Math.ceil(size / 4));
   return { roomSize: size, roomShare, unsentBytes, unsentBytesPerAddress, unsentBytesInAll };
 }

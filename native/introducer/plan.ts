@@ -5,7 +5,7 @@
  */
 import type { Prediction, Role, Way } from "../../protocol.ts";
 import { isAhead } from "../shares/rounds.ts";
-import type { Exchange } from "./exchange.ts";
+import type { IntroductionOwner } from "./introduction-owner.ts";
 import type { About } from "./lines.ts";
 import { isAt } from "./observe.ts";
 import { aimAnew, beginRound, counts, roundLength, type Side, sideOf, startDelays } from "./round.ts";
@@ -17,7 +17,7 @@ const maxCorrections = 2;
 export class Plan {
   /** The asker first: it is the controlling side. */
   readonly sides: readonly [Side, Side];
-  readonly #exchange: Exchange;
+  readonly #owner: IntroductionOwner;
   /** The token of the round has changed. */
   readonly #onToken: (old: string, token: string) => void;
   #ways: Way[] = [];
@@ -27,12 +27,12 @@ export class Plan {
   #hasPunched = false;
 
   constructor(
-    exchange: Exchange,
+    owner: IntroductionOwner,
     asker: Member,
     target: Member,
     onToken: (old: string, token: string) => void,
   ) {
-    this.#exchange = exchange;
+    this.#owner = owner;
     this.#onToken = onToken;
     this.sides = [sideOf(asker), sideOf(target)];
   }
@@ -103,7 +103,7 @@ export class Plan {
     const way = this.way!;
     const { token } = this.#round;
     for (const { member } of measuring)
-      this.#exchange.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
+      this.#owner.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
     const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
     // The earlier measurement will do, if the NAT has given only few ports since.
     this.#round.isByOlder = isKnown && !this.#hasPunched;
@@ -159,7 +159,7 @@ export class Plan {
       const { prediction: own } = to;
       const { prediction: theirs } = about;
       const aims = { ...(own && { own }), ...(theirs && { theirs }) };
-      this.#exchange.show(to.member, about.member, { ...message, role, startInMs, ...aims } as About);
+      this.#owner.show(to.member, about.member, { ...message, role, startInMs, ...aims } as About);
     };
     tell(a, b, "controlling", delays[0]);
     tell(b, a, "controlled", delays[1]);

@@ -4,7 +4,7 @@
  * native/introducer/relay.ts. For native/introducer/introduction.ts and introductions.ts. No clock and no timer of its own.
  */
 import { relayAfterMs } from "../../protocol.ts";
-import type { Exchange } from "./exchange.ts";
+import type { IntroductionOwner } from "./introduction-owner.ts";
 import type { Asking } from "./quotas.ts";
 import type { Member } from "./session.ts";
 import { type Due, notScheduled } from "./wheel.ts";
@@ -16,7 +16,7 @@ type State =
 
 /** What it needs of all introductions. */
 export interface OfferIndex {
-  readonly exchange: Exchange;
+  readonly owner: IntroductionOwner;
   /** In ms, from any moment on. */
   now(): number;
   /** It is to be made by {@link RelayOffer.due} in so many ms, or no more. */
@@ -66,7 +66,7 @@ export class RelayOffer implements Due {
   /** It has been wanted for a while. */
   due(): void {
     this.#state = { is: "due" };
-    if (this.#hasPunched()) this.#index.exchange.serve(this.#asking.asker, () => this.make());
+    if (this.#hasPunched()) this.#index.owner.serve(this.#asking.asker, () => this.make());
   }
 
   /** A direct round has begun. */
@@ -77,17 +77,17 @@ export class RelayOffer implements Due {
   /** Offers it to both, if it is wanted. Returns whether it could be. */
   make(): boolean {
     if (this.#state.is !== "wanted" && this.#state.is !== "due") return false;
-    const { exchange, told } = this.#index;
+    const { owner, told } = this.#index;
     const { asker: a, target: b } = this.#asking;
     this.end();
     this.#state = { is: "refused" };
-    const token = exchange.offerRelay(a, b);
+    const token = owner.offerRelay(a, b);
     if (token === undefined) return false;
     this.#state = { is: "offered", token, linked: new Set(), linkedAt: undefined };
     this.#onToken(token);
     told(token, a, b);
-    exchange.show(a, b, { type: "relay", role: "controlling", token });
-    exchange.show(b, a, { type: "relay", role: "controlled", token });
+    owner.show(a, b, { type: "relay", role: "controlling", token });
+    owner.show(b, a, { type: "relay", role: "controlled", token });
     return true;
   }
 

@@ -69,8 +69,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     const token = this.#sessions.newToken();
     const untilMs = performance.now() + this.#sessions.limits.relayOfferMs;
     this.#relays.set(token, { token, members: [a, b], ends: [], isPaired: false, bytes: 0, untilMs });
-    for (const { peer, source: own } of [a, b]) {
-      this.#shares.add(own);
+    for (const { peer, source } of [a, b]) {
+      this.#shares.add(source);
       this.#perMember.set(peer.id, (this.#perMember.get(peer.id) ?? 0) + 1);
     }
     return token;
@@ -137,8 +137,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   #forget(relay: Relay<Connection>): void {
     const { token, members, isPaired, bytes } = relay;
     if (!this.#relays.delete(token)) return;
-    for (const { peer, source: own } of members) {
-      this.#shares.remove(own);
+    for (const { peer, source } of members) {
+      this.#shares.remove(source);
       const count = (this.#perMember.get(peer.id) ?? 0) - 1;
       if (count > 0) this.#perMember.set(peer.id, count);
       else this.#perMember.delete(peer.id);

@@ -62,7 +62,7 @@ export interface Link {
 }
 
 /** Bun 1.4.5 has a socket's descriptor, of which bun-types don't know. */
-export type Connection = Socket<Session | undefined> & { fd: number };
+export type ClientSocket = Socket<Session | undefined> & { fd: number };
 
 /** What a session needs of the introducer. */
 export interface SessionOwner {
@@ -106,7 +106,7 @@ export interface Input {
 
 /** One connection. Small on purpose: what an idle participant doesn't need is made when needed. */
 export class Session implements Served, Writer, Due {
-  readonly socket: Connection;
+  readonly socket: ClientSocket;
   /** Kept from `open`: a closed socket has no remote address. */
   readonly observed: Endpoint;
   /** Who shares its shares: {@link sourceOf} of its address. */
@@ -124,7 +124,7 @@ export class Session implements Served, Writer, Due {
   #life: Life;
   #badLines = 0;
 
-  constructor(socket: Connection, observed: Endpoint, owner: SessionOwner, now: number) {
+  constructor(socket: ClientSocket, observed: Endpoint, owner: SessionOwner, now: number) {
     this.socket = socket;
     this.observed = observed;
     this.source = sourceOf(splitEndpoint(observed).address);

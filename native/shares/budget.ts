@@ -153,16 +153,16 @@ export class Shares {
  */
 export class Usage {
   readonly #all: number;
-  readonly #least: number;
+  readonly #min: number;
   readonly #windowMs: number;
   readonly #ownHostShares: number;
   readonly #used = new Map<string, Bucket>();
   readonly #total: Bucket = { tokens: 0, at: 0 };
 
-  /** `all`: what there is in one window. `least`: what each source has of it, however many others there are. */
-  constructor(all: number, least: number, windowMs: number, ownHostShares: number) {
+  /** `all`: what there is in one window. `min`: what each source has of it, however many others there are. */
+  constructor(all: number, min: number, windowMs: number, ownHostShares: number) {
     this.#all = all;
-    this.#least = least;
+    this.#min = min;
     this.#windowMs = windowMs;
     this.#ownHostShares = ownHostShares;
   }
@@ -179,7 +179,7 @@ export class Usage {
 
   isOver(source: string, now: number): boolean {
     const rest = this.#all - this.#decay(this.#total, now).tokens;
-    return this.#isMore(source, Math.max(this.#least, rest / 4), now);
+    return this.#isMore(source, Math.max(this.#min, rest / 4), now);
   }
 
   #isMore(source: string, share: number, now: number): boolean {
@@ -191,7 +191,7 @@ export class Usage {
 
   /** Whether a source, or its site, has used more than what each has for certain. */
   isBusy(source: string, now: number): boolean {
-    return this.#isMore(source, this.#least, now);
+    return this.#isMore(source, this.#min, now);
   }
 
   /** Whether a source has used `amount` lately, or its site {@link siteShares} times that. */
@@ -204,7 +204,7 @@ export class Usage {
   /** Forgets the sources that have used next to nothing lately. */
   tick(now: number): void {
     for (const [key, used] of this.#used) {
-      if (this.#decay(used, now).tokens < this.#least / 100) this.#used.delete(key);
+      if (this.#decay(used, now).tokens < this.#min / 100) this.#used.delete(key);
     }
   }
 

@@ -16,7 +16,7 @@ import {
 import {
   defaultLimits,
   drainMs,
-  leastRoomShare,
+  minRoomShare,
   type Limits,
   limitsHelp,
   mostInRoom,
@@ -84,7 +84,7 @@ Options:
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
   --max-room N       participants of one room (default: ${defaultLimits.roomSize}), a quarter of
-                     them, or ${leastRoomShare}, from one address
+                     them, or ${minRoomShare}, from one address
   --max-relays N     relayed links (default: ${defaultLimits.relays}), a quarter of them of one
                      address
   --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default

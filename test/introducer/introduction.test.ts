@@ -1,6 +1,6 @@
 /** One introduction by a clock of the test's own: what each side is told, and when. */
 import { expect, test } from "bun:test";
-import type { Exchange } from "../../native/introducer/exchange.ts";
+import type { IntroductionOwner } from "../../native/introducer/introduction-owner.ts";
 import { type Index, Introduction } from "../../native/introducer/introduction.ts";
 import { defaultLimits } from "../../native/introducer/limits.ts";
 import { Quotas } from "../../native/introducer/quotas.ts";
@@ -52,7 +52,7 @@ class Scene {
   }
 
   #index(): Index {
-    const exchange: Exchange = {
+    const owner: IntroductionOwner = {
       limits: defaultLimits,
       canMeasure: true,
       send: (to, message) => this.#hear(to, message),
@@ -64,7 +64,7 @@ class Scene {
       count: (outcome, way, ms) => (this.outcome = `${outcome} ${way} ${ms}`),
     };
     return {
-      exchange,
+      owner,
       quotas: this.quotas,
       now: () => this.now,
       schedule: (_, at) => (this.dueAt = Math.min(this.dueAt, at)),

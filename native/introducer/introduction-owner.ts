@@ -1,5 +1,5 @@
 /**
- * What introductions need of the sessions, and of the relays: a type alone. introducer.ts has what it stands for. For
+ * What introductions need of the sessions, and of the relays: a type alone, as introducer.ts makes it. For
  * native/introducer/.
  */
 import type { Refusal, ToParticipant } from "../../protocol.ts";
@@ -10,7 +10,7 @@ import type { Outcome, OutcomeWay } from "./metrics.ts";
 import type { Member } from "./session.ts";
 
 /** What the introductions need of the sessions. */
-export interface Exchange {
+export interface IntroductionOwner {
   readonly limits: Limits;
   /** Whether there are probe ports, so that participants can say how their NATs map. */
   readonly canMeasure: boolean;
