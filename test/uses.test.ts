@@ -7,6 +7,7 @@ import { Driven, homeOf, met, outcome, spawn, startIntroducer } from "./driven-f
 import type { ForwardRow } from "../native/uses/services.ts";
 import { randomBytes, randomFrom } from "./session/memory-fixture.ts";
 import { until } from "./native-fixture.ts";
+import { linuxTest } from "./needing-fixture.ts";
 import { Pty, root } from "./pty-fixture.ts";
 import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
 
@@ -374,6 +375,56 @@ describe("a pipe", () => {
     patienceMs,
   );
 
+  linuxTest(
+    "to a closed standard output is a failure, and nothing is confirmed",
+    async () => {
+      await using house = startIntroducer();
+      await using alice = piping(house.port, "alice", "bob", "-q");
+      alice.stdin.write("what would be lost");
+      alice.stdin.end();
+      const command = [
+        process.execPath,
+        "participant.ts",
+        `127.0.0.1:${house.port}`,
+        "--name",
+        "bob",
+        ...room,
+      ];
+      await using bob = Bun.spawn(["sh", "-c", 'exec "$0" "$@" >&-', ...command, "-q", "--pipe", "alice"], {
+        cwd: root,
+        env: { PATH: process.env.PATH, XDG_STATE_HOME: homeOf("bob") },
+        stdio: ["ignore", "pipe", "pipe"],
+      });
+      expect(await bob.stderr.text()).toBe(
+        "error: standard output is closed, so nothing could be written there\n",
+      );
+      expect(await bob.exited).toBe(1);
+      alice.kill("SIGTERM");
+      expect((await alice.ended()).code).toBe(143);
+    },
+    patienceMs,
+  );
+
+  test(
+    "to a target ends when that has closed, on a terminal and from an input that stays open",
+    async () => {
+      await using server = await target((socket) => socket.end("bye"));
+      await using house = startIntroducer();
+      await using bob = new Driven(house.port, "bob", ...room, "--allow", String(server.port), "--stay");
+      await bob.registered;
+      await using alice = piping(house.port, "alice", `bob:${server.port}`, "-q");
+      const { code, stdout } = await alice.ended();
+      expect([code, Buffer.from(stdout).toString()]).toEqual([0, "bye"]);
+      const command = [process.execPath, "participant.ts", `127.0.0.1:${house.port}`, "--name", "carol"];
+      await using carol = new Pty([...command, ...room, "-q", "--pipe", `bob:${server.port}`], {
+        XDG_STATE_HOME: homeOf("carol"),
+      });
+      expect(await carol.exited).toBe(0);
+      expect(carol.screen).toContain("bye");
+    },
+    patienceMs,
+  );
+
   test(
     "draws on the terminal's standard error how it goes, and tells it at the end",
     async () => {
@@ -439,7 +490,7 @@ describe("a pipe", () => {
       await using carol = piping(house.port, "carol", "bob:1", "-q");
       const refused = await carol.ended();
       expect([refused.code, refused.stdout.length]).toEqual([1, 0]);
-      expect(refused.stderr).toContain("localhost:1 is not allowed");
+      expect(refused.stderr).toContain("bob does not let us reach localhost:1");
       expect(await bob.next("forward-refused")).toMatchObject({ name: "carol", target: "localhost:1" });
     },
     patienceMs,

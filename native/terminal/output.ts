@@ -4,7 +4,7 @@
  */
 import { writeSync } from "node:fs";
 import { isatty } from "node:tty";
-import { canTellWritable, isWritable, unblockedBytes } from "../host/descriptor.ts";
+import { canTellWritable, isWritable, unblockedBytes, wasGiven } from "../host/descriptor.ts";
 
 /** So many characters wait for a reader that does not read: some ten thousand events. More is dropped, and counted. */
 const maxUnreadLength = 4 * 1024 * 1024;
@@ -19,11 +19,16 @@ type Written = (error?: Error | null) => void;
 /** Writes to a descriptor, one text after the other; the callback comes once the text has been taken. */
 type Sink = (text: string, written: Written) => void;
 
+class ClosedError extends Error {
+  readonly code = "EBADF";
+}
+
 /**
  * Using `process.stdout` or `process.stderr` makes a pipe non-blocking, for its other writers, too, and after our end. So
  * they are used for terminals only, where they do not.
  */
 function sinkOf(fd: 1 | 2, onError: (error: Error) => void): Sink {
+  if (!wasGiven(fd)) return (_text, written) => queueMicrotask(() => written(new ClosedError()));
   if (!isatty(fd) && canTellWritable()) return (text, written) => writeTo(fd, Buffer.from(text), written);
   const stream = fd === 1 ? process.stdout : process.stderr;
   stream.on("error", onError);

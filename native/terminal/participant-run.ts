@@ -9,14 +9,18 @@ import { printable, ToldError, UserError } from "../../protocol.ts";
 import { age, bytes, count } from "./text.ts";
 import type { Keep } from "../participant/keep.ts";
 import type { Link } from "../session/link.ts";
+import { wasGiven } from "../host/descriptor.ts";
+import { StreamError } from "../session/stream.ts";
+import { whyRefused } from "../uses/forward.ts";
 import type { Pipe } from "../uses/pipe.ts";
 import type { Services } from "../uses/services.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
-import type { PipeSpec } from "../uses/target.ts";
+import { formatTarget, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
 import { linesForOthers } from "./invitation.ts";
 import { type Arguments, commands } from "./participant-arguments.ts";
 import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
+import { refusal } from "./participant-story.ts";
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
 
@@ -25,6 +29,9 @@ export const statusPeriodMs = 500;
 
 /** Who is alone in a private room for so long is told. */
 const aloneAfterMs = 10_000;
+
+/** When a pipe's target has closed, what comes on standard input within this time of the last is still sent. */
+const inputLingerMs = 1_000;
 
 /** What the program wants of the participant. */
 export interface Driven extends Commanded {
@@ -124,11 +131,21 @@ export async function live(running: Running, errands: Errands): Promise<number> 
   return errands.code;
 }
 
+/** What peers may reach from now on, and by what option of theirs. */
+function opened(rule: string, name = "PEER"): string {
+  const [, host = "", port = ""] = /^(.*):(\d+)$/.exec(rule) ?? [];
+  const isOne = port !== "" && !/[*/]/.test(host);
+  const how = isOne ? `: \`-L ${port}:${name}:${host === "localhost" ? port : rule}\`` : "";
+  return `peers may reach ${rule} through you${how}`;
+}
+
 /** What the command line asks for; returns whether anything may follow. */
 async function begin(running: Running, errands: Errands): Promise<boolean> {
   const { participant, uses, keep, joined, prompt, terminal, options } = running;
   await errands.attempt(async () => {
     if (options.accept !== undefined) uses.transfers.acceptInto(options.accept);
+    if (options.pipe && !wasGiven(1))
+      throw new UserError("standard output is closed, so nothing could be written there");
   });
   if (errands.failures > 0) return false;
   const forwards = options.forward.map((spec) => uses.forward(spec));
@@ -139,7 +156,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   joined.resolve();
   invite(running);
   tellIfAlone(running);
-  for (const rule of options.allow) uses.allow(rule);
+  for (const rule of options.allow) terminal.story(opened(uses.allow(rule), participant.self?.name));
   if (options.nat) {
     await errands.attempt(async () => prompt.nat(await participant.nat()));
     return false;
@@ -223,9 +240,13 @@ async function pipeThrough(running: Running, { peer, target }: PipeSpec): Promis
   const isDrawn = !(isatty(0) && isatty(1));
   const drawing = setInterval(() => isDrawn && terminal.status([moved()]), statusPeriodMs);
   try {
-    await runPipe(input, new DescriptorOutput(1), sending, incoming);
+    const lingerMs = isatty(0) ? 0 : inputLingerMs;
+    await runPipe(input, new DescriptorOutput(1), sending, incoming ? { incoming } : { lingerMs });
   } catch (error) {
-    throw new UserError(error instanceof Error ? error.message : String(error));
+    const why = target && error instanceof StreamError ? whyRefused(error.code) : undefined;
+    if (why === undefined) throw new UserError(error instanceof Error ? error.message : String(error));
+    const [{ reason }, name] = [error as StreamError, participant.nameOf(peer)];
+    throw new UserError(refusal({ name, target: formatTarget(target!), reason, why, by: "peer" }));
   } finally {
     clearInterval(drawing);
     terminal.status([]);

@@ -29,6 +29,7 @@ export interface Conversation {
 const writeErrors: Record<string, string> = {
   EPIPE: "whoever read it is gone",
   ENOSPC: "no space is left on the disk",
+  EBADF: "it is closed",
 };
 
 /** Where both programs read and write. Results go to standard output, the story to standard error. */

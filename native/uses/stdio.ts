@@ -21,17 +21,25 @@ export type Input = AsyncIterable<Uint8Array> | undefined;
  * Sends `input` over one pipe, and writes to `output` what `incoming` brings; without `incoming`, what the same pipe
  * brings. Resolves once each byte of both has arrived and is confirmed. Else it cuts both pipes off, tells the other
  * side, and rejects with a {@link StreamError} that says why.
+ *
+ * With `lingerMs`, the other end is a target that may close first, and then nobody has to end the input: what comes within
+ * that time of the last is still sent.
  */
 export async function runPipe(
   input: Input,
   output: Writable,
   sending: Pipe,
-  incoming?: Promise<Pipe>,
+  { incoming, lingerMs }: { incoming?: Promise<Pipe>; lingerMs?: number } = {},
 ): Promise<void> {
   const received = incoming?.then((pipe) => drainTo(pipe.end(), output)) ?? drainTo(sending, output);
   if (incoming) sending.on("end", () => sending.confirm()).resume();
+  const quiet = new Quiet(lingerMs);
+  received.then(
+    () => quiet.begin(),
+    () => {},
+  );
   try {
-    await Promise.all([feedFrom(input, sending), received]);
+    await Promise.all([feedFrom(input, sending, quiet), received]);
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     sending.reset(reason);
@@ -40,15 +48,46 @@ export async function runPipe(
   }
 }
 
+/** A time in which the input brings nothing, once the other end has closed. */
+class Quiet {
+  readonly #lingerMs: number | undefined;
+  #hasBegun = false;
+  #timer: NodeJS.Timeout | undefined;
+  #end: (() => void) | undefined;
+
+  constructor(lingerMs: number | undefined) {
+    this.#lingerMs = lingerMs;
+  }
+
+  /** The other end has closed. */
+  begin(): void {
+    this.#hasBegun = this.#lingerMs !== undefined;
+    this.#arm();
+  }
+
+  /** Resolves to `undefined` if the time passes before the promise has settled, else as the promise does. */
+  async orQuiet<T>(promise: Promise<T>): Promise<T | undefined> {
+    const { promise: ended, resolve } = Promise.withResolvers<undefined>();
+    this.#end = () => resolve(undefined);
+    this.#arm();
+    return Promise.race([promise, ended]).finally(() => clearTimeout(this.#timer));
+  }
+
+  #arm(): void {
+    clearTimeout(this.#timer);
+    if (this.#hasBegun && this.#end) this.#timer = setTimeout(this.#end, this.#lingerMs);
+  }
+}
+
 /** Resolves once the peer has confirmed all of the input. */
-async function feedFrom(input: Input, pipe: Pipe): Promise<void> {
+async function feedFrom(input: Input, pipe: Pipe, quiet: Quiet): Promise<void> {
   const whileOpen = new WhileOpen(pipe);
   const chunks = input?.[Symbol.asyncIterator]();
   for (;;) {
-    const next = await whileOpen.wait(
-      chunks?.next() ?? Promise.resolve({ done: true as const, value: undefined }),
-    );
-    if (next.done) break;
+    const coming = chunks?.next() ?? Promise.resolve({ done: true as const, value: undefined });
+    const next = await whileOpen.wait(quiet.orQuiet(coming));
+    if (!next) coming.catch(() => {}); // nobody waits for it any more
+    if (!next || next.done) break;
     if (pipe.write(next.value)) continue;
     await whileOpen.wait(new Promise<void>((drained) => void pipe.once("drain", drained)));
   }

@@ -274,7 +274,10 @@ describe("refusals", () => {
     }
     using forwarded = forwarding(port);
     const told = `localhost:${port}: nothing listens there (ECONNREFUSED)`;
-    expect(await refusal(forwarded, told)).toEqual(["ECONNRESET", [`127.0.0.1:${port}: nothing listens there (ECONNREFUSED)`]]);
+    expect(await refusal(forwarded, told)).toEqual([
+      "ECONNRESET",
+      [`127.0.0.1:${port}: nothing listens there (ECONNREFUSED)`],
+    ]);
   });
 
   test("only at the second of its addresses", async () => {

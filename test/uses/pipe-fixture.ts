@@ -13,8 +13,8 @@ const fromAlice = new Pipe(link.alice.open(pipePurpose()));
 await incoming;
 const fromBob = new Pipe(link.bob.open(pipePurpose()));
 const work = [
-  runPipe(Bun.stdin.stream(), new DescriptorOutput(2), fromAlice, back),
-  runPipe(undefined, new DescriptorOutput(1), fromBob, incoming),
+  runPipe(Bun.stdin.stream(), new DescriptorOutput(2), fromAlice, { incoming: back }),
+  runPipe(undefined, new DescriptorOutput(1), fromBob, { incoming }),
 ];
 const outcomes = await Promise.allSettled(work);
 const reasons = outcomes.map((one) =>

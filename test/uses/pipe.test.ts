@@ -54,9 +54,11 @@ const outcome = (work: Promise<unknown>): Promise<string> =>
 function pipeBoth(link: Linked, fromAlice: Input, toBob: Writable, fromBob: Input, toAlice: Writable) {
   const atBob = new Promise<Pipe>((resolve) => (link.onStream = (stream) => resolve(new Pipe(stream))));
   const atAlice = new Promise<Pipe>((resolve) => (link.onStreamBack = (stream) => resolve(new Pipe(stream))));
-  const alice = outcome(runPipe(fromAlice, toAlice, new Pipe(link.alice.open(pipePurpose())), atAlice));
+  const alice = outcome(
+    runPipe(fromAlice, toAlice, new Pipe(link.alice.open(pipePurpose())), { incoming: atAlice }),
+  );
   const bob = atBob.then(() =>
-    outcome(runPipe(fromBob, toBob, new Pipe(link.bob.open(pipePurpose())), atBob)),
+    outcome(runPipe(fromBob, toBob, new Pipe(link.bob.open(pipePurpose())), { incoming: atBob })),
   );
   return { alice, bob };
 }
@@ -177,7 +179,13 @@ test("a confirmation counts though the stream is over in the same moment", async
 });
 
 describe("to a target of the peer", () => {
-  async function piped(serve: (socket: Socket) => void, input: Input, output: Writable, rules = ["*"]) {
+  async function piped(
+    serve: (socket: Socket) => void,
+    input: Input,
+    output: Writable,
+    rules = ["*"],
+    lingerMs = 20,
+  ) {
     const server = createServer({ allowHalfOpen: true }, serve);
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const allow = new AllowList();
@@ -186,7 +194,7 @@ describe("to a target of the peer", () => {
     link.onStream = (stream, purpose) => void servePipe(stream, purpose, { allow, peer: "alice" });
     const target: Target = { host: "localhost", port: (server.address() as AddressInfo).port };
     const pipe = new Pipe(link.alice.open(pipePurpose(target)));
-    const said = await outcome(runPipe(input, output, pipe));
+    const said = await outcome(runPipe(input, output, pipe, { lingerMs }));
     link[Symbol.dispose]();
     server.close();
     return said;
@@ -206,6 +214,22 @@ describe("to a target of the peer", () => {
     const said = piped((socket) => void socket.resume().end("bye"), inChunks(Buffer.from("hello")), output);
     expect(await said).toBe("confirmed");
     expect(output.bytes.toString()).toBe("bye");
+  });
+
+  test("one that hangs up ends it, though the input says nothing and does not end", async () => {
+    await using _ = noSocketLeft();
+    const output = new Sink();
+    expect(await piped((socket) => void socket.resume().end("bye"), silence(), output)).toBe("confirmed");
+    expect(output.bytes.toString()).toBe("bye");
+  });
+
+  test("one that only ends its half gets all of an input that goes on", async () => {
+    await using _ = noSocketLeft();
+    const bytes = randomBytes(randomFrom(6), 3_000_000);
+    const got: Buffer[] = [];
+    const serve = (socket: Socket) => void socket.on("data", (piece: Buffer) => got.push(piece)).end();
+    expect(await piped(serve, inChunks(bytes), new Sink(), ["*"], 10_000)).toBe("confirmed");
+    expect(sha256(Buffer.concat(got))).toBe(sha256(bytes));
   });
 
   test("one that resets has confirmed nothing", async () => {
