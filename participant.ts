@@ -46,15 +46,16 @@ import { otherStartedAs, version } from "./native/terminal/command-line.ts";
 import { invitationTo, readHostPort } from "./native/terminal/invitation.ts";
 import {
   type Arguments,
-  askedRoom,
   newRoom,
   readArguments,
   shownRoom,
   usage,
   weakRoom,
 } from "./native/terminal/participant-arguments.ts";
-import { askIntroducer, askRoom, Prompt } from "./native/terminal/participant-prompt.ts";
-import { Errands, live, type Running, statusPeriodMs } from "./native/terminal/participant-run.ts";
+import { askMissing, Prompt } from "./native/terminal/participant-prompt.ts";
+import { Errands, live, statusPeriodMs } from "./native/terminal/participant-run.ts";
+import { isNoise } from "./native/terminal/verbs.ts";
+import type { Running } from "./native/terminal/running.ts";
 import { transferLine } from "./native/terminal/participant-story.ts";
 import { runProgram, Terminal } from "./native/terminal/terminal.ts";
 import type { From } from "./native/uses/from.ts";
@@ -358,19 +359,14 @@ async function main(terminal: Terminal): Promise<number> {
   const isShown = options.shown !== undefined && hideArgument(options.shown.option, options.shown.text);
   checkPlatform();
   terminal.isQuiet = options.quiet;
-  if (options.room === askedRoom) {
-    const words = await askRoom(terminal);
-    if (words === undefined) return 1;
-    options.room = words;
+  if (!(await askMissing(options, terminal))) {
+    const isAwaited = options.verb ?? options.pipe ?? (options.nat || options.send.length > 0);
+    return isAwaited ? 1 : 0;
   }
-  const place = options.introducer === undefined ? await askIntroducer(terminal) : undefined;
-  const introducer = options.introducer ?? place?.introducer;
-  if (introducer === undefined) return options.send.length > 0 || options.pipe || options.nat ? 1 : 0;
-  options.room ??= place?.words;
   const isNew = options.room === newRoom;
   if (isNew) options.room = newRoomWords();
-  const running = prepare(terminal, options, introducer);
-  if (isNew) running.invitation = invitationTo(options.room!, introducer);
+  const running = prepare(terminal, options);
+  if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
   if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
@@ -391,16 +387,16 @@ async function main(terminal: Terminal): Promise<number> {
   return code;
 }
 
-function prepare(
-  terminal: Terminal,
-  options: Arguments,
-  introducer: string,
-): Running & { participant: Participant } {
+function prepare(terminal: Terminal, options: Arguments): Running & { participant: Participant } {
   const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
-  const onEvent = (event: ParticipantEvent) => prompt.event(event);
+  const running = { prompt, terminal, options } as Running & { participant: Participant };
+  const onEvent = (event: ParticipantEvent) => {
+    running.heard?.(event);
+    if (!isNoise(event, options)) prompt.event(event);
+  };
   const { name, keepMinutes, direct, portMapping, verbose } = options;
   const participant = new Participant({
-    ...readHostPort(introducer),
+    ...readHostPort(options.introducer!),
     ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
     room: chooseRoom(options),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
@@ -432,7 +428,7 @@ function prepare(
   });
   for (const use of ["forward", "pipe", "files"])
     participant.onStream(use, (stream, from) => uses.take(stream, from));
-  return { participant, uses, keep, joined, prompt, terminal, options };
+  return Object.assign(running, { participant, uses, keep, joined });
 }
 
 if (import.meta.main) await runProgram(main, [UserError, IdentityError]);

@@ -34,6 +34,8 @@ export type ParticipantEvent =
   /** A peer has another name; and we ourselves have the one that we wanted. */
   | { event: "renamed"; peer: number; name: string; was: string }
   | { event: "named"; name: string; was: string }
+  /** Somebody else has the name that we wanted. */
+  | { event: "name-taken"; name: string; was: string }
   | { event: "mapping"; mapping: Mapping; step: number }
   /** Whether our router opens a port for us. */
   | { event: "port-mapping"; state: PortMappingState }

@@ -417,8 +417,7 @@ export class Registration {
     // The name that we wanted is taken. We take another one, and register with it at once.
     const { name: before } = this.#membership;
     if (!this.#membership.rename(name)) return this.#failed(attempt, refusal);
-    const warning = `${before} is somebody else in this room: others call you ${name} there`;
-    this.#owner.emit({ event: "warning", message: warning });
+    this.#owner.emit({ event: "name-taken", name, was: before });
     this.#introduceOurselves(control);
   }
 

@@ -263,7 +263,10 @@ export class Roster {
     const name = word || "someone";
     const waiting = { event: "waiting", for: "peer", text: `waiting for ${name} to join` } as const;
     const announce = setTimeout(() => this.#owner.emit(waiting), announceAfterMs);
-    const missing = setTimeout(() => this.#missed(word), absentAfterMs);
+    const missing = setTimeout(() => {
+      if (word === "" || !this.#owner.isListed) return; // who is alone, and what else is wrong, is told otherwise
+      this.#owner.emit(absent(word, this.#named("")));
+    }, absentAfterMs);
     const only = () => {
       const named = this.#named(word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
@@ -276,16 +279,6 @@ export class Roster {
       clearTimeout(announce);
       clearTimeout(missing);
     }
-  }
-
-  #missed(word: string): void {
-    const here = this.#named("").map(({ name }) => name);
-    const more = here.length - maxToldNames;
-    if (word === "" || !this.#owner.isListed) return; // who is alone, and what else is wrong, is told otherwise
-    this.#owner.emit({
-      ...{ event: "absent", name: word, here: here.slice(0, maxToldNames) },
-      ...(more > 0 && { more }),
-    });
   }
 
   /** Resolves to the link with that peer as soon as there is one. It does not ask for one. */
@@ -335,6 +328,12 @@ export class Roster {
 }
 
 export const quitAlready = "this participant has quit";
+
+function absent(name: string, others: RemotePeer[]): ParticipantEvent {
+  const here = others.slice(0, maxToldNames).map((peer) => peer.name);
+  const more = others.length - here.length;
+  return { event: "absent", name, here, ...(more > 0 && { more }) };
+}
 
 function ambiguous(word: string, named: RemotePeer[]): UserError {
   const present = named.filter(({ isPresent }) => isPresent);

@@ -53,7 +53,8 @@ function madeLetters(words: string): string | undefined {
 }
 
 /** Whether it is four groups of four and one letter, or nearly: as new words look with a slip. */
-function looksMade(words: string): boolean {
+export function looksMade(words: string): boolean {
+  if (madeLetters(words) !== undefined) return true;
   const groups = groupsOf(words);
   const last = groups.pop();
   const isNearly = groups.reduce((off, { length }) => off + Math.abs(length - 4), 0) <= 1;

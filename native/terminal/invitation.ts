@@ -2,7 +2,7 @@
  * An invitation: one word that says which room and where, `WORDS@HOST[:PORT]`; and the line that the other side types to
  * do its part. Pure. For native/terminal/ and participant.ts.
  */
-import { canonicalWords, wordsProblem } from "../secure/words.ts";
+import { canonicalWords, looksMade, wordsProblem } from "../secure/words.ts";
 import { formatTarget, parseForward, type PipeSpec } from "../uses/target.ts";
 import { parseHostPort, type Place, printable } from "../../protocol.ts";
 import { otherStartedAs, UsageError } from "./command-line.ts";
@@ -21,6 +21,16 @@ export function readInvitation(text: string): Invitation {
   const problem = wordsProblem(words);
   if (problem !== undefined) throw new UsageError(`the room before the @ ${problem}`);
   return { words, introducer: text.slice(at + 1) };
+}
+
+/** Reads the code of a verb: an invitation, or words that were made, without their introducer. */
+export function readCode(text: string): Partial<Invitation> {
+  if (text.includes("@")) return readInvitation(text);
+  const problem = wordsProblem(text);
+  if (problem !== undefined) throw new UsageError(`the code ${problem}`);
+  if (!looksMade(text))
+    throw new UsageError(`"${printable(text)}" is no code: one looks like gjec-p272-r0uw-hs8m-z@HOST`);
+  return { words: text };
 }
 
 /** As {@link parseHostPort}; throws a {@link UsageError} for what it can't read. */

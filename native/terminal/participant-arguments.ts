@@ -8,7 +8,8 @@ import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "..
 import { readOptions, startedAs, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
-import { isSameRoom, readInvitation } from "./invitation.ts";
+import { type Invitation, isSameRoom, readCode, readInvitation } from "./invitation.ts";
+import { help, readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
 export const commands = [
@@ -49,13 +50,24 @@ export const commands = [
 export const commandHelp = `${renderCommands(commands)}\n\nPEER is an id or a name, as \`list\` shows them.`;
 
 export const usage = `Usage: ${startedAs("participant")} [[WORDS@]HOST[:PORT]] [options]
+       ${startedAs("participant")} send PATH …          → receive CODE [DIR]
+       ${startedAs("participant")} share [HOST:]PORT …  → reach CODE [PORT …]
 
-Registers with the introducer at HOST (default port ${defaultPort}; also from INTRODUCER
-in the environment) and opens direct TCP connections to others in the room.
-WORDS@HOST[:PORT] is an invitation: the room of --room WORDS there.
+Verbs: \`send\` and \`share\` make a code and print the line that the other side
+types. They go with whoever comes first and has the code. \`send\` and
+\`receive\` end when all has arrived; \`share\` and \`reach\` on Ctrl-C. The
+introducer is in INTRODUCER, or in --via HOST[:PORT]. \`reach\` listens on the
+ports that are shared, on PORT, or on free ones. CODE is WORDS@HOST[:PORT]; -
+asks for it. A host that is called like a verb is meant by --via HOST.
+
+Without a verb it registers with the introducer at HOST (default port ${defaultPort};
+also from INTRODUCER in the environment) and opens direct TCP connections to
+others in the room. WORDS@HOST[:PORT] is an invitation: the room of --room
+WORDS there.
 
 Options:
   --name NAME     what others call you: one word (default: user@host)
+  --via HOST      the introducer, in place of the first argument
   --room WORDS    the private room of those who know the WORDS, which the
                   introducer never learns (also from ROOM in the environment);
                   new: makes such words; -: asks for them without showing them
@@ -77,8 +89,8 @@ Options:
                   (default: none is)
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
-  --wait SECONDS  for --connect, --send and --pipe: fail if there is no link
-                  after so long
+  --wait SECONDS  for --connect, --send, --pipe and verbs: fail if there is no
+                  link after so long
   --direct        never let the introducer relay a link
   --no-portmap    don't ask the router to open a port
   --nat           say what kind of NAT you are behind, and end
@@ -101,7 +113,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 128 + N: signal N came before it was done.`;
 
 export const shownRoom =
-  "other users of this host can read the room's words (ps): give them in ROOM, or let --room - ask for them";
+  "other users of this host can read the room's words (ps): give them in ROOM, or - in their place, which asks";
 export const weakRoom =
   "such words can be found by trying, by whoever runs the introducer: those of --room new can not";
 
@@ -116,6 +128,7 @@ export interface Arguments {
   room: string | undefined;
   /** The argument that has the room's words, where others can see them; `option` is before it, if any. */
   shown: { option: string; text: string } | undefined;
+  verb: Verb | undefined;
   connect: string[];
   forward: string[];
   allow: string[];
@@ -138,6 +151,7 @@ export interface Arguments {
 export const options = {
   name: { type: "string" },
   room: { type: "string" },
+  via: { type: "string" },
   connect: { type: "string", multiple: true },
   forward: { type: "string", short: "L", multiple: true },
   allow: { type: "string", multiple: true },
@@ -160,72 +174,92 @@ export const options = {
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
   const { values, positionals } = readOptions(args.map(withoutPeer), options, usage);
-  if (values.help) return "help";
+  if (values.help || (positionals[0] === help && positionals.length === 1)) return "help";
   if (values.version) return "version";
-  if (positionals.length > 1) throw new UsageError(`one introducer at a time, not ${positionals.join(" ")}`);
+  const { verb, code } = readVerb(positionals) ?? {};
+  if (verb) refuseOptions(verb, Object.keys(values));
   const name = values.name ?? defaultName();
   const problem = nameProblem(name);
   if (problem) throw new UsageError(`--name ${problem}`);
-  const { introducer, room, shown } = readPlace(values.room, positionals[0]);
-  const isOpen = room === undefined || room === defaultRoom;
-  const opens = values.allow ? "--allow" : values.accept !== undefined ? "--accept" : undefined;
-  if (opens && isOpen) {
-    throw new UsageError(
-      `${opens} would let anyone in, because the lobby is open to everyone: use a private room (--room WORDS)`,
-    );
-  }
-  for (const rule of values.allow ?? []) read("--allow", rule, (text) => new AllowList().add(text));
-  if (values.pipe !== undefined && values.json)
-    throw new UsageError("--pipe has standard output for itself: leave --json out");
-  const connect = values.connect ?? (values.send ? [""] : []);
-  if (values.send && connect.length !== 1) throw new UsageError("--send needs one --connect PEER to send to");
-  const forwards = (values.forward ?? []).map((spec) => read("--forward", spec, parseForward));
-  const pipe = values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe);
-  const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
-  if (isOpen && peers.includes(""))
-    throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
-  if (values.wait !== undefined && connect.length === 0 && !pipe)
-    throw new UsageError("--wait needs somebody to wait for: --connect, --send or --pipe");
+  const place = readPlace(values, verb ? undefined : positionals[0], verb, code);
+  const isOpen = place.room === undefined || place.room === defaultRoom;
+  if (verb && isOpen)
+    throw new UsageError(`\`${verb.is}\` needs a private room: the lobby is open to everyone`);
+  const links = readLinks(values, isOpen);
+  const isAwaited = verb || links.connect.length > 0 || links.pipe;
+  if (values.wait !== undefined && !isAwaited)
+    throw new UsageError("--wait needs somebody to wait for: --connect, --send, --pipe or a verb");
+  const isService = verb?.is === "share" || verb?.is === "reach";
   return {
-    introducer,
+    ...place,
+    room: place.room === defaultRoom ? undefined : place.room,
+    verb,
     name,
-    room: room === defaultRoom ? undefined : room,
-    shown,
-    connect,
-    forward: values.forward ?? [],
-    allow: values.allow ?? [],
-    pipe,
-    send: values.send ?? [],
-    accept: values.accept,
+    ...links,
     executable: values.executable ?? false,
     keepMinutes: readKeep(values.keep),
     waitMs: readWait(values.wait),
     direct: values.direct ?? false,
     portMapping: !values["no-portmap"],
     nat: values.nat ?? false,
-    stay: values.stay ?? (values.forward ?? values.allow ?? values.accept) !== undefined,
+    stay: values.stay ?? (isService || (values.forward ?? values.allow ?? values.accept) !== undefined),
     verbose: values.verbose ?? false,
     quiet: values.quiet ?? false,
     json: values.json ?? false,
   };
 }
 
-/** Which introducer and which room: an argument goes before the environment. */
-function readPlace(option: string | undefined, place: string | undefined) {
-  const given = place === undefined ? undefined : readInvitation(place);
+type Values = ReturnType<typeof readOptions<typeof options>>["values"];
+
+/** Whom the options want links with, and what for. */
+function readLinks(values: Values, isOpen: boolean) {
+  const { allow = [], forward = [], send = [], accept } = values;
+  const opens = values.allow ? "--allow" : accept !== undefined ? "--accept" : undefined;
+  if (opens && isOpen) {
+    throw new UsageError(
+      `${opens} would let anyone in, because the lobby is open to everyone: use a private room (--room WORDS)`,
+    );
+  }
+  for (const rule of allow) read("--allow", rule, (text) => new AllowList().add(text));
+  if (values.pipe !== undefined && values.json)
+    throw new UsageError("--pipe has standard output for itself: leave --json out");
+  const connect = values.connect ?? (values.send ? [""] : []);
+  if (values.send && connect.length !== 1) throw new UsageError("--send needs one --connect PEER to send to");
+  const forwards = forward.map((spec) => read("--forward", spec, parseForward));
+  const pipe = values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe);
+  const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
+  if (isOpen && peers.includes(""))
+    throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
+  return { connect, forward, allow, pipe, send, accept };
+}
+
+/**
+ * Which introducer and which room: an argument goes before the environment. `send` and `share` make a room, unless an
+ * argument says otherwise.
+ */
+function readPlace({ room: option, via }: Values, host: string | undefined, verb?: Verb, code?: string) {
+  if (host !== undefined && via !== undefined)
+    throw new UsageError(`one introducer at a time, not ${host} and ${via}`);
+  const isCode = code !== undefined && code !== askedRoom;
+  const text = isCode ? code : (host ?? via);
+  const given: Partial<Invitation> = isCode ? readCode(code) : text ? readInvitation(text) : {};
   const fromEnvironment = process.env.INTRODUCER ? readInvitation(process.env.INTRODUCER) : undefined;
-  const words = given?.words;
+  const { words } = given;
   if (option !== undefined && words !== undefined && !isSameRoom(option, words))
     throw new UsageError("--room names another room than the invitation: leave --room out");
-  const room = option ?? words ?? (process.env.ROOM || (given ? undefined : fromEnvironment?.words));
+  const isMaking = verb?.is === "send" || verb?.is === "share";
+  const isAsked = verb && !isMaking;
+  const elsewhere = process.env.ROOM || (text === undefined ? fromEnvironment?.words : undefined);
+  const room =
+    option ?? words ?? (isMaking ? newRoom : (code ?? elsewhere ?? (isAsked ? askedRoom : undefined)));
   const problem = room === undefined ? undefined : wordsProblem(room);
   if (problem !== undefined) throw new UsageError(`--room ${problem}`);
   const isSecret = option !== undefined && ![defaultRoom, newRoom, askedRoom].includes(option);
   const shown = isSecret ? { option: "--room", text: option } : undefined;
   return {
-    introducer: (given ?? fromEnvironment)?.introducer,
+    introducer: given.introducer ?? (via && readInvitation(via).introducer) ?? fromEnvironment?.introducer,
     room,
-    shown: words === undefined ? shown : { option: "", text: place! },
+    shown: words === undefined ? shown : { option: "", text: text! },
   };
 }
 

@@ -14,8 +14,8 @@ import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts
 import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
 import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
-import { type Invitation, readHostPort, readInvitation } from "./invitation.ts";
-import { askedRoom, commandHelp, commands, newRoom } from "./participant-arguments.ts";
+import { type Invitation, readCode, readHostPort, readInvitation } from "./invitation.ts";
+import { type Arguments, askedRoom, commandHelp, commands, newRoom } from "./participant-arguments.ts";
 
 /** What the commands need of the participant. */
 export interface Commanded {
@@ -50,6 +50,7 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "failed",
   "error",
   "warning",
+  "name-taken",
   "absent",
   "alone",
   "introducer",
@@ -213,7 +214,7 @@ export function isQuit(line: string): boolean {
 }
 
 /** Asks until the words can be those of a private room. Undefined if the user gives up. */
-export async function askRoom(terminal: Terminal): Promise<string | undefined> {
+async function askRoom(terminal: Terminal): Promise<string | undefined> {
   if (!terminal.isInteractive)
     throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
   return terminal.askSecret("Words of the room (not shown): ", (answer) => {
@@ -225,9 +226,43 @@ export async function askRoom(terminal: Terminal): Promise<string | undefined> {
   });
 }
 
+/** Asks for a code without showing it. Without a terminal it is the first line of standard input. */
+async function askCode(terminal: Terminal): Promise<Partial<Invitation> | undefined> {
+  if (!terminal.isInteractive) {
+    for await (const line of terminal.lines()) return readCode(line.trim());
+    throw new UsageError("no code has come by standard input");
+  }
+  return terminal.askSecret("Code (not shown): ", (answer) => {
+    try {
+      return readCode(answer.trim());
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      terminal.error(error.message);
+      return undefined;
+    }
+  });
+}
+
+/** Asks for what the command line has left to be asked for. Returns whether the user has answered. */
+export async function askMissing(options: Arguments, terminal: Terminal): Promise<boolean> {
+  if (options.room === askedRoom) {
+    const words = options.verb ? undefined : await askRoom(terminal);
+    const code = options.verb ? await askCode(terminal) : undefined;
+    options.room = words ?? code?.words;
+    options.introducer = code?.introducer ?? options.introducer;
+    if (options.room === undefined) return false;
+  }
+  if (options.introducer !== undefined) return true;
+  const place = await askIntroducer(terminal);
+  options.introducer = place?.introducer;
+  options.room ??= place?.words;
+  return place !== undefined;
+}
+
 /** Asks until the answer can be an introducer, or an invitation. Undefined if the user gives up. */
-export async function askIntroducer(terminal: Terminal): Promise<Invitation | undefined> {
-  if (!terminal.isInteractive) throw new UsageError("which introducer? Give HOST[:PORT], or set INTRODUCER");
+async function askIntroducer(terminal: Terminal): Promise<Invitation | undefined> {
+  if (!terminal.isInteractive)
+    throw new UsageError("which introducer? Give HOST[:PORT] (a verb: --via HOST), or set INTRODUCER");
   return terminal.ask("Introducer (HOST, HOST:PORT, or an invitation): ", (answer) => {
     if (answer === "") return undefined;
     try {

@@ -5,61 +5,30 @@
  */
 import { constants } from "node:os";
 import { isatty } from "node:tty";
-import { printable, ToldError, UserError } from "../../protocol.ts";
+import { ToldError, UserError } from "../../protocol.ts";
 import { age, bytes, count } from "./text.ts";
-import type { Keep } from "../participant/keep.ts";
-import type { Link } from "../session/link.ts";
 import { wasGiven } from "../host/descriptor.ts";
 import { StreamError } from "../session/stream.ts";
 import { whyRefused } from "../uses/forward.ts";
 import type { Pipe } from "../uses/pipe.ts";
-import type { Services } from "../uses/services.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import { formatTarget, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
 import { linesForOthers } from "./invitation.ts";
-import { type Arguments, commands } from "./participant-arguments.ts";
-import { type Commanded, failIfAny, isQuit, keepFor, type Prompt } from "./participant-prompt.ts";
 import { refusal } from "./participant-story.ts";
+import { commands } from "./participant-arguments.ts";
+import { failIfAny, isQuit, keepFor } from "./participant-prompt.ts";
+import { type Driven, inTime, type Running, tellIfAlone } from "./running.ts";
+import { doVerb } from "./verb-run.ts";
+import { meantBy } from "./verbs.ts";
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
 
 /** How often what is under way is drawn. */
 export const statusPeriodMs = 500;
 
-/** Who is alone in a private room for so long is told. */
-const aloneAfterMs = 10_000;
-
 /** When a pipe's target has closed, what comes on standard input within this time of the last is still sent. */
 const inputLingerMs = 1_000;
-
-/** What the program wants of the participant. */
-export interface Driven extends Commanded {
-  readonly hasQuit: boolean;
-  readonly isRegistered: boolean;
-  readonly isPrivate: boolean;
-  nameOf(peer: string): string;
-  readonly linkCount: number;
-  join(wants?: readonly string[]): Promise<void>;
-  names(): Iterable<string>;
-  waitFor(peer: string): Promise<void>;
-  linkWith(peer: string): Link | undefined;
-  connect(peer: string, isVerbose?: boolean): Promise<Link>;
-}
-
-/** A program that runs: what its parts share. */
-export interface Running {
-  participant: Driven;
-  uses: Services;
-  keep: Keep;
-  /** Resolved once we have been registered. */
-  joined: PromiseWithResolvers<void>;
-  prompt: Prompt;
-  terminal: Terminal;
-  options: Arguments;
-  /** To the room that was made here. */
-  invitation?: string;
-}
 
 /** What the user has asked for, and whether it was got: the exit code says so. */
 export class Errands {
@@ -112,6 +81,11 @@ export class Errands {
 /** Joins, then obeys until the user or the input ends. Resolves to the exit code. */
 export async function live(running: Running, errands: Errands): Promise<number> {
   const { terminal, options, participant } = running;
+  if (options.verb) {
+    const doing = errands.attempt(() => doVerb(running, options.verb!));
+    await (options.stay ? doing : errands.awaiting(doing));
+    return errands.code;
+  }
   const { nat, pipe, send, connect, stay } = options;
   const isScript = !terminal.isInteractive && !stay;
   const wantsResult = nat || pipe !== undefined || send.length > 0 || (isScript && connect.length > 0);
@@ -151,7 +125,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   const forwards = options.forward.map((spec) => uses.forward(spec));
   for (const forward of forwards) keepFor(forward, keep); // whoever connects now waits for the link
   const wanted = [...forwards, ...(options.pipe ? [options.pipe] : [])].map(({ peer }) => peer);
-  await errands.attempt(() => participant.join([...wanted, ...options.connect]));
+  await errands.attempt(() => join(running, [...wanted, ...options.connect]));
   if (errands.failures > 0) return false;
   joined.resolve();
   invite(running);
@@ -181,34 +155,14 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   return !isAwaited || errands.failures === 0;
 }
 
-/** Passes on what comes within the time of --wait. Else rejects with why it has not come. */
-async function inTime<T>({ participant, options }: Running, peer: string, work: Promise<T>): Promise<T> {
-  const { waitMs } = options;
-  if (waitMs === undefined) return work;
-  const { promise: late, resolve } = Promise.withResolvers<undefined>();
-  const timer = setTimeout(resolve, waitMs);
-  const come = await Promise.race([work.then((value) => ({ value })), late]).finally(() =>
-    clearTimeout(timer),
-  );
-  if (come) return come.value;
-  work.catch(() => {});
-  throw new UserError(await whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`));
-}
-
-async function whyNot(participant: Driven, peer: string, time: string): Promise<string> {
-  const rows = await participant.listed();
-  const here = rows.flatMap(({ name, present, state }) => (present && state !== "untrusted" ? [name] : []));
-  const meant = participant.nameOf(peer);
-  if (here.includes(meant)) return `there was no link with ${printable(meant)} ${time}`;
-  const others = here.length > 0 ? `; here: ${here.slice(0, 10).map(printable).join(", ")}` : "";
-  return `${peer === "" ? "nobody" : printable(peer)} did not come ${time}${others}`;
-}
-
-/** After a while alone in a private room, the words may be others than the other side's. */
-function tellIfAlone({ participant, prompt, invitation }: Running): void {
-  if (invitation !== undefined || !participant.isPrivate) return;
-  const isAlone = () => participant.isRegistered && [...participant.names()].length === 0;
-  setTimeout(() => isAlone() && prompt.event({ event: "alone" }), aloneAfterMs).unref();
+async function join({ participant, options }: Running, wants: readonly string[]): Promise<void> {
+  try {
+    await participant.join(wants);
+  } catch (error) {
+    const meant = meantBy(options.introducer!);
+    if (!(error instanceof UserError) || meant === undefined) throw error;
+    throw new UserError(`${error.message}; did you mean ${meant}?`, { cause: error });
+  }
 }
 
 /** Says what the other side types. It is all that the user has of a new room, so --quiet does not hide it. */

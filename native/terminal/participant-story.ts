@@ -28,6 +28,8 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
       );
     case "peers":
       return describePeers(event.peers);
+    case "name-taken":
+      return `${c.yellow("warning")}: ${printable(event.was)} is somebody else in this room: others call you ${c.bold(printable(event.name))} there`;
     case "named":
       return `${c.bold(printable(event.name))} is free: others call you so again, and not ${printable(event.was)}`;
     case "renamed":

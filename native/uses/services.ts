@@ -12,7 +12,15 @@ import { Pipe, pipePurpose } from "./pipe.ts";
 import { type Refused, serveForward, servePipe } from "./serve.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
 import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
-import { AllowList, formatTarget, parseForward, parseListen, SpecError, type Target } from "./target.ts";
+import {
+  AllowList,
+  type ForwardSpec,
+  formatTarget,
+  parseForward,
+  parseListen,
+  SpecError,
+  type Target,
+} from "./target.ts";
 
 /** So many uses are remembered, to tell each once. Then it begins anew. */
 const maxRemembered = 1024;
@@ -92,7 +100,11 @@ export class Services {
 
   /** Starts a forward: `[BIND:]PORT:PEER:[HOST:]PORT`. It listens at once. */
   forward(text: string): Forwarding {
-    const { listen, peer, target } = specified(() => parseForward(text));
+    return this.forwardTo(specified(() => parseForward(text)));
+  }
+
+  /** The same; port 0 listens on a free one. */
+  forwardTo({ listen, peer, target }: ForwardSpec): Forwarding {
     const name = formatTarget(target);
     let forward: Forward;
     try {

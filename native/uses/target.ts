@@ -103,6 +103,13 @@ function readListen(parts: readonly string[], whole: string): Listen {
   return { bind: canonical, port: readPort(port, whole) };
 }
 
+/** Reads `[HOST:]PORT`; throws a {@link SpecError}. */
+export function parseTarget(text: string): Target {
+  const parts = splitParts(text);
+  if (parts.length > 2) throw new SpecError(`${text}: a target is [HOST:]PORT, such as 8000 or nas:80`);
+  return readTarget(parts, text);
+}
+
 /** Reads `[BIND:]PORT:PEER:[HOST:]PORT`; throws a {@link SpecError}. */
 export function parseForward(text: string): ForwardSpec {
   const parts = splitParts(text);

@@ -147,9 +147,7 @@ test("a second one of a name is told so, is called otherwise, and is believed an
   await using second = new Driven(house.port, "twin", "--room", "some words of this test");
   const { name } = await second.registered;
   expect(name).toBe("twin-2");
-  expect((await second.next("warning")).message).toBe(
-    "twin is somebody else in this room: others call you twin-2 there",
-  );
+  expect(await second.next("name-taken")).toMatchObject({ name: "twin-2", was: "twin" });
   await alice.next("joined", (event) => event.name === "twin-2");
   alice.type("connect twin-2", "connect twin");
   const linked = [await alice.next("linked"), await alice.next("linked")].map((event) => event.name);

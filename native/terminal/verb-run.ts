@@ -1,0 +1,213 @@
+/**
+ * Does what a verb says. `send` and `share` make a room, tell the code, and go with whoever comes first; `receive` and `reach`
+ * wait for what that one gives them. Owns who that is. For native/terminal/participant-run.ts.
+ */
+import { setTimeout as pause } from "node:timers/promises";
+import type { ParticipantEvent } from "../participant/events.ts";
+import type { Link } from "../session/link.ts";
+import { resetCodes, type Stream } from "../session/stream.ts";
+import type { From } from "../uses/from.ts";
+import { readShared, sharedPurpose } from "../uses/shared.ts";
+import { formatTarget, type Target } from "../uses/target.ts";
+import { printable, ToldError, UserError } from "../../protocol.ts";
+import { failIfAny } from "./participant-prompt.ts";
+import { inTime, type Running, tellIfAlone } from "./running.ts";
+import { answerTo, type Verb } from "./verbs.ts";
+
+/** After a link that failed or was lost, before the next try. */
+const againAfterMs = 1_000;
+/** How a transfer ends. */
+const endings: ReadonlySet<ParticipantEvent["event"]> = new Set([
+  ...(["transferred", "transfer-failed", "transfer-cancelled"] as const),
+]);
+/** Where a browser is not what opens it. */
+const openedBy: Readonly<Record<number, (port: number) => string>> = {
+  22: (port) => `ssh -p ${port} 127.0.0.1`,
+  443: (port) => `https://127.0.0.1:${port}/`,
+  8443: (port) => `https://127.0.0.1:${port}/`,
+};
+/** Of well-known services that no browser opens. */
+const others: ReadonlySet<number> = new Set([25, 53, 445, 3306, 3389, 5432, 5900, 6379, 25565, 27017]);
+
+/** What a user opens to reach `port` of the peer, which is at `here`. */
+export function whatToOpen(port: number, here: number): string {
+  if (others.has(port)) return `127.0.0.1:${here}`;
+  return openedBy[port]?.(here) ?? `http://127.0.0.1:${here}/`;
+}
+
+/** Resolves once it is done; rejects with a {@link UserError} that says why it can't be. */
+export async function doVerb(running: Running, verb: Verb): Promise<void> {
+  switch (verb.is) {
+    case "send":
+      return send(running, verb.paths);
+    case "share":
+      return share(running, verb.targets);
+    case "receive":
+      return receive(running, verb.into);
+    case "reach":
+      return reach(running, verb.ports);
+  }
+}
+
+/** Joins, and says what the other side types. */
+async function join(running: Running): Promise<void> {
+  const { participant, joined, invitation, terminal, options } = running;
+  await participant.join();
+  joined.resolve();
+  const answer = invitation === undefined ? undefined : answerTo(options.verb!, invitation);
+  if (answer === undefined) return tellIfAlone(running);
+  terminal.story(`on the other side:\n  ${answer}\nwaiting for it, until Ctrl-C`, true);
+}
+
+// --- giving ----------------------------------------------------------------------------------------------
+
+async function send(running: Running, paths: string[]): Promise<void> {
+  const { uses, participant } = running;
+  await uses.transfers.look(paths); // they may change until somebody comes, but what is wrong now is told now
+  for (const use of ["forward", "pipe", "files"]) participant.onStream(use, refuse("it only sends files"));
+  await join(running);
+  await withFirst(running, async (name) => failIfAny(await uses.transfers.send(name, paths)));
+}
+
+async function share(running: Running, targets: readonly Target[]): Promise<void> {
+  const { uses, participant, terminal } = running;
+  let first: string | undefined;
+  for (const use of ["forward", "pipe"])
+    participant.onStream(use, (stream, from) =>
+      from.name === first ? uses.take(stream, from) : refuse("somebody else has come first")(stream),
+    );
+  participant.onStream("files", refuse("it only shares ports"));
+  await join(running);
+  for (const target of targets) uses.allow(formatTarget(target));
+  await withFirst(running, async (name, link) => {
+    first = name;
+    const stream = link.open(sharedPurpose(targets));
+    stream.on("error", () => {}); // the link's end says more
+    stream.resume().end();
+    terminal.story(`${printable(name)} can reach ${targets.map(formatTarget).join(", ")} now, until Ctrl-C`);
+    await link.ended;
+    throw new ToldError("the link has ended");
+  });
+}
+
+/**
+ * Links with whoever has come first, and does the work; anew with the next one, or the same again, if that link does not
+ * last. Rejects if the work fails while the link is up.
+ */
+async function withFirst(running: Running, work: (name: string, link: Link) => Promise<void>): Promise<void> {
+  const { participant, terminal } = running;
+  for (let isFirst = true; ; isFirst = false) {
+    const meeting = whoever(running);
+    const name = await (isFirst ? inTime(running, "", meeting) : meeting);
+    let link: Link | undefined;
+    try {
+      link = participant.linkWith(name) ?? (await participant.connect(name));
+      return await work(name, link);
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      const isLost = !link || (await Promise.race([link.ended.then(() => true), pause(againAfterMs, false)]));
+      if (!isLost) throw error;
+    }
+    terminal.story("waiting for the other side to come again, until Ctrl-C");
+    await pause(againAfterMs);
+  }
+}
+
+/** Resolves to the name of whoever has been in the room for longest, as soon as somebody is. */
+async function whoever(running: Running): Promise<string> {
+  for (;;) {
+    const { promise: changed, resolve } = Promise.withResolvers<void>();
+    running.heard = ({ event }) => void ((event === "joined" || event === "peers") && resolve());
+    const rows = await running.participant.listed();
+    const here = rows.find(({ present, state }) => present && state !== "untrusted");
+    if (here) return here.name;
+    await changed;
+  }
+}
+
+// --- taking ----------------------------------------------------------------------------------------------
+
+async function receive(running: Running, into: string): Promise<void> {
+  const { uses, participant } = running;
+  const over = Promise.withResolvers<void>();
+  over.promise.catch(() => {}); // it is awaited later
+  for (const use of ["forward", "pipe"]) participant.onStream(use, refuse("it only receives files"));
+  participant.onStream("shared", (stream) => {
+    refuse("it receives files: to reach ports, `reach` is typed")(stream);
+    over.reject(
+      new UserError("nothing is sent there, but ports are shared: type `reach` in place of `receive`"),
+    );
+  });
+  running.heard = (event) => {
+    if (event.event === "transferred" && event.failed === 0) over.resolve();
+    else if (endings.has(event.event)) over.reject(new ToldError("it was told"));
+    whenLeft(event, over.reject);
+  };
+  uses.transfers.acceptInto(into);
+  await join(running);
+  await inTime(running, "", running.participant.whenLinked(""));
+  await over.promise;
+}
+
+async function reach(running: Running, ports: readonly number[]): Promise<void> {
+  const { participant } = running;
+  const over = Promise.withResolvers<never>();
+  over.promise.catch(() => {}); // it is awaited later
+  for (const use of ["forward", "pipe"]) participant.onStream(use, refuse("it only reaches ports"));
+  participant.onStream("files", (stream) => {
+    refuse("it reaches ports: to receive files, `receive` is typed")(stream);
+    over.reject(
+      new UserError("no port is shared there, but files are sent: type `receive` in place of `reach`"),
+    );
+  });
+  let sharer: string | undefined;
+  participant.onStream("shared", (stream, from) => {
+    if (sharer !== undefined && sharer !== from.name) return refuse("somebody else was first")(stream);
+    stream.resume().end();
+    if (sharer !== undefined) return; // it is back
+    sharer = from.name;
+    try {
+      listen(running, readShared(from.purpose), from, ports);
+    } catch (error) {
+      over.reject(error);
+    }
+  });
+  running.heard = (event) => whenLeft(event, over.reject);
+  await join(running);
+  await inTime(running, "", running.participant.whenLinked(""));
+  await over.promise;
+}
+
+function listen(running: Running, targets: readonly Target[], from: From, ports: readonly number[]): void {
+  const { terminal, options } = running;
+  for (const [index, target] of targets.entries()) {
+    const port = listenFor(running, target, from.name, ports[index]);
+    const whose = `${formatTarget(target)} of ${printable(from.name)}`;
+    const other = port === (ports[index] ?? target.port) ? "" : `; port ${target.port} is not free here`;
+    terminal.story(`${whose} is here now, until Ctrl-C${other}`);
+    if (!options.json) terminal.result(whatToOpen(target.port, port));
+  }
+}
+
+/** Listens on that port, or on the target's, or on a free one. Returns which it is. */
+function listenFor({ uses }: Running, target: Target, peer: string, wanted: number | undefined): number {
+  const at = (port: number) => ({ listen: { bind: "127.0.0.1", port }, peer, target });
+  const portOf = (listen: string) => Number(listen.slice(listen.lastIndexOf(":") + 1));
+  if (wanted !== undefined) return portOf(uses.forwardTo(at(wanted)).listen);
+  try {
+    return portOf(uses.forwardTo(at(target.port)).listen);
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error;
+    return portOf(uses.forwardTo(at(0)).listen);
+  }
+}
+
+// --- both ------------------------------------------------------------------------------------------------
+
+const refuse = (reason: string) => (stream: Stream) => stream.reset(reason, resetCodes.refused);
+
+/** The other side has ended it on purpose, and does not come again with this code. */
+function whenLeft(event: ParticipantEvent, fail: (error: UserError) => void): void {
+  if (event.event !== "unlinked" || event.reason === "connection-lost") return;
+  setTimeout(() => fail(new UserError("the other side has ended it")));
+}
