@@ -96,7 +96,14 @@ export class Participant {
       options.identity ?? identityOrOneForNow((message) => emit({ event: "warning", message }));
     this.#membership = new Membership(identity, options.name, options.room);
     this.#takers = new Takers((message) => emit({ event: "error", message }));
-    this.#roster = this.#makeRoster();
+    const participant = this;
+    this.#roster = makeRoster({
+      ...{ options, emit, membership: this.#membership, takers: this.#takers },
+      registration: () => this.#registration,
+      get hasQuit() {
+        return participant.hasQuit;
+      },
+    });
     const naming = new Naming(this.#membership, {
       peers: this.#roster,
       send: (message) => this.#registration.situation?.context.send(message),
@@ -220,6 +227,11 @@ export class Participant {
     return this.#roster.whenLive(word, signal);
   }
 
+  /** Resolves once that link has ended, or another peer has the name of one that has left. */
+  whenOver(word: string, link: Link, signal?: AbortSignal): Promise<void> {
+    return this.#roster.whenOver(word, link, signal);
+  }
+
   /**
    * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
    * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
@@ -271,38 +283,47 @@ export class Participant {
       situation = await nextSituation(this.#registration, this.#roster);
     }
   }
+}
 
-  // --- wiring --------------------------------------------------------------------------------------------
+// --- wiring ----------------------------------------------------------------------------------------------
 
-  #makeRoster(): Roster {
-    const { verbose = false, keepMinutes = defaultKeepMinutes } = this.options;
-    const participant = this;
-    const owner = {
-      emit: this.#emit,
-      self: this.#membership,
-      id: () => this.#registration.situation?.context.id,
-      distrust: (peer: Parameters<Membership["distrust"]>[0]) => this.#membership.distrust(peer),
-      tooMany: () => this.#registration.close("it names more peers than a room can have"),
-      get isListed() {
-        return participant.isRegistered;
-      },
-      get hasQuit() {
-        return participant.hasQuit;
-      },
-    };
-    return new Roster(owner, {
-      context: () => this.#registration.situation?.context,
-      emit: this.#emit,
-      isVerbose: verbose,
-      keepMs: keepMinutes * 60_000,
-      stream: (peer, stream, purpose) => {
-        if (this.#hasQuit) stream.reset("it has quit", resetCodes.refused);
-        else this.#takers.give(peer, stream, purpose);
-      },
-      threw: ({ name }, error) => this.#takers.threw(name, "a stream", error),
-      measureAnew: async () => this.#registration.situation?.measureAnew(),
-    });
-  }
+interface RosterParts {
+  readonly options: ParticipantOptions;
+  readonly emit: Emit;
+  readonly membership: Membership;
+  readonly takers: Takers;
+  readonly hasQuit: boolean;
+  registration(): Registration;
+}
+
+function makeRoster(parts: RosterParts): Roster {
+  const { options, emit, membership, takers, registration } = parts;
+  const { verbose = false, keepMinutes = defaultKeepMinutes } = options;
+  const owner = {
+    emit,
+    self: membership,
+    id: () => registration().situation?.context.id,
+    distrust: (peer: Parameters<Membership["distrust"]>[0]) => membership.distrust(peer),
+    tooMany: () => registration().close("it names more peers than a room can have"),
+    get isListed() {
+      return registration().is === "registered";
+    },
+    get hasQuit() {
+      return parts.hasQuit;
+    },
+  };
+  return new Roster(owner, {
+    context: () => registration().situation?.context,
+    emit,
+    isVerbose: verbose,
+    keepMs: keepMinutes * 60_000,
+    stream: (peer, stream, purpose) => {
+      if (parts.hasQuit) stream.reset("it has quit", resetCodes.refused);
+      else takers.give(peer, stream, purpose);
+    },
+    threw: ({ name }, error) => takers.threw(name, "a stream", error),
+    measureAnew: async () => registration().situation?.measureAnew(),
+  });
 }
 
 /** The one after a loss; rejects when nobody comes back. */
@@ -411,6 +432,7 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
     linkWith: (name) => participant.linkWith(name),
     connect: (name) => participant.connect(name),
     whenLinked: (name, signal) => participant.whenLinked(name, signal),
+    whenOver: (name, link, signal) => participant.whenOver(name, link, signal),
   });
   const uses = new Services({
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),

@@ -21,6 +21,8 @@ export interface Links {
   connect(name: string): Promise<Link>;
   /** Resolves to the link as soon as there is one. Rejects if the signal aborts. */
   whenLinked(name: string, signal: AbortSignal): Promise<Link>;
+  /** Resolves once it has ended, or the name is another's. */
+  whenOver(name: string, link: Link, signal: AbortSignal): Promise<void>;
 }
 
 export const notLinked = (name: string): string =>
@@ -111,7 +113,7 @@ export class Keep {
         name ||= this.#links.nameOf(""); // others may come
         const link = this.#links.linkWith(name) ?? (await this.#links.connect(name));
         resolve();
-        await link.ended;
+        await this.#links.whenOver(name, link, signal);
       } catch (error) {
         reject(error); // what goes wrong later is told as it happens
         if (!(error instanceof UserError)) throw error;

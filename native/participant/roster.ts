@@ -224,13 +224,15 @@ export class Roster {
   findUnlike(word: string): RemotePeer {
     if (this.#owner.hasQuit) throw new UserError(quitAlready);
     const found = this.find(word);
-    this.#refuseLookAlikes(word, found);
+    refuseLookAlikes(this, word, found);
     return found;
   }
 
-  /** The open link with the peer of that name or id. */
+  /** The open link with the peer of that name or id. Whoever has the name now comes before one that has left. */
   openLink(word: string): Link | undefined {
-    return this.#named(word).find((peer) => peer.link?.isOpen)?.link;
+    const named = this.#named(word);
+    const here = named.filter(({ isPresent, distrust }) => isPresent && !distrust);
+    return (here.length > 0 ? here : named).find((peer) => peer.link?.isOpen)?.link;
   }
 
   /**
@@ -244,16 +246,6 @@ export class Roster {
     const named = [...this].filter(({ name }) => name === word);
     const folded = word.toLowerCase();
     return named.length > 0 ? named : [...this].filter(({ name }) => name.toLowerCase() === folded);
-  }
-
-  /** Throws if a peer that was meant by its name could be confused with another one that is there. */
-  #refuseLookAlikes(word: string, found: RemotePeer): void {
-    if (/^\d+$/.test(word) || word === "") return;
-    const looks = nameSkeleton(word);
-    const alike = [...this].filter(
-      (peer) => peer !== found && peer.isPresent && nameSkeleton(peer.name) === looks,
-    );
-    if (alike.length > 0) throw ambiguous(word, [found, ...alike]);
   }
 
   // --- who waits -----------------------------------------------------------------------------------------
@@ -270,7 +262,7 @@ export class Roster {
     const only = () => {
       const named = this.#named(word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
-      if (named[0]) this.#refuseLookAlikes(word, named[0]);
+      if (named[0]) refuseLookAlikes(this, word, named[0]);
       return named[0];
     };
     try {
@@ -284,6 +276,16 @@ export class Roster {
   /** Resolves to the link with that peer as soon as there is one. It does not ask for one. */
   whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
     return this.until(() => this.openLink(word), signal);
+  }
+
+  /** Resolves once that link is not what the name means any more: it has ended, or another has the name of one that left. */
+  async whenOver(word: string, link: Link, signal?: AbortSignal): Promise<void> {
+    const isOver = () => {
+      const meant = this.openLink(word);
+      const isTaken = [...this].some((peer) => peer.link === link && !peer.isPresent && meant !== link);
+      return !link.isOpen || isTaken || undefined;
+    };
+    await this.until(isOver, signal);
   }
 
   /**
@@ -333,6 +335,15 @@ function absent(name: string, others: RemotePeer[]): ParticipantEvent {
   const here = others.slice(0, maxToldNames).map((peer) => peer.name);
   const more = others.length - here.length;
   return { event: "absent", name, here, ...(more > 0 && { more }) };
+}
+
+/** Throws if a peer that was meant by its name could be confused with another one that is there. */
+function refuseLookAlikes(peers: Iterable<RemotePeer>, word: string, found: RemotePeer): void {
+  if (/^\d+$/.test(word) || word === "") return;
+  const looks = nameSkeleton(word);
+  const isAlike = (peer: RemotePeer) => peer.isPresent && nameSkeleton(peer.name) === looks;
+  const alike = [...peers].filter((peer) => peer !== found && isAlike(peer));
+  if (alike.length > 0) throw ambiguous(word, [found, ...alike]);
 }
 
 function ambiguous(word: string, named: RemotePeer[]): UserError {

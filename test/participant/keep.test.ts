@@ -33,6 +33,10 @@ class Room implements Links {
     return this.link ? Promise.resolve(this.link) : this.#never(signal);
   }
 
+  async whenOver(_: string, link: Link): Promise<void> {
+    await link.ended;
+  }
+
   #never(signal: AbortSignal): Promise<never> {
     return new Promise((_, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason as Error));

@@ -1,6 +1,7 @@
 /** Two who want one name: who came second has it once it is free, on the same registration, and links go on. */
 import { expect, test } from "bun:test";
-import { Driven, link, met, startIntroducer } from "../driven-fixture.ts";
+import { rmSync } from "node:fs";
+import { Driven, homeOf, link, met, startIntroducer } from "../driven-fixture.ts";
 
 const room = ["--room", "7k2m-9qxw-4tz8-vbnc"];
 
@@ -59,6 +60,26 @@ test(
     await Promise.all(named);
     expect(names()).toEqual(["bob"]);
     expect([second.count("registered"), third.count("registered")]).toEqual([1, 1]);
+  },
+  deadlineMs,
+);
+
+test(
+  "a link that is kept is made with whoever has the name now, though its certificate is new",
+  async () => {
+    await using house = startIntroducer();
+    const before = new Driven(house.port, "bob", ...room);
+    await before.registered;
+    await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob");
+    await alice.next("linked");
+    await before[Symbol.asyncDispose]();
+    rmSync(homeOf("bob"), { recursive: true }); // as in a container that is made anew
+    await using anew = new Driven(house.port, "bob", ...room);
+    expect((await anew.registered).name).toBe("bob");
+    await alice.next("linked");
+    alice.type("say bob are you new");
+    expect(await anew.next("said")).toMatchObject({ name: "alice", text: "are you new" });
+    expect(alice.count("unlinked")).toBe(0); // what went to the other may wait for it still
   },
   deadlineMs,
 );
