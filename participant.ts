@@ -219,7 +219,7 @@ export class Participant {
 
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
   whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.#roster.whenLinked(word, signal);
+    return this.#roster.until(() => this.#roster.openLink(word), signal);
   }
 
   /** The same, as soon as it carries something. Rejects if the link is broken and the peer has left. */

@@ -13,8 +13,8 @@ export const patientAnswerMs = 2_000;
 /** The longest round trip that is waited for, and what is assumed of one not measured yet. */
 const maxRoundTripMs = 1_000;
 const unknownRoundTripMs = 500;
-/** Who has answered is not asked again so soon, however many want to know. */
-const answerHoldsMs = 1_000;
+/** Who has answered is not asked again sooner, however many want to know: its answers are lines, and cost it its share. */
+const askedEveryMs = 250;
 
 type Question =
   { is: "asked"; at: number; answer: PromiseWithResolvers<void> } | { is: "answered"; at: number };
@@ -27,16 +27,21 @@ export class Presence {
     this.#guard = guard;
   }
 
-  /** One that is not there leaves soon. Does nothing while it is asked, or has answered lately. */
+  /** One that is not there leaves soon. Does nothing while it is asked, or has just answered. */
   ask(member: Member, answerWithinMs = answerMs): void {
-    if (!this.#known(member)) void this.isThere(member, answerWithinMs);
+    const question = this.#questions.get(member);
+    if (question?.is !== "asked" && this.#pauseMs(question) <= 0) void this.isThere(member, answerWithinMs);
   }
 
-  /** Resolves to whether it is there. One that is not has left by then. */
+  /** Resolves to whether it is there: it has said something since this was asked. One that is not has left by then. */
   async isThere(member: Member, answerWithinMs = answerMs): Promise<boolean> {
     const { session } = member;
-    const question = this.#ask(member);
-    if (question.is === "answered" || session.isOver) return !session.isOver;
+    const since = performance.now();
+    const pauseMs = this.#pauseMs(this.#questions.get(member));
+    if (pauseMs > 0) await Bun.sleep(pauseMs);
+    const before = this.#questions.get(member);
+    if (session.isOver || (before?.is === "answered" && before.at >= since)) return !session.isOver;
+    const question = before?.is === "asked" ? before : this.#begin(member);
     const roundTripMs = Math.min(maxRoundTripMs, member.roundTripMs ?? unknownRoundTripMs);
     const late = Promise.withResolvers<void>();
     const leftMs = question.at + 2 * roundTripMs + answerWithinMs - performance.now();
@@ -45,28 +50,22 @@ export class Presence {
     clearTimeout(timer);
     // Whatever it has said shows that it is there. Its answer may wait behind more that is to be read.
     if (session.heardAt < question.at && !session.isOver)
-      this.#guard.serve(session, () =>
-        session.dismiss("it did not answer when it was asked whether it is there"),
-      );
+      this.#guard.serve(session, () => session.dismiss("it did not answer when asked whether it is there"));
     if (!session.isOver) this.#answered(member);
     return !session.isOver;
   }
 
-  #ask(member: Member): Question {
-    const known = this.#known(member);
-    if (known) return known;
-    const question: Question = { is: "asked", at: performance.now(), answer: Promise.withResolvers() };
+  /** How long it is not to be asked again. */
+  #pauseMs(question: Question | undefined): number {
+    return question?.is === "answered" ? question.at + askedEveryMs - performance.now() : 0;
+  }
+
+  #begin(member: Member): Question & { is: "asked" } {
+    const question = { is: "asked", at: performance.now(), answer: Promise.withResolvers<void>() } as const;
     this.#questions.set(member, question);
     member.session.ping();
     member.session.flush();
     return question;
-  }
-
-  /** What was asked of it and still holds. */
-  #known(member: Member): Question | undefined {
-    const question = this.#questions.get(member);
-    const isOld = question?.is === "answered" && performance.now() - question.at >= answerHoldsMs;
-    return isOld ? undefined : question;
   }
 
   /** It has answered a ping. */

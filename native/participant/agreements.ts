@@ -75,7 +75,7 @@ export class Agreements {
     if (nominated.role === "controlled") return this.#agree(channel, nominated);
     if (this.#life.link) return this.#life.link.attach(channel);
     const predecessor = this.#wanted.takePredecessor();
-    if (predecessor?.state === "returning") predecessor.attach(channel);
+    if (predecessor?.isOpen && predecessor.state !== "alive") predecessor.attach(channel);
     else this.#propose(channel, nominated);
   }
 

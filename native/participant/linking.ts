@@ -17,8 +17,8 @@ import type { Wanted } from "./wanted.ts";
 export interface LinkingOwner extends Pick<LinkOwner, "stream" | "threw"> {
   /** How long a link is kept without a channel. */
   readonly keepMs: number;
-  /** The link has no channel. */
-  returning(): void;
+  /** The link has no channel, or one that looks dead. */
+  silent(): void;
   /** There is a link now, or no longer, or an attempt has failed. */
   changed(): void;
   /** Asks for a new introduction. */
@@ -79,7 +79,10 @@ export class Linking {
       ...{ stream, threw },
       broken: (reason: string) =>
         this.#life.link ? this.#broken(reason) : this.#agreements.unproved(reason),
-      looksDead: () => this.#seeking.soon(),
+      looksDead: () => {
+        this.#seeking.soon();
+        this.#owner.silent();
+      },
       moved: (other: LinkCarrier, gapMs: number) => this.#moved(other, gapMs),
       ended: (end: LinkEnd) =>
         this.#life.link ? this.#unlinked(end) : this.#agreements.unproved(end.detail),
@@ -115,7 +118,7 @@ export class Linking {
 
   #broken(reason: string): void {
     this.#listed.emit({ event: "broken", reason });
-    this.#owner.returning();
+    this.#owner.silent();
     this.#seeking.soon();
   }
 

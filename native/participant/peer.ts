@@ -33,8 +33,8 @@ export interface PeerOwner extends ListedOwner {
   threw(peer: RemotePeer, error: unknown): void;
   /** Resolves once our mapping has been measured anew. It may now be one that can be punched. */
   measureAnew(): Promise<void>;
-  /** A link has no channel. Called again while its peer is not in the room. */
-  returning(peer: RemotePeer): void;
+  /** A link has no channel, or one that looks dead. Called again while its peer is not in the room. */
+  silent(peer: RemotePeer): void;
   /** There is a link now, or no longer, or an attempt has failed. */
   changed(peer: RemotePeer): void;
   readonly wishes: Wishes;
@@ -73,7 +73,7 @@ export class RemotePeer {
     this.#seeking = new Seeking(listed, this.#life, {
       instance: owner.instance,
       measureAnew: () => owner.measureAnew(),
-      away: () => owner.returning(this),
+      away: () => owner.silent(this),
       ask: (mayRelay) => this.introducing.beginAndAsk(mayRelay),
     });
     this.#linking = new Linking(listed, this.#life, this.#wanted, this.#seeking, {
@@ -82,7 +82,7 @@ export class RemotePeer {
       },
       stream: (stream, purpose) => owner.stream(this, stream, purpose),
       threw: (error) => owner.threw(this, error),
-      returning: () => owner.returning(this),
+      silent: () => owner.silent(this),
       changed: () => owner.changed(this),
       askAnew: () => this.introducing.beginAndAsk(true),
     });

@@ -13,7 +13,7 @@ import {
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
-import { type Unasked, UnaskedBudget } from "../punch/allowance.ts";
+import { UnaskedBudget } from "../punch/allowance.ts";
 import type { Link } from "../session/link.ts";
 import { byTurns } from "../shares/turns.ts";
 import type { ParticipantEvent } from "./events.ts";
@@ -58,7 +58,7 @@ export class Roster {
   /** Some of what a peer needs, the roster gives itself. */
   constructor(
     owner: RosterOwner,
-    peerOwner: Omit<PeerOwner, "returning" | "changed" | "admit" | "instance" | "wishes" | "hasQuit">,
+    peerOwner: Omit<PeerOwner, "silent" | "changed" | "admit" | "instance" | "wishes" | "hasQuit">,
   ) {
     this.#owner = owner;
     this.#peerOwner = {
@@ -68,9 +68,10 @@ export class Roster {
       get hasQuit() {
         return owner.hasQuit;
       },
-      returning: (peer) => this.#endIfRestarted(peer),
+      silent: (peer) => this.#endIfRestarted(peer, true),
       changed: (peer) => this.#changed(peer),
-      admit: (peer) => this.#admit(peer),
+      admit: ({ instance, row }) =>
+        owner.hasQuit ? undefined : this.#unasked.admit(instance, splitEndpoint(row.public).address),
     };
   }
 
@@ -172,27 +173,25 @@ export class Roster {
   // --- what the peers say --------------------------------------------------------------------------------
 
   /**
-   * A link has no channel, its peer has left, and another program with the same name and certificate is here. Then the peer
-   * was probably started anew. The new program must prove that, and says that it does not know the link.
+   * The peer of a link has left, and another program with the same name and certificate is here. Then the peer was probably
+   * started anew. If nothing has come by the link, that may show it. If nothing comes by it, we ask the new program, which
+   * must prove who it is, and says that it does not know the link.
    */
-  #endIfRestarted(peer: RemotePeer): void {
-    if (peer.state !== "returning" || peer.isPresent) return;
+  #endIfRestarted(peer: RemotePeer, isSilent = peer.state === "returning"): void {
+    const { link } = peer;
+    if (!link?.isOpen || peer.isPresent) return;
     const isSuccessor = (other: RemotePeer) =>
       other !== peer && other.isPresent && other.fingerprint === peer.fingerprint && other.name === peer.name;
     const successors = [...this].filter(isSuccessor);
-    if (successors.some(({ link }) => link)) return peer.link?.abandon("peer-restarted", "");
-    for (const successor of successors) successor.askAfter(peer.link!);
+    if (successors.length > 0 && !isSilent) return link.suspect();
+    if (successors.some((one) => one.link)) return link.abandon("peer-restarted", "");
+    for (const successor of successors) successor.askAfter(link);
   }
 
   #changed(peer: RemotePeer): void {
     this.#forgetIfGone(peer);
     if (peer.link) for (const other of this) this.#endIfRestarted(other);
     this.wake();
-  }
-
-  #admit({ instance, row }: RemotePeer): Unasked | undefined {
-    if (this.#owner.hasQuit) return undefined;
-    return this.#unasked.admit(instance, splitEndpoint(row.public).address);
   }
 
   // --- who is meant --------------------------------------------------------------------------------------
@@ -228,11 +227,16 @@ export class Roster {
     return found;
   }
 
-  /** The open link with the peer of that name or id. Whoever has the name now comes before one that has left. */
+  /** The open link with the peer of that name or id. */
   openLink(word: string): Link | undefined {
+    return this.#linked(word)?.link;
+  }
+
+  /** Who has an open link, of those with that name. Whoever has the name now comes before one that has left. */
+  #linked(word: string): RemotePeer | undefined {
     const named = this.#named(word);
     const here = named.filter(({ isPresent, distrust }) => isPresent && !distrust);
-    return (here.length > 0 ? here : named).find((peer) => peer.link?.isOpen)?.link;
+    return (here.length > 0 ? here : named).find(({ link }) => link?.isOpen);
   }
 
   /**
@@ -273,11 +277,6 @@ export class Roster {
     }
   }
 
-  /** Resolves to the link with that peer as soon as there is one. It does not ask for one. */
-  whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.until(() => this.openLink(word), signal);
-  }
-
   /** Resolves once that link is not what the name means any more: it has ended, or another has the name of one that left. */
   async whenOver(word: string, link: Link, signal?: AbortSignal): Promise<void> {
     const isOver = () => {
@@ -289,12 +288,12 @@ export class Roster {
   }
 
   /**
-   * The same, as soon as it carries something. Rejects if the link has no channel and the peer has left the room: then it is
+   * Resolves to the link with that peer, as soon as there is one that carries something. Rejects if the link has no channel and the peer has left the room: then it is
    * gone.
    */
   whenLive(word: string, signal?: AbortSignal): Promise<Link> {
     return this.until(() => {
-      const peer = this.#named(word).find(({ link }) => link?.isOpen);
+      const peer = this.#linked(word);
       if (!peer?.link || peer.link.state !== "returning") return peer?.link;
       if (this.#owner.isListed && !peer.isPresent)
         throw new UserError(`${printable(peer.name)} has left the room, and nothing answers there any more`);

@@ -79,7 +79,7 @@ class Program implements Disposable, PeerOwner {
   }
   hasQuit = false;
   changed(): void {}
-  returning(): void {}
+  silent(): void {}
   measureAnew(): Promise<void> {
     return Promise.resolve();
   }

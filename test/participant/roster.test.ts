@@ -148,7 +148,10 @@ describe("who waits", () => {
   test("waits no longer when the signal says so, or we have quit", async () => {
     const { roster, owner } = rosterOf();
     const over = new AbortController();
-    const [aborted, quit] = [roster.waitFor("bob", over.signal), roster.whenLinked("bob")];
+    const [aborted, quit] = [
+      roster.waitFor("bob", over.signal),
+      roster.until(() => roster.openLink("bob"), undefined),
+    ];
     over.abort(new Error("never mind"));
     await expect(aborted).rejects.toThrow("never mind");
     owner.hasQuit = true;

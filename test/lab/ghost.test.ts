@@ -1,0 +1,66 @@
+/** A host that lost power: nobody says that its programs are gone, and what is started on it again has its old name. */
+import { expect } from "bun:test";
+import { splitEndpoint } from "../../protocol.ts";
+import { type Host, Lab, labTest } from "./lab.ts";
+import { expectFailure, expectRoute, gather, know, linkedBoth, talk } from "./meeting.ts";
+import { People, type ParticipantProgram } from "./people.ts";
+import { apart } from "./sides.ts";
+
+/** Not even a FIN or a RST leaves any more from what it had open. */
+async function losePower(host: Host, program: ParticipantProgram): Promise<void> {
+  const { port } = splitEndpoint(program.private[0]!);
+  await host.run([
+    "nft",
+    `
+add table inet dead
+add chain inet dead output { type filter hook output priority 0; }
+add rule inet dead output tcp sport ${port} drop
+`,
+  ]);
+  await program.kill("SIGKILL");
+}
+
+labTest(
+  "the program that is started again has its name at once, and the link with it",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const meeting = await gather(lab, people, hosts);
+    const { introducer, alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await losePower(hosts.bob, bob);
+    // Carol, who is nobody's ghost, says how long coming takes by itself.
+    const [again, carol] = await Promise.all(
+      ["bob", "carol"].map((name) => people.participant(name, hosts.bob, introducer)),
+    );
+    const [registered] = again!.all("registered");
+    expect(registered!.name).toBe("bob");
+    expect(registered!.at - carol!.all("registered")[0]!.at).toBeLessThan(1_000);
+    expect(await introducer.next("left", ({ name }) => name === "bob")).toMatchObject({
+      reason: expect.stringContaining("did not answer"),
+    });
+    await know(alice, again!);
+    await alice.next("unlinked", ({ reason }) => reason === "peer-restarted");
+    alice.type("connect bob");
+    await linkedBoth(alice, again!);
+    await talk(alice, again!);
+  },
+  30_000,
+);
+
+labTest(
+  "who is gone is not punched at for long",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const { introducer, alice, bob } = await gather(lab, people, hosts, undefined, ["--direct"]);
+    await losePower(hosts.bob, bob);
+    alice.type("connect bob");
+    await alice.next("punching");
+    await expectFailure(alice, "peer-left", 8_000);
+    expect(introducer.all("left")).toMatchObject([{ name: "bob" }]);
+  },
+  30_000,
+);
