@@ -5,8 +5,10 @@
  */
 import { Rounds } from "../shares/turns.ts";
 
-/** A punch is agreed to the millisecond, and what is looked at here may come late by so much. */
+/** What is looked at here may come late by so much. */
 const stepMs = 20;
+/** If nothing is due, the timer looks again after so many steps. */
+const idleSteps = 25;
 
 /** What can be scheduled. {@link Wheel} alone sets `slot`: the step in which it is due. */
 export interface Due {
@@ -25,8 +27,12 @@ export class Wheel {
     () => this.take().values(),
     (one) => one.due(this.now()),
   );
+  /** The first step that was not taken out to its end. */
   #step: number;
   #timer: Timer | undefined;
+  /** The step that the timer waits for. */
+  #awaited = -Infinity;
+  #onStep: (lateMs: number) => void = () => {};
 
   /** It begins to turn with {@link start}. `now`: in ms, from any moment on. */
   constructor(now: () => number = () => performance.now()) {
@@ -34,19 +40,46 @@ export class Wheel {
     this.#step = Math.floor(now() / stepMs);
   }
 
-  /** `onStep` gets how late each step is. */
+  /** `onStep` gets how late the timer is, each time. */
   start(onStep: (lateMs: number) => void): void {
-    let steppedAt = this.now();
-    this.#timer = setInterval(() => {
-      const now = this.now();
-      onStep(now - steppedAt - stepMs);
-      steppedAt = now;
-      this.#rounds.begin();
-    }, stepMs);
+    this.#onStep = onStep;
+    this.#await(this.#nextStep());
   }
 
   stop(): void {
-    clearInterval(this.#timer);
+    clearTimeout(this.#timer);
+    this.#awaited = -Infinity;
+  }
+
+  /** What is over is looked at in the next step: who is late again and again must not keep us busy. */
+  #awaitSoonest(step: number): void {
+    const soonest = Math.max(step, this.#followingStep);
+    if (soonest < this.#awaited) this.#await(soonest);
+  }
+
+  get #followingStep(): number {
+    return Math.floor(this.now() / stepMs) + 1;
+  }
+
+  #await(step: number): void {
+    clearTimeout(this.#timer);
+    this.#awaited = step;
+    const leftMs = Math.max(0, Math.ceil(step * stepMs - this.now()));
+    this.#timer = setTimeout(() => this.#turn(), leftMs);
+  }
+
+  #turn(): void {
+    this.#onStep(this.now() - this.#awaited * stepMs);
+    this.#rounds.begin();
+    this.#await(this.#nextStep());
+  }
+
+  /** The next step in which something is due, or where we look again. */
+  #nextStep(): number {
+    const next = this.#followingStep;
+    for (let step = this.#step; step < next + idleSteps; step++)
+      if (this.#byStep.has(step)) return Math.max(step, next);
+    return next + idleSteps;
   }
 
   /** Schedules it for `at`, in ms. Changes nothing if it is due earlier anyway. */
@@ -58,6 +91,7 @@ export class Wheel {
     const others = this.#byStep.get(step);
     if (others) others.add(one);
     else this.#byStep.set(step, new Set([one]));
+    if (step < this.#awaited) this.#awaitSoonest(step);
   }
 
   remove(one: Due): void {

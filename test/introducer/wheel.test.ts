@@ -51,16 +51,32 @@ describe("what is due", () => {
     ]);
   });
 
-  test("is told so, and not before", async () => {
+  test("is told so, the soonest first, and not before", async () => {
     const wheel = new Wheel();
-    const dueMs = wheel.now() + 50;
-    let toldMs: number | undefined;
-    wheel.put({ slot: notScheduled, due: (now) => void (toldMs = now) }, dueMs);
+    const told: [dueMs: number, toldMs: number][] = [];
+    const put = (inMs: number) => {
+      const dueMs = wheel.now() + inMs;
+      wheel.put({ slot: notScheduled, due: (now) => void told.push([dueMs, now]) }, dueMs);
+      return dueMs;
+    };
     let steps = 0;
     wheel.start(() => void (steps += 1));
-    await until("it is told", () => toldMs !== undefined);
+    const [late, soon, again] = [put(300), put(50), put(-1000)];
+    await until("all are told", () => told.length === 3);
     wheel.stop();
-    expect(toldMs).toBeGreaterThanOrEqual(dueMs);
-    expect(steps).toBeGreaterThanOrEqual(2);
+    expect(told.map(([dueMs]) => dueMs)).toEqual([again!, soon!, late!]);
+    expect(told.filter(([dueMs, toldMs]) => toldMs < dueMs)).toEqual([]);
+    expect(steps).toBeGreaterThanOrEqual(3);
+  });
+
+  test("costs no step in which nothing is due", async () => {
+    const wheel = new Wheel();
+    let steps = 0;
+    let isDue = false;
+    wheel.start(() => void (steps += 1));
+    wheel.put({ slot: notScheduled, due: () => void (isDue = true) }, wheel.now() + 700);
+    await until("it is due", () => isDue);
+    wheel.stop();
+    expect(steps).toBeLessThan(5); // of 35
   });
 });
