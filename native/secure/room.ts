@@ -36,14 +36,33 @@ export function openRoom(words: string): Room {
   return { words, id: words, key: undefined, bondKey: openKey };
 }
 
-/** The private room with these words. Takes some 70 ms in another thread. */
-export async function secretRoom(words: string): Promise<Room> {
+/** Id and key of those words. Takes some 70 ms in another thread. */
+function derive(words: string): Promise<Buffer> {
   const { scrypt } = process.getBuiltinModule("node:crypto");
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
-  scrypt(canonicalWords(words), salt, idBytes + keyBytes, cost, (error, derived) =>
+  scrypt(words, salt, idBytes + keyBytes, cost, (error, derived) =>
     error ? reject(error) : resolve(derived),
   );
-  const derived = await promise;
+  return promise;
+}
+
+/** What has been begun, and not been asked for yet. */
+let begun: { words: string; derived: Promise<Buffer> } | undefined;
+
+/** Begins what {@link secretRoom} does with the same words. What fails is told there. */
+export function beginRoom(words: string | undefined): void {
+  if (words === undefined || wordsProblem(words) !== undefined || words === defaultRoom) return;
+  const canonical = canonicalWords(words);
+  begun = { words: canonical, derived: derive(canonical) };
+  begun.derived.catch(() => {});
+}
+
+/** The private room with these words. */
+export async function secretRoom(words: string): Promise<Room> {
+  const canonical = canonicalWords(words);
+  const deriving = begun?.words === canonical ? begun.derived : derive(canonical);
+  begun = undefined;
+  const derived = await deriving;
   const key = derived.subarray(idBytes);
   return { words, id: derived.toString("hex", 0, idBytes), key, bondKey: key };
 }

@@ -1,7 +1,6 @@
 /**
  * Options and commands: how both programs read and list them. It runs none. For native/terminal/ and both programs.
  */
-import { basename } from "node:path";
 import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
 import manifest from "../../package.json" with { type: "json" };
 import { maxTextLength, printable } from "../../protocol.ts";
@@ -39,21 +38,6 @@ export interface CommandLine<Word extends string> {
 }
 
 export const version: string = manifest.version;
-
-// A compiled program has a file system of its own: /$bunfs/, on Windows B:\~BUN\.
-const isCompiled = /\$bunfs|~BUN/.test(import.meta.path);
-/** Whether the command of package.json's `bin` was started: the first line of its file has this option. */
-const isCommand = process.execArgv.includes("--no-env-file");
-
-/** What starts this program, for people: the command, `bun run NAME`, or the name of the compiled file. */
-export function startedAs(name: string): string {
-  return isCompiled ? basename(process.execPath) : otherStartedAs(name);
-}
-
-/** The same for the other program, and for whoever has ours elsewhere. */
-export function otherStartedAs(name: string): string {
-  return isCompiled || isCommand ? name : `bun run ${name}`;
-}
 
 /** Reads the program's arguments. Throws a {@link UsageError}. `usage` says what the options need: `--name NAME`. */
 export function readOptions<T extends ParseArgsOptionsConfig>(args: string[], options: T, usage = "") {

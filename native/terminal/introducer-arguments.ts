@@ -1,9 +1,10 @@
 /**
  * The introducer's command line: its options, its limits and commands, and their help. For introducer.ts.
  */
+import { startedAs } from "../host/started.ts";
 import { type Command, renderCommands } from "./command-line.ts";
 import { siteShares } from "../shares/budget.ts";
-import { readOptions, startedAs, UsageError } from "./command-line.ts";
+import { readOptions, UsageError } from "./command-line.ts";
 import { redisUrlProblem } from "../introducer/redis/connection.ts";
 import {
   canonicalAddress,

@@ -1,16 +1,10 @@
 /**
  * The operator's prompt: prints events as log lines or JSON, and runs commands on what it is given. For introducer.ts.
  */
+import { startedAs, otherStartedAs } from "../host/started.ts";
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
-import {
-  CommandError,
-  complete,
-  findByIdOrName,
-  otherStartedAs,
-  readCommand,
-  startedAs,
-} from "./command-line.ts";
+import { CommandError, complete, findByIdOrName, readCommand } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import { addressScope, canonicalAddress, defaultPort, formatEndpoint, printable } from "../../protocol.ts";

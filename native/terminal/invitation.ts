@@ -2,10 +2,11 @@
  * An invitation: one word that says which room and where, `WORDS@HOST[:PORT]`; and the line that the other side types to
  * do its part. Pure. For native/terminal/ and participant.ts.
  */
+import { otherStartedAs } from "../host/started.ts";
 import { canonicalWords, looksMade, wordsProblem } from "../secure/words.ts";
 import { formatTarget, parseForward, type PipeSpec } from "../uses/target.ts";
 import { parseHostPort, type Place, printable } from "../../protocol.ts";
-import { otherStartedAs, UsageError } from "./command-line.ts";
+import { UsageError } from "./command-line.ts";
 
 export interface Invitation {
   /** Undefined if only the introducer was given. */

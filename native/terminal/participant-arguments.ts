@@ -1,11 +1,12 @@
 /**
  * The participant's command line: its options, its commands and their help. For participant.ts.
  */
+import { startedAs } from "../host/started.ts";
 import { type Command, renderCommands } from "./command-line.ts";
 import { hostname, userInfo } from "node:os";
 import { basename } from "node:path";
 import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
-import { readOptions, startedAs, UsageError } from "./command-line.ts";
+import { readOptions, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation } from "./invitation.ts";

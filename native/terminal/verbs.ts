@@ -5,11 +5,12 @@
  *   send PATH …            receive CODE [DIR]
  *   share [HOST:]PORT …    reach CODE [PORT …]
  */
+import { otherStartedAs, startedAs } from "../host/started.ts";
 import type { ParticipantEvent } from "../participant/events.ts";
 import { maxShared } from "../uses/shared.ts";
 import { AllowList, parseTarget, SpecError, type Target } from "../uses/target.ts";
 import { printable } from "../../protocol.ts";
-import { nearest, otherStartedAs, startedAs, UsageError } from "./command-line.ts";
+import { nearest, UsageError } from "./command-line.ts";
 
 /** `ports`: where to listen, in the order of the targets; the rest listen on the ports that they have there. */
 export type Verb =

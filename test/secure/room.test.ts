@@ -1,6 +1,7 @@
 /** A room's secret: the same words make the same room, others another, and a proof holds for one member only. */
 import { expect, test } from "bun:test";
 import {
+  beginRoom,
   distrust,
   isBondProved,
   isRunSealed,
@@ -23,6 +24,15 @@ test("the words alone make the id and the key", async () => {
   expect(other!.id).not.toBe(one!.id);
   expect(other!.key).not.toEqual(one!.key);
   expect(Buffer.from(one!.key!).toString("hex")).not.toContain(one!.id.slice(0, 16));
+});
+
+test("what was begun early is the same room, for the same words alone, and taken once", async () => {
+  const [plain, other] = await Promise.all(["one", "two"].map(secretRoom));
+  for (const words of ["one", "two", "lobby", "", undefined]) {
+    beginRoom(words);
+    expect(await secretRoom("one")).toEqual(plain!);
+    expect(await secretRoom("two")).toEqual(other!);
+  }
 });
 
 test("accents typed in either way are the same words", async () => {

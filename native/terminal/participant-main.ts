@@ -1,0 +1,139 @@
+/**
+ * The participant's program: reads its options, makes the participant and what it is used for, and lets them live until a
+ * signal, the user or the input ends it. Owns nothing that lasts. What it does meanwhile is in participant-run.ts. For
+ * participant.ts.
+ */
+import { hideArgument } from "../host/arguments.ts";
+import { requirePlatform } from "../host/libc.ts";
+import { type ParticipantEvent } from "../participant/events.ts";
+import { Keep } from "../participant/keep.ts";
+import { IdentityError, identityOrOneForNow } from "../secure/identity.ts";
+import { openRoom, type Room, roomOf } from "../secure/room.ts";
+import { areWeak, newRoomWords } from "../secure/words.ts";
+import { version } from "./command-line.ts";
+import { invitationTo, readHostPort } from "./invitation.ts";
+import {
+  type Arguments,
+  newRoom,
+  readArguments,
+  shownRoom,
+  usage,
+  weakRoom,
+} from "./participant-arguments.ts";
+import { askMissing, Prompt } from "./participant-prompt.ts";
+import { Errands, live, statusPeriodMs } from "./participant-run.ts";
+import { isNoise } from "./verbs.ts";
+import type { Running } from "./running.ts";
+import { transferLine } from "./participant-story.ts";
+import { runProgram, type Terminal } from "./terminal.ts";
+import { Services } from "../uses/services.ts";
+import { defaultRoom, UserError } from "../../protocol.ts";
+import { Participant } from "../participant/participant.ts";
+
+/** The room to be in. */
+function chooseRoom({ room = defaultRoom, nat }: Arguments): Room | Promise<Room> {
+  // Who only measures disturbs nobody.
+  return nat ? openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex()) : roomOf(room);
+}
+
+/** What others of this host, or whoever runs the introducer, may find out of the room's words. */
+function warnOfWords(room: string | undefined, isShown: boolean, prompt: Prompt): void {
+  if (isShown) prompt.event({ event: "warning", message: shownRoom });
+  if (room !== undefined && areWeak(room)) prompt.event({ event: "warning", message: weakRoom });
+}
+
+function checkPlatform(): void {
+  try {
+    requirePlatform();
+  } catch (error) {
+    throw new UserError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** Never returns. */
+export function run(): Promise<never> {
+  return runProgram(main, [UserError, IdentityError]);
+}
+
+/** Resolves to the exit code. */
+async function main(terminal: Terminal): Promise<number> {
+  const options = readArguments(process.argv.slice(2));
+  if (options === "help" || options === "version") {
+    terminal.result(options === "help" ? usage : version);
+    return 0;
+  }
+  const isShown = options.shown !== undefined && hideArgument(options.shown.option, options.shown.text);
+  checkPlatform();
+  terminal.isQuiet = options.quiet;
+  if (!(await askMissing(options, terminal))) {
+    const isAwaited = options.verb ?? options.pipe ?? (options.nat || options.send.length > 0);
+    return isAwaited ? 1 : 0;
+  }
+  const isNew = options.room === newRoom;
+  if (isNew) options.room = newRoomWords();
+  const running = prepare(terminal, options);
+  if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
+  if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
+  const { participant, uses, keep } = running;
+  const errands = new Errands(running);
+  const stopped = Promise.withResolvers<number>();
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+    process.once(signal, () => stopped.resolve(errands.codeAt(signal)));
+  void terminal.broken.then(() => stopped.resolve(1));
+  void stopped.promise.then(() => terminal.hurry());
+  const status = () => terminal.status(uses.transfers.list.map(transferLine));
+  const drawing = setInterval(status, statusPeriodMs);
+  const code = await Promise.race([live(running, errands), stopped.promise]);
+  clearInterval(drawing);
+  terminal.status([]);
+  await uses.close();
+  terminal.close();
+  keep.close();
+  await participant.quit();
+  return code;
+}
+
+function prepare(terminal: Terminal, options: Arguments): Running & { participant: Participant } {
+  const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
+  const running = { prompt, terminal, options } as Running & { participant: Participant };
+  const onEvent = (event: ParticipantEvent) => {
+    running.heard?.(event);
+    if (!isNoise(event, options)) prompt.event(event);
+  };
+  const { name, keepMinutes, direct, portMapping, verbose } = options;
+  const participant = new Participant({
+    ...readHostPort(options.introducer!),
+    ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
+    room: chooseRoom(options),
+    identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
+  });
+  const joined = Promise.withResolvers<void>();
+  const keep = new Keep({
+    nameOf: (word) => participant.nameOf(word),
+    waitFor: async (name, signal) => {
+      await joined.promise;
+      await participant.waitFor(name, signal);
+    },
+    linkWith: (name) => participant.linkWith(name),
+    connect: (name) => participant.connect(name),
+    whenLinked: (name, signal) => participant.whenLinked(name, signal),
+    whenOver: (name, link, signal) => participant.whenOver(name, link, signal),
+  });
+  const uses = new Services({
+    link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
+    liveLink: (peer) => {
+      const link = participant.openLink(peer);
+      if (!link) return keep.linked(peer);
+      return link.state === "returning" ? participant.whenLive(peer) : link;
+    },
+    isPrivate: () => participant.isPrivate,
+    canAsk: terminal.isInteractive || options.stay,
+    pipesWith:
+      options.pipe && !options.pipe.target ? () => participant.nameOf(options.pipe!.peer) : undefined,
+    executable: options.executable,
+    onEvent,
+  });
+  for (const use of ["forward", "pipe", "files"])
+    participant.onStream(use, (stream, from) => uses.take(stream, from));
+  return Object.assign(running, { participant, uses, keep, joined });
+}

@@ -1,0 +1,31 @@
+/** The first look at a command line finds the words that the program's own reading finds, or none. */
+import { expect, test } from "bun:test";
+import { likelyWords } from "../../native/terminal/likely-words.ts";
+import { readArguments } from "../../native/terminal/participant-arguments.ts";
+
+test.each([
+  [["host"], {}, undefined],
+  [["host"], { ROOM: "of the environment" }, "of the environment"],
+  [["host", "--room", "two words"], { ROOM: "others" }, "two words"],
+  [["--room=two words", "host", "--name", "a"], {}, "two words"],
+  [["some words@host:7"], { ROOM: "others" }, "some words"],
+  [["-q", "--pipe", "bob:22"], { INTRODUCER: "some words@host" }, "some words"],
+  [["host", "--room", "new"], {}, undefined],
+  [["host", "--room", "-"], {}, undefined],
+] as const)("%p with %p: %p", (args, env, words) => {
+  const before = { ROOM: process.env.ROOM, INTRODUCER: process.env.INTRODUCER };
+  for (const name of ["ROOM", "INTRODUCER"] as const) delete process.env[name];
+  Object.assign(process.env, env);
+  try {
+    const read = readArguments([...args]);
+    if (typeof read === "string") throw new Error("unreachable");
+    const isMade = read.room === "new" || read.room === "-";
+    expect<unknown>([likelyWords(args, env), isMade ? undefined : read.room]).toEqual([words, words]);
+  } finally {
+    for (const name of ["ROOM", "INTRODUCER"] as const) {
+      const value = before[name];
+      if (value === undefined) delete process.env[name];
+      else process.env[name] = value;
+    }
+  }
+});
