@@ -1,8 +1,9 @@
 /**
- * The default routes of this host, from what the kernel shows of them. Owns nothing. For native/punch/ and native/uses/.
+ * The ways out of this host, from what the kernel shows of them. Owns nothing. For native/host/, native/punch/,
+ * native/participant/ and native/uses/.
  */
 import { readFileSync } from "node:fs";
-import { canonicalAddress } from "../../protocol.ts";
+import { canonicalAddress, type Endpoint, splitEndpoint } from "../../protocol.ts";
 
 /** linux/route.h: the route is usable, its next hop is a gateway. */
 const RTF_UP = 1;
@@ -32,7 +33,40 @@ export function defaultGateways(): string[] {
   return [...(ipv4 === undefined ? [] : [ipv4]), ...parseIPv6Routes(textOf("/proc/net/ipv6_route"))];
 }
 
-function textOf(file: string): string {
+/** The interfaces with a default route; none where the kernel has no file of the routes. */
+export function defaultDevices(): Set<string> {
+  const ipv4 = fieldsOf(textOf("/proc/net/route"))
+    .filter(([, destination, , , , , , mask]) => destination === "00000000" && mask === "00000000")
+    .map(([device]) => device!);
+  const ipv6 = fieldsOf(textOf("/proc/net/ipv6_route"))
+    .filter(([destination, length]) => destination === "0".repeat(32) && length === "00")
+    .map((fields) => fields[9]!);
+  return new Set([...ipv4, ...ipv6].filter((device) => device !== "lo"));
+}
+
+/** The address that the kernel chooses on the way there; undefined if there is no way. Connects UDP, and sends nothing. */
+export async function sourceTowards(endpoint: Endpoint): Promise<string | undefined> {
+  const { address: hostname, port } = splitEndpoint(endpoint);
+  try {
+    const socket = await Bun.udpSocket({ connect: { hostname, port } });
+    const source = canonicalAddress(socket.address.address)?.address;
+    socket.close();
+    return source;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The words of each line. */
+export function fieldsOf(table: string): string[][] {
+  return table
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/))
+    .filter(({ length }) => length > 1);
+}
+
+/** "" where the kernel has no such file. */
+export function textOf(file: string): string {
   try {
     return readFileSync(file, "utf8");
   } catch {

@@ -17,18 +17,16 @@ import {
   type Place,
   printable,
   type Route,
-  scopeOf,
   splitEndpoint,
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
 import { ControlChannel, NotAdmitted } from "../host/control.ts";
-import { hostCandidates } from "../punch/candidates.ts";
 import { Gate } from "../punch/gate.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { Membership } from "./membership.ts";
 import { maxPeers } from "./roster.ts";
-import { type Registered, Situation, type SituationOwner } from "./situation.ts";
+import { offeredBy, type Registered, Situation, type SituationOwner } from "./situation.ts";
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
@@ -173,7 +171,7 @@ export class Registration {
       takesRelay: !options.direct,
       gate: new Gate(),
       situationChanged: () => owner.situationChanged(),
-      addressesChanged: () => this.#broken("this host's addresses changed"),
+      addressChanged: (reason) => this.#broken(reason),
     };
   }
 
@@ -297,11 +295,10 @@ export class Registration {
   #introduceOurselves(control: ControlChannel): void {
     const { direct } = this.#options;
     const wants = this.#owner.wants();
-    const overLoopback = scopeOf(control.remote) === "loopback";
     control.send(
       this.#membership.registers({
         ...(direct && { direct }),
-        private: hostCandidates(control.localAddress, control.port, overLoopback),
+        private: offeredBy(control),
         links: this.#owner.links(),
         ...(wants.length > 0 && { wants }),
       }),

@@ -10,6 +10,7 @@ import {
   type Filtering,
   formatEndpoint,
   isUntranslated,
+  mayOffer,
   scopeOf,
   type Situation as Mapped,
   splitEndpoint,
@@ -19,6 +20,8 @@ import {
 } from "../../protocol.ts";
 import { planRounds } from "../shares/rounds.ts";
 import { verify } from "../host/control.ts";
+import { hostAddresses } from "../host/interfaces.ts";
+import { sourceTowards } from "../host/routes.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { type Gate, isAsFar } from "../punch/gate.ts";
 import { rehearseCandidates } from "../punch/introduction.ts";
@@ -47,6 +50,8 @@ export type Registered = ToParticipant & { type: "registered" };
 interface Connection {
   readonly remote: Endpoint;
   readonly port: number;
+  /** The address of this host that it uses, while it is open. */
+  readonly localAddress: string | undefined;
   send(message: ToIntroducer): void;
 }
 
@@ -59,8 +64,8 @@ export interface SituationOwner {
   readonly gate: Gate;
   /** Our situation has changed: there may be a direct way now where there was none. */
   situationChanged(): void;
-  /** The host has other addresses: the old endpoints are dead. */
-  addressesChanged(): void;
+  /** The address in use is gone, or the way is another: the old endpoints are dead. */
+  addressChanged(reason: string): void;
 }
 
 export class Situation {
@@ -72,6 +77,9 @@ export class Situation {
   readonly #alternates: readonly Endpoint[];
   readonly #measurements = new Measurements();
   readonly #owner: SituationOwner;
+  readonly #connection: Connection;
+  /** Our host candidates, as the introducer was told last. */
+  #offered: readonly Endpoint[];
   #portMapping: PortMapping | undefined;
   /** Settled once it is known how our NAT maps. */
   #classified: Promise<void> = Promise.resolve();
@@ -83,6 +91,8 @@ export class Situation {
     const probes = probesOf(message, connection).filter(mayVisit);
     const { verify: other } = message;
     this.#owner = owner;
+    this.#connection = connection;
+    this.#offered = offeredBy(connection);
     this.#alternates = message.alternates.filter(mayVisit);
     this.#verify =
       other && isOtherFamily(other.endpoint, connection) && mayVisit(other.endpoint) ? other : undefined;
@@ -248,15 +258,43 @@ export class Situation {
   }
 
   #watchAddresses(): void {
-    const usable = () => hostCandidates(undefined, 1, false).sort().join();
-    const before = usable();
-    this.#watch = setInterval(() => {
-      if (usable() === before) return;
-      clearInterval(this.#watch);
-      this.#owner.addressesChanged();
-    }, addressWatchMs);
+    this.#watch = setInterval(() => void this.#lookAtAddresses(), addressWatchMs);
     this.#watch.unref();
   }
+
+  /**
+   * A bridge that comes or goes, a new temporary address: our mapping and all connections stay as they are, and the room is
+   * told of the other candidates.
+   */
+  async #lookAtAddresses(): Promise<void> {
+    const { localAddress, remote } = this.#connection;
+    const source = await sourceTowards(remote);
+    if (this.#isOver || localAddress === undefined) return;
+    const hosts = hostAddresses();
+    const deviceOf = (one: string | undefined) => hosts.find(({ address }) => address === one)?.device;
+    const device = deviceOf(localAddress);
+    const isRerouted = source !== undefined && deviceOf(source) !== device;
+    if (device === undefined || isRerouted) {
+      const is =
+        device === undefined ? "is gone" : "is not the one that we use towards the introducer any more";
+      return this.#owner.addressChanged(`our address ${localAddress} ${is}`);
+    }
+    const offered = offeredBy(this.#connection);
+    if (isSame(offered, this.#offered)) return;
+    this.#offered = offered;
+    this.#context.private = offered.filter((one) => mayOffer(one, this.#context.public));
+    this.#context.send({ type: "update", private: offered });
+  }
+}
+
+/** Our host candidates, as a connection to the introducer shows which of them matter. */
+export function offeredBy({ localAddress, port, remote }: Omit<Connection, "send">): Endpoint[] {
+  return hostCandidates(localAddress, port, scopeOf(remote) === "loopback");
+}
+
+/** In whatever order. */
+function isSame(one: readonly Endpoint[], other: readonly Endpoint[]): boolean {
+  return one.length === other.length && one.every((endpoint) => other.includes(endpoint));
 }
 
 interface Measured {

@@ -21,7 +21,7 @@ import {
   type Way,
 } from "../../protocol.ts";
 import { isDependent, predictPort } from "../shares/rounds.ts";
-import { type HostAddress, hostAddresses } from "../host/interfaces.ts";
+import { type HostAddress, type StandingAddress, standingAddresses, standings } from "../host/interfaces.ts";
 import type { Allowance } from "./allowance.ts";
 import type { Candidate } from "./dial.ts";
 import { firstPeerPort, isAsFar } from "./gate.ts";
@@ -53,14 +53,18 @@ export interface Round {
   budget: number;
 }
 
-/** Our host candidates: every usable address of this host with the shared port. The one in use comes first. */
+/**
+ * Our host candidates: the usable addresses of this host with the shared port, at most {@link maxCandidates}. The one in use
+ * comes first, then those that others reach most likely, IPv6 and IPv4 in turn (RFC 8421 §4).
+ */
 export function hostCandidates(
   inUse: string | undefined,
   port: number,
   overLoopback: boolean,
-  hosts: readonly HostAddress[] = hostAddresses(),
+  hosts: readonly StandingAddress[] = standingAddresses(),
 ): Endpoint[] {
-  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...hosts.map(({ address }) => address)]);
+  const ranked = standings.flatMap((one) => inTurn(hosts.filter(({ standing }) => standing === one)));
+  const wanted = new Set([...(inUse === undefined ? [] : [inUse]), ...ranked]);
   const isOffered = (address: string) => {
     const scope = addressScope(address);
     return scope === "loopback" ? overLoopback && address === inUse : scope !== "unusable";
@@ -69,6 +73,15 @@ export function hostCandidates(
     .filter(isOffered)
     .slice(0, maxCandidates)
     .map((address) => formatEndpoint(address, port));
+}
+
+/** Of each family, global addresses come first (RFC 6724 §5, rule 8). */
+function inTurn(hosts: readonly HostAddress[]): string[] {
+  const isIPv6 = (address: string) => address.includes(":");
+  const isNear = (address: string) => Number(addressScope(address) !== "global");
+  const addresses = hosts.map(({ address }) => address).sort((a, b) => isNear(a) - isNear(b));
+  const [six, four] = [addresses.filter(isIPv6), addresses.filter((address) => !isIPv6(address))];
+  return addresses.flatMap((_, turn) => [six[turn], four[turn]].filter((one) => one !== undefined));
 }
 
 /** The candidates of a round. Those that matter most come first. */
@@ -90,13 +103,16 @@ export function roundCandidates(round: Round): Candidate[] {
 }
 
 /** Where the peer may be with no NAT between us, and where the introducer saw it in the other address family. */
-function hostsOf({ peer, introducer }: Round): Endpoint[] {
+function hostsOf({ peer, introducer, hosts }: Round): Endpoint[] {
   const isPlausible = (endpoint: Endpoint) =>
     mayOffer(endpoint, peer.public) || isVerified(peer, splitEndpoint(endpoint).address);
   const all = new Set([...(peer.otherPublic ? [peer.otherPublic] : []), ...peer.private.filter(isPlausible)]);
   if (isAsFar(peer.public, introducer)) all.delete(peer.public);
   else all.add(peer.public);
-  return [...all];
+  // An address that we have, too, is of use only if the peer is on this host: it is the last.
+  const ours = new Set(hosts.map(({ address }) => address));
+  const isAlike = (endpoint: Endpoint) => Number(ours.has(splitEndpoint(endpoint).address));
+  return [...all].sort((a, b) => isAlike(a) - isAlike(b));
 }
 
 /**

@@ -4,8 +4,8 @@
  * and upnp.ts.
  */
 import { readFile } from "node:fs/promises";
-import { canonicalAddress } from "../../protocol.ts";
-import { parseRouteTable } from "../host/routes.ts";
+import { canonicalAddress, formatEndpoint } from "../../protocol.ts";
+import { parseRouteTable, sourceTowards } from "../host/routes.ts";
 
 /** How long `route` may take. It is used where the kernel has no file of the routes. */
 const routeTimeoutMs = 1_000;
@@ -77,22 +77,10 @@ export async function findGateway(signal: AbortSignal): Promise<Gateway | undefi
     process.platform === "linux"
       ? parseRouteTable(await readFile("/proc/net/route", "utf8").catch(() => ""))
       : parseRouteAnswer(await askForRoute(signal));
-  const localAddress = address === undefined ? undefined : await localAddressTowards(address);
-  if (address === undefined || localAddress === undefined) return undefined;
+  if (address === undefined) return undefined;
+  const localAddress = await sourceTowards(formatEndpoint(address, gatewayPorts.mappingPort));
+  if (localAddress === undefined) return undefined;
   return { address, localAddress, ...gatewayPorts };
-}
-
-/** The address that the kernel chooses on the way there; undefined if there is no way. Connects UDP, and sends nothing. */
-async function localAddressTowards(address: string): Promise<string | undefined> {
-  try {
-    const connect = { hostname: address, port: gatewayPorts.mappingPort };
-    const socket = await Bun.udpSocket({ connect });
-    const local = socket.address.address;
-    socket.close();
-    return local;
-  } catch {
-    return undefined;
-  }
 }
 
 async function askForRoute(signal: AbortSignal): Promise<string> {

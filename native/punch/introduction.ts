@@ -9,6 +9,7 @@
 import {
   type Endpoint,
   type FailureReason,
+  formatEndpoint,
   isUntranslated,
   type Peer,
   punchDeadlineMs,
@@ -23,7 +24,7 @@ import type { Channel } from "../secure/channel.ts";
 import type { Bond } from "../secure/room.ts";
 import { descriptorLimit } from "../host/socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
-import { hostCandidates, roundCandidates } from "./candidates.ts";
+import { roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
 import type { Attempt, Punch } from "./punch.ts";
 import type { PunchPort } from "./punch-port.ts";
@@ -405,7 +406,7 @@ function candidatesOf(
     introducer,
     ownPrediction: own,
     peerPrediction: theirs,
-    ours: new Set(hostCandidates(splitEndpoint(observed).address, port.port, true, hosts)),
+    ours: new Set([observed, ...hosts.map(({ address }) => formatEndpoint(address, port.port))]),
     hosts,
     allowance,
     // Half of what the system allows is for everything else.

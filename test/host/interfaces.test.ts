@@ -7,7 +7,7 @@ import { linuxTest } from "../needing-fixture.ts";
 
 test("there is loopback, and nothing that a peer could not use", () => {
   const all = hostAddresses();
-  expect(all).toContainEqual({ address: "127.0.0.1", prefixBits: 8 });
+  expect(all).toContainEqual({ address: "127.0.0.1", prefixBits: 8, device: expect.stringMatching(/^lo/) });
   expect(all.filter(({ address }) => addressScope(address) === "unusable")).toEqual([]);
 });
 

@@ -31,7 +31,7 @@ testNeeding(nowhere)(
     using probes = await Bait.listen(far!, (socket) => void socket.write(tells));
     const situation: Situation = new Situation(
       {
-        ...{ remote: formatEndpoint(far!, probes.port), port },
+        ...{ remote: formatEndpoint(far!, probes.port), port, localAddress: far },
         send({ type }) {
           if (type === "connect-back")
             situation.questions.answered({ type: "filtering", filtering: "refused" });
@@ -44,7 +44,7 @@ testNeeding(nowhere)(
       membership as unknown as Membership,
       {
         ...{ mapsPort: false, takesRelay: true, gate: new Gate() },
-        ...{ emit() {}, situationChanged() {}, addressesChanged() {} },
+        ...{ emit() {}, situationChanged() {}, addressChanged() {} },
       },
     );
     const { hairpinning } = await situation.nat();

@@ -1,6 +1,7 @@
 /** What a round dials. */
 import { describe, expect, test } from "bun:test";
 import { Allowance } from "../../native/punch/allowance.ts";
+import type { Standing, StandingAddress } from "../../native/host/interfaces.ts";
 import { drawPorts, hostCandidates, type Round, roundCandidates } from "../../native/punch/candidates.ts";
 import type { Candidate } from "../../native/punch/dial.ts";
 import {
@@ -372,6 +373,13 @@ describe("an endpoint at which the introducer has not seen the peer", () => {
     expect(triesOf(round("direct", { allowance, peer }))).toEqual([{ left: 2 }, { left: 2 }]);
   });
 
+  test("private: those that we have ourselves come last, for they lead to our own host", () => {
+    const hosts = ["10.0.0.4", "172.17.0.1"].map((address) => ({ address, prefixBits: 16 }));
+    const peers = [at("172.17.0.1:8080"), at("10.0.0.9:8080")];
+    const dialled = roundCandidates(round("direct", { hosts, peer: { private: peers } })).slice(1);
+    expect(dialled.map(({ endpoint }) => endpoint)).toEqual([peers[1]!, peers[0]!]);
+  });
+
   test("private: four addresses beyond our own links, all on them; no scan in many rounds", () => {
     const allowance = new Allowance();
     const scan = (third: number) =>
@@ -388,17 +396,47 @@ describe("an endpoint at which the introducer has not seen the peer", () => {
 
 // --- our own ---------------------------------------------------------------------------------------------
 
+const standing = (one: Standing, ...addresses: string[]): StandingAddress[] =>
+  addresses.map((address) => ({ address, prefixBits: 24, device: "eth0", standing: one }));
+const offered = (inUse: string | undefined, ...hosts: StandingAddress[][]) =>
+  hostCandidates(inUse, 1, false, hosts.flat()).map((endpoint) => splitEndpoint(endpoint).address);
+
 test("our host candidates: the address in use first, none that a peer cannot use", () => {
-  const hosts = ["127.0.0.1", "192.168.1.4", "2001:db8::4"].map((address) => ({ address, prefixBits: 24 }));
+  const hosts = standing("ordinary", "127.0.0.1", "192.168.1.4", "2001:db8::4");
   expect(hostCandidates("2001:db8::4", 40000, false, hosts)).toEqual([
     at("[2001:db8::4]:40000"),
     at("192.168.1.4:40000"),
   ]);
   expect(hostCandidates("127.0.0.1", 40000, true, hosts)[0]).toBe(at("127.0.0.1:40000"));
   expect(hostCandidates("127.0.0.1", 40000, false, hosts).length).toBe(2);
-  const many = Array.from({ length: 20 }, (_, n) => ({ address: `10.0.0.${n + 1}`, prefixBits: 24 }));
-  expect(hostCandidates("10.0.0.20", 1, false, many).length).toBe(maxCandidates);
-  expect(hostCandidates("10.0.0.20", 1, false, many)[0]).toBe(at("10.0.0.20:1"));
+});
+
+test("our host candidates: IPv6 and IPv4 in turn, global ones before others, those with a default route first", () => {
+  const wlan = standing("routed", "192.168.1.4", "fd00::4", "10.7.0.4", "2001:db8::4", "2001:db8::5");
+  const vpn = standing("ordinary", "10.8.0.2", "fd08::2");
+  const expected = [
+    "10.7.0.4",
+    "2001:db8::4",
+    "192.168.1.4",
+    "2001:db8::5",
+    "fd00::4",
+    "fd08::2",
+    "10.8.0.2",
+  ];
+  expect(offered("10.7.0.4", vpn, wlan)).toEqual(expected);
+});
+
+test("our host candidates: no more than others take, and bridges push out nothing of use", () => {
+  const docker = Array.from({ length: 12 }, (_, n) => `172.${n + 17}.0.1`);
+  const useful = ["192.168.1.4", "2001:db8::4", "10.8.0.2"];
+  const [wlan, vpn] = [standing("routed", useful[0]!, useful[1]!), standing("ordinary", useful[2]!)];
+  for (const kind of ["bridge", "idle"] as const) {
+    const all = offered("192.168.1.4", standing(kind, ...docker), vpn, wlan);
+    expect(all).toHaveLength(maxCandidates);
+    expect(all.slice(0, 3)).toEqual(useful);
+  }
+  const both = offered(undefined, standing("idle", "172.17.0.1"), standing("bridge", "172.18.0.1"));
+  expect(both).toEqual(["172.18.0.1", "172.17.0.1"]);
 });
 
 // --- bounds ----------------------------------------------------------------------------------------------
