@@ -1,4 +1,4 @@
-#!/usr/bin/env -S bun --no-env-file --config=/dev/null
+#!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /**
  * The introducer: the rendezvous server on a public host. Its participants have control connections to it. It tells
  * everyone in a room of everyone else, tells two of them when to punch towards each other, and relays between two who

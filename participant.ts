@@ -1,4 +1,4 @@
-#!/usr/bin/env -S bun --no-env-file --config=/dev/null
+#!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections to the
  * others. Here is where the program starts, and what other programs import: the class is in

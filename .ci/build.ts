@@ -1,20 +1,25 @@
 /**
- * `bun run build`: both programs as files that need no Bun, for each system they run on, into dist/, with their SHA-256 in
- * dist/SHA256SUMS (`sha256sum --check` reads it). Bun fetches its own runtime for systems other than this one.
+ * `bun run build`: both programs as files that need no Bun, for this system, into dist/. With `--all` for each system that
+ * they run on, named by it; Bun fetches its own runtime for the others. Their SHA-256 is in dist/SHA256SUMS (`sha256sum
+ * --check` reads it).
  */
 import { mkdirSync, rmSync } from "node:fs";
 
-/** On Windows a descriptor can't be handed to Bun's sockets, so a participant can't punch there. */
+/** Without a target it is for this system. On Windows a descriptor can't be handed to Bun's sockets, so a participant can't punch there. */
 export const builds = [
+  { program: "introducer", target: undefined },
+  { program: "participant", target: undefined },
   { program: "introducer", target: "bun-linux-x64" },
   { program: "introducer", target: "bun-linux-arm64" },
   { program: "introducer", target: "bun-linux-x64-musl" },
   { program: "introducer", target: "bun-darwin-arm64" },
+  { program: "introducer", target: "bun-darwin-x64" },
   { program: "introducer", target: "bun-windows-x64" },
   { program: "participant", target: "bun-linux-x64" },
   { program: "participant", target: "bun-linux-arm64" },
   { program: "participant", target: "bun-linux-x64-musl" },
   { program: "participant", target: "bun-darwin-arm64" },
+  { program: "participant", target: "bun-darwin-x64" },
 ] as const;
 export type Build = (typeof builds)[number];
 
@@ -27,6 +32,7 @@ const root = `${import.meta.dir}/..`;
 const closed = ["--no-compile-autoload-bunfig", "--no-compile-autoload-dotenv"];
 
 export function fileName({ program, target }: Build): string {
+  if (target === undefined) return process.platform === "win32" ? `${program}.exe` : program;
   const system = target.replace("bun-", "");
   return `${program}-${system}${system.startsWith("windows") ? ".exe" : ""}`;
 }
@@ -35,7 +41,8 @@ export function fileName({ program, target }: Build): string {
 export async function build(one: Build, folder: string): Promise<string> {
   const name = fileName(one);
   const { program, target } = one;
-  const command = [process.execPath, "build", "--compile", ...closed, `--target=${target}`];
+  const command = [process.execPath, "build", "--compile", ...closed];
+  if (target !== undefined) command.push(`--target=${target}`);
   const child = Bun.spawn([...command, `${root}/${program}.ts`, "--outfile", `${folder}/${name}`], {
     cwd: root,
     stdio: ["ignore", "ignore", "pipe"],
@@ -51,8 +58,9 @@ if (import.meta.main) {
   const folder = `${root}/dist`;
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder);
+  const isAll = Bun.argv.includes("--all");
   let sums = "";
-  for (const one of builds) {
+  for (const one of builds.filter(({ target }) => (target !== undefined) === isAll)) {
     sums += await build(one, folder);
     console.log(`dist/${fileName(one)}`);
   }

@@ -1,5 +1,5 @@
 /** What an operator installs: the service's unit and the programs as single files. */
-import { expect } from "bun:test";
+import { expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -34,18 +34,12 @@ testNeeding(noSystemd)("the unit is one that systemd takes, and leaves little to
   expect(await run("systemd-analyze", ...security)).toMatchObject({ code: 0 });
 });
 
-const here = builds.find(
-  ({ program, target }) => program === "introducer" && target === `bun-${process.platform}-${process.arch}`,
-);
-testNeeding(here === undefined ? `no build for ${process.platform} ${process.arch}` : undefined)(
-  "a built introducer runs without Bun, and its sum is that of the file",
-  async () => {
-    using place = folder();
-    const sum = await build(here!, place.path);
-    const file = join(place.path, fileName(here!));
-    const bytes = await Bun.file(file).bytes();
-    expect(sum).toBe(`${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}  ${fileName(here!)}\n`);
-    expect(await run(file, "--version")).toEqual({ code: 0, output: `${manifest.version}\n` });
-  },
-  30_000,
-);
+test("a built introducer runs without Bun, and its sum is that of the file", async () => {
+  const here = builds.find(({ program, target }) => program === "introducer" && target === undefined)!;
+  using place = folder();
+  const sum = await build(here, place.path);
+  const file = join(place.path, fileName(here));
+  const bytes = await Bun.file(file).bytes();
+  expect(sum).toBe(`${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}  ${fileName(here)}\n`);
+  expect(await run(file, "--version")).toEqual({ code: 0, output: `${manifest.version}\n` });
+}, 30_000);

@@ -46,6 +46,11 @@ function isShown(pid: string, option: string, secret: string): boolean {
   return false;
 }
 
+/** The id of the process that started that one; "self" is ours. Throws where there is no /proc. */
+export function parentOf(pid: string): string {
+  return argumentsOf(pid).parent;
+}
+
 /** proc_pid_stat(5): field 4 is the parent, 48 and 49 are where the arguments begin and end. */
 function argumentsOf(pid: string): { parent: string; startsAt: number; bytes: number } {
   const stat = readFileSync(`/proc/${pid}/stat`, "latin1");

@@ -147,7 +147,7 @@ export const options = {
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
   const { values, positionals } = readOptions(args, options, usage);
-  if (values.help) return "help";
+  if (values.help || (positionals[0] === "help" && positionals.length === 1)) return "help";
   if (values.version) return "version";
   const [word, ...more] = positionals;
   const port = word === undefined ? undefined : parsePort(word);

@@ -4,6 +4,7 @@
  * participant.ts.
  */
 import { hideArgument } from "../host/arguments.ts";
+import { callersFolder } from "../host/caller.ts";
 import { requirePlatform } from "../host/libc.ts";
 import { type ParticipantEvent } from "../participant/events.ts";
 import { Keep } from "../participant/keep.ts";
@@ -63,6 +64,7 @@ async function main(terminal: Terminal): Promise<number> {
     return 0;
   }
   const isShown = options.shown !== undefined && hideArgument(options.shown.option, options.shown.text);
+  process.chdir(callersFolder() ?? "."); // Bun has read all that it reads of the folder it was started in
   checkPlatform();
   terminal.isQuiet = options.quiet;
   if (!(await askMissing(options, terminal))) {
@@ -84,6 +86,7 @@ async function main(terminal: Terminal): Promise<number> {
   const status = () => terminal.status(uses.transfers.list.map(transferLine));
   const drawing = setInterval(status, statusPeriodMs);
   const code = await Promise.race([live(running, errands), stopped.promise]);
+  running.isOver = true;
   clearInterval(drawing);
   terminal.status([]);
   await uses.close();

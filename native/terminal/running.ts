@@ -43,6 +43,8 @@ export interface Running {
   options: Arguments;
   /** To the room that was made here. */
   invitation?: string;
+  /** Whether the user has ended it: what fails from now on need not be told. */
+  isOver?: boolean;
   /** Gets all events, too. */
   heard?: (event: ParticipantEvent) => void;
 }

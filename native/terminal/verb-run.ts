@@ -106,7 +106,7 @@ async function withFirst(running: Running, work: (name: string, link: Link) => P
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       const isLost = !link || (await Promise.race([link.ended.then(() => true), pause(againAfterMs, false)]));
-      if (!isLost) throw error;
+      if (!isLost || running.isOver) throw error;
     }
     terminal.story("waiting for the other side to come again, until Ctrl-C");
     await pause(againAfterMs);
@@ -141,7 +141,8 @@ async function receive(running: Running, into: string): Promise<void> {
   running.heard = (event) => {
     if (event.event === "transferred" && event.failed === 0) over.resolve();
     else if (endings.has(event.event)) over.reject(new ToldError("it was told"));
-    whenLeft(event, over.reject);
+    // What is under way has an end of its own.
+    else if (uses.transfers.list.length === 0) whenLeft(event, over.reject);
   };
   uses.transfers.acceptInto(into);
   await join(running);

@@ -4,11 +4,9 @@ import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build, builds, fileName } from "../../.ci/build.ts";
-import { testNeeding } from "../needing-fixture.ts";
 import { run } from "./wire.ts";
 
 const root = join(import.meta.dir, "../..");
-const readme = fs.readFileSync(join(root, "README.md"), "utf8");
 const place = fs.mkdtempSync(join(tmpdir(), "hostile-started-"));
 afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
 
@@ -44,30 +42,22 @@ test("the trap is one: plain `bun FILE` runs and reads what lies there", async (
   expect(await starts(bun, source)).toMatchObject({ ran: true, read: true });
 });
 
-test("the source, started from there as the README says, runs and reads nothing of it", async () => {
-  expect(readme.includes("bun run --cwd CLONE --silent participant")).toBe(true);
+test("the command that `bun link` gives runs and reads nothing of it", async () => {
+  const env = { BUN_INSTALL: join(place, "bun"), HOME: place };
+  expect(await run(root, [bun, "link"], { env })).toMatchObject({ code: 0 });
+  expect(await starts(join(place, "bun/bin/participant"))).toMatchObject(safe);
+  await starts(join(place, "bun/bin/introducer"), "--help");
+  expect(fs.existsSync(mark)).toBe(false);
+});
+
+test("nor does the source, started by `bun run --cwd`", async () => {
   expect(await starts(bun, "run", "--cwd", root, "--silent", "participant")).toMatchObject(safe);
 });
 
-const here = builds.find(
-  ({ program, target }) => program === "participant" && target === `bun-${process.platform}-${process.arch}`,
-);
-testNeeding(here === undefined ? `no build for ${process.platform} ${process.arch}` : undefined)(
-  "nor does the built program",
-  async () => {
-    await build(here!, place);
-    const program = join(place, fileName(here!));
-    expect(await starts(program)).toMatchObject(safe);
-    fs.rmSync(program);
-  },
-  30_000,
-);
-
-test("nor does what the README's own command makes", async () => {
-  const command = /^(bun build --compile .*participant\.ts)$/m.exec(readme)![1]!.split(/\s+/).slice(1);
-  const program = join(place, "participant");
-  const made = await run(root, [bun, ...command, "--outfile", program]);
-  expect(made).toMatchObject({ code: 0 });
+test("nor does the built program", async () => {
+  const here = builds.find(({ program, target }) => program === "participant" && target === undefined)!;
+  await build(here, place);
+  const program = join(place, fileName(here));
   expect(await starts(program)).toMatchObject(safe);
   fs.rmSync(program);
 }, 30_000);
