@@ -47,8 +47,8 @@ const noise: ReadonlySet<ParticipantEvent["event"]> = new Set([
 
 /** Whether a person is not told of that event, because it is about the way and not about the errand. */
 export function isNoise(event: ParticipantEvent, { verb, verbose, json }: ForNoise): boolean {
-  const isOurs = event.event === "unlinked" && event.reason === "quit";
-  return verb !== undefined && !verbose && !json && (isOurs || noise.has(event.event));
+  const isTheEnd = event.event === "unlinked" && (event.reason === "quit" || event.reason === "peer-quit");
+  return verb !== undefined && !verbose && !json && (isTheEnd || noise.has(event.event));
 }
 
 interface ForNoise {
