@@ -111,17 +111,7 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const joined = Promise.withResolvers<void>();
-  const keep = new Keep({
-    nameOf: (word) => participant.nameOf(word),
-    waitFor: async (name, signal) => {
-      await joined.promise;
-      await participant.waitFor(name, signal);
-    },
-    linkWith: (name) => participant.linkWith(name),
-    connect: (name) => participant.connect(name),
-    whenLinked: (name, signal) => participant.whenLinked(name, signal),
-    whenOver: (name, link, signal) => participant.whenOver(name, link, signal),
-  });
+  const keep = keeping(participant, joined.promise);
   const uses = new Services({
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
     liveLink: (peer) => {
@@ -139,4 +129,19 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
   for (const use of ["forward", "pipe", "files"])
     participant.onStream(use, (stream, from) => uses.take(stream, from));
   return Object.assign(running, { participant, uses, keep, joined });
+}
+
+/** Nobody is waited for before we are in the room. */
+function keeping(participant: Participant, joined: Promise<void>): Keep {
+  return new Keep({
+    nameOf: (word) => participant.nameOf(word),
+    waitFor: async (name, signal) => {
+      await joined;
+      await participant.waitFor(name, signal);
+    },
+    linkWith: (name) => participant.linkWith(name),
+    connect: (name) => participant.connect(name),
+    whenLinked: (name, signal) => participant.whenLinked(name, signal),
+    whenOver: (name, link, signal) => participant.whenOver(name, link, signal),
+  });
 }
