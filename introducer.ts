@@ -454,7 +454,7 @@ export class Introducer {
 /** Runs until a signal or the operator ends it; returns the exit code. */
 export async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
   const { port, host, json, log } = options;
-  const prompt = new Prompt(terminal, json, log);
+  const prompt = new Prompt(terminal, options);
   let introducer: Introducer;
   try {
     introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
@@ -493,6 +493,7 @@ async function main(terminal: Terminal): Promise<number> {
   }
   terminal.isQuiet = parsed.quiet;
   const port = parsed.port ?? (terminal.isInteractive ? await askPort(terminal) : defaultPort);
+  if (parsed.json) terminal.isInteractive = false;
   return port === undefined ? 0 : serve(terminal, { ...parsed, port });
 }
 

@@ -5,7 +5,7 @@
 import type { Room } from "../secure/room.ts";
 import type { UseEvent } from "../uses/services.ts";
 import type { Identity } from "../secure/identity.ts";
-import type { PeerEvent, PeerRow } from "./peer-events.ts";
+import type { PeerEvent, PeerRow, Who } from "./peer-events.ts";
 import type { MappingBehaviour } from "../punch/mapping.ts";
 import type { PortMappingState } from "../punch/portmap.ts";
 import type { AddressScope, Endpoint, Filtering, Mapping, Way } from "../../protocol.ts";
@@ -16,7 +16,7 @@ export const defaultKeepMinutes = 10;
 /** Everything that happens, in the shape of the `--json` lines. `peer` is an id; endpoints are text. */
 export type ParticipantEvent =
   | PeerEvent
-  | UseEvent
+  | (UseEvent & Pick<Who, "peer">)
   /** The words of a private room are secret: they are in no event. */
   | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
@@ -71,6 +71,8 @@ export interface NatReport extends MappingBehaviour {
   ipv6: boolean;
   /** What the router answered when asked for a port; undefined if it is not asked. */
   portMapping?: PortMappingState;
+  /** Where the introducer was asked for that. */
+  probes: readonly Endpoint[];
   /** For each kind of peer, the first way to a direct link. */
   expected: { peer: string; way: Way | "none" }[];
 }

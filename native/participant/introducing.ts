@@ -159,5 +159,5 @@ const inText = (error: unknown): string => (error instanceof Error ? error.messa
 /** What a user can do about a failure that the other side or the introducer told us of. */
 function failureDetail(reason: FailureReason, peer: Peer): string {
   if (reason !== "both-mappings-random") return "the peer's side gave up";
-  return `the peer's mapping is ${peer.mapping}; it would help if one of you forwarded a port, used IPv6, or another network such as a phone's`;
+  return `the peer's mapping is ${peer.mapping}`;
 }

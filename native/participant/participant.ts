@@ -177,6 +177,11 @@ export class Participant {
     return this.#roster.openLink(word);
   }
 
+  /** The id of the peer of that name; null if it is not in the room. */
+  idOf(name: string): number | null {
+    return this.#roster.idOf(name);
+  }
+
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
   whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
     return this.#roster.until(() => this.#roster.openLink(word), signal);

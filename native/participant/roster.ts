@@ -227,6 +227,11 @@ export class Roster {
     return found;
   }
 
+  /** The id of the peer of that name, while it is in the room. */
+  idOf(name: string): number | null {
+    return [...this].find((peer) => peer.isPresent && peer.name === name)?.id ?? null;
+  }
+
   /** The open link with the peer of that name or id. */
   openLink(word: string): Link | undefined {
     return this.#linked(word)?.link;

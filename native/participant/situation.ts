@@ -176,6 +176,7 @@ export class Situation {
       ...(filtering && { filtering }),
       ...(elsewhere && { filteringElsewhere: elsewhere }),
       hairpinning,
+      probes: this.#context.probes,
       ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
       ...(this.#portMapping && { portMapping: this.#portMapping.state }),
       expected: expectations(own, filtering),

@@ -73,7 +73,7 @@ const withArticle = (word: string) => `${/^[AEIO]/i.test(word) ? "an" : "a"} ${w
  */
 export function nearest(typed: string, words: Iterable<string>): string | undefined {
   const lower = typed.toLowerCase();
-  let [best, fewest] = [undefined as string | undefined, Math.min(2, Math.floor(typed.length / 2))];
+  let [best, fewest] = [undefined as string | undefined, Math.min(2, Math.floor(typed.length / 3))];
   for (const word of words) {
     const wrong = slips(lower, word.toLowerCase());
     if (wrong > fewest || (wrong === fewest && best !== undefined)) continue;

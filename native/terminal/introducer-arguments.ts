@@ -90,6 +90,7 @@ Options:
                      address
   --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
                      address: 127.0.0.1)
+  -v, --verbose      tell also which endpoints of participants are ignored
   -q, --quiet        print results, errors and warnings only
   --log text|json    how events are written to standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
@@ -121,6 +122,7 @@ export function parsePort(text: string): number | undefined {
 export interface Arguments extends IntroducerOptions {
   log: LogFormat;
   json: boolean;
+  verbose: boolean;
   quiet: boolean;
 }
 
@@ -139,6 +141,7 @@ export const options = {
   "max-relays": { type: "string" },
   metrics: { type: "string" },
   log: { type: "string" },
+  verbose: { type: "boolean", short: "v" },
   quiet: { type: "boolean", short: "q" },
   json: { type: "boolean" },
   help: { type: "boolean", short: "h" },
@@ -154,7 +157,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   if (more.length > 0) throw new UsageError(`unexpected argument ${more[0]}`);
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
-  const { host, alternate, json = false, quiet = false, "probe-ports": ports } = values;
+  const { host, alternate, json = false, verbose = false, quiet = false, "probe-ports": ports } = values;
   const { metrics, log = "text" } = values;
   return {
     ...(port !== undefined && { port }),
@@ -167,7 +170,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
     limits: readLimits(values),
     log: readLogFormat(log),
     json,
-    quiet,
+    ...{ verbose, quiet },
   };
 }
 

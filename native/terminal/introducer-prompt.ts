@@ -13,8 +13,15 @@ import type { Stats } from "../introducer/metrics.ts";
 import { idsEach, type Neighbour } from "../introducer/redis/homes.ts";
 import type { Participant } from "../introducer/rooms.ts";
 import { publicAddress } from "../introducer/observe.ts";
-import { describe, renderOthers, renderParticipants, renderStats } from "./introducer-tables.ts";
-import { commandHelp, commands, type LogFormat, parsePort, proposedPorts } from "./introducer-arguments.ts";
+import { describe, renderOthers, renderParticipants, renderStats, roomName } from "./introducer-tables.ts";
+import {
+  type Arguments,
+  commandHelp,
+  commands,
+  type LogFormat,
+  parsePort,
+  proposedPorts,
+} from "./introducer-arguments.ts";
 
 /** Events that are printed even with --quiet. */
 const problems: ReadonlySet<IntroducerEvent["event"]> = new Set(["error", "warning"] as const);
@@ -39,21 +46,24 @@ export class Prompt {
   readonly #terminal: Terminal;
   readonly #isJson: boolean;
   readonly #log: LogFormat;
+  readonly #isVerbose: boolean;
   /** The lines of this turn of the event loop. */
   #told: string[] = [];
   #failures = 0;
 
-  constructor(terminal: Terminal, isJson: boolean, log: LogFormat) {
+  constructor(terminal: Terminal, { json, log, verbose }: Pick<Arguments, "json" | "log" | "verbose">) {
     this.#terminal = terminal;
-    this.#isJson = isJson;
+    this.#isJson = json;
     this.#log = log;
+    this.#isVerbose = verbose;
   }
 
   event(event: IntroducerEvent): void {
     const isProblem = problems.has(event.event);
+    if (event.event === "ignored" && !this.#isVerbose && !this.#isJson) return;
     if (this.#terminal.isQuiet && !this.#isJson && !isProblem) return;
     if (this.#told.length === 0) setImmediate(() => this.flush());
-    this.#told.push(this.#isJson || this.#log === "json" ? timed(event) : this.#logLine(event));
+    this.#told.push(this.#isJson || this.#log === "json" ? timed(forPrograms(event)) : this.#logLine(event));
     if (isProblem || this.#terminal.isInteractive) this.flush(isProblem);
   }
 
@@ -127,7 +137,11 @@ export class Prompt {
     const { value: others, problem } = await tried(introducer.others());
     const { resultColors, width } = this.#terminal;
     const pieces = this.#isJson
-      ? await jsonPieces({ event: "participants", ...(others && { others }) }, "participants", participants)
+      ? await jsonPieces(
+          { event: "participants", ...(others && { others }) },
+          "participants",
+          participants.map(forPrograms),
+        )
       : await renderParticipants(participants, resultColors, Date.now(), width);
     if (!this.#isJson) pieces.push(...renderOthers(others));
     this.flush();
@@ -173,6 +187,9 @@ export class Prompt {
     this.#terminal.result(timed(event));
   }
 }
+
+const forPrograms = <T extends object>(shown: T): T =>
+  "room" in shown && typeof shown.room === "string" ? { ...shown, room: roomName(shown.room) } : shown;
 
 /** The answer of other introducers. `problem`: why they can't be asked. */
 async function tried<T>(asked: Promise<T>): Promise<{ value?: T; problem?: string }> {

@@ -10,8 +10,8 @@ import { failureReasons, printable } from "../../protocol.ts";
 import type { Neighbour } from "../introducer/redis/homes.ts";
 import type { IntroducerEvent } from "../introducer/events.ts";
 
-/** A room's name for people. A private room's name is a hash: only its beginning is shown. */
-function roomName(room: string): string {
+/** A room's name, as it is shown. A private room's name is a hash: whoever has all of it can try words against it. */
+export function roomName(room: string): string {
   return isSecretRoom(room) ? `${room.slice(0, 8)}…` : room;
 }
 

@@ -67,7 +67,8 @@ others in the room. WORDS@HOST[:PORT] is an invitation: the room of --room
 WORDS there.
 
 Options:
-  --name NAME     what others call you: one word (default: user@host)
+  --name NAME     what others call you: one word (default: user@host;
+                  in the lobby a word that says nothing of you)
   --via HOST      the introducer, in place of the first argument
   --room WORDS    the private room of those who know the WORDS, which the
                   introducer never learns (also from ROOM in the environment);
@@ -179,11 +180,11 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   if (values.version) return "version";
   const { verb, code } = readVerb(positionals) ?? {};
   if (verb) refuseOptions(verb, Object.keys(values));
-  const name = values.name ?? defaultName();
-  const problem = nameProblem(name);
-  if (problem) throw new UsageError(`--name ${problem}`);
   const place = readPlace(values, verb ? undefined : positionals[0], verb, code);
   const isOpen = place.room === undefined || place.room === defaultRoom;
+  const name = values.name ?? defaultName(isOpen);
+  const problem = nameProblem(name);
+  if (problem) throw new UsageError(`--name ${problem}`);
   if (verb && isOpen)
     throw new UsageError(`\`${verb.is}\` needs a private room: the lobby is open to everyone`);
   const links = readLinks(values, isOpen);
@@ -297,7 +298,9 @@ function readKeep(text: string | undefined): number {
   return minutes;
 }
 
-function defaultName(): string {
+/** In the lobby, strangers need not know who we are and what our machine is called. */
+function defaultName(isOpen: boolean): string {
+  if (isOpen) return `guest-${crypto.getRandomValues(new Uint8Array(3)).toHex()}`;
   const user = process.env.USER || process.env.LOGNAME || userName() || "someone";
   return `${user}@${hostname()}`.replace(/[\s\p{C}]+/gu, "-").slice(0, 64);
 }

@@ -73,6 +73,7 @@ async function main(terminal: Terminal): Promise<number> {
   }
   const isNew = options.room === newRoom;
   if (isNew) options.room = newRoomWords();
+  if (options.json) terminal.isInteractive = false;
   const running = prepare(terminal, options);
   if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
   if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
@@ -97,7 +98,11 @@ async function main(terminal: Terminal): Promise<number> {
 }
 
 function prepare(terminal: Terminal, options: Arguments): Running & { participant: Participant } {
-  const prompt = new Prompt(terminal, options.json, options.pipe !== undefined);
+  const prompt = new Prompt(terminal, {
+    isJson: options.json,
+    isPipe: options.pipe !== undefined,
+    isDirect: options.direct,
+  });
   const running = { prompt, terminal, options } as Running & { participant: Participant };
   const onEvent = (event: ParticipantEvent) => {
     running.heard?.(event);
@@ -124,7 +129,7 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
     pipesWith:
       options.pipe && !options.pipe.target ? () => participant.nameOf(options.pipe!.peer) : undefined,
     executable: options.executable,
-    onEvent,
+    onEvent: (event) => onEvent({ ...event, peer: participant.idOf(event.name) }),
   });
   for (const use of ["forward", "pipe", "files"])
     participant.onStream(use, (stream, from) => uses.take(stream, from));

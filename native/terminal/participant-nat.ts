@@ -31,9 +31,12 @@ const wayWords: Record<Way | "none", (c: Colors) => string> = {
   none: (c) => c.red("no: forward a port, use IPv6, or another network"),
 };
 
+/** Without a mapping, every way is a guess. */
+const cannotTell = "can't tell, since the mapping was not measured";
+
 /** The report: in RFC words, in one plain sentence, and with whom a direct link is possible. */
 export function renderNat(report: NatReport, c: Colors): string {
-  const { mapping, step, isPreserved, dependsOn, isTranslated, hairpinning, ipv6, expected } = report;
+  const { mapping, step, isPreserved, isTranslated, ipv6, expected } = report;
   const allocation = {
     unknown: "unknown",
     "endpoint-independent": "not preserved",
@@ -47,15 +50,18 @@ export function renderNat(report: NatReport, c: Colors): string {
         ? `yes, the introducer sees ${report.observed}`
         : `none, the introducer sees your own address, ${report.observed}`,
     ],
-    ["mapping", mappingWords(mapping, dependsOn)],
+    ["mapping", mappingWords(report)],
     ["port allocation", isPreserved ? "preserved" : allocation[mapping]],
     ["unsolicited SYN", unsolicitedWords(report)],
-    ["hairpinning", isTranslated ? (hairpinning ? "yes" : "no") : "not needed"],
+    ["hairpinning", isTranslated ? hairpinningWords(report) : "not needed"],
     ["IPv6", ipv6 ? "a global address" : "no global address"],
     ["port mapping", isTranslated ? portMappingWords(report.portMapping) : "not needed"],
   ] as const;
   const head = [{ head: "  peer's NAT" }, { head: "direct link" }];
-  const table = expected.map(({ peer, way }) => [[`  ${peer} `], [wayWords[way](c)]]);
+  const table = expected.map(({ peer, way }) => [
+    [`  ${peer} `],
+    [isTranslated && mapping === "unknown" ? c.yellow(cannotTell) : wayWords[way](c)],
+  ]);
   return [
     c.bold(plainSentence(report)),
     ...facts.map(([name, value]) => `  ${name.padEnd(16)} ${value}`),
@@ -86,9 +92,15 @@ export function portMappingWords(state: PortMappingState | undefined): string {
   }
 }
 
+/** It is measured by the mapping's endpoint. */
+function hairpinningWords({ hairpinning, mapping }: NatReport): string {
+  return hairpinning ? "yes" : mapping === "unknown" ? "can't tell" : "no";
+}
+
 /** RFC 4787 §4.1. */
-function mappingWords(mapping: Mapping, dependsOn: NatReport["dependsOn"]): string {
-  if (mapping === "unknown") return "not measured: the introducer's probe ports did not answer";
+function mappingWords({ mapping, dependsOn, probes }: NatReport): string {
+  if (mapping === "unknown")
+    return `not measured: nothing answers at ${probes.join(", ")}. Does a firewall block these ports?`;
   if (mapping === "endpoint-independent")
     return "endpoint-independent: one external port for every destination";
   if (dependsOn === "address") return "address-dependent: another external port for every address";

@@ -66,17 +66,25 @@ export class Prompt {
   /** Whether standard output belongs to a pipe. Then results are part of the story. */
   readonly #isPipe: boolean;
 
-  constructor(terminal: Terminal, isJson: boolean, isPipe: boolean) {
+  /** Whether no relay is wanted. */
+  readonly #isDirect: boolean;
+
+  constructor(terminal: Terminal, options: { isJson: boolean; isPipe: boolean; isDirect: boolean }) {
     this.#terminal = terminal;
-    this.#isJson = isJson;
-    this.#isPipe = isPipe;
+    this.#isJson = options.isJson;
+    this.#isPipe = options.isPipe;
+    this.#isDirect = options.isDirect;
   }
 
   event(event: ParticipantEvent): void {
     if (this.#isJson) this.#json(event);
     if (event.event === "error") return this.#terminal.error(event.message);
     const isResult = !this.#isJson && !this.#isPipe && results.has(event.event);
-    const text = describe(event, isResult ? this.#terminal.resultColors : this.#terminal.storyColors);
+    const text = describe(
+      event,
+      isResult ? this.#terminal.resultColors : this.#terminal.storyColors,
+      this.#isDirect,
+    );
     if (text === undefined) return;
     if (isResult) this.#terminal.result(text);
     else this.#terminal.story(text, isProblem(event));

@@ -18,8 +18,8 @@ import { portMappingWords } from "./participant-nat.ts";
 
 type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: Kind }>;
 
-/** The text of an event for people; undefined if it is for programs only. */
-export function describe(event: ParticipantEvent, c: Colors): string | undefined {
+/** The text of an event for people; undefined if it is for programs only. `isDirect`: whether no relay is wanted. */
+export function describe(event: ParticipantEvent, c: Colors, isDirect = false): string | undefined {
   switch (event.event) {
     case "registered":
       return (
@@ -78,12 +78,12 @@ export function describe(event: ParticipantEvent, c: Colors): string | undefined
     case "transfer-failed":
       return describeTransfer(event, c);
     default:
-      return describePeer(event, c);
+      return describePeer(event, isDirect, c);
   }
 }
 
 /** Events of one peer. */
-function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors): string {
+function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: boolean, c: Colors): string {
   const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
   switch (event.event) {
     case "joined":
@@ -97,16 +97,16 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, c: Colors):
         `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
       );
     case "linked":
-      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}`;
+      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}${relayWords(event.route, c)}`;
     case "failed":
-      return `${c.red("failed")} to link with ${who}: ${failureReasons[event.reason]} (${event.reason})\n  ${c.dim(`${printable(event.detail)}${natMayTell.has(event.reason) ? "; `nat` tells what kind of NAT you are behind" : ""}`)}`;
+      return failedWords(event, who, isDirect, c);
     case "unlinked":
       return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
     case "broken":
       return `${c.yellow("broken")}: the connection with ${who} (${printable(event.reason)}); what is under way waits`;
     case "moved": {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
-      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}`;
+      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}${relayWords(event.route, c)}`;
     }
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
@@ -132,7 +132,7 @@ export function refusal({
   reason,
   why,
   by,
-}: Omit<EventOf<"forward-refused">, "event">): string {
+}: Omit<EventOf<"forward-refused">, "event" | "peer">): string {
   const [who, what] = [printable(name), printable(target)];
   if (why === "no-link") return `no link with ${who}: ${printable(reason)}`;
   if (by === "us") {
@@ -209,13 +209,52 @@ function listingLines(event: TransferEvent & { event: "offered" | "transferring"
   ];
 }
 
+/** What a relayed link means for the user. */
+function relayWords(route: Route, c: Colors): string {
+  if (route !== "relay") return "";
+  return c.dim("\n  the introducer carries it, no faster than it allows; a direct way is still looked for");
+}
+
 const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);
 
-const natMayTell: ReadonlySet<FailureReason> = new Set([
+/** What a user can do about a link that did not come about. */
+const nextSteps: Record<FailureReason, string> = {
+  "peer-left": "`--connect` waits until it is back",
+  "refused-by-peer": "it may be ending, or it may be linked with too many",
+  "no-candidate-answered": "a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
+  "both-mappings-random":
+    "a port that is forwarded by one of your routers, IPv6, or another network such as a phone's would help; `nat` tells more",
+  "authentication-failed":
+    "somebody else may have that address in your network; or the introducer does not tell the truth",
+  "handshake-cut": "a firewall may cut off what it can't read; try another network",
+  "relay-failed": "ask whoever runs the introducer",
+  refused: "what it says tells what to change",
+  cancelled: "",
+  "introducer-lost": "it is tried again once the introducer is back",
+  "timed-out": "the way loses packets, or is very slow; try again",
+};
+
+/** These have the introducer's relay as a way out. */
+const relayWouldHelp: ReadonlySet<FailureReason> = new Set([
   "no-candidate-answered",
   "both-mappings-random",
+  "handshake-cut",
   "timed-out",
 ] as const);
+
+function failedWords(
+  { reason, detail }: EventOf<"failed">,
+  who: string,
+  isDirect: boolean,
+  c: Colors,
+): string {
+  const next =
+    isDirect && relayWouldHelp.has(reason)
+      ? "leave out --direct, and the introducer relays"
+      : nextSteps[reason];
+  const more = [printable(detail), next].filter(Boolean).join("; ");
+  return `${c.red("failed")} to link with ${who}: ${failureReasons[reason]} (${reason})\n  ${c.dim(more)}`;
+}
 
 function describeTransferred(event: TransferEvent & { event: "transferred" }, c: Colors): string {
   const { direction, what, storedAs = what, files, failed, failures, elapsedMs, bytesMoved } = event;
@@ -246,7 +285,9 @@ export function transferLine({ direction, name, what, progress, phase, movingMs 
 
 /** The room, without its words: they are secret, and others may see the screen. */
 function roomWords(room: RoomKind): string {
-  return room === "lobby" ? `room ${defaultRoom}, which is open to everyone` : "a private room";
+  return room === "lobby"
+    ? `room ${defaultRoom}, which is open to everyone: all there see these addresses`
+    : "a private room";
 }
 
 function describePeers(rows: PeerRow[]): string {

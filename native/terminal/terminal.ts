@@ -34,8 +34,9 @@ const writeErrors: Record<string, string> = {
 
 /** Where both programs read and write. Results go to standard output, the story to standard error. */
 export class Terminal {
+  /** Whether somebody types and reads. Also false where programs read (--json): no prompt is mixed in. */
   // By the descriptor: making `process.stdin` takes longer than all the rest of this.
-  readonly isInteractive = isatty(0) && isatty(2);
+  isInteractive = isatty(0) && isatty(2);
   readonly storyColors = colorsFor({ isTTY: isatty(2) });
   /** Resolves once standard output can't be written any more. */
   readonly broken: Promise<void>;

@@ -69,7 +69,9 @@ export function bytes(count: number): string {
   return `${value.toFixed(1)} ${unit}`;
 }
 
-export const ms = (value: number) => `${value.toFixed(1)} ms`;
+/** `40.1 ms`, `46.2 s`. */
+export const ms = (value: number) =>
+  value < 1000 ? `${value.toFixed(1)} ms` : `${(value / 1000).toFixed(1)} s`;
 
 /** One JSON line for programs, in which nothing is left that a terminal would obey. */
 export function jsonLine(event: object): string {

@@ -168,6 +168,7 @@ const report: NatReport = {
   ...{ mapping: "endpoint-independent", step: 0, isPreserved: true, dependsOn: "unknown" },
   ...{ observed: at("192.168.1.5:4000"), scope: "private", isTranslated: false },
   ...{ filtering: "let-in", hairpinning: false, ipv6: false, expected: [{ peer: "no NAT", way: "direct" }] },
+  probes: [at("192.0.2.1:7001"), at("192.0.2.1:7002")],
 };
 test.each<[string, Partial<NatReport>, string, boolean]>([
   ["a LAN", {}, "The introducer is in your own network", false],
@@ -179,6 +180,15 @@ test.each<[string, Partial<NatReport>, string, boolean]>([
   const shown = renderNat({ ...report, ...changes }, plain);
   expect(shown.split("\n")[0]).toContain(sentence);
   expect(shown.includes("peer's NAT")).toBe(hasTable);
+});
+
+test("`nat` says what it could not measure, and which ports may be blocked", () => {
+  const shown = renderNat({ ...report, mapping: "unknown", scope: "global", isTranslated: true }, plain);
+  expect(shown).toContain(
+    "nothing answers at 192.0.2.1:7001, 192.0.2.1:7002. Does a firewall block these ports?",
+  );
+  expect(shown).toMatch(/hairpinning +can't tell\n/);
+  expect(shown).toMatch(/no NAT +can't tell, since the mapping was not measured/);
 });
 
 test("escape sequences from the network stay harmless", async () => {
@@ -213,7 +223,7 @@ test.each<[ParticipantEvent, string]>([
       public: known.public,
       private: [...known.private, longest],
     },
-    `registered as al (1) in room lobby, which is open to everyone\n  private 192.168.1.20:40000, ${longest}\n  public  203.0.113.7:40000`,
+    `registered as al (1) in room lobby, which is open to everyone: all there see these addresses\n  private 192.168.1.20:40000, ${longest}\n  public  203.0.113.7:40000`,
   ],
   [{ event: "peers", peers: [] }, "Nobody else is here yet."],
   [{ event: "peers", peers: [known] }, "here: bob@home (2). `connect bob@home` punches a hole"],
@@ -253,7 +263,7 @@ test.each<[ParticipantEvent, string]>([
   ],
   [
     { event: "failed", ...bob, reason: "no-candidate-answered", detail: "public 1.2.3.4:5: 7 attempts" },
-    "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts; `nat` tells what kind of NAT you are behind",
+    "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts; a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
   ],
   [
     { event: "unlinked", ...bob, reason: "disconnected", detail: "" },

@@ -532,7 +532,7 @@ test("--quiet: results and errors only", async () => {
   await child.stdin.end();
   const [stdout, stderr] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   expect(stdout).toMatch(
-    /^quiet \(\d+\) in room lobby, which is open to everyone\n  private [^]*\n  fingerprint  [0-9a-f]{64}\n$/,
+    /^quiet \(\d+\) in room lobby, which is open to everyone: all there see these addresses\n  private [^]*\n  fingerprint  [0-9a-f]{64}\n$/,
   );
   expect(stderr).toBe("error: nobody here is called nobody; `list` shows who is\n");
   expect(await child.exited).toBe(1);
