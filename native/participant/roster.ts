@@ -354,7 +354,7 @@ function ambiguous(word: string, named: RemotePeer[]): UserError {
   const present = named.filter(({ isPresent }) => isPresent);
   if (word === "") {
     const names = present.slice(0, maxToldNames).map(({ name }) => printable(name));
-    return new UserError(`several are here, so say which one you mean: ${names.join(", ")}`);
+    return new UserError(`several are here, so say which one you mean: ${names.sort().join(", ")}`);
   }
   const ids = present.map(({ id }) => id);
   const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
