@@ -29,7 +29,7 @@ import { Members } from "./native/introducer/members.ts";
 import { Metrics, MetricsServer, renderPrometheus, type Stats } from "./native/introducer/metrics.ts";
 import { isAt } from "./native/introducer/observe.ts";
 import { spendIntroduction } from "./native/introducer/quotas.ts";
-import { patientAnswerMs, Presence } from "./native/introducer/presence.ts";
+import { Presence } from "./native/introducer/presence.ts";
 import { Reception } from "./native/introducer/reception.ts";
 import { redisUrlProblem } from "./native/introducer/redis/connection.ts";
 import type { Homes, Neighbour } from "./native/introducer/redis/homes.ts";
@@ -183,7 +183,7 @@ class Rendezvous {
     spendIntroduction(member, limits, performance.now());
     introductions.ask(member, target, wantsRelay);
     // It may be gone, and its NAT may drop what we punch: that is known after two seconds, and not after a whole punch.
-    presence.ask(target, patientAnswerMs);
+    presence.askIfQuiet(target);
   }
 
   /** A probe with that token has shown where the NAT stands, on the way to that peer. */

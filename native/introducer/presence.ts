@@ -9,7 +9,9 @@ import type { Member } from "./session.ts";
 /** An answer may take two round trips and this: on most hosts a lost packet is sent again within that time. */
 const answerMs = 250;
 /** The same for one who is in nobody's way but its own: it may be busy, and loses its place if we are wrong. */
-export const patientAnswerMs = 2_000;
+const patientAnswerMs = 2_000;
+/** Of such a one nothing has been heard for so long when it is asked. */
+const quietMs = 1_000;
 /** The longest round trip that is waited for, and what is assumed of one not measured yet. */
 const maxRoundTripMs = 1_000;
 const unknownRoundTripMs = 500;
@@ -31,6 +33,11 @@ export class Presence {
   ask(member: Member, answerWithinMs = answerMs): void {
     const question = this.#questions.get(member);
     if (question?.is !== "asked" && this.#pauseMs(question) <= 0) void this.isThere(member, answerWithinMs);
+  }
+
+  /** The same for one that somebody wants to meet. Does nothing if it has said something in the last second. */
+  askIfQuiet(member: Member): void {
+    if (performance.now() - member.session.heardAt >= quietMs) this.ask(member, patientAnswerMs);
   }
 
   /** Resolves to whether it is there: it has said something since this was asked. One that is not has left by then. */
@@ -64,7 +71,6 @@ export class Presence {
     const question = { is: "asked", at: performance.now(), answer: Promise.withResolvers<void>() } as const;
     this.#questions.set(member, question);
     member.session.ping();
-    member.session.flush();
     return question;
   }
 

@@ -134,8 +134,23 @@ test("an introduction to one who is gone ends by that, not with its punch", asyn
   for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
   await scene.bob.settled();
   expect(id).toBe(2);
+  const silentFrom = performance.now();
+  await until("nothing was heard of bob for a second", () => performance.now() - silentFrom > 1000);
   anna.send({ type: "connect", peer: 1 });
   await anna.next("punch");
   expect(await anna.next("failed")).toMatchObject({ peer: 1, reason: "peer-left" });
   expect(await anna.next("left")).toEqual({ type: "left", id: 1 });
+});
+
+test("who has just said something is not asked when somebody wants to meet it", async () => {
+  await using scene = await haunted(secretRoom);
+  using anna = scene.meet("anna", theirs);
+  await anna.wants();
+  for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
+  await scene.bob.settled();
+  const before = scene.bob.pings;
+  anna.send({ type: "connect", peer: 1 });
+  await Promise.all([anna.next("punch"), scene.bob.next("punch")]);
+  await scene.bob.settled();
+  expect(scene.bob.pings).toBe(before);
 });
