@@ -53,6 +53,22 @@ test(
   patienceMs,
 );
 
+test("nor at the prompt; in the lobby it must", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--stay");
+  await using alice = new Driven(house.port, "alice", ...room);
+  await met(alice, bob);
+  alice.type("connect", "say good morning", "ping", "disconnect");
+  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "good morning" });
+  expect(await alice.next("pong")).toMatchObject({ name: "bob" });
+  expect(await alice.next("unlinked")).toMatchObject({ name: "bob" });
+  await using dave = new Driven(house.port, "dave", "--stay");
+  await using carol = new Driven(house.port, "carol");
+  await met(carol, dave);
+  carol.type("connect");
+  expect((await carol.next("error")).message).toContain("needs a PEER");
+});
+
 function spawnWith(input: string, args: string[]) {
   const child = spawn(args);
   child.stdin.write(input);

@@ -115,6 +115,23 @@ function findCommand<Word extends string>(
   return commands.find((one) => [one.word, one.key || one.word, ...(one.aliases ?? [])].includes(lower));
 }
 
+/**
+ * The line with `name` as its PEER, if the command wants one and none is there: nothing follows but flags, or a text or path
+ * that does not begin with somebody's name.
+ */
+export function withPeer(
+  commands: readonly Command[],
+  line: string,
+  name: string,
+  isSomebody: (word: string) => boolean,
+): string {
+  const [, command = "", first = ""] = /^\s*(\S+)\s*(\S*)/.exec(line) ?? [];
+  const { operands = "" } = findCommand(commands, command) ?? {};
+  if (!operands.startsWith("PEER") || isSomebody(first)) return line;
+  const isOther = /TEXT|PATH/.test(operands) || first === "" || first.startsWith("-");
+  return isOther ? line.replace(/\S+/, (word) => `${word} ${name}`) : line;
+}
+
 /** Reads a line as one of these commands. Throws a {@link CommandError} that says what is wrong. */
 export function readCommand<Word extends string>(
   commands: readonly Command<Word>[],

@@ -5,7 +5,7 @@
 import { otherStartedAs } from "../host/started.ts";
 import { canonicalWords, looksMade, wordsProblem } from "../secure/words.ts";
 import { formatTarget, parseForward, type PipeSpec } from "../uses/target.ts";
-import { parseHostPort, type Place, printable } from "../../protocol.ts";
+import { addressScope, canonicalAddress, parseHostPort, type Place, printable } from "../../protocol.ts";
 import { UsageError } from "./command-line.ts";
 
 export interface Invitation {
@@ -48,6 +48,13 @@ export const isSameRoom = (a: string, b: string): boolean => canonicalWords(a) =
 /** For a shell: as it is, or in quotes. */
 function quoted(word: string): string {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+/** A line more, if what others would type leads them to their own host. */
+export function localHint(introducer: string): string {
+  const host = parseHostPort(introducer)?.host ?? "";
+  const isLocal = host === "localhost" || (canonicalAddress(host) && addressScope(host) === "loopback");
+  return isLocal ? `\n  (from another host, ${host} must be this host's name or address)` : "";
 }
 
 export const invitationTo = (words: string, introducer: string): string => quoted(`${words}@${introducer}`);

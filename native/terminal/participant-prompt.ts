@@ -7,7 +7,7 @@ import type { PeerRow } from "../participant/peer-events.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultRoom, printable, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
-import { readCommand, UsageError } from "./command-line.ts";
+import { readCommand, UsageError, withPeer } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
@@ -20,6 +20,9 @@ import { type Arguments, askedRoom, commandHelp, commands, newRoom } from "./par
 /** What the commands need of the participant. */
 export interface Commanded {
   readonly self: Self | undefined;
+  readonly isPrivate: boolean;
+  names(): Iterable<string>;
+  nameOf(peer: string): string;
   listed(): Promise<readonly PeerRow[]>;
   linkWith(peer: string): unknown;
   connect(peer: string, isVerbose: boolean): Promise<unknown>;
@@ -92,7 +95,7 @@ export class Prompt {
 
   /** Runs one line. Rejects with what is wrong with it. */
   async run(line: string, { participant, uses, keep }: Commandable): Promise<void> {
-    const { command, words, text, flags } = readCommand(commands, line);
+    const { command, words, text, flags } = readCommand(commands, addressed(line, participant));
     const [peer = ""] = words;
     switch (command) {
       case "list":
@@ -195,6 +198,17 @@ export class Prompt {
 /** Throws if files did not arrive. Each of them has been told already. */
 export function failIfAny({ failed }: { failed: number }): void {
   if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
+}
+
+/** PEER may be left out where a private room has only one other person. */
+function addressed(line: string, participant: Commanded): string {
+  const only = participant.isPrivate ? participant.nameOf("") : "";
+  if (only === "") return line;
+  const isSomebody = (word: string) => {
+    const meant = participant.nameOf(word).toLowerCase();
+    return word !== "" && [...participant.names()].some((name) => name.toLowerCase() === meant);
+  };
+  return withPeer(commands, line, only, isSomebody);
 }
 
 /** Connects to all of them at once. */

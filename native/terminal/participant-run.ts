@@ -14,7 +14,7 @@ import type { Pipe } from "../uses/pipe.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import { formatTarget, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
-import { linesForOthers } from "./invitation.ts";
+import { linesForOthers, localHint } from "./invitation.ts";
 import { refusal } from "./participant-story.ts";
 import { commands } from "./participant-arguments.ts";
 import { failIfAny, isQuit, keepFor } from "./participant-prompt.ts";
@@ -169,7 +169,8 @@ async function join({ participant, options }: Running, wants: readonly string[])
 function invite({ invitation, options, terminal }: Running): void {
   if (invitation === undefined) return;
   const lines = linesForOthers(invitation, options).map((line) => `  ${line}`);
-  terminal.story(`a new private room; whom you tell this can enter it:\n${lines.join("\n")}`, true);
+  const hint = localHint(options.introducer!);
+  terminal.story(`a new private room; whom you tell this can enter it:\n${lines.join("\n")}${hint}`, true);
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */

@@ -19,11 +19,8 @@ const aloneAfterMs = 10_000;
 export interface Driven extends Commanded {
   readonly hasQuit: boolean;
   readonly isRegistered: boolean;
-  readonly isPrivate: boolean;
-  nameOf(peer: string): string;
   join(wants?: readonly string[]): Promise<void>;
   readonly linkCount: number;
-  names(): Iterable<string>;
   waitFor(peer: string): Promise<void>;
   whenLinked(peer: string): Promise<Link>;
   onStream(use: string, take: Taker): void;

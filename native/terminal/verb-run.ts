@@ -10,6 +10,7 @@ import type { From } from "../uses/from.ts";
 import { readShared, sharedPurpose } from "../uses/shared.ts";
 import { formatTarget, type Target } from "../uses/target.ts";
 import { printable, ToldError, UserError } from "../../protocol.ts";
+import { localHint } from "./invitation.ts";
 import { failIfAny } from "./participant-prompt.ts";
 import { inTime, type Running, tellIfAlone } from "./running.ts";
 import { answerTo, type Verb } from "./verbs.ts";
@@ -56,7 +57,8 @@ async function join(running: Running): Promise<void> {
   joined.resolve();
   const answer = invitation === undefined ? undefined : answerTo(options.verb!, invitation);
   if (answer === undefined) return tellIfAlone(running);
-  terminal.story(`on the other side:\n  ${answer}\nwaiting for it, until Ctrl-C`, true);
+  const hint = localHint(options.introducer!);
+  terminal.story(`on the other side:\n  ${answer}${hint}\nwaiting for it, until Ctrl-C`, true);
 }
 
 // --- giving ----------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ async function withFirst(running: Running, work: (name: string, link: Link) => P
       const isLost = !link || (await Promise.race([link.ended.then(() => true), pause(againAfterMs, false)]));
       if (!isLost || running.isOver) throw error;
     }
-    terminal.story("waiting for the other side to come again, until Ctrl-C");
+    terminal.story(`${printable(name)} has gone; waiting for the other side to come again, until Ctrl-C`);
     await pause(againAfterMs);
   }
 }

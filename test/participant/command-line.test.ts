@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { canonicalWords, newRoomWords } from "../../native/secure/words.ts";
-import { linesForOthers, readHostPort } from "../../native/terminal/invitation.ts";
+import { linesForOthers, localHint, readHostPort } from "../../native/terminal/invitation.ts";
 import { type Arguments, readArguments, weakRoom } from "../../native/terminal/participant-arguments.ts";
 import { defaultPort } from "../../protocol.ts";
 import { Driven, outcome, program, spawn, startIntroducer } from "../driven-fixture.ts";
@@ -84,6 +84,15 @@ test.each([
   const part = readArguments(["h", "--room", "new", "--name", "alice", ...args]) as Arguments;
   const typed = linesForOthers("CODE", part).join("\n");
   expect(typed.replaceAll("bun run participant ", "")).toBe(lines);
+});
+
+test.each([
+  ["127.0.0.1:7000", "127.0.0.1"],
+  ["localhost", "localhost"],
+  ["[::1]", "::1"],
+])("a line with %s says that it is for this host alone", (introducer, host) => {
+  expect(localHint(introducer)).toContain(`from another host, ${host} must be`);
+  for (const far of ["introducer.example", "192.168.1.2:7000"]) expect(localHint(far)).toBe("");
 });
 
 test("--room new says the whole line, which works, also with --quiet; --json has no words", async () => {

@@ -13,6 +13,7 @@ import {
   readCommand,
   nearest,
   readOptions,
+  withPeer,
   renderCommands,
   UsageError,
 } from "../../native/terminal/command-line.ts";
@@ -199,6 +200,20 @@ test.each([
   ["dance b", []],
 ])("Tab after %o offers %o", (line, words) => {
   expect(completions(commands, ["bob", "bert", "anna", "b\x1b[2J", "bob"], line)).toEqual(words);
+});
+
+test.each([
+  ["ping", "ping bob"],
+  ["connect -v", "connect bob -v"],
+  ["connect anna", "connect anna"],
+  ["connect bbo", "connect bbo"],
+  ["say hello there", "say bob hello there"],
+  ["say anna hello", "say anna hello"],
+  ["  f  hello", "  f bob  hello"],
+  ["list", "list"],
+  ["dance", "dance"],
+])("where only bob is meant, %o is %o", (line, full) => {
+  expect(withPeer(commands, line, "bob", (word) => word === "anna")).toBe(full);
 });
 
 test("the help has a line for each", () => {
