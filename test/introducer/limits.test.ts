@@ -137,10 +137,10 @@ test("a pong counts once, and only that of the ping under way", async () => {
   expect(pings()).toEqual([1]);
   for (const id of [1, 1, 2, 1, 2]) anna.send({ type: "pong", id });
   await anna.settled();
-  expect([pings(), roundTrip()]).toEqual([[1, 2, 3], undefined]);
+  expect(pings()).toEqual([1, 2, 3]);
   anna.send({ type: "pong", id: 3 });
   await anna.settled();
-  expect(roundTrip()).toBeNumber();
+  expect([pings(), roundTrip()]).toEqual([[1, 2, 3], expect.any(Number)]);
 });
 
 test.each([

@@ -74,7 +74,7 @@ test("the program takes commands from a pipe, and its end doesn't end it", async
   using anna = new Client(port);
   anna.send(registration("anna"));
   while ((await events.next()).value?.event !== "joined"); // a probe port may have been taken: a warning
-  child.stdin?.write("S\nD hello there\ntell 1 and you\n");
+  child.stdin?.write("S\nbroadcast hello there\ntell 1 and you\n");
   await child.stdin?.end();
   expect((await events.next()).value).toMatchObject({
     event: "participants",
