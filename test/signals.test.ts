@@ -190,7 +190,7 @@ test("who gives no introducer to send by has sent nothing", async () => {
   const command = [process.execPath, "participant.ts", "--connect", "bob", "--send", file];
   for (const key of ["\x03", "\x04"]) {
     await using alice = new Pty(command, { XDG_STATE_HOME: homeOf("alice") });
-    await alice.shows("Introducer (HOST or HOST:PORT): ");
+    await alice.shows("Introducer (HOST, HOST:PORT, or an invitation): ");
     alice.type(key);
     expect(await alice.exited).toBe(1);
   }
