@@ -3,7 +3,8 @@
  * alone: O_NONBLOCK, once set, would be set for the neighbours, too, and stay set after us. For native/terminal/.
  */
 import { readFileSync } from "node:fs";
-import { isSupported, platform, poll } from "./libc.ts";
+import { isSupported, poll } from "./libc.ts";
+import { platform } from "./platform.ts";
 
 /** On a pipe with room for one page, a write of so many bytes does not wait (POSIX.1-2017 `poll`, `write`: PIPE_BUF). */
 export const unblockedBytes = 4096;

@@ -6,7 +6,7 @@
  *   macOS    length:u8 family:u8, then the same
  */
 import { formatEndpoint, type Endpoint, type EndpointParts } from "../../protocol.ts";
-import { platform as here, type Platform } from "./libc.ts";
+import { platform as here, type Platform } from "./platform.ts";
 
 /** The sockaddr of an address and port. Port 0 and the unspecified address are allowed: they mean "any". */
 export function encodeSockaddr(

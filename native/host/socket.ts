@@ -6,6 +6,7 @@
 import { readFileSync } from "node:fs";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import * as libc from "./libc.ts";
+import { platform } from "./platform.ts";
 import { decodeSockaddr, encodeSockaddr } from "./sockaddr.ts";
 
 export class Socket implements Disposable {
@@ -21,7 +22,7 @@ export class Socket implements Disposable {
   /** A new socket; throws {@link libc.SystemError} (EMFILE, EAFNOSUPPORT). */
   static open(family: 4 | 6): Socket {
     const socket = new Socket(libc.socket(family), family);
-    const { IPPROTO_IPV6, IPV6_V6ONLY } = libc.platform;
+    const { IPPROTO_IPV6, IPV6_V6ONLY } = platform;
     try {
       // Without it an IPv6 listener also takes the IPv4 port, and another socket of ours needs that one.
       if (family === 6) libc.setOption(socket.#fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
@@ -43,7 +44,7 @@ export class Socket implements Disposable {
 
   /** Lets other sockets share the local port, if they call this, too. */
   shareport(): this {
-    const { SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT } = libc.platform;
+    const { SOL_SOCKET, SO_REUSEADDR, SO_REUSEPORT } = platform;
     libc.setOption(this.fd, SOL_SOCKET, SO_REUSEADDR, 1);
     libc.setOption(this.fd, SOL_SOCKET, SO_REUSEPORT, 1);
     return this;
@@ -51,12 +52,12 @@ export class Socket implements Disposable {
 
   /** Makes close() send RST. So there is no TIME_WAIT, and the next punch can use the four-tuple at once. */
   closeAbortively(): this {
-    libc.setOption(this.fd, libc.platform.SOL_SOCKET, libc.platform.SO_LINGER, 1, 0);
+    libc.setOption(this.fd, platform.SOL_SOCKET, platform.SO_LINGER, 1, 0);
     return this;
   }
 
   noDelay(): this {
-    libc.setOption(this.fd, libc.platform.IPPROTO_TCP, libc.platform.TCP_NODELAY, 1);
+    libc.setOption(this.fd, platform.IPPROTO_TCP, platform.TCP_NODELAY, 1);
     return this;
   }
 
@@ -275,7 +276,7 @@ export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>
   wanted.forEach((entry, index) => {
     pollEntries[2 * index] = entry.socket.fd;
     // struct pollfd is little-endian on all our platforms: events in the low half, revents in the high one.
-    pollEntries[2 * index + 1] = entry.for === "read" ? libc.platform.POLLIN : libc.platform.POLLOUT;
+    pollEntries[2 * index + 1] = entry.for === "read" ? platform.POLLIN : platform.POLLOUT;
   });
   if (libc.poll(pollEntries, wanted.length) === 0) return [];
   return wanted.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);

@@ -3,11 +3,12 @@ import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import * as libc from "../../native/host/libc.ts";
+import { platform, platforms } from "../../native/host/platform.ts";
 import { encodeSockaddr } from "../../native/host/sockaddr.ts";
 import { unreadAt, until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 
-const { SystemError, platforms } = libc;
+const { SystemError } = libc;
 
 function failure(run: () => unknown): { code: string; syscall: string; message: string } {
   try {
@@ -52,7 +53,7 @@ test.each([
 
 test("the errno names are this host's", () => {
   const known: Record<string, number> = constants.errno;
-  for (const [number, name] of Object.entries<string>(libc.platform.errno)) {
+  for (const [number, name] of Object.entries<string>(platform.errno)) {
     // os.constants is libuv's choice of names; the few it leaves out are in the table above or never met.
     if (name in known) expect([name, Number(number)]).toEqual([name, known[name]!]);
     expect(libc.errnoName(Number(number))).toBe(name);
@@ -67,7 +68,7 @@ test("an errno without a name is shown as its number", () => {
 
 const loopback = encodeSockaddr({ family: 4, address: "127.0.0.1", port: 9 });
 const calls: Record<string, (fd: number) => unknown> = {
-  setsockopt: (fd) => libc.setOption(fd, libc.platform.SOL_SOCKET, libc.platform.SO_REUSEADDR, 1),
+  setsockopt: (fd) => libc.setOption(fd, platform.SOL_SOCKET, platform.SO_REUSEADDR, 1),
   getsockopt: (fd) => libc.pendingError(fd),
   bind: (fd) => libc.bind(fd, loopback),
   connect: (fd) => libc.connect(fd, loopback),

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { platforms, sockaddrBytes } from "../../native/host/libc.ts";
+import { sockaddrBytes } from "../../native/host/libc.ts";
+import { platforms } from "../../native/host/platform.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
 import type { EndpointParts } from "../../protocol.ts";
 
