@@ -20,6 +20,7 @@ type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent,
 
 /** The text of an event for people; undefined if it is for programs only. `isDirect`: whether no relay is wanted. */
 export function describe(event: ParticipantEvent, c: Colors, isDirect = false): string | undefined {
+  if (isOfTransfers(event)) return describeTransfer(event, c);
   switch (event.event) {
     case "registered":
       return (
@@ -68,15 +69,6 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
     case "forward-refused":
     case "used":
       return describeForward(event, c);
-    case "skipped":
-    case "offered":
-    case "offer-withdrawn":
-    case "transfer-waiting":
-    case "transferring":
-    case "transferred":
-    case "transfer-cancelled":
-    case "transfer-failed":
-      return describeTransfer(event, c);
     default:
       return describePeer(event, isDirect, c);
   }
@@ -143,6 +135,19 @@ export function refusal({
   return `${who} does not let us reach ${what}; \`allow ${what}\` there would`;
 }
 
+const ofTransfers: ReadonlySet<string> = new Set<TransferEvent["event"]>([
+  "skipped",
+  "offered",
+  "offer-withdrawn",
+  "transfer-waiting",
+  "transferring",
+  "transferred",
+  "transfer-cancelled",
+  "transfer-failed",
+]);
+const isOfTransfers = (event: ParticipantEvent): event is EventOf<TransferEvent["event"]> =>
+  ofTransfers.has(event.event);
+
 /** Events of files. */
 function describeTransfer(event: TransferEvent, c: Colors): string {
   const name = c.bold(printable(event.name));
@@ -191,8 +196,10 @@ function listed<T>(some: readonly T[], all: number, words: (one: T) => string): 
   return all > lines.length ? [...lines, `  and ${all - lines.length} more`] : lines;
 }
 
-function offerWords({ what, files, bytes: total }: { what: string; files: number; bytes: number }): string {
-  const many = files === 1 ? "" : ` (${files} files)`;
+type Offered = Pick<TransferEvent & { event: "offered" }, "what" | "files" | "folders" | "bytes">;
+
+function offerWords({ what, files, folders, bytes: total }: Offered): string {
+  const many = files === 0 ? ` (${count(folders, "folder")})` : files === 1 ? "" : ` (${files} files)`;
   return `${printable(what)}${many}, ${bytes(total)}`;
 }
 
@@ -261,9 +268,10 @@ function describeTransferred(event: TransferEvent & { event: "transferred" }, c:
   const there = event.bytes - bytesMoved;
   const rate = `${bytes(event.bytes)}${there > 0 ? ` (${bytes(there)} of it were there)` : ""} in ${(elapsedMs / 1000).toFixed(1)} s, ${bytes((bytesMoved / Math.max(1, elapsedMs)) * 1000)}/s`;
   const done = `${c.green(direction === "sending" ? "sent" : "received")} ${printable(what)}${storedAs === what ? "" : ` as ${printable(storedAs)}`}: ${count(files, "file")}, ${rate}, SHA-256 compared`;
-  if (failed === 0) return done;
+  const noted = listed(event.notes, event.noted, ({ path, note }) => `${path}: ${note}`);
+  if (failed === 0) return [done, ...noted].join("\n");
   const lines = listed(failures, failed, ({ path, reason }) => `${path}: ${reason}`);
-  return [`${done}; ${c.red(`${count(failed, "file")} failed`)}`, ...lines].join("\n");
+  return [`${done}; ${c.red(`${failed} failed`)}`, ...lines, ...noted].join("\n");
 }
 
 /** A transfer as a line of the status. */

@@ -16,6 +16,8 @@ function colorsModule(): typeof picocolors {
   return module;
 }
 
+export { bytes } from "../shares/sizes.ts";
+
 export type Colors = ReturnType<typeof picocolors.createColors>;
 
 /** Colours on a terminal only, and not if NO_COLOR is set (no-color.org). */
@@ -59,14 +61,6 @@ export function shorten(text: string, width: number): string {
 /** `1 peer`, `2 peers`. */
 export function count(number: number, what: string): string {
   return `${number} ${what}${number === 1 ? "" : "s"}`;
-}
-
-/** `512 B`, `1.5 kB`, `2.0 MB`. */
-export function bytes(count: number): string {
-  if (count < 1000) return `${Math.round(count)} B`;
-  const [value, unit] =
-    count < 1e6 ? [count / 1e3, "kB"] : count < 1e9 ? [count / 1e6, "MB"] : [count / 1e9, "GB"];
-  return `${value.toFixed(1)} ${unit}`;
 }
 
 /** `40.1 ms`, `46.2 s`. */

@@ -4,22 +4,21 @@
  *
  * One file goes into the folder that the user has named. A folder becomes a new folder there. Several things go into a new
  * folder, named after the sender and the time. So nothing that was sent is mixed with what is there. The mark is a file
- * `.KEY.part` beside the new folder, as long as the transfer is not over. KEY is made of the sender and the offered name.
+ * `NAME.KEY.folder.part` beside the new folder, as long as the transfer is not over (native/uses/unfinished.ts).
  */
 import { accessSync, constants, mkdirSync, realpathSync } from "node:fs";
 import { open, rmdir, unlink } from "node:fs/promises";
-import { pathProblem, partNameOf } from "./filename.ts";
 import { printable, UserError } from "../../protocol.ts";
+import { markNameOf } from "./filename.ts";
 import { fileProblem, LocalProblem } from "./files.ts";
 import { Folder, unlessCode } from "./folder.ts";
 import { isOneFile, storedName, topOf, type FileOffer } from "./offer.ts";
+import { findMark, keyOf, type Mark, sweep } from "./unfinished.ts";
 
-const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK, O_WRONLY, O_CREAT, O_EXCL } = constants;
-/** A mark holds a name and two numbers. */
-const maxMarkBytes = 1024;
+const { W_OK, X_OK, O_WRONLY, O_CREAT, O_EXCL } = constants;
 
 export interface Sender {
-  /** SHA-256 of its certificate. Nobody can go on with a transfer of somebody else. */
+  /** SHA-256 of its certificate. */
   fingerprint: string;
   /** Its name in the room. */
   name: string;
@@ -32,7 +31,7 @@ export interface Sender {
 export function folderFor(directory: string): string {
   try {
     mkdirSync(directory, { recursive: true });
-    accessSync(directory, constants.W_OK | constants.X_OK);
+    accessSync(directory, W_OK | X_OK);
     return realpathSync(directory);
   } catch (error) {
     throw new UserError(`files can't be put into ${printable(directory)}: ${folderProblem(error)}`);
@@ -43,13 +42,21 @@ function folderProblem(error: unknown): string {
   return (error as NodeJS.ErrnoException).code === "EEXIST" ? "it is not a folder" : fileProblem(error);
 }
 
-/** A hash of these words, in this order: 24 hex digits. */
-export const keyOf = (...words: (string | number)[]): string =>
-  Bun.SHA256.hash(words.join("\n"), "hex").slice(0, 24);
+/** A transfer under way in this program. */
+interface Active {
+  mark: Mark;
+  /** Once it is aborted, the transfer is about to be closed. */
+  signal: AbortSignal;
+  /** Ends the transfer: another attempt goes on with it. */
+  giveUp: () => void;
+  closed: PromiseWithResolvers<void>;
+}
 
-/** The transfers under way in this program, by their marks. Once the signal is aborted, they are about to be closed. */
-const active = new Map<string, { signal: AbortSignal; closed: PromiseWithResolvers<void> }>();
-const activeKey = (root: Folder, mark: string): string => `${root.path}\n${mark}`;
+/** By the folder and the name of the mark. */
+const active = new Map<string, Active>();
+
+/** What a destination needs of its transfer. */
+export type Lease = Pick<Active, "signal" | "giveUp">;
 
 export class Destination implements AsyncDisposable {
   /** Paths start here. */
@@ -59,104 +66,119 @@ export class Destination implements AsyncDisposable {
   readonly #root: Folder;
   /** Turns an offered path into one that starts in {@link folder}. */
   readonly #inside: (path: string) => string;
-  readonly #mark: string | undefined;
+  /** The name of the mark, and what it is known by in {@link active}. */
+  readonly #mark: { name: string; key: string } | undefined;
+  #isWanted = false;
 
   private constructor(
     root: Folder,
     folder: Folder,
     name: string,
     inside: (path: string) => string,
-    signal: AbortSignal,
-    mark?: string,
+    mark?: { name: string; key: string },
   ) {
     this.#root = root;
     this.folder = folder;
     this.name = name;
     this.#inside = inside;
     this.#mark = mark;
-    if (mark) active.set(activeKey(root, mark), { signal, closed: Promise.withResolvers() });
   }
 
-  /** Opens a destination in a folder of the user's, and makes the new folder. The signal aborts when nothing more comes. */
+  /** Opens a destination in a folder of the user's, and makes the new folder. */
   static async open(
     { directory, isReal = false }: { directory: string; isReal?: boolean },
     offer: FileOffer,
     sender: Sender,
-    signal: AbortSignal,
+    lease: Lease,
   ): Promise<Destination> {
     const root = await Folder.open(directory);
     try {
       if (isReal && (await root.location()) !== directory)
         throw new LocalProblem("somebody has put a link in its place");
-      return isOneFile(offer)
-        ? await Destination.#file(root, offer, signal)
-        : await Destination.#new(root, offer, sender, signal);
+      await sweep(root);
+      if (!isOneFile(offer)) return await Destination.#new(root, offer, sender, lease);
+      const name = storedName(offer.paths[0]!);
+      return new Destination(root, (await root.enter("."))!, name, storedName);
     } catch (error) {
       await root[Symbol.asyncDispose]();
       throw error;
     }
   }
 
-  static async #file(
-    root: Folder,
-    { paths: [path = ""] }: FileOffer,
-    signal: AbortSignal,
-  ): Promise<Destination> {
-    const folder = (await root.enter("."))!;
-    return new Destination(root, folder, storedName(path), storedName, signal);
-  }
-
-  static async #new(
-    root: Folder,
-    { things, name: offered }: FileOffer,
-    sender: Sender,
-    signal: AbortSignal,
-  ): Promise<Destination> {
+  static async #new(root: Folder, offer: FileOffer, sender: Sender, lease: Lease): Promise<Destination> {
+    const { things, name: offered, digest } = offer;
     const top = topOf(offered);
     const inside = (path: string) => (things === 1 ? path.slice(top.length + 1) : path);
-    const mark = partNameOf(keyOf(sender.fingerprint, "folder", offered));
-    const other = active.get(activeKey(root, mark));
-    if (other?.signal.aborted) await other.closed.promise;
-    // Two transfers of one name at the same time go to two folders.
-    const isSecond = active.has(activeKey(root, mark));
-    const found = isSecond ? undefined : await readMark(root, mark);
-    if (found) return new Destination(root, found.folder, found.name, inside, signal, mark);
+    const wanted = { offered, digest, sender: sender.fingerprint };
+    const named = (mark: string) => ({ name: mark, key: `${root.path}\n${mark}` });
+    const found = await findMark(root, top, wanted);
+    const other = found && active.get(named(found.mark).key);
+    if (found && (!other || (await gaveWay(other, wanted)))) {
+      const key = named(found.mark);
+      active.set(key.key, { ...lease, mark: wanted, closed: Promise.withResolvers() });
+      return new Destination(root, found.folder, found.name, inside, key);
+    }
+    await found?.folder[Symbol.asyncDispose]();
     const name = await root.makeNew(things === 1 ? storedName(top) : senderFolder(sender.name, new Date()));
     const folder = await root.enter(name);
     if (!folder) throw new Error("the folder that was made has gone");
-    if (isSecond) return new Destination(root, folder, name, inside, signal);
+    // Two transfers of one name at the same time go to two folders, and have two marks.
+    const mark = named(markNameOf(top, keyOf(offered, digest, sender.fingerprint, name)));
     try {
-      await writeMark(root, mark, [name, await folder.id()].join("\n"));
+      await writeMark(root, mark.name, JSON.stringify({ ...wanted, name, id: await folder.id() }));
     } catch (error) {
       await folder[Symbol.asyncDispose]();
       throw error;
     }
-    return new Destination(root, folder, name, inside, signal, mark);
+    active.set(mark.key, { ...lease, mark: wanted, closed: Promise.withResolvers() });
+    return new Destination(root, folder, name, inside, mark);
   }
 
   inside(path: string): string {
     return this.#inside(path);
   }
 
-  /** The transfer is complete. What comes under that name from now on is another transfer. */
-  async over(): Promise<void> {
-    if (this.#mark) await unlink(this.#root.at(this.#mark)).catch(() => {});
+  /**
+   * The transfer is complete. What comes under that name from now on is another transfer. `isWanted`: the folder stays even
+   * if there is nothing in it.
+   */
+  async over(isWanted: boolean): Promise<void> {
+    this.#isWanted = isWanted;
+    if (this.#mark) await unlink(this.#root.at(this.#mark.name)).catch(() => {});
+  }
+
+  /** Gives a folder that we have made ourselves the rights of any other. */
+  async openToOthers(): Promise<void> {
+    if (this.#mark) await this.folder.chmod(0o777 & ~process.umask());
+  }
+
+  async #dropIfEmpty(): Promise<void> {
+    const isEmpty = await rmdir(this.#root.at(this.name)).then(
+      () => true,
+      () => false,
+    );
+    if (isEmpty) await this.over(false);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.folder[Symbol.asyncDispose]();
     if (this.#mark) {
-      const isEmpty = await rmdir(this.#root.at(this.name)).then(
-        () => true,
-        () => false,
-      );
-      if (isEmpty) await this.over();
-      const key = activeKey(this.#root, this.#mark);
-      active.get(key)?.closed.resolve();
-      active.delete(key);
+      if (!this.#isWanted) await this.#dropIfEmpty();
+      active.get(this.#mark.key)?.closed.resolve();
+      active.delete(this.#mark.key);
     }
     await this.#root[Symbol.asyncDispose]();
   }
+}
+
+/** Whether a transfer under way gives way to another attempt at the same: by the same sender, or because it is ending. */
+async function gaveWay(other: Active, { digest, sender }: Mark): Promise<boolean> {
+  if (!other.signal.aborted) {
+    if (other.mark.sender !== sender || other.mark.digest !== digest || digest === "") return false;
+    other.giveUp();
+  }
+  await other.closed.promise;
+  return true;
 }
 
 /** `from-alice-2026-11-28-190753`, in this host's time. */
@@ -164,32 +186,6 @@ function senderFolder(name: string, at: Date): string {
   const [date, time] = new Date(at.getTime() - at.getTimezoneOffset() * 60_000).toISOString().split(/[T.]/);
   const plain = name.replace(/[^\p{L}\p{M}\p{N}._-]/gu, "_").slice(0, 40);
   return `from-${plain}-${date}-${time!.replaceAll(":", "")}`;
-}
-
-// --- the mark --------------------------------------------------------------------------------------------
-
-async function readMark(root: Folder, mark: string): Promise<{ name: string; folder: Folder } | undefined> {
-  const text = await ownText(root.at(mark));
-  const [name = "", id] = text.split("\n");
-  if (pathProblem(name) || name.includes("/")) return undefined;
-  const folder = await root.enter(name).catch(() => undefined);
-  if (!folder) return undefined;
-  if ((await folder.id()) === id) return { name, folder };
-  await folder[Symbol.asyncDispose]();
-  return undefined;
-}
-
-/** The text of a file; "" if there is none, or if it is not ours. */
-async function ownText(path: string): Promise<string> {
-  const handle = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch(() => undefined);
-  if (!handle) return "";
-  try {
-    const found = await handle.stat();
-    const isOurs = found.isFile() && found.nlink === 1 && found.uid === process.geteuid?.();
-    return isOurs && found.size <= maxMarkBytes ? await handle.readFile("utf8") : "";
-  } finally {
-    await handle.close();
-  }
 }
 
 async function writeMark(root: Folder, mark: string, text: string): Promise<void> {

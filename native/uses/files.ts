@@ -2,25 +2,32 @@
  * What the two sides of a transfer of files send to each other, and what they report to their owners. Pure but for the
  * stream that it is given. For native/uses/ and native/terminal/.
  *
- * The purpose of the stream is `{"use":"files","name":…,"files":n,"bytes":n,"things":n,"listed":n,"moreOdd":n}`
- * (native/uses/offer.ts). A refusal resets the stream with the reason.
+ * The purpose of the stream is `{"use":"files","name":…,"files":n,"folders":n,"bytes":n,"digest":…,"things":n,
+ * "listed":n,"moreOdd":n}` (native/uses/offer.ts). A refusal resets the stream with the reason.
  *
  *   sender                                          receiver
  *     │ listed {path} … odd {path} … ────────────────► │    as many as `listed` says
  *     │ ◄──────────────────────────────────── accepted │
- *     │ file {path, bytes, mode, modifiedMs} ────────► │    at most 64 ahead of the one being sent
+ *     │ file {path, bytes, mode, modifiedMs, head} ──► │    at most 64 ahead of the one being sent
  *     │ ◄─────────────────────── have {bytes, sha256} │    what is there already; or `refused {reason}`: not that one
  *     │ from {bytes} ────────────────────────────────► │    that many need not be sent: all of `have`, or 0
  *     │ chunk … chunk … ─────────────────────────────► │
- *     │ end {sha256} ────────────────────────────────► │    or `failed {reason}`
- *     │ ◄──────────────────────────────────── received │    or `failed {reason}`, which may come before the end
+ *     │ again {bytes} ───────────────────────────────► │    once a file: it has changed, and comes anew, at most as long
+ *     │ end {sha256, grew} ──────────────────────────► │    or `failed {reason}`
+ *     │ ◄────────────────────────────── received {as} │    or `failed {reason}`, which may come before the end
+ *     │ folder {path, mode} ─────────────────────────► │    after all that is in it
+ *     │ ◄──────────────────────────────────────── made │    or `unmade {reason}`
  *
- * Answers come in the order of the files. Each file that is not refused gets a `received` or a `failed`; either side may
- * send `failed`. The sender ends its half after the last file, the receiver after the last answer. At any time the sender
- * may `cancel`. Then, or when the receiver cancels, the receiver says `cancelled {bytes}`, which it has then of all, and
- * ends. Who is not answered resets the stream with the code `cancelled`.
+ * `head` is the SHA-256 of the first 64 KiB: only who has them learns what is there, or goes on with it. `as`: the path in
+ * the folder that it has got, if it is another one than it was sent with.
+ *
+ * Answers come in the order of the files, and of the folders. Each file that is not refused gets a `received` or a
+ * `failed`; either side may send `failed`. The sender ends its half after the last file, the receiver after the last
+ * answer. At any time the sender may `cancel`. Then, or when the receiver cancels, the receiver says `cancelled {bytes}`,
+ * which it has then of all, and ends. Who is not answered resets the stream with the code `cancelled`.
  */
 import { Refusal } from "../../protocol.ts";
+import { bytes } from "../shares/sizes.ts";
 import { MessageDecoder, text, type Message } from "./message.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 
@@ -29,6 +36,8 @@ export const maxAhead = 64;
 /** Bytes that are read, hashed and written at once. */
 export const blockBytes = 512 * 1024;
 export const maxFiles = 1_000_000;
+/** By so many of its first bytes a file is known again. */
+export const headBytes = 64 * 1024;
 const maxReasonLength = 1024;
 /** So long we wait for the peer to take notice, when a transfer is cancelled here. */
 export const cancelPatienceMs = 1_500;
@@ -38,15 +47,25 @@ export const maxPathLength = 4096;
 export interface FileFailure {
   path: string;
   reason: string;
+  bytes?: number;
+}
+
+/** What there is to say of a file that has arrived. */
+export interface FileNote {
+  path: string;
+  note: string;
 }
 
 /** The outcome of a transfer that came to its end. */
 export interface TransferOutcome {
   /** Files that have arrived completely and were compared. */
   files: number;
-  /** The first thousand of `failed`. */
+  /** A thousand of `failed`, the largest first. */
   failures: FileFailure[];
   failed: number;
+  /** The first thousand of `noted`: other names, and files that grew. */
+  notes: FileNote[];
+  noted: number;
 }
 
 /** How far a transfer is. It changes while the transfer goes on. */
@@ -93,25 +112,47 @@ export class Cancelled extends Error {
 
 const maxFailures = 1_000;
 
-/** Counts the ends of files, and keeps the first failures. */
+/** Counts the ends of files, keeps the largest failures, and the first notes. */
 export class Tally implements TransferOutcome {
   files = 0;
-  failures: FileFailure[] = [];
   failed = 0;
+  noted = 0;
+  notes: FileNote[] = [];
+  #failures: FileFailure[] = [];
 
-  fail(path: string, reason: string): void {
-    if (this.failed++ < maxFailures) this.failures.push({ path, reason });
+  fail(path: string, reason: string, bytes: number): void {
+    this.failed++;
+    this.#failures.push({ path, reason, bytes });
+    if (this.#failures.length >= 2 * maxFailures) this.#failures = this.failures;
+  }
+
+  note(path: string, note: string): void {
+    if (this.noted++ < maxFailures) this.notes.push({ path, note });
+  }
+
+  get failures(): FileFailure[] {
+    return this.#failures.toSorted((a, b) => b.bytes! - a.bytes!).slice(0, maxFailures);
+  }
+
+  get outcome(): TransferOutcome {
+    const { files, failures, failed, notes, noted } = this;
+    return { files, failures, failed, notes, noted };
   }
 }
+
+/** What both sides say of a file that has got another name, or that grew. */
+export const storedNote = (as: string): string => `stored as ${as}`;
+export const grewNote = (length: number): string =>
+  `it grew meanwhile: only its first ${bytes(length)} were sent`;
 
 /** The reason in a message; throws a {@link Refusal}. */
 export const reasonOf = (message: Message): string => text(message, "reason", maxReasonLength);
 
 /** 64 hex digits; throws a {@link Refusal}. */
-export function sha256Of(message: Message): string {
-  const value = text(message, "sha256", 64);
+export function sha256Of(message: Message, field = "sha256"): string {
+  const value = text(message, field, 64);
   if (/^[0-9a-f]{64}$/.test(value)) return value;
-  throw new Refusal("bad-field", "sha256 must be 64 lower-case hex digits");
+  throw new Refusal("bad-field", `${field} must be 64 lower-case hex digits`);
 }
 
 /** Messages and raw bytes, until the peer ends its half. Throws a {@link Refusal}, or the error of the stream. */

@@ -8,10 +8,10 @@
  * still exchange the folder between two calls.
  */
 import { constants } from "node:fs";
-import { lstat, mkdir, open, readlink, realpath, stat, type FileHandle } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, readlink, realpath, stat, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import { LocalProblem } from "./files.ts";
-import { maxNumber } from "./filename.ts";
+import { maxNumber, numberedFolder, portable } from "./filename.ts";
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = constants;
 
@@ -22,6 +22,21 @@ export function unlessCode(code: string): (error: NodeJS.ErrnoException) => unde
     return undefined;
   };
 }
+
+/** Errors of disks that do not take a name. */
+const badName: ReadonlySet<string> = new Set(["EINVAL", "EILSEQ", "ENAMETOOLONG"]);
+
+/** Does something with that name, or with a portable one if the disk does not take it. */
+export async function withName<T>(name: string, work: (name: string) => Promise<T>): Promise<T> {
+  const other = portable(name);
+  return work(name).catch((error: NodeJS.ErrnoException) => {
+    if (other === name || !badName.has(error.code ?? "")) throw error;
+    return work(other);
+  });
+}
+
+/** Until all of it has come, only we may look into a new folder. */
+const newFolderMode = 0o700;
 
 /** Returns a path to the folder of a descriptor that stays right if the folder is renamed. */
 export type Hold = (handle: FileHandle, path: string) => string | Promise<string>;
@@ -97,20 +112,35 @@ export class Folder implements AsyncDisposable {
     for (const name of names) {
       if (!folder) return undefined;
       await using above = folder;
-      if (makes) await mkdir(above.at(name)).catch(unlessCode("EEXIST"));
-      folder = await above.enter(name);
+      folder = await withName(name, async (one) => {
+        if (makes) await mkdir(above.at(one), newFolderMode).catch(unlessCode("EEXIST"));
+        return above.enter(one);
+      });
     }
     return folder;
   }
 
   /** Makes a folder that was not there. Returns its name; it has a number if the name was taken. */
-  async makeNew(name: string): Promise<string> {
-    const named = (number: number) => (number === 1 ? name : `${name} (${number})`);
-    for (let number = 1; number <= maxNumber; number = await this.nextFree(named, number)) {
-      const isMade = await mkdir(this.at(named(number))).then(() => true, unlessCode("EEXIST"));
-      if (isMade) return named(number);
-    }
-    throw new LocalProblem(`there are ${maxNumber} of that name`);
+  makeNew(wanted: string): Promise<string> {
+    return withName(wanted, async (name) => {
+      const named = (number: number) => numberedFolder(name, number);
+      for (let number = 1; number <= maxNumber; number = await this.nextFree(named, number)) {
+        const at = this.at(named(number));
+        const isMade = await mkdir(at, newFolderMode).then(() => true, unlessCode("EEXIST"));
+        if (isMade) return named(number);
+      }
+      throw new LocalProblem(`there are ${maxNumber} of that name`);
+    });
+  }
+
+  /** The rights of the folder itself. */
+  async chmod(mode: number): Promise<void> {
+    await this.#handle.chmod(mode);
+  }
+
+  /** The names in it. */
+  names(): Promise<string[]> {
+    return readdir(this.at("."));
   }
 
   /**

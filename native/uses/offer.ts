@@ -6,7 +6,7 @@
  * that was not listed. So whoever decides sees each misleading name, or the file does not come.
  */
 import { Refusal } from "../../protocol.ts";
-import { pathProblem } from "./filename.ts";
+import { nameHere, pathProblem } from "./filename.ts";
 import { maxFiles, maxPathLength } from "./files.ts";
 import { text, wholeNumber, type Message } from "./message.ts";
 
@@ -25,12 +25,15 @@ export interface FileOffer {
   /** Files and folders that the sender has named. */
   things: number;
   files: number;
+  folders: number;
   bytes: number;
-  /** The first {@link maxListed}. */
+  /** Made of all paths and sizes: another offer of the same is another attempt at it. 64 hex digits, or "". */
+  digest: string;
+  /** The first {@link maxListed} of the files; of folders, with a slash at the end, if there are no files. */
   paths: string[];
   /** Odd paths of files. Or of folders, with a slash at the end: that stands for all that is in the folder. */
   odd: string[];
-  /** How many more odd files there are. */
+  /** How many more odd files and folders there are. */
   moreOdd: number;
 }
 
@@ -43,9 +46,9 @@ export interface Listing {
   moreOdd: number;
 }
 
-export const listingOf = ({ files, paths, odd, moreOdd }: FileOffer): Listing => ({
+export const listingOf = ({ files, folders, paths, odd, moreOdd }: FileOffer): Listing => ({
   paths,
-  more: files - paths.length,
+  more: (files || folders) - paths.length,
   odd: odd.map((path) => ({ path, why: whyOdd(path) })),
   moreOdd,
 });
@@ -55,7 +58,7 @@ export const listingOf = ({ files, paths, odd, moreOdd }: FileOffer): Listing =>
 /** Files from which Bun takes code and settings in the folder that it is started in. */
 const readByBun = /^(bunfig\.toml|[tj]sconfig\.json)$/i;
 /** Characters that can't be seen, look like others, or mean something to a shell. */
-const unusual = /[\p{Cf}\p{Co}\p{Cn}\u115f\u1160\u2800\u3164\uffa0*?"<>|`$;]|(?! )\p{Z}|^ /u;
+const unusual = /[\p{Cc}\p{Cf}\p{Co}\p{Cn}\u115f\u1160\u2800\u3164\uffa0\\*?"<>|`$;]|(?! )\p{Z}|^ |[. ]$/u;
 
 function oddName(name: string): string | undefined {
   if (name.startsWith(".")) return "hidden: its name begins with a dot";
@@ -82,39 +85,59 @@ const whyOdd = (path: string): string =>
  * looks for. So nothing that was sent is hidden, looks like an option of a command, or becomes a setting.
  */
 export const storedName = (name: string): string =>
-  /^[.-]/.test(name) || readByBun.test(name) ? `_${name}` : name;
+  /^[.-]/.test(name) || readByBun.test(name) ? nameHere(`_${name}`) : nameHere(name);
 
 // --- the sender's side -----------------------------------------------------------------------------------
 
 interface Offered {
   path: string;
+  bytes: number;
   mode: number;
 }
 
-/** The offer of these files. */
-export function offerOf(collection: {
+export interface Collection {
   name: string;
   things: number;
   files: readonly Offered[];
+  folders: readonly { path: string }[];
   bytes: number;
-}): FileOffer {
-  const { name, things, files, bytes } = collection;
-  const paths = files.slice(0, maxListed).map(({ path }) => path.toWellFormed());
+}
+
+/** The offer of these files. */
+export function offerOf({ name, things, files, folders, bytes }: Collection): FileOffer {
+  const some = files.length > 0 ? files.map(({ path }) => path) : folders.map(({ path }) => `${path}/`);
+  const paths = some.slice(0, maxListed).map((path) => path.toWellFormed());
+  const heads = [
+    ...files.map(({ path, mode }) => [oddHead(path), isExecutable(mode) ? path : undefined]),
+    ...folders.map(({ path }) => [oddHead(`${path}/`)]),
+  ];
+  const counts = { files: files.length, folders: folders.length, bytes };
+  return { name, things, ...counts, digest: digestOf(files), paths, ...oddOf(heads, lengthOf(paths)) };
+}
+
+/** Which are odd is said in an offer; of very many only how many more. */
+function oddOf(heads: readonly (string | undefined)[][], listedLength: number) {
   const odd = new Set<string>();
   let moreOdd = 0;
-  let length = lengthOf(paths);
-  for (const { path, mode } of files) {
-    const heads = [oddHead(path), isExecutable(mode) ? path : undefined];
-    const unlisted = heads.filter((head) => head !== undefined && !odd.has(head.toWellFormed())) as string[];
+  let length = listedLength;
+  for (const some of heads) {
+    const told = some.filter((head) => head !== undefined).map((head) => head.toWellFormed());
+    const unlisted = told.filter((head) => !odd.has(head));
     const added = lengthOf(unlisted);
     if (odd.size + unlisted.length > maxOdd || length + added > maxListingLength) {
       moreOdd++;
       continue;
     }
-    for (const head of unlisted) odd.add(head.toWellFormed());
+    for (const head of unlisted) odd.add(head);
     length += added;
   }
-  return { name, things, files: files.length, bytes, paths, odd: [...odd], moreOdd };
+  return { odd: [...odd], moreOdd };
+}
+
+function digestOf(files: readonly Offered[]): string {
+  const hash = new Bun.CryptoHasher("sha256");
+  for (const { path, bytes } of files) hash.update(`${path.toWellFormed()}\n${bytes}\n`);
+  return hash.digest("hex");
 }
 
 const lengthOf = (paths: readonly string[]): number => paths.reduce((sum, { length }) => sum + length, 0);
@@ -127,32 +150,35 @@ const isPlain = ({ name, files, paths, odd }: FileOffer): boolean =>
 
 /** The purpose of the stream, and the messages that come before the answer. */
 export function encodeOffer(offer: FileOffer): { purpose: object; messages: Message[] } {
-  const { things, files, bytes, paths, odd, moreOdd } = offer;
+  const { things, files, folders, bytes, digest, paths, odd, moreOdd } = offer;
   const name = offer.name.slice(0, maxNameLength).toWellFormed();
   const messages = isPlain(offer)
     ? []
     : [...paths.map((path) => ({ type: "listed", path })), ...odd.map((path) => ({ type: "odd", path }))];
   return {
-    purpose: { use: "files", name, files, bytes, things, listed: messages.length, moreOdd },
+    purpose: { use: "files", name, files, folders, bytes, digest, things, listed: messages.length, moreOdd },
     messages,
   };
 }
 
 // --- the receiver's side ---------------------------------------------------------------------------------
 
-type OfferHead = Pick<FileOffer, "name" | "things" | "files" | "bytes" | "moreOdd"> & { listed: number };
+type OfferHead = Omit<FileOffer, "paths" | "odd"> & { listed: number };
 
 /** Reads the purpose. Throws a {@link Refusal}. */
 export function readOfferHead(purpose: Record<string, unknown>): OfferHead {
-  const counts = { things: 1, listed: 0, moreOdd: 0, ...purpose };
-  const files = wholeNumber(counts, "files", maxFiles, 1);
+  const counts = { things: 1, folders: 0, listed: 0, moreOdd: 0, digest: "", ...purpose };
+  const folders = wholeNumber(counts, "folders", maxFiles);
+  const files = wholeNumber(counts, "files", maxFiles - folders, folders > 0 ? 0 : 1);
   return {
     name: text(purpose, "name", maxNameLength),
     files,
+    folders,
     bytes: wholeNumber(counts, "bytes"),
-    things: wholeNumber(counts, "things", files, 1),
+    digest: text(counts, "digest", 64),
+    things: wholeNumber(counts, "things", files + folders, 1),
     listed: wholeNumber(counts, "listed", maxListed + maxOdd),
-    moreOdd: wholeNumber(counts, "moreOdd", files),
+    moreOdd: wholeNumber(counts, "moreOdd", files + folders),
   };
 }
 
@@ -162,7 +188,7 @@ export async function readOffer(
   next: () => Promise<IteratorResult<Message | Buffer, void>>,
 ): Promise<FileOffer> {
   const { listed, ...head } = readOfferHead(purpose);
-  const { name, files } = head;
+  const { name, files, folders } = head;
   const [paths, odd]: [string[], string[]] = [[], []];
   for (let left = listed; left > 0; left--) {
     const { value: message } = await next();
@@ -175,7 +201,7 @@ export async function readOffer(
   }
   if (listed === 0 && files === 1) paths.push(name);
   if (listed === 0 && oddHead(name)) odd.push(name);
-  if (paths.length !== Math.min(files, maxListed))
+  if (paths.length !== Math.min(files || folders, maxListed))
     throw new Refusal("bad-field", `an offer must list its first ${maxListed} paths`);
   return named({ ...head, paths, odd });
 }
@@ -186,7 +212,7 @@ function named(offer: FileOffer): FileOffer {
   const top = topOf(first);
   const isOne = offer.things === 1;
   const isBelow = (path: string) => path.startsWith(`${top}/`);
-  if (isOne && (offer.files > 1 || top !== first) && !offer.paths.every(isBelow))
+  if (isOne && !isOneFile(offer) && !offer.paths.every(isBelow))
     throw new Refusal("bad-field", "the paths of one folder begin with its name");
   const problem = isOne && !isOneFile(offer) && pathProblem(top);
   if (problem) throw new Refusal("bad-field", `the folder that is offered: ${problem}`);
@@ -196,7 +222,8 @@ function named(offer: FileOffer): FileOffer {
 export const topOf = (path: string): string => path.split("/", 1)[0]!;
 
 /** Whether one file is offered, and no folder. */
-export const isOneFile = ({ things, paths }: FileOffer): boolean => things === 1 && !paths[0]!.includes("/");
+export const isOneFile = ({ things, files, folders, paths }: FileOffer): boolean =>
+  things === 1 && files === 1 && folders === 0 && !paths[0]!.includes("/");
 
 /** Compares what comes with what was offered. */
 export class OfferCheck {
@@ -218,10 +245,22 @@ export class OfferCheck {
     const isBelow = things > 1 || path.startsWith(`${name}/`);
     if (listed === undefined ? !isBelow : path !== listed) return { problem: "it is not what was offered" };
     const head = oddHead(path);
-    const isHidden = head !== undefined && !this.#odd.has(head);
+    const isHidden = this.#isUntold(head);
     const isExtra = isHidden || (isExecutable(mode) && !this.#odd.has(path));
     const isTold = !isExtra || this.#moreOdd-- > 0;
     if (isHidden && !isTold) return { problem: "the offer did not list it, and it is odd" };
     return { isExecutable: isExecutable(mode) && isTold };
+  }
+
+  /** Called for each folder. Says why it is not taken. */
+  nextFolder(path: string): string | undefined {
+    const { things, name } = this.#offer;
+    if (things === 1 && path !== name && !path.startsWith(`${name}/`)) return "it is not what was offered";
+    const isHidden = this.#isUntold(oddHead(`${path}/`));
+    return isHidden && this.#moreOdd-- <= 0 ? "the offer did not list it, and it is odd" : undefined;
+  }
+
+  #isUntold(head: string | undefined): boolean {
+    return head !== undefined && !this.#odd.has(head);
   }
 }

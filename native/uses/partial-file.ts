@@ -4,9 +4,10 @@
  */
 import { constants } from "node:fs";
 import { link, lstat, open, rename, statfs, unlink, type FileHandle } from "node:fs/promises";
-import { blockBytes, LocalProblem } from "./files.ts";
+import { bytes as sizeOf } from "../shares/sizes.ts";
+import { blockBytes, headBytes, LocalProblem } from "./files.ts";
 import { maxNumber, numbered } from "./filename.ts";
-import { unlessCode, type Folder } from "./folder.ts";
+import { unlessCode, withName, type Folder } from "./folder.ts";
 import { without } from "./message.ts";
 
 /** Of files that differ only by number, so many of the first and so many of the last are compared. */
@@ -18,29 +19,31 @@ export interface Have {
   /** The hash of these bytes. */
   hash: Bun.CryptoHasher;
   isWhole: boolean;
+  /** The name of the complete file. */
+  name?: string;
 }
 
 interface Wanted {
   /** The name that it shall get. */
   name: string;
   bytes: number;
-  modifiedMs: number;
+  /** The hash of its first {@link headBytes}. */
+  head: string;
 }
 
 /** Finds the complete file under its name or a numbered one. Another attempt must not make a second one. */
-export async function wholeFile(
-  folder: Folder,
-  { name, bytes, modifiedMs }: Wanted,
-): Promise<Have | undefined> {
+export const wholeFile = (folder: Folder, { name, ...wanted }: Wanted): Promise<Have | undefined> =>
+  withName(name, (one) => wholeFileAs(folder, { name: one, ...wanted }));
+
+async function wholeFileAs(folder: Folder, { name, bytes, head }: Wanted): Promise<Have | undefined> {
   const named = (number: number) => numbered(name, number);
   let last = maxNumber;
   for (let number = 1; number <= last; number++) {
     const path = folder.at(named(number));
     const found = await lstat(path).catch(unlessCode("ENOENT"));
     if (!found) return undefined;
-    // File systems round times in their own ways.
-    const isSame = found.isFile() && found.size === bytes && Math.abs(found.mtimeMs - modifiedMs) < 2;
-    if (isSame) return { ...(await hashFile(path, bytes)), isWhole: true };
+    const have = found.isFile() && found.size === bytes && (await knownFile(path, bytes, head));
+    if (have) return { ...have, isWhole: true, name: named(number) };
     if (number !== maxAlike) continue;
     last = (await folder.nextFree(named, number)) - 1;
     number = Math.max(number, last - maxAlike);
@@ -49,27 +52,37 @@ export async function wholeFile(
 }
 
 /** What an earlier attempt has left. A file with a second name (a hard link) is not ours to write to. */
-export async function unfinishedFile(folder: Folder, part: string, bytes: number): Promise<Have> {
+export async function unfinishedFile(
+  folder: Folder,
+  part: string,
+  { bytes, head }: Pick<Wanted, "bytes" | "head">,
+): Promise<Have> {
   const path = folder.at(part);
   const found = await lstat(path).catch(unlessCode("ENOENT"));
   const length = found?.isFile() && found.nlink === 1 ? Math.min(found.size, bytes) : 0;
-  return { ...(await hashFile(path, length)), isWhole: false };
+  const known = length > 0 ? await knownFile(path, length, head) : undefined;
+  return known ? { ...known, isWhole: false } : nothing();
 }
 
 /** What there is of a file whose folder is not there. */
 export const nothing = (): Have => ({ bytes: 0, hash: new Bun.CryptoHasher("sha256"), isWhole: false });
 
-async function hashFile(path: string, bytes: number): Promise<{ bytes: number; hash: Bun.CryptoHasher }> {
+/** The hash of a file's first `length` bytes, if it begins with that head. Of a shorter beginning nothing is said. */
+async function knownFile(
+  path: string,
+  length: number,
+  head: string,
+): Promise<Omit<Have, "isWhole"> | undefined> {
   const hash = new Bun.CryptoHasher("sha256");
-  if (bytes === 0) return { bytes, hash };
   const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants;
   await using handle = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-  const block = Buffer.allocUnsafeSlow(blockBytes);
+  const block = Buffer.allocUnsafeSlow(Math.min(length, blockBytes));
   let at = 0;
-  while (at < bytes) {
-    const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
+  for (let most = headBytes; at < length; most = blockBytes) {
+    const { bytesRead } = await handle.read(block, 0, Math.min(most, length - at), at);
     if (bytesRead === 0) break;
     hash.update(block.subarray(0, bytesRead));
+    if (at === 0 && hash.copy().digest("hex") !== head) return undefined;
     at += bytesRead;
   }
   return { bytes: at, hash };
@@ -93,12 +106,15 @@ export async function openPartial(folder: Folder, part: string, from: number): P
   }
 }
 
-export async function checkSpace(folder: Folder, bytes: number): Promise<void> {
-  const { bavail, bsize, blocks } = await statfs(folder.at("."));
+export async function checkSpace(path: string, bytes: number): Promise<void> {
+  const { bavail, bsize, blocks } = await statfs(path);
   // Some file systems do not say.
   if (blocks === 0 || bavail * bsize >= bytes) return;
-  throw new LocalProblem(`the disk is too full: ${bavail * bsize} bytes are free, ${bytes} are needed`);
+  throw new LocalProblem(fullDisk(bavail * bsize, bytes));
 }
+
+const fullDisk = (free: number, needed: number): string =>
+  `the disk is too full: ${sizeOf(free)} are free, ${sizeOf(needed)} are needed`;
 
 /** Writes all of the pieces from there on. */
 export async function writeAt(handle: FileHandle, pieces: readonly Buffer[], at: number): Promise<void> {
@@ -110,12 +126,14 @@ export async function writeAt(handle: FileHandle, pieces: readonly Buffer[], at:
 }
 
 /** Gives a whole file its name, or a numbered one that is free, and never one that is taken. Returns it. */
-export async function place(folder: Folder, part: string, name: string): Promise<string> {
-  const named = (number: number) => numbered(name, number);
-  for (let number = 1; number <= maxNumber; number = await folder.nextFree(named, number)) {
-    if (await placeAs(folder.at(part), folder.at(named(number)))) return named(number);
-  }
-  throw new LocalProblem(`there are ${maxNumber} files of that name`);
+export function place(folder: Folder, part: string, wanted: string): Promise<string> {
+  return withName(wanted, async (name) => {
+    const named = (number: number) => numbered(name, number);
+    for (let number = 1; number <= maxNumber; number = await folder.nextFree(named, number)) {
+      if (await placeAs(folder.at(part), folder.at(named(number)))) return named(number);
+    }
+    throw new LocalProblem(`there are ${maxNumber} files of that name`);
+  });
 }
 
 /** False: the name is taken. */
@@ -127,7 +145,7 @@ async function placeAs(part: string, target: string): Promise<boolean> {
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     if (code === "EEXIST") return false;
-    if (code === "ENOENT" || code === "ENOSPC") throw error;
+    if (code === "ENOENT" || code === "ENOSPC" || code === "EINVAL" || code === "ENAMETOOLONG") throw error;
   }
   // No hard links on this file system: the name is taken first, for rename() would replace what is there.
   const reserved = await open(target, "wx").catch(unlessCode("EEXIST"));

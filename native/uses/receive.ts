@@ -1,20 +1,22 @@
 /**
- * Receives files into one folder. Owns the stream, the descriptors of the file that is being written and of its folder, and
- * the names of unfinished files. For native/uses/services.ts. files.ts describes the wire, destination.ts where files go.
+ * Receives files into one folder. Owns the stream, what it is of, and the names of unfinished files that are claimed. For
+ * native/uses/transfers.ts. files.ts describes the wire, destination.ts where files go.
  *
  * Nothing is written outside of the folder or through a symbolic link, and no file is overwritten. Nothing comes that was
- * not offered. A file gets its name once it is complete and compared. Before that it is `.KEY.part` in the same folder. KEY
- * is made of the sender, the path, the size and the time, so that another attempt at the same file goes on with it.
+ * not offered. A file gets its name once it is complete and compared. Before that it is `NAME.KEY.part` in the same folder.
+ * KEY is made of the path, the size and the first bytes: whoever has these may go on with it, and the SHA-256 of the whole
+ * decides. So a sender that has lost its key can go on, and nobody who does not know the file learns what there is of it.
  */
-import { unlink, type FileHandle } from "node:fs/promises";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { Refusal } from "../../protocol.ts";
-import { Destination, keyOf } from "./destination.ts";
+import { Arriving, type Announced } from "./arriving.ts";
+import { Destination } from "./destination.ts";
 import {
-  blockBytes,
   Cancelled,
   cancelPatienceMs,
   cutOff,
+  fileProblem,
+  grewNote,
   LocalProblem,
   maxAhead,
   maxPathLength,
@@ -22,26 +24,19 @@ import {
   readParts,
   reasonOf,
   sha256Of,
+  storedNote,
   Tally,
   TransferProgress,
   type TransferOutcome,
 } from "./files.ts";
-import { partNameOf, pathProblem } from "./filename.ts";
+import { nameHere, partNameOf, pathProblem } from "./filename.ts";
 import type { Folder } from "./folder.ts";
 import { encodeMessage, text, wholeNumber, type Message } from "./message.ts";
 import { isOneFile, OfferCheck, readOffer, type FileOffer } from "./offer.ts";
-import {
-  checkSpace,
-  nothing,
-  openPartial,
-  place,
-  unfinishedFile,
-  wholeFile,
-  writeAt,
-  type Have,
-} from "./partial-file.ts";
+import { checkSpace, nothing, unfinishedFile, wholeFile } from "./partial-file.ts";
 import { Silence } from "./silence.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
+import { bytesThere, keyOf } from "./unfinished.ts";
 import { WhileOpen } from "./while-open.ts";
 
 /** The latest time in ECMAScript (±100 million days). */
@@ -51,7 +46,7 @@ const maxTimeMs = 8.64e15;
 export type Decision = { directory: string; isReal?: boolean } | { refuse: string };
 
 export interface ReceiveOptions {
-  /** SHA-256 of the sender's certificate. Nobody can go on with a file of somebody else. */
+  /** SHA-256 of the sender's certificate. */
   peer: string;
   /** The sender's name in the room. */
   name?: string;
@@ -77,7 +72,6 @@ export async function receiveFiles(
   purpose: Record<string, unknown>,
   options: ReceiveOptions,
 ): Promise<TransferOutcome> {
-  const { peer: fingerprint, name = "somebody", decide, onProgress } = options;
   const abort = new AbortController();
   stream.on("close", () => abort.abort());
   const whileOpen = new WhileOpen(stream);
@@ -91,21 +85,19 @@ export async function receiveFiles(
   try {
     const parts = readParts(stream);
     const offer = await readOffer(purpose, () => silence.during(parts.next()));
-    const decision = await whileOpen.wait(Promise.resolve(decide(offer, abort.signal)));
+    const decision = await whileOpen.wait(Promise.resolve(options.decide(offer, abort.signal)));
     if ("refuse" in decision) {
       stream.reset(decision.refuse, resetCodes.refused);
       throw new StreamError(resetCodes.refused, decision.refuse);
     }
-    const sender = { fingerprint, name };
-    await using destination = await Destination.open(decision, offer, sender, abort.signal).catch((error) => {
-      throw new Error(`the folder for what comes: ${problemOf(error)}`);
-    });
+    await using destination = await destinationOf(stream, decision, offer, options, abort.signal);
     const progress = new TransferProgress(offer);
     progress.storedAs = destination.name;
     progress.begin();
-    onProgress?.(progress, offer);
-    await using receiver = (receiving = new Receiving(stream, offer, destination, progress, options));
-    return await receiver.run(parts, silence, whileOpen);
+    options.onProgress?.(progress, offer);
+    const about = { offer, destination, progress, whileOpen };
+    await using receiver = (receiving = new Receiving(stream, about, options));
+    return await receiver.run(parts, silence);
   } catch (error) {
     throw cutOff(stream, silence.error ?? error);
   } finally {
@@ -113,92 +105,76 @@ export async function receiveFiles(
   }
 }
 
-/** A file that the sender has announced. */
-interface Announced {
-  readonly path: string;
-  readonly bytes: number;
-  readonly mode: number;
-  readonly modifiedMs: number;
-  /** From the destination: the folders to the file, and its name. */
-  readonly folders: readonly string[];
-  readonly name: string;
-  readonly part: string;
-  /** The full path of the part, by which it is claimed. */
-  readonly claim: string;
-  readonly have: Have;
+async function destinationOf(
+  stream: Stream,
+  place: { directory: string; isReal?: boolean },
+  offer: FileOffer,
+  { peer: fingerprint, name = "somebody" }: ReceiveOptions,
+  signal: AbortSignal,
+): Promise<Destination> {
+  await checkRoom(place.directory, offer);
+  const lease = { signal, giveUp: () => giveUp(stream) };
+  return Destination.open(place, offer, { fingerprint, name }, lease).catch((error) => {
+    throw new LocalProblem(`the folder for what comes: ${problemOf(error)}`);
+  });
 }
 
-/** The file that is being received. */
-interface Current {
-  readonly file: Announced;
-  readonly hash: Bun.CryptoHasher;
-  at: number;
-  /** Bytes that have come and are not on the disk yet. They are collected: one write costs as much as hashing 64 KiB. */
-  unwritten: Buffer[];
-  unwrittenBytes: number;
-  handle: FileHandle | undefined;
-  /** The folder of the file, while there is something to write. */
-  folder: Folder | undefined;
-  /** Whether the sender was told that the file has failed. */
-  isFailed: boolean;
+/** Whether there is room for what does not have to be there already. Rejects with a {@link LocalProblem} if not. */
+export async function checkRoom(directory: string, { name, bytes }: FileOffer): Promise<void> {
+  const there = await bytesThere(directory, name, bytes).catch((error) => {
+    throw new LocalProblem(`the folder for what comes: ${fileProblem(error)}`);
+  });
+  await checkSpace(directory, bytes - there);
 }
 
-async function flush(current: Current): Promise<void> {
-  const { handle, at, unwritten, unwrittenBytes } = current;
-  current.unwritten = [];
-  current.unwrittenBytes = 0;
-  if (handle) await writeAt(handle, unwritten, at - unwrittenBytes);
-}
+const giveUp = (stream: Stream): void => stream.reset("another attempt goes on with it", resetCodes.failed);
 
 /** The parts that this program is writing, so that no two streams write the same one. */
-const claimed = new Set<string>();
+const claims = new Map<string, Receiving>();
+
+interface About {
+  offer: FileOffer;
+  destination: Destination;
+  progress: TransferProgress;
+  whileOpen: WhileOpen;
+}
 
 class Receiving implements AsyncDisposable {
   readonly #stream: Stream;
+  readonly #offer: FileOffer;
   readonly #destination: Destination;
-  readonly #check: OfferCheck;
-  readonly #peer: string;
-  readonly #mayExecute: boolean;
-  readonly #isOneFile: boolean;
   readonly #progress: TransferProgress;
+  readonly #whileOpen: WhileOpen;
+  readonly #options: ReceiveOptions;
+  readonly #check: OfferCheck;
   readonly #tally = new Tally();
-  #filesLeft: number;
-  #bytesLeft: number;
+  readonly #left: { files: number; folders: number; bytes: number };
   readonly #announced: Announced[] = [];
-  #current: Current | undefined;
+  readonly #closed = Promise.withResolvers<void>();
+  #current: Arriving | undefined;
 
-  constructor(
-    stream: Stream,
-    offer: FileOffer,
-    destination: Destination,
-    progress: TransferProgress,
-    { peer, executable = false }: ReceiveOptions,
-  ) {
+  constructor(stream: Stream, { offer, destination, progress, whileOpen }: About, options: ReceiveOptions) {
     this.#stream = stream;
+    this.#offer = offer;
     this.#destination = destination;
-    this.#check = new OfferCheck(offer);
-    this.#peer = peer;
-    this.#mayExecute = executable;
-    this.#isOneFile = isOneFile(offer);
     this.#progress = progress;
-    this.#filesLeft = offer.files;
-    this.#bytesLeft = offer.bytes;
+    this.#whileOpen = whileOpen;
+    this.#options = options;
+    this.#check = new OfferCheck(offer);
+    const { files, folders, bytes } = offer;
+    this.#left = { files, folders, bytes };
   }
 
   /** Bytes of the largest file that the sender may be reading before it answers. */
   get busyBytes(): number {
-    return this.#announced.reduce((most, { bytes }) => Math.max(most, bytes), this.#current?.file.bytes ?? 0);
+    return this.#announced.reduce((max, { bytes }) => Math.max(max, bytes), this.#current?.file.bytes ?? 0);
   }
 
-  async run(
-    parts: AsyncGenerator<Message | Buffer, void>,
-    silence: Silence,
-    whileOpen: WhileOpen,
-  ): Promise<TransferOutcome> {
+  async run(parts: AsyncGenerator<Message | Buffer, void>, silence: Silence): Promise<TransferOutcome> {
     this.#say({ type: "accepted" });
     try {
       for (;;) {
-        const { value: part, done } = await silence.during(whileOpen.wait(parts.next()));
+        const { value: part, done } = await silence.during(this.#whileOpen.wait(parts.next()));
         if (done) break;
         if (Buffer.isBuffer(part)) await this.#receive(part);
         else await this.#hear(part!);
@@ -207,24 +183,25 @@ class Receiving implements AsyncDisposable {
       if (error instanceof Cancelled) await this.#cancelled();
       throw error;
     }
-    if (this.#current || this.#announced.length > 0 || this.#filesLeft > 0) {
+    if (this.#current || this.#announced.length + this.#left.files + this.#left.folders > 0) {
       throw new Refusal("bad-line", "the sender ended before its time");
     }
-    await this.#destination.over();
+    if (this.#offer.things > 1) await this.#destination.openToOthers();
+    await this.#destination.over(this.#offer.folders > 0);
     this.#stream.end();
-    return this.#tally;
+    return this.#tally.outcome;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#current?.handle?.close();
-    await this.#current?.folder?.[Symbol.asyncDispose]();
-    for (const { claim } of this.#announced) claimed.delete(claim);
-    if (this.#current) claimed.delete(this.#current.file.claim);
+    await this.#current?.[Symbol.asyncDispose]();
+    for (const { claim } of this.#announced) claims.delete(claim);
+    if (this.#current) claims.delete(this.#current.file.claim);
+    this.#closed.resolve();
   }
 
   /** Keeps what has come, says how much that is, and waits until the sender knows. */
   async #cancelled(): Promise<void> {
-    if (this.#current) await this.#unlessFailed(flush);
+    if (this.#current) await this.#unlessFailed((current) => current.flush());
     const closed = new Promise<void>((resolve) => void this.#stream.once("close", resolve));
     this.#say({ type: "cancelled", bytes: this.#progress.bytesDone });
     this.#stream.end();
@@ -245,10 +222,14 @@ class Receiving implements AsyncDisposable {
         return this.#announce(message);
       case "from":
         return this.#begin(wholeNumber(message, "bytes"));
+      case "again":
+        return this.#again(message);
       case "end":
-        return this.#end(sha256Of(message));
+        return this.#end(message);
       case "failed":
         return this.#failedThere(reasonOf(message));
+      case "folder":
+        return this.#folder(message);
     }
     throw new Refusal("unknown-type", `${message.type} is not for a receiver`);
   }
@@ -260,17 +241,18 @@ class Receiving implements AsyncDisposable {
     const bytes = wholeNumber(message, "bytes");
     const mode = wholeNumber(message, "mode", 0o777);
     const modifiedMs = wholeNumber(message, "modifiedMs", maxTimeMs, -maxTimeMs);
-    this.#bytesLeft -= bytes;
-    if (this.#filesLeft-- === 0 || this.#bytesLeft < 0) throw new Refusal("limit", "more than was offered");
+    const head = sha256Of(message, "head");
+    this.#left.bytes -= bytes;
+    if (this.#left.files-- === 0 || this.#left.bytes < 0) throw new Refusal("limit", "more than was offered");
     if (this.#announced.length >= maxAhead) throw new Refusal("limit", "too many files announced ahead");
     const checked = this.#check.next(path, mode);
     const problem =
       pathProblem(path) ??
       ("problem" in checked
         ? checked.problem
-        : await this.#prepare({ path, bytes, modifiedMs, mode: this.#modeOf(mode, checked) }));
+        : await this.#prepare({ path, bytes, modifiedMs, mode: this.#modeOf(mode, checked) }, head));
     if (problem === undefined) return;
-    this.#tally.fail(path, problem);
+    this.#tally.fail(path, problem, bytes);
     this.#progress.filesDone++;
     this.#progress.bytesFailed += bytes;
     this.#say({ type: "refused", reason: problem });
@@ -278,153 +260,187 @@ class Receiving implements AsyncDisposable {
 
   /** The mode that our umask leaves, without the executable bits unless they were asked for. */
   #modeOf(mode: number, { isExecutable }: { isExecutable: boolean }): number {
-    return mode & ~process.umask() & (this.#mayExecute && isExecutable ? 0o777 : 0o666);
+    const { executable = false } = this.#options;
+    return mode & ~process.umask() & (executable && isExecutable ? 0o777 : 0o666);
+  }
+
+  /** The names that a path has here, from the destination. */
+  #placeOf(path: string): string[] {
+    return this.#destination.inside(path).split("/").map(nameHere);
   }
 
   /** Looks how much of the file is there, and tells the sender. Resolves to why the file is not taken. */
   async #prepare(
     file: Pick<Announced, "path" | "bytes" | "mode" | "modifiedMs">,
+    head: string,
   ): Promise<string | undefined> {
-    const { path, bytes, modifiedMs } = file;
-    const folders = this.#destination.inside(path).split("/");
+    const { path, bytes } = file;
+    const folders = this.#placeOf(path);
     const name = folders.pop()!;
-    const part = partNameOf(keyOf(this.#peer, path, bytes, modifiedMs));
+    const part = partNameOf(name, keyOf(path, bytes, head));
     const claim = join(this.#destination.folder.path, ...folders, part);
-    if (claimed.has(claim)) return "it is being received already";
+    if (!(await this.#claim(claim))) return "it is being received already";
     try {
       await using folder = await this.#destination.folder.walk(folders, false);
       const have = folder
-        ? ((await wholeFile(folder, { name, bytes, modifiedMs })) ??
-          (await unfinishedFile(folder, part, bytes)))
+        ? ((await wholeFile(folder, { name, bytes, head })) ??
+          (await unfinishedFile(folder, part, { bytes, head })))
         : nothing();
-      claimed.add(claim);
       this.#announced.push({ ...file, folders, name, part, claim, have });
       this.#say({ type: "have", bytes: have.bytes, sha256: have.hash.copy().digest("hex") });
       return undefined;
     } catch (error) {
+      claims.delete(claim);
       return problemOf(error);
     }
   }
 
+  /** Another attempt of the same sender has to give way, and so has one whose link is broken. */
+  async #claim(claim: string): Promise<boolean> {
+    const other = claims.get(claim);
+    if (other === this) return false;
+    if (other) {
+      if (other.#options.peer !== this.#options.peer && !other.#stream.isWaiting) return false;
+      giveUp(other.#stream);
+      await this.#whileOpen.wait(other.#closed.promise);
+    }
+    if (claims.has(claim)) return false;
+    claims.set(claim, this);
+    return true;
+  }
+
   // --- one file ------------------------------------------------------------------------------------------
 
+  #walk(makes: boolean): Promise<Folder | undefined> {
+    return this.#destination.folder.walk(this.#current!.file.folders, makes);
+  }
+
   async #begin(from: number): Promise<void> {
-    const { file } = this.#take(from);
-    const isThere = from === file.have.bytes && file.have.isWhole;
-    await this.#unlessFailed(async (current) => {
-      const folder = await this.#destination.folder.walk(file.folders, !isThere);
-      if (isThere) return void (current.folder = folder);
-      if (!folder) throw new LocalProblem("its folder has gone");
-      current.folder = folder;
-      await checkSpace(folder, file.bytes - from);
-      current.handle = await openPartial(folder, file.part, from);
-    });
+    this.#take(from);
+    await this.#unlessFailed((current) => current.begin((makes) => this.#walk(makes)));
   }
 
   /** The next of the announced files becomes the current one. */
-  #take(from: number): Current {
+  #take(from: number): Arriving {
     const file = this.#announced[0];
     if (this.#current || !file) throw new Refusal("bad-line", "bytes of no file");
     if (from !== 0 && from !== file.have.bytes) throw new Refusal("bad-field", "it goes on where nothing is");
     this.#announced.shift();
-    const hash = from === file.have.bytes ? file.have.hash : new Bun.CryptoHasher("sha256");
     this.#progress.path = file.path;
     this.#progress.bytesDone += from;
-    const nothing = {
-      unwritten: [],
-      unwrittenBytes: 0,
-      handle: undefined,
-      folder: undefined,
-      isFailed: false,
-    };
-    return (this.#current = { file, hash, at: from, ...nothing });
+    return (this.#current = new Arriving(file, from));
+  }
+
+  async #again(message: Message): Promise<void> {
+    const current = this.#current;
+    if (!current || current.isAgain) throw new Refusal("bad-line", "again, and no file that may come again");
+    const bytes = wholeNumber(message, "bytes", current.file.bytes);
+    this.#progress.bytesDone -= current.at;
+    this.#progress.bytesFailed += current.file.bytes - bytes;
+    current.restart(bytes);
+    await this.#unlessFailed((one) => one.reopen((makes) => this.#walk(makes)));
   }
 
   async #receive(piece: Buffer): Promise<void> {
     const current = this.#current;
-    if (!current || current.at + piece.length > current.file.bytes) {
+    if (!current || current.at + piece.length > current.bytes) {
       throw new Refusal("bad-line", "bytes of no file");
     }
     current.at += piece.length;
     this.#progress.bytesDone += piece.length;
     this.#progress.bytesMoved += piece.length;
-    if (current.isFailed) return;
-    current.hash.update(piece);
-    current.unwritten.push(piece);
-    current.unwrittenBytes += piece.length;
-    if (current.unwrittenBytes >= blockBytes) await this.#unlessFailed(flush);
+    await this.#unlessFailed((one) => one.take(piece));
   }
 
-  async #end(sha256: string): Promise<void> {
+  async #end(message: Message): Promise<void> {
     const current = this.#current;
-    if (!current || (current.at !== current.file.bytes && !current.isFailed)) {
+    const sha256 = sha256Of(message);
+    if (!current || (current.at !== current.bytes && !current.isFailed)) {
       throw new Refusal("bad-line", "an end of no file");
     }
-    await this.#unlessFailed(async (one) => {
-      await flush(one);
-      const { handle, folder, hash, file } = one;
-      if (hash.digest("hex") !== sha256) throw new LocalProblem("its SHA-256 differs");
-      // It was complete. If an attempt died right after naming it, the part may still be there.
-      if (!handle || !folder) return this.#dropPart(one);
-      await handle.chmod(file.mode);
-      const modified = new Date(file.modifiedMs);
-      await handle.utimes(modified, modified);
-      // On the disk first: the sender may delete its own once we have confirmed.
-      await handle.sync();
-      const name = await place(folder, file.part, file.name);
-      if (this.#isOneFile) this.#progress.storedAs = name;
-    });
-    await this.#over(current);
+    let path: string | undefined;
+    await this.#unlessFailed(async (one) => (path = await one.finish(sha256)));
+    if (!current.isFailed && message["grew"] === true)
+      this.#tally.note(current.file.path, grewNote(current.bytes));
+    await this.#over(current, path === undefined ? undefined : this.#storedAs(current.file, path));
+  }
+
+  /** Keeps the name that a file has got. Returns it if it is another one than it was sent with. */
+  #storedAs({ path: sent }: Announced, path: string): string | undefined {
+    const as = relative(this.#destination.folder.path, path);
+    if (isOneFile(this.#offer)) {
+      this.#progress.storedAs = as;
+      return as === sent ? undefined : as;
+    }
+    if (as === this.#destination.inside(sent)) return undefined;
+    this.#tally.note(sent, storedNote(as));
+    return as;
   }
 
   async #failedThere(reason: string): Promise<void> {
     const current = this.#current ?? this.#take(0);
-    // What we have may be of another version of the file.
     if (!current.isFailed) {
-      current.folder ??= await this.#destination.folder
-        .walk(current.file.folders, false)
-        .catch(() => undefined);
-      await this.#dropPart(current);
+      await current.failedThere((makes) => this.#walk(makes));
+      this.#fail(current, reason);
     }
-    if (!current.isFailed) this.#fail(current, reason);
     await this.#over(current);
   }
 
   /** Does something for the current file. If it fails, both sides are told, and the rest of the file is ignored. */
-  async #unlessFailed(work: (current: Current) => Promise<void>): Promise<void> {
+  async #unlessFailed(work: (current: Arriving) => Promise<unknown>): Promise<void> {
     const current = this.#current!;
     if (current.isFailed) return;
     try {
       await work(current);
     } catch (error) {
-      if (current.handle) await this.#dropPart(current);
+      await current.failed(error);
       this.#fail(current, problemOf(error));
     }
   }
 
-  async #dropPart({ folder, file }: Current): Promise<void> {
-    if (folder) await unlink(folder.at(file.part)).catch(() => {});
-  }
-
-  #fail(current: Current, reason: string): void {
+  #fail(current: Arriving, reason: string): void {
     current.isFailed = true;
-    this.#tally.fail(current.file.path, reason);
+    this.#tally.fail(current.file.path, reason, current.file.bytes);
     this.#say({ type: "failed", reason });
   }
 
-  async #over(current: Current): Promise<void> {
-    const { file, handle, folder, at, isFailed } = current;
+  async #over(current: Arriving, as?: string): Promise<void> {
+    const { file, at, bytes, isFailed } = current;
     this.#current = undefined;
-    claimed.delete(file.claim);
-    await handle?.close();
-    await folder?.[Symbol.asyncDispose]();
+    claims.delete(file.claim);
+    await current[Symbol.asyncDispose]();
     this.#progress.filesDone++;
     if (isFailed) {
       this.#progress.bytesDone -= at;
-      this.#progress.bytesFailed += file.bytes;
+      this.#progress.bytesFailed += bytes;
       return;
     }
     this.#tally.files++;
-    this.#say({ type: "received" });
+    this.#say({ type: "received", ...(as !== undefined && { as }) });
+  }
+
+  // --- folders -------------------------------------------------------------------------------------------
+
+  /** All of it has come: it gets its rights, which are never wider than they were. */
+  async #folder(message: Message): Promise<void> {
+    const path = text(message, "path", maxPathLength);
+    const mode = wholeNumber(message, "mode", 0o777);
+    if (this.#left.folders-- === 0) throw new Refusal("limit", "more than was offered");
+    const isTop = this.#offer.things === 1 && path === this.#offer.name;
+    const problem = pathProblem(path) ?? this.#check.nextFolder(path);
+    const made = problem ?? (await this.#make(isTop ? [] : this.#placeOf(path), mode));
+    if (made === undefined) return this.#say({ type: "made" });
+    this.#tally.fail(`${path}/`, made, 0);
+    this.#say({ type: "unmade", reason: made });
+  }
+
+  async #make(names: string[], mode: number): Promise<string | undefined> {
+    try {
+      await using folder = await this.#destination.folder.walk(names, true);
+      await folder?.chmod(mode & ~process.umask());
+      return undefined;
+    } catch (error) {
+      return problemOf(error);
+    }
   }
 }

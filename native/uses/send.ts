@@ -1,45 +1,35 @@
 /**
  * Sends files: offers them, and sends what the receiver lacks. Owns the stream, and the descriptor of the file that is
- * being read. For native/uses/services.ts. files.ts describes the wire.
+ * being read. For native/uses/transfers.ts. files.ts describes the wire.
  */
-import { constants, type Stats } from "node:fs";
-import { open, readlink, realpath, type FileHandle } from "node:fs/promises";
+import type { Stats } from "node:fs";
+import type { FileHandle } from "node:fs/promises";
 import { Refusal } from "../../protocol.ts";
 import {
   blockBytes,
   Cancelled,
   cancelPatienceMs,
   cutOff,
-  fileProblem,
+  grewNote,
   maxAhead,
+  maxPathLength,
+  problemOf,
   readParts,
   reasonOf,
   sha256Of,
+  storedNote,
   Tally,
   TransferProgress,
   type TransferOutcome,
 } from "./files.ts";
-import { isWithin, type SourceFiles, type SourceFile } from "./source-files.ts";
 import type { StreamOpener } from "./forward.ts";
-import { encodeChunk, encodeMessage, wholeNumber, type Message } from "./message.ts";
-import { encodeOffer, offerOf } from "./offer.ts";
+import { encodeChunk, encodeMessage, text, wholeNumber, type Message } from "./message.ts";
+import { encodeOffer, isOneFile, offerOf, type FileOffer } from "./offer.ts";
+import { hashBeginning, headOf, Ledger, openSource, Outgoing } from "./outgoing.ts";
 import { Silence } from "./silence.ts";
+import type { SourceFiles, SourceFolder } from "./source-files.ts";
 import { StreamError, type Stream } from "../session/stream.ts";
 import { WhileOpen } from "./while-open.ts";
-
-/** What the receiver has of a file; undefined if it does not want the file. */
-type Answer = { bytes: number; sha256: string } | undefined;
-
-/** A file that was announced. */
-interface Announced {
-  readonly file: SourceFile;
-  readonly answer: PromiseWithResolvers<Answer>;
-  /** How many of its bytes the receiver had, and has acknowledged since. */
-  bytesThere: number;
-  bytesMoved: number;
-  /** Whether its result is known. */
-  isOver: boolean;
-}
 
 export interface SendOptions {
   progress?: TransferProgress;
@@ -53,48 +43,60 @@ export interface SendOptions {
 
 /**
  * Offers files and sends them. Resolves once each file is confirmed or has failed. Rejects if the offer is refused, if the
- * receiver has accepted it and then falls silent, if the link ends, or with {@link Cancelled}. The receiver keeps what it has, and the next attempt
- * goes on behind it.
+ * receiver has accepted it and then falls silent, if the link ends, or with {@link Cancelled}. The receiver keeps what it
+ * has, and the next attempt goes on behind it.
  */
 export async function sendFiles(
   link: StreamOpener,
   collection: SourceFiles,
   options: SendOptions = {},
 ): Promise<TransferOutcome> {
-  const { files } = collection;
-  if (files.length === 0) return new Tally();
-  const { purpose, messages } = encodeOffer(offerOf(collection));
-  const { progress = new TransferProgress({ files: files.length, bytes: collection.bytes }) } = options;
-  return new Sending(link.open(purpose), files, progress).run(messages, options);
+  const { files, bytes } = collection;
+  if (collection.things === 0) return new Tally().outcome;
+  const offer = offerOf(collection);
+  const { purpose, messages } = encodeOffer(offer);
+  const { progress = new TransferProgress({ files: files.length, bytes }) } = options;
+  return new Sending(link.open(purpose), collection, offer, progress).run(messages, options);
+}
+
+/** What is sent of a file in one go: from there to there. The hash has what comes before. */
+interface Attempt {
+  from: number;
+  hash: Bun.CryptoHasher;
+  before: Stats;
 }
 
 class Sending {
   readonly #stream: Stream;
-  readonly #files: readonly SourceFile[];
+  readonly #collection: SourceFiles;
+  readonly #offer: FileOffer;
   readonly #progress: TransferProgress;
   readonly #tally = new Tally();
-  readonly #accepted = Promise.withResolvers<void>();
+  /** What ends waiting: the receiver has accepted; it is cancelled, here or there. */
+  readonly #told = { accepted: Promise.withResolvers<void>(), cancelled: Promise.withResolvers<never>() };
   readonly #whileOpen: WhileOpen;
+  readonly #ledger = new Ledger();
   #silence: Silence | undefined;
   /** Once it is cancelled here, nothing more is sent. */
-  #isCancelled = false;
-  #giveUp: NodeJS.Timeout | undefined;
-  /** Files announced and not sent yet; those of them not answered yet; files that wait for their result. All in order. */
-  readonly #unsent: Announced[] = [];
-  readonly #unanswered: Announced[] = [];
-  readonly #unconfirmed: Announced[] = [];
-  /** Bytes of all that was written; and the pieces of files in it, by where they end, until they are acknowledged. */
-  #writtenBytes = 0;
-  readonly #unacknowledged: { announced: Announced; bytes: number; endsAt: number }[] = [];
+  #cancelling: NodeJS.Timeout | undefined;
+  /** Files announced and not sent yet; those not answered yet; files and folders that wait for their result. In order. */
+  readonly #waiting = {
+    unsent: [] as Outgoing[],
+    unanswered: [] as Outgoing[],
+    unconfirmed: [] as Outgoing[],
+    folders: [] as SourceFolder[],
+  };
   /** Two blocks: one is being read into while the other is being sent. */
   readonly #blocks = [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)];
 
-  constructor(stream: Stream, files: readonly SourceFile[], progress: TransferProgress) {
+  constructor(stream: Stream, collection: SourceFiles, offer: FileOffer, progress: TransferProgress) {
     this.#stream = stream;
-    stream.written.countAcknowledged((bytes) => this.#acknowledged(bytes));
-    this.#files = files;
+    stream.written.countAcknowledged((bytes) => this.#ledger.acknowledged(bytes));
+    this.#collection = collection;
+    this.#offer = offer;
     this.#progress = progress;
     this.#whileOpen = new WhileOpen(stream);
+    this.#told.cancelled.promise.catch((error) => this.#whileOpen.fail(error));
   }
 
   async run(
@@ -108,49 +110,55 @@ class Sending {
       for (const message of messages) this.#say(message);
       const heard = this.#listen();
       heard.catch((error) => this.#whileOpen.fail(error));
-      await this.#whileOpen.wait(this.#accepted.promise); // without a limit: a person may decide
+      await this.#whileOpen.wait(this.#told.accepted.promise); // without a limit: a person may decide
       this.#progress.begin();
       onAccepted?.();
       const busyBytes = () => this.#busyBytes;
       using silence = (this.#silence = new Silence(this.#stream, { busyBytes, maxMs }));
-      let announced = 0;
-      for (const index of this.#files.keys()) {
-        while (announced < Math.min(this.#files.length, index + maxAhead)) this.#announce(announced++);
-        await this.#sendNext();
-      }
+      await this.#sendAll();
       this.#stream.end();
-      await silence.during(heard);
-      return this.#tally;
+      await silence.during(Promise.race([heard, this.#told.cancelled.promise]));
+      return this.#tally.outcome;
     } catch (error) {
       throw cutOff(this.#stream, this.#silence?.error ?? error);
     } finally {
       signal?.removeEventListener("abort", cancel);
-      clearTimeout(this.#giveUp);
+      clearTimeout(this.#cancelling);
+    }
+  }
+
+  async #sendAll(): Promise<void> {
+    const { files, folders } = this.#collection;
+    let [announced, told] = [0, 0];
+    for (let index = 0; index <= files.length; index++) {
+      while ((folders[told]?.after ?? Infinity) <= index) await this.#tellFolder(folders[told++]!);
+      while (announced < Math.min(files.length, index + maxAhead)) await this.#announce(announced++);
+      if (index < files.length) await this.#sendNext();
     }
   }
 
   /** The receiver says what it has, and that is the end. If it says nothing, we know what it has acknowledged. */
   #cancel(): void {
-    const over = () => this.#whileOpen.fail(new Cancelled("us"));
+    const over = () => this.#told.cancelled.reject(new Cancelled("us"));
     if (!this.#progress.begun) return over();
     this.#say({ type: "cancel" });
-    this.#isCancelled = true;
-    this.#giveUp = setTimeout(over, cancelPatienceMs);
+    this.#cancelling ??= setTimeout(over, cancelPatienceMs);
   }
 
   /** Bytes of the largest file that the receiver may have to read or write before it answers. */
   get #busyBytes(): number {
-    const all = [...this.#unsent, ...this.#unanswered, ...this.#unconfirmed];
-    return all.reduce((most, { file }) => Math.max(most, file.bytes), 0);
+    const { unsent, unanswered, unconfirmed } = this.#waiting;
+    const all = [...unsent, ...unanswered, ...unconfirmed];
+    return all.reduce((max, { file }) => Math.max(max, file.bytes), 0);
   }
 
   #say(message: Message): void {
-    if (!this.#isCancelled) this.#write(encodeMessage(message));
+    if (!this.#cancelling) this.#write(encodeMessage(message));
   }
 
-  #write(bytes: Buffer, written = () => {}): void {
-    this.#writtenBytes += bytes.length;
-    this.#stream.write(bytes, () => written());
+  #write(bytes: Buffer, of?: Outgoing): Promise<void> {
+    this.#ledger.wrote(bytes.length, of);
+    return new Promise((resolve) => void this.#stream.write(bytes, () => resolve()));
   }
 
   // --- hearing the receiver ------------------------------------------------------------------------------
@@ -161,179 +169,170 @@ class Sending {
       this.#silence?.heard();
       this.#hear(part);
     }
-    const isOver = this.#stream.writableEnded && this.#unconfirmed.length + this.#unanswered.length === 0;
-    if (!isOver) throw new Refusal("bad-line", "the receiver ended before its time");
+    const { unanswered, unconfirmed, folders } = this.#waiting;
+    const left = unconfirmed.length + unanswered.length + folders.length;
+    if (!this.#stream.writableEnded || left > 0)
+      throw new Refusal("bad-line", "the receiver ended before its time");
   }
 
   #hear(message: Message): void {
+    const { unanswered, unconfirmed, folders } = this.#waiting;
     switch (message.type) {
       case "accepted":
-        return this.#accepted.resolve();
+        return this.#told.accepted.resolve();
+      case "cancelled":
+        return this.#cancelled(wholeNumber(message, "bytes", this.#progress.bytes));
       case "have": {
-        const answered = this.#next(this.#unanswered);
+        const answered = next(unanswered);
         const bytes = wholeNumber(message, "bytes", answered.file.bytes);
-        this.#unconfirmed.push(answered);
-        return answered.answer.resolve({ bytes, sha256: sha256Of(message) });
+        const sha256 = sha256Of(message);
+        unconfirmed.push(answered);
+        return answered.answer.resolve({ bytes, sha256 });
       }
       case "refused": {
-        const refused = this.#next(this.#unanswered);
-        this.#over(refused, reasonOf(message));
+        const refused = next(unanswered);
+        this.#failed(refused, reasonOf(message));
         return refused.answer.resolve(undefined);
       }
-      case "cancelled": {
-        this.#progress.bytesDone = wholeNumber(message, "bytes", this.#progress.bytes);
-        return this.#whileOpen.fail(new Cancelled(this.#isCancelled ? "us" : "peer"));
-      }
       case "received":
-        return this.#over(this.#next(this.#unconfirmed), undefined);
+        return this.#arrived(next(unconfirmed), message);
       case "failed":
-        return this.#over(this.#next(this.#unconfirmed), reasonOf(message));
+        return this.#failed(next(unconfirmed), reasonOf(message));
+      case "made":
+        return void next(folders);
+      case "unmade":
+        return this.#tally.fail(`${next(folders).path}/`, reasonOf(message), 0);
     }
     throw new Refusal("unknown-type", `${message.type} is no answer`);
   }
 
-  #next(waiting: Announced[]): Announced {
-    const first = waiting.shift();
-    if (!first) throw new Refusal("bad-line", "an answer to nothing");
-    return first;
+  #cancelled(bytesThere: number): void {
+    if (!this.#progress.begun) throw new Refusal("bad-line", "it was not accepted");
+    this.#progress.bytesDone = bytesThere;
+    this.#told.cancelled.reject(new Cancelled(this.#cancelling ? "us" : "peer"));
   }
 
-  #over(announced: Announced, reason: string | undefined): void {
-    const { file, bytesThere, bytesMoved } = announced;
-    if (reason === undefined) {
-      this.#count(announced, file.bytes - bytesThere - bytesMoved);
-      this.#tally.files++;
-    } else {
-      this.#progress.bytesDone -= bytesThere + bytesMoved;
-      this.#progress.bytesFailed += file.bytes;
-      this.#tally.fail(file.path, reason);
-    }
-    announced.isOver = true;
-    this.#progress.filesDone++;
+  #arrived(arrived: Outgoing, message: Message): void {
+    const { path } = arrived.file;
+    const as = "as" in message ? text(message, "as", maxPathLength) : undefined;
+    if (as !== undefined && isOneFile(this.#offer)) this.#progress.storedAs = as;
+    else if (as !== undefined) this.#tally.note(path, storedNote(as));
+    if (arrived.grew) this.#tally.note(path, grewNote(arrived.bytes));
+    this.#tally.files++;
+    arrived.over(true);
   }
 
-  /** So many bytes in all are with the receiver. */
-  #acknowledged(bytes: number): void {
-    while (this.#unacknowledged[0]?.endsAt! <= bytes) {
-      const { announced, bytes } = this.#unacknowledged.shift()!;
-      this.#count(announced, bytes);
-    }
-  }
-
-  #count(announced: Announced, bytes: number): void {
-    if (announced.isOver) return;
-    announced.bytesMoved += bytes;
-    this.#progress.bytesDone += bytes;
-    this.#progress.bytesMoved += bytes;
+  #failed(failed: Outgoing, reason: string): void {
+    this.#tally.fail(failed.file.path, reason, failed.file.bytes);
+    failed.over(false);
   }
 
   // --- sending -------------------------------------------------------------------------------------------
 
-  #announce(index: number): void {
-    const file = this.#files[index]!;
-    const announced = {
-      file,
-      answer: Promise.withResolvers<Answer>(),
-      bytesThere: 0,
-      bytesMoved: 0,
-      isOver: false,
-    };
-    this.#unsent.push(announced);
-    this.#unanswered.push(announced);
-    const { path, bytes, mode, mtimeMs } = file;
-    this.#say({ type: "file", path: path.toWellFormed(), bytes, mode, modifiedMs: Math.floor(mtimeMs) });
+  async #announce(index: number): Promise<void> {
+    const outgoing = new Outgoing(this.#collection.files[index]!, this.#progress);
+    const { path, bytes, mode, mtimeMs } = outgoing.file;
+    const head = await headOf(outgoing.file, this.#blocks[0]!);
+    this.#waiting.unsent.push(outgoing);
+    this.#waiting.unanswered.push(outgoing);
+    const modifiedMs = Math.floor(mtimeMs);
+    this.#say({ type: "file", path: path.toWellFormed(), bytes, mode, modifiedMs, head });
+  }
+
+  async #tellFolder(folder: SourceFolder): Promise<void> {
+    const { path, mode } = folder;
+    this.#waiting.folders.push(folder);
+    if (this.#cancelling) return;
+    const written = this.#write(encodeMessage({ type: "folder", path: path.toWellFormed(), mode }));
+    if (this.#stream.writableNeedDrain) await this.#silence!.during(this.#whileOpen.wait(written));
   }
 
   async #sendNext(): Promise<void> {
-    const announced = this.#unsent.shift()!;
-    const have = await this.#silence!.during(this.#whileOpen.wait(announced.answer.promise));
+    const outgoing = this.#waiting.unsent.shift()!;
+    const have = await this.#silence!.during(this.#whileOpen.wait(outgoing.answer.promise));
     if (!have) return;
-    this.#progress.path = announced.file.path;
-    const problem = await this.#sendContent(announced, have).catch((error) => {
-      if (error instanceof StreamError || error instanceof Refusal) throw error;
-      return fileProblem(error);
+    this.#progress.path = outgoing.file.path;
+    const problem = await this.#sendContent(outgoing, have).catch((error) => {
+      if (error instanceof StreamError || error instanceof Refusal || error instanceof Cancelled) throw error;
+      return problemOf(error);
     });
     if (problem !== undefined) this.#say({ type: "failed", reason: problem });
   }
 
-  /** Sends one file. Resolves to why it can't be sent completely. */
+  /** Sends one file; once more if it changes meanwhile. Resolves to why it can't be sent completely. */
   async #sendContent(
-    announced: Announced,
+    outgoing: Outgoing,
     have: { bytes: number; sha256: string },
   ): Promise<string | undefined> {
-    const { file } = announced;
-    // O_NONBLOCK: a named pipe that has taken its place would block.
-    await using handle = await open(file.source, constants.O_RDONLY | constants.O_NONBLOCK);
+    const { file } = outgoing;
+    await using handle = await openSource(file);
     const before = await handle.stat();
-    const isSame =
-      before.isFile() && isUnchanged(before, file) && isWithin(await pathOf(handle, file), file.within);
-    if (!isSame) return "it has changed since it was offered";
-    const hash = new Bun.CryptoHasher("sha256");
-    const isVerified = await this.#hashBeginning(handle, have.bytes, hash, have.sha256);
-    const from = isVerified ? have.bytes : 0;
+    const isOver = () => this.#stream.destroyed || this.#cancelling !== undefined;
+    const hash = await hashBeginning(handle, have, this.#blocks[0]!, isOver);
+    const from = hash ? have.bytes : 0;
     this.#say({ type: "from", bytes: from });
-    announced.bytesThere = from;
-    this.#progress.bytesDone += from;
-    const rest = await this.#sendRest(
-      announced,
-      handle,
-      from,
-      isVerified ? hash : new Bun.CryptoHasher("sha256"),
-    );
-    if (announced.isOver) return "it has failed there";
-    if (typeof rest === "string") return rest;
-    const after = await handle.stat();
-    if (after.size > file.bytes) return "it grew while it was being read";
-    if (!isUnchanged(after, file)) return "it changed while it was being read";
-    this.#say({ type: "end", sha256: rest.digest("hex") });
-    return undefined;
-  }
-
-  async #hashBeginning(handle: FileHandle, bytes: number, hash: Bun.CryptoHasher, sha256: string) {
-    const block = this.#blocks[0]!;
-    for (let at = 0; at < bytes && !this.#stream.destroyed;) {
-      const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
-      if (bytesRead === 0) return false;
-      hash.update(block.subarray(0, bytesRead));
-      at += bytesRead;
+    outgoing.beginAt(from);
+    let attempt: Attempt = { from, hash: hash ?? new Bun.CryptoHasher("sha256"), before };
+    for (let isAgain = false; ; isAgain = true) {
+      const isWhole = await this.#sendRest(outgoing, handle, attempt);
+      if (outgoing.isOver) return "it has failed there";
+      const after = await handle.stat();
+      outgoing.grew = after.size > outgoing.bytes;
+      const sha256 = attempt.hash.digest("hex");
+      const isTrue = outgoing.grew
+        ? await hashBeginning(handle, { bytes: outgoing.bytes, sha256 }, this.#blocks[0]!, isOver)
+        : isSame(after, attempt.before);
+      if (isWhole && isTrue) {
+        this.#say({ type: "end", sha256, ...(outgoing.grew && { grew: true }) });
+        return undefined;
+      }
+      if (isAgain) return "it keeps changing while it is being read";
+      attempt = this.#again(outgoing, after);
     }
-    return hash.copy().digest("hex") === sha256;
   }
 
-  /** Returns the hash of the whole file, or why there is none. */
-  async #sendRest(announced: Announced, handle: FileHandle, from: number, hash: Bun.CryptoHasher) {
-    const { bytes } = announced.file;
+  #again(outgoing: Outgoing, before: Stats): Attempt {
+    const bytes = Math.min(before.size, outgoing.file.bytes);
+    this.#ledger.forget(outgoing);
+    outgoing.restart(bytes);
+    this.#say({ type: "again", bytes });
+    return { from: 0, hash: new Bun.CryptoHasher("sha256"), before };
+  }
+
+  /** Returns whether all of it could be read. */
+  async #sendRest(outgoing: Outgoing, handle: FileHandle, { from, hash }: Attempt): Promise<boolean> {
+    const { bytes } = outgoing;
     let written: Promise<void> | undefined;
-    for (let at = from, turn = 0; at < bytes && !announced.isOver; turn ^= 1) {
+    let at = from;
+    for (let turn = 0; at < bytes && !outgoing.isOver; turn ^= 1) {
       const block = this.#blocks[turn]!;
       const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
-      if (bytesRead === 0) return `it shrank from ${bytes} to ${at} bytes while it was being read`;
+      if (bytesRead === 0) break;
       const piece = block.subarray(0, bytesRead);
       hash.update(piece);
       await written;
-      written = this.#sendChunk(announced, piece);
+      written = this.#sendChunk(outgoing, piece);
       // It is awaited at the next turn. Until then it must not count as unhandled.
       written.catch(() => {});
       at += bytesRead;
     }
     await written;
-    return hash;
+    return at >= bytes;
   }
 
-  #sendChunk(announced: Announced, piece: Buffer): Promise<void> {
-    if (this.#isCancelled) return this.#whileOpen.wait(new Promise(() => {}));
-    this.#write(encodeChunk(piece.length));
-    const written = new Promise<void>((resolve) => this.#write(piece, resolve));
-    this.#unacknowledged.push({ announced, bytes: piece.length, endsAt: this.#writtenBytes });
-    return this.#silence!.during(this.#whileOpen.wait(written));
+  #sendChunk(outgoing: Outgoing, piece: Buffer): Promise<void> {
+    if (this.#cancelling) return this.#whileOpen.wait(new Promise(() => {}));
+    void this.#write(encodeChunk(piece.length));
+    return this.#silence!.during(this.#whileOpen.wait(this.#write(piece, outgoing)));
   }
 }
 
-/** The real path of what was opened: somebody may have put a link in the place of a folder on the way. */
-async function pathOf(handle: FileHandle, { source }: SourceFile): Promise<string> {
-  return readlink(`/proc/self/fd/${handle.fd}`).catch(() => realpath(source));
+/** Throws if the receiver answers to nothing. */
+function next<T>(waiting: T[]): T {
+  const first = waiting.shift();
+  if (!first) throw new Refusal("bad-line", "an answer to nothing");
+  return first;
 }
 
-function isUnchanged(now: Stats, { bytes, mtimeMs }: SourceFile): boolean {
-  return now.size === bytes && now.mtimeMs === mtimeMs;
-}
+const isSame = (now: Stats, before: Stats): boolean =>
+  now.size === before.size && now.mtimeMs === before.mtimeMs;

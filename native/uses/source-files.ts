@@ -1,8 +1,8 @@
 /**
- * Finds the files that a user wants to send, and their sizes, modes and times at that moment. Opens none of them. For
- * native/uses/.
+ * Finds the files and folders that a user wants to send, and their sizes, modes and times at that moment. For native/uses/.
  */
-import { readdir, realpath, stat } from "node:fs/promises";
+import { constants, type Stats } from "node:fs";
+import { access, lstat, readdir, readlink, realpath, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { fileProblem, maxFiles, type FileFailure } from "./files.ts";
 import { numbered } from "./filename.ts";
@@ -11,8 +11,8 @@ import { numbered } from "./filename.ts";
 export interface SourceFile {
   /** The path on this side. */
   source: string;
-  /** The real path of the file or folder that the user has named. Only what lies there is sent. */
-  within: string;
+  /** The real paths of all that the user has named. Only what lies there is sent. */
+  within: readonly string[];
   /** The path on the other side: relative, with slashes. */
   path: string;
   bytes: number;
@@ -21,85 +21,155 @@ export interface SourceFile {
   mtimeMs: number;
 }
 
+/** A folder of ours. It is told after all that is in it. */
+export interface SourceFolder {
+  path: string;
+  mode: number;
+  /** So many of the files come before it. */
+  after: number;
+}
+
 export interface SourceFiles {
   name: string;
-  /** How many files and folders the user has named. */
+  /** How many files and folders the user has named, without those that are skipped. */
   things: number;
   files: SourceFile[];
+  folders: SourceFolder[];
   bytes: number;
-  /** What is neither a file nor a folder, or can't be read. */
+  /** What is neither a file nor a folder, can't be read, or leads out. */
   skipped: FileFailure[];
 }
 
-/** Whether a path is that, or below it. */
-export const isWithin = (path: string, within: string): boolean =>
-  path === within || path.startsWith(within.endsWith("/") ? within : `${within}/`);
+/** Whether a path is one of these, or below one. */
+export const isWithin = (path: string, within: readonly string[]): boolean =>
+  within.some((one) => path === one || path.startsWith(one.endsWith("/") ? one : `${one}/`));
+
+interface Named {
+  path: string;
+  source: string;
+  found: Stats;
+}
 
 /**
- * Finds what a user wants to send: files, and all files in folders. A link that the user has named is followed. A link in a
- * folder is followed only to a file of the same folder: the user has named nothing else. Throws an Error for a path that is
- * not there.
+ * Finds what a user wants to send: files, and all files in folders. A link is sent as the file that it leads to, if that
+ * file is sent, too: the user has named nothing else. Throws an Error for a path that is not there.
  */
 export async function collectFiles(paths: readonly string[]): Promise<SourceFiles> {
-  const collection: SourceFiles = { name: "", things: paths.length, files: [], bytes: 0, skipped: [] };
-  const taken = new Set<string>();
+  const named = await Promise.all(paths.map(look));
+  const roots = named.filter(({ found }) => !found.isSymbolicLink());
+  const within = await Promise.all(roots.map(({ source }) => realpath(source)));
+  const collecting = new Collecting(within);
+  for (const one of named) await collecting.add(one);
+  return collecting.collected;
+}
+
+/** A path that ends in a slash means what a link leads to. */
+async function look(path: string): Promise<Named> {
+  const source = resolve(path);
+  const found = await (path.endsWith("/") ? stat(source) : lstat(source)).catch((error) => {
+    throw new Error(`${path}: ${fileProblem(error)}`);
+  });
+  return { path, source, found };
+}
+
+class Collecting {
+  readonly collected: SourceFiles = { name: "", things: 0, files: [], folders: [], bytes: 0, skipped: [] };
+  readonly #within: readonly string[];
+  #first = "";
+  readonly #taken = new Set<string>();
   /** The last number that each name got, so that they are not all tried again. */
-  const numbers = new Map<string, number>();
-  for (const path of paths) {
-    const source = resolve(path);
-    const found = await stat(source).catch((error) => {
-      throw new Error(`${path}: ${fileProblem(error)}`);
-    });
-    const base = basename(source) || "root";
-    let number = numbers.get(base) ?? 0;
+  readonly #numbers = new Map<string, number>();
+
+  constructor(within: readonly string[]) {
+    this.#within = within;
+  }
+
+  async add({ source, found }: Named): Promise<void> {
+    const { collected } = this;
+    const name = this.#nameFor(basename(source) || "root");
+    const before = collected.skipped.length;
+    if (found.isDirectory()) await this.#folder(source, name, found.mode);
+    else await this.#file(source, name, found.isSymbolicLink());
+    const isSkipped = collected.skipped.length > before && collected.skipped[before]!.path === name;
+    if (isSkipped) return;
+    if (collected.things++ === 0) this.#first = name;
+    collected.name = collected.things === 1 ? name : `${this.#first} and ${collected.things - 1} more`;
+  }
+
+  #nameFor(base: string): string {
+    let number = this.#numbers.get(base) ?? 0;
     let name: string;
     do name = numbered(base, ++number);
-    while (taken.has(name));
-    numbers.set(base, number);
-    taken.add(name);
-    collection.name ||= paths.length > 1 ? `${name} and ${paths.length - 1} more` : name;
-    const within = await realpath(source);
-    if (found.isDirectory()) await collectFolder(source, name, within, collection);
-    else await collectFile(source, name, within, collection);
+    while (this.#taken.has(name));
+    this.#numbers.set(base, number);
+    this.#taken.add(name);
+    return name;
   }
-  return collection;
+
+  async #folder(source: string, path: string, mode: number): Promise<void> {
+    const entries = await readdir(source, { withFileTypes: true }).catch((error) =>
+      this.#skip(path, fileProblem(error)),
+    );
+    if (!entries) return;
+    for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      const [from, to] = [join(source, entry.name), `${path}/${entry.name}`];
+      if (!entry.isDirectory()) await this.#file(from, to, entry.isSymbolicLink());
+      else {
+        const found = await lstat(from).catch((error) => this.#skip(to, this.#problemOf(entry.name, error)));
+        if (found?.isDirectory()) await this.#folder(from, to, found.mode);
+      }
+    }
+    const { files, folders } = this.collected;
+    this.#mustFit();
+    folders.push({ path, mode: mode & 0o777, after: files.length });
+  }
+
+  async #file(source: string, path: string, isLink: boolean): Promise<void> {
+    const { files } = this.collected;
+    this.#mustFit();
+    try {
+      const found = await stat(source);
+      const problem = (isLink ? await this.#linkProblem(source, found) : undefined) ?? kindProblem(found);
+      if (problem !== undefined) return this.#skip(path, problem);
+      await access(source, constants.R_OK);
+      const { size: bytes, mode, mtimeMs } = found;
+      files.push({ source, within: this.#within, path, bytes, mode: mode & 0o777, mtimeMs });
+      this.collected.bytes += bytes;
+    } catch (error) {
+      const isDangling = isLink && (error as NodeJS.ErrnoException).code === "ENOENT";
+      this.#skip(
+        path,
+        isDangling ? "it is a link that leads nowhere" : this.#problemOf(basename(source), error),
+      );
+    }
+  }
+
+  /** Names that are no UTF-8 come with replacement characters, and then they are not there. */
+  #problemOf(name: string, error: unknown): string {
+    const isGone = (error as NodeJS.ErrnoException).code === "ENOENT";
+    return isGone && name.includes("\ufffd") ? "its name is no UTF-8" : fileProblem(error);
+  }
+
+  async #linkProblem(source: string, found: Stats): Promise<string | undefined> {
+    if (found.isDirectory()) return `it is a link to a folder, ${await readlink(source)}`;
+    if (isWithin(await realpath(source), this.#within)) return undefined;
+    return `it is a link that leads out, to ${await readlink(source)}`;
+  }
+
+  #skip(path: string, reason: string): undefined {
+    this.collected.skipped.push({ path, reason });
+  }
+
+  #mustFit(): void {
+    const { files, folders } = this.collected;
+    if (files.length + folders.length >= maxFiles)
+      throw new Error(`at most ${maxFiles} files and folders are sent at once`);
+  }
 }
 
-async function collectFolder(
-  source: string,
-  path: string,
-  within: string,
-  collection: SourceFiles,
-): Promise<void> {
-  const entries = await readdir(source, { withFileTypes: true }).catch((error) => {
-    collection.skipped.push({ path, reason: fileProblem(error) });
-    return [];
-  });
-  for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    const [from, to] = [join(source, entry.name), `${path}/${entry.name}`];
-    if (entry.isDirectory()) await collectFolder(from, to, within, collection);
-    else await collectFile(from, to, within, collection, entry.isSymbolicLink());
-  }
-}
-
-async function collectFile(
-  source: string,
-  path: string,
-  within: string,
-  collection: SourceFiles,
-  isLink = false,
-): Promise<void> {
-  const { files, skipped } = collection;
-  if (files.length >= maxFiles) throw new Error(`at most ${maxFiles} files are sent at once`);
-  try {
-    const found = await stat(source);
-    if (!found.isFile()) return void skipped.push({ path, reason: "it is not a file" });
-    if (isLink && !isWithin(await realpath(source), within))
-      return void skipped.push({ path, reason: "it is a link that leads out of the folder" });
-    const { size: bytes, mode, mtimeMs } = found;
-    files.push({ source, within, path, bytes, mode: mode & 0o777, mtimeMs });
-    collection.bytes += bytes;
-  } catch (error) {
-    skipped.push({ path, reason: fileProblem(error) });
-  }
+function kindProblem(found: Stats): string | undefined {
+  if (found.isFile()) return undefined;
+  if (found.isFIFO()) return "it is a named pipe";
+  if (found.isSocket()) return "it is a socket";
+  return found.isDirectory() ? "it is a folder now" : "it is a device";
 }

@@ -9,10 +9,16 @@ import { FairShare } from "../shares/fair-share.ts";
 import type { Link } from "../session/link.ts";
 import { resetCodes, type Stream } from "../session/stream.ts";
 import { folderFor } from "./destination.ts";
-import { Cancelled, type FileFailure, type TransferOutcome, TransferProgress } from "./files.ts";
+import {
+  Cancelled,
+  type FileFailure,
+  LocalProblem,
+  type TransferOutcome,
+  TransferProgress,
+} from "./files.ts";
 import type { From } from "./from.ts";
 import { type Listing, listingOf, type FileOffer, storedName } from "./offer.ts";
-import { type Decision, receiveFiles } from "./receive.ts";
+import { checkRoom, type Decision, receiveFiles } from "./receive.ts";
 import { sendFiles } from "./send.ts";
 import { collectFiles, type SourceFiles } from "./source-files.ts";
 
@@ -45,17 +51,19 @@ export type TransferEvent =
       name: string;
       what: string;
       files: number;
+      folders: number;
       bytes: number;
       storedAs?: string;
     } & Listing)
   /** An offer that waited for us is over. */
   | { event: "offer-withdrawn"; offer: number; name: string; what: string; reason: string }
   /** The peer has not answered our offer yet. */
-  | ({ event: "transfer-waiting"; files: number; bytes: number } & About)
+  | ({ event: "transfer-waiting"; files: number; folders: number; bytes: number } & About)
   /** Bytes move from now on. When receiving: also what the offer said, and the name in the folder. */
   | ({
       event: "transferring";
       files: number;
+      folders: number;
       bytes: number;
       storedAs?: string;
     } & About &
@@ -101,6 +109,7 @@ export interface TransfersOptions {
 }
 
 interface Asked {
+  offer: FileOffer;
   decide: (decision: Decision) => void;
 }
 
@@ -182,8 +191,7 @@ export class Transfers {
       throw new UserError(error.message);
     });
     const { path, reason } = collection.skipped[0] ?? {};
-    if (collection.files.length === 0)
-      throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
+    if (collection.things === 0) throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
     return collection;
   }
 
@@ -192,6 +200,7 @@ export class Transfers {
     const collection = "files" in what ? what : await this.look(what);
     const link = await this.#options.link(peer);
     const { name, files, bytes, skipped } = collection;
+    const counts = { files: files.length, folders: collection.folders.length, bytes };
     if (skipped.length > 0) {
       const [told, more] = [skipped.slice(0, maxSkippedTold), Math.max(0, skipped.length - maxSkippedTold)];
       this.#options.onEvent({ event: "skipped", name: peer, what: name, skipped: told, more });
@@ -201,13 +210,12 @@ export class Transfers {
     const cancel = new AbortController();
     const underWay = this.#begin(about, link, cancel);
     const waiting = setTimeout(
-      () =>
-        this.#options.onEvent({ event: "transfer-waiting", ...underWay.told, files: files.length, bytes }),
+      () => this.#options.onEvent({ event: "transfer-waiting", ...underWay.told, ...counts }),
       waitingTellMs,
     );
     const onAccepted = () => {
       clearTimeout(waiting);
-      this.#options.onEvent({ event: "transferring", ...underWay.told, files: files.length, bytes });
+      this.#options.onEvent({ event: "transferring", ...underWay.told, ...counts });
     };
     return await this.#until(underWay, () =>
       sendFiles(link, collection, { progress, signal: cancel.signal, onAccepted }),
@@ -224,11 +232,18 @@ export class Transfers {
     this.#acceptInto = { directory: folderFor(directory), from };
   }
 
-  /** Takes an offer into that folder, which is made if it is not there. */
-  accept(offer: string, directory: string): void {
+  /**
+   * Takes an offer into that folder, which is made if it is not there. Rejects with a {@link UserError} if files can't be
+   * put there, or if there is no room: then the offer stays.
+   */
+  async accept(text: string, directory: string): Promise<void> {
     this.#mustBePrivate();
-    const { decide } = this.#asked(offer);
-    decide({ directory: folderFor(directory) });
+    const { offer } = this.#asked(text);
+    const folder = folderFor(directory);
+    await checkRoom(folder, offer).catch((error: Error) => {
+      throw new UserError(`${error.message}; \`accept ${text} DIR\` puts it elsewhere`);
+    });
+    this.#asked(text).decide({ directory: folder });
   }
 
   refuse(offer: string): void {
@@ -261,10 +276,12 @@ export class Transfers {
     if (!isRead) return stream.reset("too many offers wait already", resetCodes.refused);
     let give: (() => void) | undefined;
     const cancel = new AbortController();
+    let offered: FileOffer | undefined;
     const receiving = receiveFiles(stream, purpose, {
       ...{ peer: fingerprint, name, executable: this.#options.executable ?? false, signal: cancel.signal },
       decide: async (offer, signal) => {
         isRead();
+        offered = offer;
         const decision = await this.#decide(offer, { name, fingerprint }, signal);
         if ("refuse" in decision) return decision;
         give = this.#shares.receiving.take(fingerprint);
@@ -276,19 +293,32 @@ export class Transfers {
       isRead();
       give?.();
     });
-    const ended = over.then(
+    const failed = over.then(
       () => undefined,
-      () => undefined,
+      (error: unknown) => void (offered && this.#notBegun(offered, name, error)),
     );
-    const begin = await Promise.race([begun.promise, ended]);
+    const begin = await Promise.race([begun.promise, failed]);
     if (!begin) return;
     const { progress, offer } = begin;
     const about = { direction: "receiving", name, what: offer.name, progress } as const;
     const underWay = this.#begin(about, link, cancel);
-    const { files, bytes } = offer;
-    const told = { ...underWay.told, files, bytes, ...storedIn(progress), ...listingOf(offer) };
+    const { files, folders, bytes } = offer;
+    const told = { ...underWay.told, files, folders, bytes, ...storedIn(progress), ...listingOf(offer) };
     this.#options.onEvent({ event: "transferring", ...told });
     await this.#until(underWay, () => over).catch(() => {}); // it was told
+  }
+
+  /** It was accepted, and there is nothing to put it into, or no room. */
+  #notBegun({ name: what, bytes }: FileOffer, name: string, error: unknown): void {
+    if (!(error instanceof LocalProblem)) return;
+    const about = { transfer: ++this.#lastId, direction: "receiving", name, what } as const;
+    this.#options.onEvent({
+      event: "transfer-failed",
+      ...about,
+      reason: error.message,
+      bytesThere: 0,
+      bytes,
+    });
   }
 
   #mayOffer(fingerprint: string): boolean {
@@ -323,12 +353,22 @@ export class Transfers {
   #ask(offer: FileOffer, name: string, signal: AbortSignal): Promise<Decision> {
     const id = ++this.#lastId;
     const { promise, resolve } = Promise.withResolvers<Decision>();
-    this.#offers.set(id, { decide: resolve });
-    const { name: what, files, bytes } = offer;
+    this.#offers.set(id, { offer, decide: resolve });
+    const { name: what, files, folders, bytes } = offer;
     const stored = offer.things === 1 ? storedName(what) : `from-${name}-…`;
     const renamed = stored === what ? {} : { storedAs: stored };
     const { onEvent } = this.#options;
-    onEvent({ event: "offered", offer: id, name, what, files, bytes, ...renamed, ...listingOf(offer) });
+    onEvent({
+      event: "offered",
+      offer: id,
+      name,
+      what,
+      files,
+      folders,
+      bytes,
+      ...renamed,
+      ...listingOf(offer),
+    });
     signal.addEventListener("abort", () => {
       if (!this.#offers.has(id)) return;
       const reason = "it was taken back";
@@ -372,11 +412,11 @@ export class Transfers {
     const { told, progress, id } = underWay;
     const { onEvent } = this.#options;
     try {
-      const { files, failed, failures } = await work();
+      const outcome = await work();
       const { bytesDone: bytes, bytesMoved } = progress;
-      const moved = { files, failed, failures, bytes, bytesMoved, elapsedMs: underWay.movingMs };
-      onEvent({ event: "transferred", ...told, ...moved, ...storedIn(progress) });
-      return { files, failed, failures };
+      const moved = { bytes, bytesMoved, elapsedMs: underWay.movingMs };
+      onEvent({ event: "transferred", ...told, ...outcome, ...moved, ...storedIn(progress) });
+      return outcome;
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
       const there = { bytesThere: progress.bytesDone, bytes: progress.bytes };

@@ -11,13 +11,13 @@ import {
 
 const files = (...paths: string[]) =>
   paths.map((path) =>
-    path.endsWith("*") ? { path: path.slice(0, -1), mode: 0o755 } : { path, mode: 0o644 },
+    path.endsWith("*") ? { path: path.slice(0, -1), bytes: 1, mode: 0o755 } : { path, bytes: 1, mode: 0o644 },
   );
 
 /** Over the wire and back. */
 async function offered(name: string, things: number, ...paths: string[]) {
   const all = files(...paths);
-  const { purpose, messages } = encodeOffer(offerOf({ name, things, files: all, bytes: 9 }));
+  const { purpose, messages } = encodeOffer(offerOf({ name, things, files: all, folders: [], bytes: 9 }));
   const queue = [...messages];
   const offer = await readOffer(JSON.parse(JSON.stringify(purpose)), async () => {
     const value = queue.shift();
