@@ -40,7 +40,7 @@ const security: Record<string, Shown[]> = {
     ],
     ["hostile/room.test.ts", "those who know the words link; who knows others is not seen"],
   ],
-  "- Other users of your host can see a command line: give the words in `ROOM`, or let `--room -` ask for them.":
+  "- Other users of your host can see a command line: give the words in `ROOM`, or `-` in their place, which asks for them.":
     [
       ["hostile/local.test.ts", "other users don't see the words of %j"],
       ["hostile/local.test.ts", "--room - asks for the words, and shows nothing of them"],
