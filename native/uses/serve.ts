@@ -160,44 +160,60 @@ async function dialOne(
   patienceMs: number,
   holder: Omit<Holder, "giveUp">,
 ): Promise<string | undefined> {
-  let isOpen = false;
-  const free = takenBy({ ...holder, giveUp: (reason) => (isOpen && connection.reset(reason), isOpen) });
+  let attempt: "under-way" | "open" | "given-up" = "under-way";
+  const reset = (reason: string) => (attempt === "open" && connection.reset(reason), attempt === "open");
+  const free = takenBy({ ...holder, giveUp: reset });
   if (!free) return "too many connections are open for you";
-  // An attempt that was given up must not touch the connection: another attempt may use it by then.
-  let isGivenUp = false;
   const { promise: late, resolve: giveUp } = Promise.withResolvers<string>();
   const timer = setTimeout(() => {
-    isGivenUp = true;
+    attempt = "given-up";
     giveUp(`no answer within ${Math.ceil(patienceMs / 1000)} s`);
   }, patienceMs);
+  // An attempt that was given up must not touch the connection: another attempt may use it by then.
+  const mayOpen = () => attempt !== "given-up" && ((attempt = "open"), true);
+  const connected = connectOnce(hostname, port, connection, free, mayOpen);
+  return Promise.race([connected, late]).finally(() => clearTimeout(timer));
+}
+
+async function connectOnce(
+  hostname: string,
+  port: number,
+  connection: Connection,
+  free: Taken,
+  mayOpen: () => boolean,
+): Promise<string | undefined> {
   const open = (socket: Bun.Socket<Connection>) => {
-    if (isGivenUp || (socket.localPort === port && isSelfConnected(socket))) {
-      socket.data = new Connection();
-      socket.terminate();
-    } else {
-      isOpen = true;
-      connection.socketOpened(socket);
-    }
+    const isOurs = socket.localPort === port && isSelfConnected(socket);
+    if (!isOurs && mayOpen()) return connection.socketOpened(socket);
+    socket.data = new Connection();
+    socket.terminate();
   };
   const close = (socket: Bun.Socket<Connection>, error?: Error) => {
     free.socket();
     socket.data.socketClosed(error);
   };
-  const attempt = Bun.connect<Connection>({
-    ...{ hostname, port, allowHalfOpen: true, data: connection },
-    socket: { ...connectionHandlers, open, close },
-  })
-    .then((socket) => (socket.data === connection ? undefined : "ECONNREFUSED"))
-    .catch((error: NodeJS.ErrnoException) => {
-      free.socket();
-      return error.code ?? error.message;
-    })
-    .finally(free.attempt);
-  return Promise.race([attempt, late]).finally(() => clearTimeout(timer));
+  try {
+    const socket = await Bun.connect<Connection>({
+      ...{ hostname, port, allowHalfOpen: true, data: connection },
+      socket: { ...connectionHandlers, open, close },
+    });
+    return socket.data === connection ? undefined : "ECONNREFUSED";
+  } catch (error) {
+    free.socket();
+    const { code, message } = error as NodeJS.ErrnoException;
+    return code ?? message;
+  } finally {
+    free.attempt();
+  }
+}
+
+interface Taken {
+  attempt: () => void;
+  socket: () => void;
 }
 
 /** Takes what an attempt needs of the shares. Returns what gives it back; undefined if that peer has its share. */
-function takenBy(holder: Holder): { attempt: () => void; socket: () => void } | undefined {
+function takenBy(holder: Holder): Taken | undefined {
   const attempt = dialling.take(holder.of);
   const socket = attempt && descriptors().take(holder);
   if (socket) return { attempt, socket };
