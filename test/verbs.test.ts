@@ -163,14 +163,17 @@ describe("share and reach", () => {
       await using house = startIntroducer();
       await using server = await target((socket) => void socket.end("hello"));
       const ports = [freePort(), freePort()];
-      await using sharer = new Said(newcomer(), ["share", String(server.port)], at(house));
+      const args = ["share", String(server.port), "--name", "sharer"];
+      await using sharer = new Said(newcomer(), args, at(house));
       const answer = await sharer.answer();
       await using first = new Said(newcomer(), [...answer, String(ports[0])]);
       await first.says("is here now");
       const code = answer[1]!;
       // A member that asks for a link by itself, and for the port.
-      await using second = new Said(newcomer(), [code, "-L", `${ports[1]}:verb-sharer:${server.port}`]);
-      await sharer.says("can reach");
+      await using second = new Said(newcomer(), [code, "-L", `${ports[1]}:sharer:${server.port}`]);
+      await second.says("linked with sharer");
+      expect(await readAll(client(ports[1]!))).toMatchObject({ error: "ECONNRESET" });
+      await second.says("sharer does not let us reach");
       expect((await readAll(client(ports[0]!))).bytes.toString()).toBe("hello");
       sharer.signal("SIGTERM");
       expect([await sharer.exited, await first.exited]).toEqual([0, 1]);
@@ -179,6 +182,14 @@ describe("share and reach", () => {
     },
     patienceMs,
   );
+
+  test("more ports than are shared are refused", async () => {
+    await using house = startIntroducer();
+    await using sharer = new Said(newcomer(), ["share", "9"], at(house));
+    const { code, stderr } = await outcome([...(await sharer.answer()), "1234", "1235"]);
+    expect(code).toBe(1);
+    expect(stderr).toContain("error: only 1 port is shared there, and not 2\n");
+  });
 
   test.each([
     [22, "ssh -p 2222 127.0.0.1"],

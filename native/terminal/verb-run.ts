@@ -9,7 +9,8 @@ import { resetCodes, type Stream } from "../session/stream.ts";
 import type { From } from "../uses/from.ts";
 import { readShared, sharedPurpose } from "../uses/shared.ts";
 import { formatTarget, type Target } from "../uses/target.ts";
-import { printable, ToldError, UserError } from "../../protocol.ts";
+import { printable, Refusal, ToldError, type UnlinkReason, UserError } from "../../protocol.ts";
+import { count } from "./text.ts";
 import { localHint } from "./invitation.ts";
 import { failIfAny } from "./participant-prompt.ts";
 import { inTime, type Running, tellIfAlone } from "./running.ts";
@@ -21,6 +22,12 @@ const againAfterMs = 1_000;
 const endings: ReadonlySet<ParticipantEvent["event"]> = new Set([
   ...(["transferred", "transfer-failed", "transfer-cancelled"] as const),
 ]);
+/** Why a link has ended, if its peer makes another one. */
+const comesAgain: ReadonlySet<UnlinkReason> = new Set([
+  "connection-lost",
+  "peer-restarted",
+  "replaced",
+] as const);
 /** Where a browser is not what opens it. */
 const openedBy: Readonly<Record<number, (port: number) => string>> = {
   22: (port) => `ssh -p ${port} 127.0.0.1`,
@@ -172,7 +179,10 @@ async function reach(running: Running, ports: readonly number[]): Promise<void> 
     try {
       listen(running, readShared(from.purpose), from, ports);
     } catch (error) {
-      over.reject(error);
+      const isOurs = !(error instanceof Refusal);
+      over.reject(
+        isOurs ? error : new UserError(`the other side shares what makes no sense: ${error.message}`),
+      );
     }
   });
   running.heard = (event) => whenLeft(event, over.reject);
@@ -183,6 +193,10 @@ async function reach(running: Running, ports: readonly number[]): Promise<void> 
 
 function listen(running: Running, targets: readonly Target[], from: From, ports: readonly number[]): void {
   const { terminal, options } = running;
+  if (ports.length > targets.length)
+    throw new UserError(
+      `only ${count(targets.length, "port")} ${targets.length === 1 ? "is" : "are"} shared there, and not ${ports.length}`,
+    );
   for (const [index, target] of targets.entries()) {
     const port = listenFor(running, target, from.name, ports[index]);
     const whose = `${formatTarget(target)} of ${printable(from.name)}`;
@@ -211,6 +225,6 @@ const refuse = (reason: string) => (stream: Stream) => stream.reset(reason, rese
 
 /** The other side has ended it on purpose, and does not come again with this code. */
 function whenLeft(event: ParticipantEvent, fail: (error: UserError) => void): void {
-  if (event.event !== "unlinked" || event.reason === "connection-lost") return;
+  if (event.event !== "unlinked" || comesAgain.has(event.reason)) return;
   setTimeout(() => fail(new UserError("the other side has ended it")));
 }
