@@ -3,7 +3,7 @@
  * the session that is served, is an `error` event, and harms nobody else, in whatever callback it happens. An error that
  * nobody catches fails these tests by itself.
  */
-import { describe, expect, spyOn, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { Introducer } from "../introducer.ts";
 import type { IntroducerEvent, IntroducerOptions } from "../native/introducer/events.ts";
 import type { Limits } from "../native/introducer/limits.ts";
@@ -49,14 +49,18 @@ function unwritable(type: string, times = Infinity): Disposable {
   return { [Symbol.dispose]: () => spy.mockRestore() };
 }
 
-const redis = noRedis === undefined ? await RedisServer.start() : undefined;
-const worlds: [string, string | undefined][] = [["alone", undefined]];
-if (redis) worlds.push(["with a Redis", redis.url]);
-process.once("exit", () => void redis?.[Symbol.asyncDispose]());
+const worlds = noRedis === undefined ? ["alone", "with a Redis"] : ["alone"];
 
-describe.each(worlds)("%s", (_, url) => {
-  const shared = url === undefined ? {} : { redis: url };
+describe.each(worlds)("%s", (world) => {
   /** One Redis has the rooms of all tests. */
+  let redis: RedisServer | undefined;
+  const shared: IntroducerOptions = {};
+  beforeAll(async () => {
+    if (world === "alone") return;
+    redis = await RedisServer.start();
+    shared.redis = redis.url;
+  });
+  afterAll(() => redis?.[Symbol.asyncDispose]());
   const room = () => crypto.randomUUID();
 
   test("an `onEvent` that throws while somebody registers: that one is sent away with a reason", async () => {
