@@ -66,17 +66,17 @@ function steps(ports: number[]): number[] {
   return ports.slice(1).map((port, index) => port - ports[index]!);
 }
 
-labTest("endpoint-independent mapping keeps the port towards every destination", async () => {
+labTest.concurrent("endpoint-independent mapping keeps the port towards every destination", async () => {
   expect(await mappedPorts("endpoint-independent")).toEqual(Array(4).fill(localPort));
 });
 
-labTest("sequential mapping takes the next port for every destination", async () => {
+labTest.concurrent("sequential mapping takes the next port for every destination", async () => {
   expect(steps(await mappedPorts("sequential"))).toEqual([1, 1, 1]);
   expect(steps(await mappedPorts({ step: 7 }))).toEqual([7, 7, 7]);
   expect(steps(await mappedPorts("sequential-256"))).toEqual([256, 256, 256]);
 });
 
-labTest("random mapping takes any port", async () => {
+labTest.concurrent("random mapping takes any port", async () => {
   const ports = await mappedPorts("random");
   expect(new Set(ports).size).toBe(4);
   expect(new Set(steps(ports)).size).toBeGreaterThan(1);
@@ -90,36 +90,201 @@ const outcomes: Record<Unsolicited, { ipv4: string; ipv6: string }> = {
 };
 const kinds = Object.keys(outcomes) as Unsolicited[];
 
-labTest.each(kinds)("unsolicited: %s, at a NAT and at a firewall, IPv4 and IPv6", async (unsolicited) => {
+labTest.concurrent.each(kinds)(
+  "unsolicited: %s, at a NAT and at a firewall, IPv4 and IPv6",
+  async (unsolicited) => {
+    await using lab = await Lab.create();
+    const nat = await lab.nat("nat", { unsolicited, owdMs: 1 });
+    const firewall = await lab.firewall("firewall", { unsolicited, owdMs: 1 });
+    const alice = await lab.host("alice", { behind: nat, ipv6: true });
+    const bob = await lab.host("bob", { behind: firewall, ipv6: true });
+    const stranger = await lab.host("stranger", { owdMs: 1, ipv6: true });
+    await Promise.all([serve(alice, 7000), serve(bob, 7000), serve(stranger, 7000)]);
+
+    const closed = [nat.address, alice.address6, bob.address, bob.address6].map((to) => [to, 7000] as const);
+    const attempts = await connect(stranger, closed, { timeoutMs: 300 });
+    const { ipv4, ipv6 } = outcomes[unsolicited];
+    expect(attempts.map(({ outcome }) => outcome)).toEqual([ipv4, ipv6, ipv4, ipv6]);
+
+    const open = [stranger.address, stranger.address6].map((to) => [to, 7000] as const);
+    const seen = (host: Host) => [`${host.publicAddress},${localPort}`, `${host.address6},${localPort}`];
+    expect((await connect(alice, open)).map(({ observed }) => observed)).toEqual(seen(alice));
+    expect((await connect(bob, open)).map(({ observed }) => observed)).toEqual(seen(bob));
+  },
+);
+
+labTest.concurrent.each(kinds)(
+  "unsolicited: %s can't steal the port that a mapping would keep",
+  async (unsolicited) => {
+    await using lab = await Lab.create();
+    const { nat, alice, server, targets } = await behindNat(lab, { unsolicited });
+    const [attempt] = await connect(server, [[nat.address, localPort]], { timeoutMs: 100, port: 6999 });
+    expect(attempt?.outcome).toBe(outcomes[unsolicited].ipv4);
+    await serve(server, 6999);
+    expect(observedPorts(await connect(alice, [[server.address, 6999], ...targets]))).toEqual(
+      Array(5).fill(localPort),
+    );
+  },
+);
+
+labTest.concurrent(
+  "two hosts that know their mappings meet through two NATs, and don't when ports are random",
+  async () => {
+    await using lab = await Lab.create();
+    for (const mapping of ["endpoint-independent", "random"] as const) {
+      const natA = await lab.nat(`natA-${mapping}`, { mapping, owdMs: 5 });
+      const natB = await lab.nat(`natB-${mapping}`, { owdMs: 5 });
+      const alice = await lab.host(`alice-${mapping}`, { behind: natA });
+      const bob = await lab.host(`bob-${mapping}`, { behind: natB });
+      const attempts = await Promise.all([
+        connect(alice, [[natB.address, 40_001]], { port: 40_000 }),
+        connect(bob, [[natA.address, 40_000]], { port: 40_001 }),
+      ]);
+      const heard = attempts.map(([attempt]) => attempt?.observed ?? attempt?.outcome);
+      const expected = mapping === "random" ? "ETIMEDOUT" : "hello";
+      expect(heard).toEqual([expected, expected]);
+    }
+  },
+);
+
+labTest.concurrent("a host may have IPv6 only, and a NAT may be behind a firewall", async () => {
   await using lab = await Lab.create();
-  const nat = await lab.nat("nat", { unsolicited, owdMs: 1 });
-  const firewall = await lab.firewall("firewall", { unsolicited, owdMs: 1 });
+  const firewall = await lab.firewall("firewall");
+  const nat = await lab.nat("nat", { behind: firewall });
   const alice = await lab.host("alice", { behind: nat, ipv6: true });
-  const bob = await lab.host("bob", { behind: firewall, ipv6: true });
-  const stranger = await lab.host("stranger", { owdMs: 1, ipv6: true });
-  await Promise.all([serve(alice, 7000), serve(bob, 7000), serve(stranger, 7000)]);
-
-  const closed = [nat.address, alice.address6, bob.address, bob.address6].map((to) => [to, 7000] as const);
-  const attempts = await connect(stranger, closed, { timeoutMs: 300 });
-  const { ipv4, ipv6 } = outcomes[unsolicited];
-  expect(attempts.map(({ outcome }) => outcome)).toEqual([ipv4, ipv6, ipv4, ipv6]);
-
-  const open = [stranger.address, stranger.address6].map((to) => [to, 7000] as const);
-  const seen = (host: Host) => [`${host.publicAddress},${localPort}`, `${host.address6},${localPort}`];
-  expect((await connect(alice, open)).map(({ observed }) => observed)).toEqual(seen(alice));
-  expect((await connect(bob, open)).map(({ observed }) => observed)).toEqual(seen(bob));
+  const server = await lab.host("server", { ipv4: false, ipv6: true });
+  const open = await lab.host("open");
+  await Promise.all([serve(server, 7000), serve(open, 7000)]);
+  const [v6, v4] = await connect(alice, [
+    [server.address6, 7000],
+    [open.address, 7000],
+  ]);
+  expect([v6?.observed, v4?.observed]).toEqual([`${alice.address6},40000`, `${nat.address},40000`]);
+  expect(() => server.address).toThrow("no IPv4");
 });
 
-labTest.each(kinds)("unsolicited: %s can't steal the port that a mapping would keep", async (unsolicited) => {
+labTest.concurrent("hairpinning: two hosts of a LAN meet at their NAT's public address", async () => {
   await using lab = await Lab.create();
-  const { nat, alice, server, targets } = await behindNat(lab, { unsolicited });
-  const [attempt] = await connect(server, [[nat.address, localPort]], { timeoutMs: 100, port: 6999 });
-  expect(attempt?.outcome).toBe(outcomes[unsolicited].ipv4);
-  await serve(server, 6999);
-  expect(observedPorts(await connect(alice, [[server.address, 6999], ...targets]))).toEqual(
-    Array(5).fill(localPort),
-  );
+  const nat = await lab.nat("nat", { hairpinning: true });
+  const alice = await lab.host("alice", { behind: nat });
+  const carol = await lab.host("carol", { behind: nat });
+  expect(await meet(nat.address, alice, 40_000, carol, 40_001)).toEqual(["hello", "hello"]);
 });
+
+labTest.concurrent.each(kinds)("no hairpinning, or no mapping to hairpin to: %s", async (unsolicited) => {
+  await using lab = await Lab.create();
+  const on = await lab.nat("on", { hairpinning: true, unsolicited });
+  const off = await lab.nat("off", { hairpinning: false, unsolicited });
+  const alice = await lab.host("alice", { behind: on });
+  const bob = await lab.host("bob", { behind: off });
+  const attempts = await Promise.all([
+    connect(alice, [[on.address, 7000]]),
+    connect(bob, [[off.address, 7000]]), // an ICMP error that is back while connect() still runs counts next time
+  ]);
+  const { ipv4 } = outcomes[unsolicited];
+  expect(attempts.flat().map(({ outcome }) => outcome)).toEqual([ipv4, ipv4]);
+});
+
+labTest.concurrent("two NATs in a row: the outer one's address is seen, its LAN is shared", async () => {
+  await using lab = await Lab.create();
+  const carrier = await lab.nat("carrier", { lan: "100.64.0.0/10", owdMs: 1, hairpinning: true });
+  const [home, neighbour] = await Promise.all([
+    lab.nat("home", { behind: carrier, lan: "192.168.1.0/24", hairpinning: true }),
+    lab.nat("neighbour", { behind: carrier, lan: "192.168.1.0/24" }),
+  ]);
+  const [alice, dave, bob, server] = await Promise.all([
+    lab.host("alice", { behind: home, ipv6: true, address: "192.168.1.77" }),
+    lab.host("dave", { behind: home }),
+    lab.host("bob", { behind: neighbour, ipv6: true }),
+    lab.host("server", { owdMs: 1, ipv6: true }),
+  ]);
+  await serve(server, 7000);
+  const [v4, v6] = await connect(alice, [
+    [server.address, 7000],
+    [server.address6, 7000],
+  ]);
+  expect(alice.publicAddress).toBe(carrier.address);
+  expect([v4?.observed, v6?.observed]).toEqual([`${carrier.address},40000`, `${alice.address6},40000`]);
+
+  expect(await meet(carrier.address, alice, 41_000, bob, 41_001)).toEqual(["hello", "hello"]);
+  expect(await meet(carrier.address, alice, 42_000, dave, 42_001)).toEqual(["hello", "hello"]);
+  expect(await meet(home.address, alice, 43_000, dave, 43_001)).toEqual(["hello", "hello"]);
+});
+
+labTest.concurrent(
+  "a NAT forgets its mappings when flushed, and takes another address when told",
+  async () => {
+    await using lab = await Lab.create();
+    const { nat, alice, targets } = await behindNat(lab, { mapping: "sequential" });
+    const before = await connect(alice, targets);
+    expect(await nat.conntrack()).toContain(`dst=${nat.address}`);
+    await nat.flush();
+    expect(await nat.conntrack()).not.toContain(`dst=${nat.address}`);
+    await nat.changeAddress("203.0.113.200");
+    const after = await connect(alice, targets);
+    expect(after.map(({ observed }) => observed?.split(",")[0])).toEqual(Array(4).fill("203.0.113.200"));
+    expect(observedPorts(after)).not.toEqual(observedPorts(before));
+  },
+);
+
+labTest.concurrent("a signal to a spawned program reaches the program itself", async () => {
+  await using lab = await Lab.create();
+  const host = await lab.host("host");
+  const script = `process.on("SIGINT", () => { console.log("SIGINT"); process.exit(7) }); setInterval(() => {}, 1000); console.log(process.pid)`;
+  const program = host.spawn([process.execPath, "-e", script], { stdout: "pipe" });
+  const reader = program.stdout.getReader();
+  const text = async () => new TextDecoder().decode((await reader.read()).value).trim();
+  expect(await text()).toBe(String(program.pid));
+  program.kill("SIGINT");
+  expect(await text()).toBe("SIGINT");
+  expect(await program.exited).toBe(7);
+});
+
+labTest.concurrent("without a route nothing answers, and a name is used once", async () => {
+  await using lab = await Lab.create();
+  const host = await lab.host("host");
+  expect((await connect(host, [[nobody, 7000]], { timeoutMs: 100 }))[0]?.outcome).toBe("ETIMEDOUT");
+  await expect(lab.host("host")).rejects.toThrow("bad name");
+});
+
+/** The processes in these network namespaces, by their inode numbers. */
+async function processesIn(namespaces: Set<string>): Promise<string[]> {
+  const pids = (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry));
+  const links = await Promise.all(pids.map((pid) => readlink(`/proc/${pid}/ns/net`).catch(() => "gone")));
+  return pids.filter((_, index) => namespaces.has(links[index]!));
+}
+
+labTest.concurrent("nothing is left of a lab, not even what its hosts' programs have started", async () => {
+  const lab = await Lab.create();
+  const host = await lab.host("host");
+  const program = host.spawn(["sh", "-c", "sleep 1000 & readlink /proc/self/ns/net; wait"]);
+  const { value } = await program.stdout.getReader().read();
+  const namespaces = new Set([
+    new TextDecoder().decode(value).trim(),
+    (await lab.script("readlink /proc/self/ns/net")).trim(),
+  ]);
+  expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(5); // holder, its cat, Internet, sh, sleep
+  await lab[Symbol.asyncDispose]();
+  expect(await processesIn(namespaces)).toEqual([]);
+});
+
+labTest.concurrent("nothing is left of a lab whose own process was killed", async () => {
+  const script = `
+    const { Lab } = await import(${JSON.stringify(`${import.meta.dir}/lab.ts`)});
+    const lab = await Lab.create();
+    const host = await lab.host("host");
+    host.spawn(["sh", "-c", "sleep 1000 & readlink /proc/self/ns/net; wait"], { stdout: "inherit" });`;
+  await using owner = Bun.spawn([process.execPath, "-e", script], { stdout: "pipe" });
+  const { value } = await owner.stdout.getReader().read();
+  const namespaces = new Set([new TextDecoder().decode(value).trim()]);
+  expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(2);
+  owner.kill("SIGKILL");
+  await owner.exited;
+  const deadline = performance.now() + 10_000;
+  while ((await processesIn(namespaces)).length > 0) expect(performance.now()).toBeLessThan(deadline);
+});
+
+// Milliseconds count: each by itself.
 
 labTest("the delay between two sites is the sum of theirs, and can be changed", async () => {
   await using lab = await Lab.create();
@@ -170,42 +335,6 @@ labTest(
   },
 );
 
-labTest(
-  "two hosts that know their mappings meet through two NATs, and don't when ports are random",
-  async () => {
-    await using lab = await Lab.create();
-    for (const mapping of ["endpoint-independent", "random"] as const) {
-      const natA = await lab.nat(`natA-${mapping}`, { mapping, owdMs: 5 });
-      const natB = await lab.nat(`natB-${mapping}`, { owdMs: 5 });
-      const alice = await lab.host(`alice-${mapping}`, { behind: natA });
-      const bob = await lab.host(`bob-${mapping}`, { behind: natB });
-      const attempts = await Promise.all([
-        connect(alice, [[natB.address, 40_001]], { port: 40_000 }),
-        connect(bob, [[natA.address, 40_000]], { port: 40_001 }),
-      ]);
-      const heard = attempts.map(([attempt]) => attempt?.observed ?? attempt?.outcome);
-      const expected = mapping === "random" ? "ETIMEDOUT" : "hello";
-      expect(heard).toEqual([expected, expected]);
-    }
-  },
-);
-
-labTest("a host may have IPv6 only, and a NAT may be behind a firewall", async () => {
-  await using lab = await Lab.create();
-  const firewall = await lab.firewall("firewall");
-  const nat = await lab.nat("nat", { behind: firewall });
-  const alice = await lab.host("alice", { behind: nat, ipv6: true });
-  const server = await lab.host("server", { ipv4: false, ipv6: true });
-  const open = await lab.host("open");
-  await Promise.all([serve(server, 7000), serve(open, 7000)]);
-  const [v6, v4] = await connect(alice, [
-    [server.address6, 7000],
-    [open.address, 7000],
-  ]);
-  expect([v6?.observed, v4?.observed]).toEqual([`${alice.address6},40000`, `${nat.address},40000`]);
-  expect(() => server.address).toThrow("no IPv4");
-});
-
 labTest("every packet that crosses the Internet can be seen in a trace", async () => {
   const path = `${tmpdir()}/lab-trace-${process.pid}`;
   await using lab = await Lab.create({ trace: path });
@@ -216,122 +345,4 @@ labTest("every packet that crosses the Internet can be seen in a trace", async (
   expect(lines.length).toBe(2);
   expect(lines[0]).toMatch(/ms  a: 203\.0\.113\.1:40000 > 203\.0\.113\.2:7000 S seq \d+, due \+[12]\.\d\d$/);
   expect(lines[1]).toMatch(/ms  b: 203\.0\.113\.2:7000 > 203\.0\.113\.1:40000 RA seq 0, due \+[12]\.\d\d$/);
-});
-
-labTest("hairpinning: two hosts of a LAN meet at their NAT's public address", async () => {
-  await using lab = await Lab.create();
-  const nat = await lab.nat("nat", { hairpinning: true });
-  const alice = await lab.host("alice", { behind: nat });
-  const carol = await lab.host("carol", { behind: nat });
-  expect(await meet(nat.address, alice, 40_000, carol, 40_001)).toEqual(["hello", "hello"]);
-});
-
-labTest.each(kinds)("no hairpinning, or no mapping to hairpin to: %s", async (unsolicited) => {
-  await using lab = await Lab.create();
-  const on = await lab.nat("on", { hairpinning: true, unsolicited });
-  const off = await lab.nat("off", { hairpinning: false, unsolicited });
-  const alice = await lab.host("alice", { behind: on });
-  const bob = await lab.host("bob", { behind: off });
-  const attempts = await Promise.all([
-    connect(alice, [[on.address, 7000]]),
-    connect(bob, [[off.address, 7000]]), // an ICMP error that is back while connect() still runs counts next time
-  ]);
-  const { ipv4 } = outcomes[unsolicited];
-  expect(attempts.flat().map(({ outcome }) => outcome)).toEqual([ipv4, ipv4]);
-});
-
-labTest("two NATs in a row: the outer one's address is seen, its LAN is shared", async () => {
-  await using lab = await Lab.create();
-  const carrier = await lab.nat("carrier", { lan: "100.64.0.0/10", owdMs: 1, hairpinning: true });
-  const [home, neighbour] = await Promise.all([
-    lab.nat("home", { behind: carrier, lan: "192.168.1.0/24", hairpinning: true }),
-    lab.nat("neighbour", { behind: carrier, lan: "192.168.1.0/24" }),
-  ]);
-  const [alice, dave, bob, server] = await Promise.all([
-    lab.host("alice", { behind: home, ipv6: true, address: "192.168.1.77" }),
-    lab.host("dave", { behind: home }),
-    lab.host("bob", { behind: neighbour, ipv6: true }),
-    lab.host("server", { owdMs: 1, ipv6: true }),
-  ]);
-  await serve(server, 7000);
-  const [v4, v6] = await connect(alice, [
-    [server.address, 7000],
-    [server.address6, 7000],
-  ]);
-  expect(alice.publicAddress).toBe(carrier.address);
-  expect([v4?.observed, v6?.observed]).toEqual([`${carrier.address},40000`, `${alice.address6},40000`]);
-
-  expect(await meet(carrier.address, alice, 41_000, bob, 41_001)).toEqual(["hello", "hello"]);
-  expect(await meet(carrier.address, alice, 42_000, dave, 42_001)).toEqual(["hello", "hello"]);
-  expect(await meet(home.address, alice, 43_000, dave, 43_001)).toEqual(["hello", "hello"]);
-});
-
-labTest("a NAT forgets its mappings when flushed, and takes another address when told", async () => {
-  await using lab = await Lab.create();
-  const { nat, alice, targets } = await behindNat(lab, { mapping: "sequential" });
-  const before = await connect(alice, targets);
-  expect(await nat.conntrack()).toContain(`dst=${nat.address}`);
-  await nat.flush();
-  expect(await nat.conntrack()).not.toContain(`dst=${nat.address}`);
-  await nat.changeAddress("203.0.113.200");
-  const after = await connect(alice, targets);
-  expect(after.map(({ observed }) => observed?.split(",")[0])).toEqual(Array(4).fill("203.0.113.200"));
-  expect(observedPorts(after)).not.toEqual(observedPorts(before));
-});
-
-labTest("a signal to a spawned program reaches the program itself", async () => {
-  await using lab = await Lab.create();
-  const host = await lab.host("host");
-  const script = `process.on("SIGINT", () => { console.log("SIGINT"); process.exit(7) }); setInterval(() => {}, 1000); console.log(process.pid)`;
-  const program = host.spawn([process.execPath, "-e", script], { stdout: "pipe" });
-  const reader = program.stdout.getReader();
-  const text = async () => new TextDecoder().decode((await reader.read()).value).trim();
-  expect(await text()).toBe(String(program.pid));
-  program.kill("SIGINT");
-  expect(await text()).toBe("SIGINT");
-  expect(await program.exited).toBe(7);
-});
-
-labTest("without a route nothing answers, and a name is used once", async () => {
-  await using lab = await Lab.create();
-  const host = await lab.host("host");
-  expect((await connect(host, [[nobody, 7000]], { timeoutMs: 100 }))[0]?.outcome).toBe("ETIMEDOUT");
-  await expect(lab.host("host")).rejects.toThrow("bad name");
-});
-
-/** The processes in these network namespaces, by their inode numbers. */
-async function processesIn(namespaces: Set<string>): Promise<string[]> {
-  const pids = (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry));
-  const links = await Promise.all(pids.map((pid) => readlink(`/proc/${pid}/ns/net`).catch(() => "gone")));
-  return pids.filter((_, index) => namespaces.has(links[index]!));
-}
-
-labTest("nothing is left of a lab, not even what its hosts' programs have started", async () => {
-  const lab = await Lab.create();
-  const host = await lab.host("host");
-  const program = host.spawn(["sh", "-c", "sleep 1000 & readlink /proc/self/ns/net; wait"]);
-  const { value } = await program.stdout.getReader().read();
-  const namespaces = new Set([
-    new TextDecoder().decode(value).trim(),
-    (await lab.script("readlink /proc/self/ns/net")).trim(),
-  ]);
-  expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(5); // holder, its cat, Internet, sh, sleep
-  await lab[Symbol.asyncDispose]();
-  expect(await processesIn(namespaces)).toEqual([]);
-});
-
-labTest("nothing is left of a lab whose own process was killed", async () => {
-  const script = `
-    const { Lab } = await import(${JSON.stringify(`${import.meta.dir}/lab.ts`)});
-    const lab = await Lab.create();
-    const host = await lab.host("host");
-    host.spawn(["sh", "-c", "sleep 1000 & readlink /proc/self/ns/net; wait"], { stdout: "inherit" });`;
-  await using owner = Bun.spawn([process.execPath, "-e", script], { stdout: "pipe" });
-  const { value } = await owner.stdout.getReader().read();
-  const namespaces = new Set([new TextDecoder().decode(value).trim()]);
-  expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(2);
-  owner.kill("SIGKILL");
-  await owner.exited;
-  const deadline = performance.now() + 10_000;
-  while ((await processesIn(namespaces)).length > 0) expect(performance.now()).toBeLessThan(deadline);
 });

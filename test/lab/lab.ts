@@ -17,6 +17,7 @@
  */
 import type { test } from "bun:test";
 import { testNeeding, unlessRequired } from "../needing-fixture.ts";
+import { Places } from "../places-fixture.ts";
 import type { InternetAnswer, InternetCommand, WanOptions } from "./internet-fixture.ts";
 import { findObstacle, Namespaces } from "./namespaces.ts";
 import {
@@ -51,8 +52,22 @@ const maxSites = 250;
 /** What waits for a limited access: a quarter of a megabyte is 40 ms at 50 Mbit/s. */
 const defaultQueueBytes = 256 * 1024;
 
+/** For the labs of concurrent tests. */
+const places = new Places(3);
+
+interface LabOptions {
+  /** Gets every line of every set-up script. */
+  log?: (line: string) => void;
+  /** A file that gets a line for every packet. */
+  trace?: string;
+  /** For a test that mostly waits: it does not wait for a place, and takes none. */
+  isIdle?: boolean;
+}
+
 export class Lab implements AsyncDisposable {
   readonly #namespaces: Namespaces;
+  /** None if it is idle. */
+  readonly #place: Disposable | undefined;
   readonly #internet: Bun.Subprocess<"pipe", "pipe", "inherit">;
   readonly #answers: PromiseWithResolvers<void>[] = [];
   #internetHasEnded = false;
@@ -64,16 +79,18 @@ export class Lab implements AsyncDisposable {
   #portCount = 0;
   #furtherCount = 0;
 
-  /** `log` gets every line of every set-up script; `trace` is a file that gets a line for every packet. */
-  static async create(options: { log?: (line: string) => void; trace?: string } = {}): Promise<Lab> {
+  /** Resolves once it is there, which of many at once may take its time. */
+  static async create(options: LabOptions = {}): Promise<Lab> {
     if (unavailable !== undefined) throw new Error(`the lab can't run here: ${unavailable}`);
-    const lab = new Lab(await Namespaces.create(options.log ?? (() => {})));
+    const place = options.isIdle ? undefined : await places.take();
+    const lab = new Lab(await Namespaces.create(options.log ?? (() => {})), place);
     if (options.trace !== undefined) await lab.command({ type: "trace", path: options.trace });
     return lab;
   }
 
-  private constructor(namespaces: Namespaces) {
+  private constructor(namespaces: Namespaces, place: Disposable | undefined) {
     this.#namespaces = namespaces;
+    this.#place = place;
     const fixture = `${import.meta.dir}/internet-fixture.ts`;
     const command = namespaces.enter([process.execPath, fixture]);
     this.#internet = Bun.spawn(command, { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
@@ -143,6 +160,7 @@ export class Lab implements AsyncDisposable {
     this.#internet.kill("SIGKILL");
     await this.#namespaces[Symbol.asyncDispose]();
     await Promise.all([...programs, this.#internet].map((program) => program.exited));
+    this.#place?.[Symbol.dispose]();
   }
 
   async #readAnswers(): Promise<void> {

@@ -2,7 +2,7 @@
  * The life of a link in the lab: relayed where nothing can be dug, moving to a direct connection, and coming back after
  * its NAT has forgotten it, its address has changed, its relay or the introducer was killed. Real NATs, real programs.
  */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Lab, labTest, type Nat } from "./lab.ts";
 import {
   cutOff,
@@ -17,6 +17,8 @@ import {
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart, behind, behindProgram, between, owdMs, programKinds, type Layout } from "./sides.ts";
 
+/** Some wait for a place among the labs. */
+setDefaultTimeout(60_000);
 const random = { mapping: "random" } as const;
 const sequential = { mapping: "sequential" } as const;
 const streams = "test/lab/streams-fixture.ts";
@@ -38,182 +40,12 @@ const hopeless: [where: string, layout: Layout][] = [
 
 // --- the relay -------------------------------------------------------------------------------------------
 
-labTest.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
-  alice.type("connect bob");
-  const both = await relayedBoth(alice, bob);
-  for (const { remote, elapsedMs } of both) {
-    expect(remote).toBe(introducer.endpoint);
-    expect(elapsedMs).toBeLessThan(relayedMs);
-  }
-  await talk(alice, bob);
-  expect([...alice.all("attempt"), ...bob.all("attempt"), ...introducer.all("punch")]).toEqual([]);
-  introducer.type("list");
-  const { participants } = await introducer.next("participants");
-  const links = participants.map(({ links: [link] }) => link);
-  expect(links).toMatchObject([{ route: "relay" }, { route: "relay" }]);
-  expect(links[0]!.relayedBytes).toBeGreaterThan(1000);
-});
-
-labTest.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await layout(lab);
-  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-  const alice = await people.participant("alice", hosts.alice, introducer, ["-v", "--direct"]);
-  const bob = await people.participant("bob", hosts.bob, introducer, ["-v"]);
-  await know(alice, bob);
-  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
-  for (const [asker, other] of [
-    [alice, bob],
-    [bob, alice],
-  ] as const) {
-    asker.type(`connect ${other.name}`);
-    await expectFailure(asker, "both-mappings-random", 1000);
-  }
-  expect([...alice.all("linked"), ...bob.all("linked"), ...introducer.all("relaying")]).toEqual([]);
-});
-
-labTest("an introducer with --no-relay relays nothing", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const place = await lab.host("introducer", { owdMs });
-  const introducer = await people.introducer(place, 7000, undefined, ["--no-relay"]);
-  const meeting = await gather(lab, people, await apart(random)(lab), introducer);
-  meeting.alice.type("connect bob");
-  await expectFailure(meeting.alice, "both-mappings-random", 1000);
-});
-
-labTest(
-  "a transfer goes on when a relayed link becomes direct",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const hosts = await apart(random)(lab);
-    const introducer = await people.introducer(await lab.host("introducer", { owdMs }), 7000, undefined, [
-      "--relay-rate",
-      "300K",
-    ]);
-    const { alice, bob } = await gatherStreams(people, hosts, introducer);
-    alice.type("connect bob");
-    await relayedBoth(alice, bob);
-    const bytes = 8_000_000; // 27 s at the relay's rate
-    alice.type(`send bob ${bytes}`);
-    bob.type(`send alice ${bytes}`);
-    await (hosts.alice.behind as Nat).changeMapping("endpoint-independent");
-    const moved = await Promise.all([alice, bob].map((one) => one.next("moved", () => true, 40_000)));
-    for (const { route } of moved) expect(route).not.toBe("relay");
-    await expectStreamed(alice, bob, bytes);
-    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
-  },
-  60_000,
-);
-
-// --- coming back -----------------------------------------------------------------------------------------
-
-type Trouble = (meeting: Meeting, hosts: Awaited<ReturnType<Layout>>) => Promise<void>;
-const natOf = (hosts: Awaited<ReturnType<Layout>>) => hosts.alice.behind as Nat;
-const renumber: Trouble = (_, hosts) => natOf(hosts).changeAddress(freeAddress);
-const restart: Trouble = (_, hosts) => natOf(hosts).flush();
-/** A NAT that keeps ports has them again with the first packet from inside: the connection may not even break. */
-const troubles: [what: string, layout: Layout, trouble: Trouble, breaks: boolean][] = [
-  ["its NAT is restarted", apart(), restart, false],
-  ["its NAT is restarted, and takes other ports", apart(random, {}), restart, true],
-  ["its NAT takes another address", apart(), renumber, true],
-  [
-    "its NAT takes another address, and the introducer is killed and started again",
-    apart(),
-    async (meeting, hosts) => {
-      await meeting.introducer.kill("SIGKILL");
-      await renumber(meeting, hosts);
-    },
-    true,
-  ],
-];
-
-// These wait for most of their time, so they do it together.
-
-labTest.concurrent.each(troubles)(
-  "a link lives on when %s; what was said meanwhile arrives",
-  async (_, layout, trouble, breaks) => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const place = await lab.host("introducer", { owdMs });
-    const hosts = await layout(lab);
-    const introducer = await people.introducer(place);
-    const meeting = await gather(lab, people, hosts, introducer);
-    const { alice, bob } = meeting;
-    alice.type("connect bob");
-    await linkedBoth(alice, bob);
-    await talk(alice, bob);
-    await trouble(meeting, hosts);
-    alice.type("say bob into the dark");
-    bob.type("say alice from the dark");
-    if (introducer.process.killed) await people.introducer(place);
-    await Promise.all([
-      bob.next("said", ({ text }) => text === "into the dark", backMs),
-      alice.next("said", ({ text }) => text === "from the dark", backMs),
-    ]);
-    if (breaks) await Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
-    await talk(alice, bob);
-    for (const one of [alice, bob]) {
-      expect(one.all("said").length).toBe(3); // nothing twice
-      expect(one.all("unlinked")).toEqual([]);
-    }
-  },
-  40_000,
-);
-
-labTest.concurrent(
-  "with --keep 0 a broken link has ended",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const hosts = await apart()(lab);
-    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-    const alice = await people.participant("alice", hosts.alice, introducer, ["--keep", "0", "--direct"]);
-    const bob = await people.participant("bob", hosts.bob, introducer);
-    await know(alice, bob);
-    await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
-    alice.type("connect bob");
-    await linkedBoth(alice, bob);
-    await cutOff(hosts.alice.behind as Nat, bob.public);
-    alice.type("say bob hello?");
-    expect(await alice.next("unlinked", () => true, backMs)).toMatchObject({ reason: "connection-lost" });
-    expect(alice.all("broken")).toEqual([]);
-  },
-  40_000,
-);
-
-labTest.concurrent(
-  "a link that is ended while it is broken: the peer hears of it when it comes back",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const hosts = await apart()(lab);
-    const nat = hosts.alice.behind as Nat;
-    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-    const meeting = await gather(lab, people, hosts, introducer, ["--direct"]);
-    const { alice, bob } = meeting;
-    await expectRoute(meeting, "alice", "public/listen");
-    await cutOff(nat, bob.public);
-    bob.type("say alice hello?");
-    await bob.next("broken", () => true, backMs);
-    alice.type("disconnect bob");
-    await alice.next("unlinked", ({ reason }) => reason === "disconnected", backMs);
-    await nat.run(["nft", "delete table ip cut"]);
-    expect(await bob.next("unlinked", () => true, backMs)).toMatchObject({ reason: "peer-disconnected" });
-    expect(alice.all("linked").length).toBe(1);
-  },
-  60_000,
-);
+// The longest first: these mostly wait, while all others have their turn.
 
 labTest.concurrent(
   "streams lose nothing while NATs forget them and their addresses change",
   async () => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     await using people = new People();
     const hosts = await apart()(lab);
     const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
@@ -240,7 +72,167 @@ labTest.concurrent(
   900_000,
 );
 
-labTest("a peer whose program was started anew has no link: that is told at once", async () => {
+labTest.concurrent(
+  "a link that is ended while it is broken: the peer hears of it when it comes back",
+  async () => {
+    await using lab = await Lab.create({ isIdle: true });
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const nat = hosts.alice.behind as Nat;
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const meeting = await gather(lab, people, hosts, introducer, ["--direct"]);
+    const { alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await cutOff(nat, bob.public);
+    bob.type("say alice hello?");
+    await bob.next("broken", () => true, backMs);
+    alice.type("disconnect bob");
+    await alice.next("unlinked", ({ reason }) => reason === "disconnected", backMs);
+    await nat.run(["nft", "delete table ip cut"]);
+    expect(await bob.next("unlinked", () => true, backMs)).toMatchObject({ reason: "peer-disconnected" });
+    expect(alice.all("linked").length).toBe(1);
+  },
+);
+
+labTest.concurrent("with --keep 0 a broken link has ended", async () => {
+  await using lab = await Lab.create({ isIdle: true });
+  await using people = new People();
+  const hosts = await apart()(lab);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const alice = await people.participant("alice", hosts.alice, introducer, ["--keep", "0", "--direct"]);
+  const bob = await people.participant("bob", hosts.bob, introducer);
+  await know(alice, bob);
+  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+  alice.type("connect bob");
+  await linkedBoth(alice, bob);
+  await cutOff(hosts.alice.behind as Nat, bob.public);
+  alice.type("say bob hello?");
+  expect(await alice.next("unlinked", () => true, backMs)).toMatchObject({ reason: "connection-lost" });
+  expect(alice.all("broken")).toEqual([]);
+});
+
+labTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
+  alice.type("connect bob");
+  const both = await relayedBoth(alice, bob);
+  for (const { remote, elapsedMs } of both) {
+    expect(remote).toBe(introducer.endpoint);
+    expect(elapsedMs).toBeLessThan(relayedMs);
+  }
+  await talk(alice, bob);
+  expect([...alice.all("attempt"), ...bob.all("attempt"), ...introducer.all("punch")]).toEqual([]);
+  introducer.type("list");
+  const { participants } = await introducer.next("participants");
+  const links = participants.map(({ links: [link] }) => link);
+  expect(links).toMatchObject([{ route: "relay" }, { route: "relay" }]);
+  expect(links[0]!.relayedBytes).toBeGreaterThan(1000);
+});
+
+labTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const hosts = await layout(lab);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const alice = await people.participant("alice", hosts.alice, introducer, ["-v", "--direct"]);
+  const bob = await people.participant("bob", hosts.bob, introducer, ["-v"]);
+  await know(alice, bob);
+  await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
+  for (const [asker, other] of [
+    [alice, bob],
+    [bob, alice],
+  ] as const) {
+    asker.type(`connect ${other.name}`);
+    await expectFailure(asker, "both-mappings-random", 1000);
+  }
+  expect([...alice.all("linked"), ...bob.all("linked"), ...introducer.all("relaying")]).toEqual([]);
+});
+
+labTest.concurrent("an introducer with --no-relay relays nothing", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const place = await lab.host("introducer", { owdMs });
+  const introducer = await people.introducer(place, 7000, undefined, ["--no-relay"]);
+  const meeting = await gather(lab, people, await apart(random)(lab), introducer);
+  meeting.alice.type("connect bob");
+  await expectFailure(meeting.alice, "both-mappings-random", 1000);
+});
+
+labTest.concurrent("a transfer goes on when a relayed link becomes direct", async () => {
+  await using lab = await Lab.create({ isIdle: true });
+  await using people = new People();
+  const hosts = await apart(random)(lab);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }), 7000, undefined, [
+    "--relay-rate",
+    "300K",
+  ]);
+  const { alice, bob } = await gatherStreams(people, hosts, introducer);
+  alice.type("connect bob");
+  await relayedBoth(alice, bob);
+  const bytes = 8_000_000; // 27 s at the relay's rate
+  alice.type(`send bob ${bytes}`);
+  bob.type(`send alice ${bytes}`);
+  await (hosts.alice.behind as Nat).changeMapping("endpoint-independent");
+  const moved = await Promise.all([alice, bob].map((one) => one.next("moved", () => true, 40_000)));
+  for (const { route } of moved) expect(route).not.toBe("relay");
+  await expectStreamed(alice, bob, bytes);
+  expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
+});
+
+// --- coming back -----------------------------------------------------------------------------------------
+
+type Trouble = (meeting: Meeting, hosts: Awaited<ReturnType<Layout>>) => Promise<void>;
+const natOf = (hosts: Awaited<ReturnType<Layout>>) => hosts.alice.behind as Nat;
+const renumber: Trouble = (_, hosts) => natOf(hosts).changeAddress(freeAddress);
+const restart: Trouble = (_, hosts) => natOf(hosts).flush();
+/** A NAT that keeps ports has them again with the first packet from inside: the connection may not even break. */
+const troubles: [what: string, layout: Layout, trouble: Trouble, breaks: boolean][] = [
+  ["its NAT is restarted", apart(), restart, false],
+  ["its NAT is restarted, and takes other ports", apart(random, {}), restart, true],
+  ["its NAT takes another address", apart(), renumber, true],
+  [
+    "its NAT takes another address, and the introducer is killed and started again",
+    apart(),
+    async (meeting, hosts) => {
+      await meeting.introducer.kill("SIGKILL");
+      await renumber(meeting, hosts);
+    },
+    true,
+  ],
+];
+
+labTest.concurrent.each(troubles)(
+  "a link lives on when %s; what was said meanwhile arrives",
+  async (_, layout, trouble, breaks) => {
+    await using lab = await Lab.create({ isIdle: true });
+    await using people = new People();
+    const place = await lab.host("introducer", { owdMs });
+    const hosts = await layout(lab);
+    const introducer = await people.introducer(place);
+    const meeting = await gather(lab, people, hosts, introducer);
+    const { alice, bob } = meeting;
+    alice.type("connect bob");
+    await linkedBoth(alice, bob);
+    await talk(alice, bob);
+    await trouble(meeting, hosts);
+    alice.type("say bob into the dark");
+    bob.type("say alice from the dark");
+    if (introducer.process.killed) await people.introducer(place);
+    await Promise.all([
+      bob.next("said", ({ text }) => text === "into the dark", backMs),
+      alice.next("said", ({ text }) => text === "from the dark", backMs),
+    ]);
+    if (breaks) await Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
+    await talk(alice, bob);
+    for (const one of [alice, bob]) {
+      expect(one.all("said").length).toBe(3); // nothing twice
+      expect(one.all("unlinked")).toEqual([]);
+    }
+  },
+);
+
+labTest.concurrent("a peer whose program was started anew has no link: that is told at once", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await apart()(lab);
@@ -258,7 +250,7 @@ labTest("a peer whose program was started anew has no link: that is told at once
   await talk(alice, again);
 });
 
-labTest("--connect makes a link again that the peer has ended", async () => {
+labTest.concurrent("--connect makes a link again that the peer has ended", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await apart()(lab);
@@ -272,24 +264,20 @@ labTest("--connect makes a link again that the peer has ended", async () => {
   await talk(alice, bob);
 });
 
-labTest(
-  "a router that takes window scaling out of SYNs: windows are what they say",
-  async () => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const stripping = behindProgram(programKinds["strips window scale"]);
-    const hosts = await between(stripping, behind({}))(lab);
-    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
-    const { alice, bob } = await gatherStreams(people, hosts, introducer, ["--direct"]);
-    alice.type("connect bob");
-    await Promise.all([alice.next("linked"), bob.next("linked")]);
-    // By 512 bytes a round trip, which is what 64 KiB come to if they are not, it would take minutes.
-    alice.type("send bob 4000000");
-    bob.type("send alice 4000000");
-    await expectStreamed(alice, bob, 4_000_000);
-  },
-  30_000,
-);
+labTest.concurrent("a router that takes window scaling out of SYNs: windows are what they say", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const stripping = behindProgram(programKinds["strips window scale"]);
+  const hosts = await between(stripping, behind({}))(lab);
+  const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+  const { alice, bob } = await gatherStreams(people, hosts, introducer, ["--direct"]);
+  alice.type("connect bob");
+  await Promise.all([alice.next("linked"), bob.next("linked")]);
+  // By 512 bytes a round trip, which is what 64 KiB come to if they are not, it would take minutes.
+  alice.type("send bob 4000000");
+  bob.type("send alice 4000000");
+  await expectStreamed(alice, bob, 4_000_000);
+});
 
 // --- what they have in common ----------------------------------------------------------------------------
 

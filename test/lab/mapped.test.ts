@@ -10,7 +10,8 @@ import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs, said, type Hosts } from "./sides.ts";
 
-setDefaultTimeout(30_000);
+/** Some wait for a place among the labs. */
+setDefaultTimeout(60_000);
 const router = `${import.meta.dir}/pcp-router-fixture.ts`;
 const random = { owdMs, mapping: "random" } as const;
 /** A relay is offered after a second beside a direct round, and at once where there is none. */
@@ -42,25 +43,28 @@ function bothLinked(...pair: [Meeting["alice"], Meeting["bob"]]) {
   return Promise.all(pair.map((one) => one.next("linked")));
 }
 
-routerTest.each(protocols)("random ↔ random by %s only: mapped, either side asking", async (protocol) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await bothRandom(lab);
-  await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
-  const meeting = await gather(lab, people, hosts);
-  const { alice, bob } = meeting;
-  await mapped(meeting);
-  for (const asker of ["alice", "bob"] as const) {
-    const [ofAlice, ofBob] = await expectRoute(meeting, asker, "mapped/listen");
-    expect([ofAlice!.route, ofBob!.route]).toEqual(["listen", "mapped"]);
-    await disconnect(alice, bob);
-  }
-  expect(await real.leases()).toHaveLength(1);
-  await alice.kill("SIGTERM");
-  expect(await real.leases()).toEqual([]);
-});
+routerTest.concurrent.each(protocols)(
+  "random ↔ random by %s only: mapped, either side asking",
+  async (protocol) => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
+    const meeting = await gather(lab, people, hosts);
+    const { alice, bob } = meeting;
+    await mapped(meeting);
+    for (const asker of ["alice", "bob"] as const) {
+      const [ofAlice, ofBob] = await expectRoute(meeting, asker, "mapped/listen");
+      expect([ofAlice!.route, ofBob!.route]).toEqual(["listen", "mapped"]);
+      await disconnect(alice, bob);
+    }
+    expect(await real.leases()).toHaveLength(1);
+    await alice.kill("SIGTERM");
+    expect(await real.leases()).toEqual([]);
+  },
+);
 
-routerTest("with --no-portmap the router is not asked: by relay at once", async () => {
+routerTest.concurrent("with --no-portmap the router is not asked: by relay at once", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await bothRandom(lab);
@@ -71,38 +75,44 @@ routerTest("with --no-portmap the router is not asked: by relay at once", async 
   expect(meeting.alice.all("port-mapping")).toEqual([]);
 });
 
-routerTest("the port is closed when we leave, and another is opened when we come back", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await bothRandom(lab);
-  await using real = await MiniUpnpd.start(lab, hosts.nat, ["pcp"]);
-  const meeting = await gather(lab, people, hosts);
-  const { alice, bob } = meeting;
-  await mapped(meeting);
-  await alice.comesBack();
-  await mapped(meeting);
-  await expectRoute(meeting, "bob", "mapped/listen");
-  const states = alice.all("port-mapping").map(({ state }) => state);
-  expect(new Set(states.map((state) => state.is === "mapped" && state.candidate)).size).toBe(2);
-  await disconnect(bob, alice);
-  expect(await real.leases()).toHaveLength(1);
-});
+routerTest.concurrent(
+  "the port is closed when we leave, and another is opened when we come back",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await using real = await MiniUpnpd.start(lab, hosts.nat, ["pcp"]);
+    const meeting = await gather(lab, people, hosts);
+    const { alice, bob } = meeting;
+    await mapped(meeting);
+    await alice.comesBack();
+    await mapped(meeting);
+    await expectRoute(meeting, "bob", "mapped/listen");
+    const states = alice.all("port-mapping").map(({ state }) => state);
+    expect(new Set(states.map((state) => state.is === "mapped" && state.candidate)).size).toBe(2);
+    await disconnect(bob, alice);
+    expect(await real.leases()).toHaveLength(1);
+  },
+);
 
-routerTest("`nat` names protocol, port and lifetime, and every kind of peer can be linked", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await bothRandom(lab);
-  await using _real = await MiniUpnpd.start(lab, hosts.nat, ["nat-pmp"]);
-  const { alice } = await gather(lab, people, hosts);
-  alice.type("nat");
-  const { portMapping, expected, mapping } = await alice.next("nat", () => true, askedMs);
-  expect(mapping).toBe("random");
-  expect(portMapping).toMatchObject({ is: "mapped", protocol: "nat-pmp", lifetimeS: 7_200 });
-  expect(portMapping).toMatchObject({ externalAddress: hosts.nat.address });
-  expect(new Set(expected.map(({ way }) => way))).toEqual(new Set(["direct"]));
-});
+routerTest.concurrent(
+  "`nat` names protocol, port and lifetime, and every kind of peer can be linked",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await using _real = await MiniUpnpd.start(lab, hosts.nat, ["nat-pmp"]);
+    const { alice } = await gather(lab, people, hosts);
+    alice.type("nat");
+    const { portMapping, expected, mapping } = await alice.next("nat", () => true, askedMs);
+    expect(mapping).toBe("random");
+    expect(portMapping).toMatchObject({ is: "mapped", protocol: "nat-pmp", lifetimeS: 7_200 });
+    expect(portMapping).toMatchObject({ externalAddress: hosts.nat.address });
+    expect(new Set(expected.map(({ way }) => way))).toEqual(new Set(["direct"]));
+  },
+);
 
-labTest(
+labTest.concurrent(
   "a router whose address is another than others see: double NAT, nothing dialled, relayed at once",
   async () => {
     await using lab = await Lab.create();
@@ -122,19 +132,22 @@ labTest(
   },
 );
 
-labTest("a router that says it has opened a port, and has not: relayed after a second", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await bothRandom(lab);
-  await answers(hosts.nat, hosts.nat.address, 0, "lies");
-  const meeting = await gather(lab, people, hosts);
-  await mapped(meeting);
-  await relayed(meeting, relayedMs.beside);
-  await talk(meeting.alice, meeting.bob);
-});
+labTest.concurrent(
+  "a router that says it has opened a port, and has not: relayed after a second",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await answers(hosts.nat, hosts.nat.address, 0, "lies");
+    const meeting = await gather(lab, people, hosts);
+    await mapped(meeting);
+    await relayed(meeting, relayedMs.beside);
+    await talk(meeting.alice, meeting.bob);
+  },
+);
 
-labTest("a router that never answers: relayed at once, and `nat` says so", async () => {
-  await using lab = await Lab.create();
+labTest.concurrent("a router that never answers: relayed at once, and `nat` says so", async () => {
+  await using lab = await Lab.create({ isIdle: true });
   await using people = new People();
   const hosts = await bothRandom(lab);
   const deaf = 'insert rule inet filtering incoming iifname "lan" meta l4proto udp drop';
@@ -146,17 +159,20 @@ labTest("a router that never answers: relayed at once, and `nat` says so", async
   expect(portMapping).toMatchObject({ is: "unavailable" });
 });
 
-labTest("a router that answers after 3 s: relayed at once, then direct by the mapped port", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const hosts = await bothRandom(lab);
-  await answers(hosts.nat, hosts.nat.address, 3_000, "opens");
-  const meeting = await gather(lab, people, hosts);
-  const { alice, bob } = meeting;
-  await relayed(meeting, relayedMs.instead);
-  expect(alice.all("port-mapping")).toEqual([]);
-  await mapped(meeting);
-  const moves = await Promise.all([alice, bob].map((one) => one.next("moved")));
-  expect(moves.map(({ route }) => route)).toEqual(["listen", "mapped"]);
-  await talk(alice, bob);
-});
+labTest.concurrent(
+  "a router that answers after 3 s: relayed at once, then direct by the mapped port",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await answers(hosts.nat, hosts.nat.address, 3_000, "opens");
+    const meeting = await gather(lab, people, hosts);
+    const { alice, bob } = meeting;
+    await relayed(meeting, relayedMs.instead);
+    expect(alice.all("port-mapping")).toEqual([]);
+    await mapped(meeting);
+    const moves = await Promise.all([alice, bob].map((one) => one.next("moved")));
+    expect(moves.map(({ route }) => route)).toEqual(["listen", "mapped"]);
+    await talk(alice, bob);
+  },
+);

@@ -21,7 +21,8 @@ import { type ParticipantProgram, People } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, programKinds } from "./sides.ts";
 
-setDefaultTimeout(40_000);
+/** Some wait for a place among the labs. */
+setDefaultTimeout(90_000);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 /** An idle link is looked at after 15 s, and missed 2 s later. */
 const forgottenMs = 30_000;
@@ -100,84 +101,33 @@ async function plainConnect(from: Host, to: Endpoint): Promise<string> {
   return (JSON.parse(out) as Attempt).outcome;
 }
 
-labTest.each(kinds)("%s ↔ independent, either side asking, and no stranger", async (kind) => {
-  const { route = "public/listen", plain = "ETIMEDOUT" } = rows[kind]!;
-  const { withinMs = route === "birthday/listen" ? guessedMs : soonMs } = rows[kind]!;
-  await using lab = await Lab.create();
-  await using people = new People();
-  const layout = between(behindProgram(programKinds[kind]), behind({}));
-  const meeting = await gatherDirect(lab, people, await layout(lab));
-  const stranger = await lab.host("stranger", { owdMs });
-  expect(await plainConnect(stranger, meeting.alice.public)).toBe(plain);
-  await expectRoute(meeting, "alice", route, withinMs);
-  await disconnect(meeting.alice, meeting.bob);
-  await expectRoute(meeting, "bob", route, withinMs);
-});
-
-const itself: Kind[] = [
-  "filters nothing",
-  "kept, random port",
-  "late ICMP",
-  "RST, not deleted by RST",
-  "strips timestamps",
-  "strips window scale",
-  "rewrites sequence numbers",
-];
-
-labTest.each(itself)("%s ↔ itself", async (kind) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const side = behindProgram(programKinds[kind]);
-  await expectRoute(
-    await gatherDirect(lab, people, await between(side, side)(lab)),
-    "alice",
-    "public/listen",
-  );
-});
-
-labTest("one carrier whose NAT is a program and hairpins, either side asking", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const carrier = oneCarrier({ program: { hairpinning: true, allocation: "random" } });
-  const meeting = await gatherDirect(lab, people, await carrier(lab));
-  await expectRoute(meeting, "alice", "public/listen");
-  await disconnect(meeting.alice, meeting.bob);
-  await expectRoute(meeting, "bob", "public/listen");
-});
-
-labTest("a birthday takes all the sessions that a host may have: relayed all the same", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const few = { maxSessions: 12 } as const;
-  const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
-  const meeting = await gather(lab, people, await layout(lab));
-  await expectRelayed(meeting);
-  expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
-});
-
-// These mostly wait, and so do it together.
-
 /** On ports of participants, but not of introducers. */
 const httpOnly = { onlyHttp: { first: 10_000, last: 65_535 } } as const;
 
-// By itself, as the two with an introducer of two addresses: beside ten other labs on two cores our SYN may leave after the
-// peer's has met the NAT, and the kernel sends that again only when the round is over.
-labTest(
-  "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
+// The longest first: these mostly wait, while all others have their turn.
+
+labTest.concurrent(
+  "forgets in seconds: an idle link comes back, is forgotten no more, and what is said arrives",
   async () => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     await using people = new People();
-    const layout = between(behindProgram(programKinds["by address, sequential"]), behind({}));
-    const meeting = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
-    await expectRoute(meeting, "alice", "predicted/listen", freshMs);
-    await disconnect(meeting.alice, meeting.bob);
-    // The way that worked comes first.
-    await expectRoute(meeting, "bob", "predicted/listen", soonMs);
+    const layout = between(behindProgram(programKinds["forgets in seconds"]), behind({}));
+    const meeting = await gather(lab, people, await layout(lab));
+    const { alice, bob } = meeting;
+    await expectRoute(meeting, "alice", "public/listen");
+    await Promise.all([alice, bob].map((one) => one.next("moved", () => true, forgottenMs)));
+    await talk(alice, bob);
+    const moves = alice.all("moved").length;
+    await Bun.sleep(12_000); // longer than the NAT remembers
+    await talk(alice, bob);
+    expect(alice.all("moved")).toHaveLength(moves);
+    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
   },
+  70_000,
 );
 
 labTest.concurrent("what is not HTTP is reset on the way: handshake-cut, on both sides", async () => {
-  await using lab = await Lab.create();
+  await using lab = await Lab.create({ isIdle: true });
   await using people = new People();
   const layout = between(behindProgram(httpOnly), behind({}));
   const meeting = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
@@ -186,60 +136,10 @@ labTest.concurrent("what is not HTTP is reset on the way: handshake-cut, on both
   await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
 });
 
-async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
-  alice.type("connect bob");
-  const both = await Promise.all([alice, bob].map((one) => one.next("linked")));
-  expect(both.map((linked) => linked.route)).toEqual(["relay", "relay"]);
-  await talk(alice, bob);
-}
-
-labTest.concurrent("drops long packets: what is relayed arrives, too", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const long = behindProgram({ ...programKinds["drops long packets"], ...programKinds["random, block"] });
-  const layout = between(long, behind({ mapping: "random" }));
-  await expectRelayed(await gather(lab, people, await layout(lab)));
-});
-
-labTest.each([
-  ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
-  ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
-] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const introducer = await introducerOfTwo(lab, people);
-  const layout = between(behindProgram(programKinds[kind]), behind({}));
-  const meeting = await gatherDirect(lab, people, await layout(lab), introducer);
-  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
-  await expectRoute(meeting, "alice", route, withinMs);
-  await disconnect(meeting.alice, meeting.bob);
-  await expectRoute(meeting, "bob", route, withinMs);
-  meeting.alice.type("nat");
-  expect(await meeting.alice.next("nat", () => true, 15_000)).toMatchObject(report);
-});
-
-const filters = [
-  ["filters nothing", "let-in"],
-  ["filters by address", "dropped"],
-] as const;
-
-labTest.concurrent.each(filters)(
-  "--nat, %s: what comes from an address that is not known is %s",
-  async (kind, elsewhere) => {
-    await using lab = await Lab.create();
-    await using people = new People();
-    const introducer = await introducerOfTwo(lab, people);
-    const host = await behindProgram(programKinds[kind])(lab, "alice");
-    const alice = await people.participant("alice", host, introducer, ["--nat"]);
-    const report = await alice.next("nat", () => true, 15_000);
-    expect(report).toMatchObject({ filtering: "let-in", filteringElsewhere: elsewhere });
-  },
-);
-
 labTest.concurrent(
   "a fresh port keeps what was measured of it, though a RST would have it forgotten",
   async () => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     await using people = new People();
     const natB = await lab.nat("natB", { owdMs });
     const alice = await behindProgram(programKinds["kept, random port"])(lab, "alice");
@@ -260,27 +160,104 @@ add rule ip locked passing ip saddr ${address} tcp sport ${port} drop
   },
 );
 
+async function eitherSideAsks(kind: Kind): Promise<void> {
+  const { route = "public/listen", plain = "ETIMEDOUT" } = rows[kind]!;
+  const { withinMs = route === "birthday/listen" ? guessedMs : soonMs } = rows[kind]!;
+  await using lab = await Lab.create();
+  await using people = new People();
+  const layout = between(behindProgram(programKinds[kind]), behind({}));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
+  const stranger = await lab.host("stranger", { owdMs });
+  expect(await plainConnect(stranger, meeting.alice.public)).toBe(plain);
+  await expectRoute(meeting, "alice", route, withinMs);
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", route, withinMs);
+}
+
+const isAlone = (kind: Kind) => rows[kind]!.route !== undefined;
+labTest.concurrent.each(kinds.filter((kind) => !isAlone(kind)))(
+  "%s ↔ independent, either side asking, and no stranger",
+  eitherSideAsks,
+);
+
+const itself: Kind[] = [
+  "filters nothing",
+  "kept, random port",
+  "late ICMP",
+  "RST, not deleted by RST",
+  "strips timestamps",
+  "strips window scale",
+  "rewrites sequence numbers",
+];
+
+labTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const side = behindProgram(programKinds[kind]);
+  await expectRoute(
+    await gatherDirect(lab, people, await between(side, side)(lab)),
+    "alice",
+    "public/listen",
+  );
+});
+
+labTest.concurrent("one carrier whose NAT is a program and hairpins, either side asking", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const carrier = oneCarrier({ program: { hairpinning: true, allocation: "random" } });
+  const meeting = await gatherDirect(lab, people, await carrier(lab));
+  await expectRoute(meeting, "alice", "public/listen");
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", "public/listen");
+});
+
 labTest.concurrent(
-  "forgets in seconds: an idle link comes back, is forgotten no more, and what is said arrives",
+  "a birthday takes all the sessions that a host may have: relayed all the same",
   async () => {
     await using lab = await Lab.create();
     await using people = new People();
-    const layout = between(behindProgram(programKinds["forgets in seconds"]), behind({}));
+    const few = { maxSessions: 12 } as const;
+    const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
     const meeting = await gather(lab, people, await layout(lab));
-    const { alice, bob } = meeting;
-    await expectRoute(meeting, "alice", "public/listen");
-    await Promise.all([alice, bob].map((one) => one.next("moved", () => true, forgottenMs)));
-    await talk(alice, bob);
-    const moves = alice.all("moved").length;
-    await Bun.sleep(17_000); // longer than the NAT remembers, and than an idle link used to be left alone
-    expect(alice.all("moved")).toHaveLength(moves);
-    await talk(alice, bob);
-    expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
+    await expectRelayed(meeting);
+    expect(meeting.alice.all("punching")[0]!.way).toBe("birthday");
   },
-  70_000,
 );
 
-labTest("--nat says what the program does, for every kind", async () => {
+async function expectRelayed({ alice, bob }: Meeting): Promise<void> {
+  alice.type("connect bob");
+  const both = await Promise.all([alice, bob].map((one) => one.next("linked")));
+  expect(both.map((linked) => linked.route)).toEqual(["relay", "relay"]);
+  await talk(alice, bob);
+}
+
+labTest.concurrent("drops long packets: what is relayed arrives, too", async () => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const long = behindProgram({ ...programKinds["drops long packets"], ...programKinds["random, block"] });
+  const layout = between(long, behind({ mapping: "random" }));
+  await expectRelayed(await gather(lab, people, await layout(lab)));
+});
+
+const filters = [
+  ["filters nothing", "let-in"],
+  ["filters by address", "dropped"],
+] as const;
+
+labTest.concurrent.each(filters)(
+  "--nat, %s: what comes from an address that is not known is %s",
+  async (kind, elsewhere) => {
+    await using lab = await Lab.create({ isIdle: true });
+    await using people = new People();
+    const introducer = await introducerOfTwo(lab, people);
+    const host = await behindProgram(programKinds[kind])(lab, "alice");
+    const alice = await people.participant("alice", host, introducer, ["--nat"]);
+    const report = await alice.next("nat", () => true, 15_000);
+    expect(report).toMatchObject({ filtering: "let-in", filteringElsewhere: elsewhere });
+  },
+);
+
+labTest.concurrent("--nat says what the program does, for every kind", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
@@ -293,4 +270,40 @@ labTest("--nat says what the program does, for every kind", async () => {
   const named = (reports: readonly unknown[]) =>
     Object.fromEntries(kinds.map((kind, index) => [kind, reports[index]]));
   expect(named(said)).toEqual(named(kinds.map((kind) => expect.objectContaining(rows[kind]!.report))));
+});
+
+// Ports that are counted or guessed, each by itself: beside other labs our SYN may leave after the peer's has met the NAT, and the
+// kernel sends that again only when the round is over.
+
+labTest.each(kinds.filter(isAlone))("%s ↔ independent, either side asking, and no stranger", eitherSideAsks);
+
+labTest(
+  "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const layout = between(behindProgram(programKinds["by address, sequential"]), behind({}));
+    const meeting = await gather(lab, people, await layout(lab), undefined, ["--direct"]);
+    await expectRoute(meeting, "alice", "predicted/listen", freshMs);
+    await disconnect(meeting.alice, meeting.bob);
+    // The way that worked comes first.
+    await expectRoute(meeting, "bob", "predicted/listen", soonMs);
+  },
+);
+
+labTest.each([
+  ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
+  ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
+] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {
+  await using lab = await Lab.create();
+  await using people = new People();
+  const introducer = await introducerOfTwo(lab, people);
+  const layout = between(behindProgram(programKinds[kind]), behind({}));
+  const meeting = await gatherDirect(lab, people, await layout(lab), introducer);
+  const withinMs = route === "birthday/listen" ? guessedMs : soonMs;
+  await expectRoute(meeting, "alice", route, withinMs);
+  await disconnect(meeting.alice, meeting.bob);
+  await expectRoute(meeting, "bob", route, withinMs);
+  meeting.alice.type("nat");
+  expect(await meeting.alice.next("nat", () => true, 15_000)).toMatchObject(report);
 });

@@ -55,7 +55,7 @@ const protocols: MappingProtocol[] = ["pcp", "nat-pmp", "upnp"];
 routerTest.concurrent.each(protocols)(
   "by %s only: opened, reached, renewed, closed at the end",
   async (protocol) => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     const { nat, alice, carol } = await behindRandom(lab);
     await using router = await MiniUpnpd.start(lab, nat, [protocol]);
     const program = ask(alice, nat.address, shortS);
@@ -86,7 +86,7 @@ routerTest.concurrent.each(protocols)(
 routerTest.concurrent.each(["pcp", "nat-pmp"] as const)(
   "by %s: a router that restarts is asked again",
   async (protocol) => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     const { nat, alice, carol } = await behindRandom(lab);
     await using router = await MiniUpnpd.start(lab, nat, [protocol]);
     await ask(alice, nat.address, longS).next("state");
@@ -101,7 +101,7 @@ routerTest.concurrent.each(["pcp", "nat-pmp"] as const)(
 );
 
 routerTest.concurrent("a port that another host has: the router gives another one", async () => {
-  await using lab = await Lab.create();
+  await using lab = await Lab.create({ isIdle: true });
   const { nat, alice, carol } = await behindRandom(lab);
   const bob = await lab.host("bob", { behind: nat });
   await using _router = await MiniUpnpd.start(lab, nat, ["upnp"]);
@@ -124,7 +124,7 @@ const doubleNats = protocols.flatMap((protocol) =>
 routerTest.concurrent.each(doubleNats)(
   "by %s: a router with %s is a double NAT",
   async (protocol, _, lan, address) => {
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     const carrier = await lab.nat("carrier", { owdMs, lan });
     const nat = await lab.nat("nat", { mapping: "random", behind: carrier });
     const alice = await lab.host("alice", { behind: nat });

@@ -11,7 +11,8 @@ import { MiniUpnpd, routerTest } from "./router.ts";
 import { apart, behind, between, owdMs, type Layout } from "./sides.ts";
 import { storm } from "./storm.ts";
 
-setDefaultTimeout(30_000);
+/** Some wait for a place among the labs. */
+setDefaultTimeout(60_000);
 const stormSeconds = 8;
 const sharedTest = labTestNeeding(noRedis);
 
@@ -43,20 +44,23 @@ const rows: [where: string, layout: Layout, expected: Expected, options: string[
   ["random ↔ sequential", between(random, sequential), "relay", []],
 ];
 
-sharedTest.each(rows)("%s at two introducers, either side asking", async (_, layout, expected, options) => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  await using shared = await share(lab, people);
-  const { here, there } = shared;
-  const meeting = await gather(lab, people, await layout(lab), here, options, there);
-  const { alice, bob } = meeting;
-  for (const asker of ["alice", "bob"] as const) {
-    await expectRoute(meeting, asker, expected, 4 * soonMs);
-    await disconnect(alice, bob);
-  }
-});
+sharedTest.concurrent.each(rows)(
+  "%s at two introducers, either side asking",
+  async (_, layout, expected, options) => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    await using shared = await share(lab, people);
+    const { here, there } = shared;
+    const meeting = await gather(lab, people, await layout(lab), here, options, there);
+    const { alice, bob } = meeting;
+    for (const asker of ["alice", "bob"] as const) {
+      await expectRoute(meeting, asker, expected, 4 * soonMs);
+      await disconnect(alice, bob);
+    }
+  },
+);
 
-routerTest(
+routerTest.concurrent(
   "random ↔ random at two introducers, where one's router opens a port, either side asking",
   async () => {
     await using lab = await Lab.create();
@@ -76,11 +80,11 @@ routerTest(
   },
 );
 
-sharedTest(
+sharedTest.concurrent(
   `${stormSeconds} s of introducers and Redis being killed and stopped: links live, nobody is lost, all see the same`,
   async () => {
     const seed = crypto.getRandomValues(new Uint32Array(1))[0]!;
-    await using lab = await Lab.create();
+    await using lab = await Lab.create({ isIdle: true });
     await using people = new People();
     const story: string[] = [];
     const { problems, connects } = await storm(lab, people, stormSeconds, seed, (line) => story.push(line));

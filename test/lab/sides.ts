@@ -159,7 +159,7 @@ export const programKinds = {
   "late ICMP": { unsolicited: "late-icmp" },
   "RST, not deleted by RST": { unsolicited: "reset", resetDeletes: false },
   "not deleted by RST": { resetDeletes: false },
-  "forgets in seconds": { establishedTimeoutMs: 8_000, transitoryTimeoutMs: 2_000 },
+  "forgets in seconds": { establishedTimeoutMs: 10_000, transitoryTimeoutMs: 2_000 },
   "drops crossing SYNs": { simultaneousOpen: "drop" },
   "refuses crossing SYNs": { simultaneousOpen: "reset" },
   // what it does to TCP

@@ -23,7 +23,7 @@ const freeAddress = "203.0.113.220";
 const sshTest = labTestNeeding(noSshd);
 const nginxTest = labTestNeeding(noNginx);
 
-sshTest(
+sshTest.concurrent(
   "ssh and scp by a forward; a session in a terminal outlives its NAT's reboot and new address",
   async () => {
     await using lab = await Lab.create();
@@ -63,7 +63,7 @@ sshTest(
   60_000,
 );
 
-sshTest(
+sshTest.concurrent(
   "ssh and scp by a pipe, as ProxyCommand",
   async () => {
     await using lab = await Lab.create();
@@ -93,7 +93,7 @@ sshTest(
   60_000,
 );
 
-nginxTest(
+nginxTest.concurrent(
   "nginx under a load, while the NAT of its client is rebooted",
   async () => {
     await using lab = await Lab.create();
