@@ -1,8 +1,12 @@
 /** An introducer that says `elsewhere`, again and again: where a participant may be sent by it, and how often. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { Driven, outcome } from "../driven-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { Bait, type Line, type LineSocket, LyingIntroducer, peersLine, registered } from "./wire.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(4);
+setDefaultTimeout(60_000);
 
 const sends =
   (port: () => number, host = "127.0.0.1") =>

@@ -1,9 +1,12 @@
 /** What a room member must not reach, learn or use up through a participant that allows it something. */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(3);
 
 /** Several programs on a busy machine. */
 setDefaultTimeout(60_000);

@@ -1,5 +1,5 @@
 /** An introducer that goes, or talks, before a participant has registered: whoever waits is told, and it comes back. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Participant } from "../../participant.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { secretRoom } from "../../native/secure/room.ts";
@@ -13,6 +13,10 @@ import {
   registered,
   until,
 } from "./wire.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(4);
+setDefaultTimeout(60_000);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 const room = await secretRoom(words);

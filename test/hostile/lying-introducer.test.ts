@@ -3,7 +3,7 @@
  * the wire against the real program. 127.0.0.2 is somebody else: the introducer is at 127.0.0.1, so loopback is as near
  * to the participant as itself, and dialled as any address would be.
  */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import { readdirSync } from "node:fs";
 import { Driven, homeOf, program } from "../driven-fixture.ts";
@@ -20,6 +20,10 @@ import {
   type Line,
 } from "./wire.ts";
 import { unanswering, until } from "../native-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(3);
+setDefaultTimeout(60_000);
 
 const own = { public: "127.0.0.1:4000" };
 const silent = () => {};

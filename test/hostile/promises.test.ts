@@ -3,7 +3,7 @@
  * and the tests that show each. A sentence that is new or changed fails here until it has one, and so does a test that is
  * gone.
  */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as tls from "node:tls";
@@ -20,6 +20,9 @@ import {
   punchLine,
   registered,
 } from "./wire.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(4);
 
 /** Several programs on a busy machine. */
 setDefaultTimeout(60_000);

@@ -2,7 +2,7 @@
  * Who is not linked: whoever has a stolen certificate, what an introducer has seen, or another connection's proof, and
  * not the room's words. With the real programs; the attackers and their introducer are by hand.
  */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import type * as net from "node:net";
 import { Driven, homeOf } from "../driven-fixture.ts";
@@ -29,9 +29,15 @@ import {
   shownInstance,
   type Line,
 } from "./wire.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(4);
+setDefaultTimeout(60_000);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 const room = await roomKey(words);
+/** An introduction that makes a link may take so long on a busy machine. */
+const linkMs = 5_000;
 
 type Role = RawLink["role"];
 const roles = ["controlling", "controlled"] as const;
@@ -90,10 +96,10 @@ class Scene implements AsyncDisposable {
   }
 
   /** Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears alice's name. */
-  async punched(role: Role, peer = this.alice): Promise<RawLink> {
+  async punched(role: Role, deadlineMs = 600): Promise<RawLink> {
     if (role === "controlled") await this.asks();
     const token = hex(16);
-    this.control.say(punchLine(peer, { role: otherRole(role), token, deadlineMs: 600 }));
+    this.control.say(punchLine(this.alice, { role: otherRole(role), token, deadlineMs }));
     return RawLink.punch(punchLine(this.shownBob, { role, token }), this.bearer);
   }
 
@@ -225,7 +231,7 @@ test.each(roles)(
   "who has the words, and proves it on this connection, is linked as %s side",
   async (role) => {
     await using scene = await Scene.open();
-    using link = await scene.punched(role);
+    using link = await scene.punched(role, linkMs);
     await link.begin();
     expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" });
   },
@@ -269,7 +275,7 @@ test.each(roles)("alice's certificate behind another's does not make that hers, 
 test("who asks has the link as soon as TLS has shown the other's key, which the room's words have sealed", async () => {
   await using scene = await Scene.open();
   scene.run((publicKey) => runSeal(room.key, publicKey, scene.alice as never));
-  using link = await scene.punched("controlled");
+  using link = await scene.punched("controlled", linkMs);
   expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" }); // and we have said nothing yet
   await link.begin();
   scene.bob.type("say alice hello");
@@ -282,7 +288,7 @@ test("who asks has the link as soon as TLS has shown the other's key, which the 
 test("who knows the id of a session does not go on with it without the words", async () => {
   await using scene = await Scene.open();
   const { bob } = scene;
-  using honest = await scene.punched("controlling");
+  using honest = await scene.punched("controlling", linkMs);
   await honest.begin();
   await bob.next("linked");
   const { sessionId, processed } = honest;
@@ -294,7 +300,7 @@ test("who knows the id of a session does not go on with it without the words", a
   thief.send(thief.nominationLine(), helloFrame(frame.resume, hello));
   await thief.frames.over();
   expect(thief.frames.all).toEqual([]);
-  using again = await scene.punched("controlling");
+  using again = await scene.punched("controlling", linkMs);
   again.send(again.nominationLine(), helloFrame(frame.resume, hello));
   expect(readHello((await again.hears(frame.resumed)).payload)).toMatchObject({ status: 0, sessionId });
   await bob.next("moved");
@@ -304,7 +310,7 @@ test("who knows the id of a session does not go on with it without the words", a
 test("what an earlier run of the peer has shown does not end the link", async () => {
   await using scene = await Scene.open();
   const { bob, house, control, alice } = scene;
-  using honest = await scene.punched("controlling");
+  using honest = await scene.punched("controlling", linkMs);
   await honest.begin();
   await bob.next("linked");
   const { sessionId, processed } = honest;
@@ -326,7 +332,7 @@ test("what an earlier run of the peer has shown does not end the link", async ()
   thief.send(thief.answerLine(), refusal);
   await thief.frames.over();
   control.say({ type: "joined", peer: alice });
-  using again = await scene.punched("controlling");
+  using again = await scene.punched("controlling", linkMs);
   again.send(again.nominationLine(), helloFrame(frame.resume, { sessionId, status: 0, epoch: 3, processed }));
   await bob.next("moved");
   expect(bob.count("unlinked")).toBe(0);

@@ -1,11 +1,15 @@
 /** An introducer that comes and goes, and one that means ill. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { encode, maxLineBytes, type ToParticipant } from "../../protocol.ts";
 import { Driven, link, met, outcome, startIntroducer } from "../driven-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { at, knownLinks } from "./participant-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(3);
+setDefaultTimeout(60_000);
 
 test("`leave` keeps the link, `join` makes it known again", async () => {
   await using house = startIntroducer();

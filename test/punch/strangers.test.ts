@@ -1,5 +1,5 @@
 /** What strangers, a peer that lies, and another program of the same user can do to a punch. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { Channel } from "../../native/secure/channel.ts";
 import { adopt } from "../../native/secure/tls.ts";
 import { alpnOf, type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
@@ -27,6 +27,10 @@ import {
   startsOf,
 } from "./hosts-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(6);
+setDefaultTimeout(60_000);
 
 // --- another program of the same user ------------------------------------------------------------------------
 
