@@ -176,23 +176,6 @@ test("a relay that can't be offered, by a timer, costs the asker; others are off
   expect(scene.errors()).toMatchObject([{ message: "no relay can be written" }]);
 });
 
-test("a failure that nobody can hear of, by a timer, costs the asker", async () => {
-  const fails = ({ event }: IntroducerEvent) => event === "failed";
-  await using scene = introduce({ limits: { punchDeadlineMs: 1 } }, fails);
-  using eve = await scene.join("eve");
-  using anna = await scene.join("anna", "lobby", "127.0.0.2");
-  for (const one of [anna, eve]) {
-    one.send({ type: "mapping", mapping: "random" });
-    await one.settled();
-  }
-  eve.send({ type: "connect", peer: anna.id });
-  await Promise.all([eve.next("relay"), anna.next("relay")]); // which nobody takes
-  expect(await eve.next("bye")).toMatchObject({ reason });
-  expect(await anna.next("failed")).toMatchObject({ reason: "timed-out" });
-  await anna.settled();
-  expect(scene.errors()).toMatchObject([{ message: "nobody hears of failed" }]);
-}, 15_000);
-
 test("a connection back whose end can't be told costs who asked, and not the next one", async () => {
   await using scene = introduce({ limits: { connectBacks: 1 } });
   using anna = await scene.join("anna");
@@ -226,7 +209,9 @@ test("who leaves is told to all, though one can't be told of a failure", async (
   expect(scene.errors()).toMatchObject([{ message: "no failed can be written" }]);
 });
 
-test("a relayed link of which nobody can hear is closed, and the next goes on", async () => {
+// No function of the program is replaced here, so these run at once.
+
+test.concurrent("a relayed link of which nobody can hear is closed, and the next goes on", async () => {
   let times = 0;
   const fails = ({ event }: IntroducerEvent) => event === "relaying" && ++times === 1;
   await using scene = introduce({ limits: { ownHostShares: Infinity } }, fails);
@@ -250,3 +235,24 @@ test("a relayed link of which nobody can hear is closed, and the next goes on", 
   }
   expect(scene.errors()).toMatchObject([{ message: "nobody hears of relaying" }]);
 });
+
+test.concurrent(
+  "a failure that nobody can hear of, by a timer, costs the asker",
+  async () => {
+    const fails = ({ event }: IntroducerEvent) => event === "failed";
+    await using scene = introduce({ limits: { punchDeadlineMs: 1 } }, fails);
+    using eve = await scene.join("eve");
+    using anna = await scene.join("anna", "lobby", "127.0.0.2");
+    for (const one of [anna, eve]) {
+      one.send({ type: "mapping", mapping: "random" });
+      await one.settled();
+    }
+    eve.send({ type: "connect", peer: anna.id });
+    await Promise.all([eve.next("relay"), anna.next("relay")]); // which nobody takes
+    expect(await eve.next("bye")).toMatchObject({ reason });
+    expect(await anna.next("failed")).toMatchObject({ reason: "timed-out" });
+    await anna.settled();
+    expect(scene.errors()).toMatchObject([{ message: "nobody hears of failed" }]);
+  },
+  15_000,
+);

@@ -1,5 +1,5 @@
 /** Forwards and pipes between real programs on loopback, with real clients and targets. */
-import { describe, expect, setDefaultTimeout } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
 import { join } from "node:path";
@@ -10,10 +10,6 @@ import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { Pty, root } from "./pty-fixture.ts";
 import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
-import { testAtOnce } from "./places-fixture.ts";
-
-const test = testAtOnce(3);
-setDefaultTimeout(60_000);
 
 /** A private room: in the lobby nothing may be opened to others. */
 const room = ["--room", "of the tests of uses"];

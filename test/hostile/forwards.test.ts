@@ -1,12 +1,9 @@
 /** What a room member must not reach, learn or use up through a participant that allows it something. */
-import { describe, expect, setDefaultTimeout } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
-import { testAtOnce } from "../places-fixture.ts";
-
-const test = testAtOnce(3);
 
 /** Several programs on a busy machine. */
 setDefaultTimeout(60_000);
@@ -184,49 +181,61 @@ describe("the descriptors of a participant", () => {
     };
   }
 
-  test("are not taken by one member's forwards: others get theirs", async () => {
-    await using scene = await tight(256);
-    const { bait, house } = scene;
-    using eve = await linked(house.port, "eve");
-    expect(await eve.forwards(64, bait.port)).toBe(64);
-    eve.reset();
-    await until("what was given back is free", () => bait.open.size === 0);
-    expect(await eve.forwards(400, bait.port)).toBe(64);
-    using mallory = await linked(house.port, "mallory");
-    expect(await mallory.forwards(400, bait.port)).toBe(42);
-    using carol = await linked(house.port, "carol");
-    expect(await carol.forwards(32, bait.port)).toBe(32); // of which eve has given some
-    expect(bait.open.size).toBe(128);
-    expect(scene.open()).toBeLessThan(128 + 64);
-  }, 30_000);
-
-  test("are not taken by twelve members' forwards either", async () => {
-    await using scene = await tight(256);
-    const { bait, house } = scene;
-    const all: Disposable[] = [];
-    for (let number = 1; number <= 12; number++) {
-      const eve = await linked(house.port, `eve-${number}`);
-      all.push(eve);
-      expect(await eve.forwards(70, bait.port)).toBe(Math.floor(128 / (number + 1)));
-    }
-    using carol = await linked(house.port, "carol");
-    expect(await carol.forwards(9, bait.port)).toBe(9);
-    expect(bait.open.size).toBeLessThanOrEqual(128);
-    for (const one of all) one[Symbol.dispose]();
-  }, 60_000);
-
-  test("are not held by forwards of those who are gone", async () => {
-    await using scene = await tight(256);
-    const { bait, house } = scene;
-    {
+  test.concurrent(
+    "are not taken by one member's forwards: others get theirs",
+    async () => {
+      await using scene = await tight(256);
+      const { bait, house } = scene;
       using eve = await linked(house.port, "eve");
+      expect(await eve.forwards(64, bait.port)).toBe(64);
+      eve.reset();
+      await until("what was given back is free", () => bait.open.size === 0);
+      expect(await eve.forwards(400, bait.port)).toBe(64);
       using mallory = await linked(house.port, "mallory");
-      expect(await eve.forwards(60, bait.port)).toBe(60);
-      expect(await mallory.forwards(30, bait.port)).toBe(30);
-    }
-    // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
-    await until("few are left", () => bait.open.size <= 32, 20_000);
-    using carol = await linked(house.port, "carol");
-    expect(await carol.forwards(32, bait.port)).toBe(32);
-  }, 40_000);
+      expect(await mallory.forwards(400, bait.port)).toBe(42);
+      using carol = await linked(house.port, "carol");
+      expect(await carol.forwards(32, bait.port)).toBe(32); // of which eve has given some
+      expect(bait.open.size).toBe(128);
+      expect(scene.open()).toBeLessThan(128 + 64);
+    },
+    30_000,
+  );
+
+  test.concurrent(
+    "are not taken by twelve members' forwards either",
+    async () => {
+      await using scene = await tight(256);
+      const { bait, house } = scene;
+      const all: Disposable[] = [];
+      for (let number = 1; number <= 12; number++) {
+        const eve = await linked(house.port, `eve-${number}`);
+        all.push(eve);
+        expect(await eve.forwards(70, bait.port)).toBe(Math.floor(128 / (number + 1)));
+      }
+      using carol = await linked(house.port, "carol");
+      expect(await carol.forwards(9, bait.port)).toBe(9);
+      expect(bait.open.size).toBeLessThanOrEqual(128);
+      for (const one of all) one[Symbol.dispose]();
+    },
+    60_000,
+  );
+
+  test.concurrent(
+    "are not held by forwards of those who are gone",
+    async () => {
+      await using scene = await tight(256);
+      const { bait, house } = scene;
+      {
+        using eve = await linked(house.port, "eve");
+        using mallory = await linked(house.port, "mallory");
+        expect(await eve.forwards(60, bait.port)).toBe(60);
+        expect(await mallory.forwards(30, bait.port)).toBe(30);
+      }
+      // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
+      await until("few are left", () => bait.open.size <= 32, 20_000);
+      using carol = await linked(house.port, "carol");
+      expect(await carol.forwards(32, bait.port)).toBe(32);
+    },
+    40_000,
+  );
 });

@@ -2,7 +2,7 @@
  * Introducers that mean ill, are late, or come and go, played by a script, against the participant's real program and
  * class: what they say must neither harm the user nor be taken for the truth.
  */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { distrust, openRoom, prove, secretRoom } from "../../native/secure/room.ts";
 import { Participant } from "../../participant.ts";
@@ -18,6 +18,10 @@ import {
   type ToParticipant,
 } from "../../protocol.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
+
+const test = testAtOnce(4);
+setDefaultTimeout(60_000);
 
 const at = (text: string) => text as Endpoint;
 const identity = makeIdentity();

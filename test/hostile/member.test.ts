@@ -238,7 +238,7 @@ describe("a channel that was nominated, and says nothing yet", () => {
     expect([bob.told("linked"), streams, bob.linkCount]).toEqual([[], [], 0]);
   }
 
-  test("is in the list, and becomes a link when it speaks", async () => {
+  test.concurrent("is in the list, and becomes a link when it speaks", async () => {
     await using scene = await agreeing();
     const { bob, speak, streams } = scene;
     expect(bob.rows).toMatchObject([{ name: "eve", state: "agreeing", present: true }]);
@@ -247,35 +247,38 @@ describe("a channel that was nominated, and says nothing yet", () => {
     expect(bob.rows).toMatchObject([{ state: "linked" }]);
   });
 
-  test("is ended by disconnect", async () => {
+  test.concurrent("is ended by disconnect", async () => {
     await using scene = await agreeing();
     await scene.bob.disconnect("eve");
     await isClosed(scene);
     expect(scene.bob.told("failed")).toMatchObject([{ name: "eve", reason: "cancelled" }]);
   });
 
-  test("is ended when its peer leaves the introducer, and no link is there that no list shows", async () => {
-    await using scene = await agreeing();
-    scene.eve.close();
-    await until("she has left", () => scene.bob.told("left").length > 0);
-    await isClosed(scene);
-    expect(scene.bob.told("failed")).toMatchObject([{ reason: "peer-left" }]);
-    expect(scene.bob.rows).toEqual([]);
-  });
+  test.concurrent(
+    "is ended when its peer leaves the introducer, and no link is there that no list shows",
+    async () => {
+      await using scene = await agreeing();
+      scene.eve.close();
+      await until("she has left", () => scene.bob.told("left").length > 0);
+      await isClosed(scene);
+      expect(scene.bob.told("failed")).toMatchObject([{ reason: "peer-left" }]);
+      expect(scene.bob.rows).toEqual([]);
+    },
+  );
 
-  test("is ended by leave", async () => {
+  test.concurrent("is ended by leave", async () => {
     await using scene = await agreeing();
     scene.bob.leave();
     await isClosed(scene);
   });
 
-  test("is ended by quit: no link and no stream comes after it", async () => {
+  test.concurrent("is ended by quit: no link and no stream comes after it", async () => {
     await using scene = await agreeing();
     await scene.bob.quit();
     await isClosed(scene);
   });
 
-  test("outlives the introducer, and stays in the list", async () => {
+  test.concurrent("outlives the introducer, and stays in the list", async () => {
     await using scene = await agreeing();
     const { house, bob, speak, streams } = scene;
     await house[Symbol.asyncDispose]();
@@ -287,7 +290,7 @@ describe("a channel that was nominated, and says nothing yet", () => {
     await bob.disconnect("eve");
   });
 
-  test("is closed after a while, and told; what waits for the link is told, too", async () => {
+  test.concurrent("is closed after a while, and told; what waits for the link is told, too", async () => {
     await using scene = await agreeing();
     const waiting = scene.bob.connect("eve");
     waiting.catch(() => {});

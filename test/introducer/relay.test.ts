@@ -185,7 +185,7 @@ linuxTest.each([
   await Promise.all([emil!.next("relay"), frida!.next("relay")]);
 });
 
-test("a relay is offered a second after `connect`, beside the direct round, once", async () => {
+test.concurrent("a relay is offered a second after `connect`, beside the direct round, once", async () => {
   await using scene = relaying();
   using pair = await pairOf(scene, "unknown", "unknown");
   const { anna, bert } = pair;
@@ -204,7 +204,7 @@ test("a relay is offered a second after `connect`, beside the direct round, once
   expect(bert.types().filter((type) => type === "punch" || type === "relay")).toEqual(["punch", "relay"]);
 });
 
-test("a relay is offered when the first round has failed, before the next", async () => {
+test.concurrent("a relay is offered when the first round has failed, before the next", async () => {
   await using scene = relaying();
   using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
   const { anna, bert } = pair;
@@ -221,7 +221,7 @@ test("a relay is offered when the first round has failed, before the next", asyn
   ]);
 });
 
-test("no relay before a direct round has begun, however long measuring takes", async () => {
+test.concurrent("no relay before a direct round has begun, however long measuring takes", async () => {
   await using scene = relaying({ measureMs: 1500 });
   using pair = await pairOf(scene, "sequential", "endpoint-independent");
   const { anna, bert } = pair;
@@ -335,7 +335,7 @@ linuxDescribe("relayed bytes", () => {
     return receivers.map(({ receivedBytes }, n) => (receivedBytes - before[n]!) / seconds);
   }
 
-  test("go at the rate of one link, each way", async () => {
+  test.concurrent("go at the rate of one link, each way", async () => {
     const relayRate = 2_000_000;
     await using scene = relaying({}, { relayRate });
     using relayed = await link(scene);
@@ -345,7 +345,7 @@ linuxDescribe("relayed bytes", () => {
     }
   });
 
-  test("go at the rate of all links, which they share", async () => {
+  test.concurrent("go at the rate of all links, which they share", async () => {
     const relayTotal = 3_000_000;
     await using scene = relaying({}, { relayRate: 2_000_000, relayTotal });
     using one = await link(scene);

@@ -340,166 +340,6 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
 
 // --- coming back -------------------------------------------------------------------------------------------
 
-describe("a link that broke", () => {
-  test("is sought at once by the side with the lower instance alone, and moves: what was said meanwhile arrives", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    await pair.linked();
-    const [{ link }, asked] = [alice.peer, alice.said("connect").length];
-    alice.cut();
-    await until("both know", () => alice.last("broken") !== undefined && bob.last("broken") !== undefined);
-    const texts = Promise.all([
-      alice.peer.talk.say("one"),
-      bob.peer.talk.say("two"),
-      alice.peer.talk.say("three"),
-    ]);
-    await texts;
-    await until("both have told", () => alice.last("moved") !== undefined && bob.last("moved") !== undefined);
-    expect(alice.last("broken")).toMatchObject({ reason: "it was cut" });
-    expect(alice.last("moved")!.gapMs).toBeGreaterThan(0);
-    expect(bob.events.flatMap((one) => (one.event === "said" ? one.text : []))).toEqual(["one", "three"]);
-    expect([alice.said("connect").length - asked, bob.said("connect")]).toEqual([1, []]);
-    expect(alice.said("connect").at(-1)).toEqual({ type: "connect", peer: 2 }); // a relay would do
-    // What a link does to live on is its own business, and a new channel is reported by its token.
-    expect(alice.told().filter((event) => event === "punching").length).toBe(1);
-    expect(new Set(alice.said("linked").map(({ token }) => token)).size).toBe(2);
-    expect(bob.said("linked").map(({ token }) => token)).toEqual(
-      alice.said("linked").map(({ token }) => token),
-    );
-    expect([alice.peer.link, alice.peer.state, alice.peer.row.carriers]).toEqual([link, "linked", 2]);
-    expect([alice.said("unlinked"), bob.said("unlinked")]).toEqual([[], []]);
-  });
-
-  test("that is lost again and again is sought after growing pauses: the introducer counts who asks", async () => {
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    await pair.linked();
-    const asked = () => alice.said("connect").length + bob.said("connect").length;
-    const before = asked();
-    const waits: number[] = [];
-    for (let i = 1; i <= 4; i++) {
-      const cutAt = performance.now();
-      alice.cut();
-      await until("it has moved", () => alice.told().filter((one) => one === "moved").length === i, 10_000);
-      waits.push(performance.now() - cutAt);
-      await until("bob's, too", () => bob.told().filter((one) => one === "moved").length === i);
-    }
-    expect(asked() - before).toBe(4);
-    // At once, then after 0.25, 0.5 and 1 s, jittered by half: never less than half of it.
-    for (const [i, leastMs] of [0, 125, 250, 500].entries()) expect(waits[i]).toBeGreaterThan(leastMs);
-  }, 20_000);
-
-  test("is sought by the other side when nothing comes of it", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    await pair.linked();
-    alice.onSent = () => {}; // nobody hears her
-    alice.isRegistered = false;
-    alice.cut();
-    await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
-    expect(bob.said("connect")).toEqual([]);
-    bob.onSent = ({ type }) => {
-      if (type !== "connect") return;
-      alice.isRegistered = true;
-      pair.introduce("bob");
-    };
-    await until("bob asks", () => bob.said("connect").length > 0);
-    await until("it has moved", () => alice.last("moved") !== undefined || bob.last("moved") !== undefined);
-    expect(bob.said("connect").length).toBeGreaterThanOrEqual(1);
-  });
-
-  test("is sought with growing pauses, and one failure is no end", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    await pair.linked();
-    const askedAt: number[] = [];
-    alice.onSent = ({ type }) => {
-      if (type !== "connect") return;
-      askedAt.push(performance.now());
-      if (askedAt.length === 5) pair.introduce("alice");
-      else
-        alice.peer.introducing.failed({
-          type: "failed",
-          peer: 2,
-          token: newToken(),
-          reason: "no-candidate-answered",
-        });
-    };
-    bob.onSent = ({ type }) => {
-      if (type === "connect")
-        bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
-    };
-    alice.cut();
-    for (let tries = 2; tries <= 5; tries++) await until(`try ${tries}`, () => askedAt.length >= tries);
-    await until("it has moved", () => alice.last("moved") !== undefined && bob.last("moved") !== undefined);
-    const pauses = askedAt.slice(1).map((at, n) => at - askedAt[n]!);
-    // Half of 250 ms at the least, and doubled each time.
-    pauses.forEach((pause, n) => expect(pause).toBeGreaterThan(0.5 * 250 * 2 ** n - 5));
-    expect([alice.last("failed"), alice.last("unlinked"), alice.peer.state]).toEqual([
-      undefined,
-      undefined,
-      "linked",
-    ]);
-  }, 15_000);
-
-  test("waits while the peer is away, and is sought as soon as it is in the room again", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    await pair.linked();
-    const asked = alice.said("connect").length;
-    alice.peer.left();
-    bob.peer.introducerLost("it was restarted");
-    expect([alice.peer.row.present, alice.peer.state]).toEqual([false, "linked"]); // links live on
-    alice.cut();
-    await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
-    const brokeAt = performance.now();
-    await until("it would have been sought", () => performance.now() - brokeAt > 600);
-    expect([alice.said("connect").length - asked, bob.said("connect").length]).toEqual([0, 0]);
-    expect(alice.last("broken")).toMatchObject({ peer: null, name: "bob" });
-    bob.peer.seen(alice.listed(7));
-    alice.peer.seen(bob.listed(9));
-    await until("both have told", () => alice.last("moved") !== undefined && bob.last("moved") !== undefined);
-    expect(alice.said("connect").at(-1)).toEqual({ type: "connect", peer: 9 });
-  });
-
-  test("ends with its keep time, and is not sought any more", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    alice.keepMs = bob.keepMs = 300;
-    await pair.linked();
-    alice.onSent = bob.onSent = () => {};
-    alice.isRegistered = bob.isRegistered = false;
-    alice.cut();
-    await until("both have ended", () => !alice.peer.link && !bob.peer.link);
-    expect(alice.last("unlinked")).toMatchObject({ reason: "connection-lost" });
-    expect([alice.peer.state, alice.peer.isIdle]).toEqual(["known", true]);
-    alice.isRegistered = true;
-    const asked = alice.said("connect").length;
-    alice.peer.groundChanged(true);
-    const endedAt = performance.now();
-    await until("it would have been sought", () => performance.now() - endedAt > 600);
-    expect(alice.said("connect").length).toBe(asked);
-  });
-
-  test("and is not kept ends at once, and nothing is sought", async () => {
-    await using _ = noSocketLeft();
-    await using pair = acquainted();
-    const { alice, bob } = pair;
-    alice.keepMs = bob.keepMs = 0;
-    await pair.linked();
-    const asked = alice.said("connect").length;
-    alice.cut();
-    await until("both have ended", () => !alice.peer.link && !bob.peer.link);
-    expect(alice.last("unlinked")).toMatchObject({ reason: "connection-lost", detail: "it was cut" });
-    expect([alice.told().includes("broken"), alice.said("connect").length]).toEqual([false, asked]);
-  });
-});
-
 test("a peer whose program was started anew: the link is over at once, its streams are told, and the next one works", async () => {
   await using _ = noSocketLeft();
   await using pair = acquainted();
@@ -622,6 +462,188 @@ describe("a relayed link", () => {
       "failed",
       undefined,
     ]);
+  });
+});
+
+// These wait, and so do it together.
+
+describe("a link that broke", () => {
+  test.concurrent(
+    "is sought at once by the side with the lower instance alone, and moves: what was said meanwhile arrives",
+    async () => {
+      await using _ = noSocketLeft();
+      await using pair = acquainted();
+      const { alice, bob } = pair;
+      await pair.linked();
+      const [{ link }, asked] = [alice.peer, alice.said("connect").length];
+      alice.cut();
+      await until("both know", () => alice.last("broken") !== undefined && bob.last("broken") !== undefined);
+      const texts = Promise.all([
+        alice.peer.talk.say("one"),
+        bob.peer.talk.say("two"),
+        alice.peer.talk.say("three"),
+      ]);
+      await texts;
+      await until(
+        "both have told",
+        () => alice.last("moved") !== undefined && bob.last("moved") !== undefined,
+      );
+      expect(alice.last("broken")).toMatchObject({ reason: "it was cut" });
+      expect(alice.last("moved")!.gapMs).toBeGreaterThan(0);
+      expect(bob.events.flatMap((one) => (one.event === "said" ? one.text : []))).toEqual(["one", "three"]);
+      expect([alice.said("connect").length - asked, bob.said("connect")]).toEqual([1, []]);
+      expect(alice.said("connect").at(-1)).toEqual({ type: "connect", peer: 2 }); // a relay would do
+      // What a link does to live on is its own business, and a new channel is reported by its token.
+      expect(alice.told().filter((event) => event === "punching").length).toBe(1);
+      expect(new Set(alice.said("linked").map(({ token }) => token)).size).toBe(2);
+      expect(bob.said("linked").map(({ token }) => token)).toEqual(
+        alice.said("linked").map(({ token }) => token),
+      );
+      expect([alice.peer.link, alice.peer.state, alice.peer.row.carriers]).toEqual([link, "linked", 2]);
+      expect([alice.said("unlinked"), bob.said("unlinked")]).toEqual([[], []]);
+    },
+  );
+
+  test.concurrent(
+    "that is lost again and again is sought after growing pauses: the introducer counts who asks",
+    async () => {
+      await using pair = acquainted();
+      const { alice, bob } = pair;
+      await pair.linked();
+      const asked = () => alice.said("connect").length + bob.said("connect").length;
+      const before = asked();
+      const waits: number[] = [];
+      for (let i = 1; i <= 4; i++) {
+        const cutAt = performance.now();
+        alice.cut();
+        await until("it has moved", () => alice.told().filter((one) => one === "moved").length === i, 10_000);
+        waits.push(performance.now() - cutAt);
+        await until("bob's, too", () => bob.told().filter((one) => one === "moved").length === i);
+      }
+      expect(asked() - before).toBe(4);
+      // At once, then after 0.25, 0.5 and 1 s, jittered by half: never less than half of it.
+      for (const [i, leastMs] of [0, 125, 250, 500].entries()) expect(waits[i]).toBeGreaterThan(leastMs);
+    },
+    20_000,
+  );
+
+  test.concurrent("is sought by the other side when nothing comes of it", async () => {
+    await using _ = noSocketLeft();
+    await using pair = acquainted();
+    const { alice, bob } = pair;
+    await pair.linked();
+    alice.onSent = () => {}; // nobody hears her
+    alice.isRegistered = false;
+    alice.cut();
+    await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
+    expect(bob.said("connect")).toEqual([]);
+    bob.onSent = ({ type }) => {
+      if (type !== "connect") return;
+      alice.isRegistered = true;
+      pair.introduce("bob");
+    };
+    await until("bob asks", () => bob.said("connect").length > 0);
+    await until("it has moved", () => alice.last("moved") !== undefined || bob.last("moved") !== undefined);
+    expect(bob.said("connect").length).toBeGreaterThanOrEqual(1);
+  });
+
+  test.concurrent(
+    "is sought with growing pauses, and one failure is no end",
+    async () => {
+      await using _ = noSocketLeft();
+      await using pair = acquainted();
+      const { alice, bob } = pair;
+      await pair.linked();
+      const askedAt: number[] = [];
+      alice.onSent = ({ type }) => {
+        if (type !== "connect") return;
+        askedAt.push(performance.now());
+        if (askedAt.length === 5) pair.introduce("alice");
+        else
+          alice.peer.introducing.failed({
+            type: "failed",
+            peer: 2,
+            token: newToken(),
+            reason: "no-candidate-answered",
+          });
+      };
+      bob.onSent = ({ type }) => {
+        if (type === "connect")
+          bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
+      };
+      alice.cut();
+      for (let tries = 2; tries <= 5; tries++) await until(`try ${tries}`, () => askedAt.length >= tries);
+      await until("it has moved", () => alice.last("moved") !== undefined && bob.last("moved") !== undefined);
+      const pauses = askedAt.slice(1).map((at, n) => at - askedAt[n]!);
+      // Half of 250 ms at the least, and doubled each time.
+      pauses.forEach((pause, n) => expect(pause).toBeGreaterThan(0.5 * 250 * 2 ** n - 5));
+      expect([alice.last("failed"), alice.last("unlinked"), alice.peer.state]).toEqual([
+        undefined,
+        undefined,
+        "linked",
+      ]);
+    },
+    15_000,
+  );
+
+  test.concurrent(
+    "waits while the peer is away, and is sought as soon as it is in the room again",
+    async () => {
+      await using _ = noSocketLeft();
+      await using pair = acquainted();
+      const { alice, bob } = pair;
+      await pair.linked();
+      const asked = alice.said("connect").length;
+      alice.peer.left();
+      bob.peer.introducerLost("it was restarted");
+      expect([alice.peer.row.present, alice.peer.state]).toEqual([false, "linked"]); // links live on
+      alice.cut();
+      await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
+      const brokeAt = performance.now();
+      await until("it would have been sought", () => performance.now() - brokeAt > 600);
+      expect([alice.said("connect").length - asked, bob.said("connect").length]).toEqual([0, 0]);
+      expect(alice.last("broken")).toMatchObject({ peer: null, name: "bob" });
+      bob.peer.seen(alice.listed(7));
+      alice.peer.seen(bob.listed(9));
+      await until(
+        "both have told",
+        () => alice.last("moved") !== undefined && bob.last("moved") !== undefined,
+      );
+      expect(alice.said("connect").at(-1)).toEqual({ type: "connect", peer: 9 });
+    },
+  );
+
+  test.concurrent("ends with its keep time, and is not sought any more", async () => {
+    await using _ = noSocketLeft();
+    await using pair = acquainted();
+    const { alice, bob } = pair;
+    alice.keepMs = bob.keepMs = 300;
+    await pair.linked();
+    alice.onSent = bob.onSent = () => {};
+    alice.isRegistered = bob.isRegistered = false;
+    alice.cut();
+    await until("both have ended", () => !alice.peer.link && !bob.peer.link);
+    expect(alice.last("unlinked")).toMatchObject({ reason: "connection-lost" });
+    expect([alice.peer.state, alice.peer.isIdle]).toEqual(["known", true]);
+    alice.isRegistered = true;
+    const asked = alice.said("connect").length;
+    alice.peer.groundChanged(true);
+    const endedAt = performance.now();
+    await until("it would have been sought", () => performance.now() - endedAt > 600);
+    expect(alice.said("connect").length).toBe(asked);
+  });
+
+  test.concurrent("and is not kept ends at once, and nothing is sought", async () => {
+    await using _ = noSocketLeft();
+    await using pair = acquainted();
+    const { alice, bob } = pair;
+    alice.keepMs = bob.keepMs = 0;
+    await pair.linked();
+    const asked = alice.said("connect").length;
+    alice.cut();
+    await until("both have ended", () => !alice.peer.link && !bob.peer.link);
+    expect(alice.last("unlinked")).toMatchObject({ reason: "connection-lost", detail: "it was cut" });
+    expect([alice.told().includes("broken"), alice.said("connect").length]).toEqual([false, asked]);
   });
 });
 

@@ -273,30 +273,33 @@ describe("a link goes on", () => {
     await closeBoth(alice, bob);
   });
 
-  test("when its channel has fallen silent: another is sought beside it, and what comes late changes nothing", async () => {
-    await using _ = noSocketLeft();
-    const linked = await links(minute);
-    const { alice, bob, first } = linked;
-    await alice.lines.say("before");
-    first.silence();
-    const heard = alice.lines.say("into the void");
-    await until("it looks dead", () => alice.link.state === "suspect");
-    expect([alice.events[0], alice.link.state === "returning", bob.texts]).toEqual([
-      "looks dead",
-      false,
-      ["before"],
-    ]);
-    await anotherChannel(linked);
-    await heard;
-    expect(alice.events.at(-1)).toBe("moved after a gap");
-    expect([alice.link.state === "suspect", bob.texts]).toEqual([false, ["before", "into the void"]]);
-    first.resume();
-    await bob.lines.say("still here");
-    expect([alice.texts, bob.texts.length, alice.ends, bob.ends]).toEqual([["still here"], 2, [], []]);
-    await closeBoth(alice, bob);
-  });
+  test.concurrent(
+    "when its channel has fallen silent: another is sought beside it, and what comes late changes nothing",
+    async () => {
+      await using _ = noSocketLeft();
+      const linked = await links(minute);
+      const { alice, bob, first } = linked;
+      await alice.lines.say("before");
+      first.silence();
+      const heard = alice.lines.say("into the void");
+      await until("it looks dead", () => alice.link.state === "suspect");
+      expect([alice.events[0], alice.link.state === "returning", bob.texts]).toEqual([
+        "looks dead",
+        false,
+        ["before"],
+      ]);
+      await anotherChannel(linked);
+      await heard;
+      expect(alice.events.at(-1)).toBe("moved after a gap");
+      expect([alice.link.state === "suspect", bob.texts]).toEqual([false, ["before", "into the void"]]);
+      first.resume();
+      await bob.lines.say("still here");
+      expect([alice.texts, bob.texts.length, alice.ends, bob.ends]).toEqual([["still here"], 2, [], []]);
+      await closeBoth(alice, bob);
+    },
+  );
 
-  test("when its channel only seemed dead", async () => {
+  test.concurrent("when its channel only seemed dead", async () => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(minute);
     await alice.lines.say("before");
