@@ -143,14 +143,15 @@ test("a change that can't be told, by a timer, costs whose it is", async () => {
 });
 
 test("an introduction that can't begin, by a timer, costs the asker; the other hears that it has left", async () => {
-  await using scene = introduce({ probePorts: [0], limits: { measureMs: 100 } });
-  using eve = new Client(scene.port);
-  eve.send(registration("eve")); // and never says how its NAT maps
-  await eve.next("peers");
+  await using scene = introduce({ limits: { measureMs: 100 } });
+  using eve = await scene.join("eve");
   using anna = await scene.join("anna");
   using carl = await scene.join("carl");
+  eve.send({ type: "mapping", mapping: "sequential" });
+  anna.send({ type: "mapping", mapping: "endpoint-independent" });
+  await Promise.all([eve.settled(), anna.settled()]);
   eve.send({ type: "connect", peer: anna.id });
-  await eve.settled();
+  await eve.next("measure"); // and never says what it measured
   {
     using _ = unwritable("punch", 1);
     expect(await eve.next("bye")).toMatchObject({ reason });

@@ -124,7 +124,9 @@ describe("a room member", () => {
       const nobody = await greeting();
       nobody[Symbol.dispose]();
       await using scene = await insider(`${name}:${nobody.port}`, `127.0.0.0/8:${nobody.port}`);
-      expect(await scene.ask(name, nobody.port)).toBe(`${name}:${nobody.port}: ECONNREFUSED`);
+      expect(await scene.ask(name, nobody.port)).toBe(
+        `${name}:${nobody.port}: nothing listens there (ECONNREFUSED)`,
+      );
     });
   });
 });
