@@ -34,6 +34,12 @@ export function readCode(text: string): Partial<Invitation> {
   return { words: text };
 }
 
+/** Reads a room's words, or a whole invitation of new words in their place. */
+export function readRoom(text: string): Partial<Invitation> {
+  const at = text.lastIndexOf("@");
+  return at > 0 && looksMade(text.slice(0, at)) ? readInvitation(text) : { words: text };
+}
+
 /** As {@link parseHostPort}; throws a {@link UsageError} for what it can't read. */
 export function readHostPort(text: string): Place {
   const place = parseHostPort(text);

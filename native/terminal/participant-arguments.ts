@@ -9,7 +9,7 @@ import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "..
 import { readOptions, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
-import { type Invitation, isSameRoom, readCode, readInvitation } from "./invitation.ts";
+import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
 import { help, readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
@@ -237,31 +237,33 @@ function readLinks(values: Values, isOpen: boolean) {
 
 /**
  * Which introducer and which room: an argument goes before the environment. `send` and `share` make a room, unless an
- * argument says otherwise.
+ * argument says otherwise; `receive` and `reach` ask for one that is said nowhere.
  */
-function readPlace({ room: option, via }: Values, host: string | undefined, verb?: Verb, code?: string) {
-  if (host !== undefined && via !== undefined)
-    throw new UsageError(`one introducer at a time, not ${host} and ${via}`);
-  const isCode = code !== undefined && code !== askedRoom;
-  const text = isCode ? code : (host ?? via);
-  const given: Partial<Invitation> = isCode ? readCode(code) : text ? readInvitation(text) : {};
-  const fromEnvironment = process.env.INTRODUCER ? readInvitation(process.env.INTRODUCER) : undefined;
-  const { words } = given;
-  if (option !== undefined && words !== undefined && !isSameRoom(option, words))
+function readPlace({ room, via }: Values, host: string | undefined, verb?: Verb, code?: string) {
+  const given = [
+    { option: "", text: code === askedRoom ? undefined : code, parse: readCode },
+    { option: "", text: host, parse: readInvitation },
+    { option: "--via", text: via, parse: readInvitation },
+    { option: "--room", text: room, parse: readRoom },
+  ].flatMap(({ option, text, parse }) => (text === undefined ? [] : [{ option, text, ...parse(text) }]));
+  const hosts = given.flatMap(({ introducer }) => introducer ?? []);
+  if (hosts.length > 1) throw new UsageError(`one introducer at a time, not ${hosts.join(" and ")}`);
+  const [named, other] = given.filter(({ words }) => words !== undefined);
+  if (named && other && !isSameRoom(named.words!, other.words!))
     throw new UsageError("--room names another room than the invitation: leave --room out");
+  const ofRoom: Partial<Invitation> = process.env.ROOM ? readRoom(process.env.ROOM) : {};
+  const ofHost = process.env.INTRODUCER ? readInvitation(process.env.INTRODUCER) : undefined;
+  const elsewhere = ofRoom.words ?? (hosts.length > 0 ? undefined : ofHost?.words);
   const isMaking = verb?.is === "send" || verb?.is === "share";
-  const isAsked = verb && !isMaking;
-  const elsewhere = process.env.ROOM || (text === undefined ? fromEnvironment?.words : undefined);
-  const room =
-    option ?? words ?? (isMaking ? newRoom : (code ?? elsewhere ?? (isAsked ? askedRoom : undefined)));
-  const problem = room === undefined ? undefined : wordsProblem(room);
-  if (problem !== undefined) throw new UsageError(`--room ${problem}`);
-  const isSecret = option !== undefined && ![defaultRoom, newRoom, askedRoom].includes(option);
-  const shown = isSecret ? { option: "--room", text: option } : undefined;
+  const unnamed = isMaking ? newRoom : code === askedRoom ? code : (elsewhere ?? (verb && askedRoom));
+  const words = named?.words ?? unnamed;
+  const problem = words === undefined ? undefined : wordsProblem(words);
+  if (problem !== undefined) throw new UsageError(`${named ? "--room" : "the room"} ${problem}`);
+  const isSecret = named && ![defaultRoom, newRoom, askedRoom].includes(named.words!);
   return {
-    introducer: given.introducer ?? (via && readInvitation(via).introducer) ?? fromEnvironment?.introducer,
-    room,
-    shown: words === undefined ? shown : { option: "", text: text! },
+    introducer: hosts[0] ?? (named ? undefined : ofRoom.introducer) ?? ofHost?.introducer,
+    room: words,
+    shown: isSecret ? { option: named.option, text: named.text } : undefined,
   };
 }
 

@@ -14,7 +14,7 @@ import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts
 import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
 import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
-import { type Invitation, readCode, readHostPort, readInvitation } from "./invitation.ts";
+import { type Invitation, readCode, readHostPort, readInvitation, readRoom } from "./invitation.ts";
 import { type Arguments, askedRoom, commandHelp, commands, newRoom } from "./participant-arguments.ts";
 
 /** What the commands need of the participant. */
@@ -236,16 +236,28 @@ export function isQuit(line: string): boolean {
 }
 
 /** Asks until the words can be those of a private room. Undefined if the user gives up. */
-async function askRoom(terminal: Terminal): Promise<string | undefined> {
+async function askRoom(terminal: Terminal): Promise<Partial<Invitation> | undefined> {
   if (!terminal.isInteractive)
     throw new UsageError("--room - asks for the words, and there is no terminal: give them in ROOM");
   return terminal.askSecret("Words of the room (not shown): ", (answer) => {
-    const words = answer.trim();
+    const room = tried(terminal, () => readRoom(answer.trim()));
+    const words = room?.words ?? "";
     const isOther = [defaultRoom, newRoom, askedRoom].includes(words);
     const problem = isOther ? "must have words of its own here" : wordsProblem(words);
-    if (problem) terminal.error(`a room ${problem}`);
-    return problem ? undefined : words;
+    if (room && problem) terminal.error(`a room ${problem}`);
+    return problem ? undefined : room;
   });
+}
+
+/** What a user has answered; undefined if it can't be, which the user is told. */
+function tried<T>(terminal: Terminal, read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    terminal.error(error.message);
+    return undefined;
+  }
 }
 
 /** Asks for a code without showing it. Without a terminal it is the first line of standard input. */
@@ -254,25 +266,16 @@ async function askCode(terminal: Terminal): Promise<Partial<Invitation> | undefi
     for await (const line of terminal.lines()) return readCode(line.trim());
     throw new UsageError("no code has come by standard input");
   }
-  return terminal.askSecret("Code (not shown): ", (answer) => {
-    try {
-      return readCode(answer.trim());
-    } catch (error) {
-      if (!(error instanceof UsageError)) throw error;
-      terminal.error(error.message);
-      return undefined;
-    }
-  });
+  return terminal.askSecret("Code (not shown): ", (answer) => tried(terminal, () => readCode(answer.trim())));
 }
 
 /** Asks for what the command line has left to be asked for. Returns whether the user has answered. */
 export async function askMissing(options: Arguments, terminal: Terminal): Promise<boolean> {
   if (options.room === askedRoom) {
-    const words = options.verb ? undefined : await askRoom(terminal);
-    const code = options.verb ? await askCode(terminal) : undefined;
-    options.room = words ?? code?.words;
-    options.introducer = code?.introducer ?? options.introducer;
-    if (options.room === undefined) return false;
+    const asked = await (options.verb ? askCode(terminal) : askRoom(terminal));
+    if (asked?.words === undefined) return false;
+    options.room = asked.words;
+    options.introducer = asked.introducer ?? options.introducer;
   }
   if (options.introducer !== undefined) return true;
   const place = await askIntroducer(terminal);
@@ -287,15 +290,11 @@ async function askIntroducer(terminal: Terminal): Promise<Invitation | undefined
     throw new UsageError("which introducer? Give HOST[:PORT] (a verb: --via HOST), or set INTRODUCER");
   return terminal.ask("Introducer (HOST, HOST:PORT, or an invitation): ", (answer) => {
     if (answer === "") return undefined;
-    try {
+    return tried(terminal, () => {
       const invitation = readInvitation(answer);
       readHostPort(invitation.introducer);
       return invitation;
-    } catch (error) {
-      if (!(error instanceof UsageError)) throw error;
-      terminal.error(error.message);
-      return undefined;
-    }
+    });
   });
 }
 

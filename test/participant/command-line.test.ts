@@ -41,6 +41,12 @@ test.each([
   ["before the environment", [`${made}@h`], { INTRODUCER: "g", ROOM: "another" }, made, "h"],
   ["--room before the environment", ["--room", "mine"], { INTRODUCER: `${made}@h` }, "mine", "h"],
   ["the same room twice", [`${made}@h`, "--room", made.slice(0, -2)], {}, made, "h"],
+  ["in ROOM", [], { ROOM: `${made}@h` }, made, "h"],
+  ["in --room", ["--room", `${made}@h`], { INTRODUCER: "g" }, made, "h"],
+  ["a verb's, in ROOM", ["receive"], { ROOM: `${made}@h` }, made, "h"],
+  ["a verb's words, and a host elsewhere", ["reach", made], { INTRODUCER: "h", ROOM: "x" }, made, "h"],
+  ["not for who makes a code", ["send", "x"], { INTRODUCER: `${made}@h`, ROOM: made }, "new", "h"],
+  ["words of one's own, with an @, in ROOM", ["h"], { ROOM: "we@home" }, "we@home", "h"],
   ["words of one's own, with an @", ["we @ home@[::1]:8000"], {}, "we @ home", "[::1]:8000"],
 ])("an invitation: %s", (_, args, environment, room, introducer) => {
   const read = withEnvironment(environment, () => readArguments(args)) as Arguments;
@@ -49,11 +55,13 @@ test.each([
 });
 
 test.each([
-  ["a typing mistake", [`${slip}@h`], "the room before the @ has a typing mistake"],
-  ["a typing mistake in --room", ["h", "--room", slip], "--room has a typing mistake"],
-  ["two rooms", [`${made}@h`, "--room", "another"], "another room than the invitation"],
-])("an invitation is refused at once: %s", async (_, args, message) => {
-  const { code, stdout, stderr } = await outcome(args);
+  ["a typing mistake", [`${slip}@h`], "the room before the @ has a typing mistake", {}],
+  ["a typing mistake in --room", ["h", "--room", slip], "--room has a typing mistake", {}],
+  ["a typing mistake in ROOM", ["receive"], "before the @ has a typing mistake", { ROOM: `${slip}@h` }],
+  ["two introducers", ["receive", `${made}@h`, "--via", "g"], "one introducer at a time, not h and g", {}],
+  ["two rooms", [`${made}@h`, "--room", "another"], "another room than the invitation", {}],
+])("an invitation is refused at once: %s", async (_, args, message, environment) => {
+  const { code, stdout, stderr } = await outcome(args, environment);
   expect({ code, stdout }).toEqual({ code: 2, stdout: "" });
   expect(stderr).toContain(message);
   expect(stderr).not.toContain(slip);
