@@ -44,6 +44,8 @@ export class Seeker {
   /** The latest first pause that had grown so; 0 if the last channel had lasted. */
   #flappingMs = 0;
   #callOff = () => {};
+  /** When we seek next, unless something happens before. */
+  #dueAtMs = Infinity;
   readonly #clock: Clock;
 
   constructor(seek: () => void, clock = realClock) {
@@ -69,7 +71,7 @@ export class Seeker {
     this.#in(what === "direct" ? this.#jittered() : isFirst ? 0 : secondAsksAfterMs);
   }
 
-  /** Begins with the shortest pause again, but not each time that the peer says something new. */
+  /** Begins with the shortest pause again, but not each time that the peer says something new. It puts nothing off. */
   hurry(isFirst: boolean): void {
     if (!this.#wanted) return;
     this.#pauseMs = Math.max(this.#flappingMs, pauses[this.#wanted].firstMs);
@@ -77,7 +79,7 @@ export class Seeker {
     if (this.#hurriedAtMs > now) return; // that is planned already
     const waitMs = Math.max(0, this.#hurriedAtMs + hurryEveryMs - now);
     this.#hurriedAtMs = now + waitMs;
-    this.#in(waitMs + (isFirst ? 0 : secondAsksAfterMs));
+    this.#in(Math.min(this.#dueAtMs - now, waitMs + (isFirst ? 0 : secondAsksAfterMs)));
   }
 
   /** The attempt has failed. */
@@ -91,6 +93,7 @@ export class Seeker {
     this.#restedAtMs = this.#clock.now();
     this.#wanted = undefined;
     this.#callOff();
+    this.#dueAtMs = Infinity;
   }
 
   #jittered(): number {
@@ -99,7 +102,9 @@ export class Seeker {
 
   #in(ms: number): void {
     this.#callOff();
+    this.#dueAtMs = this.#clock.now() + ms;
     this.#callOff = this.#clock.wake(() => {
+      this.#dueAtMs = Infinity;
       this.#seek();
       // If it could not be sought, because we are not registered or the peer is away, it can be later.
       if (this.#wanted) this.#in(this.#jittered());

@@ -54,6 +54,19 @@ test("a peer that changes without end is asked for at once, and then every three
   expect(sought.at).toEqual([0, 3_000, 6_000, 9_000]);
 });
 
+test("a second change puts off nothing that the first has planned", () => {
+  for (const [isFirst, soonMs] of [
+    [true, 0],
+    [false, 1_500],
+  ] as const) {
+    const sought = new Sought();
+    sought.seeker.want("direct", isFirst);
+    sought.seeker.hurry(isFirst);
+    sought.seeker.hurry(isFirst); // as when we are registered anew, and our mapping is another
+    expect(sought.wait()).toBe(soonMs);
+  }
+});
+
 /** Pauses are jittered by half. */
 function expectPauses(waits: number[], pauses: number[]): void {
   for (const [n, ms] of pauses.entries()) {
