@@ -149,12 +149,21 @@ export function readShown(first: Uint8Array, second: Uint8Array | undefined): Sh
 
 // --- the file --------------------------------------------------------------------------------------------
 
-/** `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching` */
+/** `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching`. Throws an {@link UnkeepableError} if the user has no home. */
 export function stateFolder(env: Record<string, string | undefined> = process.env): string {
   // XDG Base Directory: a relative path in the variable is invalid, and must be ignored.
   const set = env.XDG_STATE_HOME;
-  const base = set && isAbsolute(set) ? set : join(env.HOME || homedir(), ".local", "state");
+  const base = set && isAbsolute(set) ? set : join(env.HOME || home(), ".local", "state");
   return join(base, "tcp-hole-punching");
+}
+
+function home(): string {
+  try {
+    return homedir();
+  } catch {
+    // Neither HOME nor an account, as in a container of any user id.
+    throw new UnkeepableError("this user has no home folder; set XDG_STATE_HOME to a folder that is yours");
+  }
 }
 
 /** The identity kept in that folder. If none can be kept: one for this run, and a warning. */

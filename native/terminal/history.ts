@@ -6,14 +6,24 @@
 import { appendFileSync, closeSync, constants, fstatSync, mkdirSync, openSync } from "node:fs";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { stateFolder } from "../secure/identity.ts";
+import { stateFolder, UnkeepableError } from "../secure/identity.ts";
 
 /** So many lines are remembered. The file is cut to that when it is read. */
 const maxLines = 1000;
 const maxFileBytes = 4 * 1024 * 1024;
 
+function folderOrNone(): string | undefined {
+  try {
+    return stateFolder();
+  } catch (error) {
+    if (!(error instanceof UnkeepableError)) throw error;
+    return undefined;
+  }
+}
+
 /** Runs `use` on the open file, and closes it. Undefined if that fails. */
-function withFile<T>(file: string, flags: number, use: (fd: number) => T): T | undefined {
+function withFile<T>(file: string | undefined, flags: number, use: (fd: number) => T): T | undefined {
+  if (file === undefined) return undefined;
   let fd: number | undefined;
   try {
     // O_NOFOLLOW: a link may lead to a file that somebody else reads. O_NONBLOCK: opening a FIFO would wait.
@@ -29,12 +39,13 @@ function withFile<T>(file: string, flags: number, use: (fd: number) => T): T | u
 }
 
 export class History {
-  readonly #file: string;
+  /** Undefined if there is no place for it. */
+  readonly #file: string | undefined;
   /** The newest first; no line twice. */
   #lines: string[] = [];
 
-  constructor(program: string, folder = stateFolder()) {
-    this.#file = join(folder, `${program}-history`);
+  constructor(program: string, folder = folderOrNone()) {
+    this.#file = folder && join(folder, `${program}-history`);
     const text = withFile(this.#file, constants.O_RDONLY, (fd) =>
       fstatSync(fd).size > maxFileBytes ? "" : readFileSync(fd, "utf8"),
     );
@@ -51,6 +62,7 @@ export class History {
   add(line: string): void {
     if (line.startsWith(" ") || line === this.#lines[0]) return;
     this.#add(line);
+    if (this.#file === undefined) return;
     try {
       mkdirSync(join(this.#file, ".."), { recursive: true, mode: 0o700 });
     } catch {

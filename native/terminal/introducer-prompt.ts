@@ -7,7 +7,14 @@ import type { Terminal } from "./terminal.ts";
 import { CommandError, complete, findByIdOrName, readCommand } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
-import { addressScope, canonicalAddress, defaultPort, formatEndpoint, printable } from "../../protocol.ts";
+import {
+  addressScope,
+  canonicalAddress,
+  defaultPort,
+  formatEndpoint,
+  printable,
+  UserError,
+} from "../../protocol.ts";
 import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
 import type { Stats } from "../introducer/metrics.ts";
 import { idsEach, type Neighbour } from "../introducer/redis/homes.ts";
@@ -89,9 +96,14 @@ export class Prompt {
       await this.#converse(introducer);
       return 0;
     }
-    for await (const line of terminal.lines()) {
-      if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
-      await terminal.whenRead();
+    try {
+      for await (const line of terminal.lines()) {
+        if (line.trim() !== "" && (await this.#run(line, introducer))) return this.#failures > 0 ? 1 : 0;
+        await terminal.whenRead();
+      }
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      terminal.error(error.message);
     }
     return new Promise<never>(() => {}); // a service has /dev/null as standard input, so its end means nothing
   }

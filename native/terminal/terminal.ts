@@ -3,7 +3,7 @@
  * program. It knows no command, no peer and no protocol. For native/terminal/ and both programs.
  */
 import { isatty } from "node:tty";
-import { printable } from "../../protocol.ts";
+import { printable, UserError } from "../../protocol.ts";
 import { UsageError } from "./command-line.ts";
 import type { History } from "./history.ts";
 import { LineEditor, type LineReader, readlineModule } from "./line-editor.ts";
@@ -174,10 +174,15 @@ export class Terminal {
     await promise.finally(() => this.close());
   }
 
-  /** The lines of standard input, if it is no terminal. */
+  /** The lines of standard input, if it is no terminal. Throws a {@link UserError} if there is none to read. */
   lines(): AsyncIterable<string> {
-    process.stdin.on("error", () => {}); // its end follows
-    return readlineModule().createInterface({ input: process.stdin });
+    try {
+      process.stdin.on("error", () => {}); // its end follows
+      return readlineModule().createInterface({ input: process.stdin });
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      throw new UserError(`cannot read standard input: ${code === "EISDIR" ? "it is a folder" : message}`);
+    }
   }
 
   /** Gives the terminal back: without a prompt, and in its former mode. */
