@@ -6,7 +6,7 @@ import { defaultPort, Refusal, splitEndpoint } from "../../protocol.ts";
 import { type Shares, siteShares, sourceOf } from "../shares/budget.ts";
 import { byTurns } from "../shares/turns.ts";
 import { isSupported, limitUnread } from "../host/libc.ts";
-import { Listener } from "./listener.ts";
+import { Listener } from "../host/listener.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import { closeGraceMs, type ClientSocket, Session, type SessionOwner } from "./session.ts";
 import type { Sources } from "./sources.ts";

@@ -18,7 +18,7 @@ import { byTurns } from "../shares/turns.ts";
 import { type IntroducerEvent, type IntroducerOptions, ProbePortError } from "./events.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
-import { Listener } from "./listener.ts";
+import { Listener } from "../host/listener.ts";
 import type { Metrics } from "./metrics.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import type { Sources } from "./sources.ts";

@@ -129,6 +129,7 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
     pipesWith:
       options.pipe && !options.pipe.target ? () => participant.nameOf(options.pipe!.peer) : undefined,
     executable: options.executable,
+    onProblem: (message) => onEvent({ event: "warning", message }),
     onEvent: (event) => onEvent({ ...event, peer: participant.idOf(event.name) }),
   });
   for (const use of ["forward", "pipe", "files"])

@@ -7,8 +7,9 @@
  * there is no link, or none that carries anything, for a while.
  */
 import { formatHostPort } from "../../protocol.ts";
-import type { TCPSocketListener } from "bun";
+import type { Socket } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
+import { Listener } from "../host/listener.ts";
 import { descriptors } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { type Listen, type Target } from "./target.ts";
@@ -37,6 +38,8 @@ export interface ForwardOptions {
   link: () => StreamOpener | Promise<StreamOpener>;
   /** A connection did not get through. */
   onRefused?: (reason: string, why: WhyRefused) => void;
+  /** Nobody can connect now, or others can. */
+  onProblem?: (message: string) => void;
   patienceMs?: number;
 }
 
@@ -46,7 +49,7 @@ export class Forward {
   readonly listen: Listen;
   /** Connections so far. */
   total = 0;
-  readonly #listener: TCPSocketListener<Connection>;
+  readonly #listener: Listener<Connection>;
   readonly #options: ForwardOptions;
   /** Each with what gives its descriptor back. */
   readonly #open = new Map<Connection, () => void>();
@@ -58,12 +61,9 @@ export class Forward {
     this.#options = options;
     this.target = options.target;
     try {
-      this.#listener = Bun.listen<Connection>({
-        hostname: bind,
-        port,
-        allowHalfOpen: true,
-        socket: { ...connectionHandlers, open: (socket) => this.#opened(socket) },
-      });
+      const socket = { ...connectionHandlers, open: (one: Socket<Connection>) => this.#opened(one) };
+      const problem = (message: string) => options.onProblem?.(message);
+      this.#listener = new Listener({ hostname: bind, port, allowHalfOpen: true, socket }, problem);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${code ?? error}`, { cause: error });
@@ -89,7 +89,7 @@ export class Forward {
     for (const connection of this.#open.keys()) connection.reset("the forward was taken back");
   }
 
-  #opened(socket: Bun.Socket<Connection>): void {
+  #opened(socket: Socket<Connection>): void {
     const connection = new Connection();
     socket.data = connection;
     const { bind, port } = this.listen;

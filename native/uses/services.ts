@@ -65,6 +65,8 @@ export interface UsesOptions extends TransfersOptions {
   liveLink: (peer: string) => Link | Promise<Link>;
   /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
   pipesWith?: (() => string) | undefined;
+  /** Something is wrong with this program's surroundings. */
+  onProblem: (message: string) => void;
   onEvent: (event: UseEvent) => void;
 }
 
@@ -112,6 +114,7 @@ export class Services {
         listen,
         target,
         link: () => this.#options.liveLink(peer),
+        onProblem: (message) => this.#options.onProblem(message),
         onRefused: (reason, why) => this.#refused(peer, name, { reason, why }, "peer"),
       });
     } catch (error) {

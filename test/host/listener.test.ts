@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
 import net from "node:net";
-import { Listener } from "../../native/introducer/listener.ts";
+import { Listener } from "../../native/host/listener.ts";
 import { unreadAt, until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 
@@ -119,4 +119,27 @@ test("a port that is taken is an error at once", () => {
   const first = new Listener<undefined>({ ...options, port: 0 }, () => {});
   expect(() => new Listener<undefined>({ ...options, port: first.port }, () => {})).toThrow(/listen/);
   first.stop();
+});
+
+linuxTest("without a descriptor left it waits, says so once, and takes who has waited", async () => {
+  const script = `ulimit -n 64; exec '${process.execPath}' '${import.meta.dir}/exhausted-fixture.ts'`;
+  await using program = Bun.spawn(["sh", "-c", script], { stdin: "pipe", stdout: "pipe", stderr: "inherit" });
+  let told = "";
+  const reading = (async () => {
+    for await (const text of program.stdout.pipeThrough(new TextDecoderStream())) told += text;
+  })();
+  await until("it listens", () => told.includes("port "));
+  const port = Number(/port (\d+)/.exec(told)![1]);
+  const greeted = Promise.all([isGreeted(port), isGreeted(port)]);
+  await until("it says so", () => told.includes("problem "));
+  // What is measured is how much work waiting is: a spinning accept takes all of this second.
+  await Bun.sleep(1000);
+  program.stdin.write("go on\n");
+  await program.stdin.flush();
+  expect(await greeted).toEqual([true, true]);
+  program.kill();
+  await reading;
+  expect(told.match(/problem /g)).toHaveLength(1);
+  expect(told).toContain("no descriptor is left (EMFILE)");
+  expect(Number(/busy (\d+)/.exec(told)![1])).toBeLessThan(1000);
 });
