@@ -34,6 +34,12 @@ export const commands = [
   },
   { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
   { key: "", word: "cancel", operands: "[TRANSFER]", what: "end what is sent or received; it goes on later" },
+  {
+    key: "",
+    word: "received",
+    operands: "[DIR]",
+    what: "what has come in part, and goes on when sent again",
+  },
   { key: "h", word: "echo", operands: "[TEXT]", what: "measure the introducer's round trip" },
   { key: "a", word: "leave", operands: "", what: "leave the introducer; links stay up" },
   { key: "", word: "join", operands: "", what: "come back to the introducer" },
@@ -87,6 +93,7 @@ Options:
                   it and then does nothing for 60 s)
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder
+  --from PEER     with --accept: only what PEER sends
   --executable    received files may be executable, as they are at the sender's
                   (default: none is)
   --keep MINUTES  how long a link without a connection waits for the peer to
@@ -137,6 +144,8 @@ export interface Arguments {
   pipe: PipeSpec | undefined;
   send: string[];
   accept: string | undefined;
+  /** Whose files --accept takes; undefined: everyone's. */
+  from: string | undefined;
   executable: boolean;
   keepMinutes: number;
   /** How long a peer is waited for; undefined: for ever. */
@@ -160,6 +169,7 @@ export const options = {
   pipe: { type: "string" },
   send: { type: "string", multiple: true },
   accept: { type: "string" },
+  from: { type: "string" },
   executable: { type: "boolean" },
   keep: { type: "string" },
   wait: { type: "string" },
@@ -215,7 +225,9 @@ type Values = ReturnType<typeof readOptions<typeof options>>["values"];
 
 /** Whom the options want links with, and what for. */
 function readLinks(values: Values, isOpen: boolean) {
-  const { allow = [], forward = [], send = [], accept } = values;
+  const { allow = [], forward = [], send = [], accept, from } = values;
+  if (from !== undefined && accept === undefined)
+    throw new UsageError("--from says whose files --accept DIR takes: give both");
   const opens = values.allow ? "--allow" : accept !== undefined ? "--accept" : undefined;
   if (opens && isOpen) {
     throw new UsageError(
@@ -232,7 +244,7 @@ function readLinks(values: Values, isOpen: boolean) {
   const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
   if (isOpen && peers.includes(""))
     throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
-  return { connect, forward, allow, pipe, send, accept };
+  return { connect, forward, allow, pipe, send, accept, from };
 }
 
 /**

@@ -2,6 +2,7 @@
  * What `list` and `forwards` of a participant show. Pure. For native/terminal/ and participant.ts.
  */
 import type { ForwardRow } from "../uses/services.ts";
+import { keptDays, type Unfinished } from "../uses/unfinished.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
@@ -168,4 +169,15 @@ export function renderForwards(rows: ForwardRow[], width: number): string {
     ].map((text) => [text]),
   );
   return renderTable(columns, cells, width);
+}
+
+/** What has come in part: what it will be, and where it is. */
+export function renderUnfinished(all: readonly Unfinished[], width: number, now = Date.now()): string {
+  if (all.length === 0) return "nothing has come in part";
+  const columns = ["", "has", "since", "is in"].map((head) => ({ head }));
+  const cells = all.map(({ name, bytes: there, atMs, path }) =>
+    [printable(name), bytes(there), `${age(now - atMs)} ago`, printable(path)].map((text) => [text]),
+  );
+  const rest = `What is sent again goes on there. Each goes after ${keptDays} days.`;
+  return `${renderTable(columns, cells, width)}\n${rest}`;
 }

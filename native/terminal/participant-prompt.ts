@@ -11,7 +11,8 @@ import { readCommand, UsageError, withPeer } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
 import { count } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
-import { renderDetails, renderForwards, renderList } from "./participant-list.ts";
+import type { Unfinished } from "../uses/unfinished.ts";
+import { renderDetails, renderForwards, renderList, renderUnfinished } from "./participant-list.ts";
 import { renderSelf, describe } from "./participant-story.ts";
 import { renderNat } from "./participant-nat.ts";
 import { type Invitation, readCode, readHostPort, readInvitation, readRoom } from "./invitation.ts";
@@ -50,6 +51,7 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "forward-refused",
   "transfer-failed",
   "transfer-waiting",
+  "skipped",
   "failed",
   "error",
   "warning",
@@ -131,6 +133,8 @@ export class Prompt {
         return uses.transfers.accept(peer, words[1] ?? ".");
       case "refuse":
         return uses.transfers.refuse(peer);
+      case "received":
+        return this.#unfinished(await uses.transfers.unfinished(words[0]));
       case "cancel":
         return uses.transfers.cancel(words[0]);
       case "echo":
@@ -175,6 +179,11 @@ export class Prompt {
   #forwards(rows: ForwardRow[]): void {
     if (this.#isJson) return this.#json({ event: "forwards", forwards: rows });
     this.#terminal.result(renderForwards(rows, this.#terminal.width));
+  }
+
+  #unfinished(unfinished: readonly Unfinished[]): void {
+    if (this.#isJson) return this.#json({ event: "unfinished", unfinished });
+    this.#terminal.result(renderUnfinished(unfinished, this.#terminal.width));
   }
 
   #allowed(rules: readonly string[]): void {

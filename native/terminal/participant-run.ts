@@ -11,6 +11,7 @@ import { wasGiven } from "../host/descriptor.ts";
 import { StreamError } from "../session/stream.ts";
 import { whyRefused } from "../uses/forward.ts";
 import type { Pipe } from "../uses/pipe.ts";
+import type { SourceFiles } from "../uses/source-files.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import { formatTarget, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
@@ -116,8 +117,10 @@ function opened(rule: string, name = "PEER"): string {
 /** What the command line asks for; returns whether anything may follow. */
 async function begin(running: Running, errands: Errands): Promise<boolean> {
   const { participant, uses, keep, joined, prompt, terminal, options } = running;
+  let sending: SourceFiles | undefined;
   await errands.attempt(async () => {
-    if (options.accept !== undefined) uses.transfers.acceptInto(options.accept);
+    if (options.accept !== undefined) uses.transfers.acceptInto(options.accept, options.from);
+    if (options.send.length > 0) sending = await uses.transfers.look(options.send);
     if (options.pipe && !wasGiven(1))
       throw new UserError("standard output is closed, so nothing could be written there");
   });
@@ -142,12 +145,10 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   const connecting = Promise.all(
     options.connect.map((peer) => errands.attempt(() => inTime(running, peer, keep.keep(peer, "--connect")))),
   );
-  if (options.send.length > 0) {
+  if (sending) {
     await connecting;
     if (errands.failures === 0)
-      await errands.attempt(async () =>
-        failIfAny(await uses.transfers.send(options.connect[0]!, options.send)),
-      );
+      await errands.attempt(async () => failIfAny(await uses.transfers.send(options.connect[0]!, sending!)));
     return options.stay && errands.failures === 0;
   }
   const isAwaited = options.waitMs !== undefined;

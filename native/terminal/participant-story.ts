@@ -3,6 +3,7 @@
  */
 import type { UseEvent } from "../uses/services.ts";
 import type { Transfer, TransferEvent } from "../uses/transfers.ts";
+import { keptDays } from "../uses/unfinished.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
 import { type Colors, age, bytes, count, ms } from "./text.ts";
 import {
@@ -172,19 +173,18 @@ function describeTransfer(event: TransferEvent, c: Colors): string {
     }
     case "transferred":
       return describeTransferred(event, c);
-    case "transfer-cancelled": {
-      const who = event.by === "peer" ? `${name} ${c.yellow("cancelled")}` : c.yellow("cancelled");
-      return `${who} ${event.direction} ${what}${goesOn(event)}`;
-    }
+    case "transfer-cancelled":
+      return `${event.by === "peer" ? `${name} ` : ""}${c.yellow("cancelled")} ${what}${goesOn(event)}`;
     case "transfer-failed":
       return `${c.red("failed")} ${event.direction} ${what}: ${printable(event.reason)}${goesOn(event)}`;
   }
 }
 
 /** What is there is not sent again. */
-function goesOn({ bytesThere, bytes: total }: { bytesThere: number; bytes: number }): string {
-  if (bytesThere === 0) return "";
-  return `; the same command goes on at ${Math.floor((bytesThere / total) * 100)} %`;
+function goesOn(left: { bytesThere: number; bytes: number; keptAs?: string }): string {
+  if (left.bytesThere === 0) return "";
+  const kept = left.keptAs === undefined ? "" : `; kept for ${keptDays} days: ${printable(left.keptAs)}`;
+  return `; the same command goes on at ${Math.floor((left.bytesThere / left.bytes) * 100)} %${kept}`;
 }
 
 /** So many failures are shown, and so many things that are not sent. */

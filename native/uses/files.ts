@@ -88,6 +88,8 @@ export class TransferProgress {
   bytesFailed = 0;
   /** The file that is being sent. */
   path = "";
+  /** When receiving: where in the folder is what has come in part. */
+  keptAs: string | undefined = undefined;
   /** The name that the file or folder has at the receiver's. */
   storedAs: string | undefined = undefined;
 

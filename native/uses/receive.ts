@@ -10,7 +10,7 @@
 import { join, relative } from "node:path";
 import { Refusal } from "../../protocol.ts";
 import { Arriving, type Announced } from "./arriving.ts";
-import { Destination } from "./destination.ts";
+import { Destination, type Lease } from "./destination.ts";
 import {
   Cancelled,
   cancelPatienceMs,
@@ -90,7 +90,8 @@ export async function receiveFiles(
       stream.reset(decision.refuse, resetCodes.refused);
       throw new StreamError(resetCodes.refused, decision.refuse);
     }
-    await using destination = await destinationOf(stream, decision, offer, options, abort.signal);
+    const lease = { signal: abort.signal, giveUp: () => giveUp(whileOpen) };
+    await using destination = await destinationOf(decision, offer, options, lease);
     const progress = new TransferProgress(offer);
     progress.storedAs = destination.name;
     progress.begin();
@@ -106,14 +107,12 @@ export async function receiveFiles(
 }
 
 async function destinationOf(
-  stream: Stream,
   place: { directory: string; isReal?: boolean },
   offer: FileOffer,
   { peer: fingerprint, name = "somebody" }: ReceiveOptions,
-  signal: AbortSignal,
+  lease: Lease,
 ): Promise<Destination> {
   await checkRoom(place.directory, offer);
-  const lease = { signal, giveUp: () => giveUp(stream) };
   return Destination.open(place, offer, { fingerprint, name }, lease).catch((error) => {
     throw new LocalProblem(`the folder for what comes: ${problemOf(error)}`);
   });
@@ -127,7 +126,7 @@ export async function checkRoom(directory: string, { name, bytes }: FileOffer): 
   await checkSpace(directory, bytes - there);
 }
 
-const giveUp = (stream: Stream): void => stream.reset("another attempt goes on with it", resetCodes.failed);
+const giveUp = (waiting: WhileOpen): void => waiting.fail(new Error("another attempt goes on with it"));
 
 /** The parts that this program is writing, so that no two streams write the same one. */
 const claims = new Map<string, Receiving>();
@@ -301,7 +300,7 @@ class Receiving implements AsyncDisposable {
     if (other === this) return false;
     if (other) {
       if (other.#options.peer !== this.#options.peer && !other.#stream.isWaiting) return false;
-      giveUp(other.#stream);
+      giveUp(other.#whileOpen);
       await this.#whileOpen.wait(other.#closed.promise);
     }
     if (claims.has(claim)) return false;
@@ -327,6 +326,7 @@ class Receiving implements AsyncDisposable {
     if (from !== 0 && from !== file.have.bytes) throw new Refusal("bad-field", "it goes on where nothing is");
     this.#announced.shift();
     this.#progress.path = file.path;
+    this.#progress.keptAs = isOneFile(this.#offer) ? file.part : `${this.#destination.name}/`;
     this.#progress.bytesDone += from;
     return (this.#current = new Arriving(file, from));
   }

@@ -12,6 +12,7 @@ import { folderFor } from "./destination.ts";
 import {
   Cancelled,
   type FileFailure,
+  fileProblem,
   LocalProblem,
   type TransferOutcome,
   TransferProgress,
@@ -21,6 +22,7 @@ import { type Listing, listingOf, type FileOffer, storedName } from "./offer.ts"
 import { checkRoom, type Decision, receiveFiles } from "./receive.ts";
 import { sendFiles } from "./send.ts";
 import { collectFiles, type SourceFiles } from "./source-files.ts";
+import { listUnfinished, type Unfinished } from "./unfinished.ts";
 
 /**
  * Offers that are being read, and offers that wait for the user, at one time; of all peers, in fair shares. Offers wait for
@@ -70,12 +72,17 @@ export type TransferEvent =
       Partial<Listing>)
   /** `storedAs`: the name in the folder, when receiving. */
   | ({ event: "transferred"; storedAs?: string } & About & Outcome)
-  /** `bytesThere`: what the receiver has of all `bytes`; the same command goes on behind it. */
-  | ({ event: "transfer-cancelled"; by: "us" | "peer"; bytesThere: number; bytes: number } & About)
-  | ({ event: "transfer-failed"; reason: string; bytesThere: number; bytes: number } & About);
+  | ({ event: "transfer-cancelled"; by: "us" | "peer" } & About & Left)
+  | ({ event: "transfer-failed"; reason: string } & About & Left);
 
 /** `bytes`: of files that have arrived; `bytesMoved`: what was sent for that; `elapsedMs`: while it could be sent. */
 type Outcome = TransferOutcome & { bytes: number; bytesMoved: number; elapsedMs: number };
+
+/**
+ * What is left of a transfer. `bytesThere`: what the receiver has of all `bytes`; the same command goes on behind it.
+ * `keptAs`: when receiving, the file or folder that has it, for {@link keptDays} days.
+ */
+type Left = { bytesThere: number; bytes: number; keptAs?: string };
 
 /** What a transfer does now. `sinceMs`, `untilMs`: by performance.now(); the link is given up then. */
 export type Phase =
@@ -250,6 +257,13 @@ export class Transfers {
     this.#asked(offer).decide({ refuse: "it was refused" });
   }
 
+  /** What has come in part and is left in that folder: without `directory`, in the one that takes files without asking. */
+  async unfinished(directory = this.#acceptInto?.directory ?? "."): Promise<Unfinished[]> {
+    return listUnfinished(directory).catch((error) => {
+      throw new UserError(`${printable(directory)}: ${fileProblem(error)}`);
+    });
+  }
+
   /** From now on there is nobody who could answer an offer. */
   nobodyAnswers(): void {
     this.#canAsk = false;
@@ -419,7 +433,9 @@ export class Transfers {
       return outcome;
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
-      const there = { bytesThere: progress.bytesDone, bytes: progress.bytes };
+      const { bytesDone: bytesThere, bytes, keptAs } = progress;
+      const isKept = bytesThere > 0 && keptAs !== undefined;
+      const there = { bytesThere, bytes, ...(isKept && { keptAs }) };
       if (error instanceof Cancelled)
         onEvent({ event: "transfer-cancelled", ...told, by: error.by, ...there });
       else onEvent({ event: "transfer-failed", ...told, reason, ...there });
