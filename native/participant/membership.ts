@@ -12,11 +12,14 @@ import {
   type ToIntroducer,
 } from "../../protocol.ts";
 import { Credentials } from "../secure/tls.ts";
+import { rehearsalKey, rehearse } from "../punch/rehearsal.ts";
 import type { Identity } from "../secure/identity.ts";
 import { distrust, type Member, prove, type Room, roomOf } from "../secure/room.ts";
 import type { RoomKind } from "./events.ts";
 
 export type Register = ToIntroducer & { type: "register" };
+
+let rehearsed: Promise<void> | undefined;
 
 export class Membership {
   /** A secret that only introducers and we know. Others know {@link instance}. */
@@ -75,6 +78,13 @@ export class Membership {
       },
     };
     return (this.#credentials ??= new Credentials(this.#identity, seal));
+  }
+
+  /** A punch with ourselves, once in a program: only the first one is slow. The room need not be there yet. */
+  rehearse(): void {
+    const self = this.member;
+    const credentials = new Credentials(this.#identity, { key: rehearsalKey, self });
+    rehearsed ??= rehearse(credentials, self).catch(() => {});
   }
 
   /** Resolves once the room is made of its words. */

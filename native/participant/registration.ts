@@ -279,7 +279,10 @@ export class Registration {
   async #register(attempt: Attempt): Promise<void> {
     const room = this.#membership.room();
     room.catch(() => {}); // it is waited for below
-    const control = await this.#open(attempt);
+    const opening = this.#open(attempt);
+    // While the SYN is on its way and the room is being made, there is nothing else to do.
+    setImmediate(() => this.#membership.rehearse());
+    const control = await opening;
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
     attempt.control = control;
     // The room is still being made of its words. Meanwhile the introducer may refuse us, or go.

@@ -29,7 +29,6 @@ import type { PunchContext } from "../punch/context.ts";
 import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
 import { PortMapping } from "../punch/portmap.ts";
 import { PunchPort } from "../punch/punch-port.ts";
-import { rehearse } from "../punch/rehearsal.ts";
 import type { NatReport, ParticipantEvent } from "./events.ts";
 import { Measurements } from "./measurements.ts";
 import type { Membership } from "./membership.ts";
@@ -200,8 +199,6 @@ export class Situation {
     const measuring = this.#measurements.alone(() => this.#sample());
     measuring.catch(() => {}); // it is awaited below, maybe not before it fails
     this.#showOtherFamily();
-    // While our probes are on their way; nobody is introduced before both sides are ready.
-    await rehearsal(this.#context);
     rehearseCandidates(this.#context);
     const { last, ...behaviour } = await measuring;
     if (this.#isOver) return;
@@ -302,13 +299,6 @@ interface Measured {
   behaviour: MappingBehaviour;
   filtered: (ToParticipant & { type: "filtering" }) | undefined;
   hairpinning: boolean;
-}
-
-let rehearsed: Promise<void> | undefined;
-
-/** Rehearsed once in a program, because only the first punch is slow. */
-function rehearsal({ credentials, self }: PunchContext): Promise<void> {
-  return (rehearsed ??= rehearse(credentials, self).catch(() => {}));
 }
 
 function probesOf({ probePorts }: Registered, { remote }: Connection): Endpoint[] {

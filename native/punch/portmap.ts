@@ -7,7 +7,7 @@
  *   const mapping = new PortMapping({ internalPort, observed, onChange: (state) => … });
  *   await mapping.close();
  */
-import { createSocket, type Socket } from "node:dgram";
+import type { Socket } from "node:dgram";
 import { addressScope, formatEndpoint, splitEndpoint, type Endpoint } from "../../protocol.ts";
 import {
   findGateway,
@@ -278,6 +278,7 @@ class Announcements implements Disposable {
   #onEpoch: (epochS: number) => void = () => {};
 
   constructor({ address, localAddress, announcementPort }: Gateway) {
+    const { createSocket } = process.getBuiltinModule("node:dgram");
     const socket = createSocket({ type: "udp4", reuseAddr: true });
     this.#socket = socket;
     socket.on("error", () => {});

@@ -12,6 +12,8 @@ import { PunchPort } from "./punch-port.ts";
 
 /** How long {@link rehearse} may take. */
 const rehearsalMs = 500;
+/** No secret: it is our own punch. */
+export const rehearsalKey = new Uint8Array(32);
 
 /**
  * One punch with ourselves over loopback. The first punch of a program loads TLS, and runs code that is not compiled
@@ -31,7 +33,7 @@ export async function rehearse(credentials: Credentials, self: Member): Promise<
       const { promise, resolve } = Promise.withResolvers<Channel | undefined>();
       new PunchPort(port, credentials).punch({
         introduction: { role: index === 0 ? "controlling" : "controlled", token: "0".repeat(32) },
-        bond: { key: new Uint8Array(32), self, peer: self },
+        bond: { key: rehearsalKey, self, peer: self },
         candidates: [{ endpoint: formatEndpoint("127.0.0.1", ports[1 - index]!), route: "private" }],
         startInMs: 0,
         deadlineMs: rehearsalMs,

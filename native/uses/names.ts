@@ -3,15 +3,16 @@
  * share of all look-ups. Owns what is remembered. It knows no rule: its caller asks only for names that may be looked up.
  * For native/uses/serve.ts.
  */
-import { lookup } from "node:dns/promises";
 import { canonicalAddress } from "../../protocol.ts";
 import { FairShare } from "../shares/fair-share.ts";
 
 /** Returns the addresses of a name. Throws if it has none. */
 export type Resolve = (name: string) => Promise<string[]>;
 
-const resolveBySystem: Resolve = async (name) =>
-  (await lookup(name, { all: true })).map(({ address }) => address);
+const resolveBySystem: Resolve = async (name) => {
+  const { lookup } = process.getBuiltinModule("node:dns/promises");
+  return (await lookup(name, { all: true })).map(({ address }) => address);
+};
 
 /** An answer counts for so long. So a flood of streams for one name costs one look-up. */
 const rememberedMs = 5_000;

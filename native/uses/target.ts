@@ -12,7 +12,7 @@
  *
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
-import { BlockList } from "node:net";
+import type { BlockList } from "node:net";
 import { defaultGateways } from "../host/routes.ts";
 import { addressScope, canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 
@@ -155,6 +155,7 @@ export function readPurposeTarget({ host, port }: Record<string, unknown>): Targ
 
 /** One list for each family: Node takes 127.0.0.1 for ::ffff:127.0.0.1, and ::/0 would contain that. */
 type Networks = Partial<Record<Family, BlockList>>;
+const newNetworks = (): BlockList => new (process.getBuiltinModule("node:net").BlockList)();
 /** `*`: any address but a delicate one, by any name. Wide networks are like it. A name: its addresses, if peers ask by that name. Networks: addresses in them. */
 type RuleHost = "*" | { name: string } | { networks: Networks; isWide?: boolean };
 
@@ -192,7 +193,7 @@ function readRuleHost(text: string, whole: string): [host: RuleHost, spelling: s
   if (!/^\d{1,3}$/.test(prefix) || bits > (address.family === 4 ? 32 : 128)) {
     throw new SpecError(`${whole}: /${prefix} is no prefix length of an IPv${address.family} network`);
   }
-  const networks = new BlockList();
+  const networks = newNetworks();
   networks.addSubnet(host, bits, familyOf(host));
   return [{ networks: { [familyOf(host)]: networks }, isWide: bits < 8 }, `${host}/${bits}`];
 }
@@ -201,7 +202,7 @@ function networksOf(addresses: readonly string[]): Networks {
   const networks: Networks = {};
   for (const address of addresses) {
     const family = familyOf(address);
-    (networks[family] ??= new BlockList()).addAddress(address, family);
+    (networks[family] ??= newNetworks()).addAddress(address, family);
   }
   return networks;
 }
