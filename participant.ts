@@ -27,8 +27,17 @@ export type { Stream } from "./native/session/stream.ts";
 export type { From } from "./native/uses/from.ts";
 export { UserError } from "./protocol.ts";
 
-// The key of a room takes longest. It is made in another thread, from before the rest of the program is loaded.
-if (import.meta.main) beginRoom(likelyWords(process.argv.slice(2), process.env));
+// What takes long begins first: the key of the room, in another thread, and then the way to the introducer.
+if (import.meta.main) {
+  const args = process.argv.slice(2);
+  beginRoom(likelyWords(args, process.env));
+  void Promise.all([
+    import("./native/host/connecting.ts"),
+    import("./native/terminal/participant-options.ts"),
+  ]).then(([{ beginConnecting }, { likelyIntroducer }]) =>
+    beginConnecting(likelyIntroducer(args, process.env)),
+  );
+}
 
 const program = import.meta.main ? import("./native/terminal/participant-main.ts") : undefined;
 export const { Participant } = await import("./native/participant/participant.ts");

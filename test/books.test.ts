@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../package.json" with { type: "json" };
+import * as participantOptions from "../native/terminal/participant-options.ts";
 import * as introducer from "../native/terminal/introducer-arguments.ts";
 import * as participant from "../native/terminal/participant-arguments.ts";
 import { benches } from "./bench/run.ts";
@@ -100,7 +101,7 @@ test("an option that there is not would be noticed", () => {
 
 test("each option that the README names in a sentence is one of a program's", () => {
   const named = [...readme.matchAll(/`(--[a-z-]+)/g)].map(([, option = ""]) => option.slice(2));
-  const known = [...Object.keys(introducer.options), ...Object.keys(participant.options)];
+  const known = [...Object.keys(introducer.options), ...Object.keys(participantOptions.options)];
   expect(named.filter((option) => !known.includes(option) && option !== "no-")).toEqual([]);
 });
 

@@ -10,7 +10,6 @@ import {
   canonicalAddress,
   controlSilenceMs,
   encode,
-  formatEndpoint,
   LineDecoder,
   parseToParticipant,
   Refusal,
@@ -20,10 +19,9 @@ import {
   type ToParticipant,
 } from "../../protocol.ts";
 import { SystemError } from "./libc.ts";
-import { connectFrom, connectShared, handOver, inWords, type Socket } from "./socket.ts";
+import { type Connected, connectToFirst, resolve, takeBegun, Unreachable } from "./connecting.ts";
+import { connectFrom, handOver, inWords, type Socket } from "./socket.ts";
 
-/** How long one address of the introducer may take to accept. */
-const connectTimeoutMs = 8_000;
 /** TCP keepalive: it keeps the NAT's mapping, and notices when the mapping is gone. */
 const keepaliveMs = 5_000;
 /**
@@ -71,35 +69,28 @@ export class ControlChannel {
   }
 
   /**
-   * Connects to the first address of `host` that `mayVisit` admits and that accepts. Rejects with a {@link UserError};
-   * its text contains `startCommand`, the command that starts an introducer.
+   * Connects to that address of `host` that `mayVisit` admits and that accepts first. Rejects with a {@link UserError}; its
+   * text contains `startCommand`, the command that starts an introducer.
    */
   static async open(
     host: string,
     port: number,
     startCommand: string,
-    mayVisit: (remote: Endpoint) => boolean = () => true,
+    mayVisit?: (remote: Endpoint) => boolean,
   ): Promise<ControlChannel> {
-    const failures: string[] = [];
-    const remotes = (await resolve(host, port)).filter(mayVisit);
-    if (remotes.length === 0)
-      throw new NotAdmitted(`no introducer may send us to ${host} port ${port}, or not this often`);
-    for (const remote of remotes) {
-      let channel: ControlChannel | undefined;
-      try {
-        const { socket, port: localPort } = await connectShared(remote, connectTimeoutMs);
-        channel = new ControlChannel(remote, localPort);
-        await channel.#adopt(socket);
-        return channel;
-      } catch (error) {
-        channel?.close("it can't be used");
-        if (!(error instanceof SystemError)) throw error;
-        failures.push(`${remote}: ${connectFailures[error.code] ?? error.code}`);
-      }
+    let channel: ControlChannel | undefined;
+    try {
+      const { socket, port: localPort, remote } = await connect(host, port, mayVisit);
+      channel = new ControlChannel(remote, localPort);
+      await channel.#adopt(socket);
+      return channel;
+    } catch (error) {
+      channel?.close("it can't be used");
+      const failures = failuresOf(error, channel?.remote);
+      if (!failures) throw error;
+      const next = `Is it running (\`${startCommand} ${port}\`) and is that its address?`;
+      throw new UserError(`cannot reach the introducer at ${failures}. ${next}`, { cause: error });
     }
-    throw new UserError(
-      `cannot reach the introducer at ${failures.join("; ")}. Is it running (\`${startCommand} ${port}\`) and is that its address?`,
-    );
   }
 
   async #adopt(socket: Socket): Promise<void> {
@@ -186,16 +177,30 @@ export class ControlChannel {
   }
 }
 
-async function resolve(host: string, port: number): Promise<Endpoint[]> {
-  const literal = canonicalAddress(host);
-  if (literal) return [formatEndpoint(literal.address, port)];
-  try {
-    const { lookup } = await import("node:dns/promises");
-    const found = await lookup(host, { all: true });
-    return found.map(({ address }) => formatEndpoint(address, port));
-  } catch {
-    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
-  }
+function connect(
+  host: string,
+  port: number,
+  mayVisit: ((remote: Endpoint) => boolean) | undefined,
+): Promise<Connected> {
+  return (mayVisit ? undefined : takeBegun(host, port)) ?? connectAnew(host, port, mayVisit);
+}
+
+async function connectAnew(
+  host: string,
+  port: number,
+  mayVisit: (remote: Endpoint) => boolean = () => true,
+): Promise<Connected> {
+  const remotes = (await resolve(host, port)).filter(mayVisit);
+  if (remotes.length > 0) return connectToFirst(remotes);
+  throw new NotAdmitted(`no introducer may send us to ${host} port ${port}, or not this often`);
+}
+
+/** Which addresses failed, and why; undefined if it is another error. */
+function failuresOf(error: unknown, connected: Endpoint | undefined): string | undefined {
+  const isLate = error instanceof SystemError && connected !== undefined;
+  const failures = isLate ? [{ remote: connected, code: error.code }] : undefined;
+  const all = error instanceof Unreachable ? error.failures : failures;
+  return all?.map(({ remote, code }) => `${remote}: ${connectFailures[code] ?? code}`).join("; ");
 }
 
 /**

@@ -1,5 +1,5 @@
 /**
- * A first look at a command line, before what reads it is loaded: which words its room probably has. If they are others,
+ * A first look at a command line, before anything else is loaded: which words the room probably has. If they are others,
  * only some work was in vain. For participant.ts alone.
  */
 const option = "--room";
@@ -9,10 +9,11 @@ export function likelyWords(
   args: readonly string[],
   env: Readonly<Record<string, string | undefined>>,
 ): string | undefined {
+  if (["send", "share"].includes(args[0] ?? "")) return undefined;
   const at = args.findIndex((one) => one === option || one.startsWith(`${option}=`));
   const given = at < 0 ? undefined : args[at] === option ? args[at + 1] : args[at]!.slice(option.length + 1);
-  const invitation = args.find((one) => one.includes("@"));
-  const words = given ?? wordsOf(invitation) ?? (env.ROOM || wordsOf(env.INTRODUCER));
+  const words =
+    given ?? wordsOf(args.find((one) => one.includes("@"))) ?? (env.ROOM || wordsOf(env.INTRODUCER));
   return words === "new" || words === "-" ? undefined : words;
 }
 

@@ -9,6 +9,7 @@ import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "..
 import { readOptions, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
+import { options, withoutPeer } from "./participant-options.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
 import { help, readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
@@ -159,31 +160,6 @@ export interface Arguments {
   json: boolean;
 }
 
-export const options = {
-  name: { type: "string" },
-  room: { type: "string" },
-  via: { type: "string" },
-  connect: { type: "string", multiple: true },
-  forward: { type: "string", short: "L", multiple: true },
-  allow: { type: "string", multiple: true },
-  pipe: { type: "string" },
-  send: { type: "string", multiple: true },
-  accept: { type: "string" },
-  from: { type: "string" },
-  executable: { type: "boolean" },
-  keep: { type: "string" },
-  wait: { type: "string" },
-  direct: { type: "boolean" },
-  "no-portmap": { type: "boolean" },
-  nat: { type: "boolean" },
-  stay: { type: "boolean" },
-  verbose: { type: "boolean", short: "v" },
-  quiet: { type: "boolean", short: "q" },
-  json: { type: "boolean" },
-  help: { type: "boolean", short: "h" },
-  version: { type: "boolean" },
-} as const;
-
 export function readArguments(args: string[]): Arguments | "help" | "version" {
   const { values, positionals } = readOptions(args.map(withoutPeer), options, usage);
   if (values.help || (positionals[0] === help && positionals.length === 1)) return "help";
@@ -286,13 +262,6 @@ function read<T>(option: string, text: string, parse: (text: string) => T): T {
     if (error instanceof SpecError) throw new UsageError(`${option} ${error.message}`);
     throw error;
   }
-}
-
-/** `--connect` and `--pipe` may stand alone: then the only other one of the room is meant. */
-function withoutPeer(arg: string, index: number, args: string[]): string {
-  const next = args[index + 1];
-  const isAlone = next === undefined || (next.startsWith("-") && next !== "-");
-  return isAlone && ["--connect", "--pipe"].includes(arg) ? `${arg}=` : arg;
 }
 
 function readWait(text: string | undefined): number | undefined {

@@ -1,6 +1,8 @@
-/** The first look at a command line finds the words that the program's own reading finds, or none. */
+/** The first look at a command line finds the words and the introducer that the program's own reading finds. */
 import { expect, test } from "bun:test";
 import { likelyWords } from "../../native/terminal/likely-words.ts";
+import { likelyIntroducer } from "../../native/terminal/participant-options.ts";
+import { readHostPort } from "../../native/terminal/invitation.ts";
 import { readArguments } from "../../native/terminal/participant-arguments.ts";
 
 test.each([
@@ -11,6 +13,10 @@ test.each([
   [["some words@host:7"], { ROOM: "others" }, "some words"],
   [["-q", "--pipe", "bob:22"], { INTRODUCER: "some words@host" }, "some words"],
   [["host", "--room", "new"], {}, undefined],
+  [["-q", "10.0.0.1:7001", "--connect", "--room", "some words"], { INTRODUCER: "host" }, "some words"],
+  [["receive", "some words@[::1]:7", "."], { INTRODUCER: "host" }, "some words"],
+  [["reach", "gjec-p272-r0uw-hs8m@host"], {}, "gjec-p272-r0uw-hs8m"],
+  [["send", "a@b", "--via", "host"], { ROOM: "others" }, undefined],
   [["host", "--room", "-"], {}, undefined],
 ] as const)("%p with %p: %p", (args, env, words) => {
   const before = { ROOM: process.env.ROOM, INTRODUCER: process.env.INTRODUCER };
@@ -21,6 +27,8 @@ test.each([
     if (typeof read === "string") throw new Error("unreachable");
     const isMade = read.room === "new" || read.room === "-";
     expect<unknown>([likelyWords(args, env), isMade ? undefined : read.room]).toEqual([words, words]);
+    const place = read.introducer === undefined ? undefined : readHostPort(read.introducer);
+    expect(likelyIntroducer(args, env)).toEqual(place);
   } finally {
     for (const name of ["ROOM", "INTRODUCER"] as const) {
       const value = before[name];
@@ -28,4 +36,15 @@ test.each([
       else process.env[name] = value;
     }
   }
+});
+
+test("of arguments that are wrong, or that ask for help, nothing follows", () => {
+  for (const args of [
+    ["--nonsense", "host"],
+    ["host", "--help"],
+    ["--version", "host"],
+    ["--name"],
+    ["a:b:c"],
+  ])
+    expect(likelyIntroducer(args, {})).toBeUndefined();
 });

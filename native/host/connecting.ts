@@ -1,0 +1,164 @@
+/**
+ * Connecting to a host that may have several addresses, of both families: Happy Eyeballs. The next address is tried when the
+ * last one has failed, or has not answered for a while; the first that accepts wins. Owns the descriptors of all attempts
+ * until then. It may begin before anybody asks for it. For native/host/control.ts and participant.ts.
+ *
+ * RFC 8305 §4, §5 (interleaved families, connection attempt delay), RFC 6724 (the order of addresses).
+ */
+import {
+  canonicalAddress,
+  type Endpoint,
+  formatEndpoint,
+  type Place,
+  splitEndpoint,
+  UserError,
+} from "../../protocol.ts";
+import { SystemError } from "./libc.ts";
+import { pollSockets, Socket } from "./socket.ts";
+
+/** RFC 8305 §5: "RECOMMENDED". */
+const attemptDelayMs = 250;
+/** How long one address may take to accept. */
+const connectTimeoutMs = 8_000;
+/** So many addresses of one host are tried. */
+const maxAddresses = 16;
+const pollMs = 1;
+/** What was begun longer ago may have been closed at the other end. */
+const freshMs = 2_000;
+
+/** A connection from a fresh local port that further sockets may share. Whoever has it owns the socket. */
+export interface Connected {
+  readonly socket: Socket;
+  readonly port: number;
+  readonly remote: Endpoint;
+}
+
+/** No address has accepted. `failures`: each of them, with the errno's name. */
+export class Unreachable extends Error {
+  readonly failures: readonly { remote: Endpoint; code: string }[];
+  constructor(failures: readonly { remote: Endpoint; code: string }[]) {
+    super(failures.map(({ remote, code }) => `${remote}: ${code}`).join("; "));
+    this.failures = failures;
+  }
+}
+
+interface Attempt extends Connected {
+  readonly for: "write";
+  readonly startedAt: number;
+}
+
+/** All attempts to connect to one host. */
+class Race {
+  readonly #waiting: Endpoint[];
+  readonly #failures: { remote: Endpoint; code: string }[] = [];
+  #running: Attempt[] = [];
+  #startedAt = -Infinity;
+
+  constructor(remotes: readonly Endpoint[]) {
+    this.#waiting = remotes.slice(0, maxAddresses);
+  }
+
+  /** Resolves to the winner. Closes all others. */
+  async run(): Promise<Connected> {
+    try {
+      for (;;) {
+        this.#startNext();
+        const winner = this.#look();
+        if (winner) return winner;
+        if (this.#running.length > 0) await Bun.sleep(pollMs);
+        else if (this.#waiting.length === 0) throw new Unreachable(this.#failures);
+      }
+    } finally {
+      for (const { socket } of this.#running) socket.close();
+    }
+  }
+
+  /** Starts the next one if it is its turn. What fails at once lets another one start. */
+  #startNext(): void {
+    const isDue = () => this.#running.length === 0 || performance.now() - this.#startedAt >= attemptDelayMs;
+    while (this.#waiting.length > 0 && isDue()) this.#start(this.#waiting.shift()!);
+  }
+
+  #start(remote: Endpoint): void {
+    this.#startedAt = performance.now();
+    let socket: Socket | undefined;
+    try {
+      socket = Socket.open(splitEndpoint(remote).family);
+      // After bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
+      const port = socket.bind(0);
+      socket.shareport().noDelay().clampSegments().connect(remote);
+      this.#running.push({ socket, port, remote, for: "write", startedAt: this.#startedAt });
+    } catch (error) {
+      socket?.close();
+      if (!(error instanceof SystemError)) throw error;
+      this.#failures.push({ remote, code: error.code });
+    }
+  }
+
+  /** The one that has connected; those that have failed are closed. */
+  #look(): Connected | undefined {
+    const ended = new Set(pollSockets(this.#running));
+    for (const attempt of this.#running) {
+      const isLate = performance.now() - attempt.startedAt >= connectTimeoutMs;
+      if (!ended.has(attempt) && !isLate) continue;
+      this.#running = this.#running.filter((one) => one !== attempt);
+      const code = ended.has(attempt) ? attempt.socket.error() : "ETIMEDOUT";
+      if (code === undefined) return attempt;
+      attempt.socket.close();
+      this.#failures.push({ remote: attempt.remote, code });
+    }
+    return undefined;
+  }
+}
+
+/** The families by turns, beginning with that of the first; within each the order stays (RFC 8305 §4). Pure. */
+export function interleaved(remotes: readonly Endpoint[]): Endpoint[] {
+  const family = (remote: Endpoint) => splitEndpoint(remote).family;
+  const first = remotes.filter((one) => family(one) === family(remotes[0]!));
+  const others = remotes.filter((one) => !first.includes(one));
+  const longest = Math.max(first.length, others.length);
+  return Array.from({ length: longest }, (_, index) => [first[index], others[index]])
+    .flat()
+    .filter((one) => one !== undefined);
+}
+
+/** The addresses of a host, in the system's order. Rejects with a {@link UserError} if there is none. */
+export async function resolve(host: string, port: number): Promise<Endpoint[]> {
+  const literal = canonicalAddress(host);
+  if (literal) return [formatEndpoint(literal.address, port)];
+  try {
+    const { lookup } = process.getBuiltinModule("node:dns/promises");
+    const found = await lookup(host, { all: true });
+    return interleaved(found.map(({ address }) => formatEndpoint(address, port)));
+  } catch {
+    throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
+  }
+}
+
+/** Connects to the first that accepts. Rejects with {@link Unreachable}. */
+export function connectToFirst(remotes: readonly Endpoint[]): Promise<Connected> {
+  return new Race(remotes).run();
+}
+
+// --- before anybody asks for it --------------------------------------------------------------------------
+
+/** What has been begun, and not been asked for yet. */
+let begun: { host: string; port: number; at: number; connecting: Promise<Connected> } | undefined;
+
+/** Begins to connect, because somebody will probably ask for that soon. What fails is told whoever asks. */
+export function beginConnecting(place: Place | undefined): void {
+  if (!place) return;
+  const { host, port } = place;
+  begun = { host, port, at: performance.now(), connecting: resolve(host, port).then(connectToFirst) };
+  begun.connecting.catch(() => {});
+}
+
+/** What was begun lately, if that is what is wanted now. Anything else is closed. */
+export function takeBegun(host: string, port: number): Promise<Connected> | undefined {
+  const taken = begun;
+  begun = undefined;
+  const isFresh = taken && performance.now() - taken.at <= freshMs;
+  if (isFresh && taken.host === host && taken.port === port) return taken.connecting;
+  taken?.connecting.then(({ socket }) => socket.close()).catch(() => {});
+  return undefined;
+}

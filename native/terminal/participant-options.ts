@@ -1,0 +1,60 @@
+/**
+ * The options of the participant, and a first look at them, before what reads them is loaded: which introducer is probably
+ * meant. If it is another, only some work was in vain. For native/terminal/ and participant.ts.
+ */
+import { parseArgs } from "node:util";
+import { parseHostPort, type Place } from "../../protocol.ts";
+
+export const options = {
+  name: { type: "string" },
+  room: { type: "string" },
+  via: { type: "string" },
+  connect: { type: "string", multiple: true },
+  forward: { type: "string", short: "L", multiple: true },
+  allow: { type: "string", multiple: true },
+  pipe: { type: "string" },
+  send: { type: "string", multiple: true },
+  accept: { type: "string" },
+  from: { type: "string" },
+  executable: { type: "boolean" },
+  keep: { type: "string" },
+  wait: { type: "string" },
+  direct: { type: "boolean" },
+  "no-portmap": { type: "boolean" },
+  nat: { type: "boolean" },
+  stay: { type: "boolean" },
+  verbose: { type: "boolean", short: "v" },
+  quiet: { type: "boolean", short: "q" },
+  json: { type: "boolean" },
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean" },
+} as const;
+
+/** `--connect` and `--pipe` may stand alone: then the only other one of the room is meant. */
+export function withoutPeer(arg: string, index: number, args: string[]): string {
+  const next = args[index + 1];
+  const isAlone = next === undefined || (next.startsWith("-") && next !== "-");
+  return isAlone && ["--connect", "--pipe"].includes(arg) ? `${arg}=` : arg;
+}
+
+/** The introducer that is probably meant. Undefined if there is none, or if the arguments are wrong. */
+export function likelyIntroducer(
+  args: readonly string[],
+  env: Readonly<Record<string, string | undefined>>,
+): Place | undefined {
+  try {
+    const { values, positionals } = parseArgs({
+      args: args.map((arg, index) => withoutPeer(arg, index, [...args])),
+      options,
+      allowPositionals: true,
+    });
+    if (values.help || values.version) return undefined;
+    const [first = "", code = ""] = positionals;
+    const isCoded = (first === "receive" || first === "reach") && code.includes("@");
+    const isVerb = ["send", "receive", "share", "reach", "help"].includes(first);
+    const place = (isCoded ? code : isVerb ? "" : first) || values.via || env.INTRODUCER;
+    return place ? parseHostPort(place.slice(place.lastIndexOf("@") + 1)) : undefined;
+  } catch {
+    return undefined; // what is wrong is said by who reads it
+  }
+}
