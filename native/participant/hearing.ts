@@ -3,6 +3,7 @@
  */
 import { type Peer, printable, type Route } from "../../protocol.ts";
 import type { ParticipantEvent } from "./events.ts";
+import { byId } from "./meant.ts";
 import type { Naming } from "./naming.ts";
 import { type Refused, refusalText, type RegistrationOwner, type RoomMessage } from "./registration.ts";
 import type { Roster } from "./roster.ts";
@@ -78,7 +79,7 @@ export class Hearing implements RegistrationOwner {
       case "relay":
         return roster.remember(message.peer)?.introducing.relay(message);
       case "failed":
-        return roster.byId(message.peer)?.introducing.failed(message);
+        return byId(roster, message.peer)?.introducing.failed(message);
       case "renamed":
         return this.#renamed(message.name);
       case "filtering":
@@ -102,7 +103,7 @@ export class Hearing implements RegistrationOwner {
     if (request === "rename") return this.#naming.refused();
     if (request === "echo" || request === "connect-back") return situation?.questions.refused(request, text);
     if (request === "connect" && peer !== undefined)
-      return this.#roster.byId(peer)?.introducing.refused(message.message);
+      return byId(this.#roster, peer)?.introducing.refused(message.message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.emit({ event: "error", message: text });
   }

@@ -11,6 +11,7 @@ import {
 } from "./events.ts";
 import { Hearing } from "./hearing.ts";
 import { Membership } from "./membership.ts";
+import { idOf } from "./meant.ts";
 import { Naming } from "./naming.ts";
 import type { PeerRow } from "./peer-events.ts";
 import { answerTimeoutMs } from "./questions.ts";
@@ -179,7 +180,7 @@ export class Participant {
 
   /** The id of the peer of that name; null if it is not in the room. */
   idOf(name: string): number | null {
-    return this.#roster.idOf(name);
+    return idOf(this.#roster, name);
   }
 
   /** Resolves to the link with that peer as soon as there is one; asks for none. */

@@ -1,11 +1,10 @@
 /**
  * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their
- * table, finds one by id or name, and wakes those who wait for one. Each peer has its own life
+ * table, and wakes those who wait for one. Which one a word means is in meant.ts. Each peer has its own life
  * (native/participant/peer.ts). For participant.ts.
  */
 import {
   changedPeer,
-  nameSkeleton,
   type Peer,
   printable,
   type Route,
@@ -19,6 +18,7 @@ import { byTurns } from "../shares/turns.ts";
 import type { ParticipantEvent } from "./events.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
+import { absent, ambiguous, byId, linked, meant, refuseLookAlikes } from "./meant.ts";
 import { Wishes } from "./wishes.ts";
 
 /** So many peers of one room are kept. */
@@ -26,8 +26,6 @@ export const maxPeers = 4096;
 /** A wait that lasts longer is announced; after some more it is said who else is there. */
 const announceAfterMs = 1_000;
 const absentAfterMs = 5_000;
-/** So many names are told then. */
-const maxToldNames = 10;
 
 export interface RosterOwner {
   emit(event: ParticipantEvent): void;
@@ -117,7 +115,7 @@ export class Roster {
   }
 
   updated({ id, ...change }: ToParticipant & { type: "updated" }): void {
-    const peer = this.byId(id);
+    const peer = byId(this, id);
     if (!peer) return;
     const { name: called = peer.name, proof } = change;
     if (called !== peer.name) this.#owner.emit({ event: "renamed", peer: id, name: called, was: peer.name });
@@ -137,7 +135,7 @@ export class Roster {
   }
 
   left(id: number): void {
-    const peer = this.byId(id);
+    const peer = byId(this, id);
     if (!peer) return;
     this.#owner.emit({ event: "left", peer: id, name: peer.name });
     peer.left();
@@ -196,19 +194,15 @@ export class Roster {
 
   // --- who is meant --------------------------------------------------------------------------------------
 
-  byId(id: number): RemotePeer | undefined {
-    return [...this].find((peer) => peer.isPresent && peer.id === id);
-  }
-
   /** The name of the one that a word means, if it is there. Any other word is a name itself. */
   nameOf(word: string): string {
-    const [found, another] = this.#named(word);
+    const [found, another] = meant(this, word);
     return (another === undefined && found?.name) || word;
   }
 
   /** The peer that a word means. If it is nobody or several, throws what the user can do. */
   find(word: string): RemotePeer {
-    const named = this.#named(word);
+    const named = meant(this, word);
     // Of several, the one that is there.
     const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
     if (found && others.length === 0) return found;
@@ -227,34 +221,9 @@ export class Roster {
     return found;
   }
 
-  /** The id of the peer of that name, while it is in the room. */
-  idOf(name: string): number | null {
-    return [...this].find((peer) => peer.isPresent && peer.name === name)?.id ?? null;
-  }
-
   /** The open link with the peer of that name or id. */
   openLink(word: string): Link | undefined {
-    return this.#linked(word)?.link;
-  }
-
-  /** Who has an open link, of those with that name. Whoever has the name now comes before one that has left. */
-  #linked(word: string): RemotePeer | undefined {
-    const named = this.#named(word);
-    const here = named.filter(({ isPresent, distrust }) => isPresent && !distrust);
-    return (here.length > 0 ? here : named).find(({ link }) => link?.isOpen);
-  }
-
-  /**
-   * An id means a peer that is in the room: the id of one that has left may be another peer's now. A name means whoever has
-   * it, in whatever case if nobody has it as it was written. No word at all means everyone who is here.
-   */
-  #named(word: string): RemotePeer[] {
-    const byId = /^\d+$/.test(word) ? this.byId(Number(word)) : undefined;
-    if (byId) return [byId];
-    if (word === "") return [...this].filter(({ isPresent, distrust }) => isPresent && !distrust);
-    const named = [...this].filter(({ name }) => name === word);
-    const folded = word.toLowerCase();
-    return named.length > 0 ? named : [...this].filter(({ name }) => name.toLowerCase() === folded);
+    return linked(this, word)?.link;
   }
 
   // --- who waits -----------------------------------------------------------------------------------------
@@ -266,10 +235,10 @@ export class Roster {
     const announce = setTimeout(() => this.#owner.emit(waiting), announceAfterMs);
     const missing = setTimeout(() => {
       if (word === "" || !this.#owner.isListed) return; // who is alone, and what else is wrong, is told otherwise
-      this.#owner.emit(absent(word, this.#named("")));
+      this.#owner.emit(absent(word, meant(this, "")));
     }, absentAfterMs);
     const only = () => {
-      const named = this.#named(word).filter(({ isPresent }) => isPresent);
+      const named = meant(this, word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
       if (named[0]) refuseLookAlikes(this, word, named[0]);
       return named[0];
@@ -293,12 +262,12 @@ export class Roster {
   }
 
   /**
-   * Resolves to the link with that peer, as soon as there is one that carries something. Rejects if the link has no channel and the peer has left the room: then it is
-   * gone.
+   * Resolves to the link with that peer, as soon as there is one that carries something. Rejects if the link has no channel
+   * and the peer has left the room: then it is gone.
    */
   whenLive(word: string, signal?: AbortSignal): Promise<Link> {
     return this.until(() => {
-      const peer = this.#linked(word);
+      const peer = linked(this, word);
       if (!peer?.link || peer.link.state !== "returning") return peer?.link;
       if (this.#owner.isListed && !peer.isPresent)
         throw new UserError(`${printable(peer.name)} has left the room, and nothing answers there any more`);
@@ -334,29 +303,3 @@ export class Roster {
 }
 
 export const quitAlready = "this participant has quit";
-
-function absent(name: string, others: RemotePeer[]): ParticipantEvent {
-  const here = others.slice(0, maxToldNames).map((peer) => peer.name);
-  const more = others.length - here.length;
-  return { event: "absent", name, here, ...(more > 0 && { more }) };
-}
-
-/** Throws if a peer that was meant by its name could be confused with another one that is there. */
-function refuseLookAlikes(peers: Iterable<RemotePeer>, word: string, found: RemotePeer): void {
-  if (/^\d+$/.test(word) || word === "") return;
-  const looks = nameSkeleton(word);
-  const isAlike = (peer: RemotePeer) => peer.isPresent && nameSkeleton(peer.name) === looks;
-  const alike = [...peers].filter((peer) => peer !== found && isAlike(peer));
-  if (alike.length > 0) throw ambiguous(word, [found, ...alike]);
-}
-
-function ambiguous(word: string, named: RemotePeer[]): UserError {
-  const present = named.filter(({ isPresent }) => isPresent);
-  if (word === "") {
-    const names = present.slice(0, maxToldNames).map(({ name }) => printable(name));
-    return new UserError(`several are here, so say which one you mean: ${names.sort().join(", ")}`);
-  }
-  const ids = present.map(({ id }) => id);
-  const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
-  return new UserError(`${printable(word)} is ambiguous: ${next}`);
-}

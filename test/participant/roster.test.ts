@@ -60,7 +60,7 @@ describe("who is meant", () => {
     roster.joined(peer(2, "bob"));
     expect([roster.find("").id, roster.findUnlike("").id, roster.nameOf("")]).toEqual([2, 2, "bob"]);
     roster.joined(peer(3, "ann"));
-    expect(() => roster.find("")).toThrow("several are here, so say which one you mean: bob, ann");
+    expect(() => roster.find("")).toThrow("several are here, so say which one you mean: ann, bob");
     expect(roster.nameOf("")).toBe("");
   });
 
