@@ -58,8 +58,8 @@ test("nor at the prompt; in the lobby it must", async () => {
   await using bob = new Driven(house.port, "bob", ...room, "--stay");
   await using alice = new Driven(house.port, "alice", ...room);
   await met(alice, bob);
-  alice.type("connect", "say good morning", "ping", "disconnect");
-  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "good morning" });
+  alice.type("connect", "say hello", "ping", "disconnect");
+  expect(await bob.next("said")).toMatchObject({ name: "alice", text: "hello" });
   expect(await alice.next("pong")).toMatchObject({ name: "bob" });
   expect(await alice.next("unlinked")).toMatchObject({ name: "bob" });
   await using dave = new Driven(house.port, "dave", "--stay");

@@ -77,7 +77,7 @@ export function wordsProblem(words: string): string | undefined {
   const problem = roomProblem(words);
   if (problem !== undefined) return problem;
   if (!looksMade(words) || madeLetters(words) !== undefined) return undefined;
-  return "has a typing mistake in its words: compare them, letter by letter, with those that were made";
+  return "has a typing mistake in its words: compare them, letter by letter, with the other side's";
 }
 
 /** Whether others could find the words by trying. A rough guess from below, for words that people make up. */

@@ -116,8 +116,8 @@ function findCommand<Word extends string>(
 }
 
 /**
- * The line with `name` as its PEER, if the command wants one and none is there: nothing follows but flags, or a text or path
- * that does not begin with somebody's name.
+ * The line with `name` as its PEER, if the command wants one and none can be meant: nothing follows but flags, or the one
+ * word of a text or path, which is nobody's name.
  */
 export function withPeer(
   commands: readonly Command[],
@@ -125,10 +125,10 @@ export function withPeer(
   name: string,
   isSomebody: (word: string) => boolean,
 ): string {
-  const [, command = "", first = ""] = /^\s*(\S+)\s*(\S*)/.exec(line) ?? [];
+  const [, command = "", first = "", more = ""] = /^\s*(\S+)\s*(\S*)\s*(\S*)/.exec(line) ?? [];
   const { operands = "" } = findCommand(commands, command) ?? {};
   if (!operands.startsWith("PEER") || isSomebody(first)) return line;
-  const isOther = /TEXT|PATH/.test(operands) || first === "" || first.startsWith("-");
+  const isOther = (/TEXT|PATH/.test(operands) && more === "") || first === "" || first.startsWith("-");
   return isOther ? line.replace(/\S+/, (word) => `${word} ${name}`) : line;
 }
 

@@ -4,7 +4,7 @@
 import { startedAs } from "../host/started.ts";
 import { type Command, renderCommands } from "./command-line.ts";
 import { siteShares } from "../shares/budget.ts";
-import { readOptions, UsageError } from "./command-line.ts";
+import { nearest, readOptions, UsageError } from "./command-line.ts";
 import { redisUrlProblem } from "../introducer/redis/connection.ts";
 import {
   canonicalAddress,
@@ -119,6 +119,9 @@ export function parsePort(text: string): number | undefined {
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
+const meant = (word: string) =>
+  nearest(word, ["help"]) ? `; did you mean \`${startedAs("introducer")} help\`?` : "";
+
 export interface Arguments extends IntroducerOptions {
   log: LogFormat;
   json: boolean;
@@ -156,7 +159,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   const port = word === undefined ? undefined : parsePort(word);
   if (more.length > 0) throw new UsageError(`unexpected argument ${more[0]}`);
   if (word !== undefined && port === undefined)
-    throw new UsageError(`the port must be a number from 1 to 65535, not ${word}`);
+    throw new UsageError(`the port must be a number from 1 to 65535, not ${word}${meant(word)}`);
   const { host, alternate, json = false, verbose = false, quiet = false, "probe-ports": ports } = values;
   const { metrics, log = "text" } = values;
   return {

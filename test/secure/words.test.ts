@@ -6,7 +6,7 @@ import { UserError } from "../../protocol.ts";
 
 const alphabet = "023456789abcdefghjkmnpqrstuvwxyz";
 const all = Array.from({ length: 200 }, newRoomWords);
-const typo = "has a typing mistake in its words: compare them, letter by letter, with those that were made";
+const typo = "has a typing mistake in its words: compare them, letter by letter, with the other side's";
 
 test("new words are four groups of four and a letter, and differ each time", () => {
   for (const words of all) expect(words).toMatch(/^([02-9a-hjkmnp-z]{4}-){4}[02-9a-hjkmnp-z]$/);
