@@ -23,6 +23,8 @@ import { type OfferIndex, RelayOffer } from "./relay-offer.ts";
 import { introductionMs, type Side } from "./round.ts";
 import { type Member, newToken } from "./session.ts";
 
+/** So long after a `punch` a `connect` may still come that was sent before it, besides two round trips. */
+const crossingMs = 1_000;
 /** Failures after which another round may succeed. */
 const retriable: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "no-candidate-answered",
@@ -90,6 +92,8 @@ export class Introduction {
   #welcome: "not yet" | "by relay" | "directly" = "not yet";
   readonly #startedAt: number;
   readonly #expiresAt: number;
+  /** When both were told last of something to connect by; Infinity before. */
+  #toldAt = Infinity;
 
   constructor(index: Index, asking: Asking) {
     const now = index.now();
@@ -121,11 +125,14 @@ export class Introduction {
 
   /**
    * Whether it answers a `connect` that comes later: both may have asked at once. Once a side has reported that it is
-   * linked, it knows how that ended, and means another.
+   * linked, or has known of the round for so long that the two can't have crossed, it knows how that ended, and means
+   * another.
    */
   answers(asker: Member): boolean {
     const [side] = this.#plan.ofMember(asker);
-    return side!.report !== "linked" && this.#index.now() < this.#expiresAt;
+    const now = this.#index.now();
+    const hasCrossed = now - this.#toldAt < 2 * (asker.roundTripMs ?? 0) + crossingMs;
+    return side!.report !== "linked" && now < this.#expiresAt && hasCrossed;
   }
 
   // the plan
@@ -157,7 +164,10 @@ export class Introduction {
 
   /** There is no direct way, for now if `refusal` says so. If there is no relay either, the asker is told why. */
   #relayInstead(refusal?: Refusal): void {
-    if (this.relay.make()) return this.#become({ is: "relayed", untilMs: this.#expiresAt });
+    if (this.relay.make()) {
+      this.#toldAt = this.#index.now();
+      return this.#become({ is: "relayed", untilMs: this.#expiresAt });
+    }
     const { owner } = this.#index;
     const { asker, target } = this.asking;
     const { hasPunched } = this.#plan;
@@ -222,6 +232,7 @@ export class Introduction {
     if (way === "birthday") this.#birthday = "punched";
     told(this.#plan.token, asker, target);
     this.#plan.punch(times);
+    this.#toldAt = at;
     const round = this.#plan.at + 1;
     owner.emit({ event: "punch", a: asker.peer.id, b: target.peer.id, way, round });
     this.relay.punched();

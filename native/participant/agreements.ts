@@ -3,7 +3,7 @@
  * channel that we nominated the peer must prove itself. On a channel that the peer nominated it must say which link it
  * means. Owns the past links that a peer may still mean. For native/participant/peer.ts.
  */
-import { type FailureReason, type Role } from "../../protocol.ts";
+import { type FailureReason, type Role, type UnlinkReason } from "../../protocol.ts";
 import type { Nominated } from "../punch/introduction.ts";
 import type { Channel } from "../secure/channel.ts";
 import { judgeOffer, type Offer, readOffer, refuseOffer } from "../session/carrier.ts";
@@ -12,10 +12,9 @@ import type { Link, LinkCarrier } from "../session/link.ts";
 import type { TalkingLink } from "../uses/lines.ts";
 import type { Agreement, PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
+import type { PastSessions } from "./past-sessions.ts";
 import type { Wanted } from "./wanted.ts";
 
-/** So many ended links are remembered. If a peer comes back to one of them, it is told that the link has ended. */
-const maxPastSessions = 4;
 /** How often we ask again if the peer has taken us for an earlier program of ours. */
 const maxRefusals = 2;
 /** So many channels at once wait for the peer to say for which link they are. An introduction brings two at most. */
@@ -24,6 +23,7 @@ const maxAgreements = 4;
 const offerTimeoutMs = 5_000;
 
 export interface AgreementsOwner {
+  readonly past: PastSessions;
   /** Without an `id` we speak first. */
   newLink(channel: Channel, role: Role, isAsked: boolean, id?: string): TalkingLink;
   linked(talking: TalkingLink, channel: Channel, nominated: Nominated): void;
@@ -38,9 +38,9 @@ export class Agreements {
   readonly #life: PeerLife;
   readonly #wanted: Wanted;
   readonly #owner: AgreementsOwner;
-  /** The sessions of the latest links: that they are over, the peer may not have heard. */
-  readonly #pastSessions: string[] = [];
   readonly #tokens = new WeakMap<LinkCarrier, string>();
+  /** The link goes on by none of these yet. */
+  readonly #untaken = new Set<string>();
   /** Of our wish for a link, by a peer that went on with one it had with an earlier program of ours. */
   #refusals = 0;
 
@@ -58,14 +58,25 @@ export class Agreements {
     return this.#all.find(({ proposal }) => proposal)?.proposal?.talking;
   }
 
-  /** The token by which it was nominated. */
-  tokenOf(channel: LinkCarrier): string | undefined {
-    return this.#tokens.get(channel);
+  /** The link goes on by it. Returns the token by which it was nominated. */
+  took(channel: LinkCarrier): string | undefined {
+    const token = this.#tokens.get(channel);
+    if (token !== undefined) this.#untaken.delete(token);
+    return token;
   }
 
-  /** That link has ended. */
-  linkEnded({ session }: Link): void {
-    if (this.#pastSessions.push(session.id) > maxPastSessions) this.#pastSessions.shift();
+  /** That link has ended. The introducer is told of the channels that it did not go on by: they are for no other. */
+  linkEnded({ session }: Link, reason: UnlinkReason): void {
+    this.#owner.past.add(session.id, this.#listed.peer.fingerprint, reason);
+    for (const token of this.#untaken) this.#listed.decline(token);
+    this.#untaken.clear();
+  }
+
+  /** Another channel for a link that is there. */
+  #attach(link: Link, channel: Channel, token: string): void {
+    if (link === this.#life.link) this.#untaken.add(token);
+    else void link.ended.then(() => this.#listed.decline(token)); // of an earlier program
+    link.attach(channel);
   }
 
   /** The controlling side speaks first, and says which link the channel is for. */
@@ -73,9 +84,10 @@ export class Agreements {
     if (this.#listed.owner.hasQuit) return channel.destroy();
     this.#tokens.set(channel, nominated.token);
     if (nominated.role === "controlled") return this.#agree(channel, nominated);
-    if (this.#life.link) return this.#life.link.attach(channel);
+    if (this.#life.link) return this.#attach(this.#life.link, channel, nominated.token);
     const predecessor = this.#wanted.takePredecessor();
-    if (predecessor?.isOpen && predecessor.state !== "alive") predecessor.attach(channel);
+    if (predecessor?.isOpen && predecessor.state !== "alive")
+      this.#attach(predecessor, channel, nominated.token);
     else this.#propose(channel, nominated);
   }
 
@@ -138,7 +150,9 @@ export class Agreements {
       return isOurs;
     };
     const unoffered = (detail: string): void => {
-      if (over()) this.#unoffered(detail);
+      if (!over()) return;
+      this.#listed.tell({ type: "failed", peer: this.#listed.peer.id, token, reason: "timed-out" });
+      this.#unoffered(detail);
     };
     const forgotten = setTimeout(() => {
       channel.destroy();
@@ -160,7 +174,7 @@ export class Agreements {
         this.#proved(channel, nominated);
         return held!.accept(offer);
       case "refuse":
-        refuseOffer(offer, resumedStatus[this.#pastSessions.includes(sessionId) ? "over" : "unknown"]);
+        refuseOffer(offer, resumedStatus[this.#owner.past.goneOf(sessionId, this.#listed.peer.fingerprint)]);
         return this.#mistaken(nominated);
       case "begin":
         return this.#begin(channel, offer, nominated);

@@ -95,7 +95,7 @@ export class Introducing {
     try {
       work();
     } catch (error) {
-      introduction.abort("no-candidate-answered", `we could not try: ${inText(error)}`);
+      introduction.cancel("no-candidate-answered", `we could not try: ${inText(error)}`);
     }
   }
 
@@ -104,7 +104,7 @@ export class Introducing {
   measure(message: MeasureMessage): void {
     const introduction = this.#of(message);
     introduction?.measure(message).catch((error: unknown) => {
-      introduction.abort("no-candidate-answered", `we could not measure: ${inText(error)}`);
+      introduction.cancel("no-candidate-answered", `we could not measure: ${inText(error)}`);
     });
   }
 

@@ -11,10 +11,12 @@ import { type TalkingLink, talkingLink } from "../uses/lines.ts";
 import { Agreements } from "./agreements.ts";
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
+import type { PastSessions } from "./past-sessions.ts";
 import type { Seeking } from "./seeking.ts";
 import type { Wanted } from "./wanted.ts";
 
 export interface LinkingOwner extends Pick<LinkOwner, "stream" | "threw"> {
+  readonly past: PastSessions;
   /** How long a link is kept without a channel. */
   readonly keepMs: number;
   /** The link has no channel, or one that looks dead. */
@@ -40,6 +42,7 @@ export class Linking {
     this.#seeking = seeking;
     this.#owner = owner;
     this.#agreements = new Agreements(listed, life, wanted, {
+      past: owner.past,
       newLink: (channel, role, isAsked, id) => this.#newLink(channel, role, isAsked, id),
       linked: (talking, channel, nominated) => this.#linked(talking, channel, nominated),
       failed: (reason, detail) => this.failed(reason, detail),
@@ -107,7 +110,7 @@ export class Linking {
     const { route, local, remote } = channel;
     this.#seeking.rest();
     this.#listed.emit({ event: "moved", route, local, remote, gapMs });
-    const token = this.#agreements.tokenOf(channel);
+    const token = this.#agreements.took(channel);
     if (token !== undefined) this.#tellLinked(channel, token);
     this.#seeking.direct();
   }
@@ -123,7 +126,7 @@ export class Linking {
   }
 
   #unlinked({ reason, detail }: LinkEnd): void {
-    if (this.#life.link) this.#agreements.linkEnded(this.#life.link);
+    if (this.#life.link) this.#agreements.linkEnded(this.#life.link, reason);
     this.#life.become({ talking: undefined });
     this.#seeking.rest();
     // First, or what the user does about it could reach the introducer before it.

@@ -17,6 +17,7 @@ import { type PeerRow, peerRow, type PeerState } from "./peer-events.ts";
 import { Seeking } from "./seeking.ts";
 import { Talk } from "./talk.ts";
 import { Wanted } from "./wanted.ts";
+import type { PastSessions } from "./past-sessions.ts";
 import type { Wishes } from "./wishes.ts";
 
 /** What a peer needs of the participant. */
@@ -38,6 +39,7 @@ export interface PeerOwner extends ListedOwner {
   /** There is a link now, or no longer, or an attempt has failed. */
   changed(peer: RemotePeer): void;
   readonly wishes: Wishes;
+  readonly past: PastSessions;
   /** Admits an introduction that we did not ask for. Undefined if it is one too many. */
   admit(peer: RemotePeer): Unasked | undefined;
 }
@@ -80,6 +82,7 @@ export class RemotePeer {
       get keepMs() {
         return owner.keepMs;
       },
+      past: owner.past,
       stream: (stream, purpose) => owner.stream(this, stream, purpose),
       threw: (error) => owner.threw(this, error),
       silent: () => owner.silent(this),

@@ -19,6 +19,7 @@ import type { ParticipantEvent } from "./events.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
 import { absent, ambiguous, byId, linked, meant, refuseLookAlikes } from "./meant.ts";
+import { PastSessions } from "./past-sessions.ts";
 import { Wishes } from "./wishes.ts";
 
 /** So many peers of one room are kept. */
@@ -56,12 +57,13 @@ export class Roster {
   /** Some of what a peer needs, the roster gives itself. */
   constructor(
     owner: RosterOwner,
-    peerOwner: Omit<PeerOwner, "silent" | "changed" | "admit" | "instance" | "wishes" | "hasQuit">,
+    peerOwner: Omit<PeerOwner, "silent" | "changed" | "admit" | "instance" | "wishes" | "past" | "hasQuit">,
   ) {
     this.#owner = owner;
     this.#peerOwner = {
       ...peerOwner,
       wishes: this.wishes,
+      past: new PastSessions(),
       instance: owner.self.instance,
       get hasQuit() {
         return owner.hasQuit;

@@ -361,7 +361,11 @@ export class Introduction {
   /** Fails if the introducer does not go on in time. */
   #expect(reason: FailureReason, detail: string): void {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.failed(reason, detail), answerTimeoutMs);
+    this.#timer = setTimeout(() => {
+      // It may still wait for us.
+      if (this.#round.token !== undefined) this.#report("timed-out", this.#round.token);
+      this.failed(reason, detail);
+    }, answerTimeoutMs);
   }
 
   #end(failure: Failure | undefined): void {

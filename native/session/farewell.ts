@@ -4,19 +4,29 @@
  * end that makes no progress. For native/session/session.ts and multiplexer.ts.
  */
 import { type Edge } from "./edge.ts";
-import { encodeFinish, ProtocolError } from "./frame.ts";
+import { encodeFinish, type Gone, ProtocolError } from "./frame.ts";
 
 /** An orderly end is given up after so long without progress. */
 const finishPatienceMs = 5_000;
 
 /**
- * Why a session ended. `us`, `peer`: who said so, and what. `restart`: the peer's program does not know it any more.
- * `protocol`: a breach of it, or a failure of our own.
+ * Why a session ended. `us`, `peer`: who said so, and what. `restart`: the peer's program does not know it any more. `loss`:
+ * the peer had given it up. `protocol`: a breach of it, or a failure of our own.
  */
-export type SessionEnd = { by: "us" | "peer" | "protocol"; reason: string } | { by: "restart" };
+export type SessionEnd = { by: "us" | "peer" | "protocol"; reason: string } | { by: "restart" | "loss" };
+
+/** What it means that the peer does not go on with a session. */
+export const endsOf: Readonly<Record<Gone, SessionEnd>> = {
+  unknown: { by: "restart" },
+  over: { by: "peer", reason: "disconnected" },
+  lost: { by: "loss" },
+};
 
 /** The reason as users of streams are told it. */
-export const inWords = (end: SessionEnd): string => (end.by === "restart" ? "peer-restarted" : end.reason);
+export function inWords(end: SessionEnd): string {
+  if ("reason" in end) return end.reason;
+  return end.by === "restart" ? "peer-restarted" : "connection-lost";
+}
 
 /** `finish`: ours, or its number once it has one. */
 type State =

@@ -74,9 +74,20 @@ const payloadBytes: Readonly<Record<number, readonly [min: number, max: number]>
 export const resumeStatus = { known: 0, begin: 1 } as const;
 /**
  * What `resumed` says. `old`: a carrier of that or a later epoch is in use or sought; the hello names the latest.
- * `unknown`: nobody here has that session. `over`: its user ended it while there was no way to say so.
+ * `unknown`: nobody here has that session. `over`: its user ended it while there was no way to say so. `lost`: it was given
+ * up, because it had no carrier for too long.
  */
-export const resumedStatus = { accepted: 0, unknown: 1, old: 2, version: 3, impossible: 4, over: 5 } as const;
+export const resumedStatus = {
+  accepted: 0,
+  unknown: 1,
+  old: 2,
+  version: 3,
+  impossible: 4,
+  over: 5,
+  lost: 6,
+} as const;
+/** The session can't be resumed any more. */
+export type Gone = "unknown" | "over" | "lost";
 
 /** Bytes from the peer that no participant of this version sends; the text is for the user. */
 export class ProtocolError extends Error {}

@@ -14,7 +14,15 @@
 import { type Role } from "../../protocol.ts";
 import { type CarrierSet, type CarrierState } from "./carrier-state.ts";
 import { type Clock } from "./carrier.ts";
-import { encodeHello, frame, ProtocolError, resumedStatus, resumeStatus, type Hello } from "./frame.ts";
+import {
+  encodeHello,
+  frame,
+  type Gone,
+  type Hello,
+  ProtocolError,
+  resumedStatus,
+  resumeStatus,
+} from "./frame.ts";
 
 /** A carrier that was refused as `old` may be offered again with a higher epoch, so often. */
 const maxOffers = 4;
@@ -29,7 +37,7 @@ export interface Moves {
   /** Nothing more is read of it; it closes once what was written has gone. */
   dismiss(state: CarrierState): void;
   /** `unknown`: the peer does not know the session. `over`: it has ended there. */
-  refused(status: "unknown" | "over"): void;
+  refused(status: Gone): void;
 }
 
 export interface HandoverParts {
@@ -118,6 +126,8 @@ export class Handover {
         return this.#parts.moves.refused("unknown");
       case resumedStatus.over:
         return this.#parts.moves.refused("over");
+      case resumedStatus.lost:
+        return this.#parts.moves.refused("lost");
       default:
         throw new ProtocolError(`a refusal to resume (${hello.status})`);
     }

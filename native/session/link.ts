@@ -47,6 +47,8 @@ function linkEndOf(end: SessionEnd): LinkEnd {
       return { reason: "protocol-error", detail: end.reason };
     case "restart":
       return { reason: "peer-restarted", detail: "" };
+    case "loss":
+      return { reason: "connection-lost", detail: "the peer had given it up" };
     case "peer": {
       const known = byeReasons.find((one) => one === end.reason);
       if (known) return { reason: peersReasons[known], detail: "" };

@@ -15,7 +15,7 @@ import {
   type Offer,
 } from "./carrier.ts";
 import { Edge } from "./edge.ts";
-import { Farewell, inWords, type SessionEnd } from "./farewell.ts";
+import { endsOf, Farewell, inWords, type SessionEnd } from "./farewell.ts";
 import { encodeFinish, ProtocolError, resumedStatus, sessionIdBytes } from "./frame.ts";
 import { type MemoryBudget, type MemoryOwner, programMemory } from "./memory.ts";
 import { Multiplexer } from "./multiplexer.ts";
@@ -90,8 +90,7 @@ export class Session implements KnownSession {
       onEvent: (event) => {
         if (event.is !== "lost" || !this.#farewell.endIfSaid()) this.onCarrier(event);
       },
-      onRefused: (status) =>
-        this.#end(status === "over" ? { by: "peer", reason: "disconnected" } : { by: "restart" }, false),
+      onRefused: (status) => this.#end(endsOf[status], false),
     };
   }
 

@@ -9,7 +9,15 @@ import { type Role } from "../../protocol.ts";
 import { type CarrierSet, CarrierState } from "./carrier-state.ts";
 import { type Carrier, type CarrierEvent, type Offer } from "./carrier.ts";
 import { type Edge } from "./edge.ts";
-import { decodeCount, decodeHello, frame, headerBytes, helloBytes, ProtocolError } from "./frame.ts";
+import {
+  decodeCount,
+  decodeHello,
+  frame,
+  type Gone,
+  headerBytes,
+  helloBytes,
+  ProtocolError,
+} from "./frame.ts";
 import { Handover, type Moves } from "./handover.ts";
 import { Liveness } from "./liveness.ts";
 import { ReadingTurns } from "./reading-turns.ts";
@@ -29,8 +37,8 @@ const maxCarriers = 8;
 export interface TransportOwner extends FrameSource, FrameTaker {
   onAcknowledged(): void;
   onEvent(event: CarrierEvent): void;
-  /** `unknown`: the peer does not know the session any more. `over`: it has ended there. */
-  onRefused(status: "unknown" | "over"): void;
+  /** The peer does not go on with the session. */
+  onRefused(status: Gone): void;
 }
 
 export interface TransportOptions {

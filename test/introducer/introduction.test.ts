@@ -280,3 +280,19 @@ test("what was not wanted costs the asker, what was is given back", () => {
   quotas.spend({ asks, asker, target }, 0);
   expect(() => quotas.spend({ asks, asker, target }, 0)).toThrow("wait 6 s");
 });
+
+test("who asks once more means another, unless the two may have crossed on the way", () => {
+  const scene = new Scene("endpoint-independent", "endpoint-independent").begin();
+  const { introduction, members } = scene;
+  const answered = (at: number) => {
+    scene.now = at;
+    return members.map((one) => introduction.answers(one));
+  };
+  expect([answered(0), answered(900)]).toEqual([
+    [true, true],
+    [true, true],
+  ]);
+  expect(answered(1_500)).toEqual([false, false]); // its own side has ended long ago, and did not say so
+  introduction.linked(members[0], scene.tokens["punch"]!);
+  expect(answered(0)).toEqual([false, true]);
+});

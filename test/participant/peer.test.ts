@@ -18,6 +18,7 @@ import type { PunchContext } from "../../native/punch/context.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch-port.ts";
 import { Host, newToken, opposite } from "../punch/hosts-fixture.ts";
+import { PastSessions } from "../../native/participant/past-sessions.ts";
 import { Wishes } from "../../native/participant/wishes.ts";
 import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";
@@ -32,6 +33,7 @@ class Program implements Disposable, PeerOwner {
   readonly instance: string;
   readonly isVerbose = false;
   readonly wishes = new Wishes();
+  readonly past = new PastSessions();
   keepMs = minute;
   peer!: RemotePeer;
   readonly events: Told[] = [];
@@ -372,6 +374,33 @@ test("a peer that begins a new link while we hold one has been started anew: wha
   await alice.peer.talk.say("hello");
   expect([bob.last("said")!.text, await old.ended]).toEqual(["hello", bob.last("unlinked")!.reason]);
   crashed.link?.abandon("peer-restarted", ""); // nothing of it may seek on
+});
+
+test("a link that the peer has given up, and forgotten us with it: that is told as it is, and to the introducer by both", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  const { alice, bob } = pair;
+  await pair.linked();
+  alice.onSent = () => {}; // it does not answer yet
+  const givenUp = bob.peer.link!;
+  bob.cut();
+  await until("both know", () => alice.peer.state === "returning" && bob.peer.state === "returning");
+  givenUp.abandon("connection-lost", "it did not come back");
+  bob.peer = new RemotePeer(alice.listed(1), bob); // as after we have left, and come back
+  const token = newToken();
+  await until("alice asks", () => alice.said("connect").length > 1);
+  pair.introduce("alice", token);
+  await until("alice's has ended", () => alice.peer.link === undefined);
+  expect(alice.last("unlinked")).toMatchObject({
+    reason: "connection-lost",
+    detail: "the peer had given it up",
+  });
+  const declined = { token, reason: "refused-by-peer" } as const;
+  await until("bob has said so", () => bob.said("failed").length > 0);
+  expect([alice.said("failed"), bob.said("failed")]).toMatchObject([[declined], [declined]]);
+  // Before it says that the link is over, or what the user does about it could come first.
+  const told = alice.sent.filter(({ type }) => type === "failed" || type === "unlinked");
+  expect(told.map(({ type }) => type)).toEqual(["failed", "unlinked"]);
 });
 
 // --- two at once -------------------------------------------------------------------------------------------

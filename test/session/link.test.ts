@@ -410,7 +410,15 @@ describe("a link without a channel", () => {
     expect(bob.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
   });
 
-  test("ends when the peer's program knows nothing of it any more", async () => {
+  test.each([
+    ["knows nothing of it any more", resumedStatus.unknown, { reason: "peer-restarted", detail: "" }],
+    ["has ended it", resumedStatus.over, { reason: "peer-disconnected", detail: "" }],
+    [
+      "has given it up",
+      resumedStatus.lost,
+      { reason: "connection-lost", detail: "the peer had given it up" },
+    ],
+  ] as const)("ends when the peer's program %s", async (_what, status, end) => {
     await using _ = noSocketLeft();
     const { alice, bob, first } = await links(minute);
     await alice.lines.say("before"); // so that it is known to be no new link
@@ -424,9 +432,9 @@ describe("a link without a channel", () => {
     alice.link.attach(ours);
     const offered = await offer;
     expect(judgeOffer(offered, undefined, aliceIdentity.fingerprint)).toBe("refuse");
-    refuseOffer(offered, resumedStatus.unknown);
+    refuseOffer(offered, status);
     await until("alice's link has ended", hasEnded(alice));
-    expect(alice.ends).toEqual([{ reason: "peer-restarted", detail: "" }]);
+    expect(alice.ends).toEqual([end]);
     await until("its streams have failed", () => errors.length > 0);
     bob.link.abandon("peer-restarted", "");
   });

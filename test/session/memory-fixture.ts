@@ -215,7 +215,7 @@ export function carrierPair(clock: Clock, options: PathOptions = {}): Record<Per
 }
 
 export const endInWords = (end: SessionEnd): string =>
-  end.by === "restart" ? "restart" : `${end.by}: ${end.reason}`;
+  "reason" in end ? `${end.by}: ${end.reason}` : end.by;
 
 /** Two programs that share a session; alice begins it. */
 export class Pair {
