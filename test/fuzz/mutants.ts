@@ -89,12 +89,20 @@ async function importsOf(file: string): Promise<string[]> {
 
 /** Whose tests also belong to a place, besides those of its own folder and those that import the file. */
 const alsoOf: Record<string, string[]> = {
+  "native/introducer": ["test/faults.test.ts", "test/hostile/leaks.test.ts", "test/hostile/room.test.ts"],
   "native/punch": [
     "test/participant/",
     "test/hostile/lying-introducer.test.ts",
     "test/hostile/stranger.test.ts",
   ],
-  "native/participant": ["test/keep.test.ts", "test/uses.test.ts", "test/hostile/lying-introducer.test.ts"],
+  "native/participant": [
+    "test/keep.test.ts",
+    "test/uses.test.ts",
+    "test/hostile/introducer.test.ts",
+    "test/hostile/lying-introducer.test.ts",
+    "test/hostile/member.test.ts",
+    "test/hostile/trust.test.ts",
+  ],
   "native/shares": ["test/introducer/", "test/punch/"],
 };
 

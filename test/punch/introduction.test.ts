@@ -12,8 +12,9 @@ import type { MappingBehaviour } from "../../native/punch/mapping.ts";
 import type { Punch, PunchOptions } from "../../native/punch/punch.ts";
 import type { PunchPort } from "../../native/punch/punch-port.ts";
 import { Targets } from "../../native/punch/targets.ts";
-import type { Endpoint, Peer, Prediction, ToIntroducer, Way } from "../../protocol.ts";
+import type { Endpoint, FailureReason, Peer, Prediction, ToIntroducer, Way } from "../../protocol.ts";
 import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
+import { Scripted } from "./relay-fixture.ts";
 
 const [ours, theirs] = ["127.0.0.1:40000", "127.0.0.1:50000"] as Endpoint[] as [Endpoint, Endpoint];
 const { fingerprint } = bobIdentity;
@@ -187,3 +188,67 @@ test.each<[string, MappingBehaviour, Partial<Candidate>, number, number]>([
     expect(side.punches).toHaveLength(2);
   },
 );
+
+test("a round that failed is told once, by its token; the introducer has the next word, and then the last", () => {
+  let stuck = 0;
+  const side = new Side({ handshakeStuck: () => void stuck++ });
+  side.round(1, "direct");
+  side.punches[0]!.onFailed("no-candidate-answered", "nobody");
+  const failed = (round: number, reason: FailureReason) =>
+    ({ type: "failed", peer: 2, token: tokenOf(round), reason }) as const;
+  expect([side.sent, side.failures, stuck]).toEqual([[failed(1, "no-candidate-answered")], [], 0]);
+  side.round(2, "direct");
+  side.punches[0]!.onFailed("no-candidate-answered", "of a round that is over");
+  expect(side.sent).toHaveLength(1);
+  side.punches[1]!.onFailed("timed-out", "its handshake took too long");
+  side.round(3, "direct", { last: true });
+  side.punches[2]!.onFailed("no-candidate-answered", "nobody again");
+  expect(side.sent.slice(1)).toEqual([failed(2, "timed-out"), failed(3, "no-candidate-answered")]);
+  expect(side.failures).toEqual([{ reason: "no-candidate-answered", detail: "nobody again" }]);
+  expect(stuck).toBe(1);
+});
+
+test("what has come to nothing before the introducer's word is no round, and told to nobody", () => {
+  const side = new Side({ behaviour: keeps, roundTripMs: 40 });
+  side.introduction.ask(true);
+  side.punches[0]!.onFailed("no-candidate-answered", "too early");
+  expect([side.sent, side.failures]).toEqual([[{ type: "connect", peer: 2 }], []]);
+  side.round(1, "direct");
+  expect(side.punches).toHaveLength(2);
+});
+
+test("an introducer that is lost between two rounds ends it; while one is under way that goes on, as the last", () => {
+  const between = new Side({});
+  between.round(1, "direct");
+  between.punches[0]!.onFailed("no-candidate-answered", "nobody");
+  between.introduction.introducerLost("it is gone");
+  expect(between.failures).toEqual([{ reason: "introducer-lost", detail: "it is gone" }]);
+  const during = new Side({});
+  during.round(1, "direct");
+  during.introduction.introducerLost("it is gone");
+  expect(during.failures).toEqual([]);
+  during.punches[0]!.onFailed("no-candidate-answered", "nobody");
+  expect(during.failures).toEqual([{ reason: "no-candidate-answered", detail: "nobody" }]);
+});
+
+test("the tokens of its latest round and of its relay are its own, and no other", async () => {
+  using relay = await Scripted.answering(() => {});
+  const side = new Side({ takesRelay: true, introducer: relay.endpoint });
+  side.round(1, "direct");
+  expect([1, 2].map((round) => side.introduction.isOf(tokenOf(round)))).toEqual([true, false]);
+  side.introduction.relay({ type: "relay", peer: bob, role: "controlling", token: tokenOf(9) });
+  expect([1, 9, 2].map((one) => side.introduction.isOf(tokenOf(one)))).toEqual([true, true, false]);
+});
+
+test("its end ends the relay that is still waited for", async () => {
+  const asked = Promise.withResolvers<void>();
+  using relay = await Scripted.answering(() => asked.resolve());
+  const side = new Side({ takesRelay: true, introducer: relay.endpoint });
+  side.introduction.relay({ type: "relay", peer: bob, role: "controlling", token: tokenOf(9) });
+  await asked.promise;
+  const ended = Promise.withResolvers<void>();
+  relay.visitors[0]!.on("end", ended.resolve).on("close", () => ended.resolve());
+  relay.visitors[0]!.resume();
+  side.introduction.abort("cancelled", "the test is over");
+  await ended.promise;
+});
