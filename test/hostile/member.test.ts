@@ -296,7 +296,8 @@ describe("a channel that was nominated, and says nothing yet", () => {
     waiting.catch(() => {});
     await scene.link.frames.over();
     await expect(waiting).rejects.toThrow("timed-out");
-    expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out" }]);
+    const detail = "the peer did not say which link it is for";
+    expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out", detail }]);
     expect(scene.bob.rows).toMatchObject([{ state: "failed" }]);
   });
 });

@@ -150,10 +150,13 @@ const lineOf = (link: RawLink, proof: string) =>
   link.role === "controlling" ? link.nominationLine(link.token, proof) : link.answerLine(proof);
 
 /** Bob was not linked, for nothing but the proof, and told nothing of what is his. */
-async function expectNothing({ bob }: Scene, link: RawLink): Promise<void> {
+async function expectNothing({ bob, house }: Scene, link: RawLink): Promise<void> {
   expect(await bob.next("failed")).toMatchObject({ name: "alice", reason: "authentication-failed" });
+  await house.hears("failed", ({ token }) => token === link.token);
   await link.frames.over();
   expect([bob.count("linked"), bob.count("said")]).toEqual([0, 0]);
+  bob.type("list");
+  expect((await bob.next("peers")).peers).toMatchObject([{ name: "alice", state: "failed" }]);
   const kinds = link.frames.all.map(({ type }) => type);
   expect(kinds.filter((type) => type !== frame.resume)).toEqual([]);
 }

@@ -6,6 +6,7 @@ import { type PeerOwner, RemotePeer } from "../../native/participant/peer.ts";
 import type { PeerEvent } from "../../native/participant/peer-events.ts";
 import {
   type Endpoint,
+  maxTextLength,
   type Peer,
   type Role,
   type ToIntroducer,
@@ -288,6 +289,26 @@ test("who asks for the peer itself wishes no more", async () => {
   expect(pair.alice.wishes.names).toEqual([]);
 });
 
+test("who asks twice at once has asked once, and both have the link", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  const { alice } = pair;
+  const [one, other] = [alice.peer.connect(false), alice.peer.connect(false)];
+  expect(await one).toBe(await other);
+  expect([alice.said("connect").length, alice.told()]).toEqual([1, ["punching", "linked"]]);
+});
+
+test("a text that is too long, or no text, is not sent, and that is told with how it begins", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  const { alice, bob } = pair;
+  await pair.linked();
+  for (const text of [`long${"x".repeat(maxTextLength)}`, "half\ud800"])
+    await expect(alice.peer.talk.say(text)).rejects.toThrow(`"${text.slice(0, 4)}`);
+  await alice.peer.talk.say("x".repeat(maxTextLength));
+  expect(bob.told().filter((event) => event === "said")).toHaveLength(1);
+});
+
 test("a relay that we do not take is declined, and nothing is left waiting for it", async () => {
   await using _ = noSocketLeft();
   await using pair = acquainted();
@@ -314,6 +335,7 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
   using relay = await Scripted.answering(() => {});
   alice.introducer = relay.endpoint;
   const doubtful = { ...bob.listed(2), private: [victim.endpoint], public: victim.endpoint };
+  expect(alice.peer.row).toMatchObject({ state: "untrusted", distrust: "its proof is of another room" });
   expect(() => alice.peer.connect(false)).toThrow(
     new UserError("bob is not trusted: its proof is of another room"),
   );
@@ -674,6 +696,21 @@ describe("a link that broke", () => {
     expect(alice.last("unlinked")).toMatchObject({ reason: "connection-lost", detail: "it was cut" });
     expect([alice.told().includes("broken"), alice.said("connect").length]).toEqual([false, asked]);
   });
+
+  test.concurrent(
+    "that one side does not keep is over for the other, too, when that comes back",
+    async () => {
+      await using _ = noSocketLeft();
+      await using pair = acquainted();
+      const { alice, bob } = pair;
+      alice.keepMs = 0;
+      await pair.linked();
+      alice.cut();
+      await until("bob has heard", () => bob.last("unlinked") !== undefined, 10_000);
+      const reasons = [alice, bob].map((one) => one.last("unlinked")!.reason);
+      expect(reasons).toEqual(["connection-lost", "peer-disconnected"]);
+    },
+  );
 });
 
 test.concurrent(
