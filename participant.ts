@@ -14,7 +14,7 @@
  *   6. both start                                             punch/introduction.ts #start
  *   7. listen, and connect to all endpoints, from one port    punch/punch-port.ts
  *   8. the first that succeeds ends the others; retry         punch/punch.ts, punch/dial.ts
- *   9. both report it                                         peer.ts #linked, #unlinked, #failed
+ *   9. both report it                                         linking.ts #linked, #unlinked, failed
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */

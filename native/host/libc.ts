@@ -1,6 +1,7 @@
 /**
- * The C library: the only file that imports `bun:ffi`. Owns the symbol table. No pointer and no raw return value leaves it: every call returns a checked number, or throws a
- * {@link SystemError}. It holds no descriptor: socket.ts does. For native/host/, native/secure/ and native/punch/.
+ * The C library: the only file that imports `bun:ffi`. Owns the symbol table. No pointer and no raw return value leaves it:
+ * every call returns a checked number, or throws a {@link SystemError}. It holds no descriptor: socket.ts does. For
+ * native/host/, native/secure/ and native/punch/.
  */
 import { dlopen, ptr, read, toArrayBuffer, type FFIFunction, type Pointer } from "bun:ffi";
 import { readFileSync } from "node:fs";

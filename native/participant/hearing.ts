@@ -46,7 +46,7 @@ export class Hearing implements RegistrationOwner {
   }
 
   situationChanged(): void {
-    for (const peer of this.#roster) peer.groundChanged(false);
+    for (const peer of this.#roster) peer.networkChanged(false);
   }
 
   lost(reason: string): void {

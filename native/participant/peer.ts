@@ -143,7 +143,7 @@ export class RemotePeer {
   }
 
   /** We are registered anew, maybe at another address, or our own mapping has changed. */
-  groundChanged(hasMoved: boolean): void {
+  networkChanged(hasMoved: boolean): void {
     if (hasMoved) this.#seeking.suspect();
     this.#seeking.hurry();
   }

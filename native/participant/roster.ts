@@ -104,7 +104,7 @@ export class Roster {
   list(peers: readonly Peer[], hasMoved: boolean): void {
     for (const peer of peers) this.remember(peer);
     for (const [key, peer] of this.#peers) if (!peer.isPresent && peer.isIdle) this.#peers.delete(key);
-    for (const peer of this) peer.groundChanged(hasMoved);
+    for (const peer of this) peer.networkChanged(hasMoved);
     this.#owner.emit({ event: "peers", peers: this.rows });
   }
 

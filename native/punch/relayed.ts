@@ -15,7 +15,7 @@ import {
 import { SystemError } from "../host/libc.ts";
 import { connectShared, type Socket } from "../host/socket.ts";
 import { Channel } from "../secure/channel.ts";
-import { adopt, type Connection, type Credentials, type Side } from "../secure/tls.ts";
+import { adopt, type AdoptedSocket, type Credentials, type Side } from "../secure/tls.ts";
 import type { Bond } from "../secure/room.ts";
 
 /** How long the introducer may take to accept, the peer to come to it, and then the peer for TLS and its nomination. */
@@ -58,7 +58,7 @@ export async function reserve(introducer: Endpoint): Reservation {
 export class RelayAttempt {
   readonly #options: RelayOptions;
   readonly #patience: typeof defaultPatience;
-  #connection: Connection | undefined;
+  #connection: AdoptedSocket | undefined;
   #channel: Channel | undefined;
   #timer: NodeJS.Timeout;
   #isOver = false;
@@ -92,7 +92,7 @@ export class RelayAttempt {
     }
   }
 
-  #ask({ raw }: Connection): void {
+  #ask({ raw }: AdoptedSocket): void {
     let answer = Buffer.alloc(0);
     const onClose = () => this.#fail("the relay closed the connection");
     const onData = (chunk: Buffer) => {

@@ -9,7 +9,7 @@ import { closedThere, inWords } from "../host/socket.ts";
 import type { Carrier } from "../session/carrier.ts";
 import { Nomination } from "./nomination.ts";
 import { Rate, unsentBytes } from "./rate.ts";
-import { type Connection, type Credentials, SecureSocket, type Side } from "./tls.ts";
+import { type AdoptedSocket, type Credentials, SecureSocket, type Side } from "./tls.ts";
 
 /** How long an orderly end waits for the peer's end; then, until all that was sent is acknowledged. */
 const finishTimeoutMs = 1_000;
@@ -38,7 +38,7 @@ export class Channel implements Carrier {
   #whenClosed: (() => void) | undefined;
 
   /** Takes over the connection. */
-  constructor(connection: Connection, route: Route, side: Side, credentials: Credentials) {
+  constructor(connection: AdoptedSocket, route: Route, side: Side, credentials: Credentials) {
     this.role = side.role;
     this.route = route;
     const { promise, resolve } = Promise.withResolvers<void>();

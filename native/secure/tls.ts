@@ -58,7 +58,7 @@ export type Side =
   | { role: "controlled"; expects: (alpn: string) => boolean };
 
 /** A connected descriptor that Node reads and writes. Closing it sends RST. */
-export interface Connection {
+export interface AdoptedSocket {
   readonly raw: net.Socket;
   /** `raw` owns it. It is valid until `raw` is closed. */
   readonly fd: number;
@@ -67,7 +67,7 @@ export interface Connection {
 }
 
 /** Takes over the descriptor of `socket`. Throws a SystemError if it was reset meanwhile: then the caller still owns it. */
-export function adopt(socket: Socket): Connection {
+export function adopt(socket: Socket): AdoptedSocket {
   socket.closeAbortively().noDelay();
   const { local, remote } = socket;
   const fd = socket.release();
@@ -84,7 +84,7 @@ export interface SecureSocketOwner {
 }
 
 export class SecureSocket {
-  readonly connection: Connection;
+  readonly connection: AdoptedSocket;
   /** Carries what follows the handshake. */
   readonly stream: tls.TLSSocket;
   /** Resolves to the SHA-256 of the peer's certificate (64 hex digits) once TLS is up. Rejects with a {@link LinkError}. */
@@ -97,7 +97,7 @@ export class SecureSocket {
   readonly #owner: SecureSocketOwner;
 
   /** Takes over the connection. */
-  constructor(connection: Connection, side: Side, { context }: Credentials, owner: SecureSocketOwner) {
+  constructor(connection: AdoptedSocket, side: Side, { context }: Credentials, owner: SecureSocketOwner) {
     this.connection = connection;
     this.#side = side;
     this.#owner = owner;

@@ -53,7 +53,7 @@ export const frame = {
 } as const;
 const unsequencedBit = 0x80;
 
-/** Bytes of payload, least and most. What is not listed is no frame. */
+/** How few and how many bytes of payload. What is not listed is no frame. */
 const payloadBytes: Readonly<Record<number, readonly [min: number, max: number]>> = {
   [frame.open]: [2, maxPurposeBytes],
   [frame.data]: [1, maxDataBytes],

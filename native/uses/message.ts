@@ -80,16 +80,16 @@ export class MessageDecoder {
   }
 }
 
-/** Throws a {@link Refusal} for anything but a whole number from `least` to `most`. */
+/** Throws a {@link Refusal} for anything but a whole number from `min` to `max`. */
 export function wholeNumber(
   message: Readonly<Record<string, unknown>>,
   field: string,
-  most = Number.MAX_SAFE_INTEGER,
-  least = 0,
+  max = Number.MAX_SAFE_INTEGER,
+  min = 0,
 ): number {
   const value = Object.hasOwn(message, field) ? message[field] : undefined;
-  if (typeof value === "number" && Number.isInteger(value) && value >= least && value <= most) return value;
-  throw new Refusal("bad-field", `${field} must be a whole number from ${least} to ${most}`);
+  if (typeof value === "number" && Number.isInteger(value) && value >= min && value <= max) return value;
+  throw new Refusal("bad-field", `${field} must be a whole number from ${min} to ${max}`);
 }
 
 /** Throws a {@link Refusal} for anything but well-formed text of at most `maxLength` characters. */

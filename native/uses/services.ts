@@ -60,7 +60,7 @@ export interface ForwardRow {
   bytesOut: number;
 }
 
-export interface UsesOptions extends TransfersOptions {
+export interface ServicesOptions extends TransfersOptions {
   /** The link with that peer, as soon as it carries something. Rejects if none is being made, or the peer is gone. */
   liveLink: (peer: string) => Link | Promise<Link>;
   /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
@@ -72,7 +72,7 @@ export interface UsesOptions extends TransfersOptions {
 
 export class Services {
   readonly transfers: Transfers;
-  readonly #options: UsesOptions;
+  readonly #options: ServicesOptions;
   readonly #allow = new AllowList();
   readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
   /** The stream that the peer opens for our pipe. */
@@ -81,7 +81,7 @@ export class Services {
   /** Who has reached what. */
   readonly #used = new Set<string>();
 
-  constructor(options: UsesOptions) {
+  constructor(options: ServicesOptions) {
     this.#options = options;
     this.transfers = new Transfers(options);
   }

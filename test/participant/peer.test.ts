@@ -678,7 +678,7 @@ describe("a link that broke", () => {
     expect([alice.peer.state, alice.peer.isIdle]).toEqual(["known", true]);
     alice.isRegistered = true;
     const asked = alice.said("connect").length;
-    alice.peer.groundChanged(true);
+    alice.peer.networkChanged(true);
     const endedAt = performance.now();
     await until("it would have been sought", () => performance.now() - endedAt > 600);
     expect(alice.said("connect").length).toBe(asked);
