@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { until } from "../native-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
-import { Lab, labTestNeeding, type Nat } from "./lab.ts";
+import { type Host, Lab, labTest, labTestNeeding, type Nat } from "./lab.ts";
 import { noNginx, Nginx } from "./nginx.ts";
 import { People, root, type ParticipantProgram } from "./people.ts";
 import { apart, owdMs, type Hosts } from "./sides.ts";
@@ -92,6 +92,58 @@ sshTest.concurrent(
   },
   60_000,
 );
+
+labTest.concurrent(
+  "a code is all that the other side needs: a file, then a port, through both NATs",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const folder = mkdtempSync(join(tmpdir(), "codes-"));
+    const started = (host: Host, name: string, args: string[]) =>
+      host.spawn([process.execPath, join(root, "participant.ts"), ...args], {
+        cwd: folder,
+        env: { ...process.env, XDG_STATE_HOME: people.stateOf(name), INTRODUCER: introducer.endpoint },
+        ...({ stdin: "ignore", stdout: "pipe", stderr: "pipe" } as const),
+      });
+    const answered = async (giver: ReturnType<typeof started>) => {
+      let told = "";
+      for await (const chunk of giver.stderr.pipeThrough(new TextDecoderStream(), { preventCancel: true })) {
+        const line = / {2}bun run participant (.*)\n/.exec((told += chunk))?.[1];
+        if (line !== undefined) return line.split(" ");
+      }
+      throw new Error(`no line for the other side: ${told}`);
+    };
+    try {
+      await Bun.write(join(folder, "note.txt"), "through two NATs");
+      const sender = started(hosts.alice, "alice", ["send", "note.txt"]);
+      const receiver = started(hosts.bob, "bob", [...(await answered(sender)), "received"]);
+      expect(await Promise.all([sender.exited, receiver.exited])).toEqual([0, 0]);
+      expect(await Bun.file(join(folder, "received/note.txt")).text()).toBe("through two NATs");
+
+      const port = freePort();
+      const served = hosts.alice.spawn([process.execPath, "-e", serving(port)], {
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      await served.stdout.getReader().read();
+      const sharer = started(hosts.alice, "alice", ["share", `127.0.0.1:${port}`]);
+      const reacher = started(hosts.bob, "bob", await answered(sharer));
+      const { value } = await reacher.stdout.getReader().read();
+      const url = new TextDecoder().decode(value).trim();
+      const asking = `process.stdout.write(await (await fetch("${url}")).text())`;
+      expect(await hosts.bob.run([process.execPath, "-e", asking])).toBe("hello from alice");
+      for (const one of [reacher, sharer, served]) one.kill("SIGINT");
+      expect(await Promise.all([reacher.exited, sharer.exited])).toEqual([0, 0]);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  },
+  60_000,
+);
+
+const serving = (port: number) =>
+  `Bun.serve({ port: ${port}, hostname: "127.0.0.1", fetch: () => new Response("hello from alice") }); console.log(1)`;
 
 nginxTest.concurrent(
   "nginx under a load, while the NAT of its client is rebooted",
