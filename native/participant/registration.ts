@@ -1,8 +1,8 @@
 /**
  * Our registration with the introducer, and the way to it. Owns its state, as its only writer, and the control channel. It
  * connects, says who we are, takes another name if ours is taken, and comes back by itself after a loss. It hands on,
- * unread, what the introducer says of others. Knows no peer and measures nothing: that is situation.ts, one for each
- * registration. For participant.ts.
+ * unread, what the introducer says of others. Which introducer that is, is for ways.ts. Knows no peer and measures nothing:
+ * that is situation.ts, one for each registration. For native/participant/participant.ts.
  *
  *   away ──join──▶ joining ──list──▶ registered ──leave──▶ away
  *                    ▲ │ failed          │ broken, closed, other addresses
@@ -10,8 +10,6 @@
  *                    lost ◀──────────────┘    (after a first failure: away)
  */
 import {
-  defaultPort,
-  type Endpoint,
   formatHostPort,
   type Peer,
   type Place,
@@ -21,12 +19,13 @@ import {
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
-import { ControlChannel, NotAdmitted } from "../host/control.ts";
+import { type ControlChannel, NotAdmitted } from "../host/control.ts";
 import { Gate } from "../punch/gate.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { Membership } from "./membership.ts";
 import { maxPeers } from "./roster.ts";
 import { offeredBy, type Registered, Situation, type SituationOwner } from "./situation.ts";
+import { type Given, type Way, Ways } from "./ways.ts";
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
@@ -44,8 +43,6 @@ const lastingMs = 10_000;
 const briefMs = 1_000;
 /** So many of our names may be taken in one attempt to register. */
 const maxNamesTried = 8;
-/** So many introducers in a row may send us on. */
-const maxMoves = 2;
 /**
  * The home of our room may be dead. It is still named until its lease ends (8 s). In one attempt we ask again so often. The
  * pause before that is this long, or down to half of it.
@@ -60,13 +57,9 @@ export type RoomMessage = Exclude<
   { type: "registered" | "peers" | "refused" | "elsewhere" | "bye" | "ping" | "observed" | "relaying" }
 >;
 
-export interface RegistrationOptions {
-  host: string;
-  port?: number;
+export interface RegistrationOptions extends Given {
   direct?: boolean;
   portMapping?: boolean;
-  /** The command that starts an introducer, for the message that there is none. */
-  startCommand: string;
 }
 
 export interface RegistrationOwner {
@@ -85,18 +78,6 @@ export interface RegistrationOwner {
   /** The registration is over, or the way to it. */
   lost(reason: string): void;
 }
-
-/** Where our room lives, by the word of the introducer at `by`. */
-interface Home {
-  readonly place: Place;
-  readonly by: Endpoint;
-}
-
-/**
- * Which introducer an attempt is at: the one that the user gave, the home that is known from the last time, or one that an
- * introducer has named in this attempt. `moves` counts those.
- */
-type Way = { is: "given" } | { is: "known"; home: Home } | { is: "named"; home: Home; moves: number };
 
 /** One attempt to register. Whatever ends it settles it. Code of an earlier attempt sees that it is not current. */
 interface Attempt {
@@ -153,9 +134,8 @@ export class Registration {
   readonly #membership: Membership;
   readonly #situationOwner: SituationOwner;
   readonly #backoff = new Backoff();
+  readonly #ways: Ways;
   #state: State = { is: "away" };
-  /** Of our room, if it is another introducer than the one that was given. */
-  #home: Home | undefined;
   /** Our public address in the latest registration; undefined before the first. */
   #lastAddress: string | undefined;
   /** Settled once the port mappings of earlier registrations are deleted. */
@@ -165,11 +145,13 @@ export class Registration {
     this.#options = options;
     this.#membership = membership;
     this.#owner = owner;
+    const gate = new Gate();
+    this.#ways = new Ways(options, gate);
     this.#situationOwner = {
       emit: (event) => owner.emit(event),
       mapsPort: options.portMapping !== false,
       takesRelay: !options.direct,
-      gate: new Gate(),
+      gate,
       situationChanged: () => owner.situationChanged(),
       addressChanged: (reason) => this.#broken(reason),
     };
@@ -231,12 +213,11 @@ export class Registration {
 
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const way: Way = this.#home ? { is: "known", home: this.#home } : { is: "given" };
+    const way = this.#ways.first;
     const attempt: Attempt = { resolve, reject, namesTried: 1, way, askedAgain: 0, listed: [] };
     this.#become({ is: "joining", attempt });
     this.#backoff.askedMs = undefined;
-    const { host, port = defaultPort } = this.#options;
-    const text = `connecting to ${formatHostPort(host, port)}`;
+    const text = `connecting to ${this.#ways.given}`;
     const announce = setTimeout(
       () => this.#owner.emit({ event: "waiting", for: "introducer", text }),
       announceAfterMs,
@@ -259,31 +240,15 @@ export class Registration {
     }
   }
 
-  /** The connection by the way that the attempt takes. At a home that was known there may be nobody any more. */
-  async #open(attempt: Attempt): Promise<ControlChannel> {
-    const { host, port = defaultPort, startCommand } = this.#options;
-    const { way } = attempt;
-    if (way.is !== "given") {
-      const { place, by } = way.home;
-      const mayVisit = (endpoint: Endpoint) => this.#situationOwner.gate.admits(endpoint, by);
-      try {
-        return await ControlChannel.open(place.host, place.port, startCommand, mayVisit);
-      } catch (error) {
-        if (way.is === "named" || !(error instanceof UserError)) throw error;
-        attempt.way = { is: "given" };
-      }
-    }
-    return ControlChannel.open(host, port, startCommand);
-  }
-
   async #register(attempt: Attempt): Promise<void> {
     const room = this.#membership.room();
     room.catch(() => {}); // it is waited for below
-    const opening = this.#open(attempt);
+    const opening = this.#ways.open(attempt.way);
     // While the SYN is on its way and the room is being made, there is nothing else to do.
     setImmediate(() => this.#membership.rehearse());
-    const control = await opening;
+    const { control, way } = await opening;
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
+    attempt.way = way;
     attempt.control = control;
     // The room is still being made of its words. Meanwhile the introducer may refuse us, or go.
     control.onMessage = (message) => this.#receive(attempt, control, message);
@@ -334,16 +299,7 @@ export class Registration {
       case "observed":
       case "relaying":
         return; // these are sent on other connections only
-      default:
-        this.#registered(attempt, control, message);
     }
-  }
-
-  #registered(
-    attempt: Attempt,
-    control: ControlChannel,
-    message: RoomMessage | (ToParticipant & { type: "peers" }),
-  ): void {
     const { situation } = attempt;
     if (!situation || this.situation !== situation) return;
     if (message.type === "peers") this.#list(attempt, situation, control, message);
@@ -353,18 +309,16 @@ export class Registration {
   /** Our room lives at another introducer. One that had registered us is left like one that is lost. */
   #elsewhere(attempt: Attempt, control: ControlChannel, place: Place): void {
     const reason = `our room lives at ${formatHostPort(place.host, place.port)}`;
-    const home = { place: { host: place.host, port: place.port }, by: control.remote };
     if (!this.#isCurrent(attempt)) {
       if (this.#control !== control) return;
-      this.#home = home;
+      this.#ways.keep(this.#ways.sentOn({ is: "given" }, place, control.remote)!);
       return this.#part("come back", reason);
     }
     if (attempt.situation) return control.close("it sent us on before it had listed the room");
-    const moves = attempt.way.is === "named" ? attempt.way.moves + 1 : 1;
-    if (moves > maxMoves)
-      return this.#failed(attempt, new UserError("introducers send us from one to another"));
+    const way = this.#ways.sentOn(attempt.way, place, control.remote);
+    if (!way) return this.#failed(attempt, new UserError("introducers send us from one to another"));
     clearTimeout(attempt.timer);
-    attempt.way = { is: "named", home, moves };
+    attempt.way = way;
     attempt.timer = attempt.control = undefined;
     control.close(reason);
     void this.#go(attempt);
@@ -399,7 +353,7 @@ export class Registration {
     this.#owner.listed(attempt.listed.splice(0), hasMoved);
     if (!this.#isCurrent(attempt)) return; // the callback may have ended it
     this.#lastAddress = address;
-    this.#home = attempt.way.is === "given" ? undefined : attempt.way.home;
+    this.#ways.keep(attempt.way);
     const registered = { is: "registered", control, situation, since: performance.now() } as const;
     this.#become(registered);
     situation.begin();
@@ -425,7 +379,7 @@ export class Registration {
 
   #failed(attempt: Attempt, error: UserError): void {
     if (!this.#isCurrent(attempt)) return;
-    this.#home = undefined; // the next try is at what was given at the start
+    this.#ways.forget(); // the next try is at what was given at the start
     this.#part(this.#lastAddress === undefined ? "away" : "come back", error.message, error);
   }
 
