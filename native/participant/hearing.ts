@@ -41,7 +41,7 @@ export class Hearing implements RegistrationOwner {
   }
 
   registered(): void {
-    this.#roster.wake();
+    this.#roster.waits.wake();
     this.#naming.look();
   }
 
@@ -52,7 +52,7 @@ export class Hearing implements RegistrationOwner {
   lost(reason: string): void {
     this.#naming.stop();
     for (const peer of this.#roster) peer.introducerLost(reason);
-    this.#roster.wake();
+    this.#roster.waits.wake();
   }
 
   said(message: RoomMessage, situation: Situation): void {

@@ -16,9 +16,10 @@ import { Naming } from "./naming.ts";
 import type { PeerRow } from "./peer-events.ts";
 import { answerTimeoutMs } from "./questions.ts";
 import { Registration } from "./registration.ts";
-import { quitAlready, Roster } from "./roster.ts";
+import { Roster } from "./roster.ts";
 import type { Situation } from "./situation.ts";
 import { type Taker, Takers } from "./takers.ts";
+import { quitAlready, type Waits } from "./waits.ts";
 import { identityOrOneForNow } from "../secure/identity.ts";
 import type { Link } from "../session/link.ts";
 import { resetCodes } from "../session/stream.ts";
@@ -42,6 +43,8 @@ type Emit = (event: ParticipantEvent) => void;
  */
 export class Participant {
   readonly options: ParticipantOptions;
+  /** Waits that few programs need; see also {@link waitFor} and {@link whenLinked}. */
+  readonly waits: Waits;
   readonly #emit: Emit;
   readonly #membership: Membership;
   readonly #roster: Roster;
@@ -65,6 +68,7 @@ export class Participant {
         return participant.hasQuit;
       },
     });
+    this.waits = this.#roster.waits;
     const naming = new Naming(this.#membership, {
       peers: this.#roster,
       send: (message) => this.#registration.situation?.context.send(message),
@@ -150,14 +154,14 @@ export class Participant {
   /** Ends all links in order, and leaves; for good. */
   async quit(): Promise<void> {
     this.#hasQuit = true;
-    this.#roster.wake(); // whoever waits for somebody waits in vain
+    this.waits.wake(); // whoever waits for somebody waits in vain
     await Promise.all([...this.#roster].map((peer) => peer.quit()));
     await this.#registration.quit();
   }
 
   /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
   async waitFor(word: string, signal?: AbortSignal): Promise<void> {
-    await this.#roster.waitFor(word, signal);
+    await this.waits.for(word, signal);
   }
 
   /**
@@ -185,17 +189,7 @@ export class Participant {
 
   /** Resolves to the link with that peer as soon as there is one; asks for none. */
   whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.#roster.until(() => this.#roster.openLink(word), signal);
-  }
-
-  /** The same, as soon as it carries something. Rejects if the link is broken and the peer has left. */
-  whenLive(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.#roster.whenLive(word, signal);
-  }
-
-  /** Resolves once that link has ended, or another peer has the name of one that has left. */
-  whenOver(word: string, link: Link, signal?: AbortSignal): Promise<void> {
-    return this.#roster.whenOver(word, link, signal);
+    return this.waits.until(() => this.#roster.openLink(word), signal);
   }
 
   /**
@@ -295,7 +289,7 @@ function makeRoster(parts: RosterParts): Roster {
 /** The one after a loss; rejects when nobody comes back. */
 async function nextSituation(registration: Registration, roster: Roster): Promise<Situation> {
   const isSettled = () => ["registered", "away"].includes(registration.is) || undefined;
-  await roster.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
+  await roster.waits.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
   return registration.settled;
 }
 

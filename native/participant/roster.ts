@@ -1,7 +1,7 @@
 /**
  * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their
- * table, and wakes those who wait for one. Which one a word means is in meant.ts. Each peer has its own life
- * (native/participant/peer.ts). For participant.ts.
+ * table. Which one a word means is in meant.ts, who waits for one in waits.ts, and each peer's life in peer.ts. For
+ * native/participant/participant.ts.
  */
 import {
   changedPeer,
@@ -15,30 +15,23 @@ import {
 import { UnaskedBudget } from "../punch/allowance.ts";
 import type { Link } from "../session/link.ts";
 import { byTurns } from "../shares/turns.ts";
-import type { ParticipantEvent } from "./events.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
-import { absent, ambiguous, byId, linked, meant, refuseLookAlikes } from "./meant.ts";
+import { ambiguous, byId, linked, meant, refuseLookAlikes } from "./meant.ts";
 import { PastSessions } from "./past-sessions.ts";
+import { quitAlready, Waits, type WaitsOwner } from "./waits.ts";
 import { Wishes } from "./wishes.ts";
 
 /** So many peers of one room are kept. */
 export const maxPeers = 4096;
-/** A wait that lasts longer is announced; after some more it is said who else is there. */
-const announceAfterMs = 1_000;
-const absentAfterMs = 5_000;
 
-export interface RosterOwner {
-  emit(event: ParticipantEvent): void;
+export interface RosterOwner extends WaitsOwner {
   /** Ourselves, as the room knows us. */
   readonly self: { readonly instance: string; readonly name: string };
   /** Our id, while we are registered. */
   id(): number | undefined;
   /** Why a peer does not count as one of the room; undefined if it does. */
   distrust(peer: Peer): string | undefined;
-  /** Whether a peer that is not listed has left, as far as the introducer knows. */
-  readonly isListed: boolean;
-  readonly hasQuit: boolean;
   /** The introducer names more than a room can have. */
   tooMany(): void;
 }
@@ -51,8 +44,7 @@ export class Roster {
   readonly #peers = new Map<string, RemotePeer>();
   /** The budget of all peers together. */
   readonly #unasked = new UnaskedBudget();
-  /** Resolved and replaced whenever something changes that somebody may wait for. */
-  #change = Promise.withResolvers<void>();
+  readonly waits: Waits;
 
   /** Some of what a peer needs, the roster gives itself. */
   constructor(
@@ -60,6 +52,7 @@ export class Roster {
     peerOwner: Omit<PeerOwner, "silent" | "changed" | "admit" | "instance" | "wishes" | "past" | "hasQuit">,
   ) {
     this.#owner = owner;
+    this.waits = new Waits(this, owner);
     this.#peerOwner = {
       ...peerOwner,
       wishes: this.wishes,
@@ -130,7 +123,7 @@ export class Roster {
       return void this.remember(listed);
     }
     peer.change(change);
-    this.wake();
+    this.waits.wake();
     const { name, public: observed, mapped, mapping, roundTripMs } = peer.row;
     const measured = { ...(mapped && { mapped }), ...(roundTripMs !== undefined && { roundTripMs }) };
     this.#owner.emit({ event: "updated", peer: id, name, public: observed, mapping, ...measured });
@@ -160,7 +153,7 @@ export class Roster {
       this.#peers.set(key, known);
     }
     known.seen(peer);
-    this.wake();
+    this.waits.wake();
     return known;
   }
 
@@ -191,7 +184,7 @@ export class Roster {
   #changed(peer: RemotePeer): void {
     this.#forgetIfGone(peer);
     if (peer.link) for (const other of this) this.#endIfRestarted(other);
-    this.wake();
+    this.waits.wake();
   }
 
   // --- who is meant --------------------------------------------------------------------------------------
@@ -227,81 +220,4 @@ export class Roster {
   openLink(word: string): Link | undefined {
     return linked(this, word)?.link;
   }
-
-  // --- who waits -----------------------------------------------------------------------------------------
-
-  /** Resolves once `word` means exactly one peer that is there. Rejects if it means several. */
-  async waitFor(word: string, signal?: AbortSignal): Promise<void> {
-    const name = word || "someone";
-    const waiting = { event: "waiting", for: "peer", text: `waiting for ${name} to join` } as const;
-    const announce = setTimeout(() => this.#owner.emit(waiting), announceAfterMs);
-    const missing = setTimeout(() => {
-      if (word === "" || !this.#owner.isListed) return; // who is alone, and what else is wrong, is told otherwise
-      this.#owner.emit(absent(word, meant(this, "")));
-    }, absentAfterMs);
-    const only = () => {
-      const named = meant(this, word).filter(({ isPresent }) => isPresent);
-      if (named.length > 1) throw ambiguous(word, named);
-      if (named[0]) refuseLookAlikes(this, word, named[0]);
-      return named[0];
-    };
-    try {
-      await this.until(only, signal);
-    } finally {
-      clearTimeout(announce);
-      clearTimeout(missing);
-    }
-  }
-
-  /** Resolves once that link is not what the name means any more: it has ended, or another has the name of one that left. */
-  async whenOver(word: string, link: Link, signal?: AbortSignal): Promise<void> {
-    const isOver = () => {
-      const meant = this.openLink(word);
-      const isTaken = [...this].some((peer) => peer.link === link && !peer.isPresent && meant !== link);
-      return !link.isOpen || isTaken || undefined;
-    };
-    await this.until(isOver, signal);
-  }
-
-  /**
-   * Resolves to the link with that peer, as soon as there is one that carries something. Rejects if the link has no channel
-   * and the peer has left the room: then it is gone.
-   */
-  whenLive(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.until(() => {
-      const peer = linked(this, word);
-      if (!peer?.link || peer.link.state !== "returning") return peer?.link;
-      if (this.#owner.isListed && !peer.isPresent)
-        throw new UserError(`${printable(peer.name)} has left the room, and nothing answers there any more`);
-      return undefined;
-    }, signal);
-  }
-
-  /**
-   * Looks again whenever something has changed, until `look` finds something. Rejects if we have quit, or the signal
-   * aborts.
-   */
-  async until<T>(look: () => T | undefined, signal: AbortSignal | undefined): Promise<T> {
-    const wake = () => this.wake();
-    signal?.addEventListener("abort", wake);
-    try {
-      for (;;) {
-        signal?.throwIfAborted();
-        if (this.#owner.hasQuit) throw new UserError(quitAlready);
-        const found = look();
-        if (found !== undefined) return found;
-        await this.#change.promise;
-      }
-    } finally {
-      signal?.removeEventListener("abort", wake);
-    }
-  }
-
-  /** Lets all who wait look again. */
-  wake(): void {
-    this.#change.resolve();
-    this.#change = Promise.withResolvers();
-  }
 }
-
-export const quitAlready = "this participant has quit";

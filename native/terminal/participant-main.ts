@@ -122,7 +122,7 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
     liveLink: (peer) => {
       const link = participant.openLink(peer);
       if (!link) return keep.linked(peer);
-      return link.state === "returning" ? participant.whenLive(peer) : link;
+      return link.state === "returning" ? participant.waits.live(peer) : link;
     },
     isPrivate: () => participant.isPrivate,
     canAsk: terminal.isInteractive || options.stay,
@@ -148,6 +148,6 @@ function keeping(participant: Participant, joined: Promise<void>): Keep {
     linkWith: (name) => participant.linkWith(name),
     connect: (name) => participant.connect(name),
     whenLinked: (name, signal) => participant.whenLinked(name, signal),
-    whenOver: (name, link, signal) => participant.whenOver(name, link, signal),
+    whenOver: (name, link, signal) => participant.waits.over(name, link, signal),
   });
 }

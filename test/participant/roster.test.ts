@@ -137,25 +137,25 @@ describe("who is kept in mind", () => {
 describe("who waits", () => {
   test("for a name, is woken when it is there, and refused where it is several", async () => {
     const { roster } = rosterOf();
-    const waiting = roster.waitFor("bob");
+    const waiting = roster.waits.for("bob");
     roster.joined(peer(1, "carol"));
     roster.joined(peer(2, "bob"));
     await waiting;
     roster.joined(peer(3, "bob"));
-    await expect(roster.waitFor("bob")).rejects.toThrow("ambiguous");
+    await expect(roster.waits.for("bob")).rejects.toThrow("ambiguous");
   });
 
   test("waits no longer when the signal says so, or we have quit", async () => {
     const { roster, owner } = rosterOf();
     const over = new AbortController();
     const [aborted, quit] = [
-      roster.waitFor("bob", over.signal),
-      roster.until(() => roster.openLink("bob"), undefined),
+      roster.waits.for("bob", over.signal),
+      roster.waits.until(() => roster.openLink("bob"), undefined),
     ];
     over.abort(new Error("never mind"));
     await expect(aborted).rejects.toThrow("never mind");
     owner.hasQuit = true;
-    roster.wake();
+    roster.waits.wake();
     await expect(quit).rejects.toThrow("this participant has quit");
     expect(() => roster.findUnlike("bob")).toThrow("this participant has quit");
   });
