@@ -1,6 +1,7 @@
 /** Two people who want to find each other: real programs on loopback, with names mistyped, left out, or not there. */
 import { expect, test } from "bun:test";
 import { newRoomWords } from "../native/secure/words.ts";
+import { client, freePort, readAll } from "./sockets-fixture.ts";
 import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
 
 const room = ["--room", newRoomWords()];
@@ -76,19 +77,45 @@ function spawnWith(input: string, args: string[]) {
   return child;
 }
 
-test("and it must be said who is meant where there are several, or anyone may be", async () => {
-  await using house = startIntroducer();
-  await using bob = new Driven(house.port, "bob", ...room, "--stay");
-  await using carol = new Driven(house.port, "carol", ...room, "--stay");
-  await met(bob, carol);
-  const at = `127.0.0.1:${house.port}`;
-  const several = await outcome([at, ...room, "--connect"]);
-  expect(several.code).toBe(1);
-  expect(several.stderr).toContain("error: several are here, so say which one you mean: bob, carol\n");
-  const lobby = await outcome([at, "--pipe"]);
-  expect(lobby.code).toBe(2);
-  expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
-});
+test(
+  "what is sent, and what is forwarded, goes to the only other one",
+  async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", "in", "--stay");
+    await bob.registered;
+    await using alice = new Driven(house.port, "alice", ...room, "--send", import.meta.path);
+    expect(await alice.next("transferred")).toMatchObject({ name: "bob", what: "meeting.test.ts" });
+    expect(await alice.exited()).toBe(0);
+    const port = freePort();
+    const at = `127.0.0.1:${house.port}`;
+    await using carol = spawn([at, ...room, "-L", `${port}::9`]);
+    const told = carol.stderr.getReader();
+    expect(new TextDecoder().decode((await told.read()).value)).toContain(
+      `:${port} → whoever is here → localhost:9\n`,
+    );
+    expect((await readAll(client(port))).error).toBe("ECONNRESET");
+    expect(await bob.next("forward-refused")).toMatchObject({ target: "localhost:9" });
+  },
+  patienceMs,
+);
+
+test(
+  "and it must be said who is meant where there are several, or anyone may be",
+  async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using carol = new Driven(house.port, "carol", ...room, "--stay");
+    await met(bob, carol);
+    const at = `127.0.0.1:${house.port}`;
+    const several = await outcome([at, ...room, "--connect"]);
+    expect(several.code).toBe(1);
+    expect(several.stderr).toContain("error: several are here, so say which one you mean: bob, carol\n");
+    const lobby = await outcome([at, "--pipe"]);
+    expect(lobby.code).toBe(2);
+    expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
+  },
+  patienceMs,
+);
 
 test.each([
   ["--connect", ["--connect", "bob"]],

@@ -6,7 +6,7 @@ import { keptDays, type Unfinished } from "../uses/unfinished.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
-import { type Colors, age, bytes, count, ms } from "./text.ts";
+import { type Colors, age, bytes, count, ms, named } from "./text.ts";
 import { printable } from "../../protocol.ts";
 
 const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
@@ -160,7 +160,7 @@ export function renderForwards(rows: ForwardRow[], width: number): string {
   const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
     [
       listen,
-      `→ ${printable(peer)}`,
+      `→ ${named(peer)}`,
       `→ ${target}`,
       String(open),
       String(total),

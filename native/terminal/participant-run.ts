@@ -134,12 +134,11 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   invite(running);
   tellIfAlone(running);
   for (const rule of options.allow) terminal.story(opened(uses.allow(rule), participant.self?.name));
-  if (options.nat) {
-    await errands.attempt(async () => prompt.nat(await participant.nat()));
-    return false;
-  }
-  if (options.pipe) {
-    await errands.attempt(() => pipeThrough(running, options.pipe!));
+  const { nat, pipe } = options;
+  const measuring = nat && (async () => prompt.nat(await participant.nat()));
+  const only = measuring || (pipe && (() => pipeThrough(running, pipe)));
+  if (only) {
+    await errands.attempt(only);
     return false;
   }
   const connecting = Promise.all(
@@ -148,7 +147,9 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   if (sending) {
     await connecting;
     if (errands.failures === 0)
-      await errands.attempt(async () => failIfAny(await uses.transfers.send(options.connect[0]!, sending!)));
+      await errands.attempt(async () =>
+        failIfAny(await uses.transfers.send(participant.nameOf(options.connect[0]!), sending!)),
+      );
     return options.stay && errands.failures === 0;
   }
   const isAwaited = options.waitMs !== undefined;

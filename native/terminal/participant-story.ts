@@ -5,7 +5,7 @@ import type { UseEvent } from "../uses/services.ts";
 import type { Transfer, TransferEvent } from "../uses/transfers.ts";
 import { keptDays } from "../uses/unfinished.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
-import { type Colors, age, bytes, count, ms } from "./text.ts";
+import { type Colors, age, bytes, count, ms, named } from "./text.ts";
 import {
   defaultRoom,
   type FailureReason,
@@ -111,7 +111,7 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
 }
 
 function describeForward(event: Exclude<UseEvent, TransferEvent>, c: Colors): string {
-  const name = c.bold(printable(event.name));
+  const name = c.bold(named(event.name));
   if (event.event === "forwarding") return `forwarding ${event.listen} → ${name} → ${event.target}`;
   if (event.event === "used") return `${name} uses ${printable(event.target)} here`;
   const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
@@ -126,7 +126,7 @@ export function refusal({
   why,
   by,
 }: Omit<EventOf<"forward-refused">, "event" | "peer">): string {
-  const [who, what] = [printable(name), printable(target)];
+  const [who, what] = [named(name), printable(target)];
   if (why === "no-link") return `no link with ${who}: ${printable(reason)}`;
   if (by === "us") {
     if (why === "no-answer") return `${who} wants ${what} here: ${printable(reason)}; is it running?`;

@@ -2,6 +2,7 @@
  * Text for people: colours, width, wrapping, numbers with their units. Pure. For native/terminal/ and both programs.
  */
 import type picocolors from "picocolors";
+import { printable } from "../../protocol.ts";
 
 /**
  * When picocolors loads, it looks at `process.stdout`, unless colours are switched off. And using that keeps a duplicate of
@@ -82,3 +83,6 @@ export function age(milliseconds: number): string {
   if (seconds < 3600) return `${Math.floor(seconds / 60)}m`;
   return seconds < 172_800 ? `${Math.floor(seconds / 3600)}h` : `${Math.floor(seconds / 86_400)}d`;
 }
+
+/** A peer's name, which a user may have left out. */
+export const named = (name: string): string => printable(name) || "whoever is here";

@@ -30,7 +30,7 @@ for (const [path, text] of Object.entries(trap)) fs.writeFileSync(join(folder, p
 /** A program that is told no introducer, and asks for one unless it has read one. */
 async function starts(...command: string[]): Promise<{ ran: boolean; read: boolean; stderr: string }> {
   fs.rmSync(mark, { force: true });
-  const { stderr } = await run(folder, command, { env: { XDG_STATE_HOME: place } });
+  const { stderr } = await run(folder, command, { env: { XDG_STATE_HOME: place, PWD: folder } });
   return { ran: fs.existsSync(mark), read: !stderr.includes("which introducer?"), stderr };
 }
 
@@ -50,7 +50,7 @@ test("the command that `bun link` gives runs and reads nothing of it", async () 
   expect(fs.existsSync(mark)).toBe(false);
 });
 
-test("nor does the source, started by `bun run --cwd`", async () => {
+test("nor does the source, started by `bun run --cwd`, which comes back to that folder", async () => {
   expect(await starts(bun, "run", "--cwd", root, "--silent", "participant")).toMatchObject(safe);
 });
 
