@@ -115,6 +115,7 @@ export class Outgoing {
 /** Which bytes of a stream were of which file, until the receiver has acknowledged them. */
 export class Ledger {
   #writtenBytes = 0;
+  #isClosed = false;
   #pieces: { of: Outgoing; bytes: number; endsAt: number }[] = [];
 
   wrote(bytes: number, of?: Outgoing): void {
@@ -127,8 +128,14 @@ export class Ledger {
     this.#pieces = this.#pieces.filter(({ of }) => of !== file);
   }
 
+  /** Nothing counts any more. */
+  close(): void {
+    this.#isClosed = true;
+  }
+
   /** So many bytes in all are with the receiver. */
   acknowledged(bytes: number): void {
+    if (this.#isClosed) return;
     for (let [next] = this.#pieces; next && next.endsAt <= bytes; [next] = this.#pieces) {
       this.#pieces.shift();
       next.of.acknowledged(next.bytes);

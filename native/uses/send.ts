@@ -208,6 +208,7 @@ class Sending {
 
   #cancelled(bytesThere: number): void {
     if (!this.#progress.begun) throw new Refusal("bad-line", "it was not accepted");
+    this.#ledger.close(); // acknowledgements that come later are in it
     this.#progress.bytesDone = bytesThere;
     this.#told.cancelled.reject(new Cancelled(this.#cancelling ? "us" : "peer"));
   }

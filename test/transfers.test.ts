@@ -1,0 +1,292 @@
+/** Transfers between real programs: what both sides say when they end early, wait, lack room, or leave something out. */
+import { afterAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import * as fs from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Driven, homeOf, outcome, program, spawn, startIntroducer } from "./driven-fixture.ts";
+import { until } from "./native-fixture.ts";
+import { missing, testNeeding } from "./needing-fixture.ts";
+
+const room = ["--room", "of the tests of transfers"];
+setDefaultTimeout(30_000); // several programs on a busy machine
+
+const place = fs.mkdtempSync(join(tmpdir(), "transfers-real-"));
+afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
+let count = 0;
+let source: string, target: string;
+beforeEach(() => {
+  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
+  for (const folder of [source, target]) fs.mkdirSync(folder);
+});
+
+function write(path: string, content: string | Uint8Array): string {
+  const full = join(source, path);
+  fs.mkdirSync(join(full, ".."), { recursive: true });
+  fs.writeFileSync(full, content);
+  return full;
+}
+
+/** A file that takes long to send, and no room here. */
+function sparse(bytes: number): string {
+  const path = write("big", "");
+  fs.truncateSync(path, bytes);
+  return path;
+}
+
+const share = (left: { bytesThere: number; bytes: number }) => left.bytesThere / left.bytes;
+const send = (...paths: string[]) => ["--connect", "bob", ...paths.flatMap((path) => ["--send", path])];
+
+/** A program that tells its story, and whose story can be waited for. */
+function telling(port: number, name: string, ...options: string[]) {
+  const args = [`127.0.0.1:${port}`, "--name", name, ...room, ...options];
+  const child = spawn(args, { XDG_STATE_HOME: homeOf(name), NO_COLOR: "1" });
+  let story = "";
+  void (async () => {
+    for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) story += text;
+  })();
+  const shows = async (text: string | RegExp) => {
+    const isThere = () => (typeof text === "string" ? story.includes(text) : text.test(story));
+    await until(String(text), isThere, 20_000).catch((error) => {
+      throw new Error(`${String(error)} in\n${story}`);
+    });
+    return story;
+  };
+  return Object.assign(child, { shows });
+}
+
+describe("who cancels says the same on both sides, and the same command goes on", () => {
+  test.each([
+    ["alice", "SIGINT", 130],
+    ["alice", "SIGHUP", 129],
+    ["bob", "SIGINT", 0],
+    ["bob", "cancel", undefined],
+  ] as const)("%s by %s", async (who, how, code) => {
+    await using house = startIntroducer();
+    const path = sparse(120_000_000);
+    const sending = () => new Driven(house.port, "alice", ...room, ...send(path), "--stay");
+    const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
+    const all = { alice: sending(), bob: receiving() };
+    try {
+      const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"));
+      const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
+      await until("a part is there", () => there() > 8_000_000, 20_000);
+      if (how !== "cancel") all[who].signal(how);
+      else all[who].type("cancel 99", "cancel");
+      const [told, heard] = [
+        await all.alice.next("transfer-cancelled"),
+        await all.bob.next("transfer-cancelled"),
+      ];
+      expect([told.bytesThere, heard.keptAs]).toEqual([heard.bytesThere, part()!]);
+      expect(there()).toBe(heard.bytesThere);
+      expect([told.by, heard.by]).toEqual(who === "alice" ? ["us", "peer"] : ["peer", "us"]);
+      if (how !== "cancel") expect(await all[who].exited()).toBe(code!);
+      else
+        expect((await all[who].next("error")).message).toMatch(
+          /^there is no transfer 99; under way: \d+ \(big\)$/,
+        );
+      expect(share(told)).toBeLessThan(1);
+      for (const one of [all.alice, all.bob]) expect(one.count("transfer-failed")).toBe(0);
+      expect(
+        all.bob.events.filter((one) => one.event === "unlinked" && one.reason === "protocol-error"),
+      ).toEqual([]);
+      const before = there();
+      await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
+      fs.truncateSync(path, 120_000_000);
+      [all.bob, all.alice] = [receiving(), sending()];
+      const { bytes, bytesMoved } = await all.alice.next("transferred");
+      expect([bytes, bytes - bytesMoved]).toEqual([120_000_000, before]);
+      expect(fs.readdirSync(target)).toEqual(["big"]);
+    } finally {
+      await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
+    }
+  });
+
+  test("at a prompt's command, of the one that is sending", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+    await bob.registered;
+    await using alice = telling(house.port, "alice", ...send(sparse(120_000_000)));
+    await alice.shows("sending big, 120.0 MB, to bob");
+    await until(
+      "a part is there",
+      () =>
+        fs.statSync(join(target, fs.readdirSync(target)[0] ?? "none"), { throwIfNoEntry: false })?.size! >
+        8_000_000,
+    );
+    alice.kill("SIGINT");
+    const { bytesThere, bytes } = await bob.next("transfer-cancelled");
+    const percent = Math.floor((bytesThere / bytes) * 100);
+    expect(await alice.exited).toBe(130);
+    await alice.shows(`cancelled big; the same command goes on at ${percent} %`);
+  });
+});
+
+test("what is left out is told before, and is no failure", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+  await bob.registered;
+  write("tree/file", "x");
+  fs.mkdirSync(join(source, "tree/empty"));
+  for (let index = 0; index < 14; index++)
+    fs.symlinkSync("/etc/hostname", join(source, `tree/out ${String(index).padStart(2, "0")}`));
+  fs.writeFileSync(Buffer.concat([Buffer.from(`${source}/tree/`), Buffer.from([0xff, 0x61])]), "no UTF-8");
+  expect(Bun.spawnSync(["mkfifo", join(source, "tree/pipe")]).exitCode).toBe(0);
+  await using alice = new Driven(house.port, "alice", ...room, ...send(join(source, "tree")));
+  const { skipped, what } = await alice.next("skipped");
+  expect(await alice.exited()).toBe(0);
+  const kinds = alice.events.map(({ event }) => event);
+  expect(kinds.indexOf("skipped")).toBeLessThan(kinds.indexOf("transferring"));
+  expect([what, skipped.length]).toEqual(["tree", 16]);
+  expect(skipped.map(({ reason }) => reason)).toContain("its name is no UTF-8");
+  expect(skipped.find(({ path }) => path === "tree/pipe")?.reason).toBe("it is a named pipe");
+  expect(await bob.next("transferred")).toMatchObject({ files: 1, failed: 0 });
+  expect(fs.readdirSync(join(target, "tree")).sort()).toEqual(["empty", "file"]);
+  const args = [`127.0.0.1:${house.port}`, "--name", "carol", ...room, "-q", ...send(join(source, "tree"))];
+  const { code, stderr } = await outcome(args, { XDG_STATE_HOME: homeOf("carol"), NO_COLOR: "1" });
+  expect([code, stderr]).toEqual([
+    0,
+    expect.stringMatching(/^not sent of tree:\n(  tree\/.*\n){10}  and 6 more\n$/),
+  ]);
+});
+
+test.each([
+  [["missing"], /missing: it is not there/],
+  [["link"], /^error: nothing to send: link: it is a link that leads out, to \/etc\/hostname/],
+])("%j is looked at before anything else", async (names, reason) => {
+  fs.symlinkSync("/etc/hostname", join(source, "link"));
+  const { code, stderr } = await outcome(
+    ["127.0.0.1:1", ...room, ...send(...names.map((name) => join(source, name)))],
+    { NO_COLOR: "1" },
+  );
+  expect([code, stderr]).toEqual([1, expect.stringMatching(reason)]);
+});
+
+describe("where nobody has accepted yet", () => {
+  test("that is said, with -q, too", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using alice = telling(house.port, "alice", "-q", ...send(write("photo", "x")));
+    const { offer } = await bob.next("offered");
+    expect(await alice.shows("photo")).toBe("waiting for bob to accept photo, 1 B\n");
+    bob.type(`accept ${offer} ${join(target, "new/folder")}`);
+    expect(await alice.exited).toBe(0);
+    expect(fs.readdirSync(join(target, "new/folder"))).toEqual(["photo"]);
+  });
+
+  test("and nobody can any more, it is refused at once", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")), "--stay");
+    await bob.next("offered");
+    bob.endInput();
+    const reason = "the peer cut the stream off: nobody is there to accept it (--accept DIR)";
+    expect((await alice.next("transfer-failed")).reason).toBe(reason);
+    await using carol = new Driven(house.port, "carol", ...room, ...send(write("photo", "x")));
+    expect((await carol.next("transfer-failed")).reason).toBe(reason);
+    expect(await carol.exited()).toBe(1);
+  });
+
+  test("it can be taken back, and the other side is told", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--stay");
+    await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")));
+    const { offer } = await bob.next("offered");
+    alice.signal("SIGINT");
+    expect(await bob.next("offer-withdrawn")).toMatchObject({ offer, name: "alice", what: "photo" });
+    expect(await alice.exited()).toBe(130);
+  });
+});
+
+describe("--accept DIR", () => {
+  test("makes DIR", async () => {
+    await using house = startIntroducer();
+    const folder = join(target, "a/b");
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", folder);
+    await bob.registered;
+    await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")));
+    expect(await alice.exited()).toBe(0);
+    expect(fs.readdirSync(folder)).toEqual(["photo"]);
+  });
+
+  test("says at the start why it can't", async () => {
+    const file = write("file", "x");
+    const { code, stderr } = await outcome(["127.0.0.1:1", ...room, "--accept", file], { NO_COLOR: "1" });
+    expect([code, stderr]).toEqual([1, `error: files can't be put into ${file}: it is not a folder\n`]);
+  });
+
+  test("takes only what --from sends", async () => {
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", target, "--from", "Alice");
+    await bob.registered;
+    bob.endInput();
+    const path = write("photo", "x");
+    await using carol = new Driven(house.port, "carol", ...room, ...send(path));
+    expect((await carol.next("transfer-failed")).reason).toContain("it takes files of Alice only (--from)");
+    await using alice = new Driven(house.port, "alice", ...room, ...send(path));
+    expect(await alice.exited()).toBe(0);
+    expect(await outcome(["127.0.0.1:1", ...room, "--from", "alice"])).toMatchObject({ code: 2 });
+  });
+});
+
+const mounting = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0"', place];
+const unmountable =
+  missing(["unshare"], "package util-linux") ??
+  (Bun.spawnSync(mounting).success ? undefined : "nothing can be mounted in a user namespace here");
+
+testNeeding(unmountable)("a disk without room is told on both sides before anything is sent", async () => {
+  await using house = startIntroducer();
+  const mount = `mount -t tmpfs -o size=2m none "$0" && exec "$@"`;
+  const args = [`127.0.0.1:${house.port}`, "--name", "bob", ...room, "--accept", target, "--json"];
+  const command = ["unshare", "-Urm", "sh", "-c", mount, target, process.execPath, program, ...args];
+  const env = { PATH: process.env["PATH"], XDG_STATE_HOME: homeOf("bob") };
+  await using bob = Bun.spawn(command, { env, stdout: "pipe", stderr: "ignore", stdin: "pipe" });
+  let told = "";
+  void (async () => {
+    for await (const text of bob.stdout.pipeThrough(new TextDecoderStream())) told += text;
+  })();
+  await until("bob is there", () => told.includes('"registered"'), 20_000);
+  const reason = "the disk is too full: 2.1 MB are free, 3.0 MB are needed";
+  await using alice = new Driven(
+    house.port,
+    "alice",
+    ...room,
+    ...send(write("big", Buffer.alloc(3_000_000))),
+  );
+  const failed = await alice.next("transfer-failed");
+  expect([failed.reason, failed.bytesThere]).toEqual([`the peer cut the stream off: ${reason}`, 0]);
+  expect([await alice.exited(), alice.count("transferring")]).toEqual([1, 0]);
+  await until("bob says so", () => told.includes(reason));
+  await using again = new Driven(house.port, "alice", ...room, ...send(write("small", "x")));
+  expect(await again.exited()).toBe(0);
+});
+
+test("a send that fails says why, with -q, too", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+  await bob.registered;
+  const deep = "d/".repeat(70);
+  for (let index = 0; index < 12; index++) write(`${deep}${index}`, "x".repeat(index));
+  const args = [`127.0.0.1:${house.port}`, "--name", "alice", ...room, "-q", ...send(join(source, "d"))];
+  const { code, stderr } = await outcome(args, { XDG_STATE_HOME: homeOf("alice"), NO_COLOR: "1" });
+  const lines = stderr.trimEnd().split("\n");
+  expect([code, lines.length, lines.at(-1)]).toEqual([1, 12, expect.stringMatching(/^  and \d+ more$/)]);
+  const reason = "it lies deeper than 64 folders";
+  expect(lines.slice(1, 3)).toEqual([11, 10].map((name) => `  ${deep}${name}: ${reason}`));
+});
+
+test("what is unfinished is listed, until it has come", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
+  await bob.registered;
+  await using alice = new Driven(house.port, "alice", ...room, ...send(sparse(120_000_000)));
+  await alice.next("transferring");
+  await until("a part is there", () => fs.readdirSync(target).length > 0);
+  alice.signal("SIGINT");
+  const { keptAs: path, bytesThere: bytes } = await bob.next("transfer-cancelled");
+  bob.type("received", `received ${source}`, "received /not/there");
+  const atMs = expect.any(Number) as unknown as number;
+  const listed = await bob.next("unfinished" as "echo");
+  expect(listed as object).toMatchObject({ unfinished: [{ name: "big", path, bytes, atMs }] });
+  expect((await bob.next("unfinished" as "echo")) as object).toMatchObject({ unfinished: [] });
+  expect((await bob.next("error")).message).toBe("/not/there: it is not there");
+});
