@@ -89,6 +89,18 @@ describe("send and receive", () => {
     expect(readFileSync(join(receiver.folder, "in/two.txt"), "utf8")).toBe("two");
   });
 
+  test("with words of one's own, which are printed only if they were in the command line", async () => {
+    await using house = startIntroducer();
+    const from = newcomer();
+    writeFileSync(join(homeOf(from), "two.txt"), "two");
+    const words = "our very own words";
+    await using sender = new Said(from, ["send", "two.txt", "--room", words], at(house));
+    await sender.says(`  bun run participant receive '${words}@${at(house).INTRODUCER}'\n`);
+    await using hiding = new Said(newcomer(), ["receive", "-"], {}, `${words}@${at(house).INTRODUCER}\n`);
+    expect([await sender.exited, await hiding.exited]).toEqual([0, 0]);
+    expect(hiding.stderr).not.toContain(words);
+  });
+
   test("a path that is not there is told before there is a code", async () => {
     const { code, stderr } = await outcome(["send", "nowhere.txt"], { INTRODUCER: "127.0.0.1:1" });
     expect(code).toBe(1);

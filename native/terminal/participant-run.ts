@@ -137,10 +137,7 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   const { nat, pipe } = options;
   const measuring = nat && (async () => prompt.nat(await participant.nat()));
   const only = measuring || (pipe && (() => pipeThrough(running, pipe)));
-  if (only) {
-    await errands.attempt(only);
-    return false;
-  }
+  if (only) return (await errands.attempt(only), false);
   const connecting = Promise.all(
     options.connect.map((peer) => errands.attempt(() => inTime(running, peer, keep.keep(peer, "--connect")))),
   );

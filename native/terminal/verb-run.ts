@@ -11,7 +11,7 @@ import { readShared, sharedPurpose } from "../uses/shared.ts";
 import { formatTarget, type Target } from "../uses/target.ts";
 import { printable, Refusal, ToldError, type UnlinkReason, UserError } from "../../protocol.ts";
 import { count } from "./text.ts";
-import { localHint } from "./invitation.ts";
+import { invitationTo, localHint } from "./invitation.ts";
 import { failIfAny } from "./participant-prompt.ts";
 import { inTime, type Running, tellIfAlone } from "./running.ts";
 import { answerTo, type Verb } from "./verbs.ts";
@@ -62,9 +62,12 @@ async function join(running: Running): Promise<void> {
   const { participant, joined, invitation, terminal, options } = running;
   await participant.join();
   joined.resolve();
-  const answer = invitation === undefined ? undefined : answerTo(options.verb!, invitation);
+  const { verb, room, introducer, shown } = options;
+  // Words that were not to be seen are not shown here either.
+  const code = invitation ?? (shown ? invitationTo(room!, introducer!) : "-");
+  const answer = answerTo(verb!, code);
   if (answer === undefined) return tellIfAlone(running);
-  const hint = localHint(options.introducer!);
+  const hint = code === "-" ? `\n  (it asks for the code: WORDS@${introducer})` : localHint(introducer!);
   terminal.story(`on the other side:\n  ${answer}${hint}\nwaiting for it, until Ctrl-C`, true);
 }
 
@@ -200,7 +203,7 @@ function listen(running: Running, targets: readonly Target[], from: From, ports:
   for (const [index, target] of targets.entries()) {
     const port = listenFor(running, target, from.name, ports[index]);
     const whose = `${formatTarget(target)} of ${printable(from.name)}`;
-    const other = port === (ports[index] ?? target.port) ? "" : `; port ${target.port} is not free here`;
+    const other = port === (ports[index] ?? target.port) ? "" : `; port ${target.port} can't be had here`;
     terminal.story(`${whose} is here now, until Ctrl-C${other}`);
     if (!options.json) terminal.result(whatToOpen(target.port, port));
   }
