@@ -1,6 +1,12 @@
-/** Sleeping longer than `--keep`: the link is over on one side or on both, and a forward works soon after waking. */
+/**
+ * Programs that are stopped, as by a sleep or by a loss of power. After a sleep longer than `--keep` the link is over on one
+ * side or on both, and a forward works soon. A sender that is started again goes on with what its ghost was sending.
+ */
 import { expect } from "bun:test";
+import { existsSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { Driven, homeOf, startIntroducer } from "./driven-fixture.ts";
+import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 
@@ -69,4 +75,29 @@ linuxTest(
       await Promise.all([alice, bob].map((one) => one[Symbol.asyncDispose]()));
   },
   60_000,
+);
+
+linuxTest(
+  "a sender that lost power and is started again has its name, and its claim on the file",
+  async () => {
+    await using house = startIntroducer();
+    const [from, into] = [join(homeOf("sender"), "file.bin"), join(homeOf("taker"), "in")];
+    writeFileSync(from, "");
+    truncateSync(from, 1_000_000_000); // so that it is still under way
+    await using taker = new Driven(house.port, "taker", ...room, "--accept", into);
+    await taker.registered;
+    const sending = ["--room", room[1]!, "--connect", "taker", "--send", from];
+    await using ghost = new Driven(house.port, "sender", ...sending);
+    await taker.next("transferring");
+    const hasBegun = () => readdirSync(into).some((name) => name.endsWith(".part"));
+    await until("the file has begun to come", () => existsSync(into) && hasBegun());
+    ghost.signal("SIGSTOP");
+    await using again = new Driven(house.port, "sender", ...sending);
+    expect((await again.registered).name).toBe("sender");
+    expect(await taker.next("transfer-failed")).toMatchObject({ reason: "another attempt goes on with it" });
+    await taker.next("transferring");
+    await again.next("transferring");
+    expect(again.count("transfer-failed")).toBe(0);
+  },
+  30_000,
 );
