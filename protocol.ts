@@ -793,6 +793,8 @@ const toParticipant = {
     request: optional(shortText),
     peer: optional(id),
     name: optional(name),
+    /** Ask again after so long. */
+    retryInMs: optional(integer(0, maxRetryInMs)),
   },
   /** Sent, in answer to `register` or later, before the introducer closes the connection: your room lives there. */
   elsewhere: { host, port },

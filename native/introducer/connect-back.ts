@@ -9,7 +9,7 @@ import {
   Refusal,
   splitEndpoint,
 } from "../../protocol.ts";
-import { type Shares, waitRefusal } from "../shares/budget.ts";
+import { type Shares, WaitRefusal } from "../shares/budget.ts";
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { connectBackMs, tryConnect } from "./observe.ts";
@@ -39,7 +39,7 @@ export class ConnectBacks {
     const { connectBacks: most, connectBacksPerAddress: each } = this.#limits;
     if (this.#shares.isUsedUp(1) || this.#shares.isOver(member.source, 1)) {
       const enough = `${most} connections back at once, ${each} to one address, are enough`;
-      throw waitRefusal(enough, connectBackMs / 1000);
+      throw new WaitRefusal(enough, connectBackMs / 1000);
     }
     spendIntroduction(member, this.#limits, performance.now());
     this.#underWay.add(member);

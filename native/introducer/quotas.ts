@@ -4,7 +4,7 @@
  * leads to a link, it is given back. No clock of its own. For native/introducer/.
  */
 import type { Refusal } from "../../protocol.ts";
-import { type Bucket, fullAt, Usage, waitRefusal, waitSeconds } from "../shares/budget.ts";
+import { type Bucket, fullAt, Usage, WaitRefusal, waitSeconds } from "../shares/budget.ts";
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
 import { type Due, notScheduled, type Wheel } from "./wheel.ts";
@@ -50,7 +50,7 @@ export function spendIntroduction(
 ): void {
   const bucket = (member.introductions ??= { tokens: most, at: now });
   const seconds = waitSeconds(bucket, most, now);
-  if (seconds > 0) throw waitRefusal(`${most} introductions a minute are enough`, seconds);
+  if (seconds > 0) throw new WaitRefusal(`${most} introductions a minute are enough`, seconds);
   bucket.tokens -= 1;
 }
 
@@ -71,11 +71,11 @@ export class Quotas {
     const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0)
-      throw waitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
+      throw new WaitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
     // A member that has used up its own must not use up the peer's for others.
     if (ofAllSeconds > 0 && perAddress.hasUsed(asker.source, hadNone, now))
-      throw waitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
+      throw new WaitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
     introductions.tokens -= 1;
     ofAll.tokens = Math.max(0, ofAll.tokens - 1);
     perAddress.spend(asker.source, 1, now);
@@ -100,7 +100,7 @@ export class Quotas {
       waitSeconds(failedBirthdays, failedBirthdaysPerTarget, now),
     );
     const why = `guessing the ports of that peer takes a thousand sockets: ${most} a minute, none for ${pauseMs / 1000} s after a failure`;
-    if (seconds > 0) return waitRefusal(why, seconds);
+    if (seconds > 0) return new WaitRefusal(why, seconds);
     birthdays.tokens -= 1;
     failedBirthdays.tokens -= 1;
     return undefined;

@@ -7,7 +7,7 @@
  * Any of them may go to a later one at once. One end of a relayed link stays new: it never registers.
  */
 import type { Socket } from "bun";
-import { type Bucket, sourceOf } from "../shares/budget.ts";
+import { type Bucket, sourceOf, WaitRefusal } from "../shares/budget.ts";
 import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 import type { RelayEnd } from "./relayed.ts";
 import {
@@ -217,7 +217,8 @@ export class Session implements Served, Writer, Due {
     const message = isWorn ? `${refusal.message}; ${badLines} lines like that are enough` : refusal.message;
     const mayTryAgain = refusal instanceof NameTaken;
     const name = mayTryAgain ? { name: refusal.free } : {};
-    this.send({ type: "refused", code, message, ...of, ...name });
+    const retry = refusal instanceof WaitRefusal ? { retryInMs: refusal.retryInMs } : {};
+    this.send({ type: "refused", code, message, ...of, ...name, ...retry });
     this.#owner.metrics.refused(code);
     const id = this.member?.peer.id;
     const own = { ...(id !== undefined && { id }), address: this.observed };

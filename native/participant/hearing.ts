@@ -103,7 +103,7 @@ export class Hearing implements RegistrationOwner {
     if (request === "rename") return this.#naming.refused();
     if (request === "echo" || request === "connect-back") return situation?.questions.refused(request, text);
     if (request === "connect" && peer !== undefined)
-      return byId(this.#roster, peer)?.introducing.refused(message.message);
+      return byId(this.#roster, peer)?.introducing.refused(message);
     // A peer that left while our report was on its way: there is nobody to tell.
     if (code !== "unknown-peer") this.emit({ event: "error", message: text });
   }

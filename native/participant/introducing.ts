@@ -136,9 +136,14 @@ export class Introducing {
   }
 
   /** The introducer refused our `connect`. */
-  refused(text: string): void {
+  refused({ message, retryInMs }: Pick<ToParticipant & { type: "refused" }, "message" | "retryInMs">): void {
     const { introduction } = this.#life;
-    if (introduction?.isAsking) introduction.abort("refused", text);
+    if (!introduction?.isAsking) return;
+    // Others may have been told the same.
+    const waitMs = retryInMs === undefined ? undefined : Math.round(retryInMs * (1 + Math.random()));
+    if (waitMs === undefined || !introduction.askAgainIn(waitMs))
+      return introduction.abort("refused", message);
+    this.#listed.emit({ event: "postponed", retryInMs: waitMs, reason: message });
   }
 
   /** The introduction that a round belongs to; undefined if it was declined. */

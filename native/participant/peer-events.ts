@@ -35,6 +35,8 @@ export type PeerEvent = Who &
         elapsedMs: number;
       }
     | { event: "failed"; reason: FailureReason; detail: string }
+    /** The introducer wants us to wait before we ask it for that peer again. */
+    | { event: "postponed"; retryInMs: number; reason: string }
     /** The link has no channel now: its streams wait. */
     | { event: "broken"; reason: string }
     /** The link goes by another channel. `gapMs`: for how long it had none. */

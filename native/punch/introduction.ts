@@ -98,7 +98,8 @@ interface Round {
 }
 
 type State =
-  | { is: "going" }
+  /** `hasWaited`: the introducer has refused us once, and said for how long. */
+  | { is: "going"; mayRelay: boolean; hasWaited: boolean }
   /** There is no direct way, and the relay is still tried. */
   | { is: "relaying"; failure: Failure }
   | { is: "over" };
@@ -117,7 +118,7 @@ export class Introduction {
   #punch: Punch | undefined;
   /** Whether a round has shown that window scaling does not come through. Then the others do without it. */
   #isUnscaled = false;
-  #state: State = { is: "going" };
+  #state: State = { is: "going", mayRelay: true, hasWaited: false };
   #timer: NodeJS.Timeout | undefined;
 
   constructor(options: IntroductionOptions) {
@@ -152,6 +153,7 @@ export class Introduction {
    * answers. Where our NAT stands, which the introducer is going to ask, is measured meanwhile.
    */
   ask(mayRelay: boolean): void {
+    if (this.#state.is === "going") this.#state.mayRelay = mayRelay;
     this.#options.context.send({
       type: "connect",
       peer: this.#peer.id,
@@ -161,6 +163,16 @@ export class Introduction {
     const waitMs = this.#headStart();
     if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
     this.#expect("timed-out", "the introducer did not answer");
+  }
+
+  /** Asks once more, after so long. Returns false if it has done so before. */
+  askAgainIn(ms: number): boolean {
+    if (this.#state.is !== "going" || this.#state.hasWaited) return false;
+    const { mayRelay } = this.#state;
+    this.#stopPunching();
+    this.#state = { is: "going", mayRelay, hasWaited: true };
+    this.#timer = setTimeout(() => this.ask(mayRelay), ms);
+    return true;
   }
 
   /** Measures for a round that dials predicted or fresh ports. */

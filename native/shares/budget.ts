@@ -3,7 +3,7 @@
  * all. A source is an address, or in IPv6 a /64; a /48 is a site. Owns no clock and no timer, and knows no session and no
  * message. Anything may import it.
  */
-import { Refusal } from "../../protocol.ts";
+import { maxRetryInMs, Refusal } from "../../protocol.ts";
 
 /** A site (an IPv6 /48) may have so many times what one source may. */
 export const siteShares = 4;
@@ -37,8 +37,13 @@ export function fullAt({ tokens, at }: Bucket, perMinute: number): number {
   return tokens >= perMinute ? at : at + ((perMinute - tokens) * 60_000) / perMinute;
 }
 
-export function waitRefusal(why: string, seconds: number): Refusal {
-  return new Refusal("limit", `${why}: wait ${seconds} s`);
+/** It may be asked for again later. */
+export class WaitRefusal extends Refusal {
+  readonly retryInMs: number;
+  constructor(why: string, seconds: number) {
+    super("limit", `${why}: wait ${seconds} s`);
+    this.retryInMs = Math.min(maxRetryInMs, seconds * 1000);
+  }
 }
 
 /** The source that an address belongs to: an IPv4 address itself, of IPv6 the whole /64. */

@@ -93,6 +93,8 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
       return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}${relayWords(event.route, c)}`;
     case "failed":
       return failedWords(event, who, isDirect, c);
+    case "postponed":
+      return `${c.yellow("waiting")} ${(event.retryInMs / 1000).toFixed(0)} s before asking for ${who} again: ${printable(event.reason)}`;
     case "unlinked":
       return `${c.yellow("unlinked")} from ${who}: ${unlinkReasons[event.reason]}${event.detail && ` (${printable(event.detail)})`}`;
     case "broken":

@@ -9,6 +9,7 @@ const waits = {
   code: "limit",
   request: "connect",
   message: expect.stringMatching(/wait \d+ s$/),
+  retryInMs: expect.any(Number),
 };
 
 test("one peer is not introduced over and over to who does not link: the asker is told how long to wait", async () => {

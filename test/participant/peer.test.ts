@@ -349,7 +349,7 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
     alice.peer.introducing.relay({ type: "relay", peer: doubtful, role, token: tokens[index + 2]! });
   }
   alice.peer.introducing.failed({ type: "failed", peer: 2, token: newToken(), reason: "timed-out" });
-  alice.peer.introducing.refused("nothing");
+  alice.peer.introducing.refused({ message: "nothing" });
   const declined = alice.said("failed").map(({ token, reason }) => `${token} ${reason}`);
   expect(declined.sort()).toEqual(tokens.map((token) => `${token} refused-by-peer`).sort());
   expect(alice.sent.length).toBe(5); // it neither asked nor measured

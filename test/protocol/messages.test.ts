@@ -241,6 +241,10 @@ const goldenToParticipant: Golden<ToParticipant> = {
       `{"type":"refused","code":"unknown-peer","message":"no participant 9 here","request":"connect","peer":9}`,
     ],
     [
+      { type: "refused", code: "limit", message: "wait 2 s", request: "connect", peer: 9, retryInMs: 2000 },
+      `{"type":"refused","code":"limit","message":"wait 2 s","request":"connect","peer":9,"retryInMs":2000}`,
+    ],
+    [
       { type: "refused", code: "bad-line", message: "a line must be one JSON object" },
       `{"type":"refused","code":"bad-line","message":"a line must be one JSON object"}`,
     ],
@@ -290,7 +294,7 @@ const directions: [
 
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
-  refused: ["request", "peer", "name"],
+  refused: ["request", "peer", "name", "retryInMs"],
   bye: ["retryInMs"],
   register: ["proof", "direct"],
   registered: ["verify", "relay", "probeToken"],

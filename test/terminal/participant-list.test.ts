@@ -262,6 +262,10 @@ test.each<[ParticipantEvent, string]>([
     "linked with bob (2) by listen: 10.0.0.1:1 → 203.0.113.7:40000, 61.2 ms",
   ],
   [
+    { event: "postponed", ...bob, retryInMs: 12_345, reason: "60 are enough: wait 12 s" },
+    "waiting 12 s before asking for bob (2) again: 60 are enough: wait 12 s",
+  ],
+  [
     { event: "failed", ...bob, reason: "no-candidate-answered", detail: "public 1.2.3.4:5: 7 attempts" },
     "failed to link with bob (2): none of the peer's endpoints answered (no-candidate-answered)\n  public 1.2.3.4:5: 7 attempts; a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
   ],
