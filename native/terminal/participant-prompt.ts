@@ -43,6 +43,10 @@ export interface Commandable {
   keep: Keep;
 }
 
+type UseCommand =
+  | ("forward" | "unforward" | "forwards" | "allow" | "disallow" | "allowed")
+  | ("accept" | "refuse" | "received" | "cancel");
+
 /** Results, on standard output: events that answer a command, or what a peer has said. */
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
 
@@ -110,33 +114,6 @@ export class Prompt {
         return void (await participant.ping(peer));
       case "disconnect":
         return this.#disconnect(peer, participant, keep);
-      case "forward":
-        return keepFor(uses.forward(peer), keep);
-      case "unforward": {
-        const { peer: wanted, listen } = uses.unforward(peer);
-        keep.release(wanted, listen);
-        return this.#terminal.story(`nothing is forwarded from ${peer} any more`);
-      }
-      case "forwards":
-        return this.#forwards(uses.forwards);
-      case "allow":
-        return this.#terminal.story(`peers may reach ${uses.allow(peer)} through you from now on`);
-      case "disallow":
-        uses.disallow(peer);
-        return this.#terminal.story(`peers may reach ${peer} no more; what is open stays open`);
-      case "allowed":
-        return this.#allowed(uses.allowed);
-      case "send":
-        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
-        return failIfAny(await uses.transfers.send(peer, words.slice(1)));
-      case "accept":
-        return uses.transfers.accept(peer, words[1] ?? ".");
-      case "refuse":
-        return uses.transfers.refuse(peer);
-      case "received":
-        return this.#unfinished(await uses.transfers.unfinished(words[0]));
-      case "cancel":
-        return uses.transfers.cancel(words[0]);
       case "echo":
         return participant.echo(text);
       case "leave":
@@ -151,6 +128,42 @@ export class Prompt {
         return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
       case "quit":
         return; // whoever reads the lines ends
+      case "send":
+        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
+        return failIfAny(await uses.transfers.send(peer, words.slice(1)));
+      default:
+        return this.#use(command, words, uses, keep);
+    }
+  }
+
+  /** What links are used for: forwards and files. */
+  async #use(command: UseCommand, words: string[], uses: Services, keep: Keep): Promise<void> {
+    const [first = ""] = words;
+    switch (command) {
+      case "forward":
+        return keepFor(uses.forward(first), keep);
+      case "unforward": {
+        const { peer, listen } = uses.unforward(first);
+        keep.release(peer, listen);
+        return this.#terminal.story(`nothing is forwarded from ${first} any more`);
+      }
+      case "forwards":
+        return this.#forwards(uses.forwards);
+      case "allow":
+        return this.#terminal.story(`peers may reach ${uses.allow(first)} through you from now on`);
+      case "disallow":
+        uses.disallow(first);
+        return this.#terminal.story(`peers may reach ${first} no more; what is open stays open`);
+      case "allowed":
+        return this.#allowed(uses.allowed);
+      case "accept":
+        return uses.transfers.accept(first, words[1] ?? ".");
+      case "refuse":
+        return uses.transfers.refuse(first);
+      case "received":
+        return this.#unfinished(await uses.transfers.unfinished(words[0]));
+      case "cancel":
+        return uses.transfers.cancel(words[0]);
     }
   }
 

@@ -23,23 +23,18 @@ type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent,
 export function describe(event: ParticipantEvent, c: Colors, isDirect = false): string | undefined {
   if (isOfTransfers(event)) return describeTransfer(event, c);
   switch (event.event) {
-    case "registered":
-      return (
-        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in ${roomWords(event.room)}\n` +
-        `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
-      );
     case "peers":
       return describePeers(event.peers);
+    case "registered":
     case "name-taken":
-      return `${c.yellow("warning")}: ${printable(event.was)} is somebody else in this room: others call you ${c.bold(printable(event.name))} there`;
     case "named":
-      return `${c.bold(printable(event.name))} is free: others call you so again, and not ${printable(event.was)}`;
     case "renamed":
-      return `${printable(event.was)} (${event.peer}) is called ${c.bold(printable(event.name))} now`;
     case "mapping":
-      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
     case "port-mapping":
-      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
+    case "echo":
+    case "notice":
+    case "introducer":
+      return describeIntroducer(event, c);
     case "nat": // shown as a result
     case "updated":
       return undefined;
@@ -53,15 +48,6 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
     }
     case "alone":
       return `${c.yellow("nobody else has used these words")}: does the other side have the same, and this introducer?`;
-    case "echo":
-      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
-    case "notice":
-      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
-    case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
-      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
-    }
     case "warning":
       return `${c.yellow("warning")}: ${printable(event.message)}`;
     case "error":
@@ -72,6 +58,40 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
       return describeForward(event, c);
     default:
       return describePeer(event, isDirect, c);
+  }
+}
+
+type FromIntroducer =
+  | ("registered" | "name-taken" | "named" | "renamed" | "echo" | "notice" | "introducer")
+  | ("mapping" | "port-mapping");
+
+/** What the introducer says and shows, and the router. */
+function describeIntroducer(event: EventOf<FromIntroducer>, c: Colors): string | undefined {
+  switch (event.event) {
+    case "registered":
+      return (
+        `${c.green("registered")} as ${c.bold(printable(event.name))} (${event.id}) in ${roomWords(event.room)}\n` +
+        `  private ${event.private.join(", ") || "none"}\n  public  ${event.public}`
+      );
+    case "name-taken":
+      return `${c.yellow("warning")}: ${printable(event.was)} is somebody else in this room: others call you ${c.bold(printable(event.name))} there`;
+    case "named":
+      return `${c.bold(printable(event.name))} is free: others call you so again, and not ${printable(event.was)}`;
+    case "renamed":
+      return `${printable(event.was)} (${event.peer}) is called ${c.bold(printable(event.name))} now`;
+    case "mapping":
+      return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
+    case "port-mapping":
+      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
+    case "echo":
+      return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
+    case "notice":
+      return `${c.magenta("[introducer]")} ${printable(event.text)}`;
+    case "introducer": {
+      const next =
+        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
+      return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
+    }
   }
 }
 
