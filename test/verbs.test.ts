@@ -4,8 +4,9 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { whatToOpen } from "../native/terminal/verb-run.ts";
 import { type Arguments, readArguments } from "../native/terminal/participant-arguments.ts";
-import { homeOf, outcome, spawn, startIntroducer, states } from "./driven-fixture.ts";
+import { homeOf, outcome, program, spawn, startIntroducer, states } from "./driven-fixture.ts";
 import { until } from "./native-fixture.ts";
+import { Pty } from "./pty-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
 
 const patienceMs = 20_000;
@@ -99,6 +100,18 @@ describe("send and receive", () => {
     await using hiding = new Said(newcomer(), ["receive", "-"], {}, `${words}@${at(house).INTRODUCER}\n`);
     expect([await sender.exited, await hiding.exited]).toEqual([0, 0]);
     expect(hiding.stderr).not.toContain(words);
+  });
+
+  test("asked for unseen, they are not printed at all", async () => {
+    await using house = startIntroducer();
+    const folder = homeOf(newcomer());
+    writeFileSync(join(folder, "two.txt"), "two");
+    const command = [process.execPath, program, "send", join(folder, "two.txt"), "--room", "-"];
+    await using pty = new Pty(command, { XDG_STATE_HOME: folder, ...at(house) });
+    await pty.shows("Words of the room (not shown): ");
+    await pty.answers("our very own words\r", "bun run participant receive -");
+    await pty.shows(`(it asks for the code: WORDS@${at(house).INTRODUCER})`);
+    expect(pty.screen).not.toContain("our very own words");
   });
 
   test("a path that is not there is told before there is a code", async () => {

@@ -294,7 +294,8 @@ async function askCode(terminal: Terminal): Promise<Partial<Invitation> | undefi
 /** Asks for what the command line has left to be asked for. Returns whether the user has answered. */
 export async function askMissing(options: Arguments, terminal: Terminal): Promise<boolean> {
   if (options.room === askedRoom) {
-    const asked = await (options.verb ? askCode(terminal) : askRoom(terminal));
+    const { is } = options.verb ?? {};
+    const asked = await (is === "receive" || is === "reach" ? askCode(terminal) : askRoom(terminal));
     if (asked?.words === undefined) return false;
     options.room = asked.words;
     options.introducer = asked.introducer ?? options.introducer;

@@ -1,0 +1,35 @@
+/** What one side shares, as the other reads it: whatever a peer may write. */
+import { expect, test } from "bun:test";
+import { maxPurposeBytes } from "../../native/session/frame.ts";
+import { maxShared, readShared, sharedPurpose } from "../../native/uses/shared.ts";
+import { Refusal } from "../../protocol.ts";
+
+test("what is written is read; the longest fits into a purpose", () => {
+  const targets = [
+    { host: "localhost", port: 8000 },
+    { host: "2001:db8::1", port: 1 },
+  ];
+  const purpose = JSON.parse(JSON.stringify(sharedPurpose(targets))) as Record<string, unknown>;
+  expect(readShared(purpose)).toEqual(targets);
+  const longest = Array.from({ length: maxShared }, () => ({ host: "a".repeat(253), port: 65535 }));
+  expect(readShared(sharedPurpose(longest))).toEqual(longest);
+  expect(JSON.stringify(sharedPurpose(longest)).length).toBeLessThanOrEqual(maxPurposeBytes);
+});
+
+const good = { host: "localhost", port: 1 };
+test.each([
+  undefined,
+  null,
+  "8000",
+  {},
+  [],
+  Array.from({ length: maxShared + 1 }, () => good),
+  [good, null],
+  [good, "localhost:1"],
+  [{ ...good, port: 0 }],
+  [{ ...good, port: "1" }],
+  [{ ...good, host: "-x" }],
+  [{ port: 1 }],
+])("targets %o are refused", (targets) => {
+  expect(() => readShared({ use: "shared", targets })).toThrow(Refusal);
+});
