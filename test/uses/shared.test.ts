@@ -18,18 +18,18 @@ test("what is written is read; the longest fits into a purpose", () => {
 
 const good = { host: "localhost", port: 1 };
 test.each([
-  undefined,
-  null,
-  "8000",
-  {},
-  [],
-  Array.from({ length: maxShared + 1 }, () => good),
-  [good, null],
-  [good, "localhost:1"],
-  [{ ...good, port: 0 }],
-  [{ ...good, port: "1" }],
-  [{ ...good, host: "-x" }],
-  [{ port: 1 }],
-])("targets %o are refused", (targets) => {
+  ["nothing", undefined],
+  ["null", null],
+  ["text", "8000"],
+  ["an object", {}],
+  ["an empty list", []],
+  ["too many", Array.from({ length: maxShared + 1 }, () => good)],
+  ["one that is null", [good, null]],
+  ["one that is text", [good, "localhost:1"]],
+  ["port 0", [{ ...good, port: 0 }]],
+  ["a port as text", [{ ...good, port: "1" }]],
+  ["an odd host", [{ ...good, host: "-x" }]],
+  ["no host", [{ port: 1 }]],
+])("as targets %s is refused", (_, targets) => {
   expect(() => readShared({ use: "shared", targets })).toThrow(Refusal);
 });
