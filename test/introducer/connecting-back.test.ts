@@ -32,8 +32,9 @@ async function sharing(port: number, backlog?: number) {
   const connection = await Bun.connect({
     ...adopted,
     socket: {
-      data(_, chunk) {
+      data(socket, chunk) {
         for (const message of [...lines.push(chunk)].map(parseToParticipant)) {
+          if (message.type === "ping") socket.write(encode({ type: "pong", id: message.id }));
           if (message.type === "filtering") answered.resolve(message.filtering);
           if (message.type === "refused") refused.resolve(message);
         }
