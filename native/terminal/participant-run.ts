@@ -143,15 +143,17 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   );
   if (sending) {
     await connecting;
-    if (errands.failures === 0)
-      await errands.attempt(async () =>
-        failIfAny(await uses.transfers.send(participant.nameOf(options.connect[0]!), sending!)),
-      );
+    if (errands.failures === 0) await errands.attempt(() => sendFirst(running, sending!));
     return options.stay && errands.failures === 0;
   }
   const isAwaited = options.waitMs !== undefined;
   if (!terminal.isInteractive || isAwaited) await connecting;
   return !isAwaited || errands.failures === 0;
+}
+
+/** Sends it to the first that we are to be linked with. */
+async function sendFirst({ participant, uses, options }: Running, sending: SourceFiles): Promise<void> {
+  failIfAny(await uses.transfers.send(participant.nameOf(options.connect[0]!), sending));
 }
 
 async function join({ participant, options }: Running, wants: readonly string[]): Promise<void> {
