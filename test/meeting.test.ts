@@ -17,6 +17,10 @@ test(
     const at = `127.0.0.1:${house.port}`;
     const alone = spawn([at, "--room", newRoomWords(), "-q", "--name", "eve", "--stay"]);
     const alice = spawn([at, ...room, "-q", "--name", "alice", "--pipe", "bbo:22"]);
+    const other = newRoomWords();
+    await using carol = new Driven(house.port, "carol", "--room", other, "--stay");
+    await carol.registered;
+    const late = spawn(["receive", `${other}@${at}`]);
     const told = async ({ stderr }: typeof alone) => {
       const { value } = await stderr.getReader().read();
       return new TextDecoder().decode(value);
@@ -25,7 +29,8 @@ test(
     expect(await told(alone)).toBe(
       "nobody else has used these words: does the other side have the same, and this introducer?\n",
     );
-    for (const one of [alone, alice]) one.kill();
+    expect(await told(late)).toContain("here: carol; but the code may be used up: ask for another\n");
+    for (const one of [alone, alice, late]) one.kill();
     expect(bob.count("alone")).toBe(0);
   },
   patienceMs,

@@ -74,8 +74,18 @@ async function whyNot(participant: Driven, peer: string, time: string): Promise<
 }
 
 /** After a while alone in a private room, the words may be others than the other side's. */
-export function tellIfAlone({ participant, prompt, invitation }: Running): void {
+export function tellIfAlone({ participant, prompt, terminal, invitation, options }: Running): void {
   if (invitation !== undefined || !participant.isPrivate) return;
-  const isAlone = () => participant.isRegistered && [...participant.names()].length === 0;
-  setTimeout(() => isAlone() && prompt.event({ event: "alone" }), aloneAfterMs).unref();
+  const look = () => {
+    const names = [...participant.names()];
+    if (!participant.isRegistered) return;
+    if (names.length === 0) return prompt.event({ event: "alone" });
+    // Who has a code waits for what the other side does.
+    const isIdle = options.verb && participant.linkCount === 0;
+    if (isIdle)
+      terminal.story(
+        `here: ${names.map(printable).join(", ")}; but the code may be used up: ask for another`,
+      );
+  };
+  setTimeout(look, aloneAfterMs).unref();
 }

@@ -102,15 +102,24 @@ async function share(running: Running, targets: readonly Target[]): Promise<void
   });
 }
 
+type Work = (name: string, link: Link) => Promise<void>;
+
+/** Works with whoever comes first; rejects, too, if there is no link in the time of --wait. */
+async function withFirst(running: Running, work: Work): Promise<void> {
+  const { promise: linked, resolve } = Promise.withResolvers<void>();
+  const late = inTime(running, "", linked).then(() => new Promise<never>(() => {}));
+  return Promise.race([late, withEach(running, (name, link) => (resolve(), work(name, link)))]);
+}
+
 /**
  * Links with whoever has come first, and does the work; anew with the next one, or the same again, if that link does not
  * last. Rejects if the work fails while the link is up.
  */
-async function withFirst(running: Running, work: (name: string, link: Link) => Promise<void>): Promise<void> {
+async function withEach(running: Running, work: Work): Promise<void> {
   const { participant, terminal } = running;
-  for (let isFirst = true; ; isFirst = false) {
-    const meeting = whoever(running);
-    const name = await (isFirst ? inTime(running, "", meeting) : meeting);
+  const missed = new Set<string>();
+  for (;;) {
+    const name = await whoever(running, missed);
     let link: Link | undefined;
     try {
       link = participant.linkWith(name) ?? (await participant.connect(name));
@@ -120,19 +129,25 @@ async function withFirst(running: Running, work: (name: string, link: Link) => P
       const isLost = !link || (await Promise.race([link.ended.then(() => true), pause(againAfterMs, false)]));
       if (!isLost || running.isOver) throw error;
     }
-    terminal.story(`${printable(name)} has gone; waiting for the other side to come again, until Ctrl-C`);
+    missed.add(name);
+    const gone = link ? `${printable(name)} has gone; ` : "";
+    terminal.story(`${gone}waiting for the other side to come again, until Ctrl-C`);
     await pause(againAfterMs);
   }
 }
 
-/** Resolves to the name of whoever has been in the room for longest, as soon as somebody is. */
-async function whoever(running: Running): Promise<string> {
+/**
+ * Resolves to the name of whoever has been in the room for longest, as soon as somebody is. Who was missed comes after the
+ * others: it may be there no more, and not know it.
+ */
+async function whoever(running: Running, missed: ReadonlySet<string>): Promise<string> {
   for (;;) {
     const { promise: changed, resolve } = Promise.withResolvers<void>();
     running.heard = ({ event }) => void ((event === "joined" || event === "peers") && resolve());
     const rows = await running.participant.listed();
-    const here = rows.find(({ present, state }) => present && state !== "untrusted");
-    if (here) return here.name;
+    const here = rows.filter(({ present, state }) => present && state !== "untrusted");
+    const next = here.find(({ name }) => !missed.has(name)) ?? here[0];
+    if (next) return next.name;
     await changed;
   }
 }
