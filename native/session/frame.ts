@@ -30,7 +30,7 @@ export const headerBytes = 8;
 /** Payload of one `data` frame. Pieces are handed on as they come, so this bounds no buffer, only a turn. */
 export const maxDataBytes = 64 * 1024;
 export const maxPurposeBytes = 4096;
-export const maxReasonBytes = 256;
+const maxReasonBytes = 256;
 export const sessionIdBytes = 16;
 export const helloBytes = 14 + sessionIdBytes;
 /** Far from what an epoch can reach by moving, and one more still fits in its u32. */

@@ -8,7 +8,7 @@
  */
 
 /** The budget of all links of the program together. */
-export const memoryBytes = 256 * 1024 * 1024;
+const memoryBytes = 256 * 1024 * 1024;
 /** What a link may always hold. With less it could hardly go on. */
 export const floorBytes = 1024 * 1024;
 /** What a link takes besides what it holds: its session, its channel, its row in the list. */

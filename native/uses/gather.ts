@@ -5,8 +5,8 @@
  */
 
 /** So many are told at once. The count starts anew after a second without any. */
-export const toldAtOnce = 5;
-export const gatheredForMs = 1_000;
+const toldAtOnce = 5;
+const gatheredForMs = 1_000;
 
 interface Period {
   told: number;
