@@ -113,7 +113,7 @@ describe("what a stream says it is for", () => {
     },
   );
 
-  test.each([
+  test.concurrent.each([
     ["no JSON", "{]"],
     ["no object", "[1]"],
     ["no UTF-8", Buffer.from([0x7b, 0xff, 0x7d])],
@@ -490,7 +490,7 @@ describe("a flood of streams", () => {
     expect(programMemory.heldBytes - before).toBeLessThan(5 * 1.5 * 1024 * 1024);
   });
 
-  test("that are refused is a line a second, and none is left out of the count", async () => {
+  test.concurrent("that are refused is a line a second, and none is left out of the count", async () => {
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", "--room", room, "--allow", "1");
     await bob.registered;
@@ -509,7 +509,7 @@ describe("a flood of streams", () => {
     expect(told().length).toBeLessThan(12);
   });
 
-  test("of offers that are taken back at once is told so far, and then at a pace", async () => {
+  test.concurrent("of offers that are taken back at once is told so far, and then at a pace", async () => {
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", "--room", room, "--stay");
     await bob.registered;
@@ -534,7 +534,7 @@ describe("a flood of streams", () => {
     expect(told()).toBeLessThanOrEqual(129 + 2 * ((performance.now() - startedAt) / 1000));
   });
 
-  test("whose handler throws is gathered, too", async () => {
+  test.concurrent("whose handler throws is gathered, too", async () => {
     await using scene = await meeting();
     const { bob, eve } = scene;
     bob.onStream("game", () => {
