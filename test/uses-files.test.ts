@@ -207,8 +207,8 @@ describe("by command", () => {
       await Promise.all([alice, bob].map((one) => one.next("transferred")));
       expect(fs.readFileSync(join(homeOf("bob"), "photo.jpg"), "utf8")).toBe("a photo");
       alice.type("send bob", "send bob /not/there", "send nobody /etc/hostname");
-      // The only other one is meant where no name is.
-      for (const reason of ["send", "it is not there", "nobody: it is not there"])
+      // With two words the first is a name.
+      for (const reason of ["send", "it is not there", "nobody here is called nobody"])
         expect((await alice.next("error")).message).toContain(reason);
     },
     patienceMs,
@@ -305,7 +305,7 @@ describe("on a terminal", () => {
       );
       stream.write(encodeMessage({ type: "from", bytes: 0 }));
       await bob.shows("receiving slow, 1.0 kB, from mallory");
-      const typed = "say nobody a line that is long enough to be torn";
+      const typed = "say mallory a line that is long enough to be torn";
       bob.type(typed);
       const half = Buffer.alloc(500, "x");
       stream.write(Buffer.concat([encodeChunk(500), half]));
