@@ -58,9 +58,9 @@ test("--room new makes words, and says what to tell others", async () => {
   await alice.registered;
   alice.type("quit");
   await alice.exited();
-  const invitation = new RegExp(`ROOM=(\\S+) bun run participant 127.0.0.1:${house.port}\n`);
+  const invitation = new RegExp(`bun run participant (\\S+)@127.0.0.1:${house.port} --connect alice\n`);
   const made = invitation.exec(await alice.stderr)?.[1] ?? "";
-  expect(made).toMatch(/^(\w{4}-){3}\w{4}$/);
+  expect(made).toMatch(/^(\w{4}-){4}\w$/);
   await using again = new Driven(house.port, "alice", "--room", made);
   await using bob = new Driven(house.port, "bob", "--room", made);
   await met(again, bob);
