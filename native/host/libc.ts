@@ -169,7 +169,7 @@ export function pendingError(fd: number): string | undefined {
 }
 
 /** The first bytes of an option's value; undefined where the kernel does not give it. */
-function getOption(fd: number, level: number, name: number, bytes: number): DataView | undefined {
+export function getOption(fd: number, level: number, name: number, bytes: number): DataView | undefined {
   const value = new DataView(new ArrayBuffer(bytes));
   const length = new Uint32Array([bytes]);
   return c().getsockopt(fd, level, name, ptr(value.buffer), ptr(length)) < 0 ? undefined : value;

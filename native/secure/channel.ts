@@ -6,6 +6,7 @@
 import type { Endpoint, Role, Route } from "../../protocol.ts";
 import { isAcknowledged, limitUnsent, tuneForCarrier } from "../host/libc.ts";
 import { closedThere, inWords } from "../host/socket.ts";
+import { closeInOrder } from "../host/tcp.ts";
 import type { Carrier } from "../session/carrier.ts";
 import { Nomination } from "./nomination.ts";
 import { Rate, unsentBytes } from "./rate.ts";
@@ -17,7 +18,7 @@ const acknowledgeTimeoutMs = 1_000;
 /** How often an ending channel asks whether all is acknowledged. */
 const ackPollMs = 2;
 
-/** Closing sends RST (socket.ts, closeAbortively). */
+/** Closing sends RST (socket.ts, closeAbortively), unless both ends have finished. */
 export class Channel implements Carrier {
   readonly role: Role;
   readonly route: Route;
@@ -182,13 +183,14 @@ export class Channel implements Carrier {
   }
 
   /**
-   * The peer has finished. Closing sends RST, and a RST that overtakes our last ACK looks forged to a NAT (RFC 5961
-   * §3.2). The NAT would keep the dead connection, and drop the SYNs of the next punch between the same endpoints. So
-   * we close only once all that we sent has been acknowledged.
+   * The peer has finished. We close only once all that we sent has been acknowledged, and send no RST: it would meet the
+   * next SYN between the same endpoints at a NAT, and delete its mapping. Or it would overtake our last ACK and look forged
+   * (RFC 5961 §3.2), and the NAT would keep the dead connection.
    */
   #closeOnceAcknowledged(): void {
     if (!this.isOpen) return; // `end` also comes after we have destroyed it
     const { connection, stream } = this.#socket;
+    this.#guard(() => closeInOrder(connection.fd));
     const giveUpAt = performance.now() + acknowledgeTimeoutMs;
     const look = () => {
       const isDone = stream.writableLength === 0 && isAcknowledged(connection.fd);
