@@ -171,17 +171,17 @@ class Rendezvous {
 
   // --- steps 4 and 5: one asks for another, and both are told to punch ---
 
-  #connect(member: Member, { peer, relay }: MessageOf<"connect">): void {
+  #connect(member: Member, { peer, relay, early }: MessageOf<"connect">): void {
     const { drain, members } = this.#parts;
     if (drain.reason !== undefined)
       throw new Refusal("limit", "the introducer is ending: ask when you have come back");
-    this.#ask(member, members.neighbour(member, peer), relay !== false);
+    this.#ask(member, members.neighbour(member, peer), relay !== false, early);
   }
 
-  #ask(member: Member, target: Member, wantsRelay: boolean): void {
+  #ask(member: Member, target: Member, wantsRelay: boolean, isEarly = false): void {
     const { limits, introductions, presence } = this.#parts;
     spendIntroduction(member, limits, performance.now());
-    introductions.ask(member, target, wantsRelay);
+    introductions.ask(member, target, wantsRelay, isEarly);
     // It may be gone, and its NAT may drop what we punch: that is known after two seconds, and not after a whole punch.
     presence.askIfQuiet(target);
   }

@@ -684,9 +684,10 @@ const toIntroducer = {
   probe: { token, peer: id, step },
   /**
    * Sent by the side that wants a link, when the user says `connect`; with `relay: false` by one that looks for a direct
-   * way to replace what it has.
+   * way to replace what it has. `early`: its first SYN leaves before the answer can be there, timed to meet the other's, so
+   * the other is not to wait for it.
    */
-  connect: { peer: id, relay: optional(exactly(false)) },
+  connect: { peer: id, relay: optional(exactly(false)), early: optional(exactly(true)) },
   /** Sent by both sides when they hold the nominated connection; `token` is that of the punch, or of the relay. */
   linked: { peer: id, token, route, local: endpoint, remote: endpoint },
   /** Sent by both sides when a link has ended. */

@@ -365,11 +365,11 @@ export function remoteAddress(fd: number): Uint8Array {
   return address.subarray(0, length[0]);
 }
 
-/** poll(2) without waiting, over `count` entries of struct pollfd (8 bytes: fd, events, revents). */
-export function poll(entries: Int32Array, count: number): number {
+/** poll(2) over `count` entries of struct pollfd (8 bytes: fd, events, revents). Nothing else runs while it waits. */
+export function poll(entries: Int32Array, count: number, waitMs = 0): number {
   if (count === 0) return 0;
   try {
-    return unwrap(c().poll(ptr(entries), count, 0), "poll");
+    return unwrap(c().poll(ptr(entries), count, waitMs), "poll");
   } catch (error) {
     if (error instanceof SystemError && error.code === "EINTR") return 0;
     throw error;

@@ -8,6 +8,7 @@ import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import * as libc from "./libc.ts";
 import { platform } from "./platform.ts";
 import { decodeSockaddr, encodeSockaddr } from "./sockaddr.ts";
+import * as tcp from "./tcp.ts";
 
 export class Socket implements Disposable {
   readonly family: 4 | 6;
@@ -64,6 +65,24 @@ export class Socket implements Disposable {
   /** Call it before connect: no window that is announced needs scaling. */
   clampWindow(): this {
     libc.clampWindow(this.fd);
+    return this;
+  }
+
+  /** Call it before connect: no ICMP error ends the connect, if the other end calls {@link reachDeaf}. */
+  ignoreUnreachable(): this {
+    if (this.family === 4) tcp.ignoreUnreachable(this.fd);
+    return this;
+  }
+
+  /** Call it before connect or listen: what is sent reaches a socket that ignores ICMP errors. */
+  reachDeaf(): this {
+    if (this.family === 4) tcp.reachDeaf(this.fd);
+    return this;
+  }
+
+  /** Once connected: undoes both. */
+  hearAll(): this {
+    if (this.family === 4) tcp.hearAll(this.fd);
     return this;
   }
 
@@ -270,15 +289,21 @@ export function inWords(error: Error): string {
 
 let pollEntries = new Int32Array(64);
 
-/** Returns the sockets that can be read (accept) or written (connect has ended) now. Does not wait. */
-export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>(wanted: readonly T[]): T[] {
+/**
+ * Returns the sockets that can be read (accept) or written (connect has ended) now. Waits for the first so long at most, in
+ * whole ms, and nothing else runs meanwhile.
+ */
+export function pollSockets<T extends { socket: Socket; for: "read" | "write" }>(
+  wanted: readonly T[],
+  waitMs = 0,
+): T[] {
   if (pollEntries.length < wanted.length * 2) pollEntries = new Int32Array(wanted.length * 4);
   wanted.forEach((entry, index) => {
     pollEntries[2 * index] = entry.socket.fd;
     // struct pollfd is little-endian on all our platforms: events in the low half, revents in the high one.
     pollEntries[2 * index + 1] = entry.for === "read" ? platform.POLLIN : platform.POLLOUT;
   });
-  if (libc.poll(pollEntries, wanted.length) === 0) return [];
+  if (libc.poll(pollEntries, wanted.length, waitMs) === 0) return [];
   return wanted.filter((_, index) => pollEntries[2 * index + 1]! >>> 16 !== 0);
 }
 

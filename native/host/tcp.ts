@@ -50,7 +50,9 @@ export function hearAll(fd: number): void {
  */
 export function closeInOrder(fd: number): void {
   if (!isLinux) return;
-  const options = getOption(fd, platform.IPPROTO_TCP, info.name, info.optionsAt + 1)?.getUint8(info.optionsAt);
+  const options = getOption(fd, platform.IPPROTO_TCP, info.name, info.optionsAt + 1)?.getUint8(
+    info.optionsAt,
+  );
   if (options !== undefined && (options & info.timestamps) !== 0)
     setOption(fd, platform.SOL_SOCKET, platform.SO_LINGER, 0, 0);
 }

@@ -99,8 +99,7 @@ export class Introduction {
     const now = index.now();
     this.#index = index;
     this.asking = asking;
-    const { asker, target } = asking;
-    this.#plan = new Plan(index.owner, asker, target, (old, token) => {
+    this.#plan = new Plan(index.owner, asking, (old, token) => {
       index.removeToken(old);
       index.addToken(token, this);
     });

@@ -73,14 +73,14 @@ export class Introductions {
   }
 
   /** Throws a {@link Refusal} when there have been too many. */
-  ask(asker: Member, target: Member, wantsRelay: boolean): void {
+  ask(asker: Member, target: Member, wantsRelay: boolean, isEarly = false): void {
     const pair = this.#pair(asker, target);
     const { introduction: known, asks } = pair;
     if (known?.answers(asker)) {
       if (wantsRelay) known.relay.want();
       return;
     }
-    const asking = { asks, asker, target };
+    const asking = { asks, asker, target, isEarly };
     this.#quotas.spend(asking, this.#now());
     known?.end("superseded");
     const introduction = new Introduction(this.#index, asking);

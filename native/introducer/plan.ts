@@ -8,6 +8,7 @@ import { isAhead } from "../shares/rounds.ts";
 import type { IntroductionOwner } from "./introduction-owner.ts";
 import type { About } from "./lines.ts";
 import { isAt } from "./observe.ts";
+import type { Asking } from "./quotas.ts";
 import { aimAnew, beginRound, counts, roundLength, type Side, sideOf, startDelays } from "./round.ts";
 import { type Member, newToken } from "./session.ts";
 
@@ -25,16 +26,18 @@ export class Plan {
   /** The present round: its index, its token, and how often it was begun anew. Before the first there is no token. */
   #round = { at: 0, token: "", corrections: 0, isByOlder: false };
   #hasPunched = false;
+  /** Whether the asker's first SYN leaves before it has our answer. */
+  readonly #isEarly: boolean;
 
   constructor(
     owner: IntroductionOwner,
-    asker: Member,
-    target: Member,
+    { asker, target, isEarly = false }: Asking,
     onToken: (old: string, token: string) => void,
   ) {
     this.#owner = owner;
     this.#onToken = onToken;
     this.sides = [sideOf(asker), sideOf(target)];
+    this.#isEarly = isEarly;
   }
 
   /** Undefined until the rounds are planned. */
@@ -143,7 +146,9 @@ export class Plan {
   times(leftMs: number) {
     const [a, b] = this.sides;
     const [roundTripA, roundTripB] = [a.member.roundTripMs, b.member.roundTripMs];
-    const delays = startDelays(roundTripA, roundTripB);
+    // Who has started already waits for nothing, and is waited for by nobody.
+    const hasStarted = this.#isEarly && this.way === "direct" && !this.#hasPunched;
+    const delays: [number, number] = hasStarted ? [0, 0] : startDelays(roundTripA, roundTripB);
     const roundTripMs = (roundTripA ?? 0) + (roundTripB ?? 0);
     return { delays, ...roundLength(this.#ways, this.#round.at, roundTripMs, leftMs) };
   }

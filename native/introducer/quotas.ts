@@ -40,6 +40,8 @@ export interface Asking {
   readonly asks: Asks;
   readonly asker: Member;
   readonly target: Member;
+  /** The asker's first SYN leaves before it has our answer. */
+  readonly isEarly?: boolean;
 }
 
 /** Counts an introduction that a member asks for. Throws a {@link Refusal} if it has asked for too many. */

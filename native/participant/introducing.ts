@@ -61,9 +61,8 @@ export class Introducing {
     const { owner, peer } = this.#listed;
     const context = owner.context();
     if (!context || owner.hasQuit) return undefined;
-    const { lastEndedAt } = this.#life;
     const introduction = new Introduction({
-      ...{ context, peer, unasked, lastEndedAt },
+      ...{ context, peer, unasked },
       onRound: (round) => this.#onRound(round),
       onAttempt: (attempt) => {
         if (this.#isVerbose) this.#listed.emit({ event: "attempt", ...attempt });

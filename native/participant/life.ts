@@ -52,12 +52,10 @@ function lifeOf({ talking, introduction, agreements, failure }: LifeParts): Life
 
 export class PeerLife {
   #life: Life = { is: "known", failure: undefined };
-  #lastEndedAt: number | undefined;
 
   /** The single writer. */
   become(changed: Partial<LifeParts>): void {
     const { talking, introduction, agreements, failure } = this;
-    if (talking && "talking" in changed && !changed.talking) this.#lastEndedAt = performance.now();
     this.#life = lifeOf({ talking, introduction, agreements, failure, ...changed });
   }
 
@@ -70,10 +68,6 @@ export class PeerLife {
   }
   get link(): Link | undefined {
     return this.talking?.link;
-  }
-  /** When the last link ended (performance.now), if there was one. */
-  get lastEndedAt(): number | undefined {
-    return this.#lastEndedAt;
   }
   get introduction(): Introduction | undefined {
     return this.#life.is === "known" ? undefined : this.#life.introduction;

@@ -9,11 +9,12 @@ import type { Socket } from "../host/socket.ts";
 import type { Targets } from "./targets.ts";
 
 /**
- * The pause before a refused attempt is made again. A part is random: two equal periods would lock in phase, and the SYNs
- * would never cross. It is short at first, because after an ICMP error the next SYN must leave before the peer's arrives
- * (native/README.md, "Refused attempts").
+ * The pause before a refused attempt is made again (native/README.md, "Refused attempts"). There is none for the first ones:
+ * the next SYN must leave before the peer's arrives. Then it is random: two equal periods would lock in phase, and the SYNs
+ * would never cross.
  */
-const eagerPause = { baseMs: 1, randomMs: 2, forMs: 2_000 };
+const eagerTries = 3;
+const eagerPause = { baseMs: 0, randomMs: 3, forMs: 2_000 };
 const steadyPause = { baseMs: 5, randomMs: 10 };
 /** No NAT stands before a private candidate, so a refusal means "not yet", or a stranger. Six tries take half a second. */
 const privatePause = { baseMs: 2, randomMs: 4, growth: 3 };
@@ -138,6 +139,7 @@ export class Dial {
       const { baseMs, randomMs, growth } = privatePause;
       return (baseMs + Math.random() * randomMs) * growth ** (this.tries - 1);
     }
+    if (this.tries <= eagerTries) return 0;
     const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
     return baseMs + Math.random() * randomMs;
   }

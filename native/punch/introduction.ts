@@ -28,6 +28,7 @@ import { roundCandidates } from "./candidates.ts";
 import type { Candidate, Dial } from "./dial.ts";
 import type { Attempt, Punch } from "./punch.ts";
 import type { PunchPort } from "./punch-port.ts";
+import { distances, headStartMs } from "./head-start.ts";
 import { Predictor } from "./predictor.ts";
 import { RelayWay } from "./relay-way.ts";
 import type { Aimed } from "./targets.ts";
@@ -39,30 +40,21 @@ const answerTimeoutMs = 10_000;
 const maxRounds = 2 * roundsPerWay + 2;
 /** Each round may be measured for, and once more if the NAT has gone on meanwhile. */
 const maxMeasures = 2 * maxRounds;
-/**
- * We assume that the direct way (A→B) takes at least this part of the way over the introducer (A→I→B). A SYN that comes too
- * early is dropped, and that costs more than one that comes late.
- */
-const headStartShare = 0.4;
-/**
- * What introducer and peer may take to do their part in their first introduction. On a long way the share above leaves
- * enough for that. On a short way our SYN leaves so long after half of the way over the introducer.
- */
-const headStartSpareMs = 4;
 
 export type PunchMessage = ToParticipant & { type: "punch" };
 export type MeasureMessage = ToParticipant & { type: "measure" };
 export type RelayMessage = ToParticipant & { type: "relay" };
-/** What a punch is started with: the introducer's message, or what of it is known before it comes. */
-type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage>;
+/**
+ * What a punch is started with: the introducer's message, or what of it is known before it comes. `since`: from when on its
+ * time is counted (performance.now).
+ */
+type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage> & { since?: number };
 
 export interface IntroductionOptions {
   context: PunchContext;
   peer: Peer;
   /** How it was admitted; undefined if we asked for it. */
   unasked: Unasked | undefined;
-  /** When the last link with that peer ended (performance.now); undefined if there was none. */
-  lastEndedAt: number | undefined;
   onRound(round: Pick<PunchMessage, "role" | "way" | "round">): void;
   onAttempt(attempt: Attempt): void;
   /** A channel was nominated: maybe first a relayed one, and later a direct one. */
@@ -154,14 +146,16 @@ export class Introduction {
    */
   ask(mayRelay: boolean): void {
     if (this.#state.is === "going") this.#state.mayRelay = mayRelay;
+    const waitMs = this.#headStart();
+    const askedAt = performance.now();
     this.#options.context.send({
       type: "connect",
       peer: this.#peer.id,
       ...(!mayRelay && { relay: false }),
+      ...(waitMs !== undefined && { early: true }),
     });
     this.#predictor.begin(this.#peer);
-    const waitMs = this.#headStart();
-    if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs });
+    if (waitMs !== undefined) this.#punch = this.#start({ startInMs: waitMs, since: askedAt });
     this.#expect("timed-out", "the introducer did not answer");
   }
 
@@ -295,33 +289,30 @@ export class Introduction {
   }
 
   /**
-   * How long after our `connect` our first SYN may leave, before the introducer has answered. It should reach the
-   * peer's NAT soon after the peer's own SYN has left it. That saves up to half a round trip. Undefined if ports must
-   * be measured first.
+   * How long after our `connect` our first SYN leaves. Undefined if ports must be measured first, or if we do not know how
+   * far the introducer is from both.
    */
   #headStart(): number | undefined {
-    const { context, lastEndedAt } = this.#options;
+    const { context } = this.#options;
     const [ours, theirs] = [context.roundTripMs, this.#peer.roundTripMs];
     const isKept =
       context.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
     if (!isKept || ours === undefined || theirs === undefined) return undefined;
-    // The RST of the last link may still be on its way. On a NAT it would delete the mapping of a SYN that left before.
-    if (lastEndedAt !== undefined && performance.now() - lastEndedAt < ours + theirs) return undefined;
-    const distanceMs = (ours + theirs) / 2;
-    const waitMs = Math.max(distanceMs * (1 - headStartShare), distanceMs / 2 + headStartSpareMs);
+    const waitMs = headStartMs(ours, theirs, distances.of(context.public, this.#peer.public));
     return waitMs < punchDeadlineMs ? waitMs : undefined;
   }
 
   #start(order: PunchOrder): Punch {
     const { context, onAttempt } = this.#options;
-    const { role, token, startInMs, deadlineMs = punchDeadlineMs } = order;
+    const { role, token, startInMs, deadlineMs = punchDeadlineMs, since = performance.now() } = order;
     const way = order.way === "birthday" && !this.#mayTryBirthday(deadlineMs) ? "direct" : order.way;
     if (way === "birthday") this.#relay.reserve();
     const punch: Punch = (this.#round.freshPort ?? context.port).punch({
       ...(role && token && { introduction: { role, token } }),
       bond: this.#bond,
       candidates: candidatesOf({ ...order, ...(way && { way }) }, this.#peer, context, this.#allowance),
-      startInMs,
+      // To choose candidates has taken a while.
+      startInMs: Math.max(0, startInMs - (performance.now() - since)),
       deadlineMs,
       isReachable: isReachable(context, this.#peer, way),
       isAsked: this.#options.unasked === undefined,
@@ -351,6 +342,9 @@ export class Introduction {
     const [role, token] = [this.#round.role!, this.#round.token!];
     this.#options.unasked?.linked(true);
     this.#options.context.port.targets.authenticated(channel.remote, this.#birthday);
+    const { roundTripMs } = channel;
+    if (roundTripMs !== undefined)
+      distances.keep(this.#options.context.public, this.#peer.public, roundTripMs / 2);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     this.#end(undefined);
   }

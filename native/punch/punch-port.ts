@@ -15,7 +15,10 @@ import { Dial, isRefusal } from "./dial.ts";
 import { type Targets, targets as programTargets } from "./targets.ts";
 import { Punch, type PunchOptions } from "./punch.ts";
 
-/** How often poll(2) is called while punching. One call for all descriptors takes microseconds. */
+/**
+ * How often poll(2) is called while punching. One call for all descriptors takes microseconds. While SYNs cross, the call
+ * waits for so long, and all else has its turn between two calls.
+ */
 const pollPeriodMs = 1;
 /** Strangers may connect to our listener. So many are kept, for so long: the peer's SYN must not meet a full queue. */
 const listenBacklog = 128;
@@ -55,7 +58,8 @@ export class PunchPort {
   readonly #punches = new Set<Punch>();
   readonly #listeners: Socket[] = [];
   readonly #accepted = new Set<Accepted>();
-  #timer: NodeJS.Timeout | undefined;
+  /** What calls the next tick. */
+  #next: { cancel(): void } | undefined;
 
   constructor(port: number, credentials: Credentials, targets = programTargets) {
     this.port = port;
@@ -69,11 +73,9 @@ export class PunchPort {
     this.#punches.add(punch);
     this.#listen();
     this.#filter();
-    if (this.#timer === undefined) {
-      this.#timer = setInterval(() => this.#tick(), pollPeriodMs);
-    }
     // The first attempts leave now, and do not wait for the next tick.
     if (options.startInMs === 0) queueMicrotask(() => this.#tick());
+    else this.#schedule();
     return punch;
   }
 
@@ -94,7 +96,7 @@ export class PunchPort {
       try {
         socket = Socket.open(family).shareport();
         socket.bind(this.port);
-        socket.listen(listenBacklog);
+        socket.reachDeaf().listen(listenBacklog);
         this.#listeners.push(socket);
       } catch (error) {
         // This host lacks the family, or another program has the port there. Connecting may still succeed.
@@ -107,8 +109,8 @@ export class PunchPort {
   #ended(punch: Punch): void {
     this.#punches.delete(punch);
     if (this.#punches.size > 0) return this.#filter();
-    clearInterval(this.#timer);
-    this.#timer = undefined;
+    this.#next?.cancel();
+    this.#next = undefined;
     this.#stopListeningAtAll();
     for (const accepted of this.#accepted) this.#dismiss(accepted);
   }
@@ -148,14 +150,34 @@ export class PunchPort {
     accepted.channel?.destroy();
   }
 
+  #schedule(isCrossing = false): void {
+    this.#next?.cancel();
+    this.#next = undefined;
+    if (this.#punches.size === 0) return;
+    const tick = () => this.#tick();
+    if (isCrossing) {
+      const immediate = setImmediate(tick);
+      this.#next = { cancel: () => clearImmediate(immediate) };
+    } else {
+      const timer = setTimeout(tick, pollPeriodMs);
+      this.#next = { cancel: () => clearTimeout(timer) };
+    }
+  }
+
   #tick(): void {
     const now = performance.now();
-    for (const punch of [...this.#punches]) {
-      if (this.#isExpired(punch, now)) punch.expire();
-      else for (const dial of punch.dials) this.#advance(punch, dial, now);
+    let isCrossing = false;
+    try {
+      for (const punch of [...this.#punches]) {
+        if (this.#isExpired(punch, now)) punch.expire();
+        else for (const dial of punch.dials) this.#advance(punch, dial, now);
+      }
+      isCrossing = [...this.#punches].some((punch) => punch.isCrossing(now));
+      this.#pollAll(isCrossing ? pollPeriodMs : 0);
+      for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+    } finally {
+      this.#schedule(isCrossing);
     }
-    this.#pollAll();
-    for (const accepted of this.#accepted) this.#review(accepted, performance.now());
   }
 
   #isExpired(punch: Punch, now: number): boolean {
@@ -165,7 +187,7 @@ export class PunchPort {
     return now >= punch.deadlineAt + graceMs;
   }
 
-  #pollAll(): void {
+  #pollAll(waitMs: number): void {
     // The listener first: if a connect finds its four-tuple taken, the listener has usually accepted the peer's SYN.
     const wanted: Wanted[] = this.#listeners.map((socket) => ({
       socket,
@@ -184,7 +206,7 @@ export class PunchPort {
         if (socket) wanted.push({ socket, for: "write", then: () => this.#connectEnded(punch, dial) });
       }
     }
-    for (const { socket, then } of pollSockets(wanted)) {
+    for (const { socket, then } of pollSockets(wanted, waitMs)) {
       if (socket.isOpen) then();
     }
   }
@@ -208,6 +230,9 @@ export class PunchPort {
       socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
       if (punch.options.isUnscaled) socket.clampWindow();
       if (punch.options.clampsSegments) socket.clampSegments();
+      // Only one side can be deaf. It is the one whose SYN may come too early.
+      if (punch.isControlling) socket.ignoreUnreachable();
+      else socket.reachDeaf();
       dial.localPort = isFresh ? socket.bind(0) : socket.shareport().bind(this.port);
       punch.report(route, endpoint, dial.localPort, "started");
       if (punch.isOver) return socket.close(); // the callback may have aborted it
@@ -231,7 +256,12 @@ export class PunchPort {
     punch.seen.needsUnscaled = dial.isVerified && needsUnscaled(punch, socket, failure);
     if (failure !== undefined || punch.seen.needsUnscaled) socket.close();
     if (punch.seen.needsUnscaled) return punch.abort("handshake-cut", unscalable);
-    if (failure !== undefined) return this.#retry(punch, dial, failure);
+    if (failure !== undefined) {
+      this.#retry(punch, dial, failure);
+      // In the very tick: until the next SYN leaves, the peer's would pass our NAT and meet nobody.
+      return this.#advance(punch, dial, performance.now());
+    }
+    socket.hearAll();
     const { endpoint, route } = dial.candidate;
     punch.report(route, endpoint, dial.localPort, "connected");
     const side = sideOf([punch]);
@@ -380,7 +410,7 @@ function acceptFrom(listener: Socket): Socket | undefined {
   let socket: Socket | undefined;
   try {
     socket = listener.accept();
-    return socket?.closeAbortively();
+    return socket?.closeAbortively().hearAll();
   } catch (error) {
     socket?.close();
     if (error instanceof SystemError) return undefined;

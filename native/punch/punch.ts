@@ -56,6 +56,13 @@ export interface PunchOptions {
 }
 
 /**
+ * While the SYNs of both cross, a millisecond counts: a refused SYN must be made again before the peer's comes. That is so
+ * for this long after the start, where not hundreds of sockets dial.
+ */
+const crossingMs = 500;
+const maxCrossing = 32;
+
+/**
  * The ALPN protocol by which both ends agree that a connection belongs to that punch. It is a hash of the token,
  * because it is sent in clear, and the token itself nominates.
  */
@@ -96,6 +103,18 @@ export class Punch {
     this.dials = options.candidates
       .filter(({ endpoint }) => targets.enter(endpoint, options.isAsked ?? true))
       .map((candidate) => new Dial(candidate, startsAt, targets));
+  }
+
+  /** Whether its SYNs are under way, and nothing has come of them yet. */
+  isCrossing(now: number): boolean {
+    const elapsedMs = now - this.startedAt - this.options.startInMs;
+    if (elapsedMs < 0 || elapsedMs >= crossingMs || this.dials.length > maxCrossing) return false;
+    return this.proven.size === 0 && this.dials.every(({ channel }) => !channel);
+  }
+
+  /** The one that asks. Until the introducer answers, that is us. */
+  get isControlling(): boolean {
+    return this.introduction?.role !== "controlled";
   }
 
   get isOver(): boolean {
