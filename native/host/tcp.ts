@@ -1,6 +1,6 @@
 /**
- * What Linux does with a TCP socket in a punch, and can be told to do otherwise: which ICMP errors end a connect, how a
- * connection ends, how far the other end is. Other kernels do as they like. It owns no descriptor. For native/host/,
+ * What Linux does with a TCP socket in a punch, and can be told to do otherwise: which ICMP errors end a connect and how a
+ * connection ends. Other kernels do as they like. It owns no descriptor. For native/host/,
  * native/secure/ and native/punch/.
  */
 import { getOption, platform, setOption } from "./libc.ts";
@@ -10,8 +10,8 @@ const isLinux = process.platform === "linux";
 const IPPROTO_IP = 0;
 const IP_TTL = 2;
 const IP_MINTTL = 21;
-/** TCP_INFO: the options that both SYNs had, and the least round trip in µs (tcpi_min_rtt, Linux 4.6). */
-const info = { name: 11, optionsAt: 5, timestamps: 1, minRoundTripAt: 148 };
+/** TCP_INFO: the options that both SYNs had. */
+const info = { name: 11, optionsAt: 5, timestamps: 1 };
 
 /**
  * The hops that a SYN may take which {@link ignoreUnreachable} has made deaf to ICMP. Paths of the Internet have some 30 at
@@ -55,12 +55,4 @@ export function closeInOrder(fd: number): void {
   );
   if (options !== undefined && (options & info.timestamps) !== 0)
     setOption(fd, platform.SOL_SOCKET, platform.SO_LINGER, 0, 0);
-}
-
-/** The least round trip that a connection has had, in ms; undefined where the kernel does not say. */
-export function minRoundTripMs(fd: number): number | undefined {
-  if (!isLinux) return undefined;
-  const { name, minRoundTripAt: at } = info;
-  const microseconds = getOption(fd, platform.IPPROTO_TCP, name, at + 4)?.getUint32(at, true);
-  return microseconds === undefined || microseconds === 0xffffffff ? undefined : microseconds / 1000;
 }

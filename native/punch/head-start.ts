@@ -39,10 +39,12 @@ export class Distances {
     return this.#known.get(keyOf(own, peer));
   }
 
+  /** `distanceMs`: at most. A busy program measures too much, so the least counts. */
   keep(own: Endpoint, peer: Endpoint, distanceMs: number): void {
     const key = keyOf(own, peer);
+    const least = Math.min(distanceMs, this.#known.get(key) ?? Infinity);
     this.#known.delete(key);
-    this.#known.set(key, distanceMs);
+    this.#known.set(key, least);
     if (this.#known.size > maxRemembered) this.#known.delete(this.#known.keys().next().value!);
   }
 }

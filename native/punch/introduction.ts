@@ -342,9 +342,9 @@ export class Introduction {
     const [role, token] = [this.#round.role!, this.#round.token!];
     this.#options.unasked?.linked(true);
     this.#options.context.port.targets.authenticated(channel.remote, this.#birthday);
-    const { roundTripMs } = channel;
-    if (roundTripMs !== undefined)
-      distances.keep(this.#options.context.public, this.#peer.public, roundTripMs / 2);
+    const { handshakeMs } = channel;
+    if (handshakeMs !== undefined)
+      distances.keep(this.#options.context.public, this.#peer.public, handshakeMs / 2);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     this.#end(undefined);
   }

@@ -6,7 +6,7 @@
 import type { Endpoint, Role, Route } from "../../protocol.ts";
 import { isAcknowledged, limitUnsent, tuneForCarrier } from "../host/libc.ts";
 import { closedThere, inWords } from "../host/socket.ts";
-import { closeInOrder, minRoundTripMs } from "../host/tcp.ts";
+import { closeInOrder } from "../host/tcp.ts";
 import type { Carrier } from "../session/carrier.ts";
 import { Nomination } from "./nomination.ts";
 import { Rate, unsentBytes } from "./rate.ts";
@@ -89,9 +89,9 @@ export class Channel implements Carrier {
   get peer(): string {
     return this.#socket.shown?.fingerprint ?? "";
   }
-  /** The least round trip that it has seen in ms, if the kernel says so. */
-  get roundTripMs(): number | undefined {
-    return this.isOpen ? minRoundTripMs(this.#socket.connection.fd) : undefined;
+  /** How long TLS took, which is a round trip and a little; undefined for the server, and before it is {@link secured}. */
+  get handshakeMs(): number | undefined {
+    return this.#socket.handshakeMs;
   }
   get alpn(): string | undefined {
     return this.#socket.alpn;

@@ -93,6 +93,8 @@ export class SecureSocket {
   shown: Shown | undefined;
   /** The server knows it once the client has spoken, the client once it is {@link secured}. */
   alpn: string | undefined;
+  /** Of a client: from the connection to `secured`. */
+  handshakeMs: number | undefined;
   readonly #side: Side;
   readonly #owner: SecureSocketOwner;
 
@@ -128,7 +130,10 @@ export class SecureSocket {
 
   #handshake(): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    this.stream.once(this.#side.role === "controlling" ? "secureConnect" : "secure", () => {
+    const isClient = this.#side.role === "controlling";
+    const startedAt = performance.now();
+    this.stream.once(isClient ? "secureConnect" : "secure", () => {
+      if (isClient) this.handshakeMs = performance.now() - startedAt;
       const shown = this.#readShown();
       if (typeof shown !== "string") return resolve((this.shown = shown).fingerprint);
       reject(new LinkError(shown));
