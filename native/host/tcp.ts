@@ -3,7 +3,8 @@
  * connection ends. Other kernels do as they like. It owns no descriptor. For native/host/,
  * native/secure/ and native/punch/.
  */
-import { getOption, platform, setOption } from "./libc.ts";
+import { getOption, setOption } from "./libc.ts";
+import { platform } from "./platform.ts";
 
 const isLinux = process.platform === "linux";
 // linux/in.h, linux/tcp.h

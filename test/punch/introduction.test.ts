@@ -213,7 +213,7 @@ test("what has come to nothing before the introducer's word is no round, and tol
   const side = new Side({ behaviour: keeps, roundTripMs: 40 });
   side.introduction.ask(true);
   side.punches[0]!.onFailed("no-candidate-answered", "too early");
-  expect([side.sent, side.failures]).toEqual([[{ type: "connect", peer: 2 }], []]);
+  expect([side.sent, side.failures]).toEqual([[{ type: "connect", peer: 2, early: true }], []]);
   side.round(1, "direct");
   expect(side.punches).toHaveLength(2);
 });
