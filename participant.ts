@@ -31,12 +31,11 @@ export { UserError } from "./protocol.ts";
 if (import.meta.main) {
   const args = process.argv.slice(2);
   beginRoom(likelyWords(args, process.env));
-  void Promise.all([
+  const [{ beginConnecting }, { likelyIntroducer }] = await Promise.all([
     import("./native/host/connecting.ts"),
     import("./native/terminal/participant-options.ts"),
-  ]).then(([{ beginConnecting }, { likelyIntroducer }]) =>
-    beginConnecting(likelyIntroducer(args, process.env)),
-  );
+  ]);
+  beginConnecting(likelyIntroducer(args, process.env));
 }
 
 const program = import.meta.main ? import("./native/terminal/participant-main.ts") : undefined;

@@ -258,6 +258,7 @@ export class Registration {
     const late = new UserError("the introducer did not register us: it did not answer `register`");
     attempt.timer = setTimeout(() => this.#failed(attempt, late), registerTimeoutMs);
     this.#introduceOurselves(control);
+    setImmediate(() => this.#membership.credentials.prepare());
   }
 
   #introduceOurselves(control: ControlChannel): void {

@@ -35,6 +35,11 @@ export class Credentials {
     this.#context = undefined;
   }
 
+  /** Makes them now: at the first use there is somebody who waits. */
+  prepare(): void {
+    void this.context;
+  }
+
   get context(): tls.SecureContext {
     return (this.#context ??= this.#make());
   }
