@@ -33,6 +33,10 @@ function sparse(bytes: number): string {
   return path;
 }
 
+const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"));
+/** How much of a file has come. */
+const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
+
 const share = (left: { bytesThere: number; bytes: number }) => left.bytesThere / left.bytes;
 const send = (...paths: string[]) => ["--connect", "bob", ...paths.flatMap((path) => ["--send", path])];
 
@@ -67,8 +71,6 @@ describe("who cancels says the same on both sides, and the same command goes on"
     const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
     const all = { alice: sending(), bob: receiving() };
     try {
-      const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"));
-      const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
       await until("a part is there", () => there() > 8_000_000, 20_000);
       if (how !== "cancel") all[who].signal(how);
       else all[who].type("cancel 99", "cancel");
@@ -107,12 +109,7 @@ describe("who cancels says the same on both sides, and the same command goes on"
     await bob.registered;
     await using alice = telling(house.port, "alice", ...send(sparse(120_000_000)));
     await alice.shows("sending big, 120.0 MB, to bob");
-    await until(
-      "a part is there",
-      () =>
-        fs.statSync(join(target, fs.readdirSync(target)[0] ?? "none"), { throwIfNoEntry: false })?.size! >
-        8_000_000,
-    );
+    await until("a part is there", () => there() > 8_000_000);
     alice.kill("SIGINT");
     const { bytesThere, bytes } = await bob.next("transfer-cancelled");
     const percent = Math.floor((bytesThere / bytes) * 100);
@@ -280,7 +277,7 @@ test("what is unfinished is listed, until it has come", async () => {
   await bob.registered;
   await using alice = new Driven(house.port, "alice", ...room, ...send(sparse(120_000_000)));
   await alice.next("transferring");
-  await until("a part is there", () => fs.readdirSync(target).length > 0);
+  await until("a part is there", () => there() > 8_000_000);
   alice.signal("SIGINT");
   const { keptAs: path, bytesThere: bytes } = await bob.next("transfer-cancelled");
   bob.type("received", `received ${source}`, "received /not/there");

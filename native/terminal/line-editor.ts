@@ -8,7 +8,7 @@ import type * as readline from "node:readline";
 import { isatty } from "node:tty";
 import type { History } from "./history.ts";
 import type * as keys from "./keys.ts";
-import { cursorPosition, shorten } from "./text.ts";
+import { cursorPosition, fitting, type Line } from "./text.ts";
 
 /** After a stop we go on by SIGCONT; if there was no stop, after this time. If both come, we go on once. */
 const resumeMs = 100;
@@ -57,7 +57,7 @@ export class LineEditor {
   /** The last one gets the lines: a question comes before the commands. */
   readonly #lineReaders: LineReader[] = [];
   /** Lines between the story and the prompt: what is under way. */
-  #status: string[] = [];
+  #status: readonly Line[] = [];
   /** How wide each of those lines was drawn. */
   #drawnStatus: number[] = [];
   /** Whether status and prompt are drawn now. */
@@ -85,7 +85,7 @@ export class LineEditor {
   }
 
   /** Draws lines that stay just above the prompt, in place of those before. */
-  status(lines: string[]): void {
+  status(lines: readonly Line[]): void {
     this.#status = lines;
     if (!this.#hasScreen || (lines.length === 0 && this.#drawnStatus.length === 0)) return;
     this.#erase();
@@ -243,7 +243,7 @@ export class LineEditor {
     if (this.#isDrawn) this.#erase();
     this.#isDrawn = true;
     const width = (process.stderr.columns || 80) - 1;
-    const lines = this.#status.map((line) => shorten(line, width));
+    const lines = this.#status.map((line) => fitting(line, width));
     for (const line of lines) process.stderr.write(`${line}\n`);
     this.#drawnStatus = lines.map((line) => Bun.stringWidth(line));
     this.#reader?.prompt(true);

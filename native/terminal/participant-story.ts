@@ -5,7 +5,7 @@ import type { UseEvent } from "../uses/services.ts";
 import type { Transfer, TransferEvent } from "../uses/transfers.ts";
 import { keptDays } from "../uses/unfinished.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
-import { type Colors, age, bytes, count, ms, named } from "./text.ts";
+import { type Colors, type Line, age, bytes, count, ms, named } from "./text.ts";
 import {
   defaultRoom,
   type FailureReason,
@@ -297,17 +297,22 @@ function describeTransferred(event: TransferEvent & { event: "transferred" }, c:
 }
 
 /** A transfer as a line of the status. */
-export function transferLine({ direction, name, what, progress, phase, movingMs }: Transfer): string {
+export function transferLine(transfer: Transfer): Line {
+  const { direction, name, what, phase } = transfer;
+  const whose = printable(direction === "sending" ? `to ${name}` : `from ${name}`);
+  if (phase.is === "waiting") return [printable(what), ` ${whose}: waiting for ${printable(name)} to accept`];
+  return [printable(what), ` ${whose}: ${farWords(transfer)}`];
+}
+
+/** How far it is, and what it does. A rate is of the time in which bytes could move. */
+function farWords({ progress, phase, movingMs }: Transfer): string {
   const { bytes: total, bytesDone, bytesMoved, bytesFailed } = progress;
-  const whose = direction === "sending" ? `to ${name}` : `from ${name}`;
-  const head = `${printable(what)} ${printable(whose)}`;
-  if (phase.is === "waiting") return `${head}: waiting for ${printable(name)} to accept`;
   const share = total === bytesFailed ? 100 : Math.floor((bytesDone / (total - bytesFailed)) * 100);
-  const done = `${head}: ${share} % of ${bytes(total)}`;
+  const done = `${share} % of ${bytes(total)}`;
   if (phase.is === "cancelling") return `${done}, cancelling`;
   const now = performance.now();
   if (phase.is === "broken")
-    return `${done}, no connection for ${age(now - phase.sinceMs)}, looking for another, gives up in ${age(phase.untilMs - now)}`;
+    return `${done}, no connection for ${age(now - phase.sinceMs)}: another is sought, for ${age(phase.untilMs - now)} more`;
   const rate = bytesMoved / Math.max(0.001, movingMs / 1000);
   const left = rate > 0 ? `, ${age(((total - bytesFailed - bytesDone) / rate) * 1000)} left` : "";
   return `${done}, ${bytes(rate)}/s${left}`;

@@ -8,7 +8,7 @@ import { UsageError } from "./command-line.ts";
 import type { History } from "./history.ts";
 import { LineEditor, type LineReader, readlineModule } from "./line-editor.ts";
 import { Output } from "./output.ts";
-import { type Colors, colorsFor, count } from "./text.ts";
+import { type Colors, colorsFor, count, type Line } from "./text.ts";
 
 /** How long a program that was told to end waits for a reader that does not read. */
 const endWaitMs = 1000;
@@ -99,7 +99,7 @@ export class Terminal {
   }
 
   /** Draws lines that stay just above the prompt, in place of those before. Only on a terminal. */
-  status(lines: string[]): void {
+  status(lines: readonly Line[]): void {
     if (!this.isQuiet) this.#editor.status(lines);
   }
 

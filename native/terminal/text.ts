@@ -64,6 +64,15 @@ export function count(number: number, what: string): string {
   return `${number} ${what}${number === 1 ? "" : "s"}`;
 }
 
+/** A line, or the beginning and the end of one: only the beginning is cut where there is too little room. */
+export type Line = string | readonly [string, string];
+
+export function fitting(line: Line, width: number): string {
+  if (typeof line === "string") return shorten(line, width);
+  const [name, rest] = line;
+  return shorten(shorten(name, Math.max(2, width - Bun.stringWidth(rest))) + rest, width);
+}
+
 /** `40.1 ms`, `46.2 s`. */
 export const ms = (value: number) =>
   value < 1000 ? `${value.toFixed(1)} ms` : `${(value / 1000).toFixed(1)} s`;

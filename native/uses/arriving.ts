@@ -126,9 +126,10 @@ export class Arriving implements AsyncDisposable {
     if (this.#folder) await unlink(this.#folder.at(this.file.part)).catch(() => {});
   }
 
-  /** Closes what it has. What has come of it stays. */
+  /** Closes what it has. What has come of it stays, if there is anything. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.isFailed) await this.flush().catch(() => {});
+    if (this.#handle && this.at === 0 && this.bytes > 0) await this.drop();
     await this.#handle?.close();
     await this.#folder?.[Symbol.asyncDispose]();
     this.#handle = this.#folder = undefined;

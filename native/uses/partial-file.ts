@@ -106,11 +106,15 @@ export async function openPartial(folder: Folder, part: string, from: number): P
   }
 }
 
-export async function checkSpace(path: string, bytes: number): Promise<void> {
+/** How much may be written there. */
+export async function freeBytes(path: string): Promise<number> {
   const { bavail, bsize, blocks } = await statfs(path);
-  // Some file systems do not say.
-  if (blocks === 0 || bavail * bsize >= bytes) return;
-  throw new LocalProblem(fullDisk(bavail * bsize, bytes));
+  return blocks === 0 ? Infinity : bavail * bsize; // some file systems do not say
+}
+
+export async function checkSpace(path: string, bytes: number): Promise<void> {
+  const free = await freeBytes(path);
+  if (free < bytes) throw new LocalProblem(fullDisk(free, bytes));
 }
 
 const fullDisk = (free: number, needed: number): string =>

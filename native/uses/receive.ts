@@ -33,7 +33,7 @@ import { nameHere, partNameOf, pathProblem } from "./filename.ts";
 import type { Folder } from "./folder.ts";
 import { encodeMessage, text, wholeNumber, type Message } from "./message.ts";
 import { isOneFile, OfferCheck, readOffer, type FileOffer } from "./offer.ts";
-import { checkSpace, nothing, unfinishedFile, wholeFile } from "./partial-file.ts";
+import { checkSpace, freeBytes, nothing, unfinishedFile, wholeFile } from "./partial-file.ts";
 import { Silence } from "./silence.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { bytesThere, keyOf } from "./unfinished.ts";
@@ -120,11 +120,17 @@ async function destinationOf(
 
 /** Whether there is room for what does not have to be there already. Rejects with a {@link LocalProblem} if not. */
 export async function checkRoom(directory: string, { name, bytes }: FileOffer): Promise<void> {
-  const there = await bytesThere(directory, name, bytes).catch((error) => {
+  try {
+    const lacking = bytes - (await freeBytes(directory));
+    if (lacking > 0) await checkSpace(directory, bytes - (await bytesThere(directory, name, bytes)));
+  } catch (error) {
+    if (error instanceof LocalProblem) throw error;
     throw new LocalProblem(`the folder for what comes: ${fileProblem(error)}`);
-  });
-  await checkSpace(directory, bytes - there);
+  }
 }
+
+const drained = (stream: Stream): Promise<void> =>
+  new Promise((resolve) => void stream.once("drain", resolve));
 
 const giveUp = (waiting: WhileOpen): void => waiting.fail(new Error("another attempt goes on with it"));
 
@@ -177,6 +183,8 @@ class Receiving implements AsyncDisposable {
         if (done) break;
         if (Buffer.isBuffer(part)) await this.#receive(part);
         else await this.#hear(part!);
+        // Who does not take answers gets no more of them.
+        if (this.#stream.writableNeedDrain) await silence.during(this.#whileOpen.wait(drained(this.#stream)));
       }
     } catch (error) {
       if (error instanceof Cancelled) await this.#cancelled();

@@ -18,6 +18,8 @@ const maxMarks = 64;
 /** What is unfinished goes after so long. */
 export const keptDays = 30;
 const dayMs = 86_400_000;
+/** So many files of a folder are counted, whoever asks how large it is. */
+const maxCounted = 100_000;
 /** Folders in folders that are looked into. */
 const maxDepth = 64;
 
@@ -105,11 +107,12 @@ async function ownText(path: string): Promise<string> {
 
 // --- listing ---------------------------------------------------------------------------------------------
 
-/** What is unfinished in that folder. Rejects if it can't be read. */
-export async function listUnfinished(directory: string): Promise<Unfinished[]> {
+/** What is unfinished in that folder; `only`: of that visible name. Rejects if it can't be read. */
+export async function listUnfinished(directory: string, only?: string): Promise<Unfinished[]> {
   await using root = await Folder.open(directory);
   const listed: Unfinished[] = [];
   for (const name of await root.names()) {
+    if (only !== undefined && unfinished(name)?.name !== only) continue;
     const found = await ownUnfinished(root, name);
     if (!found) continue;
     const { size: bytes, mtimeMs: atMs } = found.stat;
@@ -133,34 +136,38 @@ async function ownUnfinished(folder: Folder, name: string) {
 }
 
 /** The bytes of all files in a folder, and the latest time of one. */
-export async function extent(folder: Folder, atMs = 0): Promise<{ bytes: number; atMs: number }> {
+async function extent(folder: Folder, atMs: number): Promise<{ bytes: number; atMs: number }> {
   const all = { bytes: 0, atMs };
+  let left = maxCounted;
   await eachFile(folder, 0, async (_, __, found) => {
     all.bytes += found.size;
     all.atMs = Math.max(all.atMs, found.ctimeMs);
+    return --left > 0;
   });
   return all;
 }
 
-type Visit = (folder: Folder, name: string, found: Stats) => Promise<void>;
+/** Returns whether to go on. */
+type Visit = (folder: Folder, name: string, found: Stats) => Promise<boolean>;
 
-async function eachFile(folder: Folder, depth: number, visit: Visit): Promise<void> {
+async function eachFile(folder: Folder, depth: number, visit: Visit): Promise<boolean> {
   for (const name of await folder.names()) {
     const found = await lstat(folder.at(name)).catch(() => undefined);
-    if (found?.isFile()) await visit(folder, name, found);
+    if (found?.isFile() && !(await visit(folder, name, found))) return false;
     if (!found?.isDirectory() || depth >= maxDepth) continue;
     await using below = await folder.enter(name).catch(() => undefined);
-    if (below) await eachFile(below, depth + 1, visit);
+    if (below && !(await eachFile(below, depth + 1, visit))) return false;
   }
+  return true;
 }
 
 /** So many bytes of what is offered under that name are there already, at most. */
-export async function bytesThere(directory: string, top: string, bytes: number): Promise<number> {
-  const all = await listUnfinished(directory);
-  const same = all.filter(({ name }) => name === top || name === visible(top));
+export async function bytesThere(directory: string, name: string, bytes: number): Promise<number> {
+  const [top = ""] = name.split(/ and \d+ more$/);
+  const parts = await listUnfinished(directory, visible(top));
+  const there = parts.reduce((sum, one) => sum + one.bytes, 0);
   const whole = await lstat(`${directory}/${top}`).catch(() => undefined);
-  const parts = same.reduce((sum, one) => sum + one.bytes, 0);
-  return parts + (whole?.isFile() && whole.size === bytes ? bytes : 0);
+  return there + (whole?.isFile() && whole.size === bytes ? bytes : 0);
 }
 
 // --- what is too old -------------------------------------------------------------------------------------
@@ -182,5 +189,6 @@ async function sweepMarked(root: Folder, name: string): Promise<void> {
   await eachFile(folder, 0, async (inside, part) => {
     const found = await ownUnfinished(inside, part);
     if (found && !found.isFolder) await unlink(inside.at(part)).catch(() => {});
+    return true;
   });
 }

@@ -332,6 +332,224 @@ describe("a sender", () => {
   );
 });
 
+describe("a sender of folders", () => {
+  const folderLine = (path: string, mode = 0o755) => line({ type: "folder", path, mode });
+
+  test(
+    "makes none outside, none that is hidden and was not told, and none with more rights",
+    async () => {
+      await using all = await met();
+      const bad = ["../x", "/etc/x", "t/../../x", "t/..", "t/.", "t//x", "other", "t/\0", "t/.git", "t/-rf"];
+      const stream = all.mallory.offer({ files: 1, folders: bad.length + 3, bytes: 1 }, ["t/a"]);
+      all.mallory.say(stream, fileLine({ path: "t/a" }));
+      await until("it may come", () => all.mallory.heard(stream).includes('"have"'));
+      all.mallory.say(stream, content("x"));
+      for (const path of bad) all.mallory.say(stream, folderLine(path, 0o777));
+      for (const path of ["t/open", "t/b\u001bc", "t"]) all.mallory.say(stream, folderLine(path, 0o777));
+      all.mallory.link.send(frameOf(frame.end, "", stream));
+      const { failures, failed } = await all.bob.next("transferred");
+      expect([failed, failures.map(({ path }) => path)]).toEqual([
+        bad.length + 1,
+        [...bad, "t/b\u001bc"].map((path) => `${path}/`),
+      ]);
+      expect(fs.readdirSync(join(target, "..")).sort()).toEqual(["outside", "target"]);
+      expect(fs.readdirSync(join(target, "t")).sort()).toEqual(["a", "open"]);
+      for (const path of ["t", "t/open"])
+        expect(fs.statSync(join(target, path)).mode & 0o7777).toBe(0o777 & ~process.umask());
+    },
+    patienceMs,
+  );
+
+  test(
+    "changes no rights of what a link leads to, or of what was there",
+    async () => {
+      await using all = await met();
+      fs.chmodSync(outside, 0o700);
+      fs.mkdirSync(join(target, "t"), { mode: 0o700 });
+      const stream = all.mallory.offer({ files: 1, folders: 3, bytes: 1 }, ["t/a"]);
+      all.mallory.say(stream, fileLine({ path: "t/a" }), line({ type: "from", bytes: 0 }));
+      await until("it has begun", () => fs.existsSync(join(target, "t (2)")));
+      fs.symlinkSync(outside, join(target, "t (2)/link"));
+      for (const path of ["t/link", "t/link/below", "t"]) all.mallory.say(stream, folderLine(path, 0o777));
+      await until("all are answered", () => all.mallory.heard(stream).includes('"made"'));
+      expect(all.mallory.heard(stream).match(/"unmade","reason":"link is a symbolic link"/g)).toHaveLength(2);
+      expect([outside, join(target, "t")].map((path) => fs.statSync(path).mode & 0o777)).toEqual([
+        0o700, 0o700,
+      ]);
+      expect(filesIn(outside)).toEqual([]);
+    },
+    patienceMs,
+  );
+
+  test.each<[string, object, string[]]>([
+    ["more than it has offered", { folders: 1 }, [folderLine("t"), folderLine("t/x")]],
+    ["a mode that is more", { folders: 1 }, [folderLine("t", 0o4755)]],
+    ["none at all, and no files", { files: 0, folders: 0 }, []],
+    ["more than anybody has", { folders: 1e6 }, []],
+    ["again, before anything", {}, [line({ type: "again", bytes: 1 })]],
+    [
+      "again, twice",
+      {},
+      [
+        fileLine({ path: "t/a" }) + line({ type: "from", bytes: 0 }),
+        line({ type: "again", bytes: 1 }) + line({ type: "again", bytes: 1 }),
+      ],
+    ],
+    [
+      "again, and longer",
+      {},
+      [fileLine({ path: "t/a" }) + line({ type: "from", bytes: 0 }) + line({ type: "again", bytes: 2 })],
+    ],
+    [
+      "again, and more than it said then",
+      { bytes: 9 },
+      [
+        fileLine({ path: "t/a", bytes: 9 }) + line({ type: "from", bytes: 0 }),
+        line({ type: "again", bytes: 1 }) + line({ type: "chunk", bytes: 2 }) + "xx",
+      ],
+    ],
+    ["no head", {}, [line({ type: "file", path: "t/a", bytes: 1, mode: 0o644, modifiedMs: 0 })]],
+    ["what a receiver says", {}, [line({ type: "cancelled", bytes: 1 })]],
+  ])("that sends %s is cut off", async (_, lie, lines) => {
+    await using all = await met();
+    const stream = all.mallory.offer(lie, ["t/a"]);
+    all.mallory.say(stream, ...lines);
+    const reset = await all.mallory.link.hears(frame.reset, (one) => one.stream === stream);
+    expect(readReset(reset).reason).not.toBe("");
+    expect(filesIn(target)).toEqual([]);
+    expect(await all.mallory.sends("honest")).toBe("received");
+  });
+});
+
+describe("who goes on with what somebody else has sent", () => {
+  const text = "the text of a file that alice has sent in part, and mallory has not";
+  const head = sha256(text);
+  const have = (said: string) => /"have","bytes":(\d+),"sha256":"(\w+)"/.exec(said)!.slice(1);
+
+  /** Offers the file, and returns what bob says that he has of it. */
+  async function asks(mallory: Mallory, file: FileLine): Promise<[stream: number, have: string[]]> {
+    const stream = mallory.offer({ name: file.path, bytes: file.bytes });
+    mallory.say(stream, fileLine(file));
+    await until("he says what he has", () => /"(have|refused)"/.test(mallory.heard(stream)));
+    return [stream, /"have"/.test(mallory.heard(stream)) ? have(mallory.heard(stream)) : []];
+  }
+
+  test(
+    "learns of no file whose beginning it does not know",
+    async () => {
+      await using all = await met();
+      fs.writeFileSync(join(target, "diary"), text);
+      const bytes = text.length;
+      const nothing = ["0", sha256("")];
+      expect((await asks(all.mallory, { path: "diary", bytes }))[1]).toEqual(nothing);
+      expect((await asks(all.mallory, { path: "diary", bytes: bytes - 1, head }))[1]).toEqual(nothing);
+      expect((await asks(all.mallory, { path: "diary", bytes, head }))[1]).toEqual([
+        String(bytes),
+        sha256(text),
+      ]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "takes nothing from a transfer that goes on, and spoils nothing by a lie about what it has",
+    async () => {
+      await using all = await met();
+      using carol = await Mallory.meets(all.house.port, "carol");
+      const whole = Buffer.alloc(200_000, "x").toString();
+      const file = { path: "big", bytes: whole.length, head: sha256(whole.slice(0, 65_536)) };
+      const [stream] = await asks(carol, file);
+      const first = whole.slice(0, 100_000);
+      carol.say(stream, line({ type: "from", bytes: 0 }) + line({ type: "chunk", bytes: first.length }));
+      for (let at = 0; at < first.length; at += 10_000) carol.say(stream, first.slice(at, at + 10_000));
+      expect((await asks(all.mallory, file))[1]).toEqual([]);
+      // Carol breaks off; Mallory, who knows how it begins, goes on behind it, with something else.
+      carol.link.send(frameOf(frame.reset, Buffer.alloc(4), stream));
+      const { bytesThere } = await all.bob.next("transfer-cancelled");
+      const [again, there] = await asks(all.mallory, file);
+      expect(there[0]).toBe(String(bytesThere));
+      all.mallory.say(again, line({ type: "from", bytes: bytesThere }));
+      const rest = "y".repeat(10_000);
+      for (let left = whole.length - bytesThere; left > 0; left -= rest.length) {
+        const piece = rest.slice(0, left);
+        all.mallory.say(again, line({ type: "chunk", bytes: piece.length }) + piece);
+      }
+      all.mallory.say(again, line({ type: "end", sha256: sha256(whole) }));
+      await until("it is compared", () => all.mallory.heard(again).includes('"failed"'));
+      expect(all.mallory.heard(again)).toContain("its SHA-256 differs");
+      expect(filesIn(target)).toEqual([]);
+    },
+    patienceMs,
+  );
+
+  test(
+    "comes into no folder of somebody else, whatever name and mark it gives",
+    async () => {
+      await using all = await met();
+      using carol = await Mallory.meets(all.house.port, "carol");
+      const digest = "d".repeat(64);
+      const stream = carol.offer({ files: 2, bytes: 2, digest }, ["photos/a", "photos/b"]);
+      carol.say(stream, fileLine({ path: "photos/a" }) + content("x"));
+      await until("one is there", () => carol.heard(stream).includes('"received"'));
+      carol.link.send(frameOf(frame.reset, Buffer.alloc(4), stream));
+      await all.bob.next("transfer-cancelled");
+      const mark = fs.readdirSync(target).find((name) => name.endsWith(".folder.part"))!;
+      // A file of hers is no mark, by name or by content.
+      fs.mkdirSync(join(target, "mine"));
+      const { dev, ino } = fs.statSync(join(target, "mine"), { bigint: true });
+      const forged = JSON.stringify({
+        offered: "photos",
+        digest: "e".repeat(64),
+        sender: "",
+        name: "mine",
+        id: `${dev}:${ino}`,
+      });
+      for (const path of [mark, "photos.0123456789abcdef01234567.folder.part"]) {
+        expect(await all.mallory.sends(path, { text: forged })).toBe("received");
+        expect(fs.readdirSync(target)).toContain(`${path}_`);
+      }
+      for (const lie of ["", "e".repeat(64), "d".repeat(63)]) {
+        const one = all.mallory.offer({ files: 2, bytes: 2, digest: lie }, ["photos/a", "photos/evil"]);
+        all.mallory.say(one, fileLine({ path: "photos/a" }), fileLine({ path: "photos/evil" }));
+        await until("it may come", () => all.mallory.heard(one).split('"have"').length === 3);
+        all.mallory.say(one, content("y"), content("y"));
+        all.mallory.link.send(frameOf(frame.end, "", one));
+        await all.bob.next("transferred", ({ what }) => what === "photos");
+      }
+      expect(fs.readdirSync(join(target, "photos"))).toEqual(["a"]);
+      expect([
+        fs.readFileSync(join(target, "photos/a"), "utf8"),
+        fs.readdirSync(join(target, "mine")),
+      ]).toEqual(["x", []]);
+    },
+    patienceMs,
+  );
+});
+
+test(
+  "a sender that cancels in the middle, and goes on all the same, is not heard any more",
+  async () => {
+    await using all = await met();
+    const stream = all.mallory.offer({ name: "a", bytes: 4 });
+    all.mallory.say(
+      stream,
+      line({ type: "cancel" }).repeat(3),
+      fileLine({ path: "a", bytes: 4 }),
+      content("data"),
+    );
+    await all.bob.next("transfer-cancelled");
+    const other = all.mallory.offer({ name: "b", bytes: 4 });
+    all.mallory.say(other, fileLine({ path: "b", bytes: 4 }) + line({ type: "from", bytes: 0 }));
+    all.mallory.say(other, line({ type: "chunk", bytes: 4 }) + "da", "ta");
+    all.mallory.say(other, line({ type: "cancel" }), line({ type: "end", sha256: sha256("data") }));
+    expect(await all.bob.next("transfer-cancelled")).toMatchObject({ by: "peer", bytesThere: 4, bytes: 4 });
+    expect(await all.mallory.sends("honest")).toBe("received");
+    expect(filesIn(target)).toEqual(["honest"]);
+    expect(all.bob.count("unlinked")).toBe(0);
+  },
+  patienceMs,
+);
+
 describe("a local user who can write to the folder", () => {
   /** Exchanges a folder with a link that leads outside, again and again, until it is killed; says how often. */
   const swapper = `

@@ -663,6 +663,10 @@ describe("a receiver that does not keep to the protocol", () => {
     ],
     ["talks raw", '{"type":"chunk","bytes":1}\nx'],
     ["says nothing sensible", "?\n"],
+    ["has made what was not sent", '{"type":"accepted"}\n{"type":"made"}\n'],
+    ["cancels what it has not accepted", '{"type":"cancelled","bytes":0}\n'],
+    ["has more than all, and cancels", '{"type":"accepted"}\n{"type":"cancelled","bytes":2}\n'],
+    ["cancels without a number", '{"type":"accepted"}\n{"type":"cancelled"}\n'],
   ])("%s", async (_, bytes) => {
     using link = new Linked();
     link.onStream = (stream) =>

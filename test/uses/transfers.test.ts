@@ -9,6 +9,8 @@ import { receiveFiles } from "../../native/uses/receive.ts";
 import { sendFiles } from "../../native/uses/send.ts";
 import { collectFiles } from "../../native/uses/source-files.ts";
 import { keptDays, listUnfinished, sweep } from "../../native/uses/unfinished.ts";
+import { encodeMessage } from "../../native/uses/message.ts";
+import type { Stream } from "../../native/session/stream.ts";
 import { until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "../session/memory-fixture.ts";
@@ -304,6 +306,38 @@ describe("folders", () => {
     await Promise.all([sent, received]);
     expect(inTarget()).toEqual(["nothing/"]);
   });
+});
+
+test("who does not take the answers to what it sends gets no more of them", async () => {
+  using link = new Linked();
+  let taken: Stream | undefined;
+  const decide = () => ({ directory: target });
+  link.onStream = (stream, purpose) => {
+    if (purpose["use"] !== "files") return void stream.pipe(stream);
+    taken = stream;
+    receiveFiles(stream, purpose, { peer: fingerprints.alice, decide }).catch(() => {});
+  };
+  const stream = link.alice.open({ use: "files", name: "t", files: 1e6, bytes: 0, listed: 10 });
+  stream.on("error", () => {});
+  for (let index = 0; index < 10; index++)
+    stream.write(encodeMessage({ type: "listed", path: `t/${index}` }));
+  const head = "0".repeat(64);
+  const file = encodeMessage({ type: "file", path: "..", bytes: 0, mode: 0o644, modifiedMs: 0, head });
+  const some = Buffer.concat(Array<Buffer>(1_000).fill(file));
+  let written = 0;
+  const more = () => void (written++ < 500 && stream.write(some, more));
+  more();
+  await until("the answers wait", () => taken?.writableNeedDrain === true);
+  // Meanwhile everything else goes on.
+  const echo = link.alice.open({ use: "echo" });
+  for (let round = 0; round < 200; round++) {
+    echo.write("x");
+    await new Promise((resolve) => void echo.once("data", resolve));
+  }
+  const answer = encodeMessage({ type: "refused", reason: "its path leaves the folder" }).length;
+  expect(taken!.writableLength).toBeLessThan(taken!.writableHighWaterMark + 64 * 1024);
+  expect(written * 1_000).toBeLessThan((3 * taken!.writableHighWaterMark) / answer);
+  stream.reset("enough");
 });
 
 test("names that collide are told on both sides", async () => {
