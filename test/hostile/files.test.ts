@@ -629,8 +629,9 @@ describe("a local user who can write to the folder", () => {
       await using all = await met();
       const mine = join(outside, "mine");
       fs.writeFileSync(mine, "mine");
-      const stream = all.mallory.offer({ files: 2, bytes: 2 }, ["tree/a", "tree/b"]);
-      all.mallory.say(stream, fileLine({ path: "tree/a" }), line({ type: "from", bytes: 0 }));
+      const stream = all.mallory.offer({ files: 2, bytes: 3 }, ["tree/a", "tree/b"]);
+      const begun = line({ type: "from", bytes: 0 }) + line({ type: "chunk", bytes: 1 }) + "x";
+      all.mallory.say(stream, fileLine({ path: "tree/a", bytes: 2 }), begun);
       const parts = (folder: string) => fs.readdirSync(folder).filter((name) => name.endsWith(".part"));
       await until(
         "it has begun",
@@ -643,9 +644,12 @@ describe("a local user who can write to the folder", () => {
           fs.rmSync(join(folder, name));
           fs.symlinkSync(mine, join(folder, name));
         }
-      const again = all.mallory.offer({ files: 2, bytes: 2 }, ["tree/a", "tree/b"]);
-      for (const name of ["a", "b"])
-        all.mallory.say(again, fileLine({ path: `tree/${name}` }) + content("x"));
+      const again = all.mallory.offer({ files: 2, bytes: 3 }, ["tree/a", "tree/b"]);
+      for (const [name, text] of [
+        ["a", "xx"],
+        ["b", "x"],
+      ] as const)
+        all.mallory.say(again, fileLine({ path: `tree/${name}`, bytes: text.length }) + content(text));
       all.mallory.link.send(frameOf(frame.end, "", again));
       expect(await all.bob.next("transferred")).toMatchObject({ files: 2 });
       expect([filesIn(outside), fs.readFileSync(mine, "utf8")]).toEqual([["mine"], "mine"]);
