@@ -74,6 +74,7 @@ export interface OwnPart {
   pipe: PipeSpec | undefined;
   send: readonly string[];
   accept: string | undefined;
+  from: string | undefined;
 }
 
 /**
@@ -83,6 +84,7 @@ export interface OwnPart {
 export function linesForOthers(invitation: string, part: OwnPart): string[] {
   const named = [...part.connect, ...part.forward.map((spec) => parseForward(spec).peer)];
   if (part.pipe) named.push(part.pipe.peer);
+  if (part.from !== undefined) named.push(part.from);
   const peers = named.length > 0 ? [...new Set(named)] : [""];
   return peers.map((peer) => {
     const name = peer === "" ? [] : ["--name", quoted(peer)];

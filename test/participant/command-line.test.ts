@@ -86,6 +86,7 @@ test.each([
   [["--pipe", "bob:22"], "CODE --name bob --allow 22"],
   [["--connect", "bob", "--send", "photos"], "CODE --name bob --accept ."],
   [["--accept", "in"], "CODE --connect alice --send PATH"],
+  [["--accept", "in", "--from", "bob"], "CODE --name bob --connect alice --send PATH"],
   [["--name", "o'neill", "--connect", "b$b"], "CODE --name 'b$b'"],
   [["--name", "o'neill"], "CODE --connect 'o'\\''neill'"],
 ])("the other side of %o types %s", (args, lines) => {
