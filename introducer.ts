@@ -40,8 +40,9 @@ import { Sources } from "./native/introducer/sources.ts";
 import type { Turns } from "./native/introducer/turns.ts";
 import { type Due, notScheduled, Wheel } from "./native/introducer/wheel.ts";
 import { version } from "./native/terminal/command-line.ts";
-import { type Arguments, readArguments, usage } from "./native/terminal/introducer-arguments.ts";
-import { askPort, invitation, listenProblem, Prompt } from "./native/terminal/introducer-prompt.ts";
+import { readArguments, usage } from "./native/terminal/introducer-arguments.ts";
+import { askPort } from "./native/terminal/introducer-prompt.ts";
+import { serve } from "./native/terminal/introducer-run.ts";
 import { amount } from "./native/terminal/introducer-tables.ts";
 import { runProgram, type Terminal } from "./native/terminal/terminal.ts";
 import {
@@ -451,40 +452,6 @@ export class Introducer {
 
 // --- main ------------------------------------------------------------------------------------------------
 
-/** Runs until a signal or the operator ends it; returns the exit code. */
-export async function serve(terminal: Terminal, options: Arguments & { port: number }): Promise<number> {
-  const { port, host, json, log } = options;
-  const prompt = new Prompt(terminal, options);
-  let introducer: Introducer;
-  try {
-    introducer = Introducer.start({ ...options, onEvent: (event) => prompt.event(event) });
-  } catch (error) {
-    terminal.error(listenProblem(error, host, port));
-    return 1;
-  }
-  prompt.flush();
-  if (!json && log === "text") terminal.story(invitation(introducer));
-  const signal = Promise.withResolvers<[string, number]>();
-  const endsAtOnce = (name: "SIGINT" | "SIGTERM") =>
-    process.once(name, () => signal.resolve(["the introducer was interrupted", 0]));
-  endsAtOnce("SIGINT");
-  process.once("SIGTERM", () => {
-    endsAtOnce("SIGTERM");
-    const reason = "the introducer was terminated";
-    void introducer.drain(reason).then(() => signal.resolve([reason, 0]));
-  });
-  void terminal.broken.then(() => signal.resolve(["the introducer can't write its output", 1]));
-  void signal.promise.then(() => terminal.hurry());
-  const ended = prompt
-    .runCommands(introducer)
-    .then((code) => ["the operator ended the introducer", code] as const);
-  const [reason, code] = await Promise.race([signal.promise, ended]);
-  terminal.close();
-  await introducer.stop(reason);
-  prompt.flush();
-  return code;
-}
-
 async function main(terminal: Terminal): Promise<number> {
   const parsed = readArguments(process.argv.slice(2));
   if (parsed === "help" || parsed === "version") {
@@ -494,7 +461,9 @@ async function main(terminal: Terminal): Promise<number> {
   terminal.isQuiet = parsed.quiet;
   const port = parsed.port ?? (terminal.isInteractive ? await askPort(terminal) : defaultPort);
   if (parsed.json) terminal.isInteractive = false;
-  return port === undefined ? 0 : serve(terminal, { ...parsed, port });
+  return port === undefined
+    ? 0
+    : serve(terminal, { ...parsed, port }, (options) => Introducer.start(options));
 }
 
 if (import.meta.main) await runProgram(main, []);

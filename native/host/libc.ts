@@ -87,10 +87,13 @@ function load() {
 
 // Linux takes both flags at creation, so that no descriptor leaks into a child between two calls.
 const SOCK_NONBLOCK_CLOEXEC = 0o4000 | 0o2000000;
+/** linux/socket.h, linux/net.h */
+const [AF_UNIX, SOCK_DGRAM] = [1, 2];
 
 function linux(c: ReturnType<typeof dlopen<typeof symbols & typeof linuxSymbols>>["symbols"]) {
   return {
     newSocket: (family: number) => c.socket(family, platform.SOCK_STREAM | SOCK_NONBLOCK_CLOEXEC, 0),
+    newDatagram: () => c.socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK_CLOEXEC, 0),
     acceptSocket: (fd: number) => c.accept4(fd, null, null, SOCK_NONBLOCK_CLOEXEC),
     duplicate: (fd: number) => c.fcntl(fd, platform.F_DUPFD_CLOEXEC, 0),
   };
@@ -107,6 +110,7 @@ function darwin(c: ReturnType<typeof dlopen<typeof symbols & typeof darwinSymbol
   };
   return {
     newSocket: (family: number) => prepared(c.socket(family, platform.SOCK_STREAM, 0)),
+    newDatagram: () => prepared(c.socket(AF_UNIX, SOCK_DGRAM, 0)),
     acceptSocket: (fd: number) => prepared(c.accept(fd, null, null)),
     duplicate: (fd: number) => fcntl(fd, platform.F_DUPFD_CLOEXEC, 0),
   };
@@ -153,6 +157,18 @@ export function errnoName(number: number): string {
 /** A non-blocking, close-on-exec TCP socket. */
 export function socket(family: 4 | 6): number {
   return unwrap(c().newSocket(family === 4 ? platform.AF_INET : platform.AF_INET6), "socket");
+}
+
+/** A socket for datagrams to a path of this host. On Linux a path that begins with a zero byte is no file (unix(7)). */
+export function datagramsTo(path: Uint8Array): number {
+  const fd = unwrap(c().newDatagram(), "socket");
+  try {
+    unwrap(c().connect(fd, ptr(Uint8Array.of(AF_UNIX, 0, ...path)), 2 + path.length), "connect");
+    return fd;
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
 }
 
 export function setOption(fd: number, level: number, name: number, ...values: number[]): void {

@@ -109,6 +109,8 @@ export interface ParticipantOptions {
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
+  /** Whether to try for ever to reach an introducer that is not there yet. By default the first attempt must succeed. */
+  patient?: boolean;
   /** Whether the router is asked for a port. By default it is, if we are behind one. */
   portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */

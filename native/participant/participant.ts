@@ -82,6 +82,7 @@ export class Participant {
         ...(port !== undefined && { port }),
         direct: direct ?? false,
         portMapping: portMapping ?? true,
+        isPatient: options.patient ?? false,
       },
       this.#membership,
       new Hearing(this.#roster, naming, emit, (reason) => this.#registration.close(reason)),
@@ -133,13 +134,19 @@ export class Participant {
 
   /**
    * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
-   * fails is followed by others, until `leave`. Whoever is named in `wants` is punched towards at once, or as soon as it
+   * fails is followed by others, until `leave`; so is the first one of who is patient. Whoever is named in `wants` is punched towards at once, or as soon as it
    * registers: `connect` then joins that punch.
    */
   async join(wants: readonly string[] = []): Promise<void> {
     if (this.#hasQuit) throw new UserError(quitAlready);
     this.#roster.wishes.add(wants);
-    await this.#registration.join();
+    try {
+      await this.#registration.join();
+    } catch (error) {
+      if (!this.options.patient || !(error instanceof UserError)) throw error;
+      const settled = () => (["registered", "away"] as const).find((is) => is === this.#registration.is);
+      if ((await this.waits.until(settled, undefined)) === "away") throw error;
+    }
   }
 
   /** Leaves the introducer; links stay. */

@@ -58,6 +58,8 @@ export type RoomMessage = Exclude<
 >;
 
 export interface RegistrationOptions extends Given {
+  /** Whether other attempts follow the first one, too, if that fails. */
+  isPatient?: boolean;
   direct?: boolean;
   portMapping?: boolean;
 }
@@ -136,6 +138,8 @@ export class Registration {
   readonly #backoff = new Backoff();
   readonly #ways: Ways;
   #state: State = { is: "away" };
+  /** What was told last of why we are not registered: told once, for it may last for days. */
+  #trouble: string | undefined;
   /** Our public address in the latest registration; undefined before the first. */
   #lastAddress: string | undefined;
   /** Settled once the port mappings of earlier registrations are deleted. */
@@ -218,10 +222,9 @@ export class Registration {
     this.#become({ is: "joining", attempt });
     this.#backoff.askedMs = undefined;
     const text = `connecting to ${this.#ways.given}`;
-    const announce = setTimeout(
-      () => this.#owner.emit({ event: "waiting", for: "introducer", text }),
-      announceAfterMs,
-    );
+    const announce = setTimeout(() => {
+      if (this.#trouble === undefined) this.#owner.emit({ event: "waiting", for: "introducer", text });
+    }, announceAfterMs);
     void this.#go(attempt);
     return promise.finally(() => clearTimeout(announce));
   }
@@ -355,6 +358,7 @@ export class Registration {
     if (!this.#isCurrent(attempt)) return; // the callback may have ended it
     this.#lastAddress = address;
     this.#ways.keep(attempt.way);
+    this.#trouble = undefined;
     const registered = { is: "registered", control, situation, since: performance.now() } as const;
     this.#become(registered);
     situation.begin();
@@ -381,7 +385,8 @@ export class Registration {
   #failed(attempt: Attempt, error: UserError): void {
     if (!this.#isCurrent(attempt)) return;
     this.#ways.forget(); // the next try is at what was given at the start
-    this.#part(this.#lastAddress === undefined ? "away" : "come back", error.message, error);
+    const isLast = this.#lastAddress === undefined && !this.#options.isPatient;
+    this.#part(isLast ? "away" : "come back", error.message, error);
   }
 
   #closed(attempt: Attempt, control: ControlChannel, reason: string): void {
@@ -418,7 +423,9 @@ export class Registration {
   /** Tries again by itself. */
   #comeBack(state: "lost" | "unreachable", reason: string): State {
     const retryInMs = this.#backoff.next();
-    this.#owner.emit({ event: "introducer", state, reason, retryInMs });
+    const trouble = `${state}: ${reason}`;
+    if (trouble !== this.#trouble) this.#owner.emit({ event: "introducer", state, reason, retryInMs });
+    this.#trouble = trouble;
     const timer = setTimeout(() => {
       // A failure has been told by then, as `unreachable`.
       this.#join().catch((error: unknown) => {

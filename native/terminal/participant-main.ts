@@ -5,6 +5,7 @@
  */
 import { hideArgument } from "../host/arguments.ts";
 import { callersFolder } from "../host/caller.ts";
+import { ServiceManager } from "../host/service.ts";
 import { requirePlatform } from "../host/libc.ts";
 import { type ParticipantEvent } from "../participant/events.ts";
 import { Keep } from "../participant/keep.ts";
@@ -74,7 +75,8 @@ async function main(terminal: Terminal): Promise<number> {
   const isNew = options.room === newRoom;
   if (isNew) options.room = newRoomWords();
   if (options.json) terminal.isInteractive = false;
-  const running = prepare(terminal, options);
+  const manager = new ServiceManager();
+  const running = prepare(terminal, options, manager);
   if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
   if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
   const { participant, uses, keep } = running;
@@ -88,6 +90,7 @@ async function main(terminal: Terminal): Promise<number> {
   const drawing = setInterval(status, statusPeriodMs);
   const code = await Promise.race([live(running, errands), stopped.promise]);
   running.isOver = true;
+  manager.stopping();
   clearInterval(drawing);
   terminal.status([]);
   await uses.close();
@@ -97,7 +100,11 @@ async function main(terminal: Terminal): Promise<number> {
   return code;
 }
 
-function prepare(terminal: Terminal, options: Arguments): Running & { participant: Participant } {
+function prepare(
+  terminal: Terminal,
+  options: Arguments,
+  manager: ServiceManager,
+): Running & { participant: Participant } {
   const prompt = new Prompt(terminal, {
     isJson: options.json,
     isPipe: options.pipe !== undefined,
@@ -106,12 +113,14 @@ function prepare(terminal: Terminal, options: Arguments): Running & { participan
   const running = { prompt, terminal, options } as Running & { participant: Participant };
   const onEvent = (event: ParticipantEvent) => {
     running.heard?.(event);
+    if (event.event === "registered") manager.ready(`registered as ${event.name}`);
     if (!isNoise(event, options)) prompt.event(event);
   };
-  const { name, keepMinutes, direct, portMapping, verbose } = options;
+  const { name, keepMinutes, direct, portMapping, verbose, stay, waitMs } = options;
+  const patient = stay || waitMs !== undefined;
   const participant = new Participant({
     ...readHostPort(options.introducer!),
-    ...{ name, keepMinutes, direct, portMapping, verbose, onEvent },
+    ...{ name, keepMinutes, direct, portMapping, verbose, patient, onEvent },
     room: chooseRoom(options),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });

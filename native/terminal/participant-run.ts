@@ -19,7 +19,7 @@ import { linesForOthers, localHint } from "./invitation.ts";
 import { refusal } from "./participant-story.ts";
 import { commands } from "./participant-arguments.ts";
 import { failIfAny, isQuit, keepFor } from "./participant-prompt.ts";
-import { type Driven, inTime, type Running, tellIfAlone } from "./running.ts";
+import { type Driven, inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { doVerb } from "./verb-run.ts";
 import { meantBy } from "./verbs.ts";
 import { History } from "./history.ts";
@@ -156,11 +156,11 @@ async function sendFirst({ participant, uses, options }: Running, sending: Sourc
   failIfAny(await uses.transfers.send(participant.nameOf(options.connect[0]!), sending));
 }
 
-async function join({ participant, options }: Running, wants: readonly string[]): Promise<void> {
+async function join(running: Running, wants: readonly string[]): Promise<void> {
   try {
-    await participant.join(wants);
+    await joinInTime(running, wants);
   } catch (error) {
-    const meant = meantBy(options.introducer!);
+    const meant = meantBy(running.options.introducer!);
     if (!(error instanceof UserError) || meant === undefined) throw error;
     throw new UserError(`${error.message}; did you mean ${meant}?`, { cause: error });
   }

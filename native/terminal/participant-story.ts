@@ -88,8 +88,9 @@ function describeIntroducer(event: EventOf<FromIntroducer>, c: Colors): string |
     case "notice":
       return `${c.magenta("[introducer]")} ${printable(event.text)}`;
     case "introducer": {
-      const next =
-        event.retryInMs === undefined ? "" : `; trying again in ${(event.retryInMs / 1000).toFixed(1)} s`;
+      const soon = `in ${((event.retryInMs ?? 0) / 1000).toFixed(1)} s`;
+      const again = event.state === "unreachable" ? "until it answers" : soon;
+      const next = event.retryInMs === undefined ? "" : `; trying again ${again}`;
       return `${c.yellow(`introducer ${event.state}`)}: ${printable(event.reason)}${next}`;
     }
   }

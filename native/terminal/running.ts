@@ -54,14 +54,28 @@ export async function inTime<T>(
 ): Promise<T> {
   const { waitMs } = options;
   if (waitMs === undefined) return work;
+  return within(waitMs, work, () => whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`));
+}
+
+/** Joins the room. An introducer that is not there yet is waited for within the time of --wait; by what stays for ever. */
+export async function joinInTime(running: Running, wants: readonly string[] = []): Promise<void> {
+  const { participant, options } = running;
+  const joining = participant.join(wants);
+  if (options.waitMs === undefined) return joining;
+  const late = () => `the introducer was not there within ${options.waitMs! / 1000} s (--wait)`;
+  await within(options.waitMs, joining, late);
+}
+
+/** Passes on what comes within that time. Else rejects with why it has not come. */
+async function within<T>(ms: number, work: Promise<T>, why: () => string | Promise<string>): Promise<T> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
-  const timer = setTimeout(resolve, waitMs);
+  const timer = setTimeout(resolve, ms);
   const come = await Promise.race([work.then((value) => ({ value })), late]).finally(() =>
     clearTimeout(timer),
   );
   if (come) return come.value;
   work.catch(() => {});
-  throw new UserError(await whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`));
+  throw new UserError(await why());
 }
 
 async function whyNot(participant: Driven, peer: string, time: string): Promise<string> {

@@ -13,7 +13,7 @@ import { printable, Refusal, ToldError, type UnlinkReason, UserError } from "../
 import { count } from "./text.ts";
 import { invitationTo, localHint } from "./invitation.ts";
 import { failIfAny } from "./participant-prompt.ts";
-import { inTime, type Running, tellIfAlone } from "./running.ts";
+import { inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { answerTo, type Verb } from "./verbs.ts";
 
 /** After a link that failed or was lost, before the next try. */
@@ -59,8 +59,8 @@ export async function doVerb(running: Running, verb: Verb): Promise<void> {
 
 /** Joins, and says what the other side types. */
 async function join(running: Running): Promise<void> {
-  const { participant, joined, invitation, terminal, options } = running;
-  await participant.join();
+  const { joined, invitation, terminal, options } = running;
+  await joinInTime(running);
   joined.resolve();
   const { verb, room, introducer, shown } = options;
   // Words that were not to be seen are not shown here either.
