@@ -89,7 +89,12 @@ async function importsOf(file: string): Promise<string[]> {
 
 /** Whose tests also belong to a place, besides those of its own folder and those that import the file. */
 const alsoOf: Record<string, string[]> = {
-  "native/introducer": ["test/faults.test.ts", "test/hostile/leaks.test.ts", "test/hostile/room.test.ts"],
+  "native/introducer": [
+    "test/faults.test.ts",
+    "test/hostile/leaks.test.ts",
+    "test/hostile/relay.test.ts",
+    "test/hostile/room.test.ts",
+  ],
   "native/punch": [
     "test/participant/",
     "test/hostile/lying-introducer.test.ts",

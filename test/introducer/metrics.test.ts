@@ -1,4 +1,5 @@
 import { expect, test } from "bun:test";
+import net from "node:net";
 import {
   Histogram,
   Metrics,
@@ -152,7 +153,25 @@ test("the server has one page, which is read only", async () => {
   expect(asked[0].headers.get("content-type")).toContain("version=0.0.4");
   expect(await asked[0].text()).toBe("introducer_participants 0\n");
   server.stop();
-  expect(fetch(`${at}/metrics`)).rejects.toThrow();
+  await expect(fetch(`${at}/metrics`)).rejects.toThrow();
+});
+
+test("a reader gets the whole page, however long, and then the end, though it does not hang up", async () => {
+  const page = "introducer_participants 0\n".repeat(200_000);
+  const server = new MetricsServer(
+    "127.0.0.1",
+    0,
+    () => page,
+    () => {},
+  );
+  const socket = net.connect({ port: server.port, host: "127.0.0.1", allowHalfOpen: true });
+  socket.write("GET /metrics HTTP/1.1\r\n");
+  socket.write("host: introducer\r\n\r\n");
+  let bytes = 0;
+  for await (const chunk of socket) bytes += (chunk as Buffer).length;
+  expect(bytes).toBeGreaterThan(page.length);
+  socket.destroy();
+  server.stop();
 });
 
 test("a page that fails is told to the operator, and nothing of it to who asked", async () => {

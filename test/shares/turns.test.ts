@@ -74,7 +74,7 @@ test("what is done by turns is done with all, in order, with others between, and
     seen.push(`${one}`);
     throw new Error("a mistake");
   });
-  expect(failing).rejects.toThrow("a mistake");
+  await expect(failing).rejects.toThrow("a mistake");
   await failing.catch(() => {});
   expect(seen).not.toContain("2");
 });
