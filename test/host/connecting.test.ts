@@ -88,7 +88,9 @@ test("if none accepts, each is named with its reason", async () => {
 test("a name has the addresses that the system knows; one that is none says so", async () => {
   expect(await resolve("127.0.0.1", 7)).toEqual([at("127.0.0.1:7")]);
   expect(await resolve("localhost", 7)).toContain(at("127.0.0.1:7"));
-  await expect(resolve("no.such.host.invalid", 7)).rejects.toThrow("there is no host called no.such.host.invalid");
+  await expect(resolve("no.such.host.invalid", 7)).rejects.toThrow(
+    "there is no host called no.such.host.invalid",
+  );
 });
 
 test("what was begun early is what is taken, once", async () => {
