@@ -661,6 +661,8 @@ const toIntroducer = {
     links: listOf(fieldsOf(reportedLink), maxReportedLinks),
     /** It takes no relay. */
     direct: optional(exactly(true)),
+    /** How its NAT has mapped before, at this network: a guess until `mapping` says more. */
+    mapping: optional(mapping),
     /**
      * Whom it wants to be introduced to, as if it said `connect` to each: at once, or when somebody of that name registers.
      * Kept for a while, and no longer than its registration.

@@ -60,10 +60,11 @@ function likeliest({ peer, hasMeasured }: Member): Situation {
   return isUnknown ? { ...peer, mapping: "endpoint-independent" } : peer;
 }
 
-/** Rounds for two of whom not all is known. A thousand sockets are not opened for a guess. */
+/** Rounds for two of whom not all is known. Nothing fails for a guess, and for a blind one no thousand sockets are opened. */
 function likelyRounds(a: Member, b: Member): Way[] {
   const rounds = planRounds(likeliest(a), likeliest(b));
-  return rounds[0] === "birthday" ? ["direct", ...rounds] : rounds;
+  const isBlind = [a, b].some((one) => likeliest(one) !== one.peer);
+  return rounds.length === 0 || (isBlind && rounds[0] === "birthday") ? ["direct", ...rounds] : rounds;
 }
 
 /** Tells a member that it is not linked with that other, and why. */

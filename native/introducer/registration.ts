@@ -143,7 +143,7 @@ export class Registration {
     const roundTripMs = handshakeRoundTripMs(session.socket.fd);
     const measured = roundTripMs !== undefined && { roundTripMs: Math.round(roundTripMs) };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }), ...measured };
-    const peer = { ...shown, mapping: "unknown", since: Date.now() } as const;
+    const peer = { ...shown, mapping: message.mapping ?? "unknown", since: Date.now() } as const;
     const member = session.join(peer, room, !message.direct, roundTripMs);
     members.add(member); // first, so that leaving undoes whatever fails from here on
     keepLinks(member, message.links);

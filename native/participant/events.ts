@@ -2,6 +2,7 @@
  * The events of a participant, in the shape of the `--json` lines, and its options. Types only. For participant.ts,
  * native/participant/ and native/terminal/.
  */
+import type { Networks } from "./networks.ts";
 import type { Room } from "../secure/room.ts";
 import type { UseEvent } from "../uses/services.ts";
 import type { Identity } from "../secure/identity.ts";
@@ -103,6 +104,8 @@ export interface ParticipantOptions {
   room: string | Room | Promise<Room>;
   /** By default the identity in the user's state folder. */
   identity?: Identity;
+  /** How NATs have mapped before, to be guessed by. By default nothing is remembered. */
+  networks?: Networks;
   /** Gets all events. */
   onEvent?: (event: ParticipantEvent) => void;
   /** Report every attempt of a punch as an `attempt` event. */

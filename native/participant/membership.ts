@@ -117,7 +117,7 @@ export class Membership {
   }
 
   /** What we tell an introducer of ourselves. Only once the {@link room} is there. */
-  registers(rest: Pick<Register, "private" | "links" | "direct" | "wants">): Register {
+  registers(rest: Pick<Register, "private" | "links" | "direct" | "mapping" | "wants">): Register {
     const { id, key } = this.#room!;
     const { name, fingerprint } = this;
     const proof = key && prove(key, this.member);

@@ -73,7 +73,7 @@ export class Participant {
       peers: this.#roster,
       send: (message) => this.#registration.situation?.context.send(message),
     });
-    const { host, port, direct, portMapping } = options;
+    const { host, port, direct, portMapping, networks } = options;
     const startCommand = otherStartedAs("introducer");
     this.#registration = new Registration(
       {
@@ -83,6 +83,7 @@ export class Participant {
         direct: direct ?? false,
         portMapping: portMapping ?? true,
         isPatient: options.patient ?? false,
+        networks,
       },
       this.#membership,
       new Hearing(this.#roster, naming, emit, (reason) => this.#registration.close(reason)),

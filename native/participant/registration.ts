@@ -23,6 +23,7 @@ import { type ControlChannel, NotAdmitted } from "../host/control.ts";
 import { Gate } from "../punch/gate.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { Membership } from "./membership.ts";
+import type { Networks } from "./networks.ts";
 import { maxPeers } from "./roster.ts";
 import { offeredBy, type Registered, Situation, type SituationOwner } from "./situation.ts";
 import { type Given, type Way, Ways } from "./ways.ts";
@@ -62,6 +63,8 @@ export interface RegistrationOptions extends Given {
   isPatient?: boolean;
   direct?: boolean;
   portMapping?: boolean;
+  /** What is known of networks where we have been. */
+  networks?: Networks | undefined;
 }
 
 export interface RegistrationOwner {
@@ -156,6 +159,8 @@ export class Registration {
       mapsPort: options.portMapping !== false,
       takesRelay: !options.direct,
       gate,
+      guess: () => this.#control && options.networks?.guess(this.#control),
+      measured: (behaviour) => this.#control && options.networks?.learn(this.#control, behaviour),
       situationChanged: () => owner.situationChanged(),
       addressChanged: (reason) => this.#broken(reason),
     };
@@ -267,11 +272,13 @@ export class Registration {
   #introduceOurselves(control: ControlChannel): void {
     const { direct } = this.#options;
     const wants = this.#owner.wants();
+    const mapping = this.#options.networks?.guess(control)?.mapping;
     control.send(
       this.#membership.registers({
         ...(direct && { direct }),
         private: offeredBy(control),
         links: this.#owner.links(),
+        ...(mapping && { mapping }),
         ...(wants.length > 0 && { wants }),
       }),
     );

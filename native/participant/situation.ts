@@ -61,6 +61,9 @@ export interface SituationOwner {
   /** Whether we let ourselves be relayed. */
   readonly takesRelay: boolean;
   readonly gate: Gate;
+  /** How our NAT mapped when we were last here. */
+  guess(): MappingBehaviour | undefined;
+  measured(behaviour: MappingBehaviour): void;
   /** Our situation has changed: there may be a direct way now where there was none. */
   situationChanged(): void;
   /** The address in use is gone, or the way is another: the old endpoints are dead. */
@@ -105,7 +108,12 @@ export class Situation {
       },
       ...{ credentials, bondKey, probes, portFor, port: portFor(connection.port) },
       ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
-      ...{ behaviour: undefined, mapped: undefined, roundTripMs: message.roundTripMs, clampsSegments: false },
+      ...{
+        behaviour: owner.guess(),
+        mapped: undefined,
+        roundTripMs: message.roundTripMs,
+        clampsSegments: false,
+      },
       send: (told) => connection.send(told),
       measureFresh: (measure) => this.#measurements.beside(measure),
       handshakeStuck: () => void (this.#context.clampsSegments = true),
@@ -209,6 +217,7 @@ export class Situation {
     if (before && before.mapping !== mapping) this.#owner.situationChanged();
     const prediction = mapping === "sequential" ? { endpoint: last, step } : undefined;
     this.#context.send({ type: "mapping", mapping, ...(prediction && { prediction }) });
+    this.#owner.measured(behaviour);
     this.#owner.emit({ event: "mapping", mapping, step });
   }
 

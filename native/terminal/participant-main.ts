@@ -9,7 +9,7 @@ import { ServiceManager } from "../host/service.ts";
 import { requirePlatform } from "../host/libc.ts";
 import { type ParticipantEvent } from "../participant/events.ts";
 import { Keep } from "../participant/keep.ts";
-import { IdentityError, identityOrOneForNow } from "../secure/identity.ts";
+import { IdentityError, identityOrOneForNow, stateFolder } from "../secure/identity.ts";
 import { openRoom, type Room, roomOf } from "../secure/room.ts";
 import { areWeak, newRoomWords } from "../secure/words.ts";
 import { version } from "./command-line.ts";
@@ -30,6 +30,7 @@ import { transferLine } from "./participant-story.ts";
 import { runProgram, type Terminal } from "./terminal.ts";
 import { Services } from "../uses/services.ts";
 import { defaultRoom, UserError } from "../../protocol.ts";
+import { Networks } from "../participant/networks.ts";
 import { Participant } from "../participant/participant.ts";
 
 /** The room to be in. */
@@ -122,6 +123,7 @@ function prepare(
     ...readHostPort(options.introducer!),
     ...{ name, keepMinutes, direct, portMapping, verbose, patient, onEvent },
     room: chooseRoom(options),
+    networks: new Networks(stateFolder()),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const joined = Promise.withResolvers<void>();

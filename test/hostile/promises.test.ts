@@ -101,6 +101,12 @@ const security: Record<string, Shown[]> = {
     ["hostile/trust.test.ts", "a thief of identity.pem has what alice's program had"],
     ["hostile/trust.test.ts", "nobody is linked by %s, as %s side"],
   ],
+  "`networks.json` beside it does not say where you were.": [
+    [
+      "participant/networks.test.ts",
+      "the file is our own alone, says nothing of where we were, and is bounded",
+    ],
+  ],
 };
 
 /** How that is kept: native/README.md, "Trust". */

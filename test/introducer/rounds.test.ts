@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import { at, Client, linkedBy, registration } from "../client-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
-import { introduce, type Joined, maps, pairOf, noAnswer, silent } from "./introducer-fixture.ts";
+import { introduce, isLinux, type Joined, maps, pairOf, noAnswer, silent } from "./introducer-fixture.ts";
 
 test("random with random, one of them with a mapped port: a direct round", async () => {
   await using scene = introduce();
@@ -205,6 +205,29 @@ test("once a NAT is known to be another than was guessed, the plan begins anew",
   await maps(bert, "endpoint-independent"); // said again, it begins nothing
   await anna.settled();
   expect(ways(anna)).toHaveLength(2);
+});
+
+test("what a NAT did before is a better guess: ports are predicted at once, and a wrong guess is corrected", async () => {
+  await using scene = introduce();
+  using bert = await silent(scene, "bert");
+  await maps(bert, "endpoint-independent");
+  using anna = new Client(scene.introducer.port);
+  anna.send({ ...registration("anna"), mapping: "sequential", wants: ["bert"] });
+  expect(await anna.next("measure")).toMatchObject({ way: "predicted" });
+  expect(bert.types()).toContain("joined");
+  anna.send({ type: "mapping", mapping: "endpoint-independent" });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct", round: 1, last: false });
+});
+
+test("two whose NATs are guessed to be random are not refused for that", async () => {
+  await using scene = introduce();
+  const guess = { mapping: "random" } as const;
+  using bert = new Client(scene.introducer.port, isLinux ? "127.0.0.2" : "127.0.0.1");
+  bert.send({ ...registration("bert"), ...guess });
+  await bert.next("peers");
+  using anna = new Client(scene.introducer.port);
+  anna.send({ ...registration("anna"), ...guess, wants: ["bert"] });
+  expect(await anna.next("punch")).toMatchObject({ way: "direct" });
 });
 
 test("a link by the guessed round is not cut off by what is known later", async () => {

@@ -50,7 +50,7 @@ testNeeding(nowhere)(
       },
       membership as unknown as Membership,
       {
-        ...{ mapsPort: false, takesRelay: true, gate: new Gate() },
+        ...{ mapsPort: false, takesRelay: true, gate: new Gate(), guess: () => undefined, measured() {} },
         ...{ emit() {}, situationChanged() {}, addressChanged() {} },
       },
     );
@@ -91,7 +91,7 @@ async function situated(seen: (probe: number, control: Endpoint) => Endpoint | u
     },
     membership as unknown as Membership,
     {
-      ...{ mapsPort: false, takesRelay: true, gate: new Gate() },
+      ...{ mapsPort: false, takesRelay: true, gate: new Gate(), guess: () => undefined, measured() {} },
       ...{ emit() {}, situationChanged: () => void told.changes++, addressChanged() {} },
     },
   );
