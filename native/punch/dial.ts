@@ -22,6 +22,8 @@ const privatePause = { baseMs: 2, randomMs: 4, growth: 3 };
 const unverifiedPausesMs = [50, 200, 800, 3_200];
 /** There a SYN is given up just before the kernel would repeat it (RFC 6298 §2.1: after one second). */
 const unverifiedAnswerMs = 900;
+/** What is silent for two of its round trips, and for so long, answers no more. */
+const unheardSpareMs = 50;
 /**
  * The pause after a connection that did not authenticate, or after a local obstacle (no port, no descriptor). Neither
  * changes soon, unless the peer was listening for others and does not know of us yet.
@@ -77,6 +79,8 @@ export class Dial {
   readonly #targets: Targets;
   #startedAt = 0;
   #obstacles = 0;
+  /** How long it took to refuse an attempt: a round trip. */
+  #answerMs: number | undefined;
 
   constructor(candidate: Candidate, startsAt: number, targets: Targets) {
     this.candidate = candidate;
@@ -115,9 +119,19 @@ export class Dial {
     return isBounded && this.socket !== undefined && now - this.#startedAt >= unverifiedAnswerMs;
   }
 
+  /**
+   * Whether it has refused before, and is silent now. Then a NAT takes what we send for part of a connection that is dead,
+   * and drops it for minutes.
+   */
+  isUnheard(now: number): boolean {
+    if (this.#answerMs === undefined || !this.isVerified || !this.socket) return false;
+    return now - this.#startedAt >= 2 * this.#answerMs + unheardSpareMs;
+  }
+
   /** An attempt has ended without a link; `elapsedMs` since the punch began. */
   ended(outcome: string, elapsedMs: number): void {
     this.lastOutcome = outcome;
+    if (isRefusal(outcome)) this.#answerMs = performance.now() - this.#startedAt;
     const pause = this.candidate.isOnce ? Infinity : this.#pauseMs(outcome, elapsedMs);
     this.dueAt = performance.now() + pause;
   }

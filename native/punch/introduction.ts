@@ -320,6 +320,7 @@ export class Introduction {
       clampsSegments: context.clampsSegments,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
+      onUnheard: () => this.#unheard(punch),
       onAttempt,
     });
     return punch;
@@ -347,6 +348,12 @@ export class Introduction {
       distances.keep(this.#options.context.public, this.#peer.public, handshakeMs / 2);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     this.#end(undefined);
+  }
+
+  /** The next round, by fresh ports, need not wait until this one is over. */
+  #unheard(punch: Punch): void {
+    if (this.#punch !== punch || this.#round.token === undefined || this.#round.isLast) return;
+    punch.abort("no-candidate-answered", "the peer's NAT answered, and then no more");
   }
 
   /** Tells the introducer, which tells the peer, or begins the next round. */

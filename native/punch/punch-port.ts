@@ -171,6 +171,8 @@ export class PunchPort {
       for (const punch of [...this.#punches]) {
         if (this.#isExpired(punch, now)) punch.expire();
         else for (const dial of punch.dials) this.#advance(punch, dial, now);
+        const isUnheard = punch.dials.some((dial) => dial.isUnheard(now));
+        if (isUnheard && !punch.isNearlyThere && !this.#isArriving(punch)) punch.options.onUnheard?.();
       }
       isCrossing = [...this.#punches].some((punch) => punch.isCrossing(now));
       this.#pollAll(isCrossing ? pollPeriodMs : 0);

@@ -53,6 +53,8 @@ export interface PunchOptions {
    */
   onFailed(reason: FailureReason, detail: string): void;
   onAttempt?(attempt: Attempt): void;
+  /** Nothing more will come of its SYNs ({@link Dial.isUnheard}), and it goes on. Called at every look. */
+  onUnheard?(): void;
 }
 
 /**

@@ -15,6 +15,7 @@ import {
   expectLinked,
   expectSameConnection,
   failureOf,
+  isLinux,
   linkedOn,
   linkOf,
   newToken,
@@ -304,5 +305,44 @@ describe("a candidate", () => {
     await expectSameConnection(...links);
     await closeBoth(...links);
     expect([ofAlice.outcomes.length, ofBob.outcomes.length]).toEqual([1, 1]);
+  });
+});
+
+describe.skipIf(!isLinux)("a NAT that answers, and then no more", () => {
+  /** It refuses, until its filter drops what comes from there without a word. */
+  function silence(host: Host, from: Host): Socket {
+    const listener = Socket.open(4).shareport();
+    listener.bind(splitEndpoint(host.endpoint).port);
+    listener.dropFrom([from.endpoint]);
+    listener.listen(1);
+    return listener;
+  }
+
+  test("is told, so that the next round can begin on fresh ports", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    let unheard = 0;
+    const ofAlice = start(alice, bob, "controlled", newToken(), { onUnheard: () => unheard++ });
+    await until("she was refused", () => ofAlice.attempts.some(({ outcome }) => outcome === "ECONNREFUSED"));
+    expect(unheard).toBe(0);
+    using listener = silence(bob, alice);
+    await until("it is told", () => unheard > 0);
+    expect(listener.isOpen).toBe(true);
+    ofAlice.punch.abort("timed-out", "the test is over");
+  });
+
+  test("one that never answered may drop by nature, and is not told", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    using listener = silence(bob, alice);
+    let unheard = 0;
+    const ofAlice = start(alice, bob, "controlled", newToken(), {
+      deadlineMs: 300,
+      onUnheard: () => unheard++,
+    });
+    await ofAlice.outcome;
+    expect([unheard, listener.isOpen]).toEqual([0, true]);
   });
 });
