@@ -256,7 +256,7 @@ export class Introducer {
     const drain = (this.#drain = this.#makeDrain());
     const presence = new Presence(guard);
     const rooms = { members, presence, introductions, relays, drain, metrics: this.#metrics };
-    const where = { door, probePorts: this.probePorts, alternate, redis, advertise };
+    const where = { door, probePorts: () => this.probePorts, alternate, redis, advertise };
     const notify = (text: string) => this.broadcast(text);
     this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });
     this.#startTicking();
@@ -288,7 +288,7 @@ export class Introducer {
   #makeIntroductions(): Introductions {
     const owner = {
       limits: this.limits,
-      canMeasure: this.probePorts.length > 0,
+      canMeasure: () => this.probePorts.length > 0,
       send: ({ session }: Member, message: ToParticipant) => session.send(message),
       show: ({ session }: Member, about: Member, message: About) => session.write(lineAbout(about, message)),
       offerRelay: (a: Member, b: Member) =>
@@ -310,7 +310,7 @@ export class Introducer {
       relays: () => this.#reception.relays,
       close: (sessions, reason) => this.#reception.door.close(sessions, reason),
       leaveRooms: async () => this.#homes?.leave(),
-      stopListening: () => this.#reception.door.stopListening(),
+      stopListening: () => this.#reception.stopListening(),
     });
   }
 

@@ -13,7 +13,7 @@ import type { Member } from "./session.ts";
 export interface IntroductionOwner {
   readonly limits: Limits;
   /** Whether there are probe ports, so that participants can say how their NATs map. */
-  readonly canMeasure: boolean;
+  canMeasure(): boolean;
   send(member: Member, message: ToParticipant): void;
   /** Sends a message that shows `about`. */
   show(member: Member, about: Member, message: About): void;

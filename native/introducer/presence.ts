@@ -29,15 +29,16 @@ export class Presence {
     this.#guard = guard;
   }
 
-  /** One that is not there leaves soon. Does nothing while it is asked, or has just answered. */
-  ask(member: Member, answerWithinMs = answerMs): void {
+  /** One that is in nobody's way, and not there, leaves soon. Does nothing while it is asked, or has just answered. */
+  ask(member: Member): void {
     const question = this.#questions.get(member);
-    if (question?.is !== "asked" && this.#pauseMs(question) <= 0) void this.isThere(member, answerWithinMs);
+    const isDue = question?.is !== "asked" && this.#pauseMs(question) <= 0;
+    if (isDue) void this.isThere(member, patientAnswerMs);
   }
 
   /** The same for one that somebody wants to meet. Does nothing if it has said something in the last second. */
   askIfQuiet(member: Member): void {
-    if (performance.now() - member.session.heardAt >= quietMs) this.ask(member, patientAnswerMs);
+    if (performance.now() - member.session.heardAt >= quietMs) this.ask(member);
   }
 
   /** Resolves to whether it is there: it has said something since this was asked. One that is not has left by then. */

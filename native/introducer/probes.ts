@@ -24,6 +24,8 @@ import { isNoPlace, observedEndpoint } from "./observe.ts";
 import type { Sources } from "./sources.ts";
 import type { Turns } from "./turns.ts";
 
+/** How often a port that is taken is tried again. */
+const retryMs = 1_000;
 /** The most bytes of a probe: more than its one line. */
 const maxProbeBytes = 256;
 
@@ -51,6 +53,8 @@ export class Probes {
   readonly #owner: Owner;
   readonly #shares: Shares;
   readonly #listeners: Listener<Probe | undefined>[] = [];
+  /** Of ports that were taken. */
+  readonly #retries: Timer[] = [];
   /** The oldest comes first, and is due first. */
   readonly #sockets = new Set<ProbeSocket>();
   #timer: Timer | undefined;
@@ -72,19 +76,39 @@ export class Probes {
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? ownHost, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
     for (const probePort of ports) {
-      try {
-        for (const hostname of hosts) this.#listeners.push(this.#listenAt(hostname, probePort));
-      } catch (error) {
-        const { code = String(error) } = error as { code?: string };
-        const message = `no mapping probes on port ${probePort}: ${code} (choose others with --probe-ports)`;
-        if (!probePorts) {
-          this.#emit({ event: "warning", message });
-          continue;
-        }
-        for (const listener of this.#listeners) listener.stop();
-        throw new ProbePortError(message, { cause: error });
+      const { code } = this.#tryPort(probePort, hosts);
+      if (code === undefined) continue;
+      const why = `no mapping probes on port ${probePort}: ${code}`;
+      if (probePorts) {
+        this.stop();
+        throw new ProbePortError(`${why} (choose others with --probe-ports)`);
       }
+      const message = `${why}; trying again every second (or choose others with --probe-ports)`;
+      this.#emit({ event: "warning", message });
+      this.#retryAt(probePort, hosts);
     }
+  }
+
+  /** Listens at all these, or says why it can't. */
+  #tryPort(port: number, hosts: readonly string[]): { code?: string } {
+    const listeners: Listener<Probe | undefined>[] = [];
+    try {
+      for (const hostname of hosts) listeners.push(this.#listenAt(hostname, port));
+      this.#listeners.push(...listeners);
+      return {};
+    } catch (error) {
+      for (const listener of listeners) listener.stop();
+      const { code = String(error) } = error as { code?: string };
+      return { code };
+    }
+  }
+
+  /** The introducer that this one replaces may still be there. */
+  #retryAt(port: number, hosts: readonly string[]): void {
+    const timer = setInterval(() => {
+      if (this.#tryPort(port, hosts).code === undefined) clearInterval(timer);
+    }, retryMs).unref();
+    this.#retries.push(timer);
   }
 
   #emit(event: IntroducerEvent): void {
@@ -171,6 +195,7 @@ export class Probes {
 
   /** No more of them. */
   stop(): void {
+    for (const timer of this.#retries) clearInterval(timer);
     for (const listener of this.#listeners) listener.stop();
   }
 

@@ -166,9 +166,10 @@ export class Reception {
     guard.serve(undefined, () => this.relays?.tick(now));
   }
 
+  /** The next introducer finds all of its ports free once it has the first. */
   stopListening(): void {
-    this.door.stopListening();
     this.probes.stop();
+    this.door.stopListening();
   }
 
   stop(): void {

@@ -44,7 +44,7 @@ export interface RegistrationParts {
   readonly door: Door;
   readonly relays: Relays<Session> | undefined;
   /** Where mapping probes are answered, at our address and at the alternate one. */
-  readonly probePorts: number[];
+  probePorts(): number[];
   readonly alternate: string | undefined;
   /** The Redis by which several introducers know where rooms live, and where this one is. */
   readonly redis: string | undefined;
@@ -157,7 +157,8 @@ export class Registration {
 
   /** Answers `register`. */
   #welcome(member: Member): void {
-    const { probePorts, alternate, relays, door, members } = this.#parts;
+    const { alternate, relays, door, members } = this.#parts;
+    const probePorts = this.#parts.probePorts();
     const { session, room, peer } = member;
     const { id, name, private: candidates, public: observed, roundTripMs } = peer;
     const hasAlternate = alternate !== undefined && probePorts[0] !== undefined;

@@ -54,7 +54,7 @@ class Scene {
   #index(): Index {
     const owner: IntroductionOwner = {
       limits: defaultLimits,
-      canMeasure: true,
+      canMeasure: () => true,
       send: (to, message) => this.#hear(to, message),
       show: (to, about, message) => this.#hear(to, { ...message, peer: about.peer } as ToParticipant),
       offerRelay: () => (this.hasRelay ? "relayed" : undefined),

@@ -4,6 +4,7 @@ import net from "node:net";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { at, Client, registration } from "../client-fixture.ts";
+import { until } from "../native-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { encode } from "../../protocol.ts";
 import { linuxTest } from "../needing-fixture.ts";
@@ -107,10 +108,10 @@ test("no probe ports: none are named, and no second address either", async () =>
   expect(await anna.next("registered")).toMatchObject({ probePorts: [], alternates: [] });
 });
 
-test("a probe port that is taken: by default a warning, when asked for an error", async () => {
+test("a probe port that is taken: by default a warning and more tries, when asked for an error", async () => {
   const own = freePort();
   const probePort = own + 1;
-  await using _taken = introduce({}, { port: probePort });
+  const taken = introduce({}, { port: probePort });
   const events: IntroducerEvent[] = [];
   const onEvent = (event: IntroducerEvent) => void events.push(event);
   const options = { host: "127.0.0.1", port: own, onEvent };
@@ -121,4 +122,32 @@ test("a probe port that is taken: by default a warning, when asked for an error"
   expect(() => Introducer.start({ host: "127.0.0.1", port, probePorts: [probePort] })).toThrow();
   const again = Introducer.start({ host: "127.0.0.1", port, probePorts: [] }); // its own port is free again
   await again.stop();
+  await taken[Symbol.asyncDispose]();
+  await until("it has that port, too", () => introducer.probePorts.includes(probePort));
+  expect((await probed(probePort)).text).toContain("observed");
+  using anna = new Client(introducer.port);
+  anna.send(registration("anna"));
+  expect((await anna.next("registered")).probePorts).toContain(probePort);
+});
+
+test("one that replaces another has its probe ports as soon as it has its port", async () => {
+  const port = freePort();
+  const old = Introducer.start({ host: "127.0.0.1", port });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+  const { probePorts } = old;
+  expect(probePorts).toHaveLength(2);
+  const drained = old.drain("it is replaced");
+  let replaced: Introducer | undefined;
+  await until("its port is free", () => {
+    try {
+      return (replaced = Introducer.start({ host: "127.0.0.1", port })) !== undefined;
+    } catch {
+      return false;
+    }
+  });
+  expect(replaced!.probePorts).toEqual(probePorts);
+  await drained;
+  await Promise.all([old.stop("it is over"), replaced!.stop("it is over")]);
 });
