@@ -1,5 +1,5 @@
 /** The commands that `bun link` gives, and the source started from elsewhere: names, folders, and the library by its name. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,6 +8,9 @@ import { startIntroducer } from "./driven-fixture.ts";
 import { run } from "./hostile/wire.ts";
 import { testNeeding } from "./needing-fixture.ts";
 import { until } from "./native-fixture.ts";
+
+/** Several programs on a busy machine. */
+setDefaultTimeout(20_000);
 
 const root = join(import.meta.dir, "..");
 const bun = process.execPath;

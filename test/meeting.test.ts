@@ -1,5 +1,5 @@
 /** Two people who want to find each other: real programs on loopback, with names mistyped, left out, or not there. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { newRoomWords } from "../native/secure/words.ts";
 import { client, freePort, readAll } from "./sockets-fixture.ts";
 import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
@@ -7,34 +7,31 @@ import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.t
 const room = ["--room", newRoomWords()];
 /** Programs that wait for what does not come say so after 5 and 10 s. */
 const patienceMs = 30_000;
+setDefaultTimeout(patienceMs);
 
-test(
-  "who is not there is told with who is, also with -q; who is alone, that nobody has used the words",
-  async () => {
-    await using house = startIntroducer();
-    await using bob = new Driven(house.port, "bob", ...room, "--stay");
-    await bob.registered;
-    const at = `127.0.0.1:${house.port}`;
-    const alone = spawn([at, "--room", newRoomWords(), "-q", "--name", "eve", "--stay"]);
-    const alice = spawn([at, ...room, "-q", "--name", "alice", "--pipe", "bbo:22"]);
-    const other = newRoomWords();
-    await using carol = new Driven(house.port, "carol", "--room", other, "--stay");
-    await carol.registered;
-    const late = spawn(["receive", `${other}@${at}`]);
-    const told = async ({ stderr }: typeof alone) => {
-      const { value } = await stderr.getReader().read();
-      return new TextDecoder().decode(value);
-    };
-    expect(await told(alice)).toBe("bbo is not here; here: bob\n");
-    expect(await told(alone)).toBe(
-      "nobody else has used these words: does the other side have the same, and this introducer?\n",
-    );
-    expect(await told(late)).toContain("here: carol; but the code may be used up: ask for another\n");
-    for (const one of [alone, alice, late]) one.kill();
-    expect(bob.count("alone")).toBe(0);
-  },
-  patienceMs,
-);
+test("who is not there is told with who is, also with -q; who is alone, that nobody has used the words", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--stay");
+  await bob.registered;
+  const at = `127.0.0.1:${house.port}`;
+  const alone = spawn([at, "--room", newRoomWords(), "-q", "--name", "eve", "--stay"]);
+  const alice = spawn([at, ...room, "-q", "--name", "alice", "--pipe", "bbo:22"]);
+  const other = newRoomWords();
+  await using carol = new Driven(house.port, "carol", "--room", other, "--stay");
+  await carol.registered;
+  const late = spawn(["receive", `${other}@${at}`]);
+  const told = async ({ stderr }: typeof alone) => {
+    const { value } = await stderr.getReader().read();
+    return new TextDecoder().decode(value);
+  };
+  expect(await told(alice)).toBe("bbo is not here; here: bob\n");
+  expect(await told(alone)).toBe(
+    "nobody else has used these words: does the other side have the same, and this introducer?\n",
+  );
+  expect(await told(late)).toContain("here: carol; but the code may be used up: ask for another\n");
+  for (const one of [alone, alice, late]) one.kill();
+  expect(bob.count("alone")).toBe(0);
+});
 
 test("a name is found in whatever case it is written", async () => {
   await using house = startIntroducer();
@@ -46,18 +43,14 @@ test("a name is found in whatever case it is written", async () => {
   expect(await bob.next("said")).toMatchObject({ name: "alice", text: "hello" });
 });
 
-test(
-  "nobody need be named where there is only one other",
-  async () => {
-    await using house = startIntroducer();
-    const at = `127.0.0.1:${house.port}`;
-    await using bob = spawnWith("from bob", [at, ...room, "--name", "bob", "--pipe", "-q"]);
-    await using alice = spawnWith("from alice", [at, ...room, "--name", "alice", "-q", "--pipe"]);
-    expect([await bob.stdout.text(), await alice.stdout.text()]).toEqual(["from alice", "from bob"]);
-    expect([await bob.exited, await alice.exited]).toEqual([0, 0]);
-  },
-  patienceMs,
-);
+test("nobody need be named where there is only one other", async () => {
+  await using house = startIntroducer();
+  const at = `127.0.0.1:${house.port}`;
+  await using bob = spawnWith("from bob", [at, ...room, "--name", "bob", "--pipe", "-q"]);
+  await using alice = spawnWith("from alice", [at, ...room, "--name", "alice", "-q", "--pipe"]);
+  expect([await bob.stdout.text(), await alice.stdout.text()]).toEqual(["from alice", "from bob"]);
+  expect([await bob.exited, await alice.exited]).toEqual([0, 0]);
+});
 
 test("nor at the prompt; in the lobby it must", async () => {
   await using house = startIntroducer();
@@ -82,45 +75,37 @@ function spawnWith(input: string, args: string[]) {
   return child;
 }
 
-test(
-  "what is sent, and what is forwarded, goes to the only other one",
-  async () => {
-    await using house = startIntroducer();
-    await using bob = new Driven(house.port, "bob", ...room, "--accept", "in", "--stay");
-    await bob.registered;
-    await using alice = new Driven(house.port, "alice", ...room, "--send", import.meta.path);
-    expect(await alice.next("transferred")).toMatchObject({ name: "bob", what: "meeting.test.ts" });
-    expect(await alice.exited()).toBe(0);
-    const port = freePort();
-    const at = `127.0.0.1:${house.port}`;
-    await using carol = spawn([at, ...room, "-L", `${port}::9`]);
-    const told = carol.stderr.getReader();
-    expect(new TextDecoder().decode((await told.read()).value)).toContain(
-      `:${port} → whoever is here → localhost:9\n`,
-    );
-    expect((await readAll(client(port))).error).toBe("ECONNRESET");
-    expect(await bob.next("forward-refused")).toMatchObject({ target: "localhost:9" });
-  },
-  patienceMs,
-);
+test("what is sent, and what is forwarded, goes to the only other one", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--accept", "in", "--stay");
+  await bob.registered;
+  await using alice = new Driven(house.port, "alice", ...room, "--send", import.meta.path);
+  expect(await alice.next("transferred")).toMatchObject({ name: "bob", what: "meeting.test.ts" });
+  expect(await alice.exited()).toBe(0);
+  const port = freePort();
+  const at = `127.0.0.1:${house.port}`;
+  await using carol = spawn([at, ...room, "-L", `${port}::9`]);
+  const told = carol.stderr.getReader();
+  expect(new TextDecoder().decode((await told.read()).value)).toContain(
+    `:${port} → whoever is here → localhost:9\n`,
+  );
+  expect((await readAll(client(port))).error).toBe("ECONNRESET");
+  expect(await bob.next("forward-refused")).toMatchObject({ target: "localhost:9" });
+});
 
-test(
-  "and it must be said who is meant where there are several, or anyone may be",
-  async () => {
-    await using house = startIntroducer();
-    await using bob = new Driven(house.port, "bob", ...room, "--stay");
-    await using carol = new Driven(house.port, "carol", ...room, "--stay");
-    await met(bob, carol);
-    const at = `127.0.0.1:${house.port}`;
-    const several = await outcome([at, ...room, "--connect"]);
-    expect(several.code).toBe(1);
-    expect(several.stderr).toContain("error: several are here, so say which one you mean: bob, carol\n");
-    const lobby = await outcome([at, "--pipe"]);
-    expect(lobby.code).toBe(2);
-    expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
-  },
-  patienceMs,
-);
+test("and it must be said who is meant where there are several, or anyone may be", async () => {
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", ...room, "--stay");
+  await using carol = new Driven(house.port, "carol", ...room, "--stay");
+  await met(bob, carol);
+  const at = `127.0.0.1:${house.port}`;
+  const several = await outcome([at, ...room, "--connect"]);
+  expect(several.code).toBe(1);
+  expect(several.stderr).toContain("error: several are here, so say which one you mean: bob, carol\n");
+  const lobby = await outcome([at, "--pipe"]);
+  expect(lobby.code).toBe(2);
+  expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
+});
 
 test.each([
   ["--connect", ["--connect", "bob"]],

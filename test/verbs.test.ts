@@ -1,5 +1,5 @@
 /** `send` and `receive`, `share` and `reach`: two real programs on loopback, of which one types what the other prints. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { whatToOpen } from "../native/terminal/verb-run.ts";
@@ -10,6 +10,7 @@ import { Pty } from "./pty-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
 
 const patienceMs = 20_000;
+setDefaultTimeout(patienceMs);
 
 /** A program with a verb, in a folder of its own; what it prints is there as it comes. */
 class Said implements AsyncDisposable {
@@ -149,64 +150,56 @@ describe("send and receive", () => {
 });
 
 describe("share and reach", () => {
-  test(
-    "listen on the same port, or a free one, and say what to open; end on Ctrl-C",
-    async () => {
-      await using house = startIntroducer();
-      await using server = await target((socket) => void socket.pipe(socket));
-      await using other = await target((socket) => void socket.end("other"));
-      const free = freePort();
-      await using sharer = new Said(
-        newcomer(),
-        ["share", String(server.port), `127.0.0.1:${other.port}`],
-        at(house),
-      );
-      await using reacher = new Said(newcomer(), [...(await sharer.answer()), String(free)]);
-      await until("it says what to open", () => reacher.stdout.split("\n").length === 3, patienceMs);
-      const [first = "", second = ""] = reacher.stdout.split("\n");
-      expect(first).toBe(`http://127.0.0.1:${free}/`);
-      // The port itself is taken here, by the server.
-      const ports = [first, second].map((url) => Number(new URL(url).port));
-      expect(ports[1]).not.toBe(other.port);
-      const socket = client(ports[0]!);
-      const echoed = readAll(socket);
-      socket.end("hello");
-      expect((await echoed).bytes.toString()).toBe("hello");
-      expect((await readAll(client(ports[1]!))).bytes.toString()).toBe("other");
-      reacher.signal("SIGINT");
-      expect(await reacher.exited).toBe(0);
-      await sharer.says("waiting for the other side to come again");
-      sharer.signal("SIGINT");
-      expect(await sharer.exited).toBe(0);
-    },
-    patienceMs,
-  );
+  test("listen on the same port, or a free one, and say what to open; end on Ctrl-C", async () => {
+    await using house = startIntroducer();
+    await using server = await target((socket) => void socket.pipe(socket));
+    await using other = await target((socket) => void socket.end("other"));
+    const free = freePort();
+    await using sharer = new Said(
+      newcomer(),
+      ["share", String(server.port), `127.0.0.1:${other.port}`],
+      at(house),
+    );
+    await using reacher = new Said(newcomer(), [...(await sharer.answer()), String(free)]);
+    await until("it says what to open", () => reacher.stdout.split("\n").length === 3, patienceMs);
+    const [first = "", second = ""] = reacher.stdout.split("\n");
+    expect(first).toBe(`http://127.0.0.1:${free}/`);
+    // The port itself is taken here, by the server.
+    const ports = [first, second].map((url) => Number(new URL(url).port));
+    expect(ports[1]).not.toBe(other.port);
+    const socket = client(ports[0]!);
+    const echoed = readAll(socket);
+    socket.end("hello");
+    expect((await echoed).bytes.toString()).toBe("hello");
+    expect((await readAll(client(ports[1]!))).bytes.toString()).toBe("other");
+    reacher.signal("SIGINT");
+    expect(await reacher.exited).toBe(0);
+    await sharer.says("waiting for the other side to come again");
+    sharer.signal("SIGINT");
+    expect(await sharer.exited).toBe(0);
+  });
 
-  test(
-    "only whoever came first reaches anything; when the sharer ends, reach ends with 1",
-    async () => {
-      await using house = startIntroducer();
-      await using server = await target((socket) => void socket.end("hello"));
-      const ports = [freePort(), freePort()];
-      const args = ["share", String(server.port), "--name", "sharer"];
-      await using sharer = new Said(newcomer(), args, at(house));
-      const answer = await sharer.answer();
-      await using first = new Said(newcomer(), [...answer, String(ports[0])]);
-      await first.says("is here now");
-      const code = answer[1]!;
-      // A member that asks for a link by itself, and for the port.
-      await using second = new Said(newcomer(), [code, "-L", `${ports[1]}:sharer:${server.port}`]);
-      await second.says("linked with sharer");
-      expect(await readAll(client(ports[1]!))).toMatchObject({ error: "ECONNRESET" });
-      await second.says("sharer does not let us reach");
-      expect((await readAll(client(ports[0]!))).bytes.toString()).toBe("hello");
-      sharer.signal("SIGTERM");
-      expect([await sharer.exited, await first.exited]).toEqual([0, 1]);
-      expect(first.stderr).toContain("error: the other side has ended it");
-      second.signal("SIGKILL");
-    },
-    patienceMs,
-  );
+  test("only whoever came first reaches anything; when the sharer ends, reach ends with 1", async () => {
+    await using house = startIntroducer();
+    await using server = await target((socket) => void socket.end("hello"));
+    const ports = [freePort(), freePort()];
+    const args = ["share", String(server.port), "--name", "sharer"];
+    await using sharer = new Said(newcomer(), args, at(house));
+    const answer = await sharer.answer();
+    await using first = new Said(newcomer(), [...answer, String(ports[0])]);
+    await first.says("is here now");
+    const code = answer[1]!;
+    // A member that asks for a link by itself, and for the port.
+    await using second = new Said(newcomer(), [code, "-L", `${ports[1]}:sharer:${server.port}`]);
+    await second.says("linked with sharer");
+    expect(await readAll(client(ports[1]!))).toMatchObject({ error: "ECONNRESET" });
+    await second.says("sharer does not let us reach");
+    expect((await readAll(client(ports[0]!))).bytes.toString()).toBe("hello");
+    sharer.signal("SIGTERM");
+    expect([await sharer.exited, await first.exited]).toEqual([0, 1]);
+    expect(first.stderr).toContain("error: the other side has ended it");
+    second.signal("SIGKILL");
+  });
 
   test("more ports than are shared are refused", async () => {
     await using house = startIntroducer();
@@ -227,20 +220,16 @@ describe("share and reach", () => {
 test.each([
   ["send", "reach", "no port is shared there, but files are sent: type `receive` in place of `reach`"],
   ["share", "receive", "nothing is sent there, but ports are shared: type `reach` in place of `receive`"],
-])(
-  "a code of `%s` with `%s` is told what to type",
-  async (giving, taking, message) => {
-    await using house = startIntroducer();
-    const from = newcomer();
-    writeFileSync(join(homeOf(from), "8000"), "a file");
-    await using giver = new Said(from, [giving, "8000"], at(house));
-    await using taker = new Said(newcomer(), [taking, (await giver.answer())[1]!]);
-    expect(await taker.exited).toBe(1);
-    expect(taker.stderr).toContain(`error: ${message}\n`);
-    expect(existsSync(join(taker.folder, "8000"))).toBe(false);
-  },
-  patienceMs,
-);
+])("a code of `%s` with `%s` is told what to type", async (giving, taking, message) => {
+  await using house = startIntroducer();
+  const from = newcomer();
+  writeFileSync(join(homeOf(from), "8000"), "a file");
+  await using giver = new Said(from, [giving, "8000"], at(house));
+  await using taker = new Said(newcomer(), [taking, (await giver.answer())[1]!]);
+  expect(await taker.exited).toBe(1);
+  expect(taker.stderr).toContain(`error: ${message}\n`);
+  expect(existsSync(join(taker.folder, "8000"))).toBe(false);
+});
 
 test("--wait ends a verb that nobody answers, with 1 and why", async () => {
   await using house = startIntroducer();
@@ -255,9 +244,10 @@ describe("the command line", () => {
     ["share", "it needs a PORT: `share [HOST:]PORT …`"],
     ["share http", "share http: http is not a port (1 to 65535)"],
     ["share *:80", "share *:80: * is neither a host name nor an address"],
-    ["recieve x@h", "there is no `recieve x@h`; did you mean `receive`?"],
-    ["one two", "there is no `one two`; one introducer at a time"],
-    ["receive photos", '"photos" is no code'],
+    ["recieve x@h", "there is no verb `recieve`; did you mean `receive`?"],
+    ["one two", "one introducer at a time, and nothing after it but options"],
+    ["k7xq-m2vp-9dfa-w4tz", "that is a code without its introducer"],
+    ["receive photos", "that is no code: one looks like"],
     ["receive k7xq-m2vp-9dfa-w4tz-2", "the code has a typing mistake"],
     ["receive k7xq-m2vp-9dfa-w4tz-2@h", "the room before the @ has a typing mistake"],
     ["reach a@h 99999", "99999 is no port to listen on (1 to 65535)"],

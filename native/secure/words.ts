@@ -82,7 +82,6 @@ export function wordsProblem(words: string): string | undefined {
 
 /** Whether others could find the words by trying. A rough guess from below, for words that people make up. */
 export function areWeak(words: string): boolean {
-  if (madeLetters(words) !== undefined) return false;
   const pieces = new Set(words.toLowerCase().match(/\p{L}+|\p{N}+|[^\p{L}\p{N}\s]/gu));
   let bits = 0;
   for (const piece of pieces) bits += bitsOf(piece);

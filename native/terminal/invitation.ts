@@ -17,6 +17,9 @@ export interface Invitation {
 /** Reads `[WORDS@]HOST[:PORT]`. Throws a {@link UsageError} if the words have a slip; the host is not looked at. */
 export function readInvitation(text: string): Invitation {
   const at = text.lastIndexOf("@");
+  // A code that was cut off must not be looked up as a host's name.
+  if (at < 0 && looksMade(text))
+    throw new UsageError("that is a code without its introducer: WORDS@HOST[:PORT]");
   if (at < 0) return { introducer: text };
   const words = text.slice(0, at);
   const problem = wordsProblem(words);
@@ -29,8 +32,7 @@ export function readCode(text: string): Partial<Invitation> {
   if (text.includes("@")) return readInvitation(text);
   const problem = wordsProblem(text);
   if (problem !== undefined) throw new UsageError(`the code ${problem}`);
-  if (!looksMade(text))
-    throw new UsageError(`"${printable(text)}" is no code: one looks like gjec-p272-r0uw-hs8m-z@HOST`);
+  if (!looksMade(text)) throw new UsageError("that is no code: one looks like gjec-p272-r0uw-hs8m-z@HOST");
   return { words: text };
 }
 

@@ -77,9 +77,10 @@ export function readVerb(words: readonly string[]): { verb: Verb; code?: string 
     }
   }
   if (rest.length === 0) return undefined;
+  // What follows may be a code, which is not repeated.
   const meant = nearest(first, [...verbs, help]);
-  const advice = meant === undefined ? "one introducer at a time" : `did you mean \`${meant}\`?`;
-  throw new UsageError(`there is no \`${printable(first)} ${printable(rest.join(" "))}\`; ${advice}`);
+  if (meant === undefined) throw new UsageError("one introducer at a time, and nothing after it but options");
+  throw new UsageError(`there is no verb \`${printable(first)}\`; did you mean \`${meant}\`?`);
 }
 
 function needed(words: string[], what: string): string[] {

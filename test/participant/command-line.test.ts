@@ -152,7 +152,7 @@ test.each([
   ["an unknown option", ["--nonsense"], "--nonsense"],
   ["a name of two words", ["h", "--name", "two words"], "--name must be one word"],
   ["a number as a name", ["h", "--name", "12"], "--name must not be a number"],
-  ["two introducers", ["one", "two"], "there is no `one two`; one introducer at a time"],
+  ["two introducers", ["one", "two"], "one introducer at a time, and nothing after it"],
   ["a bad port", ["host:99999"], "port 1 to 65535"],
   ["no introducer and no terminal", [], "Give HOST[:PORT] (a verb: --via HOST), or set INTRODUCER"],
 ])("wrong usage: %s", async (_, args, message) => {
