@@ -40,10 +40,11 @@ function started(port: number, name: string, ...options: string[]) {
 
 /** An introducer that takes everybody and says nothing. */
 async function silent() {
-  const server = createServer((socket) => void socket.on("error", () => {}).resume());
+  const { promise: asked, resolve: hear } = Promise.withResolvers<void>();
+  // It connects before it is loaded: only who has said something can take a signal.
+  const server = createServer((socket) => void socket.on("error", () => {}).on("data", () => hear()));
   await new Promise<void>((resolve) => void server.listen(0, "127.0.0.1", resolve));
-  const connected = new Promise<void>((resolve) => void server.once("connection", () => resolve()));
-  return { port: (server.address() as AddressInfo).port, connected, [Symbol.dispose]: () => server.close() };
+  return { port: (server.address() as AddressInfo).port, asked, [Symbol.dispose]: () => server.close() };
 }
 
 describe.each(signals)("%s before the result is there ends with it:", (signal, code) => {
@@ -96,7 +97,7 @@ describe("so does any signal:", () => {
   test("--nat, without an answer", async () => {
     using introducer = await silent();
     await using alice = started(introducer.port, "alice", "--nat");
-    await introducer.connected;
+    await introducer.asked;
     alice.kill(signal);
     expect(await alice.exited).toBe(code);
   });
@@ -126,7 +127,7 @@ describe("a service that is told to end has not failed:", () => {
       expect(await alice.exited).toBe(0);
       using introducer = await silent();
       await using early = started(introducer.port, "alice", ...options);
-      await introducer.connected;
+      await introducer.asked;
       early.kill(signal);
       expect(await early.exited).toBe(0);
     },

@@ -82,14 +82,10 @@ async function main(terminal: Terminal): Promise<number> {
   if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
-  const stopped = Promise.withResolvers<number>();
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
-    process.once(signal, () => stopped.resolve(errands.codeAt(signal)));
-  void terminal.broken.then(() => stopped.resolve(1));
-  void stopped.promise.then(() => terminal.hurry());
+  const stopped = whenStopped(terminal, errands);
   const status = () => terminal.status(uses.transfers.list.map(transferLine));
   const drawing = setInterval(status, statusPeriodMs);
-  const code = await Promise.race([live(running, errands), stopped.promise]);
+  const code = await Promise.race([live(running, errands), stopped]);
   running.isOver = true;
   manager.stopping();
   clearInterval(drawing);
@@ -99,6 +95,16 @@ async function main(terminal: Terminal): Promise<number> {
   keep.close();
   await participant.quit();
   return code;
+}
+
+/** Resolves to the exit code once a signal or the terminal's end stops the program. */
+function whenStopped(terminal: Terminal, errands: Errands): Promise<number> {
+  const { promise, resolve } = Promise.withResolvers<number>();
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+    process.once(signal, () => resolve(errands.codeAt(signal)));
+  void terminal.broken.then(() => resolve(1));
+  void promise.then(() => terminal.hurry());
+  return promise;
 }
 
 function prepare(
@@ -128,6 +134,16 @@ function prepare(
   });
   const joined = Promise.withResolvers<void>();
   const keep = keeping(participant, joined.promise);
+  const uses = usesOf(participant, keep, running, onEvent);
+  return Object.assign(running, { participant, uses, keep, joined });
+}
+
+function usesOf(
+  participant: Participant,
+  keep: Keep,
+  { terminal, options }: Pick<Running, "terminal" | "options">,
+  onEvent: (event: ParticipantEvent) => void,
+): Services {
   const uses = new Services({
     link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
     liveLink: (peer) => {
@@ -145,7 +161,7 @@ function prepare(
   });
   for (const use of ["forward", "pipe", "files"])
     participant.onStream(use, (stream, from) => uses.take(stream, from));
-  return Object.assign(running, { participant, uses, keep, joined });
+  return uses;
 }
 
 /** Nobody is waited for before we are in the room. */
