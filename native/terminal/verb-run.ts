@@ -78,7 +78,9 @@ async function send(running: Running, paths: string[]): Promise<void> {
   await uses.transfers.look(paths); // they may change until somebody comes, but what is wrong now is told now
   for (const use of ["forward", "pipe", "files"]) participant.onStream(use, refuse("it only sends files"));
   await join(running);
-  await withFirst(running, async (name) => failIfAny(await uses.transfers.send(name, paths)));
+  let failed = 0;
+  await withFirst(running, async (name) => void ({ failed } = await uses.transfers.send(name, paths)));
+  failIfAny({ failed });
 }
 
 async function share(running: Running, targets: readonly Target[]): Promise<void> {
