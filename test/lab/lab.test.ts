@@ -102,7 +102,7 @@ labTest.concurrent.each(kinds)(
     await Promise.all([serve(alice, 7000), serve(bob, 7000), serve(stranger, 7000)]);
 
     const closed = [nat.address, alice.address6, bob.address, bob.address6].map((to) => [to, 7000] as const);
-    const attempts = await connect(stranger, closed, { timeoutMs: 300 });
+    const attempts = await connect(stranger, closed, { timeoutMs: 1000 });
     const { ipv4, ipv6 } = outcomes[unsolicited];
     expect(attempts.map(({ outcome }) => outcome)).toEqual([ipv4, ipv6, ipv4, ipv6]);
 
