@@ -72,6 +72,6 @@ export function lister(
     });
     const { peer, room } = member;
     const punching = introductions.punching(peer.id);
-    return { ...peer, room, linked: links.map(({ id }) => id), links, punching };
+    return { ...peer, since: member.since, room, linked: links.map(({ id }) => id), links, punching };
   };
 }

@@ -15,6 +15,7 @@ import {
   Refusal,
 } from "../../protocol.ts";
 import { handshakeRoundTripMs } from "../host/libc.ts";
+import { stamps } from "../shares/clock.ts";
 import { checkName, checkPlace, holderOf } from "./admission.ts";
 import type { Door } from "./door.ts";
 import { type Drain, retryInMs } from "./drain.ts";
@@ -143,7 +144,7 @@ export class Registration {
     const roundTripMs = handshakeRoundTripMs(session.socket.fd);
     const measured = roundTripMs !== undefined && { roundTripMs: Math.round(roundTripMs) };
     const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }), ...measured };
-    const peer = { ...shown, mapping: message.mapping ?? "unknown", since: Date.now() } as const;
+    const peer = { ...shown, mapping: message.mapping ?? "unknown", since: Math.round(stamps.now) } as const;
     const member = session.join(peer, room, !message.direct, roundTripMs);
     members.add(member); // first, so that leaving undoes whatever fails from here on
     keepLinks(member, message.links);

@@ -7,6 +7,7 @@
  * Any of them may go to a later one at once. One end of a relayed link stays new: it never registers.
  */
 import type { Socket } from "bun";
+import { stamps } from "../shares/clock.ts";
 import { type Bucket, sourceOf, WaitRefusal } from "../shares/budget.ts";
 import { type Due, notScheduled, type Wheel } from "./wheel.ts";
 import type { RelayEnd } from "./relayed.ts";
@@ -327,6 +328,8 @@ export class Member {
   /** What `verify` has to repeat, and `probe`. */
   verifyToken: string | undefined = undefined;
   probeToken: string | undefined = undefined;
+  /** When it registered, by performance.now(). */
+  readonly #joinedMs = performance.now();
   #ping: { id: number; sentAt: number; answeredId: number; roundTripMs: number | undefined } = {
     id: 0,
     sentAt: 0,
@@ -348,6 +351,10 @@ export class Member {
   }
   get source(): string {
     return this.session.source;
+  }
+  /** When it registered, by the clock as it is now. */
+  get since(): number {
+    return Math.round(stamps.of(this.#joinedMs));
   }
   get roundTripMs(): number | undefined {
     return this.#ping.roundTripMs;

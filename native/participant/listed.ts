@@ -3,6 +3,7 @@
  * concerns it. Knows nothing of links. For native/participant/.
  */
 import { changedPeer, isVerified, type Peer, type PeerChange, splitEndpoint } from "../../protocol.ts";
+import { stamps } from "../shares/clock.ts";
 import type { PunchContext } from "../punch/context.ts";
 import type { EventOf, PeerEvent } from "./peer-events.ts";
 
@@ -19,7 +20,8 @@ export class Listed {
   readonly owner: ListedOwner;
   #peer: Peer;
   #isPresent = true;
-  #lastSeenAt = Date.now();
+  /** When the introducer last listed it, by performance.now(). */
+  #seenMs = performance.now();
 
   constructor(peer: Peer, owner: ListedOwner) {
     this.#peer = peer;
@@ -33,7 +35,7 @@ export class Listed {
     return this.#isPresent;
   }
   get lastSeenAt(): number {
-    return this.#lastSeenAt;
+    return Math.round(stamps.of(this.#seenMs));
   }
 
   /** The introducer lists it. Returns what has changed; undefined if this is older than what we know. */
@@ -44,17 +46,17 @@ export class Listed {
     const hasMoved = !isVerified(peer, splitEndpoint(this.#peer.public).address);
     this.#peer = peer;
     this.#isPresent = true;
-    this.#lastSeenAt = Date.now();
+    this.#seenMs = performance.now();
     return { isNews, hasMoved };
   }
 
   changed(change: PeerChange): void {
     this.#peer = changedPeer(this.#peer, change);
-    this.#lastSeenAt = Date.now();
+    this.#seenMs = performance.now();
   }
 
   absent(): void {
-    if (this.#isPresent) this.#lastSeenAt = Date.now();
+    if (this.#isPresent) this.#seenMs = performance.now();
     this.#isPresent = false;
   }
 

@@ -110,9 +110,9 @@ export function peerRow(known: KnownOfPeer, link: Link | undefined): PeerRow {
 }
 
 function linkRow(link: Link): Partial<PeerRow> {
-  const { route, local, remote, openedAt, session } = link;
+  const { route, local, remote, openedAtMs, session } = link;
   const { bytesIn, bytesOut, carriersSoFar, roundTripMs } = session;
   const measured = roundTripMs === undefined ? {} : { rttMs: roundTripMs };
-  const ageMs = Date.now() - openedAt;
+  const ageMs = performance.now() - openedAtMs;
   return { route, local, remote, ageMs, bytesIn, bytesOut, carriers: carriersSoFar, ...measured };
 }

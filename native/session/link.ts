@@ -116,7 +116,8 @@ export interface LinkOptions {
 }
 
 export class Link {
-  readonly openedAt = Date.now();
+  /** By performance.now(). */
+  readonly openedAtMs = performance.now();
   readonly session: Session;
   readonly #options: Required<LinkOptions>;
   readonly #ended = Promise.withResolvers<UnlinkReason>();

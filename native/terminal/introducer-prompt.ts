@@ -1,6 +1,7 @@
 /**
  * The operator's prompt: prints events as log lines or JSON, and runs commands on what it is given. For introducer.ts.
  */
+import { stamps } from "../shares/clock.ts";
 import { startedAs, otherStartedAs } from "../host/started.ts";
 import { History } from "./history.ts";
 import type { Terminal } from "./terminal.ts";
@@ -154,7 +155,7 @@ export class Prompt {
           "participants",
           participants.map(forPrograms),
         )
-      : await renderParticipants(participants, resultColors, Date.now(), width);
+      : await renderParticipants(participants, resultColors, stamps.now, width);
     if (!this.#isJson) pieces.push(...renderOthers(others));
     this.flush();
     this.#terminal.longResult(pieces);

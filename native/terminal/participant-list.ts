@@ -1,6 +1,7 @@
 /**
  * What `list` and `forwards` of a participant show. Pure. For native/terminal/ and participant.ts.
  */
+import { stamps } from "../shares/clock.ts";
 import type { ForwardRow } from "../uses/services.ts";
 import { keptDays, type Unfinished } from "../uses/unfinished.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
@@ -141,7 +142,7 @@ function renderDetail(row: PeerRow, c: Colors): string {
 
 /** For a peer that the introducer does not list now. */
 function lastSeen({ present, lastSeenAt }: PeerRow): string[] {
-  return present ? [] : [`(last seen ${age(Date.now() - lastSeenAt)} ago)`];
+  return present ? [] : [`(last seen ${age(stamps.now - lastSeenAt)} ago)`];
 }
 
 function traffic(row: PeerRow): string {
@@ -172,7 +173,7 @@ export function renderForwards(rows: ForwardRow[], width: number): string {
 }
 
 /** What has come in part: what it will be, and where it is. */
-export function renderUnfinished(all: readonly Unfinished[], width: number, now = Date.now()): string {
+export function renderUnfinished(all: readonly Unfinished[], width: number, now = stamps.now): string {
   if (all.length === 0) return "nothing has come in part";
   const columns = ["", "has", "since", "is in"].map((head) => ({ head }));
   const cells = all.map(({ name, bytes: there, atMs, path }) =>

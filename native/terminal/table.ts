@@ -3,6 +3,7 @@
  * too. Pure but for the clock. For native/terminal/.
  */
 import { jsonLine, shorten, wrap } from "./text.ts";
+import { stamps } from "../shares/clock.ts";
 import { byTurns } from "../shares/turns.ts";
 
 /** From this width on a table has one line for each row. */
@@ -160,17 +161,14 @@ export async function renderRows<T>(
   return pieces;
 }
 
-/** Milliseconds since the epoch, so that events of several programs can be compared. */
-const clock = () => performance.timeOrigin + performance.now();
-
-/** One JSON line, with the time. */
+/** One JSON line, with the time: ms since the epoch, so that events of several programs can be compared. */
 export function timed(event: object): string {
-  return jsonLine({ ...event, at: clock() });
+  return jsonLine({ ...event, at: stamps.now });
 }
 
 /** One JSON line with the time, and a long list in one field. In pieces, made in slices. */
 export async function jsonPieces(event: object, field: string, list: readonly object[]): Promise<string[]> {
   const pieces = [jsonLine(event).replace(/\}$/, `,${JSON.stringify(field)}:[`)];
   await byTurns(list, (one) => void pieces.push(pieces.length > 1 ? "," : "", jsonLine(one)));
-  return [...pieces, `],"at":${clock()}}`];
+  return [...pieces, `],"at":${stamps.now}}`];
 }
