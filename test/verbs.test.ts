@@ -233,10 +233,19 @@ test.each([
 
 test("--wait ends a verb that nobody answers, with 1 and why", async () => {
   await using house = startIntroducer();
-  const { code, stderr } = await outcome(["share", "8000", "--wait", "0.2"], at(house));
+  const { code, stderr } = await outcome(["share", "8000", "--wait", "2"], at(house));
   expect(code).toBe(1);
-  expect(stderr).toEndWith("error: nobody came within 0.2 s (--wait)\n");
+  expect(stderr).toEndWith("error: nobody came within 2 s (--wait)\n");
 });
+
+test.each([[["share", "8000", "--via", "127.0.0.1:1"]], [["reach", "a word@127.0.0.1:1"]]])(
+  "%o ends at once where there is no introducer",
+  async (args) => {
+    const { code, stderr } = await outcome(args);
+    expect(code).toBe(1);
+    expect(stderr).toContain("error: cannot reach the introducer at 127.0.0.1:1");
+  },
+);
 
 describe("the command line", () => {
   test.each([

@@ -123,8 +123,9 @@ function prepare(
     if (event.event === "registered") manager.ready(`registered as ${event.name}`);
     if (!isNoise(event, options)) prompt.event(event);
   };
-  const { name, keepMinutes, direct, portMapping, verbose, stay, waitMs } = options;
-  const patient = stay || waitMs !== undefined;
+  const { name, keepMinutes, direct, portMapping, verbose, stay, verb, waitMs } = options;
+  // Who has typed a verb sits there, and may have mistyped the host.
+  const patient = (stay && !verb) || waitMs !== undefined;
   const participant = new Participant({
     ...readHostPort(options.introducer!),
     ...{ name, keepMinutes, direct, portMapping, verbose, patient, onEvent },
