@@ -98,6 +98,32 @@ test("a crowd that waits for one name gets no more of it than the limit says", a
   for (const one of crowd) one[Symbol.dispose]();
 });
 
+test("whose wish meets a ghost hears that it is gone, and of the one who comes in its place", async () => {
+  await using scene = introduce();
+  using ghost = await scene.join("bert", undefined, false);
+  ghost.pause(); // its host has lost power
+  using anna = enter(scene, "anna", ["bert"]);
+  await anna.next("punch");
+  expect(await anna.next("failed")).toMatchObject({ peer: ghost.id, reason: "peer-left" });
+  using bert = await scene.join("bert");
+  expect((await anna.next("joined")).peer).toMatchObject({ name: "bert", id: bert.id });
+});
+
+test("thousands of names, and floods of wishes, are refused like any line, and leave nothing behind", async () => {
+  await using scene = introduce();
+  using greedy = new Client(scene.introducer.port);
+  const names = Array.from({ length: 3_000 }, (_, index) => `n${index}`);
+  greedy.send({ ...registration("greedy"), wants: names });
+  expect(await greedy.next("refused")).toMatchObject({ code: "bad-field", request: "register" });
+  await greedy.ended.promise;
+  using anna = await scene.join("anna");
+  using bert = await scene.join("bert");
+  anna.send({ ...registration("anna"), wants: ["bert"] }); // a second register adds no wish
+  expect(await anna.next("refused")).toMatchObject({ code: "already-registered" });
+  await bert.settled();
+  expect(punches(bert)).toEqual([]);
+});
+
 // --- what is kept, by a clock of the test's own ---
 
 class Kept {
