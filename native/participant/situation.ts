@@ -132,9 +132,15 @@ export class Situation {
 
   /** The registration is complete: finds out the rest in the background. */
   begin(): void {
-    this.#classified = this.#classify(firstRemeasureMs);
+    const { promise: next, resolve } = Promise.withResolvers<void>();
+    setImmediate(resolve); // a punch that has come with the registration is first
+    this.#classified = next.then(() => (this.#isOver ? undefined : this.#findOut()));
+  }
+
+  #findOut(): Promise<void> {
     this.#mapPort();
     this.#watchAddresses();
+    return this.#classify(firstRemeasureMs);
   }
 
   /** The registration is over. Resolves once the port at our router is closed. */
