@@ -8,6 +8,9 @@ import { formatTarget, parseForward, type PipeSpec } from "../uses/target.ts";
 import { addressScope, canonicalAddress, parseHostPort, type Place, printable } from "../../protocol.ts";
 import { UsageError } from "./command-line.ts";
 
+/** What stands before the code in the line that the other side has printed. */
+const wholeLine = /^(?:bun run )?\S*participant\S*\s+(?:receive|reach)\s+/;
+
 export interface Invitation {
   /** Undefined if only the introducer was given. */
   words?: string;
@@ -15,7 +18,8 @@ export interface Invitation {
 }
 
 /** Reads `[WORDS@]HOST[:PORT]`. Throws a {@link UsageError} if the words have a slip; the host is not looked at. */
-export function readInvitation(text: string): Invitation {
+export function readInvitation(copied: string): Invitation {
+  const text = copied.trim();
   const at = text.lastIndexOf("@");
   // A code that was cut off must not be looked up as a host's name.
   if (at < 0 && looksMade(text))
@@ -28,7 +32,8 @@ export function readInvitation(text: string): Invitation {
 }
 
 /** Reads the code of a verb: an invitation, or words that were made, without their introducer. */
-export function readCode(text: string): Partial<Invitation> {
+export function readCode(copied: string): Partial<Invitation> {
+  const text = copied.trim().replace(wholeLine, "");
   if (text.includes("@")) return readInvitation(text);
   const problem = wordsProblem(text);
   if (problem !== undefined) throw new UsageError(`the code ${problem}`);

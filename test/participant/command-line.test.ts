@@ -45,6 +45,8 @@ test.each([
   ["in --room", ["--room", `${made}@h`], { INTRODUCER: "g" }, made, "h"],
   ["a verb's, in ROOM", ["receive"], { ROOM: `${made}@h` }, made, "h"],
   ["a verb's words, and a host elsewhere", ["reach", made], { INTRODUCER: "h", ROOM: "x" }, made, "h"],
+  ["with the blanks around it", [` ${made}@h `], {}, made, "h"],
+  ["the whole line", ["receive", `bun run participant receive ${made}@h`], {}, made, "h"],
   ["not for who makes a code", ["send", "x"], { INTRODUCER: `${made}@h`, ROOM: made }, "new", "h"],
   ["words of one's own, with an @, in ROOM", ["h"], { ROOM: "we@home" }, "we@home", "h"],
   ["words of one's own, with an @", ["we @ home@[::1]:8000"], {}, "we @ home", "[::1]:8000"],

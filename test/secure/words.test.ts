@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { roomOf } from "../../native/secure/room.ts";
 import { areWeak, canonicalWords, newRoomWords, wordsProblem } from "../../native/secure/words.ts";
 import { UserError } from "../../protocol.ts";
+import { randomFrom } from "../session/memory-fixture.ts";
 
 const alphabet = "023456789abcdefghjkmnpqrstuvwxyz";
 const all = Array.from({ length: 200 }, newRoomWords);
@@ -80,3 +81,16 @@ test.each([
   "8f3b9c27d1e4a6052b7c",
   "Grüße aus Köln am Rhein",
 ])("%o could hardly be guessed", (words) => expect(areWeak(words)).toBe(false));
+
+test("whatever is written, the form of which the key is made is the same when it is written so again", () => {
+  const fraction = randomFrom(7);
+  const random = (below: number) => Math.floor(fraction() * below);
+  const letters = [..."abo01il z-_ -\u2013O@ß\u0301é\uff10", ...all[0]!];
+  for (let times = 0; times < 20_000; times++) {
+    const written = Array.from({ length: random(24) }, () => letters[random(letters.length)]).join("");
+    const canonical = canonicalWords(written);
+    expect([written, canonicalWords(canonical)]).toEqual([written, canonical]);
+    wordsProblem(written); // throws nothing
+    areWeak(written);
+  }
+});
