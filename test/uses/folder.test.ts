@@ -3,7 +3,7 @@ import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Folder, type Hold } from "../../native/uses/folder.ts";
+import { Folder, type Hold, withName } from "../../native/uses/folder.ts";
 
 const place = fs.mkdtempSync(join(tmpdir(), "folder-"));
 afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
@@ -90,4 +90,15 @@ test("what is done in it is done in it, though its path leads elsewhere by now",
   expect(fs.readdirSync(outside)).toEqual([]);
   const found = fs.readdirSync(join(path, "in-moved/below-moved"), { recursive: true }).sort();
   expect(found).toEqual(["deeper", "deeper/file", "file"]);
+});
+
+test("a name that the disk does not take becomes a portable one, and no other error does that", async () => {
+  const disk = (code: string) => async (name: string) => {
+    if (/[:?]|[. ]$/.test(name)) throw Object.assign(new Error(code), { code });
+    return name;
+  };
+  expect(await withName("10:30?.log", disk("EINVAL"))).toBe("10_30_.log");
+  expect(await withName("end. ", disk("EINVAL"))).toBe("end._");
+  expect(await withName("plain", disk("EINVAL"))).toBe("plain");
+  expect(withName("10:30", disk("EACCES"))).rejects.toThrow("EACCES");
 });

@@ -261,6 +261,23 @@ describe("what is unfinished", () => {
     expect(await endOf(stuck.received)).toBe("another attempt goes on with it");
     expect([inTarget(), again.sending.bytesMoved < content.length]).toEqual([["big"], true]);
   });
+
+  test("and so is a folder", async () => {
+    write("tree/a", "one");
+    write("tree/big", big());
+    using first = new Linked({ bytesPerMs: 20_000 });
+    const stuck = await Running.start(first, [join(source, "tree")]);
+    await stuck.has(1_000_000);
+    first.carriers.alice.cut();
+    using second = new Linked();
+    const again = await Running.start(second, [join(source, "tree")]);
+    await Promise.all([again.sent, again.received]);
+    expect(await endOf(stuck.received)).toBe("another attempt goes on with it");
+    expect([inTarget(), again.sending.bytesMoved < 5_500_000]).toEqual([
+      ["tree/", "tree/a", "tree/big"],
+      true,
+    ]);
+  });
 });
 
 describe("folders", () => {
