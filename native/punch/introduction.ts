@@ -347,6 +347,7 @@ export class Introduction {
     if (handshakeMs !== undefined)
       distances.keep(this.#options.context.public, this.#peer.public, handshakeMs / 2);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
+    void this.#predictor.tell();
     this.#end(undefined);
   }
 

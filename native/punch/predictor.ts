@@ -53,6 +53,15 @@ export class Predictor {
     return probe && this.#fresh(() => predict(probe, step, says));
   }
 
+  /** Tells where our NAT, which counts, stands now. A punch has taken ports, and the next one may be asked for at once. */
+  async tell(): Promise<void> {
+    const { behaviour, probes, send } = this.#context;
+    const [probe] = probes;
+    if (behaviour?.mapping !== "sequential" || !probe) return;
+    const prediction = await this.#fresh(() => predict(probe, behaviour.step || 1));
+    if (prediction) send({ type: "mapping", mapping: "sequential", prediction });
+  }
+
   /** Undefined when it can't be measured, or too much is being measured already; never rejects. */
   #fresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined> {
     return this.#context.measureFresh(measure).catch(() => undefined);
