@@ -159,6 +159,11 @@ export class Dial {
   }
 }
 
+/** Whether some tried again from fresh ports. Of a NAT that counts each attempt has taken another port. */
+export function haveTakenPorts(dials: readonly Dial[]): boolean {
+  return dials.some(({ candidate, tries }) => candidate.isFresh && !candidate.isOnce && tries > 1);
+}
+
 /** What became of the attempts: a phrase for each candidate, and one for all predicted or guessed ports. */
 export function describe(dials: readonly Dial[]): string {
   const crowds = Map.groupBy(dials, ({ candidate: { route, endpoint } }) => {

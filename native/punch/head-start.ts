@@ -9,8 +9,8 @@
  * A SYN that comes too late costs as much as it is late. One that comes too early costs a round trip between the two, and
  * more where the NAT answers it. Pure, but for what is remembered of peers. For native/punch/.
  */
-import type { Endpoint } from "../../protocol.ts";
-import { splitEndpoint } from "../../protocol.ts";
+import { type Endpoint, type Peer, punchDeadlineMs, splitEndpoint } from "../../protocol.ts";
+import type { PunchContext } from "./context.ts";
 
 /** As far the peer is taken to be, as a part of the way over the introducer: seldom is it nearer. */
 const distanceShare = 0.4;
@@ -56,3 +56,17 @@ function keyOf(own: Endpoint, peer: Endpoint): string {
 
 /** Those of this program. */
 export const distances = new Distances();
+
+/**
+ * How long after our `connect` our first SYN to that peer leaves. Undefined if ports must be measured first, or if it is not
+ * known how far the introducer is from both.
+ */
+export function headStart(
+  { roundTripMs, behaviour, public: own }: Pick<PunchContext, "roundTripMs" | "behaviour" | "public">,
+  peer: Peer,
+): number | undefined {
+  const isKept = [behaviour?.mapping, peer.mapping].every((mapping) => mapping === "endpoint-independent");
+  if (!isKept || roundTripMs === undefined || peer.roundTripMs === undefined) return undefined;
+  const waitMs = headStartMs(roundTripMs, peer.roundTripMs, distances.of(own, peer.public));
+  return waitMs < punchDeadlineMs ? waitMs : undefined;
+}

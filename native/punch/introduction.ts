@@ -25,13 +25,13 @@ import type { Bond } from "../secure/room.ts";
 import { descriptorLimit } from "../host/socket.ts";
 import { Allowance, type Unasked } from "./allowance.ts";
 import { roundCandidates } from "./candidates.ts";
-import type { Candidate, Dial } from "./dial.ts";
+import { type Candidate, haveTakenPorts } from "./dial.ts";
 import type { Attempt, Punch } from "./punch.ts";
 import type { PunchPort } from "./punch-port.ts";
-import { distances, headStartMs } from "./head-start.ts";
+import { distances, headStart } from "./head-start.ts";
 import { Predictor } from "./predictor.ts";
 import { RelayWay } from "./relay-way.ts";
-import type { Aimed } from "./targets.ts";
+import { IntroductionBirthdays } from "./targets.ts";
 import type { PunchContext } from "./context.ts";
 
 /** How long the introducer may take to answer `connect`, or to begin the next round. */
@@ -103,7 +103,7 @@ export class Introduction {
   readonly #allowance: Allowance;
   readonly #relay: RelayWay;
   readonly #predictor: Predictor;
-  #birthday: Aimed | undefined;
+  readonly #birthdays: IntroductionBirthdays;
   #peer: Peer;
   #round: Round = { number: 0, token: undefined, role: undefined, isLast: false, freshPort: undefined };
   /** The punch of the round under way. Before the first round: the one that began before the introducer's answer. */
@@ -119,6 +119,7 @@ export class Introduction {
     this.#relay = new RelayWay(options.context);
     this.#predictor = new Predictor(options.context, maxMeasures);
     const { targets } = options.context.port;
+    this.#birthdays = new IntroductionBirthdays(targets, options.unasked === undefined);
     this.#allowance = new Allowance((endpoint) => targets.claim(endpoint, this.#peer.public));
   }
 
@@ -146,7 +147,7 @@ export class Introduction {
    */
   ask(mayRelay: boolean): void {
     if (this.#state.is === "going") this.#state.mayRelay = mayRelay;
-    const waitMs = this.#headStart();
+    const waitMs = headStart(this.#options.context, this.#peer);
     const askedAt = performance.now();
     this.#options.context.send({
       type: "connect",
@@ -187,12 +188,6 @@ export class Introduction {
     return { key, self, peer: this.#peer };
   }
 
-  /** Whether we have tried again since our sequential NAT was measured. Each attempt has taken another port. */
-  get #hasGoneOn(): boolean {
-    const isAgain = ({ candidate, tries }: Dial) => candidate.isFresh && !candidate.isOnce && tries > 1;
-    return this.#options.context.behaviour?.mapping === "sequential" && !!this.#punch?.dials.some(isAgain);
-  }
-
   /** Begins a round. The same message twice begins it once. */
   punch(message: PunchMessage): void {
     const { peer, token, role, way, round, last, deadlineMs } = message;
@@ -208,7 +203,8 @@ export class Introduction {
       this.#round.token = token;
       early.introduce({ token, role }, deadlineMs);
     } else {
-      const hasGoneOn = way === "predicted" && this.#hasGoneOn;
+      const counts = this.#options.context.behaviour?.mapping === "sequential";
+      const hasGoneOn = way === "predicted" && counts && haveTakenPorts(this.#punch?.dials ?? []);
       this.#nextRound(peer, token);
       if (hasGoneOn) void this.#predictor.predict(peer);
       this.#punch = this.#start(message);
@@ -288,24 +284,13 @@ export class Introduction {
     earlier?.abort("timed-out", "another round follows");
   }
 
-  /**
-   * How long after our `connect` our first SYN leaves. Undefined if ports must be measured first, or if we do not know how
-   * far the introducer is from both.
-   */
-  #headStart(): number | undefined {
-    const { context } = this.#options;
-    const [ours, theirs] = [context.roundTripMs, this.#peer.roundTripMs];
-    const isKept =
-      context.behaviour?.mapping === "endpoint-independent" && this.#peer.mapping === "endpoint-independent";
-    if (!isKept || ours === undefined || theirs === undefined) return undefined;
-    const waitMs = headStartMs(ours, theirs, distances.of(context.public, this.#peer.public));
-    return waitMs < punchDeadlineMs ? waitMs : undefined;
-  }
-
   #start(order: PunchOrder): Punch {
     const { context, onAttempt } = this.#options;
     const { role, token, startInMs, deadlineMs = punchDeadlineMs, since = performance.now() } = order;
-    const way = order.way === "birthday" && !this.#mayTryBirthday(deadlineMs) ? "direct" : order.way;
+    const way =
+      order.way === "birthday" && !this.#birthdays.begin(this.#peer.public, deadlineMs)
+        ? "direct"
+        : order.way;
     if (way === "birthday") this.#relay.reserve();
     const punch: Punch = (this.#round.freshPort ?? context.port).punch({
       ...(role && token && { introduction: { role, token } }),
@@ -320,41 +305,27 @@ export class Introduction {
       clampsSegments: context.clampsSegments,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
-      onUnheard: () => this.#unheard(punch),
+      // The next round, by fresh ports, need not wait until this one is over.
+      onUnheard: () => {
+        if (this.#round.token === undefined || this.#round.isLast) return;
+        punch.abort("no-candidate-answered", "the peer's NAT answered, and then no more");
+      },
       onAttempt,
     });
     return punch;
-  }
-
-  /**
-   * Whether hundreds of sockets may dial where the introducer says that the peer is. If not, the round goes on without
-   * them: the peer's sockets may still find us, and a relay that is offered meanwhile is taken.
-   */
-  #mayTryBirthday(lastsMs: number): boolean {
-    const isAsked = this.#options.unasked === undefined;
-    const round = { isAsked, before: this.#birthday, lastsMs };
-    const birthday = this.#options.context.port.targets.birthday(this.#peer.public, round);
-    this.#birthday = birthday ?? this.#birthday;
-    return birthday !== undefined;
   }
 
   #linked(channel: Channel): void {
     // Both have come with the introducer's message. Nothing is nominated before.
     const [role, token] = [this.#round.role!, this.#round.token!];
     this.#options.unasked?.linked(true);
-    this.#options.context.port.targets.authenticated(channel.remote, this.#birthday);
+    this.#birthdays.authenticated(channel.remote);
     const { handshakeMs } = channel;
     if (handshakeMs !== undefined)
       distances.keep(this.#options.context.public, this.#peer.public, handshakeMs / 2);
     this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
     void this.#predictor.tell();
     this.#end(undefined);
-  }
-
-  /** The next round, by fresh ports, need not wait until this one is over. */
-  #unheard(punch: Punch): void {
-    if (this.#punch !== punch || this.#round.token === undefined || this.#round.isLast) return;
-    punch.abort("no-candidate-answered", "the peer's NAT answered, and then no more");
   }
 
   /** Tells the introducer, which tells the peer, or begins the next round. */

@@ -50,6 +50,9 @@ interface Accepted {
   channel?: Channel;
 }
 
+/** Those of this program whose SYNs cross. If there is one alone it waits in poll(2): several would wait for each other. */
+const crossing = new Set<PunchPort>();
+
 /** The local port of an introducer connection, and all punches on it. */
 export class PunchPort {
   readonly port: number;
@@ -109,6 +112,7 @@ export class PunchPort {
   #ended(punch: Punch): void {
     this.#punches.delete(punch);
     if (this.#punches.size > 0) return this.#filter();
+    crossing.delete(this);
     this.#next?.cancel();
     this.#next = undefined;
     this.#stopListeningAtAll();
@@ -174,7 +178,9 @@ export class PunchPort {
         const isUnheard = punch.dials.some((dial) => dial.isUnheard(now));
         if (isUnheard && !punch.isNearlyThere && !this.#isArriving(punch)) punch.options.onUnheard?.();
       }
-      isCrossing = [...this.#punches].some((punch) => punch.isCrossing(now));
+      if ([...this.#punches].some((punch) => punch.isCrossing(now))) crossing.add(this);
+      else crossing.delete(this);
+      isCrossing = crossing.has(this) && crossing.size === 1;
       this.#pollAll(isCrossing ? pollPeriodMs : 0);
       for (const accepted of this.#accepted) this.#review(accepted, performance.now());
     } finally {

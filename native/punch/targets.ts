@@ -87,6 +87,31 @@ export interface Aimed {
   readonly birthday: Birthday;
 }
 
+/** The birthdays of one introduction. */
+export class IntroductionBirthdays {
+  readonly #targets: Targets;
+  readonly #isAsked: boolean;
+  #latest: Aimed | undefined;
+
+  constructor(targets: Targets, isAsked: boolean) {
+    this.#targets = targets;
+    this.#isAsked = isAsked;
+  }
+
+  /** Whether hundreds of sockets may dial there, where the introducer says that the peer is, in a round of that length. */
+  begin(endpoint: Endpoint, lastsMs: number): boolean {
+    const round = { isAsked: this.#isAsked, before: this.#latest, lastsMs };
+    const birthday = this.#targets.birthday(endpoint, round);
+    this.#latest = birthday ?? this.#latest;
+    return birthday !== undefined;
+  }
+
+  /** The peer has shown its certificate on a direct connection there. */
+  authenticated(endpoint: Endpoint): void {
+    this.#targets.authenticated(endpoint, this.#latest);
+  }
+}
+
 export class Targets {
   readonly #now: () => number;
   /** Sockets at once. */

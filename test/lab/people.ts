@@ -192,9 +192,8 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
     type Measured = { mapping: string; roundTripMs?: number };
     const isMeasured = ({ mapping, roundTripMs }: Measured) =>
       mapping !== "unknown" && roundTripMs !== undefined;
-    const row = this.all("peers")
-      .at(-1)
-      ?.peers.find(({ id }) => id === other.id);
+    const rows = [...(this.all("peers").at(-1)?.peers ?? []), ...this.all("joined").map(({ peer }) => peer)];
+    const row = rows.findLast(({ id }) => id === other.id);
     if (row && isMeasured(row)) return;
     await this.next("updated", (event) => event.peer === other.id && isMeasured(event));
   }
