@@ -21,7 +21,15 @@ export type ParticipantEvent =
   /** The words of a private room are secret: they are in no event. */
   | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
   | { event: "peers"; peers: PeerRow[] }
-  | { event: "joined"; peer: number; name: string; private: Endpoint[]; public: Endpoint }
+  | {
+      event: "joined";
+      peer: number;
+      name: string;
+      private: Endpoint[];
+      public: Endpoint;
+      mapping: Mapping;
+      roundTripMs?: number;
+    }
   | {
       event: "updated";
       peer: number;

@@ -105,8 +105,9 @@ export class Roster {
     const known = this.remember(peer);
     if (!known) return;
     for (const other of this) this.#endIfRestarted(other);
-    const { id, name, private: hosts, public: observed } = peer;
-    this.#owner.emit({ event: "joined", peer: id, name, private: hosts, public: observed });
+    const { id, name, private: hosts, public: observed, mapping, roundTripMs } = peer;
+    const measured = { mapping, ...(roundTripMs !== undefined && { roundTripMs }) };
+    this.#owner.emit({ event: "joined", peer: id, name, private: hosts, public: observed, ...measured });
   }
 
   updated({ id, ...change }: ToParticipant & { type: "updated" }): void {

@@ -192,8 +192,10 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
     type Measured = { mapping: string; roundTripMs?: number };
     const isMeasured = ({ mapping, roundTripMs }: Measured) =>
       mapping !== "unknown" && roundTripMs !== undefined;
-    const rows = [...(this.all("peers").at(-1)?.peers ?? []), ...this.all("joined").map(({ peer }) => peer)];
-    const row = rows.findLast(({ id }) => id === other.id);
+    const listed = this.all("peers")
+      .at(-1)
+      ?.peers.find(({ id }) => id === other.id);
+    const row = this.all("joined").findLast(({ peer }) => peer === other.id) ?? listed;
     if (row && isMeasured(row)) return;
     await this.next("updated", (event) => event.peer === other.id && isMeasured(event));
   }

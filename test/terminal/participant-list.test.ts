@@ -232,7 +232,10 @@ test.each<[ParticipantEvent, string]>([
     { event: "peers", peers: [known, { ...known, id: 3 }] },
     "here: bob@home (2), bob@home (3). `connect 2` punches a hole",
   ],
-  [{ event: "joined", ...bob, private: [], public: known.public }, "bob (2) joined from 203.0.113.7:40000"],
+  [
+    { event: "joined", ...bob, private: [], public: known.public, mapping: "unknown" },
+    "bob (2) joined from 203.0.113.7:40000",
+  ],
   [{ event: "left", ...bob }, "bob (2) left"],
   [
     { event: "punching", ...bob, role: "controlling", way: "direct", round: 1 },
