@@ -252,9 +252,9 @@ export class Introducer {
     const guard = (this.#guard = new Guard(options.onEvent ?? (() => {})));
     const members = (this.#members = new Members(guard));
     const { door, turns, relays } = (this.#reception = this.#receive(options, sources));
-    const introductions = (this.#introductions = this.#makeIntroductions());
-    const drain = (this.#drain = this.#makeDrain());
     const presence = new Presence(guard);
+    const introductions = (this.#introductions = this.#makeIntroductions(presence));
+    const drain = (this.#drain = this.#makeDrain());
     const rooms = { members, presence, introductions, relays, drain, metrics: this.#metrics };
     const where = { door, probePorts: () => this.probePorts, alternate, redis, advertise };
     const notify = (text: string) => this.broadcast(text);
@@ -285,7 +285,7 @@ export class Introducer {
     return new Reception(owner, options);
   }
 
-  #makeIntroductions(): Introductions {
+  #makeIntroductions(presence: Presence): Introductions {
     const owner = {
       limits: this.limits,
       canMeasure: () => this.probePorts.length > 0,
@@ -297,6 +297,7 @@ export class Introducer {
         session.refuse(refusal, { request: "connect", peer }),
       emit: (event: IntroducerEvent) => this.#guard.emit(event),
       serve: (member: Member | undefined, work: () => void) => this.#guard.serve(member?.session, work),
+      silent: (member: Member) => presence.ask(member),
       count: this.#metrics.introduced.bind(this.#metrics),
     };
     return new Introductions(owner, this.#wheel);

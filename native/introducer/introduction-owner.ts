@@ -24,6 +24,8 @@ export interface IntroductionOwner {
   emit(event: IntroducerEvent): void;
   /** Does what serves a member: what fails in it costs that one only. Of nobody, it costs nobody. */
   serve(member: Member | undefined, work: () => void): void;
+  /** Nothing has been heard of it, though a round has failed. */
+  silent(member: Member): void;
   /** An introduction has ended. */
   count(outcome: Outcome, way: OutcomeWay, elapsedMs: number): void;
 }

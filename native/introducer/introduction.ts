@@ -189,6 +189,9 @@ export class Introduction {
   #nextRound(reason: FailureReason = "no-candidate-answered"): void {
     this.relay.make();
     if (!this.#plan.hasNext) return this.#failBoth(reason);
+    const { owner } = this.#index;
+    for (const { member } of this.#plan.sides)
+      if (member.session.heardAt < this.#startedAt) owner.silent(member);
     this.#plan.next();
     this.#startRound();
   }

@@ -61,6 +61,7 @@ class Scene {
       refuse: (to, { code }) => void this.told.push(`${this.now} ${to.peer.id} refused ${code}`),
       emit: () => {},
       serve: (_, work) => work(),
+      silent: ({ peer }) => void this.told.push(`${this.now} ${peer.id} silent`),
       count: (outcome, way, ms) => (this.outcome = `${outcome} ${way} ${ms}`),
     };
     return {

@@ -154,3 +154,21 @@ test("who has just said something is not asked when somebody wants to meet it", 
   await scene.bob.settled();
   expect(scene.bob.pings).toBe(before);
 });
+
+test("who has just said something, and is silent when the first round has failed, is asked then", async () => {
+  await using scene = await haunted(secretRoom);
+  using anna = scene.meet("anna", theirs);
+  await anna.wants();
+  for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
+  await scene.bob.settled();
+  scene.dies();
+  anna.send({ type: "connect", peer: 1 });
+  const { token, last } = await anna.next("punch");
+  expect(last).toBe(false);
+  anna.send({ type: "failed", peer: 1, token, reason: "no-candidate-answered" });
+  expect(await anna.next("failed")).toMatchObject({ peer: 1, reason: "peer-left" });
+  expect(await scene.happened("left")).toMatchObject({
+    id: 1,
+    reason: expect.stringContaining("did not answer"),
+  });
+});
