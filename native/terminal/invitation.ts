@@ -33,7 +33,10 @@ export function readInvitation(copied: string): Invitation {
 
 /** Reads the code of a verb: an invitation, or words that were made, without their introducer. */
 export function readCode(copied: string): Partial<Invitation> {
-  const text = copied.trim().replace(wholeLine, "");
+  const text = copied
+    .trim()
+    .replace(wholeLine, "")
+    .replace(/^'(.*)'$/, "$1");
   if (text.includes("@")) return readInvitation(text);
   const problem = wordsProblem(text);
   if (problem !== undefined) throw new UsageError(`the code ${problem}`);

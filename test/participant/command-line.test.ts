@@ -46,6 +46,8 @@ test.each([
   ["a verb's, in ROOM", ["receive"], { ROOM: `${made}@h` }, made, "h"],
   ["a verb's words, and a host elsewhere", ["reach", made], { INTRODUCER: "h", ROOM: "x" }, made, "h"],
   ["with the blanks around it", [` ${made}@h `], {}, made, "h"],
+  ["a host with a name like a code's", ["good-cats-need-beds"], {}, undefined, "good-cats-need-beds"],
+  ["in quotes", ["receive", `participant receive 'we two@h'`], {}, "we two", "h"],
   ["the whole line", ["receive", `bun run participant receive ${made}@h`], {}, made, "h"],
   ["not for who makes a code", ["send", "x"], { INTRODUCER: `${made}@h`, ROOM: made }, "new", "h"],
   ["words of one's own, with an @, in ROOM", ["h"], { ROOM: "we@home" }, "we@home", "h"],
