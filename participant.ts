@@ -9,9 +9,9 @@
  *   1. connect to the introducer, say our private endpoints   registration.ts #introduceOurselves, host/control.ts
  *   2. it says the public endpoint that it sees               registration.ts #begin, situation.ts
  *   3. it says who is in the room                             roster.ts, by hearing.ts
- *   4. ask to be introduced to B                              peer.ts connect, punch/introduction.ts ask
- *   5. it tells both to punch                                 hearing.ts, punch/introduction.ts punch
- *   6. both start                                             punch/introduction.ts #start
+ *   4. ask to be introduced to B                              peer.ts connect, punch/encounter.ts ask
+ *   5. it tells both to punch                                 hearing.ts, punch/encounter.ts punch
+ *   6. both start                                             punch/encounter.ts #start
  *   7. listen, and connect to all endpoints, from one port    punch/punch-port.ts
  *   8. the first that succeeds ends the others; retry         punch/punch.ts, punch/dial.ts
  *   9. both report it                                         linking.ts #linked, #unlinked, failed

@@ -4,7 +4,7 @@
  * means. Owns the past links that a peer may still mean. For native/participant/peer.ts.
  */
 import { type FailureReason, type Role, type UnlinkReason } from "../../protocol.ts";
-import type { Nominated } from "../punch/introduction.ts";
+import type { Nominated } from "../punch/encounter.ts";
 import type { Channel } from "../secure/channel.ts";
 import { judgeOffer, type Offer, readOffer, refuseOffer } from "../session/carrier.ts";
 import { resumedStatus } from "../session/frame.ts";

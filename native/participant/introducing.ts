@@ -7,12 +7,12 @@ import { type FailureReason, type Peer, type ToParticipant } from "../../protoco
 import type { Unasked } from "../punch/allowance.ts";
 import {
   type Failure,
-  Introduction,
+  Encounter,
   type MeasureMessage,
   type Nominated,
   type PunchMessage,
   type RelayMessage,
-} from "../punch/introduction.ts";
+} from "../punch/encounter.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { PeerLife } from "./life.ts";
 import type { Listed } from "./listed.ts";
@@ -57,11 +57,11 @@ export class Introducing {
   // --- our wish ------------------------------------------------------------------------------------------
 
   /** Undefined if there is no registration, or once we quit. */
-  begin(unasked?: Unasked): Introduction | undefined {
+  begin(unasked?: Unasked): Encounter | undefined {
     const { owner, peer } = this.#listed;
     const context = owner.context();
     if (!context || owner.hasQuit) return undefined;
-    const introduction = new Introduction({
+    const introduction = new Encounter({
       ...{ context, peer, unasked },
       onRound: (round) => this.#onRound(round),
       onAttempt: (attempt) => {
@@ -81,7 +81,7 @@ export class Introducing {
   }
 
   /** Asks the introducer to introduce us. */
-  ask(introduction: Introduction | undefined, mayRelay: boolean): void {
+  ask(introduction: Encounter | undefined, mayRelay: boolean): void {
     if (introduction) this.#try(introduction, () => introduction.ask(mayRelay));
   }
 
@@ -90,7 +90,7 @@ export class Introducing {
   }
 
   /** If something fails at once, such as for want of a descriptor, only the introduction ends. */
-  #try(introduction: Introduction, work: () => void): void {
+  #try(introduction: Encounter, work: () => void): void {
     try {
       work();
     } catch (error) {
@@ -146,7 +146,7 @@ export class Introducing {
   }
 
   /** The introduction that a round belongs to; undefined if it was declined. */
-  #of({ peer, token }: { peer: Peer; token: string }): Introduction | undefined {
+  #of({ peer, token }: { peer: Peer; token: string }): Encounter | undefined {
     if (this.#owner.isDistrusted) return void this.#listed.decline(token);
     this.#owner.seen(peer);
     this.#pastTokens.push(token);

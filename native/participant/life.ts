@@ -9,7 +9,7 @@
  * A link without a channel is `returning`: the link itself says that. Introductions and agreements go on then, too.
  */
 import type { FailureReason } from "../../protocol.ts";
-import type { Introduction } from "../punch/introduction.ts";
+import type { Encounter } from "../punch/encounter.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { Link } from "../session/link.ts";
 import type { TalkingLink } from "../uses/lines.ts";
@@ -27,19 +27,19 @@ export interface Agreement {
 type Life =
   /** `failure`: why the latest attempt failed. */
   | { is: "known"; failure: FailureReason | undefined }
-  | { is: "introducing"; introduction: Introduction }
-  | { is: "agreeing"; agreements: readonly Agreement[]; introduction: Introduction | undefined }
+  | { is: "introducing"; introduction: Encounter }
+  | { is: "agreeing"; agreements: readonly Agreement[]; introduction: Encounter | undefined }
   /** Another channel may be sought for the link, and agreed on. */
   | {
       is: "linked";
       talking: TalkingLink;
       agreements: readonly Agreement[];
-      introduction: Introduction | undefined;
+      introduction: Encounter | undefined;
     };
 
 interface LifeParts {
   talking: TalkingLink | undefined;
-  introduction: Introduction | undefined;
+  introduction: Encounter | undefined;
   agreements: readonly Agreement[];
   failure: FailureReason | undefined;
 }
@@ -69,7 +69,7 @@ export class PeerLife {
   get link(): Link | undefined {
     return this.talking?.link;
   }
-  get introduction(): Introduction | undefined {
+  get introduction(): Encounter | undefined {
     return this.#life.is === "known" ? undefined : this.#life.introduction;
   }
   get agreements(): readonly Agreement[] {

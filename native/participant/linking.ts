@@ -4,7 +4,7 @@
  * native/participant/peer.ts.
  */
 import { type FailureReason, failureReasons, printable, type Role, ToldError } from "../../protocol.ts";
-import type { Failure, Nominated } from "../punch/introduction.ts";
+import type { Failure, Nominated } from "../punch/encounter.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { LinkCarrier, LinkEnd, LinkOwner } from "../session/link.ts";
 import { type TalkingLink, talkingLink } from "../uses/lines.ts";

@@ -6,7 +6,7 @@
  */
 import { type FailureReason, type Peer, type PeerChange, printable, UserError } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";
-import type { Introduction } from "../punch/introduction.ts";
+import type { Encounter } from "../punch/encounter.ts";
 import type { Link, Purpose } from "../session/link.ts";
 import type { Stream } from "../session/stream.ts";
 import { Introducing } from "./introducing.ts";
@@ -187,7 +187,7 @@ export class RemotePeer {
   }
 
   /** Begins a new introduction; undefined if something is under way. */
-  #introductionFor(name: string): Introduction | undefined {
+  #introductionFor(name: string): Encounter | undefined {
     if (this.distrust !== undefined) throw new UserError(`${name} is not trusted: ${this.distrust}`);
     if (this.link) throw new UserError(`already linked with ${name}`);
     if (!this.isIdle) return undefined;

@@ -24,7 +24,7 @@ import { hostAddresses } from "../host/interfaces.ts";
 import { sourceTowards } from "../host/routes.ts";
 import { hostCandidates } from "../punch/candidates.ts";
 import { type Gate, isAsFar } from "../punch/gate.ts";
-import { rehearseCandidates } from "../punch/introduction.ts";
+import { rehearseCandidates } from "../punch/encounter.ts";
 import type { PunchContext } from "../punch/context.ts";
 import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
 import { PortMapping } from "../punch/portmap.ts";

@@ -1,7 +1,7 @@
 /**
  * What our NAT gives next, measured for the rounds of one introduction: where one stands that counts, or a fresh mapping.
  * Owns the measurement that is begun with our `connect`, and counts those that we are asked for. It knows nothing of a
- * round. For native/punch/introduction.ts.
+ * round. For native/punch/encounter.ts.
  */
 import type { Peer, Prediction, Way } from "../../protocol.ts";
 import type { PunchContext } from "./context.ts";

@@ -1,7 +1,7 @@
 /**
  * The relay beside the rounds of one introduction: taken at most once, when the introducer offers it. Owns the try of it,
  * and a connection that is made for it beforehand. What becomes of the introduction is not its business. For
- * native/punch/introduction.ts.
+ * native/punch/encounter.ts.
  */
 import type { FailureReason, Role } from "../../protocol.ts";
 import type { Channel } from "../secure/channel.ts";

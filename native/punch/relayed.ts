@@ -1,7 +1,7 @@
 /**
  * A channel by way of the introducer. Each side opens a TCP connection to the introducer's port and shows a token, and
  * the introducer joins the two. Inside is TLS between the two sides, as on any other channel, so the introducer sees
- * nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/introduction.ts.
+ * nothing but bytes. Owns its descriptor until the channel is nominated. For native/punch/encounter.ts.
  */
 import {
   encode,

@@ -1,11 +1,11 @@
 /** What a peer's life means for the outside: one union, one writer. */
 import { expect, test } from "bun:test";
 import { type Agreement, PeerLife } from "../../native/participant/life.ts";
-import type { Introduction } from "../../native/punch/introduction.ts";
+import type { Encounter } from "../../native/punch/encounter.ts";
 import type { LinkState } from "../../native/session/link.ts";
 import type { TalkingLink } from "../../native/uses/lines.ts";
 
-const introduction = {} as Introduction;
+const introduction = {} as Encounter;
 const agreements: Agreement[] = [{ token: "0".repeat(32), end: () => {} }];
 const talking = (state: LinkState) => ({ link: { state } }) as TalkingLink;
 const nothing = { talking: undefined, introduction: undefined, agreements: [] };

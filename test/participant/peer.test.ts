@@ -14,7 +14,7 @@ import {
   UserError,
 } from "../../protocol.ts";
 import type { Stream } from "../../native/session/stream.ts";
-import type { PunchMessage } from "../../native/punch/introduction.ts";
+import type { PunchMessage } from "../../native/punch/encounter.ts";
 import type { PunchContext } from "../../native/punch/context.ts";
 import { Targets } from "../../native/punch/targets.ts";
 import { PunchPort } from "../../native/punch/punch-port.ts";

@@ -50,7 +50,7 @@ export type RelayMessage = ToParticipant & { type: "relay" };
  */
 type PunchOrder = Pick<PunchMessage, "startInMs"> & Partial<PunchMessage> & { since?: number };
 
-export interface IntroductionOptions {
+export interface EncounterOptions {
   context: PunchContext;
   peer: Peer;
   /** How it was admitted; undefined if we asked for it. */
@@ -96,8 +96,8 @@ type State =
   | { is: "relaying"; failure: Failure }
   | { is: "over" };
 
-export class Introduction {
-  readonly #options: IntroductionOptions;
+export class Encounter {
+  readonly #options: EncounterOptions;
   readonly #startedAt = performance.now();
   /** What all rounds together may send to endpoints that only the peer calls its own. */
   readonly #allowance: Allowance;
@@ -113,7 +113,7 @@ export class Introduction {
   #state: State = { is: "going", mayRelay: true, hasWaited: false };
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(options: IntroductionOptions) {
+  constructor(options: EncounterOptions) {
     this.#options = options;
     this.#peer = options.peer;
     this.#relay = new RelayWay(options.context);

@@ -4,10 +4,10 @@ import type { Candidate, Dial } from "../../native/punch/dial.ts";
 import { distances, headStartMs } from "../../native/punch/head-start.ts";
 import {
   type Failure,
-  Introduction,
-  type IntroductionOptions,
+  Encounter,
+  type EncounterOptions,
   type PunchMessage,
-} from "../../native/punch/introduction.ts";
+} from "../../native/punch/encounter.ts";
 import type { PunchContext } from "../../native/punch/context.ts";
 import type { MappingBehaviour } from "../../native/punch/mapping.ts";
 import type { Punch, PunchOptions } from "../../native/punch/punch.ts";
@@ -38,12 +38,12 @@ class Side {
   readonly measuring: ((prediction: Prediction | undefined) => void)[] = [];
   /** Of the punch under way. */
   dials: Pick<Dial, "candidate" | "tries">[] = [];
-  readonly introduction: Introduction;
+  readonly introduction: Encounter;
 
   constructor(
     context: Partial<PunchContext>,
     peer: Partial<Peer> = {},
-    more: Partial<IntroductionOptions> = {},
+    more: Partial<EncounterOptions> = {},
   ) {
     const punch = (options: PunchOptions) => {
       this.punches.push(options);
@@ -56,7 +56,7 @@ class Side {
       this.measuring.push(resolve);
       return promise as Promise<undefined>;
     };
-    this.introduction = new Introduction({
+    this.introduction = new Encounter({
       context: {
         ...{
           id: 1,
