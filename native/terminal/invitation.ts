@@ -22,7 +22,7 @@ export function readInvitation(copied: string): Invitation {
   const text = copied.trim();
   const at = text.lastIndexOf("@");
   // A code that was cut off must not be looked up as a host's name.
-  if (at < 0 && looksMade(text))
+  if (at < 0 && /\d/.test(text) && looksMade(text))
     throw new UsageError("that is a code without its introducer: WORDS@HOST[:PORT]");
   if (at < 0) return { introducer: text };
   const words = text.slice(0, at);
