@@ -19,7 +19,7 @@ export class OtherFamily {
     const address = reachable(this.#addresses(), member.observed, family === 4 ? 6 : 4);
     if (address === undefined) return undefined;
     const token = newToken();
-    member.verifyToken = token;
+    member.tokens.verify = token;
     this.#members.set(token, member);
     return { endpoint: formatEndpoint(address, port), token };
   }
@@ -41,7 +41,7 @@ export class OtherFamily {
     return member;
   }
 
-  forget({ verifyToken }: Member): void {
-    if (verifyToken !== undefined) this.#members.delete(verifyToken);
+  forget({ tokens: { verify } }: Member): void {
+    if (verify !== undefined) this.#members.delete(verify);
   }
 }

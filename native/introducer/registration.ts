@@ -167,7 +167,7 @@ export class Registration {
     const verify = door.host === "::" ? this.#otherFamily.offer(member, door.port) : undefined;
     const own = { id, name, room, public: observed, private: candidates };
     const probeToken = probePorts.length > 0 ? newToken() : undefined;
-    if (probeToken !== undefined) this.#probing.set((member.probeToken = probeToken), member);
+    if (probeToken !== undefined) this.#probing.set((member.tokens.probe = probeToken), member);
     const offers = {
       ...(probeToken !== undefined && { probeToken }),
       ...(verify && { verify }),
@@ -218,12 +218,12 @@ export class Registration {
 
   /** It has left, and its name is kept for it. */
   forget(member: Member): void {
-    const { room, source, probeToken } = member;
+    const { room, source, tokens } = member;
     const { name, fingerprint } = member.peer;
     this.#keptNames.keep(room, name, fingerprint, source);
     this.#wishes.forget(member);
     this.#otherFamily.forget(member);
-    if (probeToken !== undefined) this.#probing.delete(probeToken);
+    if (tokens.probe !== undefined) this.#probing.delete(tokens.probe);
     if (!this.#parts.members.rooms.has(room)) void this.homes?.release([room]);
   }
 

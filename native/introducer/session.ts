@@ -326,8 +326,7 @@ export class Member {
   /** Where its NAT stood when it was last measured, if the NAT counts ports. */
   position: Prediction | undefined = undefined;
   /** What `verify` has to repeat, and `probe`. */
-  verifyToken: string | undefined = undefined;
-  probeToken: string | undefined = undefined;
+  readonly tokens: { verify?: string; probe?: string } = {};
   /** When it registered, by performance.now(). */
   readonly #joinedMs = performance.now();
   #ping: { id: number; sentAt: number; answeredId: number; roundTripMs: number | undefined } = {

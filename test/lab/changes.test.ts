@@ -1,9 +1,9 @@
 /** Addresses of a host that come and go: what is a change for its connections, and what is none. */
 import { expect } from "bun:test";
-import { splitEndpoint } from "../../protocol.ts";
+import { type Endpoint, splitEndpoint } from "../../protocol.ts";
 import { until } from "../native-fixture.ts";
 import { type Host, Lab, labTest, type Nat } from "./lab.ts";
-import { cutOff, expectRoute, gather, linkedBoth, talk } from "./meeting.ts";
+import { cutOff, expectRoute, gather, know, linkedBoth, talk } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart, together } from "./sides.ts";
 
@@ -107,4 +107,38 @@ labTest(
     expect(alice.all("registered").length).toBe(2);
   },
   40_000,
+);
+
+labTest(
+  "another address on the interface in use is no change, and the way by another interface is one",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const { alice, bob } = await gather(lab, people, hosts, undefined, ["--direct"]);
+    const [host, router] = [hosts.alice, hosts.alice.behind!];
+    const prefix = host.address.replace(/\d+$/, "");
+    await host.run(["ip", "addr", "add", `${prefix}99/24`, "dev", "eth0"]);
+    const all = await told(alice, bob, alice.private.length + 1);
+    expect(all.map((one) => splitEndpoint(one as Endpoint).address)).toContain(`${prefix}99`);
+    expect([alice.all("registered").length, alice.all("introducer")]).toEqual([1, []]);
+
+    await lab.script(`
+ip link add eth1 netns ${host.name} type veth peer name second netns ${router.name}
+ip -n ${router.name} link set second master lan up
+ip -n ${host.name} link set eth1 up
+ip -n ${host.name} addr add ${prefix}88/24 dev eth1
+ip -n ${host.name} route replace default via ${prefix}1 dev eth1
+`);
+    const { reason } = await alice.next("introducer", ({ state }) => state === "lost");
+    expect(reason).toBe(
+      `our address ${host.address} is not the one that we use towards the introducer any more`,
+    );
+    const again = await alice.next("registered", ({ private: [first] }) => first!.startsWith(`${prefix}88:`));
+    expect(again.id).not.toBe(alice.all("registered")[0]!.id);
+    await know(bob, alice);
+    alice.type("connect bob");
+    await linkedBoth(alice, bob);
+  },
+  30_000,
 );
