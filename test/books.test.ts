@@ -34,18 +34,18 @@ function split(command: string): { env: Record<string, string>; args: string[] }
 /** Each command that a user types, of Bun and of ours: in blocks, in pipes, in ssh's options, and within sentences. */
 function commandsOf(text: string): string[] {
   const shell = blocks(text, ["sh"]).join("");
-  const typed = blocks(text, [""]).flatMap((block) =>
-    block.split("\n").filter((line) => line.startsWith("$ ")),
-  );
-  const lines = [...shell.split("\n"), ...typed.map((line) => line.slice(2))];
+  const prompt = /^\w*\$ /;
+  const screens = blocks(text, [""]).flatMap((block) => block.split("\n"));
+  const typed = screens.filter((line) => prompt.test(line)).map((line) => line.replace(prompt, ""));
+  const proxies = blocks(text, ["ssh_config"]).flatMap((block) => block.match(/(?<=ProxyCommand ).*/g) ?? []);
+  const lines = [...shell.split("\n"), ...typed, ...proxies];
   const inSentences = [...text.matchAll(/`((?:bun|participant|introducer) [^`]*)`/g)].map(
     ([, command = ""]) => command,
   );
   return [...lines, ...inSentences].flatMap((line) => {
     const bare = line.replace(/\s#.*/, "").replaceAll("\n", " ");
-    const proxy = /ProxyCommand='([^']*)'/.exec(bare)?.[1];
-    const parts = proxy === undefined ? bare.split(/\s(?:\||&&|;)\s/) : [proxy];
-    return parts
+    return bare
+      .split(/\s(?:\||&&|;)\s/)
       .map((part) => part.trim())
       .filter((part) => /^(?:[A-Z_]+=\S+ )*(?:bun|participant|introducer)(?: |$)/.test(part));
   });

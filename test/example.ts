@@ -1,6 +1,6 @@
 /**
  * A game over a link, of two programs: `bun example.ts INTRODUCER PORT NAME [OPPONENT]`. In turn each says a number
- * that is 1, 2 or 3 higher than the last one; whoever says 21 has won. For the README, and run by test/library.test.ts.
+ * that is 1, 2 or 3 higher than the last one; whoever says 21 has won. Run by test/library.test.ts.
  */
 import { createInterface } from "node:readline";
 import { Participant, type Stream } from "../participant.ts";

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { Duplex } from "node:stream";
 import { makeIdentity } from "../native/secure/identity.ts";
 import { Participant, type Stream, UserError } from "../participant.ts";
@@ -42,7 +42,7 @@ async function linked(port: number) {
 const all = async (stream: AsyncIterable<Uint8Array>): Promise<Buffer> =>
   Buffer.concat(await Array.fromAsync(stream));
 
-test("the example of the README: two programs play, agree who has won, and end by themselves", async () => {
+test("test/example.ts: two programs play, agree who has won, and end by themselves", async () => {
   await using house = startIntroducer();
   const game = ["test/example.ts", "127.0.0.1", String(house.port)];
   await using alice = run(...game, "alice");
@@ -152,9 +152,16 @@ test("what goes wrong is a UserError that says so", async () => {
   expect(() => new Participant({ host: "127.0.0.1", name: "alice", room: "" })).toThrow("a room must have");
 });
 
-test("the example of the README is the one that is run here", async () => {
-  const example = await Bun.file(join(root, "test/example.ts")).text();
-  const [, body = ""] = example.split("*/\n");
+test("the program in the README is run as it stands there: who asks is greeted, and ends by itself", async () => {
+  await using house = startIntroducer();
   const readme = await Bun.file(join(root, "README.md")).text();
-  expect(readme).toContain(body.trim().replace('"../participant.ts"', '"./participant.ts"'));
-});
+  const [, text = ""] = /^```ts\n([^]*?)^```$/m.exec(readme)!;
+  const file = join(mkdtempSync(join(tmpdir(), "library-test-")), "greeting.ts");
+  await Bun.write(file, text.replace("tcp-hole-punching/participant", join(root, "participant.ts")));
+  const program = [file, "127.0.0.1", String(house.port)];
+  await using bob = run(...program, "bob");
+  await using alice = run(...program, "alice", "bob");
+  expect(await Promise.all([alice.stdout.text(), alice.stderr.text()])).toEqual(["hello, alice\n", ""]);
+  expect([await alice.exited, bob.exitCode]).toEqual([0, null]);
+  rmSync(dirname(file), { recursive: true });
+}, 15_000);

@@ -34,6 +34,13 @@ testNeeding(noSystemd)("the unit is one that systemd takes, and leaves little to
   expect(await run("systemd-analyze", ...security)).toMatchObject({ code: 0 });
 });
 
+testNeeding(noSystemd)("the unit of a participant is one that systemd takes for a user", async () => {
+  using place = folder();
+  const participant = `${import.meta.dir}/../.ci/participant.service`;
+  const command = ["env", `XDG_RUNTIME_DIR=${place.path}`, "systemd-analyze", "--user", "verify"];
+  expect(await run(...command, participant)).toEqual({ code: 0, output: "" });
+});
+
 test("a built introducer runs without Bun, and its sum is that of the file", async () => {
   const here = builds.find(({ program, target }) => program === "introducer" && target === undefined)!;
   using place = folder();
