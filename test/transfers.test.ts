@@ -176,10 +176,10 @@ describe("where nobody has accepted yet", () => {
     await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")), "--stay");
     await bob.next("offered");
     bob.endInput();
-    const reason = "the peer cut the stream off: nobody is there to accept it (--accept DIR)";
-    expect((await alice.next("transfer-failed")).reason).toBe(reason);
+    const refusal = { by: "peer", refused: true, reason: "nobody is there to accept it (--accept DIR)" };
+    expect(await alice.next("transfer-failed")).toMatchObject(refusal);
     await using carol = new Driven(house.port, "carol", ...room, ...send(write("photo", "x")));
-    expect((await carol.next("transfer-failed")).reason).toBe(reason);
+    expect(await carol.next("transfer-failed")).toMatchObject(refusal);
     expect(await carol.exited()).toBe(1);
   });
 
@@ -250,7 +250,7 @@ testNeeding(unmountable)("a disk without room is told on both sides before anyth
     ...send(write("big", Buffer.alloc(3_000_000))),
   );
   const failed = await alice.next("transfer-failed");
-  expect([failed.reason, failed.bytesThere]).toEqual([`the peer cut the stream off: ${reason}`, 0]);
+  expect([failed.reason, failed.by, failed.bytesThere]).toEqual([reason, "peer", 0]);
   expect([await alice.exited(), alice.count("transferring")]).toEqual([1, 0]);
   await until("bob says so", () => told.includes(reason));
   await using again = new Driven(house.port, "alice", ...room, ...send(write("small", "x")));

@@ -199,8 +199,16 @@ function describeTransfer(event: TransferEvent, c: Colors): string {
     case "transfer-cancelled":
       return `${event.by === "peer" ? `${name} ` : ""}${c.yellow("cancelled")} ${what}${goesOn(event)}`;
     case "transfer-failed":
-      return `${c.red("failed")} ${event.direction} ${what}: ${printable(event.reason)}${goesOn(event)}`;
+      return failedTransfer(event, c);
   }
+}
+
+function failedTransfer(event: TransferEvent & { event: "transfer-failed" }, c: Colors): string {
+  const { direction, by, reason, refused } = event;
+  const [name, what] = [c.bold(printable(event.name)), printable(event.what)];
+  if (refused) return `${name} ${c.red("refused")} ${what}: ${printable(reason)}`;
+  const where = by === "peer" ? `, at ${name}'s` : "";
+  return `${c.red("failed")} ${direction} ${what}${where}: ${printable(reason)}${goesOn(event)}`;
 }
 
 /** What is there is not sent again. */

@@ -7,7 +7,7 @@ import { printable, ToldError, UserError } from "../../protocol.ts";
 import { type Bucket, tryTake } from "../shares/budget.ts";
 import { FairShare } from "../shares/fair-share.ts";
 import type { Link } from "../session/link.ts";
-import { resetCodes, type Stream } from "../session/stream.ts";
+import { resetCodes, type Stream, StreamError } from "../session/stream.ts";
 import { folderFor } from "./destination.ts";
 import {
   Cancelled,
@@ -73,7 +73,8 @@ export type TransferEvent =
   /** `storedAs`: the name in the folder, when receiving. */
   | ({ event: "transferred"; storedAs?: string } & About & Outcome)
   | ({ event: "transfer-cancelled"; by: "us" | "peer" } & About & Left)
-  | ({ event: "transfer-failed"; reason: string } & About & Left);
+  /** `by`: whose side says so; `refused`: the offer was not accepted. */
+  | ({ event: "transfer-failed"; reason: string; by: "us" | "peer"; refused: boolean } & About & Left);
 
 /** `bytes`: of files that have arrived; `bytesMoved`: what was sent for that; `elapsedMs`: while it could be sent. */
 type Outcome = TransferOutcome & { bytes: number; bytesMoved: number; elapsedMs: number };
@@ -254,7 +255,7 @@ export class Transfers {
   }
 
   refuse(offer: string): void {
-    this.#asked(offer).decide({ refuse: "it was refused" });
+    this.#asked(offer).decide({ refuse: "it is not wanted" });
   }
 
   /** What has come in part and is left in that folder: without `directory`, in the one that takes files without asking. */
@@ -327,9 +328,7 @@ export class Transfers {
     if (!(error instanceof LocalProblem)) return;
     const about = { transfer: ++this.#lastId, direction: "receiving", name, what } as const;
     this.#options.onEvent({
-      event: "transfer-failed",
-      ...about,
-      reason: error.message,
+      ...{ event: "transfer-failed", ...about, ...failureOf(error) },
       bytesThere: 0,
       bytes,
     });
@@ -432,19 +431,27 @@ export class Transfers {
       onEvent({ event: "transferred", ...told, ...outcome, ...moved, ...storedIn(progress) });
       return outcome;
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      const failure = failureOf(error);
       const { bytesDone: bytesThere, bytes, keptAs } = progress;
       const isKept = bytesThere > 0 && keptAs !== undefined;
       const there = { bytesThere, bytes, ...(isKept && { keptAs }) };
       if (error instanceof Cancelled)
         onEvent({ event: "transfer-cancelled", ...told, by: error.by, ...there });
-      else onEvent({ event: "transfer-failed", ...told, reason, ...there });
-      throw new ToldError(reason, { cause: error });
+      else onEvent({ event: "transfer-failed", ...told, ...failure, ...there });
+      throw new ToldError(failure.reason, { cause: error });
     } finally {
       this.#underWay.delete(id);
       underWay.over.resolve();
     }
   }
+}
+
+/** Why a transfer has failed, and whose side says so. */
+function failureOf(error: unknown): { reason: string; by: "us" | "peer"; refused: boolean } {
+  const message = error instanceof Error ? error.message : String(error);
+  if (!(error instanceof StreamError)) return { reason: message, by: "us", refused: false };
+  const { code, reason } = error;
+  return { reason, by: reason === message ? "us" : "peer", refused: code === resetCodes.refused };
 }
 
 const storedIn = ({ storedAs }: TransferProgress) => (storedAs === undefined ? {} : { storedAs });
