@@ -192,10 +192,13 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
     type Measured = { mapping: string; roundTripMs?: number };
     const isMeasured = ({ mapping, roundTripMs }: Measured) =>
       mapping !== "unknown" && roundTripMs !== undefined;
-    const listed = this.all("peers")
-      .at(-1)
-      ?.peers.find(({ id }) => id === other.id);
-    const row = this.all("joined").findLast(({ peer }) => peer === other.id) ?? listed;
+    const lists = this.all("peers").map(({ at, peers }) => ({
+      at,
+      row: peers.find(({ id }) => id === other.id),
+    }));
+    const joined = this.all("joined").map((event) => ({ at: event.at, row: event }));
+    const seen = [...lists, ...joined.filter(({ row }) => row.peer === other.id)].sort((a, b) => a.at - b.at);
+    const row = seen.findLast((one) => one.row !== undefined)?.row;
     if (row && isMeasured(row)) return;
     await this.next("updated", (event) => event.peer === other.id && isMeasured(event));
   }

@@ -16,6 +16,7 @@ import {
   maxLineBytes,
   maxNameLength,
   maxRoomLength,
+  maxWants,
   maxTextLength,
   parseToIntroducer,
   parseToParticipant,
@@ -59,6 +60,15 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
       `{"type":"register","version":2,"name":"alice","room":"lobby","instance":"0011223344556677",` +
         `"fingerprint":"${fingerprint}","private":["10.0.0.4:40000"],` +
         `"links":[{"peer":"8899aabbccddeeff","route":"listen"}]}`,
+    ],
+    [
+      {
+        ...{ type: "register", version: 2, name: "alice", room: "lobby", instance, fingerprint },
+        ...{ private: [], links: [], mapping: "sequential", wants: ["bob", "carol"] },
+      },
+      `{"type":"register","version":2,"name":"alice","room":"lobby","instance":"0011223344556677",` +
+        `"fingerprint":"${fingerprint}","private":[],"links":[],` +
+        `"mapping":"sequential","wants":["bob","carol"]}`,
     ],
   ],
   verify: [[{ type: "verify", token }, `{"type":"verify","token":"${token}"}`]],
@@ -296,8 +306,8 @@ const directions: [
 const optionalFields: Record<string, string[]> = {
   refused: ["request", "peer", "name", "retryInMs"],
   bye: ["retryInMs"],
-  register: ["proof", "direct"],
-  registered: ["verify", "relay", "probeToken"],
+  register: ["proof", "direct", "mapping", "wants"],
+  registered: ["verify", "relay", "probeToken", "roundTripMs"],
   connect: ["relay"],
   rename: ["proof"],
   updated: ["name", "proof", "private", "otherPublic", "mapped", "mapping", "roundTripMs"],
@@ -401,6 +411,10 @@ const badFields: [what: string, parse: (line: string) => unknown, value: unknown
   ["room with C1 control", parseToIntroducer, { ...register, room: "a\x9b2J" }, "room"],
   ["room with bidi override", parseToIntroducer, { ...register, room: "a\u202eb" }, "room"],
   ["room with lone surrogate", parseToIntroducer, { ...register, room: "\udc00" }, "room"],
+  ["wants a name", parseToIntroducer, { ...register, wants: "bob" }, "wants"],
+  ["wants no name", parseToIntroducer, { ...register, wants: ["bob", "two words"] }, "wants[1]"],
+  ["wants too many", parseToIntroducer, { ...register, wants: Array(maxWants + 1).fill("bob") }, "wants"],
+  ["mapping unheard of", parseToIntroducer, { ...register, mapping: "cone" }, "mapping"],
   ["instance too short", parseToIntroducer, { ...register, instance: instance.slice(1) }, "instance"],
   ["instance not hex", parseToIntroducer, { ...register, instance: "g".repeat(16) }, "instance"],
   ["instance and a line feed", parseToIntroducer, { ...register, instance: `${instance}\n` }, "instance"],
