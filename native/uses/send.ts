@@ -93,6 +93,7 @@ class Sending {
     this.#stream = stream;
     stream.written.countAcknowledged((bytes) => this.#ledger.acknowledged(bytes));
     this.#collection = collection;
+    for (const { path, note } of collection.renamed) this.#tally.note(path, note);
     this.#offer = offer;
     this.#progress = progress;
     this.#whileOpen = new WhileOpen(stream);

@@ -4,7 +4,7 @@
 import { constants, type Stats } from "node:fs";
 import { access, lstat, readdir, readlink, realpath, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
-import { fileProblem, maxFiles, type FileFailure } from "./files.ts";
+import { fileProblem, maxFiles, type FileFailure, type FileNote } from "./files.ts";
 import { numbered } from "./filename.ts";
 
 /** A file of ours, as it was when it was offered. */
@@ -38,6 +38,8 @@ export interface SourceFiles {
   bytes: number;
   /** What is neither a file nor a folder, can't be read, or leads out. */
   skipped: FileFailure[];
+  /** What is sent by another name, because two things have the same. */
+  renamed: FileNote[];
 }
 
 /** Whether a path is one of these, or below one. */
@@ -73,7 +75,10 @@ async function look(path: string): Promise<Named> {
 }
 
 class Collecting {
-  readonly collected: SourceFiles = { name: "", things: 0, files: [], folders: [], bytes: 0, skipped: [] };
+  readonly collected: SourceFiles = {
+    ...{ name: "", things: 0, files: [], folders: [], bytes: 0 },
+    ...{ skipped: [], renamed: [] },
+  };
   readonly #within: readonly string[];
   #first = "";
   readonly #taken = new Set<string>();
@@ -84,14 +89,16 @@ class Collecting {
     this.#within = within;
   }
 
-  async add({ source, found }: Named): Promise<void> {
+  async add({ path, source, found }: Named): Promise<void> {
     const { collected } = this;
-    const name = this.#nameFor(basename(source) || "root");
+    const base = basename(source) || "root";
+    const name = this.#nameFor(base);
     const before = collected.skipped.length;
     if (found.isDirectory()) await this.#folder(source, name, found.mode);
     else await this.#file(source, name, found.isSymbolicLink());
     const isSkipped = collected.skipped.length > before && collected.skipped[before]!.path === name;
     if (isSkipped) return;
+    if (name !== base) collected.renamed.push({ path, note: `sent as ${name}` });
     if (collected.things++ === 0) this.#first = name;
     collected.name = collected.things === 1 ? name : `${this.#first} and ${collected.things - 1} more`;
   }

@@ -6,9 +6,9 @@
 import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
 import { normalize } from "node:path";
-import { pathProblem } from "../../native/uses/filename.ts";
+import { nameHere, numbered, pathProblem, unfinished } from "../../native/uses/filename.ts";
 import { reasonOf, sha256Of } from "../../native/uses/files.ts";
-import { readOfferHead } from "../../native/uses/offer.ts";
+import { readOfferHead, storedName } from "../../native/uses/offer.ts";
 import {
   decodeCount,
   decodeCredit,
@@ -351,11 +351,21 @@ const uses: Target = {
   mayThrow: never,
 };
 
+/** Whether it is one name, which a disk takes, a terminal does not obey, and no unfinished file has. */
+function mayBeStored(name: string): boolean {
+  const isOne = name !== "" && name !== "." && name !== ".." && !/[\/\p{Cc}]/u.test(name);
+  return isOne && Buffer.byteLength(name) <= 255 && unfinished(name) === undefined;
+}
+
 /** What every reader of such a message makes of it. */
 function readUse(message: Message): string[] {
   const path = typeof message.path === "string" ? message.path : "x";
-  if (pathProblem(path) === undefined && !normalize(`/folder/${path}`).startsWith("/folder/"))
-    throw new Broken(`${path} leaves the folder`);
+  if (pathProblem(path) === undefined) {
+    if (!normalize(`/folder/${path}`).startsWith("/folder/")) throw new Broken(`${path} leaves the folder`);
+    for (const name of path.split("/"))
+      for (const stored of [nameHere(name), nameHere(storedName(name)), numbered(nameHere(name), 9_999)])
+        if (!mayBeStored(stored)) throw new Broken(`${JSON.stringify(stored)}, of ${JSON.stringify(name)}`);
+  }
   return [readOfferHead, sha256Of, reasonOf, readPurposeTarget].map((read) => {
     try {
       return JSON.stringify(read(message));

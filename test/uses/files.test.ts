@@ -141,7 +141,8 @@ describe("what arrives", () => {
       write("10:30.log", "y"),
       write("other/empty", "z"),
     ];
-    expect((await both(transfer(link, paths))).map((one) => ({ ...one }))).toEqual([all(4), all(4)]);
+    const notes = [{ path: paths[3]!, note: "sent as empty (2)" }];
+    expect(await both(transfer(link, paths))).toEqual([{ ...all(4), notes, noted: 1 }, all(4)]);
     const names = ["10:30.log", "empty", "empty (2)", "über 写真 👩‍👩‍👧.jpg"];
     expect(inNew()).toEqual(names.map((name) => `NEW/${name}`).sort());
   });
@@ -730,7 +731,7 @@ describe("a peer that falls silent", () => {
       );
     const stream = link.alice.open({ use: "files", name: "a", files: 1, bytes: 4 });
     stream.write(line({ type: "file", path: "a", bytes: 4, mode: 0o644, modifiedMs: 0, head: end64 }));
-    stream.write(line({ type: "from", bytes: 0 }));
+    stream.write(line({ type: "from", bytes: 0 }) + line({ type: "chunk", bytes: 1 }) + "d");
     expect(await outcome(received.promise)).toMatch(/^the peer did nothing for \d s$/);
     expect(inTarget()).toEqual([expect.stringMatching(/\.part$/)]);
     await until("no descriptor is left", () => openFiles().length === 0);
