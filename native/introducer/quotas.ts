@@ -3,7 +3,7 @@
  * ports. Owns what each member got from all others. What one asked of one peer is kept with their pair. If an introduction
  * leads to a link, it is given back. No clock of its own. For native/introducer/.
  */
-import type { Refusal } from "../../protocol.ts";
+import { maxRetryInMs, type Refusal } from "../../protocol.ts";
 import { type Bucket, fullAt, Usage, WaitRefusal, waitSeconds } from "../shares/budget.ts";
 import type { Limits } from "./limits.ts";
 import type { Member } from "./session.ts";
@@ -18,6 +18,8 @@ const unaskedMs = 10_000;
 
 /** What one member asked of another. */
 interface Asked {
+  /** When it may ask again, if it was told to wait for its turn. */
+  turnAt: number;
   introductions: Bucket;
   birthdays: Bucket;
   birthdayFailedAt: number;
@@ -30,6 +32,8 @@ export type Asks = Map<number, Asked>;
 interface Unasked extends Due {
   readonly id: number;
   introductions: Bucket;
+  /** The last turn that somebody was told to wait for. */
+  turnAt: number;
   /** Of these, those by each address. */
   perAddress: Usage;
   failedBirthdays: Bucket;
@@ -69,18 +73,32 @@ export class Quotas {
   /** Counts an introduction that the target has not asked for. Throws a {@link Refusal} if there were too many. */
   spend({ asks, asker, target }: Asking, now: number): void {
     const { introductionsPerPair: most, introductionsPerTarget: mostOfAll } = this.#limits;
-    const { introductions } = this.#askedOf(asks, asker, now);
-    const { introductions: ofAll, perAddress } = this.#unaskedOf(target, now);
+    const asked = this.#askedOf(asks, asker, now);
+    const { introductions } = asked;
+    const unasked = this.#unaskedOf(target, now);
+    const { introductions: ofAll, perAddress } = unasked;
     const ofPairSeconds = waitSeconds(introductions, most, now);
     if (ofPairSeconds > 0)
       throw new WaitRefusal(`${most} introductions to one peer a minute are enough`, ofPairSeconds);
     const ofAllSeconds = waitSeconds(ofAll, mostOfAll, now);
     // A member that has used up its own must not use up the peer's for others.
-    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.source, hadNone, now))
-      throw new WaitRefusal(`that peer gets ${mostOfAll} introductions a minute and no more`, ofAllSeconds);
+    if (ofAllSeconds > 0 && perAddress.hasUsed(asker.source, hadNone, now)) {
+      const why = `that peer gets ${mostOfAll} introductions a minute and no more`;
+      throw new WaitRefusal(why, this.#turnOf(asked, unasked, ofAllSeconds, now));
+    }
     introductions.tokens -= 1;
     ofAll.tokens = Math.max(0, ofAll.tokens - 1);
     perAddress.spend(asker.source, 1, now);
+  }
+
+  /** In how many seconds it is its turn: those who wait for one peer are told one after the other, and each once. */
+  #turnOf(asked: Asked, unasked: Unasked, seconds: number, now: number): number {
+    if (asked.turnAt <= now) {
+      const afterLast = unasked.turnAt + 60_000 / this.#limits.introductionsPerTarget;
+      asked.turnAt = Math.min(now + maxRetryInMs, Math.max(now + 1000 * seconds, afterLast));
+      unasked.turnAt = asked.turnAt;
+    }
+    return Math.ceil((asked.turnAt - now) / 1000);
   }
 
   /** The target has linked, so it wanted the link. Nobody is charged. */
@@ -120,10 +138,10 @@ export class Quotas {
   isAsNewAt(asks: Asks): number {
     const { introductionsPerPair, birthdaysPerPair, failedBirthdayPauseMs } = this.#limits;
     let at = -Infinity;
-    for (const { introductions, birthdays, birthdayFailedAt } of asks.values()) {
+    for (const { turnAt, introductions, birthdays, birthdayFailedAt } of asks.values()) {
       const introductionsAt = fullAt(introductions, introductionsPerPair);
       const birthdaysAt = fullAt(birthdays, birthdaysPerPair);
-      at = Math.max(at, introductionsAt, birthdaysAt, birthdayFailedAt + failedBirthdayPauseMs);
+      at = Math.max(at, turnAt, introductionsAt, birthdaysAt, birthdayFailedAt + failedBirthdayPauseMs);
     }
     return at;
   }
@@ -133,6 +151,7 @@ export class Quotas {
     if (known) return known;
     const { introductionsPerPair, birthdaysPerPair } = this.#limits;
     const fresh: Asked = {
+      turnAt: -Infinity,
       introductions: { tokens: introductionsPerPair, at: now },
       birthdays: { tokens: birthdaysPerPair, at: now },
       birthdayFailedAt: -Infinity,
@@ -150,6 +169,7 @@ export class Quotas {
       slot: notScheduled,
       due: (at) => this.#lookAt(fresh, at),
       introductions: { tokens: introductionsPerTarget, at: now },
+      turnAt: -Infinity,
       perAddress: new Usage(introductionsPerTarget, 1, targetWindowMs, ownHostShares),
       failedBirthdays: { tokens: failedBirthdaysPerTarget, at: now },
     };

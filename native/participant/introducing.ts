@@ -138,8 +138,9 @@ export class Introducing {
   refused({ message, retryInMs }: Pick<ToParticipant & { type: "refused" }, "message" | "retryInMs">): void {
     const { introduction } = this.#life;
     if (!introduction?.isAsking) return;
-    // Others may have been told the same.
-    const waitMs = retryInMs === undefined ? undefined : Math.round(retryInMs * (1 + Math.random()));
+    // Not all at once who were told the same.
+    const waitMs =
+      retryInMs === undefined ? undefined : retryInMs + Math.round(Math.random() * Math.min(1000, retryInMs));
     if (waitMs === undefined || !introduction.askAgainIn(waitMs))
       return introduction.abort("refused", message);
     this.#listed.emit({ event: "postponed", retryInMs: waitMs, reason: message });

@@ -270,6 +270,27 @@ test("what was said of an earlier round, and what is said after the end, changes
   expect(scene.heard()).toEqual([]);
 });
 
+test("those who wait for one peer have turns, each one; who asks again has the same, and is let in then", () => {
+  const quotas = new Quotas(defaultLimits, new Wheel(() => 0));
+  const target = member(1, free);
+  const ofOneHost = (id: number) => Object.assign(member(id, free), { session: { source: "198.51.100.7" } });
+  const all = Array.from({ length: 64 }, (_, n) => ({ asks: new Map(), asker: ofOneHost(n + 2), target }));
+  const wait = (one: (typeof all)[number], now: number) => {
+    try {
+      quotas.spend(one, now);
+    } catch (error) {
+      return (error as { retryInMs: number }).retryInMs;
+    }
+    return 0;
+  };
+  const { introductionsPerTarget: most } = defaultLimits;
+  expect(all.slice(0, most).map((one) => wait(one, 0))).toEqual(Array<number>(most).fill(0));
+  const late = all.slice(most);
+  expect(late.map((one) => wait(one, 0))).toEqual([1000, 2000, 3000, 4000]);
+  expect(wait(late[3]!, 500)).toBe(4000); // 3.5 s, in whole seconds
+  expect(late.map((one, n) => wait(one, 1000 * (n + 1)))).toEqual([0, 0, 0, 0]);
+});
+
 test("what was not wanted costs the asker, what was is given back", () => {
   const asks = new Map();
   const quotas = new Quotas(defaultLimits, new Wheel(() => 0));
