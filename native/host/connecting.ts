@@ -143,22 +143,30 @@ export function connectToFirst(remotes: readonly Endpoint[]): Promise<Connected>
 // --- before anybody asks for it --------------------------------------------------------------------------
 
 /** What has been begun, and not been asked for yet. */
-let begun: { host: string; port: number; at: number; connecting: Promise<Connected> } | undefined;
+let begun: { host: string; port: number; connecting: Promise<Connected> } | undefined;
 
-/** Begins to connect, because somebody will probably ask for that soon. What fails is told whoever asks. */
+/**
+ * Begins to connect, because somebody will probably ask for that soon. What fails is told whoever asks. What nobody has
+ * asked for soon is closed.
+ */
 export function beginConnecting(place: Place | undefined): void {
   if (!place) return;
   const { host, port } = place;
-  begun = { host, port, at: performance.now(), connecting: resolve(host, port).then(connectToFirst) };
-  begun.connecting.catch(() => {});
+  const mine = { host, port, connecting: resolve(host, port).then(connectToFirst) };
+  mine.connecting.catch(() => {});
+  begun = mine;
+  setTimeout(() => begun === mine && drop(), freshMs).unref();
 }
 
-/** What was begun lately, if that is what is wanted now. Anything else is closed. */
+/** What was begun, if that is what is wanted now. Anything else is closed. */
 export function takeBegun(host: string, port: number): Promise<Connected> | undefined {
-  const taken = begun;
+  if (begun?.host !== host || begun.port !== port) return drop();
+  const { connecting } = begun;
   begun = undefined;
-  const isFresh = taken && performance.now() - taken.at <= freshMs;
-  if (isFresh && taken.host === host && taken.port === port) return taken.connecting;
-  taken?.connecting.then(({ socket }) => socket.close()).catch(() => {});
-  return undefined;
+  return connecting;
+}
+
+function drop(): undefined {
+  begun?.connecting.then(({ socket }) => socket.close()).catch(() => {});
+  begun = undefined;
 }

@@ -111,6 +111,8 @@ test("what was begun for nothing is closed, and harms nobody where it fails", as
   beginConnecting({ host: "127.0.0.1", port: open.port });
   expect(takeBegun("127.0.0.2", open.port)).toBeUndefined();
   await until("it has been closed", () => open.visits.length === 1 && open.visits[0]!.readyState <= 0);
+  beginConnecting({ host: "127.0.0.1", port: open.port }); // and nobody asks
+  await until("that is closed, too", () => open.visits.length === 2 && open.visits[1]!.readyState <= 0);
   beginConnecting({ host: "no.such.host.invalid", port: 7 });
   expect(takeBegun("127.0.0.1", 7)).toBeUndefined();
   beginConnecting(undefined);
