@@ -12,6 +12,7 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
+import { listeningProblem } from "./native/host/listening-problem.ts";
 import { byTurns } from "./native/shares/turns.ts";
 import { ConnectBacks } from "./native/introducer/connect-back.ts";
 import { Drain } from "./native/introducer/drain.ts";
@@ -321,9 +322,9 @@ export class Introducer {
       const page = () => renderPrometheus(this.stats, version);
       return new MetricsServer(hostname, port, page, (error) => this.#guard.report(error));
     } catch (error) {
-      const { code = String(error) } = error as { code?: string };
       void this.stop();
-      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${code}`, { cause: error });
+      const why = `${listeningProblem(error)} (choose another with --metrics)`;
+      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${why}`, { cause: error });
     }
   }
 

@@ -101,8 +101,8 @@ export const unlinkReasons = {
   "peer-disconnected": "the peer disconnected",
   "peer-quit": "the peer quit",
   replaced: "a newer link has taken its place",
-  "connection-lost": "the connection broke",
-  "protocol-error": "the peer sent what is not in the protocol",
+  "connection-lost": "the connection broke, and no other one came about",
+  "protocol-error": "the peer sent what is not in the protocol; it may be of another version",
   "peer-restarted": "the peer's program was started anew",
 } as const;
 export type UnlinkReason = keyof typeof unlinkReasons;

@@ -203,7 +203,7 @@ describe("by command", () => {
       alice.type(`send bob ${path}`);
       const second = await bob.next("offered");
       bob.type(`accept ${second.offer}`, `accept ${second.offer}`);
-      expect((await bob.next("error")).message).toBe(`there is no offer ${second.offer}`);
+      expect((await bob.next("error")).message).toBe(`there is no offer ${second.offer}; waiting: none`);
       await Promise.all([alice, bob].map((one) => one.next("transferred")));
       expect(fs.readFileSync(join(homeOf("bob"), "photo.jpg"), "utf8")).toBe("a photo");
       alice.type("send bob", "send bob /not/there", "send nobody /etc/hostname");
@@ -226,7 +226,7 @@ describe("by command", () => {
       taken.reset("I have changed my mind");
       await mallory.ping("bob"); // by then the reset has arrived
       bob.type(`accept ${offer}`);
-      expect((await bob.next("error")).message).toBe(`there is no offer ${offer}`);
+      expect((await bob.next("error")).message).toBe(`there is no offer ${offer}; waiting: none`);
     },
     patienceMs,
   );

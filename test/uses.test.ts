@@ -245,7 +245,9 @@ describe("a forward", () => {
     ]);
     expect([code, stderr]).toEqual([
       1,
-      expect.stringContaining(`can't listen on 127.0.0.1:${server.port}: EADDRINUSE`),
+      expect.stringContaining(
+        `can't listen on 127.0.0.1:${server.port}: another program listens there already`,
+      ),
     ]);
   });
 });

@@ -130,7 +130,10 @@ export async function resolve(host: string, port: number): Promise<Endpoint[]> {
     const { lookup } = process.getBuiltinModule("node:dns/promises");
     const found = await lookup(host, { all: true });
     return interleaved(found.map(({ address }) => formatEndpoint(address, port)));
-  } catch {
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== "ENOTFOUND" && code !== undefined)
+      throw new UserError(`the name ${host} can't be looked up now (${code}): is there a network?`);
     throw new UserError(`there is no host called ${host}: check the spelling, or give an IP address`);
   }
 }

@@ -32,11 +32,12 @@ const maxUnsentBytes = 256 * 1024;
 /** How long the introducer may take to answer a `verify`. */
 const verifyTimeoutMs = 3_000;
 
+const noAnswer = "no answer";
 const connectFailures: Record<string, string> = {
   ECONNREFUSED: "connection refused",
   EHOSTUNREACH: "no route to the host",
   ENETUNREACH: "no route to that network",
-  ETIMEDOUT: "no answer",
+  ETIMEDOUT: noAnswer,
 };
 
 /** None of the addresses of a host may be visited. */
@@ -88,7 +89,10 @@ export class ControlChannel {
       channel?.close("it can't be used");
       const failures = failuresOf(error, channel?.remote);
       if (!failures) throw error;
-      const next = `Is it running (\`${startCommand} ${port}\`) and is that its address?`;
+      const firewall = failures.includes(noAnswer)
+        ? `, and does a firewall there let TCP port ${port} in`
+        : "";
+      const next = `Is it running (\`${startCommand} ${port}\`) and is that its address${firewall}?`;
       throw new UserError(`cannot reach the introducer at ${failures}. ${next}`, { cause: error });
     }
   }

@@ -113,7 +113,7 @@ export class Listener<Data> {
       this.#resting = undefined;
     } catch (error) {
       const { code = String(error) } = error as { code?: string };
-      this.#onProblem(`nobody can connect to port ${this.port} now: ${code}`);
+      this.#onProblem(`nobody can connect to port ${this.port} now (${code}); it is tried again`);
       this.#timer = setTimeout(() => this.#goOn(), retryMs);
     }
   }

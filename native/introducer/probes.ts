@@ -19,6 +19,7 @@ import { type IntroducerEvent, type IntroducerOptions, ProbePortError } from "./
 import type { Guard } from "./guard.ts";
 import type { Limits } from "./limits.ts";
 import { Listener } from "../host/listener.ts";
+import { listeningProblem } from "../host/listening-problem.ts";
 import type { Metrics } from "./metrics.ts";
 import { isNoPlace, observedEndpoint } from "./observe.ts";
 import type { Sources } from "./sources.ts";
@@ -76,9 +77,9 @@ export class Probes {
     // A wildcard listener answers at the alternate address already.
     const hosts = [host ?? ownHost, ...(alternate !== undefined && host !== undefined ? [alternate] : [])];
     for (const probePort of ports) {
-      const { code } = this.#tryPort(probePort, hosts);
-      if (code === undefined) continue;
-      const why = `no mapping probes on port ${probePort}: ${code}`;
+      const problem = this.#tryPort(probePort, hosts);
+      if (problem === undefined) continue;
+      const why = `no mapping probes on port ${probePort}: ${problem}`;
       if (probePorts) {
         this.stop();
         throw new ProbePortError(`${why} (choose others with --probe-ports)`);
@@ -90,23 +91,22 @@ export class Probes {
   }
 
   /** Listens at all these, or says why it can't. */
-  #tryPort(port: number, hosts: readonly string[]): { code?: string } {
+  #tryPort(port: number, hosts: readonly string[]): string | undefined {
     const listeners: Listener<Probe | undefined>[] = [];
     try {
       for (const hostname of hosts) listeners.push(this.#listenAt(hostname, port));
       this.#listeners.push(...listeners);
-      return {};
+      return undefined;
     } catch (error) {
       for (const listener of listeners) listener.stop();
-      const { code = String(error) } = error as { code?: string };
-      return { code };
+      return listeningProblem(error);
     }
   }
 
   /** The introducer that this one replaces may still be there. */
   #retryAt(port: number, hosts: readonly string[]): void {
     const timer = setInterval(() => {
-      if (this.#tryPort(port, hosts).code === undefined) clearInterval(timer);
+      if (this.#tryPort(port, hosts) === undefined) clearInterval(timer);
     }, retryMs).unref();
     this.#retries.push(timer);
   }

@@ -7,6 +7,8 @@ import { type ToIntroducer, type ToParticipant, UserError } from "../../protocol
 /** How long the introducer may take to answer. */
 export const answerTimeoutMs = 10_000;
 
+const silent = `the introducer did not answer within ${answerTimeoutMs / 1000} s; \`leave\` and \`join\` connect anew`;
+
 type Filtered = ToParticipant & { type: "filtering" };
 /** Messages that answer these questions. */
 export type Answer = ToParticipant & { type: "echo" | "filtering" };
@@ -24,7 +26,7 @@ export class Questions {
   /** Resolves to the text that came back. */
   async echo(text: string): Promise<string> {
     const { promise, resolve, reject } = Promise.withResolvers<string>();
-    const timer = setTimeout(() => reject(new UserError("the introducer did not answer")), answerTimeoutMs);
+    const timer = setTimeout(() => reject(new UserError(silent)), answerTimeoutMs);
     this.#echoes.push({ resolve, reject });
     this.#send({ type: "echo", text });
     return promise.finally(() => clearTimeout(timer));

@@ -30,6 +30,7 @@ import { type Given, type Way, Ways } from "./ways.ts";
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
+const silent = `what answered there said nothing for ${registerTimeoutMs / 1000} s: is it an introducer, with no proxy before it?`;
 /** After so long we say that we are still connecting. */
 const announceAfterMs = 1_000;
 /**
@@ -263,7 +264,7 @@ export class Registration {
     control.onClose = (reason) => this.#closed(attempt, control, reason);
     await room;
     if (!this.#isCurrent(attempt)) return;
-    const late = new UserError("the introducer did not register us: it did not answer `register`");
+    const late = new UserError(silent);
     attempt.timer = setTimeout(() => this.#failed(attempt, late), registerTimeoutMs);
     this.#introduceOurselves(control);
     setImmediate(() => this.#membership.credentials.prepare());
@@ -327,7 +328,11 @@ export class Registration {
     }
     if (attempt.situation) return control.close("it sent us on before it had listed the room");
     const way = this.#ways.sentOn(attempt.way, place, control.remote);
-    if (!way) return this.#failed(attempt, new UserError("introducers send us from one to another"));
+    if (!way)
+      return this.#failed(
+        attempt,
+        new UserError("introducers send us from one to another: tell whoever runs them (--advertise)"),
+      );
     clearTimeout(attempt.timer);
     attempt.way = way;
     attempt.timer = attempt.control = undefined;

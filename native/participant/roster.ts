@@ -203,7 +203,7 @@ export class Roster {
     const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
-    if (word === "") throw new UserError("nobody else is here yet");
+    if (word === "") throw new UserError("nobody else is here yet: others need the same room and introducer");
     if (word === String(this.#owner.id()) || word === this.#owner.self.name)
       throw new UserError("that is yourself; `list` shows the others");
     throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);

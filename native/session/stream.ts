@@ -157,7 +157,7 @@ export class Stream extends Duplex {
   /** For the session: the peer's `reset` has come. */
   resetReceived(code: number, reason: string): void {
     const why = reason || "no reason given";
-    this.destroy(new StreamError(code, why, `the peer cut the stream off: ${why}`));
+    this.destroy(new StreamError(code, why, `the other side ended it: ${why}`));
   }
 
   /** For the session: nothing more is sent or comes. What came is still delivered if the end is an orderly one. */

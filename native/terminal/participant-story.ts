@@ -258,7 +258,7 @@ const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(ro
 /** What a user can do about a link that did not come about. */
 const nextSteps: Record<FailureReason, string> = {
   "peer-left": "`--connect` waits until it is back",
-  "refused-by-peer": "it may be ending, or it may be linked with too many",
+  "refused-by-peer": "it may be ending, or be asked by too many: try again in a minute",
   "no-candidate-answered": "a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
   "both-mappings-random":
     "a port that is forwarded by one of your routers, IPv6, or another network such as a phone's would help; `nat` tells more",
@@ -266,7 +266,7 @@ const nextSteps: Record<FailureReason, string> = {
     "somebody else may have that address in your network; or the introducer does not tell the truth",
   "handshake-cut": "a firewall may cut off what it can't read; try another network",
   "relay-failed": "ask whoever runs the introducer",
-  refused: "what it says tells what to change",
+  refused: "",
   cancelled: "",
   "introducer-lost": "it is tried again once the introducer is back",
   "timed-out": "the way loses packets, or is very slow; try again",

@@ -82,7 +82,8 @@ async function whyNot(participant: Driven, peer: string, time: string): Promise<
   const rows = await participant.listed();
   const here = rows.flatMap(({ name, present, state }) => (present && state !== "untrusted" ? [name] : []));
   const meant = participant.nameOf(peer);
-  if (here.includes(meant)) return `there was no link with ${printable(meant)} ${time}`;
+  if (here.includes(meant))
+    return `there was no link with ${printable(meant)} ${time}; \`--nat\` on both sides tells what is between you`;
   const others = here.length > 0 ? `; here: ${here.slice(0, 10).map(printable).join(", ")}` : "";
   return peer === "" ? `nobody came ${time}` : `${printable(peer)} did not come ${time}${others}`;
 }

@@ -246,5 +246,5 @@ const refuse = (reason: string) => (stream: Stream) => stream.reset(reason, rese
 /** The other side has ended it on purpose, and does not come again with this code. */
 function whenLeft(event: ParticipantEvent, fail: (error: UserError) => void): void {
   if (event.event !== "unlinked" || comesAgain.has(event.reason)) return;
-  setTimeout(() => fail(new UserError("the other side has ended it")));
+  setTimeout(() => fail(new UserError("the other side has ended it; to go on, ask for a new code")));
 }

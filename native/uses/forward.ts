@@ -10,6 +10,7 @@ import { formatHostPort } from "../../protocol.ts";
 import type { Socket } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
 import { Listener } from "../host/listener.ts";
+import { listeningProblem } from "../host/listening-problem.ts";
 import { descriptors } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { type Listen, type Target } from "./target.ts";
@@ -65,8 +66,8 @@ export class Forward {
       const problem = (message: string) => options.onProblem?.(message);
       this.#listener = new Listener({ hostname: bind, port, allowHalfOpen: true, socket }, problem);
     } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${code ?? error}`, { cause: error });
+      const why = `${listeningProblem(error)}; choose another port`;
+      throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${why}`, { cause: error });
     }
     this.listen = { bind, port: this.#listener.port };
   }

@@ -280,7 +280,8 @@ export class Transfers {
 
   #asked(text: string): Asked {
     const found = this.#offers.get(Number(text));
-    if (!found) throw new UserError(`there is no offer ${printable(text)}`);
+    const ids = [...this.#offers.keys()].join(", ") || "none";
+    if (!found) throw new UserError(`there is no offer ${printable(text)}; waiting: ${ids}`);
     return found;
   }
 

@@ -130,7 +130,7 @@ test("a probe port that is taken: exit code 1, and which", async () => {
   const result = await ended([String(freePort()), "--host", "127.0.0.1", "--probe-ports", taken]);
   expect(result).toMatchObject({ code: 1, stdout: "" });
   expect(result.stderr).toBe(
-    `error: no mapping probes on port ${taken}: EADDRINUSE (choose others with --probe-ports)\n`,
+    `error: no mapping probes on port ${taken}: another program listens there already (choose others with --probe-ports)\n`,
   );
 });
 
@@ -156,7 +156,9 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   await using _taken = introduce({}, { port: taken });
   await using child = run([String(own), "--host", "127.0.0.1", "--json"]);
   const events = jsonLines(child.stdout);
-  const message = expect.stringContaining(`no mapping probes on port ${taken}: EADDRINUSE`);
+  const message = expect.stringContaining(
+    `no mapping probes on port ${taken}: another program listens there already`,
+  );
   expect((await events.next()).value).toMatchObject({ event: "warning", message });
   using anna = new Client(own);
   anna.send(registration("anna"));
@@ -183,7 +185,9 @@ test("metrics on a port that is taken: exit code 1, and which", async () => {
   const taken = String(scene.introducer.port);
   const result = await ended([String(freePort()), "--host", "127.0.0.1", "--metrics", taken]);
   expect(result).toMatchObject({ code: 1, stdout: "" });
-  expect(result.stderr).toContain(`can't show metrics on 127.0.0.1 port ${taken}: EADDRINUSE\n`);
+  expect(result.stderr).toContain(
+    `can't show metrics on 127.0.0.1 port ${taken}: another program listens there already (choose another with --metrics)\n`,
+  );
 });
 
 test("--log json: each event a line of JSON on standard error, and nothing else there", async () => {

@@ -105,7 +105,7 @@ describe("a link", () => {
     expect(errors[0]).toBeInstanceOf(StreamError);
     expect(errors[0]).toMatchObject({
       code: 1,
-      message: "the peer cut the stream off: nobody takes streams here",
+      message: "the other side ended it: nobody takes streams here",
     });
     await closeBoth(alice, bob);
     expect(() => alice.link.open("a test")).toThrow(LinkError);

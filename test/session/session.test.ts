@@ -603,5 +603,5 @@ test("whoever does not take streams resets them with the reason", async () => {
   let reason = "";
   pair.alice.open({ for: "nobody" }).on("error", (error) => (reason = error.message));
   await pair.clock.until("it is refused", () => reason !== "");
-  expect(reason).toBe("the peer cut the stream off: nobody takes streams here");
+  expect(reason).toBe("the other side ended it: nobody takes streams here");
 });

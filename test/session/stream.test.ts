@@ -74,7 +74,7 @@ for (const by of ["here", "there"] as const) {
     cutter.reset("the disk is full", 77);
     await pair.clock.until("it is cut off", () => victim.closed);
     expect(seen.error).toBeInstanceOf(StreamError);
-    expect(seen.error).toMatchObject({ code: 77, message: "the peer cut the stream off: the disk is full" });
+    expect(seen.error).toMatchObject({ code: 77, message: "the other side ended it: the disk is full" });
     expect(() => victim.write("more")).not.toThrow();
     await pair.clock.until(
       "both have forgotten it",
@@ -106,7 +106,7 @@ test("the peer does not learn what made our end fail", async () => {
   const seen = collect(there);
   here.destroy(new Error("ENOENT: /home/alice/secret"));
   await pair.clock.until("it is cut off", () => there.closed);
-  expect(seen.error?.message).toBe("the peer cut the stream off: it failed at the peer");
+  expect(seen.error?.message).toBe("the other side ended it: it failed at the peer");
   expect(seen.error).toMatchObject({ code: resetCodes.failed });
 });
 

@@ -278,7 +278,7 @@ test.each<[ParticipantEvent, string]>([
   ],
   [
     { event: "unlinked", ...bob, peer: null, reason: "connection-lost", detail: "it was reset" },
-    "unlinked from bob (not in the room): the connection broke (it was reset)",
+    "unlinked from bob (not in the room): the connection broke, and no other one came about (it was reset)",
   ],
   [{ event: "waiting", for: "peer", text: "waiting for bob to join" }, "waiting for bob to join …"],
   [{ event: "said", ...bob, text: "hi" }, "<bob> hi"],

@@ -179,7 +179,7 @@ describe("an offer", () => {
     using link = new Linked();
     const { sent, received } = transfer(link, [write("photo.jpg", "x")], () => ({ refuse: "not now" }));
     expect([await outcome(sent), await outcome(received)]).toEqual([
-      "the peer cut the stream off: not now",
+      "the other side ended it: not now",
       "not now",
     ]);
     expect(inTarget()).toEqual([]);
@@ -199,7 +199,7 @@ describe("an offer", () => {
     });
     const stream = link.alice.open({ use: "files", name: "x", files: 1, bytes: 1 });
     setImmediate(() => stream.reset("changed my mind"));
-    expect(await received).toBe("the peer cut the stream off: changed my mind");
+    expect(await received).toBe("the other side ended it: changed my mind");
     await until("whoever decides knows", () => isOver);
   });
 
@@ -208,7 +208,7 @@ describe("an offer", () => {
     const { sent, received } = transfer(link, [write("x", "x")], () => ({ directory: join(target, "no") }));
     const reason = "the folder for what comes: it is not there";
     expect([await outcome(sent), await outcome(received)]).toEqual([
-      `the peer cut the stream off: ${reason}`,
+      `the other side ended it: ${reason}`,
       reason,
     ]);
   });
@@ -487,7 +487,7 @@ describe("what goes wrong with a file is said on both sides", () => {
     const { stdout, stderr } = Bun.spawnSync(["unshare", "-Urm", ...command]);
     expect(stderr.toString()).toBe("");
     const { sent, received } = JSON.parse(stdout.toString().trim().split("\n").at(-1)!);
-    const cut = typeof reason === "string" ? "the peer cut the stream off: " : "";
+    const cut = typeof reason === "string" ? "the other side ended it: " : "";
     expect([received, sent]).toEqual([reason, cut ? `${cut}${reason}` : reason]);
   });
 });

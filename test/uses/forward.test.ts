@@ -383,7 +383,7 @@ describe("waiting for the link", () => {
     const listen = { bind: "127.0.0.1", port: server.port };
     const link = () => Promise.reject(new Error("none"));
     expect(() => new Forward({ listen, target: { host: "localhost", port: 80 }, link })).toThrow(
-      "EADDRINUSE",
+      "another program listens there already; choose another port",
     );
   });
 });

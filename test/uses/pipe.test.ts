@@ -119,7 +119,7 @@ describe("from standard input to standard output", () => {
     const { alice, bob } = pipeBoth(link, endless, toBob, silence(), new Sink());
     const reason = "whoever read the output has gone away (EPIPE)";
     expect(await bob).toBe(reason);
-    expect(await alice).toBe(`the peer cut the stream off: ${reason}`);
+    expect(await alice).toBe(`the other side ended it: ${reason}`);
     await until("no stream is left", () => link.alice.streamCount + link.bob.streamCount === 0);
   });
 
@@ -130,7 +130,7 @@ describe("from standard input to standard output", () => {
     const { alice, bob } = pipeBoth(link, inChunks(Buffer.from("x")), toBob, undefined, new Sink());
     const reason = "whoever read the output has gone away (EPIPE)";
     expect(await bob).toBe(reason);
-    expect(await alice).toBe(`the peer cut the stream off: ${reason}`);
+    expect(await alice).toBe(`the other side ended it: ${reason}`);
   });
 
   test("an input that fails ends the other side with the reason", async () => {
@@ -141,7 +141,7 @@ describe("from standard input to standard output", () => {
     })();
     const { alice, bob } = pipeBoth(link, broken, new Sink(), silence(), new Sink());
     expect(await alice).toBe("EIO: the disk");
-    expect(await bob).toBe("the peer cut the stream off: EIO: the disk");
+    expect(await bob).toBe("the other side ended it: EIO: the disk");
   });
 
   test("a reader that is slow stops the writer", async () => {
@@ -270,7 +270,7 @@ describe("a peer that does not keep to the protocol", () => {
     const failed = new Promise<string>((resolve) => pipe.on("error", (error) => resolve(error.message)));
     pipe.resume();
     expect(await failed).toContain("does not keep to the protocol");
-    expect(await reset).toContain("the peer cut the stream off");
+    expect(await reset).toContain("the other side ended it");
   });
 
   test("confirms another count than was sent", async () => {
@@ -340,7 +340,7 @@ describe("real standard streams", () => {
     await head.exited;
     const reason = "whoever read the output has gone away (EPIPE)";
     const { reasons } = await Bun.file(join(folder, "gone")).json();
-    expect(reasons).toEqual([`the peer cut the stream off: ${reason}`, reason]);
+    expect(reasons).toEqual([`the other side ended it: ${reason}`, reason]);
     rmSync(folder, { recursive: true });
   });
 });

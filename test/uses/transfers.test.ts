@@ -152,7 +152,7 @@ describe("a transfer that is cancelled", () => {
     await until("it is accepted", () => progress.begun !== undefined);
     cancel.abort();
     expect(await endOf(sent)).toBe("cancelled by us");
-    await until("it is told", () => reset === "the peer cut the stream off: it was cancelled");
+    await until("it is told", () => reset === "the other side ended it: it was cancelled");
   });
 });
 
