@@ -40,11 +40,12 @@ interface Known extends MappingBehaviour {
 }
 
 export class Networks {
-  readonly #file: string;
+  /** Undefined: nothing is remembered. */
+  readonly #file: string | undefined;
 
-  /** `folder`: where the file is, or is made. */
-  constructor(folder: string) {
-    this.#file = join(folder, fileName);
+  /** `folder`: where the file is, or is made; undefined if the user has none. */
+  constructor(folder: string | undefined) {
+    this.#file = folder && join(folder, fileName);
   }
 
   guess(connection: Connection): MappingBehaviour | undefined {
@@ -68,8 +69,10 @@ export class Networks {
   }
 
   #read(): Known[] {
+    if (this.#file === undefined) return [];
     try {
-      if (statSync(this.#file).size > maxFileBytes) return [];
+      const facts = statSync(this.#file);
+      if (!facts.isFile() || facts.size > maxFileBytes) return []; // reading a FIFO would wait
       const read = JSON.parse(readFileSync(this.#file, "utf8")) as { version?: unknown; networks?: unknown };
       if (read?.version !== version || !Array.isArray(read.networks)) return [];
       return read.networks.slice(0, maxNetworks).filter(isKnown);
@@ -79,6 +82,7 @@ export class Networks {
   }
 
   #write(networks: Known[]): void {
+    if (this.#file === undefined) return;
     try {
       replace(this.#file, JSON.stringify({ version, networks }));
     } catch {

@@ -157,6 +157,16 @@ export function stateFolder(env: Record<string, string | undefined> = process.en
   return join(base, "tcp-hole-punching");
 }
 
+/** The same; undefined if there is none. */
+export function stateFolderOrNone(): string | undefined {
+  try {
+    return stateFolder();
+  } catch (error) {
+    if (!(error instanceof UnkeepableError)) throw error;
+    return undefined;
+  }
+}
+
 function home(): string {
   try {
     return homedir();

@@ -6,20 +6,11 @@
 import { appendFileSync, closeSync, constants, fstatSync, mkdirSync, openSync } from "node:fs";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { stateFolder, UnkeepableError } from "../secure/identity.ts";
+import { stateFolderOrNone } from "../secure/identity.ts";
 
 /** So many lines are remembered. The file is cut to that when it is read. */
 const maxLines = 1000;
 const maxFileBytes = 4 * 1024 * 1024;
-
-function folderOrNone(): string | undefined {
-  try {
-    return stateFolder();
-  } catch (error) {
-    if (!(error instanceof UnkeepableError)) throw error;
-    return undefined;
-  }
-}
 
 /** Runs `use` on the open file, and closes it. Undefined if that fails. */
 function withFile<T>(file: string | undefined, flags: number, use: (fd: number) => T): T | undefined {
@@ -44,7 +35,7 @@ export class History {
   /** The newest first; no line twice. */
   #lines: string[] = [];
 
-  constructor(program: string, folder = folderOrNone()) {
+  constructor(program: string, folder = stateFolderOrNone()) {
     this.#file = folder && join(folder, `${program}-history`);
     const text = withFile(this.#file, constants.O_RDONLY, (fd) =>
       fstatSync(fd).size > maxFileBytes ? "" : readFileSync(fd, "utf8"),

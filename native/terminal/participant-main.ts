@@ -9,7 +9,7 @@ import { ServiceManager } from "../host/service.ts";
 import { requirePlatform } from "../host/libc.ts";
 import { type ParticipantEvent } from "../participant/events.ts";
 import { Keep } from "../participant/keep.ts";
-import { IdentityError, identityOrOneForNow, stateFolder } from "../secure/identity.ts";
+import { IdentityError, identityOrOneForNow, stateFolderOrNone } from "../secure/identity.ts";
 import { openRoom, type Room, roomOf } from "../secure/room.ts";
 import { areWeak, newRoomWords } from "../secure/words.ts";
 import { version } from "./command-line.ts";
@@ -130,7 +130,7 @@ function prepare(
     ...readHostPort(options.introducer!),
     ...{ name, keepMinutes, direct, portMapping, verbose, patient, onEvent },
     room: chooseRoom(options),
-    networks: new Networks(stateFolder()),
+    networks: new Networks(stateFolderOrNone()),
     identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
   });
   const joined = Promise.withResolvers<void>();

@@ -29,7 +29,7 @@ class State implements Disposable {
   readonly file = join(this.folder, "identity.pem");
   readonly identity = loadIdentity(this.folder);
 
-  /** What the program says of it, which must not connect to anyone. */
+  /** What the program says of it, which must not say a line to anyone. It may connect before it has read the file. */
   async refusal(): Promise<string> {
     using house = await LyingIntroducer.listen();
     const { code, stdout, stderr } = await run(
@@ -37,7 +37,7 @@ class State implements Disposable {
       [process.execPath, program, `127.0.0.1:${house.port}`, "--name", "alice"],
       { env: { XDG_STATE_HOME: this.base } },
     );
-    expect({ code, stdout, visits: house.visitors.length }).toEqual({ code: 1, stdout: "", visits: 0 });
+    expect({ code, stdout, said: house.heard.all.length }).toEqual({ code: 1, stdout: "", said: 0 });
     return stderr;
   }
 
