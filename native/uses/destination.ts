@@ -110,28 +110,33 @@ export class Destination implements AsyncDisposable {
     const top = topOf(offered);
     const inside = (path: string) => (things === 1 ? path.slice(top.length + 1) : path);
     const wanted = { offered, digest, sender: sender.fingerprint };
-    const named = (mark: string) => ({ name: mark, key: `${root.path}\n${mark}` });
-    const found = await findMark(root, top, wanted);
-    const other = found && active.get(named(found.mark).key);
-    if (found && (!other || (await gaveWay(other, wanted)))) {
-      const key = named(found.mark);
-      active.set(key.key, { ...lease, mark: wanted, closed: Promise.withResolvers() });
-      return new Destination(root, found.folder, found.name, inside, key);
+    const keyFor = (mark: string) => `${root.path}\n${mark}`;
+    let found = await findMark(root, top, wanted);
+    const other = found && active.get(keyFor(found.mark));
+    if (found && other && !(await gaveWay(other, wanted))) {
+      await found.folder[Symbol.asyncDispose]();
+      found = undefined;
     }
-    await found?.folder[Symbol.asyncDispose]();
-    const name = await root.makeNew(things === 1 ? storedName(top) : senderFolder(sender.name, new Date()));
-    const folder = await root.enter(name);
-    if (!folder) throw new Error("the folder that was made has gone");
-    // Two transfers of one name at the same time go to two folders, and have two marks.
-    const mark = named(markNameOf(top, keyOf(offered, digest, sender.fingerprint, name)));
+    const { folder, name, mark } = found ?? (await Destination.#make(root, offer, sender));
     try {
-      await writeMark(root, mark.name, JSON.stringify({ ...wanted, name, id: await folder.id() }));
+      // Anew, too: it counts from now how long it is kept.
+      await writeMark(root, mark, JSON.stringify({ ...wanted, name, id: await folder.id() }));
     } catch (error) {
       await folder[Symbol.asyncDispose]();
       throw error;
     }
-    active.set(mark.key, { ...lease, mark: wanted, closed: Promise.withResolvers() });
-    return new Destination(root, folder, name, inside, mark);
+    const key = keyFor(mark);
+    active.set(key, { ...lease, mark: wanted, closed: Promise.withResolvers() });
+    return new Destination(root, folder, name, inside, { name: mark, key });
+  }
+
+  static async #make(root: Folder, { things, name: offered, digest }: FileOffer, sender: Sender) {
+    const top = topOf(offered);
+    const name = await root.makeNew(things === 1 ? storedName(top) : senderFolder(sender.name, new Date()));
+    const folder = await root.enter(name);
+    if (!folder) throw new Error("the folder that was made has gone");
+    // Two transfers of one name at the same time go to two folders, and have two marks.
+    return { name, folder, mark: markNameOf(top, keyOf(offered, digest, sender.fingerprint, name)) };
   }
 
   inside(path: string): string {

@@ -176,19 +176,22 @@ export async function bytesThere(directory: string, name: string, bytes: number)
 export async function sweep(root: Folder, now = Date.now()): Promise<void> {
   for (const name of await root.names()) {
     const found = await ownUnfinished(root, name);
-    if (!found || now - found.stat.mtimeMs < keptDays * dayMs) continue;
-    if (found.isFolder) await sweepMarked(root, name);
+    if (!isTooOld(found, now)) continue;
+    if (found!.isFolder) await sweepMarked(root, name, now);
     await unlink(root.at(name)).catch(() => {});
   }
 }
 
-async function sweepMarked(root: Folder, name: string): Promise<void> {
+const isTooOld = (found: { stat: Stats } | undefined, now: number): boolean =>
+  found !== undefined && now - found.stat.mtimeMs >= keptDays * dayMs;
+
+async function sweepMarked(root: Folder, name: string, now: number): Promise<void> {
   const mark = await readMark(root, name);
   await using folder = mark && (await markedFolder(root, mark));
   if (!folder) return;
   await eachFile(folder, 0, async (inside, part) => {
     const found = await ownUnfinished(inside, part);
-    if (found && !found.isFolder) await unlink(inside.at(part)).catch(() => {});
+    if (isTooOld(found, now) && !found!.isFolder) await unlink(inside.at(part)).catch(() => {});
     return true;
   });
 }

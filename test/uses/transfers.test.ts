@@ -248,6 +248,17 @@ describe("what is unfinished", () => {
     expect(before).toContain(part);
   });
 
+  test("stays for thirty days more when it is gone on with", async () => {
+    write("tree/big", big());
+    const tree = join(source, "tree");
+    await cut([tree]);
+    const mark = inTarget().find((name) => name.endsWith(".folder.part"))!;
+    const recent = new Date(Date.now() - 86_400_000);
+    fs.utimesSync(join(target, mark), recent, recent);
+    await cut([tree]);
+    expect(fs.statSync(join(target, mark)).mtimeMs).toBeGreaterThan(recent.getTime() + 80_000_000);
+  });
+
   test("is taken over by another attempt of the same sender while the first still seems to live", async () => {
     const content = big();
     const path = write("big", content);
