@@ -230,31 +230,57 @@ const unmountable =
   missing(["unshare"], "package util-linux") ??
   (Bun.spawnSync(mounting).success ? undefined : "nothing can be mounted in a user namespace here");
 
-testNeeding(unmountable)("a disk without room is told on both sides before anything is sent", async () => {
-  await using house = startIntroducer();
-  const mount = `mount -t tmpfs -o size=2m none "$0" && exec "$@"`;
-  const args = [`127.0.0.1:${house.port}`, "--name", "bob", ...room, "--accept", target, "--json"];
+/** bob, whose folder is a disk of that size; `folder`: where we see it. */
+async function onDisk(port: number, size: string) {
+  const mount = `mount -t tmpfs -o size=${size} none "$0" && exec "$@"`;
+  const args = [`127.0.0.1:${port}`, "--name", "bob", ...room, "--accept", target, "--json"];
   const command = ["unshare", "-Urm", "sh", "-c", mount, target, process.execPath, program, ...args];
   const env = { PATH: process.env["PATH"], XDG_STATE_HOME: homeOf("bob") };
-  await using bob = Bun.spawn(command, { env, stdout: "pipe", stderr: "ignore", stdin: "pipe" });
+  const bob = Bun.spawn(command, { env, stdout: "pipe", stderr: "ignore", stdin: "pipe" });
   let told = "";
   void (async () => {
     for await (const text of bob.stdout.pipeThrough(new TextDecoderStream())) told += text;
   })();
-  await until("bob is there", () => told.includes('"registered"'), 20_000);
+  const says = (text: string) => until(text, () => told.includes(text), 20_000);
+  await says('"registered"');
+  return Object.assign(bob, { says, folder: `/proc/${bob.pid}/root${target}` });
+}
+
+testNeeding(unmountable)("a disk without room is told on both sides before anything is sent", async () => {
+  await using house = startIntroducer();
+  await using bob = await onDisk(house.port, "2m");
   const reason = "the disk is too full: 2.1 MB are free, 3.0 MB are needed";
-  await using alice = new Driven(
-    house.port,
-    "alice",
-    ...room,
-    ...send(write("big", Buffer.alloc(3_000_000))),
-  );
+  const big = write("big", Buffer.alloc(3_000_000));
+  await using alice = new Driven(house.port, "alice", ...room, ...send(big));
   const failed = await alice.next("transfer-failed");
   expect([failed.reason, failed.by, failed.bytesThere]).toEqual([reason, "peer", 0]);
   expect([await alice.exited(), alice.count("transferring")]).toEqual([1, 0]);
-  await until("bob says so", () => told.includes(reason));
+  await bob.says(reason);
   await using again = new Driven(house.port, "alice", ...room, ...send(write("small", "x")));
   expect(await again.exited()).toBe(0);
+});
+
+testNeeding(unmountable)("a disk that fills meanwhile is told, and what has come goes on later", async () => {
+  await using house = startIntroducer();
+  await using bob = await onDisk(house.port, "256m");
+  const path = sparse(240_000_000);
+  const part = () => fs.readdirSync(bob.folder).find((name) => name.endsWith(".part"));
+  const size = () => fs.statSync(join(bob.folder, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
+  const filler = join(bob.folder, "filler");
+  {
+    await using alice = new Driven(house.port, "alice", ...room, ...send(path));
+    await until("a part is there", () => size() > 2_000_000);
+    expect(() => fs.writeFileSync(filler, Buffer.alloc(256 * 1024 * 1024))).toThrow("ENOSPC");
+    const { files, failures } = await alice.next("transferred");
+    const reason = "the disk is full; what has come of it is kept";
+    expect([files, failures]).toEqual([0, [{ path: "big", reason, bytes: 240_000_000 }]]);
+    expect(await alice.exited()).toBe(1);
+  }
+  const kept = size();
+  fs.rmSync(filler);
+  await using alice = new Driven(house.port, "alice", ...room, ...send(path));
+  const { bytes, bytesMoved } = await alice.next("transferred");
+  expect([bytes - bytesMoved, kept > 0, fs.readdirSync(bob.folder)]).toEqual([kept, true, ["big"]]);
 });
 
 test("a send that fails says why, with -q, too", async () => {

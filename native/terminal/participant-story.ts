@@ -302,6 +302,10 @@ function describeTransferred(event: TransferEvent & { event: "transferred" }, c:
   const noted = listed(event.notes, event.noted, ({ path, note }) => `${path}: ${note}`);
   if (failed === 0) return [done, ...noted].join("\n");
   const lines = listed(failures, failed, ({ path, reason }) => `${path}: ${reason}`);
+  if (files === 0)
+    return [`${c.red("failed")} ${direction} ${printable(what)}: nothing of it arrived whole`, ...lines].join(
+      "\n",
+    );
   return [`${done}; ${c.red(`${failed} failed`)}`, ...lines, ...noted].join("\n");
 }
 

@@ -3,7 +3,7 @@
  * Owns the descriptors of the unfinished file and of its folder. Knows no message. For native/uses/receive.ts.
  */
 import { unlink, type FileHandle } from "node:fs/promises";
-import { blockBytes, LocalProblem } from "./files.ts";
+import { blockBytes, LocalProblem, problemOf } from "./files.ts";
 import type { Folder } from "./folder.ts";
 import { checkSpace, type Have, openPartial, place, writeAt } from "./partial-file.ts";
 
@@ -110,10 +110,14 @@ export class Arriving implements AsyncDisposable {
     return `${this.#folder.path}/${await place(this.#folder, file.part, file.name)}`;
   }
 
-  /** It has failed here: what has come of it goes, unless only the disk is full. */
-  async failed(error: unknown): Promise<void> {
+  /** It has failed here: what has come of it goes, unless only the disk is full. Resolves to why. */
+  async failed(error: unknown): Promise<string> {
     this.isFailed = true;
-    if (this.#handle && !isFull(error)) await this.drop();
+    const reason = problemOf(error);
+    if (!this.#handle) return reason;
+    if (isFull(error)) return `${reason}; what has come of it is kept`;
+    await this.drop();
+    return reason;
   }
 
   /** The sender can't send it: what we have may be of another version of the file. */

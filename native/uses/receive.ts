@@ -401,8 +401,7 @@ class Receiving implements AsyncDisposable {
     try {
       await work(current);
     } catch (error) {
-      await current.failed(error);
-      this.#fail(current, problemOf(error));
+      this.#fail(current, await current.failed(error));
     }
   }
 
