@@ -161,7 +161,7 @@ test("a failure is told once, with its reason and what to do", async () => {
   expect(alice.count("error")).toBe(0);
   const told = (await alice.stderr).split("\n").filter((line) => line.includes("failed to link"));
   expect(told).toHaveLength(1);
-  expect(await alice.stderr).toContain("`nat` tells what kind of NAT you are behind");
+  expect(await alice.stderr).toContain("`nat` tells what kind of NAT each of you is behind");
 });
 
 test("nothing of a single candidate is told to the introducer", async () => {
