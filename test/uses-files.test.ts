@@ -343,7 +343,7 @@ describe("a transfer that was killed goes on behind what is there", () => {
       const isPart = (one: string) => /[0-9a-f]{24}\.part$/.test(one) && one.startsWith(folder);
       const part = () => filesIn(target).find(isPart);
       const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
-      await until("a part is there", () => there() > 8 * 1024 * 1024);
+      await until("a part is there", () => there() > 8 * 1024 * 1024, patienceMs);
       all[victim].signal("SIGKILL");
       await all[victim].exited();
       // Nothing half-written has its name; beside a folder is its mark.

@@ -51,8 +51,8 @@ export function pathProblem(path: string): string | undefined {
 
 /** The name that we give it: what a terminal would obey is replaced, and what we call unfinished files by is not taken. */
 export function nameHere(name: string): string {
-  const plain = shortened(name.replace(unprintable, "_"), maxNameBytes - 1);
-  return unfinishedName.test(plain) ? `${plain}_` : plain;
+  const plain = shortened(name.replace(unprintable, "_"), maxNameBytes);
+  return unfinishedName.test(plain) ? `${shortened(plain, maxNameBytes - 1)}_` : plain;
 }
 
 /** A name for disks that do not take the other one. */

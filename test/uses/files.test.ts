@@ -519,6 +519,7 @@ describe("names from the peer", () => {
   });
 
   const x64 = ".0123456789abcdef01234567";
+  const long = "x".repeat(225);
   test.each([
     ["aux.c", "aux.c", "aux.c"],
     ["10:30.log", "10:30.log", "10:30.log"],
@@ -530,6 +531,8 @@ describe("names from the peer", () => {
     ["photo\u202egpj.exe", "photo_gpj.exe", "photo_gpj.exe"],
     [`x${x64}.part`, `x${x64}.part_`, `x${x64}.part_`],
     [`x${x64}.folder.part`, `x${x64}.folder.part_`, `x${x64}.folder.part_`],
+    ["x".repeat(255), "x".repeat(255), "x".repeat(255)],
+    [`${long}${x64}.part`, `${long}${x64.slice(0, -1)}.part_`, `${long}${x64.slice(0, -1)}.part_`],
     ["é".repeat(200) + ".jpg", "é".repeat(125) + ".jpg", "é".repeat(125) + ".jpg"],
   ])("%j comes, and what it is called is told", async (path, alone, inFolder) => {
     const sent = { type: "file", bytes: 0, mode: 0o644, modifiedMs: 0 };
