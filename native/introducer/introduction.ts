@@ -187,8 +187,10 @@ export class Introduction {
 
   /** `reason`: why the last one failed. */
   #nextRound(reason: FailureReason = "no-candidate-answered"): void {
-    this.relay.make();
-    if (!this.#plan.hasNext) return this.#failBoth(reason);
+    if (!this.#plan.hasNext) {
+      this.relay.make();
+      return this.#failBoth(reason);
+    }
     const { owner } = this.#index;
     for (const { member } of this.#plan.sides)
       if (member.session.heardAt < this.#startedAt) owner.silent(member);

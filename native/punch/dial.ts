@@ -3,7 +3,7 @@
  * RFC 8445 §5.1.4 for the pacing where the endpoint may not be the peer's). Holds the socket of a dial; {@link Punch} opens
  * and closes it. For native/punch/.
  */
-import { splitEndpoint, type Endpoint, type Route } from "../../protocol.ts";
+import { splitEndpoint, type Endpoint, type Role, type Route } from "../../protocol.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { Socket } from "../host/socket.ts";
 import type { Targets } from "./targets.ts";
@@ -11,9 +11,9 @@ import type { Targets } from "./targets.ts";
 /**
  * The pause before a refused attempt is made again (native/README.md, "Refused attempts"). There is none for the first ones:
  * the next SYN must leave before the peer's arrives. Then it is random: two equal periods would lock in phase, and the SYNs
- * would never cross.
+ * would miss each other time and again. So the sides differ, too.
  */
-const eagerTries = 3;
+const eagerTries = { controlling: 3, controlled: 1 };
 const eagerPause = { baseMs: 0, randomMs: 3, forMs: 2_000 };
 const steadyPause = { baseMs: 5, randomMs: 10 };
 /** No NAT stands before a private candidate, so a refusal means "not yet", or a stranger. Six tries take half a second. */
@@ -23,7 +23,7 @@ const unverifiedPausesMs = [50, 200, 800, 3_200];
 /** There a SYN is given up just before the kernel would repeat it (RFC 6298 §2.1: after one second). */
 const unverifiedAnswerMs = 900;
 /** What is silent for two of its round trips, and for so long, answers no more. */
-const unheardSpareMs = 50;
+const unheardSpareMs = 30;
 /**
  * The pause after a connection that did not authenticate, or after a local obstacle (no port, no descriptor). Neither
  * changes soon, unless the peer was listening for others and does not know of us yet.
@@ -129,10 +129,10 @@ export class Dial {
   }
 
   /** An attempt has ended without a link; `elapsedMs` since the punch began. */
-  ended(outcome: string, elapsedMs: number): void {
+  ended(outcome: string, elapsedMs: number, role: Role): void {
     this.lastOutcome = outcome;
     if (isRefusal(outcome)) this.#answerMs = performance.now() - this.#startedAt;
-    const pause = this.candidate.isOnce ? Infinity : this.#pauseMs(outcome, elapsedMs);
+    const pause = this.candidate.isOnce ? Infinity : this.#pauseMs(outcome, elapsedMs, role);
     this.dueAt = performance.now() + pause;
   }
 
@@ -141,7 +141,7 @@ export class Dial {
     if (this.channel !== except) this.channel?.destroy();
   }
 
-  #pauseMs(outcome: string, elapsedMs: number): number {
+  #pauseMs(outcome: string, elapsedMs: number, role: Role): number {
     if (!this.isVerified && this.candidate.route !== "private") {
       return unverifiedPausesMs[Math.min(this.tries, unverifiedPausesMs.length) - 1]!;
     }
@@ -153,7 +153,7 @@ export class Dial {
       const { baseMs, randomMs, growth } = privatePause;
       return (baseMs + Math.random() * randomMs) * growth ** (this.tries - 1);
     }
-    if (this.tries <= eagerTries) return 0;
+    if (this.tries <= eagerTries[role]) return 0;
     const { baseMs, randomMs } = elapsedMs < eagerPause.forMs ? eagerPause : steadyPause;
     return baseMs + Math.random() * randomMs;
   }

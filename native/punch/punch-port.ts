@@ -312,7 +312,8 @@ export class PunchPort {
     // Only if the peer's NAT has refused: an endpoint that is only claimed must not close the listener.
     const isTheirs = dial.isVerified && isRefusal(outcome);
     if (isTheirs && !punch.options.isReachable) this.#stopListening(splitEndpoint(endpoint).family);
-    dial.ended(outcome, performance.now() - punch.startedAt);
+    const role = punch.isControlling ? "controlling" : "controlled";
+    dial.ended(outcome, performance.now() - punch.startedAt, role);
     punch.report(route, endpoint, dial.localPort, outcome);
   }
 
