@@ -2,7 +2,7 @@
  * Our registration with the introducer, and the way to it. Owns its state, as its only writer, and the control channel. It
  * connects, says who we are, takes another name if ours is taken, and comes back by itself after a loss. It hands on,
  * unread, what the introducer says of others. Which introducer that is, is for ways.ts. Knows no peer and measures nothing:
- * that is situation.ts, one for each registration. For native/participant/participant.ts.
+ * that is situation.ts, one for each registration. For participant.ts.
  *
  *   away ──join──▶ joining ──list──▶ registered ──leave──▶ away
  *                    ▲ │ failed          │ broken, closed, other addresses

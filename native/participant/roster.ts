@@ -1,7 +1,7 @@
 /**
  * Who is here: the peers that the introducer lists, and those that have left while a link with them lasts. Owns their
  * table. Which one a word means is in meant.ts, who waits for one in waits.ts, and each peer's life in peer.ts. For
- * native/participant/participant.ts.
+ * participant.ts.
  */
 import {
   changedPeer,

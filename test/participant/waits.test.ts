@@ -1,7 +1,7 @@
 /** An introducer that says how long to wait: that is done, once, and told. */
 import { expect, test } from "bun:test";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
-import { Participant } from "../../native/participant/participant.ts";
+import { Participant } from "../../participant.ts";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { Driven } from "../driven-fixture.ts";
 import { type Line, LyingIntroducer, peerLine, peersLine, registered } from "../hostile/wire.ts";
