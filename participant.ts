@@ -435,7 +435,8 @@ async function main(terminal: Terminal): Promise<number> {
   const manager = new ServiceManager();
   const running = prepare(terminal, options, manager);
   if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
-  if (!options.quiet) warnOfWords(options.room, isShown, running.prompt);
+  // A code is for one errand, and its line was printed to be typed.
+  if (!options.quiet) warnOfWords(options.room, isShown && options.verb === undefined, running.prompt);
   const { participant, uses, keep } = running;
   const errands = new Errands(running);
   const stopped = whenStopped(terminal, errands);
