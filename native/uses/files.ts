@@ -40,7 +40,7 @@ export const maxFiles = 1_000_000;
 export const headBytes = 64 * 1024;
 const maxReasonLength = 1024;
 /** So long we wait for the peer to take notice, when a transfer is cancelled here. */
-export const cancelPatienceMs = 1_500;
+export const cancelPatienceMs = 3_000;
 export const maxPathLength = 4096;
 
 /** A file that did not arrive, and why. */
