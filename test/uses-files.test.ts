@@ -62,7 +62,7 @@ describe("by option", () => {
       ];
       write("tree/a/1", "one");
       write("tree/b", "two");
-      const send = ["--connect", "bob", "--send", folder, "--send", photo];
+      const send = ["--connect", "bob", "--send", folder, photo];
       await using alice = new Driven(house.port, "alice", ...room, ...send);
       const about = { name: "alice", direction: "receiving", what: "tree and 1 more" };
       expect(await bob.next("transferring")).toMatchObject({ ...about, bytes: 3_000_006 });

@@ -9,7 +9,7 @@ import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "..
 import { readOptions, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
-import { options, withoutPeer } from "./participant-options.ts";
+import { options, withoutPeer, withPaths } from "./participant-options.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
 import { help, readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
@@ -90,7 +90,7 @@ Options:
   --allow [HOST:]PORT  what peers may reach through you (* for any)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
-  --send PATH     with --connect PEER: send it, then end (fails if PEER accepts
+  --send PATH …   with --connect PEER: send all, then end (fails if PEER accepts
                   it and then does nothing for 60 s)
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder
@@ -161,7 +161,7 @@ export interface Arguments {
 }
 
 export function readArguments(args: string[]): Arguments | "help" | "version" {
-  const { values, positionals } = readOptions(args.map(withoutPeer), options, usage);
+  const { values, positionals } = readOptions(withPaths(args.map(withoutPeer), process.env), options, usage);
   if (values.help || (positionals[0] === help && positionals.length === 1)) return "help";
   if (values.version) return "version";
   const { verb, code } = readVerb(positionals) ?? {};

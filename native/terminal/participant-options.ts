@@ -31,11 +31,43 @@ export const options = {
 } as const;
 
 /** `--connect` and `--pipe` may stand alone: then the only other one of the room is meant. */
-export function withoutPeer(arg: string, index: number, args: string[]): string {
+export function withoutPeer(arg: string, index: number, args: readonly string[]): string {
   const next = args[index + 1];
   const isAlone = next === undefined || (next.startsWith("-") && next !== "-");
   return isAlone && ["--connect", "--pipe"].includes(arg) ? `${arg}=` : arg;
 }
+
+/**
+ * The arguments with `--send` before each of its paths: it takes all words that follow, as a shell gives them. If no
+ * introducer is named before, and none is in `env`, the word after the first path is one.
+ */
+export function withPaths(
+  args: readonly string[],
+  env: Readonly<Record<string, string | undefined>>,
+): string[] {
+  const all: string[] = [];
+  let isNamed = Boolean(env.INTRODUCER) || args.some((arg) => /^--via(=|$)/.test(arg));
+  let isPath = false;
+  for (let index = 0; index < args.length; index++) {
+    const arg = args[index]!;
+    if (arg === "--") return [...all, ...args.slice(index)];
+    if (arg.startsWith("-") && arg !== "-") {
+      isPath = /^--send(=|$)/.test(arg);
+      all.push(arg, ...(takesNext(arg) ? args.slice(++index, index + 1) : []));
+    } else {
+      all.push(...(isPath && isNamed ? ["--send", arg] : [arg]));
+      isNamed = true;
+    }
+  }
+  return all;
+}
+
+/** Whether the next argument is the value of this option. */
+const takesNext = (arg: string): boolean =>
+  Object.entries(options).some(
+    ([name, option]) =>
+      option.type === "string" && (arg === `--${name}` || ("short" in option && arg === `-${option.short}`)),
+  );
 
 /** The introducer that is probably meant. Undefined if there is none, or if the arguments are wrong. */
 export function likelyIntroducer(
@@ -44,7 +76,7 @@ export function likelyIntroducer(
 ): Place | undefined {
   try {
     const { values, positionals } = parseArgs({
-      args: args.map((arg, index) => withoutPeer(arg, index, [...args])),
+      args: withPaths(args.map(withoutPeer), env),
       options,
       allowPositionals: true,
     });

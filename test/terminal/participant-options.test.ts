@@ -48,3 +48,26 @@ test("of arguments that are wrong, or that ask for help, nothing follows", () =>
   ])
     expect(likelyIntroducer(args, {})).toBeUndefined();
 });
+
+test.each([
+  [["host", "--send", "a", "b", "c"], {}, ["a", "b", "c"], "host"],
+  [["host", "--send", "a", "b", "--connect", "bob", "--send=c", "d"], {}, ["a", "b", "c", "d"], "host"],
+  [["--send", "a", "b", "-q"], { INTRODUCER: "host" }, ["a", "b"], "host"],
+  [["--via", "host", "--send", "a", "b", "--name", "ann"], {}, ["a", "b"], "host"],
+  [["--send", "a", "host", "b"], {}, ["a", "b"], "host"],
+  [["-L", "1:bob:2", "--send", "a", "host"], {}, ["a"], "host"],
+] as const)("%p with %p sends %p by %s", (args, env, paths, introducer) => {
+  const before = { ROOM: process.env.ROOM, INTRODUCER: process.env.INTRODUCER };
+  delete process.env.INTRODUCER;
+  Object.assign(process.env, { ROOM: "some words", ...env });
+  try {
+    const read = readArguments([...args]);
+    if (typeof read === "string") throw new Error("unreachable");
+    expect<unknown>([read.send, read.introducer]).toEqual([paths, introducer]);
+    expect(likelyIntroducer(args, env)).toEqual(readHostPort(introducer));
+  } finally {
+    for (const name of ["ROOM", "INTRODUCER"] as const) delete process.env[name];
+    for (const [name, value] of Object.entries(before))
+      if (value !== undefined) Object.assign(process.env, { [name]: value });
+  }
+});
