@@ -213,7 +213,8 @@ export class Participant {
     try {
       await this.#registration.join();
     } catch (error) {
-      if (!this.options.patient || !(error instanceof UserError)) throw error;
+      const mayWait = this.options.patient && this.#registration.is !== "registered";
+      if (!mayWait || !(error instanceof UserError)) throw error;
       const settled = () => (["registered", "away"] as const).find((is) => is === this.#registration.is);
       if ((await this.waits.until(settled, undefined)) === "away") throw error;
     }

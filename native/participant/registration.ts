@@ -30,6 +30,10 @@ import { type Given, type Way, Ways } from "./ways.ts";
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
+/** A reason of the channel that does not say what to do. */
+const unregistered: Readonly<Record<string, string>> = {
+  "it closed the connection": "it closed the connection: is there an introducer at that port?",
+};
 const silent = `what answered there said nothing for ${registerTimeoutMs / 1000} s: is it an introducer, with no proxy before it?`;
 /** After so long we say that we are still connecting. */
 const announceAfterMs = 1_000;
@@ -404,7 +408,10 @@ export class Registration {
   #closed(attempt: Attempt, control: ControlChannel, reason: string): void {
     if (attempt.control !== control) return; // we have gone on from there
     if (this.#isCurrent(attempt))
-      this.#failed(attempt, new UserError(`the introducer did not register us: ${reason}`));
+      this.#failed(
+        attempt,
+        new UserError(`the introducer did not register us: ${unregistered[reason] ?? reason}`),
+      );
     else if (this.#control === control) {
       if (control.isBroken) this.#broken(reason);
       else this.#part("come back", reason);

@@ -157,7 +157,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   if (values.version) return "version";
   const [word, ...more] = positionals;
   const port = word === undefined ? undefined : parsePort(word);
-  if (more.length > 0) throw new UsageError(`unexpected argument ${more[0]}`);
+  if (more.length > 0) throw new UsageError(`one port at a time, not also ${more[0]}`);
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}${meant(word)}`);
   const { host, alternate, json = false, verbose = false, quiet = false, "probe-ports": ports } = values;

@@ -286,7 +286,7 @@ function tried<T>(terminal: Terminal, read: () => T): T | undefined {
 async function askCode(terminal: Terminal): Promise<Partial<Invitation> | undefined> {
   if (!terminal.isInteractive) {
     for await (const line of terminal.lines()) return readCode(line.trim());
-    throw new UsageError("no code has come by standard input");
+    throw new UsageError("no code has come by standard input: give it there, or after the verb");
   }
   return terminal.askSecret("Code (not shown): ", (answer) => tried(terminal, () => readCode(answer.trim())));
 }

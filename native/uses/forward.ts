@@ -66,7 +66,8 @@ export class Forward {
       const problem = (message: string) => options.onProblem?.(message);
       this.#listener = new Listener({ hostname: bind, port, allowHalfOpen: true, socket }, problem);
     } catch (error) {
-      const why = `${listeningProblem(error)}; choose another port`;
+      const isTaken = (error as NodeJS.ErrnoException).code === "EADDRINUSE";
+      const why = `${listeningProblem(error)}${isTaken ? "; choose another port" : ""}`;
       throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${why}`, { cause: error });
     }
     this.listen = { bind, port: this.#listener.port };
