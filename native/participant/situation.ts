@@ -204,7 +204,10 @@ export class Situation {
       if (this.#context.probes.length > 0) await this.#measure(againInMs);
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
-      this.#owner.emit({ event: "warning", message: `how our NAT maps could not be measured: ${text}` });
+      this.#owner.emit({
+        event: "warning",
+        message: `how our NAT maps could not be measured: ${text}; a link may have to be relayed`,
+      });
     }
   }
 

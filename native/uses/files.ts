@@ -186,6 +186,9 @@ const problems: Readonly<Record<string, string>> = {
   ENOTDIR: "a file stands where a folder should be",
   ENOENT: "it is not there",
   EIO: "the disk fails",
+  EISDIR: "a folder stands where a file should be",
+  ELOOP: "its links lead in a circle",
+  EMFILE: "this program has too many files open; `ulimit -n` raises the limit",
 };
 
 /** What is wrong on this side, in words for both sides. */
