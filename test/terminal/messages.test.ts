@@ -13,6 +13,7 @@ import { listenProblem } from "../../native/terminal/introducer-prompt.ts";
 import * as participant from "../../native/terminal/participant-arguments.ts";
 import { describe as words, refusal } from "../../native/terminal/participant-story.ts";
 import { resolve } from "../../native/host/connecting.ts";
+import { fileProblem } from "../../native/uses/files.ts";
 import { AllowList, parseTarget } from "../../native/uses/target.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { failureReasons, type FailureReason, splitEndpoint, type UnlinkReason } from "../../protocol.ts";
@@ -407,6 +408,26 @@ const refusals: [Parameters<typeof refusal>[0], string][] = [
   ],
 ];
 test.each(refusals)("refused: %j", (event, sentence) => expect(refusal(event)).toBe(sentence));
+
+/** What is wrong with a file, for both sides. */
+const files: Record<string, string> = {
+  ENOSPC: "the disk is full",
+  EDQUOT: "the disk quota is used up",
+  EACCES: "permission denied",
+  EPERM: "permission denied",
+  EROFS: "the disk is read-only",
+  EFBIG: "it is too large for the file system",
+  ENAMETOOLONG: "its name is too long for the file system",
+  ENOTDIR: "a file stands where a folder should be",
+  ENOENT: "it is not there",
+  EIO: "the disk fails",
+  EISDIR: "a folder stands where a file should be",
+  ELOOP: "its links lead in a circle",
+  EMFILE: "this program has too many files open; `ulimit -n` raises the limit",
+};
+test.each(Object.entries(files))("a file: %s", (code, sentence) => {
+  expect(fileProblem(Object.assign(new Error(`${code}: /a/path`), { code }))).toBe(sentence);
+});
 
 const happens: [ParticipantEvent, string][] = [
   [{ event: "absent", name: "bbo", here: ["bob"] }, "bbo is not here; here: bob"],
