@@ -12,7 +12,9 @@ import {
   type ToIntroducer,
 } from "../../protocol.ts";
 import { Credentials } from "../secure/tls.ts";
+import { talkingLink } from "../uses/lines.ts";
 import { rehearsalKey, rehearse } from "../punch/rehearsal.ts";
+import type { Channel } from "../secure/channel.ts";
 import type { Identity } from "../secure/identity.ts";
 import { distrust, type Member, prove, type Room, roomOf } from "../secure/room.ts";
 import type { RoomKind } from "./events.ts";
@@ -84,7 +86,7 @@ export class Membership {
   rehearse(): void {
     const self = this.member;
     const credentials = new Credentials(this.#identity, { key: rehearsalKey, self });
-    rehearsed ??= rehearse(credentials, self).catch(() => {});
+    rehearsed ??= rehearse(credentials, self, (channel) => rehearseLink(channel, self)).catch(() => {});
   }
 
   /** Resolves once the room is made of its words. */
@@ -131,4 +133,15 @@ export class Membership {
   distrust(peer: Peer): string | undefined {
     return distrust(this.#room!, peer);
   }
+}
+
+/** To make a link takes some ms the first time, too. This one has no other end, and ends with its channel. */
+function rehearseLink(channel: Channel, { fingerprint }: Member): void {
+  const nothing = () => {};
+  const owner = {
+    ...{ stream: nothing, threw: nothing, broken: nothing },
+    ...{ looksDead: nothing, moved: nothing, ended: nothing },
+  };
+  const options = { role: "controlling", fingerprint, keepMs: 0, isAsked: true } as const;
+  talkingLink(channel, { ...options, owner, onText: nothing });
 }

@@ -17,9 +17,14 @@ export const rehearsalKey = new Uint8Array(32);
 
 /**
  * One punch with ourselves over loopback. The first punch of a program loads TLS, and runs code that is not compiled
- * yet. For some 30 ms the peer's SYNs would meet nobody. Resolves also if it fails.
+ * yet. For some 30 ms the peer's SYNs would meet nobody. `use` gets the controlling side's channel, which is closed soon.
+ * Resolves also if it fails.
  */
-export async function rehearse(credentials: Credentials, self: Member): Promise<void> {
+export async function rehearse(
+  credentials: Credentials,
+  self: Member,
+  use: (channel: Channel) => void = () => {},
+): Promise<void> {
   const sockets: Socket[] = [];
   try {
     const ports = [0, 1].map(() => {
@@ -38,7 +43,10 @@ export async function rehearse(credentials: Credentials, self: Member): Promise<
         startInMs: 0,
         deadlineMs: rehearsalMs,
         isReachable: true,
-        onLinked: resolve,
+        onLinked: (channel) => {
+          if (index === 0) use(channel);
+          resolve(channel);
+        },
         onFailed: () => resolve(undefined),
       });
       return promise;
