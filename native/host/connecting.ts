@@ -86,7 +86,7 @@ class Race {
       socket = Socket.open(splitEndpoint(remote).family);
       // After bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
       const port = socket.bind(0);
-      socket.shareport().noDelay().clampSegments().connect(remote);
+      socket.shareport().noDelay().clampSegments(2).connect(remote);
       this.#running.push({ socket, port, remote, for: "write", startedAt: this.#startedAt });
     } catch (error) {
       socket?.close();

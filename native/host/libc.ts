@@ -243,10 +243,16 @@ export function clampWindow(fd: number): void {
  * paths lose longer packets silently, so that path MTU discovery never notices (RFC 2923 §2.1).
  */
 const safeSegmentBytes = 1_220;
+/** Every host takes packets of 576 bytes (RFC 1122 §3.3.3). Tunnels in tunnels carry them where 1280 are too many. */
+const minSegmentBytes = 536;
 
-/** Call it before connect: neither end sends longer segments than {@link safeSegmentBytes}. */
-export function clampSegments(fd: number): void {
-  setOption(fd, platform.IPPROTO_TCP, platform.TCP_MAXSEG, safeSegmentBytes);
+/** How much is known of the path: it carries all; long packets are lost; those of {@link safeSegmentBytes}, too. */
+export type SegmentClamp = 0 | 1 | 2;
+
+/** Call it before connect: neither end sends longer segments than that. */
+export function clampSegments(fd: number, clamp: SegmentClamp): void {
+  const bytes = [undefined, safeSegmentBytes, minSegmentBytes][clamp];
+  if (bytes !== undefined) setOption(fd, platform.IPPROTO_TCP, platform.TCP_MAXSEG, bytes);
 }
 
 /** A carrier ends when nothing was acknowledged for so long. With the kernel's own rounding that is 5 s at most. */

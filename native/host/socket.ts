@@ -87,8 +87,8 @@ export class Socket implements Disposable {
   }
 
   /** Call it before connect: both ends send short segments ({@link libc.clampSegments}). */
-  clampSegments(): this {
-    libc.clampSegments(this.fd);
+  clampSegments(clamp: libc.SegmentClamp): this {
+    libc.clampSegments(this.fd, clamp);
     return this;
   }
 
@@ -206,7 +206,7 @@ export async function connectShared(
   try {
     // After bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
     const port = socket.bind(0);
-    socket.shareport().noDelay().clampSegments();
+    socket.shareport().noDelay().clampSegments(2); // its bytes are few, or not fast
     if (!socket.connect(remote)) await connectEnd(socket, timeoutMs);
     return { socket, port };
   } catch (error) {

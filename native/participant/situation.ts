@@ -112,11 +112,11 @@ export class Situation {
         behaviour: owner.guess(),
         mapped: undefined,
         roundTripMs: message.roundTripMs,
-        clampsSegments: false,
+        segmentClamp: 0,
       },
       send: (told) => connection.send(told),
       measureFresh: (measure) => this.#measurements.beside(measure),
-      handshakeStuck: () => void (this.#context.clampsSegments = true),
+      handshakeStuck: () => void (this.#context.segmentClamp = this.#context.segmentClamp === 0 ? 1 : 2),
     };
   }
 

@@ -2,6 +2,7 @@
  * What introductions need of our registration. Types only: native/participant/situation.ts is what owns and writes it.
  * For native/punch/ and native/participant/.
  */
+import type { SegmentClamp } from "../host/libc.ts";
 import type { Endpoint, ToIntroducer } from "../../protocol.ts";
 import type { Credentials } from "../secure/tls.ts";
 import type { Member } from "../secure/room.ts";
@@ -30,8 +31,8 @@ export interface PunchContext {
   readonly probeToken: string | undefined;
   /** The round trip to the introducer, as it measured it. */
   readonly roundTripMs: number | undefined;
-  /** Whether long packets seem to get lost on our way out. */
-  readonly clampsSegments: boolean;
+  /** How short packets must be, as it seems, not to get lost on our way out. */
+  readonly segmentClamp: SegmentClamp;
   /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
   handshakeStuck(): void;
   /** Measures from a fresh port, when it is its turn; undefined where too many wait. */

@@ -302,7 +302,7 @@ export class Encounter {
       isReachable: isReachable(context, this.#peer, way),
       isAsked: this.#options.unasked === undefined,
       isUnscaled: this.#isUnscaled,
-      clampsSegments: context.clampsSegments,
+      segmentClamp: context.segmentClamp,
       onLinked: (channel) => this.#linked(channel),
       onFailed: (reason, detail) => this.#roundFailed(punch, reason, detail),
       // The next round, by fresh ports, need not wait until this one is over.

@@ -237,7 +237,7 @@ export class PunchPort {
     try {
       socket = Socket.open(splitEndpoint(endpoint).family).closeAbortively();
       if (punch.options.isUnscaled) socket.clampWindow();
-      if (punch.options.clampsSegments) socket.clampSegments();
+      socket.clampSegments(punch.options.segmentClamp ?? 0);
       // Only one side can be deaf. It is the one whose SYN may come too early.
       if (punch.isControlling) socket.ignoreUnreachable();
       else socket.reachDeaf();

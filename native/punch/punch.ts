@@ -4,6 +4,7 @@
  * that is native/punch/punch-port.ts, its only maker. It does not know what becomes of a channel. For native/punch/ and
  * native/participant/.
  */
+import type { SegmentClamp } from "../host/libc.ts";
 import { createHash } from "node:crypto";
 import type { Endpoint, FailureReason, Role, Route } from "../../protocol.ts";
 import { Channel } from "../secure/channel.ts";
@@ -43,8 +44,8 @@ export interface PunchOptions {
   isAsked?: boolean;
   /** Whether the sockets must do without window scaling. */
   isUnscaled?: boolean;
-  /** Whether long packets seem to get lost on the way. */
-  clampsSegments?: boolean;
+  /** How short packets must be, as it seems, not to get lost on the way. */
+  segmentClamp?: SegmentClamp;
   /** The nominated channel. The callback owns it from then on, and sets its callbacks before returning. */
   onLinked(channel: Channel): void;
   /**

@@ -239,6 +239,24 @@ labTest.concurrent("drops long packets: what is relayed arrives, too", async () 
   await expectRelayed(await gather(lab, people, await layout(lab)));
 });
 
+// Below 1280 bytes no IPv6 would go at all. Tunnels in tunnels have such paths (RFC 4821 §1).
+labTest.concurrent.each([1240, 1200, 620])(
+  "packets above %i bytes are lost: linked, and what is long arrives",
+  async (largestPacket) => {
+    await using lab = await Lab.create({ isIdle: true });
+    await using people = new People();
+    const layout = between(behindProgram({ largestPacket }), behind({}));
+    const { alice, bob } = await gather(lab, people, await layout(lab));
+    alice.type("connect bob");
+    await Promise.all([alice, bob].map((one) => one.next("linked", () => true, freshMs)));
+    const text = "x".repeat(8_000);
+    alice.type(`say bob ${text}`);
+    expect((await bob.next("said", () => true, freshMs)).text).toBe(text);
+    bob.type(`say alice ${text}`);
+    expect((await alice.next("said", () => true, freshMs)).text).toBe(text);
+  },
+);
+
 const filters = [
   ["filters nothing", "let-in"],
   ["filters by address", "dropped"],

@@ -61,7 +61,7 @@ class Program implements Disposable, PeerOwner {
       ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
       ...{ mapped: undefined, probeToken: undefined, self: this.listed(1), bondKey: new Uint8Array(32) },
-      clampsSegments: false,
+      segmentClamp: 0,
       handshakeStuck: () => {},
       measureFresh: (measure) => measure(),
       portFor: (port) => new PunchPort(port, credentials, new Targets()),

@@ -66,7 +66,7 @@ class Side {
         },
         ...{ self: bob, bondKey: new Uint8Array(32), takesRelay: false, probeToken: undefined },
         ...{ public: ours, private: [], mapped: undefined, probes: ["127.0.0.1:7001" as Endpoint] },
-        ...{ behaviour: keeps, roundTripMs: 40, clampsSegments: false },
+        ...{ behaviour: keeps, roundTripMs: 40, segmentClamp: 0 },
         handshakeStuck: () => {},
         portFor: () => port,
         send: (message) => this.sent.push(message),
