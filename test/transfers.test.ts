@@ -231,9 +231,9 @@ const unmountable =
   (Bun.spawnSync(mounting).success ? undefined : "nothing can be mounted in a user namespace here");
 
 /** bob, whose folder is a disk of that size; `folder`: where we see it. */
-async function onDisk(port: number, size: string) {
-  const mount = `mount -t tmpfs -o size=${size} none "$0" && exec "$@"`;
-  const args = [`127.0.0.1:${port}`, "--name", "bob", ...room, "--accept", target, "--json"];
+async function onDisk(port: number, size: string, options = ["--accept", target]) {
+  const mount = `mount -t tmpfs -o size=${size} none "$0" && cd "$0" && exec "$@"`;
+  const args = [`127.0.0.1:${port}`, "--name", "bob", ...room, ...options, "--json"];
   const command = ["unshare", "-Urm", "sh", "-c", mount, target, process.execPath, program, ...args];
   const env = { PATH: process.env["PATH"], XDG_STATE_HOME: homeOf("bob") };
   const bob = Bun.spawn(command, { env, stdout: "pipe", stderr: "ignore", stdin: "pipe" });
@@ -259,6 +259,23 @@ testNeeding(unmountable)("a disk without room is told on both sides before anyth
   await using again = new Driven(house.port, "alice", ...room, ...send(write("small", "x")));
   expect(await again.exited()).toBe(0);
 });
+
+testNeeding(unmountable)(
+  "who is asked is told that there is no room, and can choose another folder",
+  async () => {
+    await using house = startIntroducer();
+    await using bob = await onDisk(house.port, "2m", ["--stay"]);
+    const big = write("big", Buffer.alloc(3_000_000));
+    await using alice = new Driven(house.port, "alice", ...room, ...send(big));
+    await bob.says('"lacking":"the disk is too full: 2.1 MB are free, 3.0 MB are needed"');
+    const types = (line: string) => (bob.stdin.write(`${line}\n`), bob.stdin.flush());
+    await types("accept 1");
+    await bob.says("3.0 MB are needed; `accept 1 DIR` puts it elsewhere");
+    await types(`accept 1 ${source}/elsewhere`);
+    expect(await alice.exited()).toBe(0);
+    expect(fs.readdirSync(join(source, "elsewhere"))).toEqual(["big"]);
+  },
+);
 
 testNeeding(unmountable)("a disk that fills meanwhile is told, and what has come goes on later", async () => {
   await using house = startIntroducer();

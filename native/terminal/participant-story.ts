@@ -184,7 +184,9 @@ function describeTransfer(event: TransferEvent, c: Colors): string {
     }
     case "offered": {
       const head = `${name} offers ${offerWords(event)}: accept ${event.offer} | refuse ${event.offer}`;
-      return [head, ...listingLines(event, c)].join("\n");
+      const { lacking, offer } = event;
+      const hint = `${lacking}: \`accept ${offer} DIR\` puts it elsewhere`;
+      return [head, ...listingLines(event, c), ...(lacking ? [`  ${c.yellow(hint)}`] : [])].join("\n");
     }
     case "offer-withdrawn":
       return `${name} offers ${what} no more: ${printable(event.reason)}`;

@@ -46,7 +46,10 @@ type About = { transfer: number; direction: Direction; name: string; what: strin
 export type TransferEvent =
   /** What will not be sent, though the user has named it or a folder around it. `more`: how many are not told. */
   | { event: "skipped"; name: string; what: string; skipped: FileFailure[]; more: number }
-  /** `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. */
+  /**
+   * `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. `lacking`: why there
+   * is no room for it in this folder.
+   */
   | ({
       event: "offered";
       offer: number;
@@ -56,6 +59,7 @@ export type TransferEvent =
       folders: number;
       bytes: number;
       storedAs?: string;
+      lacking?: string;
     } & Listing)
   /** An offer that waited for us is over. */
   | { event: "offer-withdrawn"; offer: number; name: string; what: string; reason: string }
@@ -364,7 +368,13 @@ export class Transfers {
     return this.#ask(offer, name, signal).finally(give);
   }
 
-  #ask(offer: FileOffer, name: string, signal: AbortSignal): Promise<Decision> {
+  async #ask(offer: FileOffer, name: string, signal: AbortSignal): Promise<Decision> {
+    const lack = await checkRoom(".", offer).then(
+      () => ({}),
+      (error: Error) => ({ lacking: error.message }),
+    );
+    if (signal.aborted) return { refuse: "it was taken back" };
+    if (!this.#canAsk) return { refuse: nobodyThere };
     const id = ++this.#lastId;
     const { promise, resolve } = Promise.withResolvers<Decision>();
     this.#offers.set(id, { offer, decide: resolve });
@@ -381,6 +391,7 @@ export class Transfers {
       folders,
       bytes,
       ...renamed,
+      ...lack,
       ...listingOf(offer),
     });
     signal.addEventListener("abort", () => {
