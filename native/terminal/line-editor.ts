@@ -131,6 +131,10 @@ export class LineEditor {
     measureByGraphemes(reader);
     reader.on("error", () => {}); // it repeats the errors of its input
     reader.on("line", (text) => this.#line(text));
+    // What is under way does not stay above a line that has been entered.
+    this.#keys.prependListener("keypress", (_, { name }: readline.Key) => {
+      if (name === "return" || name === "enter") this.#drawWithoutStatus();
+    });
     reader.on("SIGINT", () => this.#interrupt());
     reader.on("close", () => {
       // The terminal is gone. Its SIGHUP may come later than the end of the input; it counts all the same.
@@ -247,6 +251,14 @@ export class LineEditor {
     for (const line of lines) process.stderr.write(`${line}\n`);
     this.#drawnStatus = lines.map((line) => Bun.stringWidth(line));
     this.#reader?.prompt(true);
+  }
+
+  #drawWithoutStatus(): void {
+    if (this.#drawnStatus.length === 0) return;
+    const status = this.#status;
+    this.#status = [];
+    this.#redraw();
+    this.#status = status;
   }
 
   #erase(): void {

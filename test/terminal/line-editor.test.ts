@@ -129,6 +129,23 @@ test("a folder that can't be written is no problem", () => {
   chmodSync(file, 0o600);
 });
 
+test("what is under way is drawn above the line that is typed, and not above one that was entered", async () => {
+  const script = `const { Terminal } = await import("./native/terminal/terminal.ts");
+    const { History } = await import("./native/terminal/history.ts");
+    const terminal = new Terminal();
+    const onLine = (line) => void terminal.result("got " + line);
+    const rest = { complete: () => ({ words: [], typed: "" }), reasonToStay: () => undefined };
+    void terminal.converse({ prompt: "> ", history: new History("none", undefined), onLine, ...rest });
+    terminal.status(["under way"]);`;
+  await using pty = new Pty([process.execPath, "-e", script]);
+  await pty.shows(/under way\r\n[^]*> /);
+  await pty.answers("one", "one");
+  await pty.answers("\r", "got one");
+  const [entered = ""] = pty.screen.split("\r\n");
+  expect(entered).toContain("> one");
+  expect(entered).not.toContain("under way");
+});
+
 // --- on a terminal ---------------------------------------------------------------------------------------
 
 let house: Introducer;
