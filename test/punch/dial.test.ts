@@ -1,5 +1,6 @@
 /** A punch that begins before the word of the introducer, and each kind of candidate. */
 import { describe, expect, test } from "bun:test";
+import { linuxDescribe } from "../needing-fixture.ts";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/host/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
@@ -15,7 +16,6 @@ import {
   expectLinked,
   expectSameConnection,
   failureOf,
-  isLinux,
   linkedOn,
   linkOf,
   newToken,
@@ -308,7 +308,7 @@ describe("a candidate", () => {
   });
 });
 
-describe.skipIf(!isLinux)("a NAT that answers, and then no more", () => {
+linuxDescribe("a NAT that answers, and then no more", () => {
   /** It refuses, until its filter drops what comes from there without a word. */
   function silence(host: Host, from: Host): Socket {
     const listener = Socket.open(4).shareport();
