@@ -1,10 +1,10 @@
 /** How a connection ends, and which ICMP errors end a connect: test/lab/punch.test.ts has those with real NATs. */
-import { expect, test } from "bun:test";
+import { expect } from "bun:test";
 import { pollSockets, Socket } from "../../native/host/socket.ts";
 import { closeInOrder } from "../../native/host/tcp.ts";
+import { linuxTest } from "../needing-fixture.ts";
 import { loopback, noSocketLeft, until } from "../native-fixture.ts";
 
-const isLinux = process.platform === "linux";
 const isReady = (socket: Socket, what: "read" | "write") => pollSockets([{ socket, for: what }]).length > 0;
 
 /** A connection from that port, as a punch makes it. */
@@ -17,7 +17,7 @@ async function connected(port: number, listener: Socket, listenerPort: number): 
   return [client, listener.accept()!];
 }
 
-test.skipIf(!isLinux)(
+linuxTest(
   "a connection that ends in order sends no RST, and its four-tuple can be used again at once",
   async () => {
     await using _ = noSocketLeft();
