@@ -11,7 +11,7 @@
  *   TRACE    a file that gets a line for every packet of the last cell: trace=/tmp/packets
  */
 import { Lab, type NatOptions } from "../lab/lab.ts";
-import { now, People, type ParticipantProgram } from "../lab/people.ts";
+import { type IntroducerProgram, now, People, type ParticipantProgram } from "../lab/people.ts";
 import { median, quick, table } from "./run.ts";
 
 const natKinds: Readonly<Record<string, NatOptions>> = {
@@ -83,14 +83,18 @@ async function bothUnlinked(a: ParticipantProgram, b: ParticipantProgram): Promi
   await Promise.all([a.next("unlinked"), b.next("unlinked")]);
 }
 
-/** New endpoints of both, whose mapping and distance both know. */
-async function settle(alice: ParticipantProgram, bob: ParticipantProgram): Promise<void> {
+type Everyone = Record<"alice" | "bob", ParticipantProgram> & { introducer: IntroducerProgram };
+
+/** New endpoints of both, whose mapping and distance all know: what was remembered of them is only a guess. */
+async function settle({ alice, bob, introducer }: Everyone): Promise<void> {
   await Promise.all([alice.comesBack(), bob.comesBack()]);
+  await Promise.all([alice, bob].map((one) => introducer.next("mapping", ({ id }) => id === one.id)));
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
 }
 
-async function measureSettled(alice: ParticipantProgram, bob: ParticipantProgram): Promise<Try> {
-  await settle(alice, bob);
+async function measureSettled(everyone: Everyone): Promise<Try> {
+  const { alice, bob } = everyone;
+  await settle(everyone);
   const result = await link(alice, bob);
   alice.type(`disconnect ${bob.name}`);
   await bothUnlinked(alice, bob);
@@ -98,7 +102,7 @@ async function measureSettled(alice: ParticipantProgram, bob: ParticipantProgram
 }
 
 /** Asks again in the moment in which our side has heard that the link has ended. */
-async function measureAgain(alice: ParticipantProgram, bob: ParticipantProgram): Promise<Try> {
+async function measureAgain({ alice, bob }: Everyone): Promise<Try> {
   const ended = bob.next("unlinked");
   alice.type(`disconnect ${bob.name}`);
   await alice.next("unlinked");
@@ -121,12 +125,12 @@ async function measure({ delays, nats, tries, modes: wanted }: Cell, trace?: str
   const results = new Map<Mode, Try[]>();
   for (const mode of wanted) {
     if (mode === "again") {
-      await settle(alice, bob);
+      await settle({ alice, bob, introducer });
       await link(alice, bob);
     }
     const one = mode === "again" ? measureAgain : measureSettled;
     const all: Try[] = [];
-    while (all.length < tries) all.push(await one(alice, bob));
+    while (all.length < tries) all.push(await one({ alice, bob, introducer }));
     results.set(mode, all);
   }
   return results;
