@@ -145,8 +145,7 @@ class Rendezvous {
   }
 
   #mapped(member: Member, { mapping, prediction }: MessageOf<"mapping">): void {
-    member.hasMeasured = true;
-    member.position = prediction && isAt(prediction.endpoint, member) ? prediction : undefined;
+    member.measured = { position: prediction && isAt(prediction.endpoint, member) ? prediction : undefined };
     if (member.peer.mapping !== mapping) this.change(member, { mapping });
     this.#parts.introductions.mapped(member);
     this.#parts.guard.emit({ event: "mapping", id: member.peer.id, mapping });

@@ -55,8 +55,8 @@ export interface Index extends OfferIndex {
 }
 
 /** What is known of it, or likely. */
-function likeliest({ peer, hasMeasured }: Member): Situation {
-  const isUnknown = !hasMeasured && peer.mapping === "unknown";
+function likeliest({ peer, measured }: Member): Situation {
+  const isUnknown = !measured && peer.mapping === "unknown";
   return isUnknown ? { ...peer, mapping: "endpoint-independent" } : peer;
 }
 
@@ -147,7 +147,7 @@ export class Introduction {
     if (hasBegun && (is === "relayed" || is === "ended" || !this.#plan.isCorrigible)) return;
     const { asker, target } = this.asking;
     const { owner, quotas, workingWay, now } = this.#index;
-    const isGuessed = owner.canMeasure() && !(asker.hasMeasured && target.hasMeasured);
+    const isGuessed = owner.canMeasure() && !(asker.measured && target.measured);
     const rounds = isGuessed ? likelyRounds(asker, target) : planRounds(asker.peer, target.peer);
     if (hasBegun && rounds[0] === this.#plan.first) return this.#plan.correct(rounds, isGuessed);
     if (rounds.length === 0) return this.#relayInstead();

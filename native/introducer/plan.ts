@@ -107,10 +107,11 @@ export class Plan {
     const { token } = this.#round;
     for (const { member } of measuring)
       this.#owner.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
-    const isKnown = way === "predicted" && measuring.every((side) => counts(side) && side.member.position);
+    const isKnown =
+      way === "predicted" && measuring.every((side) => counts(side) && side.member.measured?.position);
     // The earlier measurement will do, if the NAT has given only few ports since.
     this.#round.isByOlder = isKnown && !this.#hasPunched;
-    if (this.#round.isByOlder) for (const side of measuring) side.prediction = side.member.position;
+    if (this.#round.isByOlder) for (const side of measuring) side.prediction = side.member.measured?.position;
     return this.#round.isByOlder;
   }
 
@@ -120,7 +121,7 @@ export class Plan {
     if (!side?.isMeasuring) return false; // too late: the round has begun without it
     const { isByOlder } = this.#round;
     if (prediction && isAt(prediction.endpoint, member)) {
-      if (this.way === "predicted") member.position = prediction;
+      if (this.way === "predicted") member.measured = { position: prediction };
       if (isByOlder) side.newer = prediction;
       else side.prediction = prediction;
     }
@@ -139,7 +140,8 @@ export class Plan {
     // A side that had to try again and again has used more ports since, and will report that again.
     const isByOlder = used === 0 && ++this.#round.corrections < maxCorrections;
     this.#round.isByOlder = isByOlder;
-    for (const side of this.sides) side.isMeasuring = isByOlder && side.member.position !== undefined;
+    for (const side of this.sides)
+      side.isMeasuring = isByOlder && side.member.measured?.position !== undefined;
   }
 
   /** How long the round takes from now on, how long each side waits, and whether no other follows. */

@@ -321,10 +321,8 @@ export class Member {
   introductions: Bucket | undefined = undefined;
   /** By the peer's public instance, which stays when its id changes. */
   links: Map<string, Link> | undefined = undefined;
-  /** Whether its `mapping` has come. */
-  hasMeasured = false;
-  /** Where its NAT stood when it was last measured, if the NAT counts ports. */
-  position: Prediction | undefined = undefined;
+  /** Once its `mapping` has come: where its NAT stood when it was last measured, if the NAT counts ports. */
+  measured: { position: Prediction | undefined } | undefined = undefined;
   /** What `verify` has to repeat, and `probe`. */
   readonly tokens: { verify?: string; probe?: string } = {};
   /** When it registered, by performance.now(). */

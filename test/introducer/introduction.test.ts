@@ -27,7 +27,7 @@ function member(id: number, mapping: Mapping): Member {
   };
   const session = { observed, source: `198.51.100.${id}` } as Partial<Session> as Session;
   const one = new Member(session, peer as Peer, "lobby", true);
-  one.hasMeasured = true;
+  one.measured = { position: undefined };
   return one;
 }
 
@@ -248,7 +248,7 @@ for (const [what, scene, run, told, outcome] of rows) {
 
 test("a NAT that has gone on is aimed at anew, three times at most", () => {
   const scene = new Scene(counting, free);
-  scene.members[0].position = { endpoint: formatEndpoint("198.51.100.1", 40_000), step: 1 };
+  scene.members[0].measured = { position: { endpoint: formatEndpoint("198.51.100.1", 40_000), step: 1 } };
   scene.begin().until(10).measured(1, 41_000).until(20).measured(1, 42_000).until(30).measured(1, 43_000);
   expect(scene.heard()).toEqual([
     "0 1 measure predicted",
