@@ -79,7 +79,8 @@ const rows: { [kind in keyof typeof programKinds]?: Row } = {
   "RST, not deleted by RST": { report: { ...preserved, filtering: "refused" }, plain: "ECONNREFUSED" },
   "not deleted by RST": { report: preserved },
   "forgets in seconds": { report: preserved },
-  "drops crossing SYNs": { report: preserved },
+  // A SYN that crossed is repeated by the kernel, after a second.
+  "drops crossing SYNs": { report: preserved, withinMs: freshMs },
   "refuses crossing SYNs": { report: preserved },
 
   "strips timestamps": { report: preserved },
@@ -174,7 +175,8 @@ async function eitherSideAsks(kind: Kind): Promise<void> {
   await expectRoute(meeting, "bob", route, withinMs);
 }
 
-const isAlone = (kind: Kind) => rows[kind]!.route !== undefined;
+// Fresh ports of `in turn` have another address: only its first round can link, so the machine must not be late for it.
+const isAlone = (kind: Kind) => rows[kind]!.route !== undefined || kind === "in turn";
 labTest.concurrent.each(kinds.filter((kind) => !isAlone(kind)))(
   "%s ↔ independent, either side asking, and no stranger",
   eitherSideAsks,
