@@ -9,9 +9,9 @@ import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "..
 import { readOptions, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
-import { options, withoutPeer, withPaths } from "./participant-options.ts";
+import { help, options, withoutPeer, withPaths } from "./participant-options.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
-import { help, readVerb, refuseOptions, type Verb } from "./verbs.ts";
+import { readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
 export const commands = [

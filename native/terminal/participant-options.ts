@@ -5,6 +5,10 @@
 import { parseArgs } from "node:util";
 import { parseHostPort, type Place } from "../../protocol.ts";
 
+/** Words that a command line may begin with in place of an introducer. */
+export const verbs = ["send", "receive", "share", "reach"] as const;
+export const help = "help";
+
 export const options = {
   name: { type: "string" },
   room: { type: "string" },
@@ -83,7 +87,7 @@ export function likelyIntroducer(
     if (values.help || values.version) return undefined;
     const [first = "", code = ""] = positionals;
     const isCoded = (first === "receive" || first === "reach") && code.includes("@");
-    const isVerb = ["send", "receive", "share", "reach", "help"].includes(first);
+    const isVerb = [...verbs, help].includes(first);
     const place = (isCoded ? code : isVerb ? "" : first) || values.via || env.INTRODUCER;
     return place ? parseHostPort(place.slice(place.lastIndexOf("@") + 1)) : undefined;
   } catch {

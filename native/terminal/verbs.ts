@@ -11,6 +11,7 @@ import { maxShared } from "../uses/shared.ts";
 import { AllowList, parseTarget, SpecError, type Target } from "../uses/target.ts";
 import { printable } from "../../protocol.ts";
 import { nearest, UsageError } from "./command-line.ts";
+import { help, verbs } from "./participant-options.ts";
 
 /** `ports`: where to listen, in the order of the targets; the rest listen on the ports that they have there. */
 export type Verb =
@@ -21,8 +22,6 @@ export type Verb =
 
 /** What the other side types after it. */
 const answers = { send: "receive", share: "reach" } as const;
-const verbs = ["send", "receive", "share", "reach"] as const;
-export const help = "help";
 
 /** The options that fit verbs; the others say what else to do. */
 const fitting = [
