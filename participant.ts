@@ -204,8 +204,8 @@ export class Participant {
 
   /**
    * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
-   * fails is followed by others, until `leave`; so is the first one of who is patient. Whoever is named in `wants` is punched towards at once, or as soon as it
-   * registers: `connect` then joins that punch.
+   * fails is followed by others, until `leave`; so is the first one of who is patient. Whoever is named in `wants` is
+   * punched towards at once, or as soon as it registers: `connect` then joins that punch.
    */
   async join(wants: readonly string[] = []): Promise<void> {
     if (this.#hasQuit) throw new UserError(quitAlready);

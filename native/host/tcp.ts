@@ -1,7 +1,6 @@
 /**
  * What Linux does with a TCP socket in a punch, and can be told to do otherwise: which ICMP errors end a connect and how a
- * connection ends. Other kernels do as they like. It owns no descriptor. For native/host/,
- * native/secure/ and native/punch/.
+ * connection ends. Other kernels do as they like. It owns no descriptor. For native/host/, native/secure/ and native/punch/.
  */
 import { getOption, setOption } from "./libc.ts";
 import { platform } from "./platform.ts";

@@ -1,10 +1,18 @@
 /**
- * What was typed at a prompt in earlier runs. Owns one file for each program, in the state folder: only its user can read it,
- * and no words of a room are in it, since those are never typed at the prompt. A file that can't be read or written is no
+ * What was typed at a prompt in earlier runs. Owns one file for each program, in the state folder. Only its user can read
+ * it. No words of a room are in it, since those are never typed at the prompt. A file that can't be read or written is no
  * problem: then nothing is remembered. For native/terminal/line-editor.ts.
  */
-import { appendFileSync, closeSync, constants, fstatSync, mkdirSync, openSync } from "node:fs";
-import { readFileSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  closeSync,
+  constants,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { stateFolderOrNone } from "../secure/identity.ts";
 

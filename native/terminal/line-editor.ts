@@ -65,10 +65,6 @@ export class LineEditor {
   #resumedAt = -Infinity;
   readonly #hasScreen = isatty(2);
 
-  get isOpen(): boolean {
-    return this.#reader !== undefined;
-  }
-
   /** From now on this one gets the lines. */
   push(reader: LineReader): void {
     this.#lineReaders.push(reader);

@@ -1,6 +1,6 @@
 /**
- * Tables: small ones by cli-table3, and long ones by our own padding, in slices. JSON lines for programs, long ones in slices,
- * too. Pure but for the clock. For native/terminal/.
+ * Tables: small ones by cli-table3, and long ones by our own padding, in slices. JSON lines for programs, long ones in
+ * slices, too. Pure but for the clock. For native/terminal/.
  */
 import { jsonLine, shorten, wrap } from "./text.ts";
 import { stamps } from "../shares/clock.ts";

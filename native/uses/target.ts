@@ -156,7 +156,10 @@ export function readPurposeTarget({ host, port }: Record<string, unknown>): Targ
 /** One list for each family: Node takes 127.0.0.1 for ::ffff:127.0.0.1, and ::/0 would contain that. */
 type Networks = Partial<Record<Family, BlockList>>;
 const newNetworks = (): BlockList => new (process.getBuiltinModule("node:net").BlockList)();
-/** `*`: any address but a delicate one, by any name. Wide networks are like it. A name: its addresses, if peers ask by that name. Networks: addresses in them. */
+/**
+ * `*`: any address but a delicate one, by any name. A name: its addresses, if peers ask by that name. Networks: addresses in
+ * them; of a wide one none that is delicate.
+ */
 type RuleHost = "*" | { name: string } | { networks: Networks; isWide?: boolean };
 
 interface Rule {

@@ -47,8 +47,8 @@ export type TransferEvent =
   /** What will not be sent, though the user has named it or a folder around it. `more`: how many are not told. */
   | { event: "skipped"; name: string; what: string; skipped: FileFailure[]; more: number }
   /**
-   * `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. `lacking`: why there
-   * is no room for it in this folder.
+   * `storedAs`: the name that it would get here, if it is another one. A folder might also get a number. `lacking`: why
+   * there is no room for it in this folder.
    */
   | ({
       event: "offered";
