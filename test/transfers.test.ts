@@ -1,8 +1,8 @@
 /** Transfers between real programs: what both sides say when they end early, wait, lack room, or leave something out. */
-import { afterAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { newFolders, writeIn } from "./folders-fixture.ts";
 import { Driven, homeOf, outcome, program, spawn, startIntroducer } from "./driven-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { missing, testNeeding } from "./needing-fixture.ts";
@@ -10,21 +10,11 @@ import { missing, testNeeding } from "./needing-fixture.ts";
 const room = ["--room", "of the tests of transfers"];
 setDefaultTimeout(30_000); // several programs on a busy machine
 
-const place = fs.mkdtempSync(join(tmpdir(), "transfers-real-"));
-afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
-let count = 0;
+const { place, fresh } = newFolders("transfers-real-");
 let source: string, target: string;
-beforeEach(() => {
-  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
-  for (const folder of [source, target]) fs.mkdirSync(folder);
-});
+beforeEach(() => void ({ source, target } = fresh()));
 
-function write(path: string, content: string | Uint8Array): string {
-  const full = join(source, path);
-  fs.mkdirSync(join(full, ".."), { recursive: true });
-  fs.writeFileSync(full, content);
-  return full;
-}
+const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
 
 /** A file that takes long to send, and no room here. */
 function sparse(bytes: number): string {

@@ -1,8 +1,8 @@
 /** Files between real programs on loopback: by option, by command, on a terminal, killed, and from a hostile peer. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { newFolders, writeIn } from "./folders-fixture.ts";
 import { makeIdentity } from "../native/secure/identity.ts";
 import { encodeChunk, encodeMessage } from "../native/uses/message.ts";
 import { Participant, type Link, type Stream } from "../participant.ts";
@@ -19,22 +19,11 @@ const head = "0".repeat(64);
 /** Several programs on a busy machine. */
 const patienceMs = 20_000;
 
-const place = fs.mkdtempSync(join(tmpdir(), "uses-files-"));
-afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
-let count = 0;
-let source: string;
-let target: string;
-beforeEach(() => {
-  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
-  for (const folder of [source, target]) fs.mkdirSync(folder);
-});
+const { fresh } = newFolders("uses-files-");
+let source: string, target: string;
+beforeEach(() => void ({ source, target } = fresh()));
 
-function write(path: string, content: string | Uint8Array): string {
-  const full = join(source, path);
-  fs.mkdirSync(join(full, ".."), { recursive: true });
-  fs.writeFileSync(full, content);
-  return full;
-}
+const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
 
 /** Relative paths of all files in a folder. */
 const filesIn = (folder: string): string[] =>

@@ -1,8 +1,8 @@
 /** Files between two sessions over carriers in memory, from one real folder into another. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { newFolders, writeIn } from "../folders-fixture.ts";
 import type { TransferOutcome, TransferProgress } from "../../native/uses/files.ts";
 import { numbered, numberedFolder, pathProblem } from "../../native/uses/filename.ts";
 import { encodeMessage, type Message } from "../../native/uses/message.ts";
@@ -14,15 +14,9 @@ import { Linked } from "../session/linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "../session/memory-fixture.ts";
 import { missing, testNeeding } from "../needing-fixture.ts";
 
-const place = fs.mkdtempSync(join(tmpdir(), "files-"));
-afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
-let count = 0;
-let source: string;
-let target: string;
-beforeEach(() => {
-  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
-  for (const folder of [source, target]) fs.mkdirSync(folder);
-});
+const { place, fresh } = newFolders("files-");
+let source: string, target: string;
+beforeEach(() => void ({ source, target } = fresh()));
 
 const fixture = `${import.meta.dir}/files-fixture.ts`;
 const sha256 = (bytes: Uint8Array) => Bun.SHA256.hash(bytes, "hex");
@@ -39,9 +33,7 @@ function openFiles(): string[] {
 }
 
 function write(path: string, content: string | Uint8Array, mode = 0o644, at = 1_700_000_000_123): string {
-  const full = join(source, path);
-  fs.mkdirSync(join(full, ".."), { recursive: true });
-  fs.writeFileSync(full, content);
+  const full = writeIn(source, path, content);
   fs.chmodSync(full, mode);
   fs.utimesSync(full, new Date(at), new Date(at));
   return full;
@@ -764,7 +756,7 @@ describe("a peer that falls silent", () => {
 describe("a folder that is sent is not what it was when it was offered", () => {
   test("nothing is sent by a link that has taken the place of a folder or of a file", async () => {
     using link = new Linked();
-    const outside = join(place, `${count}-outside`);
+    const outside = `${target}-outside`;
     const at = new Date(1_700_000_000_123);
     for (const name of ["a/key", "b/key", "c/key"]) write(`tree/${name}`, "mine");
     fs.mkdirSync(outside);
@@ -785,7 +777,7 @@ describe("a folder that is sent is not what it was when it was offered", () => {
   });
 
   test("links lead to what is in it, and nowhere else", async () => {
-    const outside = join(place, `${count}-outside`);
+    const outside = `${target}-outside`;
     fs.writeFileSync(outside, "a key");
     write("tree/file", "x");
     write("tree-2/file", "x");

@@ -1,8 +1,8 @@
 /** Transfers between two sessions over carriers in memory: how they end early, go on, and what is told of that. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, test } from "bun:test";
 import * as fs from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { newFolders, writeIn } from "../folders-fixture.ts";
 import { Cancelled, TransferProgress, type TransferOutcome } from "../../native/uses/files.ts";
 import { Folder } from "../../native/uses/folder.ts";
 import { receiveFiles } from "../../native/uses/receive.ts";
@@ -15,21 +15,11 @@ import { until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "../session/memory-fixture.ts";
 
-const place = fs.mkdtempSync(join(tmpdir(), "transfers-"));
-afterAll(() => fs.rmSync(place, { recursive: true, force: true }));
-let count = 0;
+const { fresh } = newFolders("transfers-");
 let source: string, target: string;
-beforeEach(() => {
-  [source, target] = [join(place, `${++count}-source`), join(place, `${count}-target`)];
-  for (const folder of [source, target]) fs.mkdirSync(folder);
-});
+beforeEach(() => void ({ source, target } = fresh()));
 
-function write(path: string, content: string | Uint8Array): string {
-  const full = join(source, path);
-  fs.mkdirSync(join(full, ".."), { recursive: true });
-  fs.writeFileSync(full, content);
-  return full;
-}
+const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
 
 /** Relative paths of all that is in the target folder; folders end in a slash. */
 const inTarget = (): string[] =>
@@ -238,7 +228,7 @@ describe("what is unfinished", () => {
     await cut([join(source, "tree")]);
     const names = ["mine.part", "tree/mine.part", `linked.${"0".repeat(24)}.part`];
     for (const name of names) fs.writeFileSync(join(target, name), "mine");
-    fs.linkSync(join(target, names[2]!), join(place, `${count}-link`));
+    fs.linkSync(join(target, names[2]!), `${target}-link`);
     const before = inTarget();
     await using root = await Folder.open(target);
     await sweep(root, Date.now() + (keptDays - 1) * 86_400_000);
