@@ -19,21 +19,30 @@
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles, nomination).
  */
 import type { NatReport, ParticipantEvent, ParticipantOptions, Self } from "./native/participant/events.ts";
-import type { PeerRow } from "./native/participant/peer-events.ts";
-import type { Situation } from "./native/participant/situation.ts";
-import type { Taker } from "./native/participant/takers.ts";
-import type { Waits } from "./native/participant/waits.ts";
-import { beginRoom, type Room } from "./native/secure/room.ts";
-import type { Link } from "./native/session/link.ts";
+import type { EventName, EventNamed, Missed } from "./native/participant/listeners.ts";
+import type { PeerWord } from "./native/participant/meant.ts";
+import type { PeerLink, PeerStream } from "./native/participant/peer-link.ts";
+import { beginRoom } from "./native/secure/room.ts";
+import type {
+  ConnectOptions,
+  Forwarded,
+  ForwardOptions,
+  JoinOptions,
+  Keeper,
+  ParticipantState,
+  PipeEnds,
+  PipeOptions,
+  SendOptions,
+  StreamFrom,
+  StreamHandler,
+} from "./native/participant/public.ts";
+import type { Abortable } from "./native/shares/abort.ts";
 import type { Stream } from "./native/session/stream.ts";
 import { likelyWords } from "./native/terminal/likely-words.ts";
-import type { Arguments } from "./native/terminal/participant-arguments.ts";
-import type { Running } from "./native/terminal/running.ts";
-import type { Terminal } from "./native/terminal/terminal.ts";
-import type { From } from "./native/uses/from.ts";
-import { defaultRoom, UserError } from "./protocol.ts";
-
-export { UserError, type From, type Link, type Stream };
+import type { TransferOutcome } from "./native/uses/files.ts";
+import type { SourceFiles } from "./native/uses/source-files.ts";
+import type { ForwardSpec } from "./native/uses/target.ts";
+import { ToldError, UserError } from "./protocol.ts";
 
 // --- loading ---------------------------------------------------------------------------------------------
 
@@ -49,493 +58,358 @@ if (import.meta.main) {
 }
 
 // All else is loaded meanwhile. So these are no static imports, which would come before everything.
-const { hideArgument } = await import("./native/host/arguments.ts");
-const { callersFolder } = await import("./native/host/caller.ts");
-const { requirePlatform } = await import("./native/host/libc.ts");
-const { ServiceManager } = await import("./native/host/service.ts");
-const { otherStartedAs } = await import("./native/host/started.ts");
-const { defaultKeepMinutes } = await import("./native/participant/events.ts");
-const { Hearing } = await import("./native/participant/hearing.ts");
-const { Keep } = await import("./native/participant/keep.ts");
-const { idOf } = await import("./native/participant/meant.ts");
-const { Membership } = await import("./native/participant/membership.ts");
-const { Naming } = await import("./native/participant/naming.ts");
-const { Networks } = await import("./native/participant/networks.ts");
 const { answerTimeoutMs } = await import("./native/participant/questions.ts");
-const { Registration } = await import("./native/participant/registration.ts");
-const { Roster } = await import("./native/participant/roster.ts");
-const { Takers } = await import("./native/participant/takers.ts");
-const { quitAlready } = await import("./native/participant/waits.ts");
-const { IdentityError, identityOrOneForNow, stateFolderOrNone } = await import("./native/secure/identity.ts");
-const { openRoom, roomOf } = await import("./native/secure/room.ts");
-const { areWeak, newRoomWords } = await import("./native/secure/words.ts");
-const { resetCodes } = await import("./native/session/stream.ts");
-const { version } = await import("./native/terminal/command-line.ts");
-const { invitationTo, readHostPort } = await import("./native/terminal/invitation.ts");
-const { newRoom, readArguments, shownRoom, usage, weakRoom } =
-  await import("./native/terminal/participant-arguments.ts");
-const { Prompt, askMissing } = await import("./native/terminal/participant-prompt.ts");
-const { Errands, live, statusPeriodMs } = await import("./native/terminal/participant-run.ts");
-const { transferLine } = await import("./native/terminal/participant-story.ts");
-const { runProgram } = await import("./native/terminal/terminal.ts");
-const { isNoise } = await import("./native/terminal/verbs.ts");
-const { Services } = await import("./native/uses/services.ts");
+const { notLinked } = await import("./native/participant/refused.ts");
+const { Parts } = await import("./native/participant/parts.ts");
+const { linkOf, peerLink } = await import("./native/participant/peer-link.ts");
+const { Peers } = await import("./native/participant/peers.ts");
+const { Uses } = await import("./native/participant/uses.ts");
+const { pairOf } = await import("./native/session/web-pair.ts");
+const { resetCodes, StreamError } = await import("./native/session/stream.ts");
+const { untilAborted } = await import("./native/shares/abort.ts");
+const { watched } = await import("./native/uses/watched.ts");
 
-type Errands = InstanceType<typeof Errands>;
-type Keep = InstanceType<typeof Keep>;
-type Membership = InstanceType<typeof Membership>;
-type Prompt = InstanceType<typeof Prompt>;
-type Registration = InstanceType<typeof Registration>;
-type Roster = InstanceType<typeof Roster>;
-type ServiceManager = InstanceType<typeof ServiceManager>;
-type Services = InstanceType<typeof Services>;
-type Takers = InstanceType<typeof Takers>;
+type Parts = InstanceType<typeof Parts>;
+type Peers = InstanceType<typeof Peers>;
+type Uses = InstanceType<typeof Uses>;
 
-type Emit = (event: ParticipantEvent) => void;
+export { errorCodes, HolePunchError } from "./protocol.ts";
+export type { ErrorCode, FailureReason, UnlinkReason } from "./protocol.ts";
+export type { NatReport, ParticipantEvent, ParticipantOptions, Self } from "./native/participant/events.ts";
+export type { EventName, EventNamed, Missed } from "./native/participant/listeners.ts";
+export type { PeerLink as Link, PeerStream as Stream } from "./native/participant/peer-link.ts";
+export type { PeerRow } from "./native/participant/peer-events.ts";
+export type { StreamPair } from "./native/session/web-pair.ts";
+export { pairOf, StreamError };
+export type * from "./native/participant/public.ts";
+export type { Peers, Uses };
 
 /**
  * One participant in one room. Importing and making it does nothing to the program: it prints nothing, takes no signal,
- * and lets the program end once it has quit. Every event goes to `onEvent`; every method rejects with a
- * {@link UserError}.
+ * and lets the program end once it has quit.
  *
- *   const alice = new Participant({ host: "introducer.example", name: "alice", room: "our secret words" });
- *   alice.onStream("my-game/1", (stream, { name }) => …);
- *   await alice.join();
- *   await alice.waitFor("bob");
- *   const link = await alice.connect("bob");
+ *   await using me = new Participant({ host: "introducer.example", name: "alice", room: "our secret words" });
+ *   me.onStream("my-game/1", (stream, { name }) => …);
+ *   await me.join();
+ *   const link = await me.connect("bob", { wait: true });
  *   const stream = link.open("my-game/1");
- *   await alice.quit();
+ *
+ * No method throws; each rejects with a {@link HolePunchError}, or, once its signal aborts, with the reason of that. A peer is
+ * meant by its name, or by its id while it is in the room; "" means the only other one.
  */
-export class Participant {
-  readonly options: ParticipantOptions;
-  /** Waits that few programs need; see also {@link waitFor} and {@link whenLinked}. */
-  readonly waits: Waits;
-  readonly #emit: Emit;
-  readonly #membership: Membership;
-  readonly #roster: Roster;
-  readonly #registration: Registration;
-  readonly #takers: Takers;
-  #hasQuit = false;
+export class Participant implements AsyncDisposable {
+  /** Who is in the room. */
+  readonly peers: Peers;
+  /** What links are used for now. */
+  readonly uses: Uses;
+  readonly #parts: Parts;
+  readonly #isPatient: boolean;
 
+  /** Throws a {@link HolePunchError} if there can be no such room, or if our own key can't be read or made. */
   constructor(options: ParticipantOptions) {
-    this.options = options;
-    const emit = emitTo(options.onEvent);
-    this.#emit = emit;
-    const identity =
-      options.identity ?? identityOrOneForNow((message) => emit({ event: "warning", message }));
-    this.#membership = new Membership(identity, options.name, options.room);
-    this.#takers = new Takers((message) => emit({ event: "error", message }));
-    const participant = this;
-    this.#roster = makeRoster({
-      ...{ options, emit, membership: this.#membership, takers: this.#takers },
-      registration: () => this.#registration,
-      get hasQuit() {
-        return participant.hasQuit;
-      },
-    });
-    this.waits = this.#roster.waits;
-    const naming = new Naming(this.#membership, {
-      peers: this.#roster,
-      send: (message) => this.#registration.situation?.context.send(message),
-    });
-    const { host, port, direct, portMapping, networks } = options;
-    const startCommand = otherStartedAs("introducer");
-    this.#registration = new Registration(
-      {
-        host,
-        startCommand,
-        ...(port !== undefined && { port }),
-        direct: direct ?? false,
-        portMapping: portMapping ?? true,
-        isPatient: options.patient ?? false,
-        networks,
-      },
-      this.#membership,
-      new Hearing(this.#roster, naming, emit, (reason) => this.#registration.close(reason)),
-    );
+    const parts = (this.#parts = new Parts(options));
+    this.#isPatient = options.patient ?? false;
+    this.peers = new Peers(parts.roster, parts.membership);
+    this.uses = new Uses(parts.uses);
   }
 
   // --- what is so now ---------------------------------------------------------------------------------
 
-  get hasQuit(): boolean {
-    return this.#hasQuit;
-  }
-
-  get isRegistered(): boolean {
-    return this.#registration.is === "registered";
+  get state(): ParticipantState {
+    return this.#parts.hasQuit ? "quit" : this.#parts.registration.is;
   }
 
   /** Whether only those can be in the room who know its words. */
   get isPrivate(): boolean {
-    return this.#membership.isPrivate;
-  }
-
-  /** The list, in the order of the ids: at once, so where there may be thousands {@link listed} is better. */
-  get rows(): PeerRow[] {
-    return this.#roster.rows;
-  }
-
-  /** The rows, made by turns with all else. */
-  listed(): Promise<PeerRow[]> {
-    return this.#roster.listed();
-  }
-
-  *names(): Generator<string, void> {
-    for (const { name } of this.#roster) yield name;
-  }
-
-  /** How many links are up. */
-  get linkCount(): number {
-    return this.#roster.links.length;
+    return this.#parts.membership.isPrivate;
   }
 
   /** What the introducer knows of us, while we are registered. */
   get self(): Self | undefined {
-    const context = this.#registration.situation?.context;
+    const context = this.#parts.registration.situation?.context;
     if (!context) return undefined;
     const { id, public: observed, private: hosts, mapped, behaviour } = context;
-    const { name, roomKind: room, fingerprint } = this.#membership;
+    const { name, roomKind: room, fingerprint } = this.#parts.membership;
     const mapping = behaviour?.mapping ?? "unknown";
     const own = { id, name, room, public: observed, private: [...hosts], ...(mapped && { mapped }) };
     return { ...own, fingerprint, mapping };
+  }
+
+  // --- what happens -----------------------------------------------------------------------------------
+
+  /**
+   * From now on `listener` gets each event of that name, until what this returns is disposed of, or the signal aborts. What
+   * it throws or rejects with is told as an `error` event. What was before is not told again: see {@link self} and
+   * {@link peers}.
+   */
+  on<Name extends EventName>(
+    name: Name,
+    listener: (event: EventNamed<Name>) => unknown,
+    { signal }: Abortable = {},
+  ): Disposable {
+    return this.#parts.listeners.on(name, listener as (event: ParticipantEvent) => unknown, signal);
+  }
+
+  /**
+   * All events from now on, one after the other. It ends when we have quit. At most 1,000 wait for who reads them slowly:
+   * then the oldest are dropped, and a `missed` event says how many.
+   */
+  events({ signal }: Abortable = {}): AsyncGenerator<ParticipantEvent | Missed, void, undefined> {
+    return this.#parts.listeners.events(signal);
+  }
+
+  /**
+   * From now on streams that peers open for `use` are given to `handler`, after the `linked` event; what nobody takes is
+   * refused. What it throws or rejects with resets that stream alone, and is told as an `error`. A later handler for the
+   * same use takes its place. Streams that have come stay when what this returns is disposed of.
+   */
+  onStream(use: string, handler: StreamHandler): Disposable {
+    return this.#parts.takers.set(use, (stream, { id, name, fingerprint, purpose }, peer) => {
+      const { link } = peer;
+      if (!link) return stream.reset("its link has ended", resetCodes["link-ended"]);
+      return handler(stream, { peer: id, name, fingerprint, purpose, link: peerLink(link, peer) });
+    });
   }
 
   // --- steps 1 to 3: to the introducer, and who is here -----------------------------------------------
 
   /**
    * Registers with the introducer; resolves once the room's list is there. Once we have been registered, a try that
-   * fails is followed by others, until `leave`; so is the first one of who is patient. Whoever is named in `wants` is
-   * punched towards at once, or as soon as it registers: `connect` then joins that punch.
+   * fails is followed by others, until `leave`; so is the first one of who is patient. Whoever is named in `wants` (at most
+   * 8) is punched towards at once, or as soon as it registers: `connect` then joins that punch. Rejects: `no-introducer`,
+   * `has-quit`.
    */
-  async join(wants: readonly string[] = []): Promise<void> {
-    if (this.#hasQuit) throw new UserError(quitAlready);
-    this.#roster.wishes.add(wants);
+  async join({ wants = [], signal }: JoinOptions = {}): Promise<void> {
+    signal?.throwIfAborted();
+    this.#parts.mustGoOn();
+    const { registration, roster } = this.#parts;
+    roster.wishes.add(wants);
+    const abort = () => {
+      for (const one of wants) roster.wishes.take(one);
+      registration.leave("it was given up");
+    };
+    signal?.addEventListener("abort", abort);
     try {
-      await this.#registration.join();
-    } catch (error) {
-      const mayWait = this.options.patient && this.#registration.is !== "registered";
-      if (!mayWait || !(error instanceof UserError)) throw error;
-      const settled = () => (["registered", "away"] as const).find((is) => is === this.#registration.is);
-      if ((await this.waits.until(settled, undefined)) === "away") throw error;
+      await joinOnce(this.#parts, this.#isPatient, signal);
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      signal?.throwIfAborted();
     }
   }
 
-  /** Leaves the introducer; links stay. */
-  leave(): void {
-    if (this.#registration.is === "away")
-      throw new UserError("not registered with an introducer; `join` comes back");
-    for (const peer of this.#roster) peer.leaving();
-    this.#registration.leave("we left");
-    this.#emit({ event: "introducer", state: "left", reason: "links stay up; `join` comes back" });
+  /** Leaves the introducer; links stay. Rejects if we are not registered, nor on the way there: `not-registered`. */
+  async leave(): Promise<void> {
+    const { registration, roster, emit } = this.#parts;
+    if (registration.is === "away")
+      throw new UserError("not registered with an introducer; `join` comes back", { code: "not-registered" });
+    for (const peer of roster) peer.leaving();
+    registration.leave("we left");
+    emit({ event: "introducer", state: "left", reason: "links stay up; `join` comes back" });
   }
 
-  /** Ends all links in order, and leaves; for good. */
-  async quit(): Promise<void> {
-    this.#hasQuit = true;
-    this.waits.wake(); // whoever waits for somebody waits in vain
-    await Promise.all([...this.#roster].map((peer) => peer.quit()));
-    await this.#registration.quit();
+  /**
+   * Ends all there is, for good: transfers and forwards, links in order, the registration. Whatever waits is rejected:
+   * `has-quit`. It may be called again.
+   */
+  quit(): Promise<void> {
+    return this.#parts.quit();
   }
 
-  /** Resolves once `word` names exactly one peer that is there; rejects while it names several. */
-  async waitFor(word: string, signal?: AbortSignal): Promise<void> {
-    await this.waits.for(word, signal);
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.quit();
   }
 
   // --- steps 4 to 9: to a peer ------------------------------------------------------------------------
 
   /**
-   * Punches towards a peer that is in the room ({@link waitFor}), or joins the punch that is under way; resolves to the
-   * link, also when the peer has asked for it.
+   * Resolves to the link with that peer: the one that there is, or else it punches, or joins the punch that is under way.
+   * `wait`: first waits until the peer is here. `verbose`: each attempt is an `attempt` event. Rejects with one of the
+   * {@link FailureReason}s if no link comes about, or with `no-such-peer`, `ambiguous-peer`, `untrusted-peer`,
+   * `not-registered`, `has-quit`. If its signal aborts and nobody else waits for the link, the punch is cancelled.
    */
-  async connect(word: string, isVerbose = false): Promise<Link> {
-    return this.#roster.findUnlike(word).connect(isVerbose);
+  async connect(
+    peer: PeerWord,
+    { wait = false, verbose = false, signal }: ConnectOptions = {},
+  ): Promise<PeerLink> {
+    signal?.throwIfAborted();
+    this.#parts.mustGoOn();
+    const { roster } = this.#parts;
+    if (wait && !this.peers.link(peer)) await roster.waits.for(String(peer), signal);
+    const found = roster.linked(String(peer)) ?? roster.findUnlike(String(peer));
+    const link = found.link ?? (await found.connect({ isVerbose: verbose, signal }));
+    this.#parts.met(found);
+    return peerLink(link, found);
   }
 
-  /** The link with a peer, while there is one. */
-  linkWith(word: string): Link | undefined {
-    return this.#roster.find(word).link;
+  /**
+   * From now on a link with that peer is made, and made again whenever it has ended, also if the peer comes only later.
+   * Until what this returns is disposed of, the signal aborts, or `disconnect`.
+   */
+  keep(peer: PeerWord, { signal }: Abortable = {}): Keeper {
+    const { keep } = this.#parts;
+    const want = this.#parts.newWant();
+    const first = keep.keep(String(peer), want);
+    const dispose = () => {
+      signal?.removeEventListener("abort", dispose);
+      keep.release(String(peer), want);
+    };
+    signal?.addEventListener("abort", dispose);
+    if (signal?.aborted) dispose();
+    return { first, [Symbol.dispose]: dispose };
   }
 
-  /** The link with whoever has that name or id, while it is open. */
-  openLink(word: string): Link | undefined {
-    return this.#roster.openLink(word);
+  /**
+   * Ends the link in order, or the punch that is under way, and keeps it no more, whoever wanted that. Resolves to what it
+   * has ended. Rejects: `not-linked`, `no-such-peer`, `ambiguous-peer`.
+   */
+  async disconnect(peer: PeerWord): Promise<"linked" | "kept"> {
+    const { keep, roster } = this.#parts;
+    const word = String(peer);
+    const wasKept = keep.giveUp(word);
+    roster.wishes.take(word);
+    try {
+      await roster.find(word).disconnect();
+      return "linked";
+    } catch (error) {
+      if (!wasKept || !(error instanceof UserError)) throw error;
+      return "kept";
+    }
   }
 
-  /** The id of the peer of that name; null if it is not in the room. */
-  idOf(name: string): number | null {
-    return idOf(this.#roster, name);
+  /** Resolves to the round trip in ms, once the peer's program has the text (8,192 characters). Else: `not-confirmed`. */
+  async say(peer: PeerWord, text: string, { signal }: Abortable = {}): Promise<number> {
+    return untilAborted(this.#parts.roster.find(String(peer)).talk.say(text), signal);
   }
 
-  /** Resolves to the link with that peer as soon as there is one; asks for none. */
-  whenLinked(word: string, signal?: AbortSignal): Promise<Link> {
-    return this.waits.until(() => this.#roster.openLink(word), signal);
+  /** Resolves to the link's round trip in ms. Rejects: `not-linked`, `not-confirmed`. */
+  async ping(peer: PeerWord, { signal }: Abortable = {}): Promise<number> {
+    return untilAborted(this.#parts.roster.find(String(peer)).talk.ping(), signal);
   }
 
   // --- what links are for -----------------------------------------------------------------------------
 
   /**
-   * From now on streams that peers open for `use` (the first argument of their `link.open`) are given to `take`, with who
-   * the peer is; streams for what nobody takes are refused. A stream is a Node Duplex, which `Duplex.toWeb` turns into
-   * Web streams. Its user ends his half by `end()`; `for await` over a Duplex destroys it at the end, with what was not
-   * sent: `stream.iterator({ destroyOnReturn: false })` does not. What `take` throws or rejects with resets that stream
-   * alone, and is told as an `error`.
+   * Listens at once: `[BIND:]PORT:PEER:[HOST:]PORT`, as with ssh. What connects waits up to 30 s for the link, which is kept
+   * unless `keep` is false. Rejects if it can't listen there.
    */
-  onStream(use: string, take: Taker): void {
-    this.#takers.set(use, take);
+  async forward(
+    spec: string | ForwardSpec,
+    { keep = true, socks = false }: ForwardOptions = {},
+  ): Promise<Forwarded> {
+    const { uses, keep: keeping, emit } = this.#parts;
+    this.#parts.mustGoOn();
+    const make = (text: string) => (socks ? uses.proxy(text) : uses.forward(text));
+    const { listen, peer } = typeof spec === "string" ? make(spec) : uses.forwardTo(spec);
+    if (keep)
+      keeping.keep(peer, listen).catch((error: unknown) => {
+        if (error instanceof UserError && !(error instanceof ToldError))
+          emit({ event: "error", message: error.message });
+      });
+    return { listen, peer, [Symbol.dispose]: () => void this.unforward(listen).catch(() => {}) };
   }
 
-  /** What a peer that is there is called, by its id, too; any other word is a name. */
-  nameOf(word: string): string {
-    return this.#roster.nameOf(word);
+  /** Takes a forward back: `[BIND:]PORT`. What is open is cut off. The link is kept no more for it. */
+  async unforward(listen: string): Promise<void> {
+    const { uses, keep } = this.#parts;
+    const found = uses.unforward(listen);
+    keep.release(found.peer, found.listen);
   }
 
-  /** Resolves to the round trip once the peer's program has the text. */
-  async say(word: string, text: string): Promise<number> {
-    return this.#roster.find(word).talk.say(text);
+  /** Lets peers reach `[HOST:]PORT` through us. Resolves to it in canonical form. Rejects in the lobby: `open-room`. */
+  async allow(rule: string): Promise<string> {
+    return this.#parts.uses.allow(rule);
   }
 
-  async ping(word: string): Promise<number> {
-    return this.#roster.find(word).talk.ping();
+  /**
+   * Sends files and folders. Resolves once each has arrived or has failed, and says which. There must be a link; `wait`: or
+   * it is kept, and waited for. The same again goes on where it was cut short. Rejects: `not-linked`, `transfer-failed`.
+   */
+  async send(
+    peer: PeerWord,
+    paths: readonly string[] | SourceFiles,
+    options: SendOptions = {},
+  ): Promise<TransferOutcome> {
+    const { roster, uses } = this.#parts;
+    const [word, { wait = false, ...watching }] = [String(peer), options];
+    if (!wait && !this.#parts.met(roster.find(word)).link) throw notLinked(word);
+    return watched(watching, (watch) => uses.transfers.send(roster.nameOf(word), paths, watch));
   }
 
-  /** Ends the link, or cancels the punch that is under way. */
-  async disconnect(word: string): Promise<void> {
-    this.#roster.wishes.take(word);
-    return this.#roster.find(word).disconnect();
+  /** From now on what peers send, or `from` alone, is put into that folder without asking. Never in the lobby. */
+  async accept(folder: string, { from }: { from?: string | undefined } = {}): Promise<void> {
+    this.#parts.uses.transfers.acceptInto(folder, from);
+  }
+
+  /**
+   * Joins two pipes: ours and the peer's, or ours and a `target` that the peer allows. Success means that each byte is
+   * confirmed. Waits for the peer, and connects.
+   */
+  async pipe(peer: PeerWord, { target, signal }: PipeOptions = {}): Promise<PipeEnds> {
+    const { roster, uses } = this.#parts;
+    if (target === undefined) uses.takePipeOf(() => roster.nameOf(String(peer)));
+    await this.connect(peer, { wait: true, signal });
+    return uses.pipe(roster.linked(String(peer))!.link!, target);
+  }
+
+  /**
+   * Does with a stream of a use of ours (`forward`, `pipe`, `files`) what is done without a handler. For handlers of these uses
+   * that choose whom they let through.
+   */
+  async serve(stream: PeerStream, { peer: id, link, ...from }: StreamFrom): Promise<void> {
+    return this.#parts.uses.take(stream as Stream, { id, ...from, link: linkOf(link) });
   }
 
   // --- what the introducer can tell -------------------------------------------------------------------
 
-  /** Measures the round trip to the introducer. */
-  async echo(text: string): Promise<void> {
-    const { questions } = this.#registration.settled;
+  /** Resolves to the round trip to the introducer in ms. Rejects: `not-registered`. */
+  async echo(text: string, { signal }: Abortable = {}): Promise<number> {
+    const { questions } = this.#parts.registration.settled;
     const startedAt = performance.now();
-    const answer = await questions.echo(text);
-    this.#emit({ event: "echo", text: answer, rttMs: performance.now() - startedAt });
+    const answer = await untilAborted(questions.echo(text), signal);
+    const rttMs = performance.now() - startedAt;
+    this.#parts.emit({ event: "echo", text: answer, rttMs });
+    return rttMs;
   }
 
   /** Finds out what kind of NAT this host is behind; begins anew when we are registered anew meanwhile. */
-  async nat(): Promise<NatReport> {
-    let situation = this.#registration.settled;
-    for (;;) {
-      const report = await situation.nat();
-      if (this.#registration.situation === situation) {
-        this.#emit({ event: "nat", ...report });
-        return report;
-      }
-      situation = await nextSituation(this.#registration, this.#roster);
-    }
+  async nat({ signal }: Abortable = {}): Promise<NatReport> {
+    return untilAborted(natOf(this.#parts), signal);
   }
 }
 
-// --- wiring ----------------------------------------------------------------------------------------------
-
-interface RosterParts {
-  readonly options: ParticipantOptions;
-  readonly emit: Emit;
-  readonly membership: Membership;
-  readonly takers: Takers;
-  readonly hasQuit: boolean;
-  registration(): Registration;
+/** Resolves once the list is there. Of who is patient, other attempts follow. */
+async function joinOnce(
+  { registration, roster }: Parts,
+  isPatient: boolean,
+  signal?: AbortSignal,
+): Promise<void> {
+  try {
+    await registration.join();
+  } catch (error) {
+    const mayWait = isPatient && registration.is !== "registered";
+    if (!mayWait || !(error instanceof UserError)) throw error;
+    const settled = () => (["registered", "away"] as const).find((is) => is === registration.is);
+    if ((await roster.waits.until(settled, signal)) === "away") throw error;
+  }
 }
 
-function makeRoster(parts: RosterParts): Roster {
-  const { options, emit, membership, takers, registration } = parts;
-  const { verbose = false, keepMinutes = defaultKeepMinutes } = options;
-  const owner = {
-    emit,
-    self: membership,
-    id: () => registration().situation?.context.id,
-    distrust: (peer: Parameters<Membership["distrust"]>[0]) => membership.distrust(peer),
-    tooMany: () => registration().close("it names more peers than a room can have"),
-    get isListed() {
-      return registration().is === "registered";
-    },
-    get hasQuit() {
-      return parts.hasQuit;
-    },
-  };
-  return new Roster(owner, {
-    context: () => registration().situation?.context,
-    emit,
-    isVerbose: verbose,
-    keepMs: keepMinutes * 60_000,
-    stream: (peer, stream, purpose) => {
-      if (parts.hasQuit) stream.reset("it has quit", resetCodes.refused);
-      else takers.give(peer, stream, purpose);
-    },
-    threw: ({ name }, error) => takers.threw(name, "a stream", error),
-    measureAnew: async () => registration().situation?.measureAnew(),
-  });
-}
-
-/** The one after a loss; rejects when nobody comes back. */
-async function nextSituation(registration: Registration, roster: Roster): Promise<Situation> {
+async function natOf({ registration, roster, emit }: Parts): Promise<NatReport> {
   const isSettled = () => ["registered", "away"].includes(registration.is) || undefined;
-  await roster.waits.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
-  return registration.settled;
-}
-
-/** What `onEvent` throws must not stop us in the middle of things; it is told, once. */
-function emitTo(onEvent: ParticipantOptions["onEvent"]): Emit {
-  return (event) => {
-    try {
-      onEvent?.(event);
-    } catch (error) {
-      const text = error instanceof Error ? error.message : String(error);
-      try {
-        onEvent?.({ event: "error", message: `onEvent threw at \`${event.event}\`: ${text}` });
-      } catch {
-        // It takes none.
-      }
+  for (let situation = registration.settled; ; situation = registration.settled) {
+    const report = await situation.nat();
+    if (registration.situation === situation) {
+      emit({ event: "nat", ...report });
+      return report;
     }
-  };
+    // The next registration; or it rejects when nobody comes back.
+    await roster.waits.until(isSettled, AbortSignal.timeout(answerTimeoutMs)).catch(() => {});
+  }
 }
 
 // --- main ------------------------------------------------------------------------------------------------
 
-/** The room to be in. */
-function chooseRoom({ room = defaultRoom, nat }: Arguments): Room | Promise<Room> {
-  // Who only measures disturbs nobody.
-  return nat ? openRoom(crypto.getRandomValues(new Uint8Array(32)).toHex()) : roomOf(room);
+if (import.meta.main) {
+  const { main } = await import("./native/terminal/participant-main.ts");
+  const { runProgram } = await import("./native/terminal/terminal.ts");
+  await runProgram((terminal) => main(terminal, (options) => new Participant(options)));
 }
-
-/** What others of this host, or whoever runs the introducer, may find out of the room's words. */
-function warnOfWords(room: string | undefined, isShown: boolean, prompt: Prompt): void {
-  if (isShown) prompt.event({ event: "warning", message: shownRoom });
-  if (room !== undefined && areWeak(room)) prompt.event({ event: "warning", message: weakRoom });
-}
-
-function checkPlatform(): void {
-  try {
-    requirePlatform();
-  } catch (error) {
-    throw new UserError(error instanceof Error ? error.message : String(error));
-  }
-}
-
-/** Resolves to the exit code. */
-async function main(terminal: Terminal): Promise<number> {
-  const options = readArguments(process.argv.slice(2));
-  if (options === "help" || options === "version") {
-    terminal.result(options === "help" ? usage : version);
-    return 0;
-  }
-  const isShown = options.shown !== undefined && hideArgument(options.shown.option, options.shown.text);
-  process.chdir(callersFolder() ?? "."); // Bun has read all that it reads of the folder it was started in
-  checkPlatform();
-  terminal.isQuiet = options.quiet;
-  if (!(await askMissing(options, terminal))) {
-    const isAwaited = options.verb ?? options.pipe ?? (options.nat || options.send.length > 0);
-    return isAwaited ? 1 : 0;
-  }
-  const isNew = options.room === newRoom;
-  if (isNew) options.room = newRoomWords();
-  if (options.json) terminal.isInteractive = false;
-  const manager = new ServiceManager();
-  const running = prepare(terminal, options, manager);
-  if (isNew) running.invitation = invitationTo(options.room!, options.introducer!);
-  // A code is for one errand, and its line was printed to be typed.
-  if (!options.quiet) warnOfWords(options.room, isShown && options.verb === undefined, running.prompt);
-  const { participant, uses, keep } = running;
-  const errands = new Errands(running);
-  const stopped = whenStopped(terminal, errands);
-  const status = () => terminal.status(uses.transfers.list.map(transferLine));
-  const drawing = setInterval(status, statusPeriodMs);
-  const code = await Promise.race([live(running, errands), stopped]);
-  running.isOver = true;
-  manager.stopping();
-  clearInterval(drawing);
-  terminal.status([]);
-  await uses.close();
-  terminal.close();
-  keep.close();
-  await participant.quit();
-  return code;
-}
-
-/** Resolves to the exit code once a signal or the terminal's end stops the program. */
-function whenStopped(terminal: Terminal, errands: Errands): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<number>();
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
-    process.once(signal, () => resolve(errands.codeAt(signal)));
-  void terminal.broken.then(() => resolve(1));
-  void promise.then(() => terminal.hurry());
-  return promise;
-}
-
-function prepare(
-  terminal: Terminal,
-  options: Arguments,
-  manager: ServiceManager,
-): Running & { participant: Participant } {
-  const prompt = new Prompt(terminal, {
-    isJson: options.json,
-    isPipe: options.pipe !== undefined,
-    isDirect: options.direct,
-  });
-  const running = { prompt, terminal, options } as Running & { participant: Participant };
-  const onEvent = (event: ParticipantEvent) => {
-    running.heard?.(event);
-    if (event.event === "registered") manager.ready(`registered as ${event.name}`);
-    if (!isNoise(event, options)) prompt.event(event);
-  };
-  const { name, keepMinutes, direct, portMapping, verbose, stay, verb, waitMs } = options;
-  // Who has typed a verb sits there, and may have mistyped the host.
-  const patient = (stay && !verb) || waitMs !== undefined;
-  const participant = new Participant({
-    ...readHostPort(options.introducer!),
-    ...{ name, keepMinutes, direct, portMapping, verbose, patient, onEvent },
-    room: chooseRoom(options),
-    networks: new Networks(stateFolderOrNone()),
-    identity: identityOrOneForNow((message) => onEvent({ event: "warning", message })),
-  });
-  const joined = Promise.withResolvers<void>();
-  const keep = keeping(participant, joined.promise);
-  const uses = usesOf(participant, keep, running, onEvent);
-  return Object.assign(running, { participant, uses, keep, joined });
-}
-
-function usesOf(
-  participant: Participant,
-  keep: Keep,
-  { terminal, options }: Pick<Running, "terminal" | "options">,
-  onEvent: (event: ParticipantEvent) => void,
-): Services {
-  const uses = new Services({
-    link: (peer) => participant.openLink(peer) ?? keep.linked(peer),
-    liveLink: (peer) => {
-      const link = participant.openLink(peer);
-      if (!link) return keep.linked(peer);
-      return link.state === "returning" ? participant.waits.live(peer) : link;
-    },
-    isPrivate: () => participant.isPrivate,
-    canAsk: terminal.isInteractive || options.stay,
-    pipesWith:
-      options.pipe && !options.pipe.target ? () => participant.nameOf(options.pipe!.peer) : undefined,
-    executable: options.executable,
-    onProblem: (message) => onEvent({ event: "warning", message }),
-    onEvent: (event) => onEvent({ ...event, peer: participant.idOf(event.name) }),
-  });
-  for (const use of ["forward", "pipe", "files"])
-    participant.onStream(use, (stream, from) => uses.take(stream, from));
-  return uses;
-}
-
-/** Nobody is waited for before we are in the room. */
-function keeping(participant: Participant, joined: Promise<void>): Keep {
-  return new Keep({
-    nameOf: (word) => participant.nameOf(word),
-    waitFor: async (name, signal) => {
-      await joined;
-      await participant.waitFor(name, signal);
-    },
-    linkWith: (name) => participant.linkWith(name),
-    connect: (name) => participant.connect(name),
-    whenLinked: (name, signal) => participant.whenLinked(name, signal),
-    whenOver: (name, link, signal) => participant.waits.over(name, link, signal),
-  });
-}
-
-if (import.meta.main) await runProgram(main, [UserError, IdentityError]);

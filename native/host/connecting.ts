@@ -26,7 +26,14 @@ const pollMs = 1;
 /** What was begun longer ago may have been closed at the other end. */
 const freshMs = 2_000;
 
-/** A connection from a fresh local port that further sockets may share. Whoever has it owns the socket. */
+/** Where to connect to, and from which port of ours; without one, from a free one. */
+export interface Wanted extends Place {
+  readonly localPort?: number | undefined;
+  /** Once it aborts, nobody wants it any more: what is still open is closed. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** A connection from a local port that further sockets may share. Whoever has it owns the socket. */
 export interface Connected {
   readonly socket: Socket;
   readonly port: number;
@@ -47,21 +54,42 @@ interface Attempt extends Connected {
   readonly startedAt: number;
 }
 
+/** How long an earlier connection from the port that we shall connect from may take to close. */
+const closingMs = 2_000;
+const closingPollMs = 50;
+
+/** The port that we shall connect from can't be had. */
+class PortTaken extends UserError {
+  /** Whether a connection from there, to the same address, is still open. It may be one of ours that closes. */
+  readonly isConnected: boolean;
+  constructor(port: number, code: string) {
+    const next = "end that one, or give another port here and at the router";
+    super(`another program of this host uses port ${port} (--port): ${next}`);
+    this.isConnected = code === "EADDRNOTAVAIL";
+  }
+}
+const takenCodes: ReadonlySet<string> = new Set(["EADDRINUSE", "EADDRNOTAVAIL"]);
+
 /** All attempts to connect to one host. */
 class Race {
   readonly #waiting: Endpoint[];
   readonly #failures: { remote: Endpoint; code: string }[] = [];
+  readonly #localPort: number;
+  readonly #signal: AbortSignal | undefined;
   #running: Attempt[] = [];
   #startedAt = -Infinity;
 
-  constructor(remotes: readonly Endpoint[]) {
+  constructor(remotes: readonly Endpoint[], localPort: number, signal: AbortSignal | undefined) {
     this.#waiting = remotes.slice(0, maxAddresses);
+    this.#signal = signal;
+    this.#localPort = localPort;
   }
 
   /** Resolves to the winner. Closes all others. */
   async run(): Promise<Connected> {
     try {
       for (;;) {
+        this.#signal?.throwIfAborted();
         this.#startNext();
         const winner = this.#look();
         if (winner) return winner;
@@ -85,12 +113,14 @@ class Race {
     try {
       socket = Socket.open(splitEndpoint(remote).family);
       // After bind: with SO_REUSEPORT set, bind(0) may return a port that another program shares.
-      const port = socket.bind(0);
+      const port = this.#localPort === 0 ? socket.bind(0) : socket.shareport().bind(this.#localPort);
       socket.shareport().noDelay().clampSegments(2).connect(remote);
       this.#running.push({ socket, port, remote, for: "write", startedAt: this.#startedAt });
     } catch (error) {
       socket?.close();
       if (!(error instanceof SystemError)) throw error;
+      if (this.#localPort !== 0 && takenCodes.has(error.code))
+        throw new PortTaken(this.#localPort, error.code);
       this.#failures.push({ remote, code: error.code });
     }
   }
@@ -138,32 +168,49 @@ export async function resolve(host: string, port: number): Promise<Endpoint[]> {
   }
 }
 
-/** Connects to the first that accepts. Rejects with {@link Unreachable}. */
-export function connectToFirst(remotes: readonly Endpoint[]): Promise<Connected> {
-  return new Race(remotes).run();
+/**
+ * Connects to the first that accepts. Rejects with {@link Unreachable}, or with a {@link UserError} if the local port can't
+ * be had.
+ */
+export async function connectToFirst(
+  remotes: readonly Endpoint[],
+  localPort = 0,
+  signal?: AbortSignal,
+): Promise<Connected> {
+  const untilMs = performance.now() + closingMs;
+  for (;;) {
+    try {
+      return await new Race(remotes, localPort, signal).run();
+    } catch (error) {
+      const mayClose = error instanceof PortTaken && error.isConnected;
+      if (!mayClose || performance.now() >= untilMs) throw error;
+    }
+    await Bun.sleep(closingPollMs);
+  }
 }
 
 // --- before anybody asks for it --------------------------------------------------------------------------
 
 /** What has been begun, and not been asked for yet. */
-let begun: { host: string; port: number; connecting: Promise<Connected> } | undefined;
+let begun: (Wanted & { connecting: Promise<Connected> }) | undefined;
 
 /**
  * Begins to connect, because somebody will probably ask for that soon. What fails is told whoever asks. What nobody has
  * asked for soon is closed.
  */
-export function beginConnecting(place: Place | undefined): void {
-  if (!place) return;
-  const { host, port } = place;
-  const mine = { host, port, connecting: resolve(host, port).then(connectToFirst) };
+export function beginConnecting(wanted: Wanted | undefined): void {
+  if (!wanted) return;
+  const { host, port, localPort } = wanted;
+  const connecting = resolve(host, port).then((remotes) => connectToFirst(remotes, localPort));
+  const mine = { host, port, localPort, connecting };
   mine.connecting.catch(() => {});
   begun = mine;
   setTimeout(() => begun === mine && drop(), freshMs).unref();
 }
 
 /** What was begun, if that is what is wanted now. Anything else is closed. */
-export function takeBegun(host: string, port: number): Promise<Connected> | undefined {
-  if (begun?.host !== host || begun.port !== port) return drop();
+export function takeBegun({ host, port, localPort }: Wanted): Promise<Connected> | undefined {
+  if (begun?.host !== host || begun.port !== port || begun.localPort !== localPort) return drop();
   const { connecting } = begun;
   begun = undefined;
   return connecting;

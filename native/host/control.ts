@@ -19,7 +19,14 @@ import {
   type ToParticipant,
 } from "../../protocol.ts";
 import { SystemError } from "./libc.ts";
-import { type Connected, connectToFirst, resolve, takeBegun, Unreachable } from "./connecting.ts";
+import {
+  type Connected,
+  connectToFirst,
+  resolve,
+  takeBegun,
+  Unreachable,
+  type Wanted,
+} from "./connecting.ts";
 import { connectFrom, handOver, inWords, type Socket } from "./socket.ts";
 
 /** TCP keepalive: it keeps the NAT's mapping, and notices when the mapping is gone. */
@@ -70,18 +77,17 @@ export class ControlChannel {
   }
 
   /**
-   * Connects to that address of `host` that `mayVisit` admits and that accepts first. Rejects with a {@link UserError}; its
+   * Connects to that address of the host that `mayVisit` admits and that accepts first. Rejects with a {@link UserError}; its
    * text contains `startCommand`, the command that starts an introducer.
    */
   static async open(
-    host: string,
-    port: number,
+    wanted: Wanted,
     startCommand: string,
     mayVisit?: (remote: Endpoint) => boolean,
   ): Promise<ControlChannel> {
     let channel: ControlChannel | undefined;
     try {
-      const { socket, port: localPort, remote } = await connect(host, port, mayVisit);
+      const { socket, port: localPort, remote } = await connect(wanted, mayVisit);
       channel = new ControlChannel(remote, localPort);
       await channel.#adopt(socket);
       return channel;
@@ -90,10 +96,13 @@ export class ControlChannel {
       const failures = failuresOf(error, channel?.remote);
       if (!failures) throw error;
       const firewall = failures.includes(noAnswer)
-        ? `, and does a firewall there let TCP port ${port} in`
+        ? `, and does a firewall there let TCP port ${wanted.port} in`
         : "";
-      const next = `Is it running (\`${startCommand} ${port}\`) and is that its address${firewall}?`;
-      throw new UserError(`cannot reach the introducer at ${failures}. ${next}`, { cause: error });
+      const next = `Is it running (\`${startCommand} ${wanted.port}\`) and is that its address${firewall}?`;
+      throw new UserError(`cannot reach the introducer at ${failures}. ${next}`, {
+        cause: error,
+        code: "no-introducer",
+      });
     }
   }
 
@@ -181,21 +190,16 @@ export class ControlChannel {
   }
 }
 
-function connect(
-  host: string,
-  port: number,
-  mayVisit: ((remote: Endpoint) => boolean) | undefined,
-): Promise<Connected> {
-  return (mayVisit ? undefined : takeBegun(host, port)) ?? connectAnew(host, port, mayVisit);
+function connect(wanted: Wanted, mayVisit: ((remote: Endpoint) => boolean) | undefined): Promise<Connected> {
+  return (mayVisit ? undefined : takeBegun(wanted)) ?? connectAnew(wanted, mayVisit);
 }
 
 async function connectAnew(
-  host: string,
-  port: number,
+  { host, port, localPort, signal }: Wanted,
   mayVisit: (remote: Endpoint) => boolean = () => true,
 ): Promise<Connected> {
   const remotes = (await resolve(host, port)).filter(mayVisit);
-  if (remotes.length > 0) return connectToFirst(remotes);
+  if (remotes.length > 0) return connectToFirst(remotes, localPort, signal);
   throw new NotAdmitted(`no introducer may send us to ${host} port ${port}, or not this often`);
 }
 

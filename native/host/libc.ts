@@ -159,6 +159,11 @@ export function socket(family: 4 | 6): number {
   return unwrap(c().newSocket(family === 4 ? platform.AF_INET : platform.AF_INET6), "socket");
 }
 
+/** The same, for connections by paths of this host. */
+export function unixSocket(): number {
+  return unwrap(c().newSocket(AF_UNIX), "socket");
+}
+
 /** A socket for datagrams to a path of this host. On Linux a path that begins with a zero byte is no file (unix(7)). */
 export function datagramsTo(path: Uint8Array): number {
   const fd = unwrap(c().newDatagram(), "socket");

@@ -26,8 +26,12 @@ const noneLeft = "no descriptor is left (EMFILE): raise the limit, as `ulimit -n
 /** Bun 1.4.5 shows the descriptor of a listener, and can listen with a given one. bun-types has neither. */
 type Descriptor<Data> = TCPSocketListener<Data> & { fd: number };
 
+/** A socket that listens already, of whatever kind. It is the listener's from then on. */
+type Given<Data> = Pick<TCPSocketListenOptions<Data>, "socket" | "allowHalfOpen"> & { fd: number };
+
 export class Listener<Data> {
   readonly hostname: string;
+  /** 0 if it is no socket of TCP. */
   readonly port: number;
   readonly #options: TCPSocketListenOptions<Data>;
   readonly #onProblem: (message: string) => void;
@@ -45,7 +49,8 @@ export class Listener<Data> {
    * Throws what `Bun.listen` throws, such as EADDRINUSE. `onProblem` gets the reason if nobody can be accepted. Another
    * attempt follows by itself.
    */
-  constructor(options: TCPSocketListenOptions<Data>, onProblem: (message: string) => void) {
+  constructor(given: TCPSocketListenOptions<Data> | Given<Data>, onProblem: (message: string) => void) {
+    const options = given as TCPSocketListenOptions<Data>;
     const { open } = options.socket;
     const counted: typeof open = (socket) => {
       const opened = open?.(socket); // it may close the connection: then a descriptor is free
@@ -56,9 +61,13 @@ export class Listener<Data> {
     this.#onProblem = onProblem;
     this.#listener = Bun.listen(this.#options);
     this.hostname = this.#listener.hostname;
-    this.port = this.#listener.port;
+    this.port = this.#listener.port ?? 0;
     this.#spare = openSpare();
     this.#watch = setInterval(() => this.#restIfNoneLeft(), watchMs).unref();
+  }
+
+  get #place(): string {
+    return this.port === 0 ? "a socket" : `port ${this.port}`;
   }
 
   #count(): void {
@@ -79,7 +88,7 @@ export class Listener<Data> {
     if (this.#spare === undefined) return undefined;
     closeSync(this.#spare);
     this.#spare = undefined;
-    this.#onProblem(`nobody can connect to port ${this.port} now: ${noneLeft}`);
+    this.#onProblem(`nobody can connect to ${this.#place} now: ${noneLeft}`);
     this.#timer = setTimeout(() => this.#goOn(), retryMs);
     return tryDuplicate((listener as Descriptor<Data>).fd);
   }
@@ -113,7 +122,7 @@ export class Listener<Data> {
       this.#resting = undefined;
     } catch (error) {
       const { code = String(error) } = error as { code?: string };
-      this.#onProblem(`nobody can connect to port ${this.port} now (${code}); it is tried again`);
+      this.#onProblem(`nobody can connect to ${this.#place} now (${code}); it is tried again`);
       this.#timer = setTimeout(() => this.#goOn(), retryMs);
     }
   }

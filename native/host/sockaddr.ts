@@ -8,6 +8,9 @@
 import { formatEndpoint, type Endpoint, type EndpointParts } from "../../protocol.ts";
 import { platform as here, type Platform } from "./platform.ts";
 
+/** The longest path of a socket: sun_path has 104 bytes on macOS, 108 on Linux. */
+export const maxUnixPathBytes = 103;
+
 /** The sockaddr of an address and port. Port 0 and the unspecified address are allowed: they mean "any". */
 export function encodeSockaddr(
   { family, address, port }: EndpointParts,
@@ -26,6 +29,13 @@ export function encodeSockaddr(
   if (family === 4) bytes.set(address.split(".").map(Number), 4);
   else ipv6Groups(address).forEach((group, index) => view.setUint16(8 + 2 * index, group));
   return bytes;
+}
+
+/** sockaddr_un: AF_UNIX is 1 everywhere. macOS puts the length before it. Throws a RangeError if the path is too long. */
+export function encodeUnixPath(path: string, platform: Platform = here): Uint8Array {
+  const bytes = new TextEncoder().encode(path);
+  if (bytes.length > maxUnixPathBytes) throw new RangeError(`a path of ${bytes.length} bytes is too long`);
+  return Uint8Array.of(...(platform.sockaddrHasLength ? [bytes.length + 3, 1] : [1, 0]), ...bytes, 0);
 }
 
 /** The endpoint of a sockaddr. Throws a RangeError for an unknown family, and for port 0. */

@@ -6,7 +6,7 @@ import { nameSkeleton, numberedName, type Peer, Refusal } from "../../protocol.t
 import { fairShare, hasShare, isOwnHost, siteShares } from "../shares/budget.ts";
 import { minRoomShare, type Limits } from "./limits.ts";
 import type { KeptNames } from "./rooms.ts";
-import { type Member, type MessageOf, NameTaken } from "./session.ts";
+import { type Member, type MessageOf, RegisterAgain } from "./session.ts";
 
 /**
  * Numbers that are tried for a taken name, one after the other; then random ones, for somebody may have taken
@@ -60,5 +60,8 @@ export function checkName(
   let number = 2;
   while (!isFree(numberedName(name, number)))
     number = number < countedNames ? number + 1 : Math.floor(Math.random() * mostNameNumber);
-  throw new NameTaken(name, numberedName(name, number));
+  const free = numberedName(name, number);
+  throw new RegisterAgain("name-taken", `the name ${name} is taken in this room, ${free} is free`, {
+    name: free,
+  });
 }

@@ -14,7 +14,7 @@ import type {
   UnlinkReason,
   Way,
 } from "../../protocol.ts";
-import type { Limits } from "./limits.ts";
+import type { Limits, ShownLimits } from "./limits.ts";
 
 /** The events of an introducer. With `--json` these are the lines. */
 export type IntroducerEvent =
@@ -31,8 +31,8 @@ export type IntroducerEvent =
   | { event: "refused"; id?: number; address: Endpoint; code: RefusalCode; message: string }
   | { event: "mapping"; id: number; mapping: Mapping }
   | { event: "mapped"; id: number; endpoint?: Endpoint }
-  | { event: "relaying"; a: number; b: number }
-  | { event: "relayed"; a: number; b: number; bytes: number }
+  | { event: "relaying"; a: number; b: number; names: [string, string] }
+  | { event: "relayed"; a: number; b: number; names: [string, string]; bytes: number }
   /** An error while serving that address; without an address, of a command of the operator's. */
   | { event: "error"; address?: Endpoint; message: string }
   /** How many participants and how many other introducers have got what the operator said. */
@@ -43,7 +43,8 @@ export type IntroducerEvent =
   | { event: "draining"; reason: string; participants: number; punching: number; relays: number }
   /** `others`: the introducers that share a Redis with this one. */
   | { event: "participants"; participants: Participant[]; others?: Neighbour[] }
-  | { event: "stats"; stats: Stats; others?: Neighbour[] };
+  | { event: "stats"; stats: Stats; others?: Neighbour[] }
+  | { event: "limits"; limits: ShownLimits };
 
 export interface IntroducerOptions {
   /** By default all addresses of this host, IPv6 and IPv4. */
@@ -66,6 +67,8 @@ export interface IntroducerOptions {
    * port.
    */
   advertise?: string;
+  /** Only participants that have this key, too, may register. The same at all introducers that share a Redis. */
+  key?: string;
   /** Where the metrics are served. By default nowhere. */
   metrics?: { hostname: string; port: number };
   limits?: Partial<Limits>;

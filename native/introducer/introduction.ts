@@ -67,6 +67,10 @@ function likelyRounds(a: Member, b: Member): Way[] {
   return rounds.length === 0 || (isBlind && rounds[0] === "birthday") ? ["direct", ...rounds] : rounds;
 }
 
+/** Whether there may be no direct way, because a side hides where it is. */
+const isOnlyRelayed = ({ asker, target }: Asking): boolean =>
+  [asker, target].some(({ takes }) => takes === "relayed");
+
 /** Tells a member that it is not linked with that other, and why. */
 function tellFailed(
   owner: IntroductionOwner,
@@ -147,6 +151,7 @@ export class Introduction {
     if (hasBegun && (is === "relayed" || is === "ended" || !this.#plan.isCorrigible)) return;
     const { asker, target } = this.asking;
     const { owner, quotas, workingWay, now } = this.#index;
+    if (isOnlyRelayed(this.asking)) return this.#relayInstead();
     const isGuessed = owner.canMeasure() && !(asker.measured && target.measured);
     const rounds = isGuessed ? likelyRounds(asker, target) : planRounds(asker.peer, target.peer);
     if (hasBegun && rounds[0] === this.#plan.first) return this.#plan.correct(rounds, isGuessed);
@@ -176,7 +181,8 @@ export class Introduction {
       return owner.refuse(asker, refusal, target.peer.id);
     }
     // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
-    const reason = refusal ? "no-candidate-answered" : "both-mappings-random";
+    const random = isOnlyRelayed(this.asking) ? "only-relayed" : "both-mappings-random";
+    const reason = refusal ? "no-candidate-answered" : random;
     const detail = refusal?.message ?? `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     if (hasPunched) return this.#failBoth(reason, detail);
     this.end(reason);

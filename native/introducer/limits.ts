@@ -8,6 +8,7 @@ import {
   punchDeadlineMs,
   registerDeadlineMs,
   relayOfferMs,
+  type RelayRates,
 } from "../../protocol.ts";
 
 const mebi = 1024 * 1024;
@@ -111,6 +112,24 @@ export function limitsHelp(
     if (last) last.text += help.replace("#", show(name, value));
   }
   return paragraphs.map(({ head, text }) => ({ head, lines: text.split("\n") }));
+}
+
+/** Those that an operator sets, as they are shown beside what they bound. Rates are bytes a second. */
+export interface ShownLimits {
+  connections: number;
+  connectionsPerAddress: number;
+  room: number;
+  relays: number;
+  relayRate?: number;
+  relayTotal?: number;
+}
+
+export function shownLimits(
+  { sessions, sessionsPerAddress, roomSize, relays }: Limits,
+  rates: RelayRates | undefined,
+): ShownLimits {
+  const all = { connections: sessions, connectionsPerAddress: sessionsPerAddress, room: roomSize };
+  return rates ? { ...all, relays, relayRate: rates.rate, relayTotal: rates.total } : { ...all, relays: 0 };
 }
 
 /** The longest JSON of a participant; and the most participants of a room that an operator can set. */

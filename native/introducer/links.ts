@@ -70,8 +70,8 @@ export function lister(
       const bytes = route === "relay" ? relayed?.get(relayKey(member, other)) : undefined;
       return [{ id: other.peer.id, route, ...(bytes !== undefined && { relayedBytes: bytes }) }];
     });
-    const { peer, room } = member;
+    const { peer, room, since, observed } = member;
     const punching = introductions.punching(peer.id);
-    return { ...peer, since: member.since, room, linked: links.map(({ id }) => id), links, punching };
+    return { ...peer, public: observed, since, room, linked: links.map(({ id }) => id), links, punching };
   };
 }

@@ -7,6 +7,9 @@
  */
 import type { FailureReason, RefusalCode, Way } from "../../protocol.ts";
 
+import type { ShownLimits } from "./limits.ts";
+import type { RelayUse } from "./relay-use.ts";
+
 /** Upper bounds in ms: from a round trip in a LAN to the deadline of a punch. */
 const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
 /**
@@ -40,6 +43,9 @@ export interface Gauges {
   waiting: number;
   relays: number;
   relayedBytes: number;
+  /** Who was relayed most, those first. Names are not for the page that others may read. */
+  relayUses: RelayUse[];
+  limits: ShownLimits;
   /** Whether Redis can be reached; undefined if there is none. */
   isShared?: boolean;
 }

@@ -8,18 +8,24 @@ import type { Member } from "./session.ts";
 
 /** An answer may take two round trips and this: on most hosts a lost packet is sent again within that time. */
 const answerMs = 250;
-/** The same for one who is in nobody's way but its own: it may be busy, and loses its place if we are wrong. */
+/** The same for one who may be busy, and loses its place if we are wrong: it is in nobody's way, or was heard just now. */
 const patientAnswerMs = 2_000;
-/** Of such a one nothing has been heard for so long when it is asked. */
+/** The same for another program of whoever has just come: a hundred that are started at once are all busy. */
+const siblingAnswerMs = 5_000;
+/** Who has said nothing for so long was not heard just now. */
 const quietMs = 1_000;
 /** The longest round trip that is waited for, and what is assumed of one not measured yet. */
 const maxRoundTripMs = 1_000;
 const unknownRoundTripMs = 500;
+/** A timer that is so late says that this process had no processor: the answer may have come. */
+const stalledMs = 100;
 /** Who has answered is not asked again sooner, however many want to know: its answers are lines, and cost it its share. */
 const askedEveryMs = 250;
 
 type Question =
   { is: "asked"; at: number; answer: PromiseWithResolvers<void> } | { is: "answered"; at: number };
+
+const isQuiet = ({ session }: Member): boolean => performance.now() - session.heardAt >= quietMs;
 
 export class Presence {
   readonly #guard: Guard;
@@ -30,19 +36,27 @@ export class Presence {
   }
 
   /** One that is in nobody's way, and not there, leaves soon. Does nothing while it is asked, or has just answered. */
-  ask(member: Member): void {
+  ask(member: Member, answerWithinMs = patientAnswerMs): void {
     const question = this.#questions.get(member);
     const isDue = question?.is !== "asked" && this.#pauseMs(question) <= 0;
-    if (isDue) void this.isThere(member, patientAnswerMs);
+    if (isDue) void this.isThere(member, answerWithinMs);
+  }
+
+  /** The same for another program of the same certificate as one that has come. */
+  askSibling(member: Member): void {
+    this.ask(member, siblingAnswerMs);
   }
 
   /** The same for one that somebody wants to meet. Does nothing if it has said something in the last second. */
   askIfQuiet(member: Member): void {
-    if (performance.now() - member.session.heardAt >= quietMs) this.ask(member);
+    if (isQuiet(member)) this.ask(member);
   }
 
   /** Resolves to whether it is there: it has said something since this was asked. One that is not has left by then. */
-  async isThere(member: Member, answerWithinMs = answerMs): Promise<boolean> {
+  async isThere(
+    member: Member,
+    answerWithinMs = isQuiet(member) ? answerMs : patientAnswerMs,
+  ): Promise<boolean> {
     const { session } = member;
     const since = performance.now();
     const pauseMs = this.#pauseMs(this.#questions.get(member));
@@ -51,11 +65,15 @@ export class Presence {
     if (session.isOver || (before?.is === "answered" && before.at >= since)) return !session.isOver;
     const question = before?.is === "asked" ? before : this.#begin(member);
     const roundTripMs = Math.min(maxRoundTripMs, member.roundTripMs ?? unknownRoundTripMs);
-    const late = Promise.withResolvers<void>();
-    const leftMs = question.at + 2 * roundTripMs + answerWithinMs - performance.now();
-    const timer = setTimeout(late.resolve, Math.max(0, leftMs));
-    await Promise.race([question.answer.promise, late.promise]);
-    clearTimeout(timer);
+    const patienceMs = 2 * roundTripMs + answerWithinMs;
+    for (let lateAt = question.at + patienceMs; ; lateAt = performance.now() + patienceMs) {
+      const late = Promise.withResolvers<void>();
+      const timer = setTimeout(late.resolve, Math.max(0, lateAt - performance.now()));
+      await Promise.race([question.answer.promise, late.promise]);
+      clearTimeout(timer);
+      // Who comes back late itself has not listened meanwhile.
+      if (performance.now() - lateAt < stalledMs) break;
+    }
     // Whatever it has said shows that it is there. Its answer may wait behind more that is to be read.
     if (session.heardAt < question.at && !session.isOver)
       this.#guard.serve(session, () => session.dismiss("it did not answer when asked whether it is there"));

@@ -160,6 +160,12 @@ export class Reception {
     guard.serve(session, () => this.turns.charge(session, () => this.#leave(session, reason)));
   }
 
+  /** What the operator has set counts from now on. */
+  limitsChanged(): void {
+    const { sources, limits } = this.#owner;
+    sources.resize(limits);
+  }
+
   tick(now: number): void {
     const { guard } = this.#owner;
     guard.serve(undefined, () => this.#owner.sources.tick(now));

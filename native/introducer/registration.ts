@@ -6,6 +6,8 @@
 import {
   formatEndpoint,
   formatHostPort,
+  forwardedEndpoint,
+  hiddenEndpoint,
   isNumberedName,
   parsePlace,
   type Peer,
@@ -16,6 +18,7 @@ import {
 } from "../../protocol.ts";
 import { handshakeRoundTripMs } from "../host/libc.ts";
 import { stamps } from "../shares/clock.ts";
+import { Gatekeeper } from "./access.ts";
 import { checkName, checkPlace, holderOf } from "./admission.ts";
 import type { Door } from "./door.ts";
 import { type Drain, retryInMs } from "./drain.ts";
@@ -50,6 +53,8 @@ export interface RegistrationParts {
   /** The Redis by which several introducers know where rooms live, and where this one is. */
   readonly redis: string | undefined;
   readonly advertise: string | undefined;
+  /** Who registers must have it. */
+  readonly key: string | undefined;
   /** Its room is told soon. */
   change(member: Member, change: PeerChange): void;
   /** Says something to everyone here. */
@@ -61,6 +66,7 @@ export class Registration {
   readonly #keptNames: KeptNames;
   readonly #wishes: Wishes;
   readonly #otherFamily = new OtherFamily();
+  readonly #gatekeeper: Gatekeeper | undefined;
   /** For whose first wish for a name its holder has been asked. What they try next is for us to offer. */
   readonly #claimed = new WeakSet<Session>();
   /** By what their probes repeat. */
@@ -74,6 +80,7 @@ export class Registration {
     this.#parts = parts;
     this.#wishes = new Wishes(parts.limits, parts.guard, ask);
     this.#keptNames = new KeptNames(parts.limits);
+    this.#gatekeeper = parts.key === undefined ? undefined : new Gatekeeper(parts.key);
     this.#lastId = parts.redis === undefined ? 0 : randomFirstId();
     this.homes = parts.redis === undefined ? undefined : this.#share(parts.redis);
   }
@@ -94,6 +101,7 @@ export class Registration {
 
   /** Registers it where its room lives: here if somebody is in it already, else it is asked. */
   enter(session: Session, message: MessageOf<"register">): void {
+    if (!session.member) this.#gatekeeper?.check(session, message);
     const { room } = message;
     const { homes } = this;
     const { drain, members, guard } = this.#parts;
@@ -119,7 +127,8 @@ export class Registration {
     const { members, presence, guard, drain } = this.#parts;
     if (session.member || drain.reason !== undefined) return this.#register(session, message);
     const others = [...members.in(message.room)].filter(({ peer }) => !isSame(peer, message));
-    for (const other of others) if (other.peer.fingerprint === message.fingerprint) presence.ask(other);
+    for (const other of others)
+      if (other.peer.fingerprint === message.fingerprint) presence.askSibling(other);
     const holder = this.#claimed.has(session) ? undefined : holderOf(message.name, others);
     if (!holder) return this.#register(session, message);
     this.#claimed.add(session);
@@ -135,23 +144,28 @@ export class Registration {
     if (drain.reason !== undefined) return session.dismiss(drain.reason, retryInMs());
     const { name, room, fingerprint, proof } = message;
     const instance = publicInstance(message.instance);
-    const [allowed, ignored] = sortCandidates(message.private, session.observed);
+    const [allowed, ignored] = sortCandidates(message.private ?? [], session.observed);
+    const takes = message.private === undefined ? "relayed" : message.direct ? "direct" : "any";
     for (const { peer, session: older } of members.in(room))
       if (isSame(peer, message)) older.close("it registered anew");
     checkPlace(session.source, members.in(room), limits);
     checkName(message, members.in(room), this.#keptNames);
-    const own = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    const seen = { id: ++this.#lastId, name, private: allowed, public: session.observed };
+    const own = takes === "relayed" ? { ...seen, public: hiddenEndpoint } : seen;
     const roundTripMs = handshakeRoundTripMs(session.socket.fd);
-    const measured = roundTripMs !== undefined && { roundTripMs: Math.round(roundTripMs) };
-    const shown = { ...own, instance, fingerprint, ...(proof !== undefined && { proof }), ...measured };
+    const isTold = roundTripMs !== undefined && takes !== "relayed";
+    const measured = isTold && { roundTripMs: Math.round(roundTripMs) };
+    const mapped = takes === "relayed" ? undefined : forwardedEndpoint(own, message.forwarded);
+    const proved = proof !== undefined && { proof };
+    const shown = { ...own, instance, fingerprint, ...proved, ...(mapped && { mapped }), ...measured };
     const peer = { ...shown, mapping: message.mapping ?? "unknown", since: Math.round(stamps.now) } as const;
-    const member = session.join(peer, room, !message.direct, roundTripMs);
+    const member = session.join(peer, room, takes, roundTripMs);
     members.add(member); // first, so that leaving undoes whatever fails from here on
     keepLinks(member, message.links);
     this.#welcome(member);
     members.show(member);
     metrics.joined();
-    guard.emit({ event: "joined", ...own, room });
+    guard.emit({ event: "joined", ...seen, room });
     if (ignored.length > 0) guard.emit({ event: "ignored", address: session.observed, endpoints: ignored });
     this.#wishes.registered(member, message.wants ?? [], members.in(room));
   }
@@ -161,7 +175,8 @@ export class Registration {
     const { alternate, relays, door, members } = this.#parts;
     const probePorts = this.#parts.probePorts();
     const { session, room, peer } = member;
-    const { id, name, private: candidates, public: observed, roundTripMs } = peer;
+    const { id, name, private: candidates } = peer;
+    const { observed, roundTripMs } = member;
     const hasAlternate = alternate !== undefined && probePorts[0] !== undefined;
     const alternates = hasAlternate ? [formatEndpoint(alternate, probePorts[0]!)] : [];
     const verify = door.host === "::" ? this.#otherFamily.offer(member, door.port) : undefined;
@@ -172,7 +187,7 @@ export class Registration {
       ...(probeToken !== undefined && { probeToken }),
       ...(verify && { verify }),
       ...(relays && { relay: relays.rates }),
-      ...(roundTripMs !== undefined && { roundTripMs }),
+      ...(roundTripMs !== undefined && { roundTripMs: Math.round(roundTripMs) }),
     };
     session.send({ type: "registered", ...own, probePorts, alternates, ...offers });
     session.ping();

@@ -8,6 +8,7 @@ import type { Shares } from "../shares/budget.ts";
 import { Copier, type CopierOwner } from "./copier.ts";
 import type { IntroducerEvent } from "./events.ts";
 import type { Limits } from "./limits.ts";
+import { type RelayUse, RelayUses } from "./relay-use.ts";
 import { type Relay, type RelayConnection, type RelayEnd, relayKey, type RelayMember } from "./relayed.ts";
 
 /** Bytes a second that are relayed, of one link in each direction and of all, unless told otherwise. */
@@ -30,6 +31,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   readonly #relays = new Map<string, Relay<Connection>>();
   readonly #shares: Shares;
   readonly #perMember = new Map<number, number>();
+  readonly #uses = new RelayUses();
 
   constructor(rates: RelayRates, sessions: Sessions<Connection>) {
     this.rates = rates;
@@ -48,16 +50,23 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     return this.#relays.values().some(({ isPaired }) => !isPaired);
   }
 
+  get #underWay(): Relay<Connection>[] {
+    return [...this.#relays.values()].filter(({ isPaired }) => isPaired);
+  }
+
   /** Relayed links now, and the bytes of all there have been. */
   get totals(): { links: number; bytes: number } {
-    const links = [...this.#relays.values()].filter(({ isPaired }) => isPaired).length;
-    return { links, bytes: this.copier.bytes };
+    return { links: this.#underWay.length, bytes: this.copier.bytes };
+  }
+
+  /** Who was relayed most, those first. */
+  get uses(): RelayUse[] {
+    return this.#uses.read(this.#underWay.map(({ members, bytes }) => ({ users: usersOf(members), bytes })));
   }
 
   /** Bytes relayed so far of links under way, by {@link relayKey} of the two. */
   bytes(): Map<string, number> {
-    const paired = [...this.#relays.values()].filter(({ isPaired }) => isPaired);
-    return new Map(paired.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
+    return new Map(this.#underWay.map(({ members: [a, b], bytes }) => [relayKey(a, b), bytes]));
   }
 
   /** A token by which both can come here, once; undefined where they may have no more. */
@@ -91,7 +100,7 @@ export class Relays<Connection extends RelayConnection<Connection>> {
   #pair(relay: Relay<Connection>, a: RelayEnd<Connection>, b: RelayEnd<Connection>): void {
     relay.isPaired = true;
     for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
-    this.#sessions.emit({ event: "relaying", a: relay.members[0].peer.id, b: relay.members[1].peer.id });
+    this.#sessions.emit({ event: "relaying", ...idsOf(relay.members), names: namesOf(relay.members) });
     this.copier.join(a, b);
   }
 
@@ -143,7 +152,14 @@ export class Relays<Connection extends RelayConnection<Connection>> {
       if (count > 0) this.#perMember.set(peer.id, count);
       else this.#perMember.delete(peer.id);
     }
-    if (isPaired)
-      this.#sessions.emit({ event: "relayed", a: members[0].peer.id, b: members[1].peer.id, bytes });
+    if (!isPaired) return;
+    this.#uses.add(usersOf(members), bytes);
+    this.#sessions.emit({ event: "relayed", ...idsOf(members), names: namesOf(members), bytes });
   }
 }
+
+type Two = readonly [RelayMember, RelayMember];
+
+const usersOf = (two: Two) => two.map(({ peer }) => peer);
+const idsOf = ([a, b]: Two) => ({ a: a.peer.id, b: b.peer.id });
+const namesOf = ([a, b]: Two): [string, string] => [a.peer.name, b.peer.name];

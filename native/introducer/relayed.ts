@@ -8,7 +8,7 @@ import type { Bucket } from "../shares/budget.ts";
 
 /** One of the two who are to be relayed. */
 export interface RelayMember {
-  readonly peer: Pick<Peer, "id" | "instance">;
+  readonly peer: Pick<Peer, "id" | "instance" | "name" | "fingerprint">;
   readonly room: string;
   /** Who shares its shares. */
   readonly source: string;

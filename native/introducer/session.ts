@@ -21,6 +21,7 @@ import {
   type RefusalCode,
   type Route,
   splitEndpoint,
+  type Takes,
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";
@@ -46,12 +47,12 @@ const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
 
 export type MessageOf<T extends ToIntroducer["type"]> = Extract<ToIntroducer, { type: T }>;
 
-/** Its name is somebody else's here; the one in `free` is nobody's. */
-export class NameTaken extends Refusal {
-  readonly free: string;
-  constructor(name: string, free: string) {
-    super("name-taken", `the name ${name} is taken in this room, ${free} is free`);
-    this.free = free;
+/** It may register again on the same connection, with what it is told. */
+export class RegisterAgain extends Refusal {
+  readonly told: { name: string } | { challenge: string };
+  constructor(code: RefusalCode, message: string, told: RegisterAgain["told"]) {
+    super(code, message);
+    this.told = told;
   }
 }
 
@@ -180,8 +181,8 @@ export class Session implements Served, Writer, Due {
   }
 
   /** It has registered. */
-  join(peer: Peer, room: string, takesRelay: boolean, roundTripMs?: number): Member {
-    const member = new Member(this, peer, room, takesRelay, roundTripMs);
+  join(peer: Peer, room: string, takes: Takes, roundTripMs?: number): Member {
+    const member = new Member(this, peer, room, takes, roundTripMs);
     this.member = member;
     this.#become({ is: "member" });
     return member;
@@ -216,15 +217,14 @@ export class Session implements Served, Writer, Due {
     if (badLineCodes.has(code)) this.#badLines += 1;
     const isWorn = this.#badLines >= badLines;
     const message = isWorn ? `${refusal.message}; ${badLines} lines like that are enough` : refusal.message;
-    const mayTryAgain = refusal instanceof NameTaken;
-    const name = mayTryAgain ? { name: refusal.free } : {};
+    const again = refusal instanceof RegisterAgain ? refusal.told : undefined;
     const retry = refusal instanceof WaitRefusal ? { retryInMs: refusal.retryInMs } : {};
-    this.send({ type: "refused", code, message, ...of, ...name, ...retry });
+    this.send({ type: "refused", code, message, ...of, ...again, ...retry });
     this.#owner.metrics.refused(code);
     const id = this.member?.peer.id;
     const own = { ...(id !== undefined && { id }), address: this.observed };
     this.#owner.guard.emit({ event: "refused", ...own, code, message });
-    if (isWorn || fatal || (!this.member && !mayTryAgain)) this.close(`refused: ${message}`);
+    if (isWorn || fatal || (!this.member && !again)) this.close(`refused: ${message}`);
   }
 
   /** Tells it the last that it hears: nothing of all others who leave before it is closed. */
@@ -315,7 +315,7 @@ export class Member {
   readonly session: Session;
   peer: Peer;
   readonly room: string;
-  readonly takesRelay: boolean;
+  readonly takes: Takes;
   /** {@link peer} as JSON, made when first needed: a room's snapshot is made of them. */
   json = "";
   introductions: Bucket | undefined = undefined;
@@ -335,12 +335,12 @@ export class Member {
   };
 
   /** `roundTripMs`: as the handshake has shown it. */
-  constructor(session: Session, peer: Peer, room: string, takesRelay: boolean, roundTripMs?: number) {
+  constructor(session: Session, peer: Peer, room: string, takes: Takes, roundTripMs?: number) {
     this.#ping.roundTripMs = roundTripMs;
     this.session = session;
     this.peer = peer;
     this.room = room;
-    this.takesRelay = takesRelay;
+    this.takes = takes;
   }
 
   get observed(): Endpoint {

@@ -44,6 +44,13 @@ export class Sources {
     this.accepted = usage(acceptedInWindow, limits.acceptsPerSecond);
   }
 
+  /** The limits of connections, relays and what is unsent have changed. */
+  resize(limits: Limits): void {
+    this.connections.resize(limits.sessions, limits.sessionsPerAddress);
+    this.relays.resize(2 * limits.relays, limits.relaysPerAddress);
+    this.unsent.resize(limits.unsentBytesInAll, limits.unsentBytesPerAddress);
+  }
+
   tick(now: number): void {
     this.processor.tick(now);
     this.accepted.tick(now);

@@ -3,6 +3,7 @@
  * native/participant/ and native/terminal/.
  */
 import type { Networks } from "./networks.ts";
+import type { KnownPeers } from "../secure/known-peers.ts";
 import type { Room } from "../secure/room.ts";
 import type { UseEvent } from "../uses/services.ts";
 import type { Identity } from "../secure/identity.ts";
@@ -20,6 +21,8 @@ export type ParticipantEvent =
   | (UseEvent & Pick<Who, "peer">)
   /** The words of a private room are secret: they are in no event. */
   | { event: "registered"; id: number; name: string; room: RoomKind; public: Endpoint; private: Endpoint[] }
+  /** Only by relay, as was wanted: what the introducer allows one link each way, and all of its links, in bytes a second. */
+  | { event: "hidden"; rate: number; total: number }
   | { event: "peers"; peers: PeerRow[] }
   | {
       event: "joined";
@@ -103,6 +106,13 @@ export interface ParticipantOptions {
   host: string;
   /** Its port (7000). */
   port?: number;
+  /**
+   * The port of this host that is used towards the introducer, and for links, from 1024 on. By default a free one. Peers are
+   * told that the router forwards the same port to it.
+   */
+  localPort?: number;
+  /** The introducer's key, where it has one. Only a proof of it is sent. */
+  key?: string | undefined;
   /** What others call us: one word. */
   name: string;
   /**
@@ -112,6 +122,11 @@ export interface ParticipantOptions {
   room: string | Room | Promise<Room>;
   /** By default the identity in the user's state folder. */
   identity?: Identity;
+  /**
+   * Which certificates the names of a private room had when they were seen first: another one does not count as of the room.
+   * By default nothing is remembered, and a name is whoever says it.
+   */
+  known?: KnownPeers;
   /** How NATs have mapped before, to be guessed by. By default nothing is remembered. */
   networks?: Networks;
   /** Gets all events. */
@@ -120,10 +135,21 @@ export interface ParticipantOptions {
   verbose?: boolean;
   /** Never let the introducer relay our links. */
   direct?: boolean;
+  /** Only by relay: nobody but the introducer learns where we are. Nothing is dialled but the introducer, and nothing listens. */
+  onlyRelay?: boolean;
   /** Whether to try for ever to reach an introducer that is not there yet. By default the first attempt must succeed. */
   patient?: boolean;
   /** Whether the router is asked for a port. By default it is, if we are behind one. */
   portMapping?: boolean;
   /** How long a link that has lost its connection is kept: minutes (10); 0 ends it at once. */
   keepMinutes?: number;
+  /**
+   * Whether an offer of files that `accept` does not take waits until it is accepted or refused: `uses.transfers`. By
+   * default it is refused.
+   */
+  canAsk?: boolean;
+  /** How fast files and pipes are sent, all together: bytes a second. By default as fast as can be. */
+  bytesPerSecond?: number | undefined;
+  /** Whether what is received may be executable. By default nothing of it is. */
+  executable?: boolean;
 }

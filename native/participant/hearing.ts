@@ -5,7 +5,8 @@ import { type Peer, printable, type Route } from "../../protocol.ts";
 import type { ParticipantEvent } from "./events.ts";
 import { byId } from "./meant.ts";
 import type { Naming } from "./naming.ts";
-import { type Refused, refusalText, type RegistrationOwner, type RoomMessage } from "./registration.ts";
+import type { Refused, RegistrationOwner, RoomMessage } from "./registration.ts";
+import { refusalText } from "./registration-problems.ts";
 import type { Roster } from "./roster.ts";
 import type { Situation } from "./situation.ts";
 

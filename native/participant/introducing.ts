@@ -3,7 +3,7 @@
  * wanted. Owns the tokens of its rounds. It knows no link: what comes of it goes to the peer. For
  * native/participant/peer.ts.
  */
-import { type FailureReason, type Peer, type ToParticipant } from "../../protocol.ts";
+import { type FailureReason, type Peer, type Takes, type ToParticipant } from "../../protocol.ts";
 import type { Unasked } from "../punch/allowance.ts";
 import {
   type Failure,
@@ -101,6 +101,7 @@ export class Introducing {
   // --- what the introducer orders ------------------------------------------------------------------------
 
   measure(message: MeasureMessage): void {
+    if (this.#takes === "relayed") return this.#listed.decline(message.token);
     const introduction = this.#of(message);
     introduction?.measure(message).catch((error: unknown) => {
       introduction.cancel("no-candidate-answered", `we could not measure: ${inText(error)}`);
@@ -108,16 +109,20 @@ export class Introducing {
   }
 
   punch(message: PunchMessage): void {
-    if (this.#isStale(message)) return this.#listed.decline(message.token);
+    // Whoever takes a punch shows where it is: an introducer that orders one to who hides that is not obeyed.
+    if (this.#takes === "relayed" || this.#isStale(message)) return this.#listed.decline(message.token);
     const introduction = this.#of(message);
     if (introduction) this.#try(introduction, () => introduction.punch(message));
   }
 
   relay(message: RelayMessage): void {
-    const isUnwanted = this.#listed.owner.context()?.takesRelay === false;
-    if (isUnwanted || this.#isStale(message)) return this.#listed.decline(message.token);
+    if (this.#takes === "direct" || this.#isStale(message)) return this.#listed.decline(message.token);
     const introduction = this.#of(message);
     if (introduction) this.#try(introduction, () => introduction.relay(message));
+  }
+
+  get #takes(): Takes | undefined {
+    return this.#listed.owner.context()?.takes;
   }
 
   /** Whoever asks is controlling. If that is us, this answers a `connect` that we have cancelled meanwhile. */
@@ -163,6 +168,7 @@ const inText = (error: unknown): string => (error instanceof Error ? error.messa
 
 /** What a user can do about a failure that the other side or the introducer told us of. */
 function failureDetail(reason: FailureReason, peer: Peer): string {
+  if (reason === "only-relayed") return "";
   if (reason !== "both-mappings-random") return "the peer's side gave up";
   return `the peer's mapping is ${peer.mapping}`;
 }

@@ -4,10 +4,13 @@
  */
 import { printable, ToldError, UserError } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
+import { notLinked } from "./refused.ts";
 
 /** The pause before a link that failed or has ended is made again: doubled each time, half of it random. */
 const minPauseMs = 500;
 const maxPauseMs = 30_000;
+/** An introducer that is lost during the first attempt is waited for so long, and then there is one more. */
+const introducerBackMs = 15_000;
 /** After a link that lasted so long, the pause begins with the shortest again. */
 const lastingMs = 30_000;
 
@@ -24,9 +27,6 @@ export interface Links {
   /** Resolves once it has ended, or the name is another's. */
   whenOver(name: string, link: Link, signal: AbortSignal): Promise<void>;
 }
-
-export const notLinked = (name: string): string =>
-  `not linked with ${printable(name)}; \`connect ${printable(name)}\` first`;
 
 interface Keeper {
   /** Who wants the link, each once. */
@@ -50,7 +50,7 @@ export class Keep {
     const name = this.#links.nameOf(word);
     const keeper = this.#find(word);
     if (keeper) return this.#links.whenLinked(name, keeper.over.signal);
-    throw new UserError(notLinked(name));
+    throw notLinked(name);
   }
 
   /**
@@ -83,7 +83,9 @@ export class Keep {
   giveUp(word: string): boolean {
     const keeper = this.#find(word);
     const name = this.#links.nameOf(word);
-    keeper?.over.abort(new ToldError(`a link with ${printable(name)} is not sought any more`));
+    keeper?.over.abort(
+      new ToldError(`a link with ${printable(name)} is not sought any more`, { code: "cancelled" }),
+    );
     for (const [key, one] of this.#keepers) if (one === keeper) this.#keepers.delete(key);
     return keeper !== undefined;
   }
@@ -104,19 +106,26 @@ export class Keep {
     resolve: () => void,
     reject: (error: unknown) => void,
   ): Promise<void> {
-    signal.addEventListener("abort", () => reject(signal.reason));
     let [name, pauseMs] = [word, minPauseMs];
+    let giveUp: NodeJS.Timeout | undefined;
+    signal.addEventListener("abort", () => {
+      clearTimeout(giveUp);
+      reject(signal.reason);
+    });
     while (!signal.aborted) {
       const startedAt = performance.now();
       try {
         await this.#links.waitFor(name, signal);
         name ||= this.#links.nameOf(""); // others may come
         const link = this.#links.linkWith(name) ?? (await this.#links.connect(name));
+        clearTimeout(giveUp);
         resolve();
         await this.#links.whenOver(name, link, signal);
       } catch (error) {
-        reject(error); // what goes wrong later is told as it happens
         if (!(error instanceof UserError)) throw error;
+        const isExcused = error.code === "introducer-lost" && giveUp === undefined;
+        if (isExcused) giveUp = setTimeout(() => reject(error), introducerBackMs);
+        else reject(error); // what goes wrong later is told as it happens
       }
       const hasLasted = performance.now() - startedAt >= lastingMs;
       pauseMs = hasLasted ? minPauseMs : Math.min(maxPauseMs, pauseMs * 2);

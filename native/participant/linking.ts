@@ -69,7 +69,7 @@ export class Linking {
     const reject = this.#wanted.takeWaiting();
     this.#listed.emit({ event: "failed", reason, detail });
     const name = printable(this.#listed.peer.name);
-    reject(new ToldError(`no link with ${name}: ${failureReasons[reason]} (${reason})`));
+    reject(new ToldError(`no link with ${name}: ${failureReasons[reason]} (${reason})`, { code: reason }));
     this.#owner.changed();
   }
 
@@ -100,7 +100,7 @@ export class Linking {
     const { route, local, remote } = channel;
     // First, or what the user does about it could reach the introducer before it.
     this.#tellLinked(channel, token);
-    this.#listed.emit({ event: "linked", route, local, remote, elapsedMs });
+    this.#listed.emit({ event: "linked", route, local, remote, ...this.#hidden, elapsedMs });
     this.#wanted.linked(talking.link);
     this.#owner.changed();
     this.#seeking.direct();
@@ -109,10 +109,14 @@ export class Linking {
   #moved(channel: LinkCarrier, gapMs: number): void {
     const { route, local, remote } = channel;
     this.#seeking.rest();
-    this.#listed.emit({ event: "moved", route, local, remote, gapMs });
+    this.#listed.emit({ event: "moved", route, local, remote, ...this.#hidden, gapMs });
     const token = this.#agreements.took(channel);
     if (token !== undefined) this.#tellLinked(channel, token);
     this.#seeking.direct();
+  }
+
+  get #hidden(): { hidden?: true } {
+    return this.#listed.mayBeDirect ? {} : { hidden: true };
   }
 
   #tellLinked({ route, local, remote }: LinkCarrier, token: string): void {

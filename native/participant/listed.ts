@@ -2,7 +2,14 @@
  * A peer as the introducer lists it, and whether it lists it now. Emits the peer's events, and sends the introducer what
  * concerns it. Knows nothing of links. For native/participant/.
  */
-import { changedPeer, isVerified, type Peer, type PeerChange, splitEndpoint } from "../../protocol.ts";
+import {
+  changedPeer,
+  isHidden,
+  isVerified,
+  type Peer,
+  type PeerChange,
+  splitEndpoint,
+} from "../../protocol.ts";
 import { stamps } from "../shares/clock.ts";
 import type { PunchContext } from "../punch/context.ts";
 import type { EventOf, PeerEvent } from "./peer-events.ts";
@@ -53,6 +60,11 @@ export class Listed {
   changed(change: PeerChange): void {
     this.#peer = changedPeer(this.#peer, change);
     this.#seenMs = performance.now();
+  }
+
+  /** Whether a direct way may be looked for: none of us hides where it is. */
+  get mayBeDirect(): boolean {
+    return this.owner.context()?.takes !== "relayed" && !isHidden(this.#peer);
   }
 
   absent(): void {

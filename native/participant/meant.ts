@@ -6,6 +6,8 @@ import { nameSkeleton, printable, UserError } from "../../protocol.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { RemotePeer } from "./peer.ts";
 
+/** How a peer is meant: by its name, or by its id while it is in the room; "" means the only other one. */
+export type PeerWord = string | number;
 type Peers = Iterable<RemotePeer>;
 
 /** So many names are told at once. */
@@ -56,12 +58,13 @@ export function refuseLookAlikes(peers: Peers, word: string, found: RemotePeer):
 }
 
 export function ambiguous(word: string, named: RemotePeer[]): UserError {
+  const code = "ambiguous-peer";
   const present = named.filter(({ isPresent }) => isPresent);
   if (word === "") {
     const names = present.slice(0, maxToldNames).map(({ name }) => printable(name));
-    return new UserError(`several are here, so say which one you mean: ${names.sort().join(", ")}`);
+    return new UserError(`several are here, so say which one you mean: ${names.sort().join(", ")}`, { code });
   }
   const ids = present.map(({ id }) => id);
   const next = ids.length > 0 ? `use one of the ids ${ids.join(", ")}` : "none of them is in the room";
-  return new UserError(`${printable(word)} is ambiguous: ${next}`);
+  return new UserError(`${printable(word)} is ambiguous: ${next}`, { code });
 }

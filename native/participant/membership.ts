@@ -10,6 +10,7 @@ import {
   protocolVersion,
   publicInstance,
   type ToIntroducer,
+  UserError,
 } from "../../protocol.ts";
 import { Credentials } from "../secure/tls.ts";
 import { talkingLink } from "../uses/lines.ts";
@@ -17,6 +18,8 @@ import { rehearsalKey, rehearse } from "../punch/rehearsal.ts";
 import type { Channel } from "../secure/channel.ts";
 import type { Identity } from "../secure/identity.ts";
 import { distrust, type Member, prove, type Room, roomOf } from "../secure/room.ts";
+import { fingerprintIn, isCalled, type Shown } from "../uses/whom.ts";
+import type { KnownPeers } from "../secure/known-peers.ts";
 import type { RoomKind } from "./events.ts";
 
 export type Register = ToIntroducer & { type: "register" };
@@ -37,7 +40,11 @@ export class Membership {
   /** Sealed for the room and our name in it. With another name there is another key. */
   #credentials: Credentials | undefined;
 
-  constructor(identity: Identity, name: string, room: string | Room | Promise<Room>) {
+  /** Which certificates names had before; undefined: a name is whoever says it. */
+  readonly #known: KnownPeers | undefined;
+
+  constructor(identity: Identity, name: string, room: string | Room | Promise<Room>, known?: KnownPeers) {
+    this.#known = known;
     this.#identity = identity;
     this.wantedName = name;
     this.#name = name;
@@ -92,6 +99,7 @@ export class Membership {
   /** Resolves once the room is made of its words. */
   async room(): Promise<void> {
     this.#room = await this.#roomToBe;
+    if (this.#known) this.#known.room = this.#room.id;
   }
 
   /** Takes the name that the introducer offers in place of ours. Returns whether we can use it. */
@@ -119,7 +127,9 @@ export class Membership {
   }
 
   /** What we tell an introducer of ourselves. Only once the {@link room} is there. */
-  registers(rest: Pick<Register, "private" | "links" | "direct" | "mapping" | "wants">): Register {
+  registers(
+    rest: Pick<Register, "private" | "links" | "direct" | "mapping" | "forwarded" | "wants">,
+  ): Register {
     const { id, key } = this.#room!;
     const { name, fingerprint } = this;
     const proof = key && prove(key, this.member);
@@ -131,7 +141,26 @@ export class Membership {
 
   /** Why a peer does not count as one of the room; undefined if it does. */
   distrust(peer: Peer): string | undefined {
-    return distrust(this.#room!, peer);
+    return distrust(this.#room!, peer) ?? this.#known?.distrust(peer);
+  }
+
+  /** The user means the peer that we are linked with: from now on its name is bound to its certificate. */
+  met(peer: Shown): void {
+    if (this.#known?.meet(peer) === false) this.#known.distrust(peer);
+  }
+
+  /** Whether that peer is whom the user means by a name, or a fingerprint. */
+  isMeant(whom: string, shown: Shown): boolean {
+    const bound = this.#known?.fingerprintOf(whom);
+    if (bound !== undefined) return bound === shown.fingerprint;
+    if (!isCalled(whom, shown)) return false;
+    return !this.#known || fingerprintIn(whom) !== undefined || this.#known.meet(shown);
+  }
+
+  /** Returns whether a certificate was bound to that name. */
+  forget(name: string): boolean {
+    if (!this.#known) throw new UserError("no names are remembered: start with --remember");
+    return this.#known.forget(name);
   }
 }
 

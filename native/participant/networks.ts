@@ -5,19 +5,9 @@
  * A network is known by a hash of our address there, the routers and the introducer, so that the file does not say where we
  * have been.
  */
-import {
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  closeSync,
-  writeSync,
-} from "node:fs";
-import { dirname, join } from "node:path";
 import { type Endpoint, mappings, splitEndpoint } from "../../protocol.ts";
 import { defaultGateways } from "../host/routes.ts";
+import { orNone, StateFile } from "../host/state.ts";
 import type { MappingBehaviour } from "../punch/mapping.ts";
 
 const fileName = "networks.json";
@@ -41,11 +31,11 @@ interface Known extends MappingBehaviour {
 
 export class Networks {
   /** Undefined: nothing is remembered. */
-  readonly #file: string | undefined;
+  readonly #file: StateFile | undefined;
 
   /** `folder`: where the file is, or is made; undefined if the user has none. */
   constructor(folder: string | undefined) {
-    this.#file = folder && join(folder, fileName);
+    this.#file = folder === undefined ? undefined : new StateFile(folder, fileName, maxFileBytes);
   }
 
   guess(connection: Connection): MappingBehaviour | undefined {
@@ -69,11 +59,9 @@ export class Networks {
   }
 
   #read(): Known[] {
-    if (this.#file === undefined) return [];
     try {
-      const facts = statSync(this.#file);
-      if (!facts.isFile() || facts.size > maxFileBytes) return []; // reading a FIFO would wait
-      const read = JSON.parse(readFileSync(this.#file, "utf8")) as { version?: unknown; networks?: unknown };
+      const text = orNone(() => this.#file?.read()) ?? "";
+      const read = JSON.parse(text) as { version?: unknown; networks?: unknown };
       if (read?.version !== version || !Array.isArray(read.networks)) return [];
       return read.networks.slice(0, maxNetworks).filter(isKnown);
     } catch {
@@ -81,29 +69,9 @@ export class Networks {
     }
   }
 
+  /** If it can't, the next program has no guess. */
   #write(networks: Known[]): void {
-    if (this.#file === undefined) return;
-    try {
-      replace(this.#file, JSON.stringify({ version, networks }));
-    } catch {
-      // Then the next program has no guess.
-    }
-  }
-}
-
-/** Other programs read either the old file or the new one. */
-function replace(file: string, text: string): void {
-  const fresh = `${file}.${process.pid}`;
-  mkdirSync(dirname(file), { recursive: true, mode: 0o700 });
-  const fd = openSync(fresh, "wx", 0o600);
-  try {
-    writeSync(fd, text);
-    renameSync(fresh, file);
-  } catch (error) {
-    rmSync(fresh, { force: true });
-    throw error;
-  } finally {
-    closeSync(fd);
+    orNone(() => this.#file?.replace(JSON.stringify({ version, networks })));
   }
 }
 

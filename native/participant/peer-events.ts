@@ -31,6 +31,8 @@ export type PeerEvent = Who &
         route: Route;
         local: Endpoint;
         remote: Endpoint;
+        /** No direct way is looked for, because one of the two hides where it is. */
+        hidden?: boolean;
         /** Since our `connect`, or since the introducer asked us to punch. */
         elapsedMs: number;
       }
@@ -40,7 +42,7 @@ export type PeerEvent = Who &
     /** The link has no channel now: its streams wait. */
     | { event: "broken"; reason: string }
     /** The link goes by another channel. `gapMs`: for how long it had none. */
-    | { event: "moved"; route: Route; local: Endpoint; remote: Endpoint; gapMs: number }
+    | { event: "moved"; route: Route; local: Endpoint; remote: Endpoint; hidden?: boolean; gapMs: number }
     | { event: "unlinked"; reason: UnlinkReason; detail: string }
     | { event: "said"; text: string }
     | { event: "sent"; rttMs: number }

@@ -15,8 +15,9 @@ import { Linking } from "./linking.ts";
 import { Listed, type ListedOwner } from "./listed.ts";
 import { type PeerRow, peerRow, type PeerState } from "./peer-events.ts";
 import { Seeking } from "./seeking.ts";
+import { nobody, notRegistered } from "./refused.ts";
 import { Talk } from "./talk.ts";
-import { Wanted } from "./wanted.ts";
+import { Wanted, type Wish } from "./wanted.ts";
 import type { PastSessions } from "./past-sessions.ts";
 import type { Wishes } from "./wishes.ts";
 
@@ -56,6 +57,8 @@ export class RemotePeer {
   readonly #wanted = new Wanted();
   readonly #seeking: Seeking;
   readonly #linking: Linking;
+  /** The latest introduction that we have asked for. */
+  #asked: Encounter | undefined;
 
   constructor(peer: Peer, owner: PeerOwner, distrust?: string) {
     this.distrust = distrust;
@@ -177,23 +180,31 @@ export class RemotePeer {
 
   // --- what the user wants of it -------------------------------------------------------------------------
 
-  /** Asks to be introduced, or joins the introduction under way; resolves to the link. */
-  connect(isVerbose: boolean): Promise<Link> {
+  /**
+   * Asks to be introduced, or joins the introduction under way; resolves to the link. If nobody waits for it any more, what we
+   * have asked for is cancelled.
+   */
+  connect(wish: Wish = {}): Promise<Link> {
     const introduction = this.#introductionFor(printable(this.name));
     this.#owner.wishes.take(this.name);
-    const link = this.#wanted.wait(isVerbose);
+    this.#asked = introduction ?? this.#asked;
+    const link = this.#wanted.wait(wish, () => {
+      const isTheirs = this.#life.introduction && this.#life.introduction !== this.#asked;
+      if (!this.link && !isTheirs) this.#giveUp("cancel", "cancelled", "nobody waits for it any more");
+    });
     this.introducing.ask(introduction, true);
     return link;
   }
 
   /** Begins a new introduction; undefined if something is under way. */
   #introductionFor(name: string): Encounter | undefined {
-    if (this.distrust !== undefined) throw new UserError(`${name} is not trusted: ${this.distrust}`);
+    if (this.distrust !== undefined)
+      throw new UserError(`${name} is not trusted: ${this.distrust}`, { code: "untrusted-peer" });
     if (this.link) throw new UserError(`already linked with ${name}`);
     if (!this.isIdle) return undefined;
-    if (!this.isPresent) throw new UserError(`${name} is not in the room now`);
+    if (!this.isPresent) throw nobody(`${name} is not in the room now`);
     const introduction = this.introducing.begin();
-    if (!introduction) throw new UserError("not registered with the introducer; `join` first");
+    if (!introduction) throw notRegistered();
     return introduction;
   }
 

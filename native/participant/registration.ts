@@ -16,25 +16,26 @@ import {
   printable,
   type Route,
   splitEndpoint,
+  type Takes,
   type ToParticipant,
   UserError,
 } from "../../protocol.ts";
 import { type ControlChannel, NotAdmitted } from "../host/control.ts";
 import { Gate } from "../punch/gate.ts";
+import { accessBy } from "../shares/access.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { Membership } from "./membership.ts";
 import type { Networks } from "./networks.ts";
+import { notRegistered } from "./refused.ts";
 import { maxPeers } from "./roster.ts";
+import { joinError, keyProblem, notRelayed, refused, unregistered } from "./registration-problems.ts";
 import { offeredBy, type Registered, Situation, type SituationOwner } from "./situation.ts";
 import { type Given, type Way, Ways } from "./ways.ts";
 
 /** How long the introducer may take to answer `register`. */
 const registerTimeoutMs = 8_000;
-/** A reason of the channel that does not say what to do. */
-const unregistered: Readonly<Record<string, string>> = {
-  "it closed the connection": "it closed the connection: is there an introducer at that port?",
-};
 const silent = `what answered there said nothing for ${registerTimeoutMs / 1000} s: is it an introducer, with no proxy before it?`;
+const noIntroducer = { code: "no-introducer" } as const;
 /** After so long we say that we are still connecting. */
 const announceAfterMs = 1_000;
 /**
@@ -66,7 +67,11 @@ export type RoomMessage = Exclude<
 export interface RegistrationOptions extends Given {
   /** Whether other attempts follow the first one, too, if that fails. */
   isPatient?: boolean;
+  /** The introducer's, where it has one. */
+  key?: string | undefined;
   direct?: boolean;
+  /** We hide where we are: only the introducer sees it. */
+  onlyRelay?: boolean;
   portMapping?: boolean;
   /** What is known of networks where we have been. */
   networks?: Networks | undefined;
@@ -97,9 +102,13 @@ interface Attempt {
   /** Set once we have sent `register`: how long the answer may take. */
   timer?: NodeJS.Timeout | undefined;
   namesTried: number;
+  /** What the introducer has us prove its key for, on this connection. */
+  challenge?: string | undefined;
   way: Way;
   /** How often a home that was named could not be reached. */
   askedAgain: number;
+  /** Aborted when it is over: what is still being connected is closed. */
+  readonly over: AbortController;
   /** Set once we are registered, while the list is still coming. */
   situation?: Situation;
   /** The part of the list that has come. */
@@ -162,7 +171,8 @@ export class Registration {
     this.#situationOwner = {
       emit: (event) => owner.emit(event),
       mapsPort: options.portMapping !== false,
-      takesRelay: !options.direct,
+      isForwarded: options.localPort !== undefined,
+      takes: takesOf(options),
       gate,
       guess: () => this.#control && options.networks?.guess(this.#control),
       measured: (behaviour) => this.#control && options.networks?.learn(this.#control, behaviour),
@@ -184,7 +194,7 @@ export class Registration {
   /** The same, but only once the list is there. Throws if we are not registered. */
   get settled(): Situation {
     if (this.#state.is === "registered") return this.#state.situation;
-    throw new UserError("not registered with the introducer; `join` first");
+    throw notRegistered();
   }
 
   /** Resolves once the room's list is there. Once we have been registered, other attempts follow one that fails. */
@@ -219,6 +229,7 @@ export class Registration {
     const before = this.#state;
     if (before.is === "lost") clearTimeout(before.timer);
     if (before.is === "joining") clearTimeout(before.attempt.timer);
+    if (before.is === "joining") before.attempt.over.abort();
     this.#state = next;
     return before;
   }
@@ -228,7 +239,8 @@ export class Registration {
   #join(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const way = this.#ways.first;
-    const attempt: Attempt = { resolve, reject, namesTried: 1, way, askedAgain: 0, listed: [] };
+    const over = new AbortController();
+    const attempt: Attempt = { resolve, reject, over, namesTried: 1, way, askedAgain: 0, listed: [] };
     this.#become({ is: "joining", attempt });
     this.#backoff.askedMs = undefined;
     const text = `connecting to ${this.#ways.given}`;
@@ -244,6 +256,7 @@ export class Registration {
     try {
       await this.#register(attempt);
     } catch (error) {
+      if (!this.#isCurrent(attempt)) return;
       const isGone =
         attempt.way.is === "named" && attempt.control === undefined && !(error instanceof NotAdmitted);
       if (!isGone || ++attempt.askedAgain > maxAskedAgain) return this.#failed(attempt, joinError(error));
@@ -256,9 +269,9 @@ export class Registration {
   async #register(attempt: Attempt): Promise<void> {
     const room = this.#membership.room();
     room.catch(() => {}); // it is waited for below
-    const opening = this.#ways.open(attempt.way);
+    const opening = this.#ways.open(attempt.way, attempt.over.signal);
     // While the SYN is on its way and the room is being made, there is nothing else to do.
-    setImmediate(() => this.#membership.rehearse());
+    if (!this.#options.onlyRelay) setImmediate(() => this.#membership.rehearse());
     const { control, way } = await opening;
     if (!this.#isCurrent(attempt)) return control.close("no longer wanted");
     attempt.way = way;
@@ -268,25 +281,26 @@ export class Registration {
     control.onClose = (reason) => this.#closed(attempt, control, reason);
     await room;
     if (!this.#isCurrent(attempt)) return;
-    const late = new UserError(silent);
+    const late = new UserError(silent, noIntroducer);
     attempt.timer = setTimeout(() => this.#failed(attempt, late), registerTimeoutMs);
-    this.#introduceOurselves(control);
+    this.#introduceOurselves(attempt, control);
     setImmediate(() => this.#membership.credentials.prepare());
   }
 
-  #introduceOurselves(control: ControlChannel): void {
-    const { direct } = this.#options;
+  #introduceOurselves({ challenge }: Attempt, control: ControlChannel): void {
+    const { direct, onlyRelay, localPort, key } = this.#options;
     const wants = this.#owner.wants();
-    const mapping = this.#options.networks?.guess(control)?.mapping;
-    control.send(
-      this.#membership.registers({
-        ...(direct && { direct }),
-        private: offeredBy(control),
-        links: this.#owner.links(),
-        ...(mapping && { mapping }),
-        ...(wants.length > 0 && { wants }),
-      }),
-    );
+    const mapping = onlyRelay ? undefined : this.#options.networks?.guess(control)?.mapping;
+    const register = this.#membership.registers({
+      ...(direct && { direct }),
+      ...(!onlyRelay && { private: offeredBy(control) }),
+      links: this.#owner.links(),
+      ...(mapping && { mapping }),
+      ...(localPort !== undefined && { forwarded: localPort }),
+      ...(wants.length > 0 && { wants }),
+    });
+    const access = key === undefined ? undefined : accessBy(key, register, challenge);
+    control.send({ ...register, ...(access && { access }) });
   }
 
   #isCurrent(attempt: Attempt): boolean {
@@ -335,11 +349,14 @@ export class Registration {
     if (!way)
       return this.#failed(
         attempt,
-        new UserError("introducers send us from one to another: tell whoever runs them (--advertise)"),
+        new UserError(
+          "introducers send us from one to another: tell whoever runs them (--advertise)",
+          noIntroducer,
+        ),
       );
     clearTimeout(attempt.timer);
     attempt.way = way;
-    attempt.timer = attempt.control = undefined;
+    attempt.timer = attempt.control = attempt.challenge = undefined;
     control.close(reason);
     void this.#go(attempt);
   }
@@ -351,9 +368,12 @@ export class Registration {
     // Our user would think that this is the name that others see.
     if (message.name !== name)
       return control.close(`it calls us ${printable(message.name)}, not ${printable(name)}`);
+    if (this.#options.onlyRelay && !message.relay) return this.#failed(attempt, notRelayed());
     attempt.situation = new Situation(control, message, this.#membership, this.#situationOwner);
     const { id, public: observed, private: hosts } = message;
     this.#owner.emit({ event: "registered", id, name, room, public: observed, private: hosts });
+    const isFirst = this.#lastAddress === undefined;
+    if (this.#options.onlyRelay && isFirst) this.#owner.emit({ event: "hidden", ...message.relay! });
   }
 
   /** A part of the list has come. With the last one we are registered. */
@@ -384,16 +404,25 @@ export class Registration {
   }
 
   #refused(attempt: Attempt, control: ControlChannel, message: Refused): void {
-    const { code, name } = message;
+    const { code, name, challenge } = message;
     if (!this.#isCurrent(attempt)) return this.#owner.refused(message, this.situation);
-    const refusal = new UserError(refusalText(message));
-    const isRenamed = attempt.timer !== undefined && code === "name-taken" && name !== undefined;
+    const hasAsked = attempt.timer !== undefined;
+    const { key } = this.#options;
+    if (code === "key") {
+      // Our clock may be wrong: then we prove the key once more.
+      const mayAgain = hasAsked && key !== undefined && attempt.challenge === undefined;
+      if (!mayAgain || challenge === undefined) return this.#failed(attempt, keyProblem(key));
+      attempt.challenge = challenge;
+      return this.#introduceOurselves(attempt, control);
+    }
+    const refusal = refused(message, this.#options.onlyRelay);
+    const isRenamed = hasAsked && code === "name-taken" && name !== undefined;
     if (!isRenamed || ++attempt.namesTried > maxNamesTried) return this.#failed(attempt, refusal);
     // The name that we wanted is taken. We take another one, and register with it at once.
     const { name: before } = this.#membership;
     if (!this.#membership.rename(name)) return this.#failed(attempt, refusal);
     this.#owner.emit({ event: "name-taken", name, was: before });
-    this.#introduceOurselves(control);
+    this.#introduceOurselves(attempt, control);
   }
 
   // --- the end, and the way back -------------------------------------------------------------------------
@@ -407,11 +436,7 @@ export class Registration {
 
   #closed(attempt: Attempt, control: ControlChannel, reason: string): void {
     if (attempt.control !== control) return; // we have gone on from there
-    if (this.#isCurrent(attempt))
-      this.#failed(
-        attempt,
-        new UserError(`the introducer did not register us: ${unregistered[reason] ?? reason}`),
-      );
+    if (this.#isCurrent(attempt)) this.#failed(attempt, unregistered(reason));
     else if (this.#control === control) {
       if (control.isBroken) this.#broken(reason);
       else this.#part("come back", reason);
@@ -426,7 +451,7 @@ export class Registration {
   }
 
   /** The registration, or the way to it, is over. Those who wait for it are told the reason. */
-  #part(next: "away" | "come back", reason: string, error = new UserError(reason)): void {
+  #part(next: "away" | "come back", reason: string, error = new UserError(reason, noIntroducer)): void {
     const { situation } = this;
     const isUnreachable = this.#state.is !== "registered";
     const before = this.#become(
@@ -455,13 +480,6 @@ export class Registration {
   }
 }
 
-export function refusalText({ request, message }: Refused): string {
-  return `the introducer refused${request ? ` \`${request}\`` : ""}: ${message}`;
-}
-
-/** What went wrong on the way to the introducer, for the user. */
-function joinError(error: unknown): UserError {
-  if (error instanceof UserError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
-  return new UserError(`cannot reach the introducer: ${reason}`, { cause: error });
+function takesOf({ direct, onlyRelay }: RegistrationOptions): Takes {
+  return onlyRelay ? "relayed" : direct ? "direct" : "any";
 }

@@ -10,23 +10,21 @@ import {
   type Route,
   splitEndpoint,
   type ToParticipant,
-  UserError,
 } from "../../protocol.ts";
 import { UnaskedBudget } from "../punch/allowance.ts";
-import type { Link } from "../session/link.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type PeerOwner, RemotePeer } from "./peer.ts";
 import type { PeerRow } from "./peer-events.ts";
 import { ambiguous, byId, linked, meant, refuseLookAlikes } from "./meant.ts";
 import { PastSessions } from "./past-sessions.ts";
-import { quitAlready, Waits, type WaitsOwner } from "./waits.ts";
+import { hasQuit, nobody } from "./refused.ts";
+import { Waits, type WaitsOwner } from "./waits.ts";
 import { Wishes } from "./wishes.ts";
 
 /** So many peers of one room are kept. */
 export const maxPeers = 4096;
 
 export interface RosterOwner extends WaitsOwner {
-  /** Ourselves, as the room knows us. */
   readonly self: { readonly instance: string; readonly name: string };
   /** Our id, while we are registered. */
   id(): number | undefined;
@@ -158,6 +156,17 @@ export class Roster {
     return known;
   }
 
+  /** What is believed of peers has changed: those that count now, or no more, are others than before. */
+  judgeAnew(): void {
+    for (const peer of [...this]) {
+      if (!peer.isPresent || this.#owner.distrust(peer.listed) === peer.distrust) continue;
+      const { listed } = peer;
+      peer.left();
+      this.#forgetIfGone(peer);
+      this.remember(listed);
+    }
+  }
+
   /** The peer has left, although we are registered. A link with it may last. */
   #forgetIfGone(peer: RemotePeer): void {
     if (!this.#owner.isListed || peer.isPresent || !peer.isIdle) return;
@@ -203,22 +212,22 @@ export class Roster {
     const [found, ...others] = named.length > 1 ? named.filter(({ isPresent }) => isPresent) : named;
     if (found && others.length === 0) return found;
     if (named.length > 0) throw ambiguous(word, named);
-    if (word === "") throw new UserError("nobody else is here yet: others need the same room and introducer");
+    if (word === "") throw nobody("nobody else is here yet: others need the same room and introducer");
     if (word === String(this.#owner.id()) || word === this.#owner.self.name)
-      throw new UserError("that is yourself; `list` shows the others");
-    throw new UserError(`nobody here is called ${printable(word)}; \`list\` shows who is`);
+      throw nobody("that is yourself; `list` shows the others");
+    throw nobody(`nobody here is called ${printable(word)}; \`list\` shows who is`);
   }
 
   /** The same for a new link. It refuses a peer whose name looks like that of another peer that is there. */
   findUnlike(word: string): RemotePeer {
-    if (this.#owner.hasQuit) throw new UserError(quitAlready);
+    if (this.#owner.hasQuit) throw hasQuit();
     const found = this.find(word);
     refuseLookAlikes(this, word, found);
     return found;
   }
 
-  /** The open link with the peer of that name or id. */
-  openLink(word: string): Link | undefined {
-    return linked(this, word)?.link;
+  /** Who has an open link, of those with that name or id. */
+  linked(word: string): RemotePeer | undefined {
+    return linked(this, word);
   }
 }

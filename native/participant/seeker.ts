@@ -30,7 +30,7 @@ export interface Clock {
 const realClock: Clock = {
   now: () => performance.now(),
   wake(work, ms) {
-    const timer = setTimeout(work, ms);
+    const timer = setTimeout(work, Math.max(0, ms));
     return () => clearTimeout(timer);
   },
 };

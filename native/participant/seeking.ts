@@ -58,7 +58,8 @@ export class Seeking {
 
   /** Seeks a direct channel, if the link is relayed. */
   direct(): void {
-    if (this.#life.link?.route === "relay" && this.#isFirst) this.#seeker.want("direct", true);
+    const isRelayed = this.#life.link?.route === "relay" && this.#listed.mayBeDirect;
+    if (isRelayed && this.#isFirst) this.#seeker.want("direct", true);
   }
 
   /** One of us has another address now: the old channel is probably dead. */
@@ -72,7 +73,8 @@ export class Seeking {
   /** Something has changed: there may be a way now. */
   hurry(): void {
     const { link } = this.#life;
-    if (link && (link.state === "returning" || link.route === "relay")) this.#seeker.hurry(this.#isFirst);
+    const mayImprove = link?.route === "relay" && this.#listed.mayBeDirect;
+    if (link && (link.state === "returning" || mayImprove)) this.#seeker.hurry(this.#isFirst);
   }
 
   #seek(): void {

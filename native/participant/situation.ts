@@ -9,11 +9,13 @@ import {
   type Endpoint,
   type Filtering,
   formatEndpoint,
+  forwardedEndpoint,
   isUntranslated,
   mayOffer,
   scopeOf,
   type Situation as Mapped,
   splitEndpoint,
+  type Takes,
   type ToIntroducer,
   type ToParticipant,
   UserError,
@@ -27,7 +29,7 @@ import { type Gate, isAsFar } from "../punch/gate.ts";
 import { rehearseCandidates } from "../punch/encounter.ts";
 import type { PunchContext } from "../punch/context.ts";
 import { classifyMapping, type MappingBehaviour, sampleMapping, testHairpinning } from "../punch/mapping.ts";
-import { PortMapping } from "../punch/portmap.ts";
+import { PortMapping, type PortMappingState } from "../punch/portmap.ts";
 import { PunchPort } from "../punch/punch-port.ts";
 import type { NatReport, ParticipantEvent } from "./events.ts";
 import { Measurements } from "./measurements.ts";
@@ -58,8 +60,9 @@ export interface SituationOwner {
   emit(event: ParticipantEvent): void;
   /** Whether the router may be asked for a port. */
   readonly mapsPort: boolean;
-  /** Whether we let ourselves be relayed. */
-  readonly takesRelay: boolean;
+  /** Whether our router forwards our port to us, by hand. */
+  readonly isForwarded: boolean;
+  readonly takes: Takes;
   readonly gate: Gate;
   /** How our NAT mapped when we were last here. */
   guess(): MappingBehaviour | undefined;
@@ -90,12 +93,13 @@ export class Situation {
 
   constructor(connection: Connection, message: Registered, membership: Membership, owner: SituationOwner) {
     const mayVisit = (endpoint: Endpoint) => owner.gate.admits(endpoint, connection.remote);
-    const probes = probesOf(message, connection).filter(mayVisit);
-    const { verify: other } = message;
+    const isHiding = owner.takes === "relayed";
+    const probes = isHiding ? [] : probesOf(message, connection).filter(mayVisit);
+    const other = isHiding ? undefined : message.verify;
     this.#owner = owner;
     this.#connection = connection;
     this.#offered = offeredBy(connection);
-    this.#alternates = message.alternates.filter(mayVisit);
+    this.#alternates = isHiding ? [] : message.alternates.filter(mayVisit);
     this.#verify =
       other && isOtherFamily(other.endpoint, connection) && mayVisit(other.endpoint) ? other : undefined;
     this.questions = new Questions((question) => connection.send(question));
@@ -107,15 +111,16 @@ export class Situation {
         return membership.member;
       },
       ...{ credentials, bondKey, probes, portFor, port: portFor(connection.port) },
-      ...{ introducer: connection.remote, takesRelay: owner.takesRelay },
+      ...{ introducer: connection.remote, takes: owner.takes },
       ...{
-        behaviour: owner.guess(),
-        mapped: undefined,
+        behaviour: isHiding ? undefined : owner.guess(),
+        mapped: owner.isForwarded ? forwardedEndpoint(message, connection.port) : undefined,
         roundTripMs: message.roundTripMs,
         segmentClamp: 0,
       },
       send: (told) => connection.send(told),
       measureFresh: (measure) => this.#measurements.beside(measure),
+      doubtMapping: () => this.#portMapping?.doubt(),
       handshakeStuck: () => void (this.#context.segmentClamp = this.#context.segmentClamp === 0 ? 1 : 2),
     };
   }
@@ -137,9 +142,10 @@ export class Situation {
     this.#classified = next.then(() => (this.#isOver ? undefined : this.#findOut()));
   }
 
-  #findOut(): Promise<void> {
-    this.#mapPort();
+  async #findOut(): Promise<void> {
     this.#watchAddresses();
+    if (this.#owner.takes === "relayed") return;
+    this.#mapPort();
     return this.#classify(firstRemeasureMs);
   }
 
@@ -162,6 +168,8 @@ export class Situation {
   async nat(): Promise<NatReport> {
     const { probes, public: observed, introducer } = this.#context;
     const [probe] = probes;
+    if (this.#owner.takes === "relayed")
+      throw new UserError("with --only-relay nothing is measured: no link of yours depends on it");
     if (!probe)
       throw new UserError("this introducer has no probe ports (--probe-ports): nothing can be measured");
     await this.#classified;
@@ -191,7 +199,7 @@ export class Situation {
       hairpinning,
       probes: this.#context.probes,
       ipv6: hosts.some((one) => one.startsWith("[") && scopeOf(one) === "global"),
-      ...(this.#portMapping && { portMapping: this.#portMapping.state }),
+      ...(this.#portState && { portMapping: this.#portState }),
       expected: expectations(own, filtering),
     };
   }
@@ -255,9 +263,20 @@ export class Situation {
 
   // --- the router's port, and our addresses --------------------------------------------------------------
 
+  get #portState(): PortMappingState | undefined {
+    const { mapped } = this.#context;
+    return this.#owner.isForwarded && mapped
+      ? { is: "forwarded", candidate: mapped }
+      : this.#portMapping?.state;
+  }
+
   /** Asks the router for a port, in the background. Links that could not be direct may become so. */
   #mapPort(): void {
     const { port, public: observed, send } = this.#context;
+    if (this.#owner.isForwarded) {
+      const state = this.#portState;
+      return state && this.#owner.emit({ event: "port-mapping", state });
+    }
     if (!this.#owner.mapsPort || !canBeMapped(this.#context)) return;
     this.#portMapping = new PortMapping({
       internalPort: port.port,
@@ -295,6 +314,7 @@ export class Situation {
         device === undefined ? "is gone" : "is not the one that we use towards the introducer any more";
       return this.#owner.addressChanged(`our address ${localAddress} ${is}`);
     }
+    if (this.#owner.takes === "relayed") return;
     const offered = offeredBy(this.#connection);
     if (isSame(offered, this.#offered)) return;
     this.#offered = offered;

@@ -11,7 +11,8 @@ import type { From } from "../uses/from.ts";
 /** So many characters of a use are shown. */
 const maxUseLength = 256;
 
-export type Taker = (stream: Stream, from: From) => void | Promise<void>;
+/** `peer`: the peer itself, with the link that it has then. */
+export type Taker = (stream: Stream, from: From, peer: Peer) => void | Promise<void>;
 type Peer = Omit<From, "purpose">;
 
 export class Takers {
@@ -25,17 +26,20 @@ export class Takers {
     this.#report = report;
   }
 
-  set(use: string, take: Taker): void {
+  /** It is the only one for that use, until what this returns is disposed of, or another one takes its place. */
+  set(use: string, take: Taker): Disposable {
     this.#takers.set(use, take);
+    return { [Symbol.dispose]: () => void (this.#takers.get(use) === take && this.#takers.delete(use)) };
   }
 
   /** Hands a stream to its taker. A stream for an unknown use is refused. */
-  give({ id, name, fingerprint, link }: Peer, stream: Stream, purpose: Purpose): void {
+  give(peer: Peer, stream: Stream, purpose: Purpose): void {
+    const { id, name, fingerprint, link } = peer;
     const use = String(purpose["use"]).slice(0, maxUseLength);
     const take = this.#takers.get(use);
     if (!take) return stream.reset(`nobody takes streams for ${printable(use)} here`, resetCodes.refused);
     // A taker may be asynchronous, whatever its type says.
-    const taking = async () => take(stream, { id, name, fingerprint, purpose, link });
+    const taking = async () => take(stream, { id, name, fingerprint, purpose, link }, peer);
     void taking().catch((error: unknown) => {
       stream.reset("it failed at the peer", resetCodes.failed);
       this.threw(name, use, error);

@@ -25,7 +25,7 @@ export class Talk {
     const { talking } = this.#life;
     if (talking) return talking;
     const next = command === "disconnect" ? "" : `; \`connect ${this.#name}\` first`;
-    throw new UserError(`not linked with ${this.#name}${next}`);
+    throw new UserError(`not linked with ${this.#name}${next}`, { code: "not-linked" });
   }
 
   get #name(): string {
@@ -61,6 +61,6 @@ async function answered(answer: Promise<number>, otherwise: string): Promise<num
     return await answer;
   } catch (error) {
     if (!(error instanceof LinkError)) throw error;
-    throw new UserError(`${otherwise}: ${error.message}`);
+    throw new UserError(`${otherwise}: ${error.message}`, { code: "not-confirmed" });
   }
 }

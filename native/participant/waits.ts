@@ -2,23 +2,26 @@
  * Who waits for a peer, or for what becomes of its link. Owns what wakes them. For native/participant/roster.ts and
  * participant.ts.
  */
-import { printable, UserError } from "../../protocol.ts";
+import { printable } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
 import type { ParticipantEvent } from "./events.ts";
 import { absent, ambiguous, linked, meant, refuseLookAlikes } from "./meant.ts";
 import type { RemotePeer } from "./peer.ts";
+import { hasQuit, nobody } from "./refused.ts";
 
 /** A wait that lasts longer is announced; after some more it is said who else is there. */
 const announceAfterMs = 1_000;
 const absentAfterMs = 5_000;
 
-export const quitAlready = "this participant has quit";
-
+const ourselves = (name: string) =>
+  `${printable(name)} is what you are called yourself here: say whom you mean, as others call themselves`;
 export interface WaitsOwner {
   emit(event: ParticipantEvent): void;
   /** Whether a peer that is not listed has left, as far as the introducer knows. */
   readonly isListed: boolean;
   readonly hasQuit: boolean;
+  /** Ourselves, as the room knows us. */
+  readonly self: { readonly name: string };
 }
 
 export class Waits {
@@ -32,7 +35,7 @@ export class Waits {
     this.#owner = owner;
   }
 
-  /** Resolves once `word` means exactly one peer that is there. Rejects if it means several. */
+  /** Resolves once `word` means exactly one peer that is there. Rejects if it means several, or ourselves. */
   async for(word: string, signal?: AbortSignal): Promise<void> {
     const name = word || "someone";
     const waiting = { event: "waiting", for: "peer", text: `waiting for ${name} to join` } as const;
@@ -44,6 +47,8 @@ export class Waits {
     const only = () => {
       const named = meant(this.#peers, word).filter(({ isPresent }) => isPresent);
       if (named.length > 1) throw ambiguous(word, named);
+      const isOurs = word !== "" && word.toLowerCase() === this.#owner.self.name.toLowerCase();
+      if (named.length === 0 && isOurs) throw nobody(ourselves(word));
       if (named[0]) refuseLookAlikes(this.#peers, word, named[0]);
       return named[0];
     };
@@ -76,7 +81,7 @@ export class Waits {
       const peer = linked(this.#peers, word);
       if (!peer?.link || peer.link.state !== "returning") return peer?.link;
       if (this.#owner.isListed && !peer.isPresent)
-        throw new UserError(`${printable(peer.name)} has left the room, and nothing answers there any more`);
+        throw nobody(`${printable(peer.name)} has left the room, and nothing answers there any more`);
       return undefined;
     }, signal);
   }
@@ -91,7 +96,7 @@ export class Waits {
     try {
       for (;;) {
         signal?.throwIfAborted();
-        if (this.#owner.hasQuit) throw new UserError(quitAlready);
+        if (this.#owner.hasQuit) throw hasQuit();
         const found = look();
         if (found !== undefined) return found;
         await this.#change.promise;

@@ -3,6 +3,12 @@
  * learn whether it is over. Owns both. For native/participant/peer.ts.
  */
 import type { Link } from "../session/link.ts";
+import type { Abortable } from "../shares/abort.ts";
+
+/** `isVerbose`: whether attempts are told. */
+export interface Wish extends Abortable {
+  isVerbose?: boolean;
+}
 
 export class Wanted {
   /** Whether attempts are told: asked for with the last {@link wait}. */
@@ -22,10 +28,20 @@ export class Wanted {
     return this.#predecessor !== undefined && !this.isWaitedFor;
   }
 
-  wait(isVerbose: boolean): Promise<Link> {
+  /** `unwanted` is called when its signal has aborted, and nobody else waits. */
+  wait({ isVerbose = false, signal }: Wish = {}, unwanted = () => {}): Promise<Link> {
     this.#isVerbose = isVerbose;
     const { promise, resolve, reject } = Promise.withResolvers<Link>();
-    this.#waiting.push({ resolve, reject });
+    const waiting = { resolve, reject };
+    this.#waiting.push(waiting);
+    const abort = () => {
+      this.#waiting = this.#waiting.filter((one) => one !== waiting);
+      reject(signal!.reason);
+      if (!this.isWaitedFor) unwanted();
+    };
+    signal?.addEventListener("abort", abort);
+    const over = () => signal?.removeEventListener("abort", abort);
+    promise.then(over, over);
     return promise;
   }
 

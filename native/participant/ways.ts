@@ -25,6 +25,8 @@ export type Way = { is: "given" } | { is: "known"; home: Home } | { is: "named";
 export interface Given {
   readonly host: string;
   readonly port?: number;
+  /** Our own port; without it, a free one. */
+  readonly localPort?: number | undefined;
   /** The command that starts an introducer, for the message that there is none. */
   readonly startCommand: string;
 }
@@ -52,18 +54,24 @@ export class Ways {
   }
 
   /** The connection by that way, and the way that it took: at a home that was known there may be nobody any more. */
-  async open(way: Way): Promise<{ control: ControlChannel; way: Way }> {
-    const { host, port = defaultPort, startCommand } = this.#given;
+  async open(way: Way, signal: AbortSignal): Promise<{ control: ControlChannel; way: Way }> {
+    const { host, port = defaultPort, localPort, startCommand } = this.#given;
     if (way.is !== "given") {
       const { place, by } = way.home;
       const mayVisit = (endpoint: Endpoint) => this.#gate.admits(endpoint, by);
       try {
-        return { control: await ControlChannel.open(place.host, place.port, startCommand, mayVisit), way };
+        return {
+          control: await ControlChannel.open({ ...place, localPort, signal }, startCommand, mayVisit),
+          way,
+        };
       } catch (error) {
         if (way.is === "named" || !(error instanceof UserError)) throw error;
       }
     }
-    return { control: await ControlChannel.open(host, port, startCommand), way: { is: "given" } };
+    return {
+      control: await ControlChannel.open({ host, port, localPort, signal }, startCommand),
+      way: { is: "given" },
+    };
   }
 
   /** The introducer at `by` sends us on; undefined if that are too many. */

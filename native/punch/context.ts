@@ -3,7 +3,7 @@
  * For native/punch/ and native/participant/.
  */
 import type { SegmentClamp } from "../host/libc.ts";
-import type { Endpoint, ToIntroducer } from "../../protocol.ts";
+import type { Endpoint, Takes, ToIntroducer } from "../../protocol.ts";
 import type { Credentials } from "../secure/tls.ts";
 import type { Member } from "../secure/room.ts";
 import type { MappingBehaviour } from "./mapping.ts";
@@ -17,8 +17,7 @@ export interface PunchContext {
   /** Ourselves, as the room knows us; and the key that both ends of a connection must prove to have. */
   readonly self: Member;
   readonly bondKey: Uint8Array;
-  /** Whether we let ourselves be relayed. */
-  readonly takesRelay: boolean;
+  readonly takes: Takes;
   readonly port: PunchPort;
   readonly public: Endpoint;
   readonly private: readonly Endpoint[];
@@ -35,6 +34,8 @@ export interface PunchContext {
   readonly segmentClamp: SegmentClamp;
   /** A connection opened on which TLS got stuck: both its first flights are longer than a packet may be. */
   handshakeStuck(): void;
+  /** There is no direct way yet: the port that our router has opened may be closed. */
+  doubtMapping(): void;
   /** Measures from a fresh port, when it is its turn; undefined where too many wait. */
   measureFresh<T>(measure: () => Promise<T | undefined>): Promise<T | undefined>;
   /** A port beside the shared one, for a round with fresh mappings. */

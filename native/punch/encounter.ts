@@ -215,9 +215,10 @@ export class Encounter {
 
   /** Takes the relay. If that is the introducer's first message, there is no direct way. */
   relay({ peer, role, token }: RelayMessage): void {
-    if (this.#isOver || this.#relay.token !== undefined || !this.#options.context.takesRelay) return;
+    if (this.#isOver || this.#relay.token !== undefined || this.#options.context.takes === "direct") return;
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
+    this.#options.context.doubtMapping();
     this.#peer = peer;
     const onChannel = (channel: Channel) => {
       const failure = this.#failure;
@@ -333,6 +334,7 @@ export class Encounter {
     if (this.#isOver || this.#punch !== punch) return;
     this.#isUnscaled ||= punch.seen.needsUnscaled;
     if (reason === "timed-out") this.#options.context.handshakeStuck();
+    this.#options.context.doubtMapping();
     if (this.#round.token !== undefined) this.#report(reason, this.#round.token);
     if (this.#round.isLast) return this.failed(reason, detail);
     this.#punch = undefined;

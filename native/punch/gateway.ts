@@ -45,6 +45,11 @@ export interface MappingClient {
   map(lifetimeS: number, signal: AbortSignal): Promise<Grant>;
   /** Deletes what may exist, even if no answer has come to `map`. Rejects as `map` does. */
   unmap(signal: AbortSignal): Promise<void>;
+  /**
+   * Once granted: deletes what earlier programs of this host have left at the router, if it would stay there for ever. Rejects
+   * as `map` does.
+   */
+  tidy?(signal: AbortSignal): Promise<void>;
 }
 
 /** Why there is no mapping by this protocol. */

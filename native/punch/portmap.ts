@@ -1,7 +1,7 @@
 /**
  * A port of the router's external address that leads to one of ours (RFC 6887, RFC 6886, UPnP IGD). It is asked for by PCP,
- * then by NAT-PMP, and by UPnP beside them. It is renewed at half its life, asked for anew when the router has lost it, and
- * deleted at the end. Owns all sockets and timers for that, by its clients. It dials nobody, and says of candidates only
+ * then by NAT-PMP, and by UPnP beside them. It is renewed at half its life, and when somebody doubts that it is there. It is
+ * asked for anew when the router has lost it, and deleted at the end. Owns all sockets and timers for that, by its clients. It dials nobody, and says of candidates only
  * whether there is one. For native/participant/.
  *
  *   const mapping = new PortMapping({ internalPort, observed, onChange: (state) => … });
@@ -37,6 +37,9 @@ const shortestLifetimeS = 8;
 const shortestRenewalMs = 4_000;
 /** How long all protocols together may take to answer. */
 const answerDeadlineMs = 5_000;
+const defaultAskAgainMs = { first: 30_000, most: 600_000 };
+/** How long it may take to find and delete what earlier programs have left. */
+const tidyDeadlineMs = 10_000;
 /** How long deleting may take. */
 const deleteDeadlineMs = 1_000;
 /** RFC 6887 §14.1.3: so that not all hosts of a LAN ask at once when a router has started. */
@@ -60,7 +63,9 @@ export type PortMappingState =
   | { is: "double-nat"; protocol: MappingProtocol; externalAddress: string }
   /** There is no router, or it does not answer, or it refuses; the reason is for people. */
   | { is: "unavailable"; reason: string }
-  | { is: "closed" };
+  | { is: "closed" }
+  /** Not asked for: the user says that the router forwards it to ours. */
+  | { is: "forwarded"; candidate: Endpoint };
 
 export interface PortMappingOptions {
   /** The TCP port of ours that others shall reach. */
@@ -73,6 +78,8 @@ export interface PortMappingOptions {
   lifetimeS?: number;
   /** The default gateway, unless tests say where their router is. */
   gateway?: Gateway;
+  /** A router that has refused, or was silent, is asked again no sooner: doubled each time, up to `most`. */
+  askAgainMs?: { first: number; most: number };
 }
 
 interface Found {
@@ -120,6 +127,8 @@ export class PortMapping {
   /** All clients that have asked: each may have been granted something. */
   #asked: MappingClient[] = [];
   #state: PortMappingState = { is: "asking" };
+  /** Settled once somebody wants to know whether it is still there. */
+  #doubted = Promise.withResolvers<void>();
   #closing: Promise<void> | undefined;
 
   /** Starts asking. */
@@ -136,6 +145,11 @@ export class PortMapping {
   /** Resolves once the state is no longer the first `asking`. */
   get answered(): Promise<void> {
     return this.#answered.promise;
+  }
+
+  /** There should be a direct way by it, and there is none: the router is asked again, as soon as that may be. */
+  doubt(): void {
+    this.#doubted.resolve();
   }
 
   /** Deletes the mapping. Resolves when that is done, after a second at the latest. */
@@ -163,14 +177,33 @@ export class PortMapping {
     const { signal } = this.#stop;
     const gateway = this.#options.gateway ?? (await findGateway(signal));
     if (!gateway) return this.#become({ is: "unavailable", reason: "no default gateway" });
+    const { first, most } = this.#options.askAgainMs ?? defaultAskAgainMs;
+    let againMs = first;
     while (!signal.aborted) {
+      const askedAt = performance.now();
       const found = await this.#search(gateway);
-      if (found && this.#accept(found)) await this.#keep(gateway, found);
+      if (found && this.#accept(found))
+        await Promise.all([this.#keep(gateway, found), this.#tidy(found.client)]);
       if (signal.aborted) return; // the end deletes
       await this.#unmap();
-      if (this.#state.is !== "mapped") return;
-      this.#become({ is: "asking" });
+      if (this.#state.is === "mapped") {
+        againMs = first;
+        this.#become({ is: "asking" });
+        continue;
+      }
+      await this.#doubts(askedAt + againMs, signal);
+      againMs = Math.min(2 * againMs, most);
     }
+  }
+
+  /** Resolves once there is a doubt, but no sooner than at `notBefore` (performance.now), or on abort. */
+  async #doubts(notBefore: number, signal: AbortSignal): Promise<void> {
+    const aborted = Promise.withResolvers<void>();
+    signal.addEventListener("abort", () => aborted.resolve(), { once: true });
+    if (signal.aborted) return;
+    await Promise.race([this.#doubted.promise, aborted.promise]);
+    await pause(Math.max(0, notBefore - performance.now()), signal);
+    if (!signal.aborted) this.#doubted = Promise.withResolvers();
   }
 
   // --- the first mapping ---------------------------------------------------------------------------------
@@ -230,11 +263,15 @@ export class PortMapping {
     using announcements = new Announcements(gateway);
     let { grant } = found;
     let heardAt = performance.now();
+    let askedAt = heardAt;
     const endsAt = () => heardAt + lifetimeMs(grant, this.#lifetimeS);
     for (;;) {
       const epoch = grant.epochS === undefined ? undefined : { epochS: grant.epochS, atMs: heardAt };
-      await announcements.restart(epoch, renewalPauseMs(endsAt() - performance.now()), signal);
+      await within(renewalPauseMs(endsAt() - performance.now()), signal, (ended) =>
+        Promise.race([announcements.restart(epoch, ended), this.#doubts(askedAt + shortestRenewalMs, ended)]),
+      );
       if (signal.aborted) return;
+      askedAt = performance.now();
       try {
         grant = await within(answerDeadlineMs, signal, (one) => found.client.map(this.#lifetimeS, one));
       } catch (error) {
@@ -244,6 +281,15 @@ export class PortMapping {
       }
       if (!this.#accept({ ...found, grant })) return;
       heardAt = performance.now();
+    }
+  }
+
+  /** Deletes what earlier programs of ours have left open for ever. */
+  async #tidy(client: MappingClient): Promise<void> {
+    try {
+      await within(tidyDeadlineMs, this.#stop.signal, async (signal) => client.tidy?.(signal));
+    } catch (error) {
+      if (!(error instanceof PortMapError)) throw error; // it is for tidiness only
     }
   }
 
@@ -296,18 +342,16 @@ class Announcements implements Disposable {
     });
   }
 
-  /** Resolves on abort, after `ms`, or earlier once the router has lost what it held at `since`. */
-  async restart(since: Epoch | undefined, ms: number, signal: AbortSignal): Promise<void> {
+  /** Resolves on abort, or once the router has lost what it held at `since`. */
+  async restart(since: Epoch | undefined, signal: AbortSignal): Promise<void> {
     const lost = Promise.withResolvers<void>();
+    signal.addEventListener("abort", () => lost.resolve(), { once: true });
+    if (signal.aborted) return;
     this.#onEpoch = (epochS) => {
       if (since && hasLostState(since, { epochS, atMs: performance.now() })) lost.resolve();
     };
-    await within(ms, signal, async (ended) => {
-      await Promise.race([
-        pause(ms, ended),
-        lost.promise.then(() => pause(Math.random() * restartJitterMs, ended)),
-      ]);
-    });
+    await lost.promise;
+    await pause(Math.random() * restartJitterMs, signal);
   }
 
   [Symbol.dispose](): void {

@@ -31,8 +31,8 @@ export class RelayWay {
   }
 
   reserve(): void {
-    const { takesRelay, introducer } = this.#context;
-    if (takesRelay && this.#token === undefined) this.#reserved ??= reserve(introducer);
+    const { takes, introducer } = this.#context;
+    if (takes !== "direct" && this.#token === undefined) this.#reserved ??= reserve(introducer);
   }
 
   take(

@@ -6,6 +6,7 @@
  * portmap.ts. UPnP Device Architecture 1.1, WANIPConnection:1 and :2.
  */
 import { canonicalAddress, printable } from "../../protocol.ts";
+import { takenPorts } from "../host/taken-ports.ts";
 import {
   type Gateway,
   type Grant,
@@ -27,6 +28,8 @@ const maxBodyBytes = 64 * 1024;
 const maxConnections = 4;
 /** After so many descriptions that lead nowhere, no more are tried. */
 const maxDescriptions = 4;
+/** So many of a router's mappings are looked at, for those that earlier programs of ours have left. */
+const maxEntries = 128;
 /** How often we try, with another external port or by another action. */
 const maxTries = 5;
 /** Another external port is drawn from these, if ours is taken. */
@@ -36,6 +39,7 @@ const searchTargets = [
   "urn:schemas-upnp-org:device:InternetGatewayDevice:2",
   "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
 ];
+/** By this our mappings are known, to people and to us. */
 const description = "tcp-hole-punching";
 
 /** Faults after which we ask differently (WANIPConnection:2 §2.5.16, UPnP Device Architecture 1.1 §3.2.2). */
@@ -105,6 +109,30 @@ export function parseDescription(xml: string, location: URL): WanConnection[] {
   return connections
     .sort((a, b) => version(b) - version(a) || a.serviceType.localeCompare(b.serviceType))
     .slice(0, maxConnections);
+}
+
+/** A mapping of the router's, of whomever it is. */
+export interface Entry {
+  externalPort: number;
+  internalPort: number;
+  internalClient: string;
+}
+
+/**
+ * A mapping that a program of ours on `host` has made, and that does not end by itself; undefined if it is another. Pure.
+ */
+export function parseLeftBehind(xml: string, host: string): Entry | undefined {
+  const text = (name: string) => elementText(xml, name);
+  const [externalPort, internalPort] = [
+    parsePort(text("NewExternalPort")),
+    parsePort(text("NewInternalPort")),
+  ];
+  const internalClient = text("NewInternalClient");
+  const isOurs = text("NewPortMappingDescription") === description && internalClient === host;
+  const isPermanent = text("NewLeaseDuration") === "0";
+  const isLikeOurs = text("NewProtocol") === "TCP" && (text("NewRemoteHost") ?? "") === "";
+  if (!isOurs || !isPermanent || !isLikeOurs || !externalPort || !internalPort) return undefined;
+  return { externalPort, internalPort, internalClient };
 }
 
 /** A SOAP request for that action. */
@@ -256,6 +284,8 @@ export class UpnpClient implements MappingClient {
   #externalPort: number;
   /** A mapping of that port may exist. */
   #mayExist = false;
+  /** The router's mappings end by being deleted only. */
+  #isPermanent = false;
 
   constructor(gateway: Gateway, internalPort: number) {
     this.#gateway = gateway;
@@ -279,6 +309,36 @@ export class UpnpClient implements MappingClient {
     this.#mayExist = false;
     const mapping = { NewRemoteHost: "", NewExternalPort: this.#externalPort, NewProtocol: "TCP" };
     await act(this.#connection, "DeletePortMapping", mapping, signal);
+  }
+
+  /** A port that somebody of this host has is a running program's, and stays. */
+  async tidy(signal: AbortSignal): Promise<void> {
+    const connection = this.#connection;
+    if (!connection || !this.#isPermanent) return;
+    const left = await this.#leftBehind(connection, signal);
+    const taken = left.size === 0 ? new Set() : takenPorts();
+    for (const [externalPort, { internalPort }] of left) {
+      if (taken.has(internalPort) || externalPort === this.#externalPort) continue;
+      const mapping = { NewRemoteHost: "", NewExternalPort: externalPort, NewProtocol: "TCP" };
+      await act(connection, "DeletePortMapping", mapping, signal);
+    }
+  }
+
+  /** By their external ports. They are numbered from 0; the router refuses the number after the last. */
+  async #leftBehind(connection: WanConnection, signal: AbortSignal): Promise<Map<number, Entry>> {
+    const found = new Map<number, Entry>();
+    for (let index = 0; index < maxEntries; index++) {
+      const question = { NewPortMappingIndex: index };
+      const answer = await act(connection, "GetGenericPortMappingEntry", question, signal).catch(
+        (error: unknown) => {
+          if (!(error instanceof Fault)) throw error;
+        },
+      );
+      if (answer === undefined) break;
+      const entry = parseLeftBehind(answer, this.#gateway.localAddress);
+      if (entry) found.set(entry.externalPort, entry);
+    }
+    return found;
   }
 
   /**
@@ -309,6 +369,7 @@ export class UpnpClient implements MappingClient {
     for (let triesLeft = maxTries; ; triesLeft--) {
       try {
         const externalPort = await this.#addOnce(connection, isAny, lease, signal);
+        this.#isPermanent = lease === 0;
         return { externalPort, lifetimeS: lease };
       } catch (error) {
         if (!(error instanceof Fault) || triesLeft <= 1) throw error;

@@ -13,21 +13,7 @@ import {
   sign,
   type KeyObject,
 } from "node:crypto";
-import {
-  closeSync,
-  constants,
-  fstatSync,
-  linkSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  type Stats,
-  writeFileSync,
-} from "node:fs";
-import { homedir } from "node:os";
-import { isAbsolute, join } from "node:path";
+import { StateError, StateFile, stateFolder, UnkeepableError } from "../host/state.ts";
 
 export interface Identity {
   /** PEM, PKCS #8. */
@@ -37,12 +23,6 @@ export interface Identity {
   /** SHA-256 of the DER certificate, 64 lower-case hex digits. */
   fingerprint: string;
 }
-
-/** The identity file can't be used. `message` says which file, what is wrong and what to do next. */
-export class IdentityError extends Error {}
-
-/** There is no identity yet, and none can be kept. The program can go on with one for this run. */
-export class UnkeepableError extends IdentityError {}
 
 const fileName = "identity.pem";
 /** The two blocks take some 900 bytes. Other text may stand around them. */
@@ -149,33 +129,6 @@ export function readShown(first: Uint8Array, second: Uint8Array | undefined): Sh
 
 // --- the file --------------------------------------------------------------------------------------------
 
-/** `${XDG_STATE_HOME:-~/.local/state}/tcp-hole-punching`. Throws an {@link UnkeepableError} if the user has no home. */
-export function stateFolder(env: Record<string, string | undefined> = process.env): string {
-  // XDG Base Directory: a relative path in the variable is invalid, and must be ignored.
-  const set = env.XDG_STATE_HOME;
-  const base = set && isAbsolute(set) ? set : join(env.HOME || home(), ".local", "state");
-  return join(base, "tcp-hole-punching");
-}
-
-/** The same; undefined if there is none. */
-export function stateFolderOrNone(): string | undefined {
-  try {
-    return stateFolder();
-  } catch (error) {
-    if (!(error instanceof UnkeepableError)) throw error;
-    return undefined;
-  }
-}
-
-function home(): string {
-  try {
-    return homedir();
-  } catch {
-    // Neither HOME nor an account, as in a container of any user id.
-    throw new UnkeepableError("this user has no home folder; set XDG_STATE_HOME to a folder that is yours");
-  }
-}
-
 /** The identity kept in that folder. If none can be kept: one for this run, and a warning. */
 export function identityOrOneForNow(warn: (message: string) => void, folder?: string): Identity {
   try {
@@ -187,95 +140,20 @@ export function identityOrOneForNow(warn: (message: string) => void, folder?: st
   }
 }
 
-/** The identity kept in that folder. It is made if it is not there. */
+/** The identity kept in that folder. It is made if it is not there. Throws a {@link StateError}. */
 export function loadIdentity(folder: string = stateFolder()): Identity {
-  const file = join(folder, fileName);
-  refuseFolderOfOthers(folder);
-  const kept = readKept(file);
-  if (kept !== undefined) return parseIdentity(file, kept);
-  create(folder, file);
+  const file = new StateFile(folder, fileName, maxFileBytes);
+  const kept = file.read();
+  if (kept !== undefined) return parseIdentity(file.path, kept);
+  const { key, certificate } = makeIdentity();
+  file.create(key + certificate);
   // Read from the disk: another program may have made it first.
-  const made = readKept(file);
-  if (made === undefined) throw new IdentityError(`${file} vanished as it was made; remove what is there`);
-  return parseIdentity(file, made);
+  const made = file.read();
+  if (made === undefined) throw new StateError(`${file.path} vanished as it was made; remove what is there`);
+  return parseIdentity(file.path, made);
 }
 
-function errnoOf(error: unknown): string {
-  if (error instanceof Error && "code" in error && typeof error.code === "string") return error.code;
-  throw error;
-}
-
-/** The file's text, undefined when there is none. */
-function readKept(file: string): string | undefined {
-  let fd: number | undefined;
-  try {
-    // O_NONBLOCK: opening a FIFO would wait. O_NOFOLLOW: a link may lead to a file that somebody else can change.
-    const { O_RDONLY, O_NOFOLLOW = 0, O_NONBLOCK = 0 } = constants;
-    fd = openSync(file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
-    refuseUnfit(file, fstatSync(fd));
-    return readFileSync(fd, "utf8");
-  } catch (error) {
-    if (error instanceof IdentityError) throw error;
-    const errno = errnoOf(error);
-    if (errno === "ENOENT" || errno === "ENOTDIR") return undefined;
-    if (errno === "ELOOP")
-      throw new IdentityError(`${file} is a symbolic link; put the file itself in its place`);
-    throw new IdentityError(`cannot read ${file} (${errno}); it must be a file that you own`, {
-      cause: error,
-    });
-  } finally {
-    if (fd !== undefined) closeSync(fd);
-  }
-}
-
-/** The file must be our own, and nobody else may be able to read or change it. */
-function refuseUnfit(file: string, found: Stats): void {
-  if (found.isDirectory()) throw new IdentityError(`${file} is a folder, not a file; move it away`);
-  if (!found.isFile()) throw new IdentityError(`${file} is no regular file; move it away`);
-  if (found.size > maxFileBytes)
-    throw new IdentityError(
-      `${file} has ${found.size} bytes, too many for what it should hold; move it away`,
-    );
-  if (process.platform === "win32") return;
-  refuseOwner(file, found.uid);
-  if ((found.mode & 0o077) === 0) return;
-  throw new IdentityError(
-    `${file} holds a key, but others can use it (mode ${octal(found.mode)}); run: chmod 600 ${file}`,
-  );
-}
-
-/** Whoever can write to the folder could put another file there. A folder that is not there yet is fine. */
-function refuseFolderOfOthers(folder: string): void {
-  const found = statOf(folder);
-  if (!found?.isDirectory() || process.platform === "win32") return;
-  if (found.uid !== 0) refuseOwner(folder, found.uid);
-  if ((found.mode & 0o022) === 0) return;
-  throw new IdentityError(
-    `${folder} holds a key, but others can write to it (mode ${octal(found.mode)}); run: chmod 700 ${folder}`,
-  );
-}
-
-/** Undefined if it can't be looked at. Reading or making the file then fails, and says why. */
-function statOf(path: string): Stats | undefined {
-  try {
-    return statSync(path);
-  } catch (error) {
-    errnoOf(error);
-    return undefined;
-  }
-}
-
-function refuseOwner(path: string, uid: number): void {
-  const own = process.geteuid?.();
-  if (own === undefined || uid === own) return;
-  throw new IdentityError(
-    `${path} belongs to another user (${uid}, and this is ${own}); run this as that user, or set XDG_STATE_HOME to a folder of yours`,
-  );
-}
-
-const octal = (mode: number): string => (mode & 0o777).toString(8).padStart(4, "0");
-
-/** Reads the text of an identity file. Throws an {@link IdentityError} that names `file`. */
+/** Reads the text of an identity file. Throws an {@link StateError} that names `file`. */
 export function parseIdentity(file: string, kept: string): Identity {
   const key = keyBlock.exec(kept)?.[0];
   const block = certificateBlock.exec(kept)?.[0];
@@ -287,41 +165,13 @@ export function parseIdentity(file: string, kept: string): Identity {
     if (!certificate.verify(certificate.publicKey)) throw damaged(file, "is damaged");
     return identity(key, certificate);
   } catch (error) {
-    throw error instanceof IdentityError ? error : damaged(file, "is damaged", error);
+    throw error instanceof StateError ? error : damaged(file, "is damaged", error);
   }
 }
 
-function damaged(file: string, what: string, cause?: unknown): IdentityError {
+function damaged(file: string, what: string, cause?: unknown): StateError {
   const next = "restore it from a backup, or move it away to get a new identity";
-  return new IdentityError(`${file} ${what}; ${next} (peers who know the old one will have to be told)`, {
+  return new StateError(`${file} ${what}; ${next} (peers who know the old one will have to be told)`, {
     cause,
   });
-}
-
-function create(folder: string, file: string): void {
-  const draft = `${file}.${process.pid}.${randomBytes(8).toString("hex")}`;
-  const { key, certificate } = makeIdentity();
-  try {
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
-    try {
-      writeFileSync(draft, key + certificate, { flag: "wx", mode: 0o600 });
-      linkUnlessThere(draft, file);
-    } finally {
-      rmSync(draft, { force: true });
-    }
-  } catch (error) {
-    const next = "make the folder writable for you, or set XDG_STATE_HOME to one that is";
-    const message = `cannot make ${file} (${errnoOf(error)}); ${next}`;
-    const isReadOnly = ["EACCES", "EPERM", "EROFS"].includes(errnoOf(error));
-    throw new (isReadOnly ? UnkeepableError : IdentityError)(message, { cause: error });
-  }
-}
-
-/** link(2), not rename(2): when several programs start together, it works for the first one only. */
-function linkUnlessThere(draft: string, file: string): void {
-  try {
-    linkSync(draft, file);
-  } catch (error) {
-    if (errnoOf(error) !== "EEXIST") throw error;
-  }
 }

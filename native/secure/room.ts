@@ -8,6 +8,7 @@
  */
 
 import type { Shown } from "./identity.ts";
+import { isSameMac, macOf } from "../shares/mac.ts";
 import { canonicalWords, wordsProblem } from "./words.ts";
 import { defaultRoom, UserError, type Peer, type Role } from "../../protocol.ts";
 
@@ -76,24 +77,6 @@ export function roomOf(words: string): Room | Promise<Room> {
 
 export type Member = Pick<Peer, "fingerprint" | "name" | "instance">;
 
-/** HMAC-SHA-256 over the parts, each preceded by its length: 64 hex digits. */
-function macOf(key: Uint8Array, parts: readonly (string | Uint8Array)[]): string {
-  const mac = new Bun.CryptoHasher("sha256", key);
-  for (const part of parts) {
-    const bytes = typeof part === "string" ? Buffer.from(part) : part;
-    const length = Buffer.alloc(4);
-    length.writeUInt32BE(bytes.length);
-    mac.update(length).update(bytes);
-  }
-  return mac.digest("hex");
-}
-
-function isSame(shown: string, expected: string): boolean {
-  const { timingSafeEqual } = process.getBuiltinModule("node:crypto");
-  const [a, b] = [Buffer.from(shown), Buffer.from(expected)];
-  return a.length === b.length && timingSafeEqual(a, b);
-}
-
 const partsOf = ({ fingerprint, name, instance }: Member) => [fingerprint, name, instance];
 
 /** The proof in `register`. It is static and travels in clear, so it decides only who is listed. */
@@ -105,7 +88,7 @@ export function prove(key: Uint8Array, member: Member): string {
 export function distrust({ key }: Room, peer: Member & { proof?: string | undefined }): string | undefined {
   if (!key) return undefined;
   if (peer.proof === undefined) return "it has no proof that it knows the room's words";
-  return isSame(peer.proof, prove(key, peer))
+  return isSameMac(peer.proof, prove(key, peer))
     ? undefined
     : "its proof that it knows the room's words is wrong";
 }
@@ -119,7 +102,7 @@ export function sealRun(key: Uint8Array, member: Member, publicKey: Uint8Array):
 }
 
 export function isRunSealed({ key, peer }: Bond, { publicKey, seal }: NonNullable<Shown["run"]>): boolean {
-  return isSame(seal, sealRun(key, peer, publicKey));
+  return isSameMac(seal, sealRun(key, peer, publicKey));
 }
 
 /** What the two ends of a connection must agree on: the room's key, who we are, and who the peer is. */
@@ -147,5 +130,5 @@ export function proveBond(
 
 /** Whether `shown` is the proof that the other side must give. `role` is ours. */
 export function isBondProved(bond: Bond, role: Role, exported: Uint8Array, shown: string): boolean {
-  return isSame(shown, proveBond(bond, role, "peer", exported));
+  return isSameMac(shown, proveBond(bond, role, "peer", exported));
 }

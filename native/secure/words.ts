@@ -71,6 +71,17 @@ export function canonicalWords(words: string): string {
   return letters === undefined ? words.normalize("NFC") : grouped(letters);
 }
 
+/** Whether they are words as {@link newRoomWords} makes them, without a slip. */
+export const isMadeWords = (words: string): boolean => madeLetters(words) !== undefined;
+
+/** `WORDS.KEY`, or `.KEY`: the words of a room, and the key of an introducer, which looks like new words. */
+export function splitKey(text: string): { words?: string; key?: string } {
+  const dot = text.lastIndexOf(".");
+  const [words, key] = [text.slice(0, Math.max(0, dot)), text.slice(dot + 1)];
+  if (dot < 0 || !looksMade(key)) return { words: text };
+  return { ...(words !== "" && { words }), key };
+}
+
 /** Why no room can have these words; undefined if one can. It never repeats them. */
 export function wordsProblem(words: string): string | undefined {
   if (words === defaultRoom) return undefined;

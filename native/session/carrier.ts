@@ -65,7 +65,7 @@ export interface Clock {
 export const systemClock: Clock = {
   now: () => performance.now(),
   after(delayMs, then) {
-    const timer = setTimeout(then, delayMs);
+    const timer = setTimeout(then, Math.max(0, delayMs)); // what is late is below 0, of which Bun warns
     return () => clearTimeout(timer);
   },
 };

@@ -25,6 +25,8 @@ export const resetCodes = {
   "link-ended": 4,
   /** What it is for was allowed, and does not answer. */
   unreachable: 5,
+  /** The same, and its host says so. */
+  "nobody-listens": 6,
 } as const;
 
 /** A stream was cut off: by its user, by the peer, or because the link ended. */
@@ -184,4 +186,14 @@ export class Stream extends Duplex {
     this.#owner.onDestroyed(this, code, reason);
     destroyed(error);
   }
+}
+
+/** A stream that has failed already: what is opened on a link that has ended. */
+export function failedStream(reason: string): Stream {
+  const nothing = () => {};
+  const owner = {
+    ...{ hasCarrier: false, nowMs: 0, roundTripMs: undefined, mayGrow: () => false, onUnread: () => true },
+    ...{ onReady: nothing, onFlushed: nothing, onCredit: nothing, onDestroyed: nothing, onThrown: nothing },
+  };
+  return new Stream(owner, 0).destroy(new StreamError(resetCodes["link-ended"], reason));
 }

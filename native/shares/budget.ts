@@ -91,8 +91,8 @@ export function fairShare(all: number, used: number): number {
  */
 export class Shares {
   total = 0;
-  readonly #all: number;
-  readonly #each: number;
+  #all: number;
+  #each: number;
   readonly #ownHostShares: number;
   readonly #amounts = new Map<string, number>();
 
@@ -101,6 +101,12 @@ export class Shares {
     this.#all = all;
     this.#each = each;
     this.#ownHostShares = ownHostShares;
+  }
+
+  /** From now on there is so much. What was given is not taken back. */
+  resize(all: number, each: number): void {
+    this.#all = all;
+    this.#each = each;
   }
 
   of(key: string): number {

@@ -245,3 +245,11 @@ export function findByIdOrName<T extends { id: number; name: string }>(
   if (byName.length === 0) return `nobody here is called ${printable(word)}; \`list\` shows who is`;
   return `${printable(word)} is ambiguous: use one of the ids ${byName.map((one) => one.id).join(", ")}`;
 }
+
+/** Bytes a second: `65536`, `64K`, `1M`. At least 1K: a TLS handshake must get through. */
+export function readRate(option: string, text: string, Problem: new (message: string) => Error = UsageError) {
+  const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
+  const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");
+  if (bytes >= 1024) return bytes;
+  throw new Problem(`${option} takes bytes a second such as 65536, 64K or 1M, not ${printable(text)}`);
+}

@@ -2,9 +2,9 @@
  * The introducer's command line: its options, its limits and commands, and their help. For introducer.ts.
  */
 import { startedAs } from "../host/started.ts";
-import { type Command, renderCommands } from "./command-line.ts";
+import { type Command, CommandError, readCommand, renderCommands } from "./command-line.ts";
 import { siteShares } from "../shares/budget.ts";
-import { nearest, readOptions, UsageError } from "./command-line.ts";
+import { nearest, readOptions, readRate, UsageError } from "./command-line.ts";
 import { redisUrlProblem } from "../introducer/redis/connection.ts";
 import {
   canonicalAddress,
@@ -25,6 +25,8 @@ import {
 } from "../introducer/limits.ts";
 import type { IntroducerOptions } from "../introducer/events.ts";
 import { ownAddresses } from "../introducer/observe.ts";
+import { keyOfEnvironment } from "./key-file.ts";
+import { type ControlArguments, controlPath } from "./control-path.ts";
 import { amount } from "./introducer-tables.ts";
 
 const logFormats = ["text", "json"] as const;
@@ -42,7 +44,7 @@ function quantity(name: string, value: number): string {
 }
 
 /** The limits that have no option. */
-function renderLimits(): string {
+function renderFurtherLimits(): string {
   const rows = limitsHelp(quantity).flatMap(({ head, lines }) =>
     lines.map((line, index) => `  ${(index === 0 ? head : "").padEnd(15)}${line}`),
   );
@@ -54,12 +56,15 @@ export const commands = [
   { key: "", word: "stats", operands: "", what: "what has been going on" },
   { key: "", word: "broadcast", operands: "TEXT", what: "say something to everyone" },
   { key: "", word: "tell", operands: "ID TEXT", what: "say something to one participant" },
+  { key: "", word: "limits", operands: "[NAME] [NUMBER]", what: "how much there is; sets one until it ends" },
+  { key: "", word: "drain", operands: "", what: "end in order: participants are told to come back" },
   { key: "", word: "help", aliases: ["?"], operands: "", what: "this (also ?)" },
   { key: "j", word: "quit", aliases: ["q", "exit"], operands: "", what: "end the introducer (also q, exit)" },
 ] as const satisfies Command[];
 export const commandHelp = `${renderCommands(commands)}\n\nID is an id or a name, as \`list\` shows them.`;
 
 export const usage = `Usage: ${startedAs("introducer")} [PORT] [options]
+       ${startedAs("introducer")} ctl [PORT] COMMAND [--control PATH] [--json]
 
 Tells participants about each other so that they can link by TCP hole punching.
 
@@ -81,6 +86,9 @@ Options:
   --advertise HOST[:PORT]  the address to which participants of the rooms
                      that live here are sent (default: the likeliest address
                      of this host, and PORT)
+  --key FILE         let in only those who have this key, too; a FILE that is
+                     not there is made, with a new one (also the key itself,
+                     in INTRODUCER_KEY)
   --max-connections N  connections in all (default: ${defaultLimits.sessions})
   --max-per-address N  of one IPv4 address or IPv6 /64 (default: ${defaultLimits.sessionsPerAddress}); a /48
                      has ${siteShares} times that
@@ -92,6 +100,9 @@ Options:
                      address: 127.0.0.1)
   -v, --verbose      tell also which endpoints of participants are ignored
   -q, --quiet        print results, errors and warnings only
+  --control PATH     the socket of \`ctl\`, for its own user alone (default:
+                     PORT.sock in /run/introducer or, if not of root, in
+                     $XDG_RUNTIME_DIR/introducer; none: no socket)
   --log text|json    how events are written to standard error (default: text)
   --json             events as JSON lines on standard output, not as a log
   -h, --help         this
@@ -100,8 +111,11 @@ Options:
 Commands, from a terminal or as lines on standard input (the letter works too):
 ${commandHelp}
 
+\`ctl\` says a command to an introducer that runs on this host at PORT, and prints
+what its prompt prints. Its exit code is 1 if that failed.
+
 Further limits. Whoever goes beyond one is told so, or has to wait:
-${renderLimits()}
+${renderFurtherLimits()}
 Of what all share, one address gets at most a quarter of what is still free.
 
 Results go to standard output, all else to standard error. Without a terminal,
@@ -124,6 +138,9 @@ const meant = (word: string) =>
 
 export interface Arguments extends IntroducerOptions {
   log: LogFormat;
+  keyFile: string | undefined;
+  /** Where commands of `ctl` are heard; undefined: where the port says; "none". */
+  control: string | undefined;
   json: boolean;
   verbose: boolean;
   quiet: boolean;
@@ -138,6 +155,8 @@ export const options = {
   "relay-total": { type: "string" },
   redis: { type: "string" },
   advertise: { type: "string" },
+  key: { type: "string" },
+  control: { type: "string" },
   "max-connections": { type: "string" },
   "max-per-address": { type: "string" },
   "max-room": { type: "string" },
@@ -151,17 +170,19 @@ export const options = {
   version: { type: "boolean" },
 } as const;
 
-export function readArguments(args: string[]): Arguments | "help" | "version" {
+export function readArguments(args: string[]): Arguments | ControlArguments | "help" | "version" {
   const { values, positionals } = readOptions(args, options, usage);
   if (values.help || (positionals[0] === "help" && positionals.length === 1)) return "help";
   if (values.version) return "version";
+  if (positionals[0] === "ctl") return readControl(positionals.slice(1), values);
   const [word, ...more] = positionals;
   const port = word === undefined ? undefined : parsePort(word);
   if (more.length > 0) throw new UsageError(`one port at a time, not also ${more[0]}`);
   if (word !== undefined && port === undefined)
     throw new UsageError(`the port must be a number from 1 to 65535, not ${word}${meant(word)}`);
   const { host, alternate, json = false, verbose = false, quiet = false, "probe-ports": ports } = values;
-  const { metrics, log = "text" } = values;
+  const { metrics, log = "text", key: keyFile } = values;
+  const key = keyFile === undefined ? keyOfEnvironment() : undefined;
   return {
     ...(port !== undefined && { port }),
     ...(host !== undefined && { host }),
@@ -170,11 +191,34 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
     ...readRelay(values),
     ...readSharing(values),
     ...(metrics !== undefined && { metrics: readMetrics(metrics) }),
+    ...(key !== undefined && { key }),
+    keyFile,
+    control: values.control,
     limits: readLimits(values),
     log: readLogFormat(log),
     json,
     ...{ verbose, quiet },
   };
+}
+
+/** Reads what follows `ctl`: `[PORT] COMMAND`. A wrong command is told here, and not by the introducer. */
+function readControl(words: string[], values: { control?: string; json?: boolean }): ControlArguments {
+  const other = Object.keys(values).find((option) => option !== "control" && option !== "json");
+  if (other !== undefined) throw new UsageError(`--${other} does not go with \`ctl\``);
+  const { control, json = false } = values;
+  const port = parsePort(words[0] ?? "");
+  const line = words.slice(port === undefined ? 0 : 1).join(" ");
+  if (line === "") throw new UsageError("`ctl` needs a COMMAND, such as list");
+  try {
+    if (readCommand(commands, line).command === "quit")
+      throw new UsageError("`ctl drain` ends it in order; a service is ended by its manager");
+  } catch (error) {
+    if (error instanceof CommandError) throw new UsageError(error.message);
+    throw error;
+  }
+  const path = control ?? controlPath(port ?? defaultPort);
+  if (path === undefined) throw new UsageError("`ctl` needs --control PATH here: XDG_RUNTIME_DIR is not set");
+  return { path, isDefault: control === undefined, line, json };
 }
 
 /** It must be ours: participants are sent there. */
@@ -223,7 +267,7 @@ function readCount(option: string, text: string, most: number): number {
   return number;
 }
 
-function readLimits(values: {
+export function readLimits(values: {
   "max-connections"?: string;
   "max-per-address"?: string;
   "max-room"?: string;
@@ -253,18 +297,9 @@ function readRelay(values: RelayValues) {
     throw new UsageError("--no-relay leaves nothing for --relay-rate, --relay-total or --max-relays");
   return {
     ...(isOff && { relay: false }),
-    ...(rate !== undefined && { relayRate: readBytes("--relay-rate", rate) }),
-    ...(total !== undefined && { relayTotal: readBytes("--relay-total", total) }),
+    ...(rate !== undefined && { relayRate: readRate("--relay-rate", rate) }),
+    ...(total !== undefined && { relayTotal: readRate("--relay-total", total) }),
   };
-}
-
-/** `65536`, `64K`, `1M`. At least 1K: a TLS handshake must get through. */
-function readBytes(option: string, text: string): number {
-  const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
-  const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");
-  if (bytes < 1024)
-    throw new UsageError(`${option} takes bytes a second such as 65536, 64K or 1M, not ${text}`);
-  return bytes;
 }
 
 function readProbePorts(text: string): number[] {

@@ -145,7 +145,7 @@ export function renderOthers(others: readonly Neighbour[] = []): string[] {
 
 /** What `stats` shows: a line for each kind of thing. */
 export function renderStats(stats: Stats): string {
-  const { introductions, refusals, residentBytes } = stats;
+  const { introductions, refusals, residentBytes, relayUses } = stats;
   const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
   const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
   const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
@@ -157,12 +157,33 @@ export function renderStats(stats: Stats): string {
     ["introductions", counted(ofWays)],
     ["time to link", spread(stats.linkMs)],
     ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    [
+      "relayed most",
+      relayUses.map(({ name, bytes }) => `${printable(name)} ${amount(bytes)}`).join(", ") || "-",
+    ],
     ["refusals", counted(ofCodes)],
     ["turned away", count(stats.turnedAway, "connection")],
     ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
     ["timers late", spread(stats.eventLoopDelayMs)],
   ] as const;
   return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
+}
+
+/** What `limits` shows: those with an option, by its name. */
+export function renderLimits({ limits, connections, relays }: Stats): string {
+  const { relayRate, relayTotal } = limits;
+  const rows = [
+    ["max-connections", limits.connections, `${connections} now`],
+    ["max-per-address", limits.connectionsPerAddress, ""],
+    ["max-room", limits.room, ""],
+    ["max-relays", limits.relays, `${relays} now`],
+    ["relay-rate", relayRate && amount(relayRate), "a second of one link, each way"],
+    ["relay-total", relayTotal && amount(relayTotal), "a second of all"],
+  ] as const;
+  const lines = rows.flatMap(([name, value, more]) =>
+    value === undefined ? [] : [`${name.padEnd(17)}${String(value).padEnd(10)}${more}`.trimEnd()],
+  );
+  return lines.join("\n");
 }
 
 type EventOf<E extends IntroducerEvent["event"]> = Extract<IntroducerEvent, { event: E }>;
@@ -179,8 +200,9 @@ const logLines: { readonly [E in IntroducerEvent["event"]]: (event: EventOf<E>) 
   mapping: ({ id, mapping }) => `#${id} has ${mapping} mapping`,
   mapped: ({ id, endpoint }) =>
     `#${id} has ${endpoint ? `the mapped port ${endpoint}` : "no mapped port any more"}`,
-  relaying: ({ a, b }) => `#${a} and #${b} are relayed`,
-  relayed: ({ a, b, bytes }) => `#${a} and #${b} are relayed no more: ${amount(bytes)}`,
+  relaying: ({ a, b, names: [one, other] }) => `#${a} ${one} and #${b} ${other} are relayed`,
+  relayed: ({ a, b, names: [one, other], bytes }) =>
+    `#${a} ${one} and #${b} ${other} are relayed no more: ${amount(bytes)}`,
   warning: ({ message }) => message,
   shared: ({ message }) => message,
   draining: ({ participants, punching, relays, reason }) =>
@@ -199,6 +221,7 @@ const logLines: { readonly [E in IntroducerEvent["event"]]: (event: EventOf<E>) 
   },
   participants: ({ participants }) => `${participants.length} participants`,
   stats: ({ stats }) => `${stats.participants} participants`,
+  limits: ({ limits }) => `${limits.connections} connections`,
 };
 
 /** One event as a log line. It may hold text from the network: whoever prints it makes it printable. */

@@ -2,6 +2,8 @@
  * A first look at a command line, before anything else is loaded: which words the room probably has. If they are others,
  * only some work was in vain. For participant.ts alone.
  */
+import { splitKey } from "../secure/words.ts";
+
 const option = "--room";
 
 /** Undefined if there are none, or if they are made or asked for later. */
@@ -14,7 +16,7 @@ export function likelyWords(
   const given = at < 0 ? undefined : args[at] === option ? args[at + 1] : args[at]!.slice(option.length + 1);
   const words =
     given ?? wordsOf(args.find((one) => one.includes("@"))) ?? (env.ROOM || wordsOf(env.INTRODUCER));
-  return words === "new" || words === "-" ? undefined : words;
+  return words === "new" || words === "-" ? undefined : words && splitKey(words).words;
 }
 
 /** Of WORDS@HOST. */

@@ -5,12 +5,14 @@ import { startedAs } from "../host/started.ts";
 import { type Command, renderCommands } from "./command-line.ts";
 import { hostname, userInfo } from "node:os";
 import { basename } from "node:path";
-import { AllowList, parseForward, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
-import { readOptions, UsageError } from "./command-line.ts";
+import { AllowList } from "../uses/allow-list.ts";
+import { parseForward, parseProxy, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
+import { readOptions, readRate, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
-import { help, options, withoutPeer, withPaths } from "./participant-options.ts";
+import { help, options, readLocalPort, withoutPeer, withPaths } from "./participant-options.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
+import { keyOfEnvironment } from "./key-file.ts";
 import { readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
@@ -20,11 +22,12 @@ export const commands = [
   { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
   { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
   { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
-  { key: "", word: "forward", operands: "SPEC", what: "[BIND:]PORT:PEER:[HOST:]PORT, as ssh -L" },
+  { key: "", word: "forward", operands: "[-D] SPEC", what: "as the option --forward; -D: as --socks" },
   { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
   { key: "", word: "forwards", operands: "", what: "what is forwarded" },
   { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
   { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
+  { key: "", word: "forget", operands: "NAME", what: "with --remember: take another certificate for NAME" },
   { key: "", word: "allowed", operands: "", what: "what peers may reach" },
   { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
   {
@@ -32,6 +35,12 @@ export const commands = [
     word: "accept",
     operands: "OFFER [DIR]",
     what: "take what a peer offers, into DIR or this folder",
+  },
+  {
+    key: "",
+    word: "limit",
+    operands: "[RATE]",
+    what: "no faster than that (none: as fast as can be)",
   },
   { key: "", word: "refuse", operands: "OFFER", what: "do not take it" },
   { key: "", word: "cancel", operands: "[TRANSFER]", what: "end what is sent or received; it goes on later" },
@@ -74,20 +83,28 @@ others in the room. WORDS@HOST[:PORT] is an invitation: the room of --room
 WORDS there.
 
 Options:
-  --name NAME     what others call you: one word (default: user@host;
-                  in the lobby a word that says nothing of you)
+  --name NAME     what others call you: one word (default: user@host; in the
+                  lobby and with --only-relay one that says nothing of you)
   --via HOST      the introducer, in place of the first argument
   --room WORDS    the private room of those who know the WORDS, which the
                   introducer never learns (also from ROOM in the environment);
                   new: makes such words; -: asks for them without showing them
                   (default: ${defaultRoom}, open to everyone)
+  --key FILE      the key of an introducer that is for those who have one (also
+                  the key itself, in INTRODUCER_KEY, or in a code that holds
+                  it: WORDS.KEY@HOST, or .KEY@HOST)
   --connect PEER  keep a link to PEER, from when it is there (PEER may be left
                   out where a private room has only one other person)
   -L, --forward [BIND:]PORT:PEER:[HOST:]PORT
                   listen on PORT here, and connect from PEER to HOST:PORT
                   (HOST: PEER's localhost; BIND: 127.0.0.1), as ssh -L;
-                  PORT::PORT if PEER is left out
-  --allow [HOST:]PORT  what peers may reach through you (* for any)
+                  PORT::PORT if PEER is left out; 8000-8010:PEER:8000-8010;
+                  /PATH of a Unix socket in place of [BIND:]PORT, [HOST:]PORT;
+                  PORT/udp at both ends for UDP
+  -D, --socks [BIND:]PORT:PEER
+                  a SOCKS5 proxy on PORT here, to what PEER allows, as ssh -D
+  --allow [HOST:]PORT  what peers may reach through you (* for any; PORT-PORT;
+                  PORT/udp; /PATH of a Unix socket)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
   --send PATH …   with --connect PEER: send all, then end (fails if PEER accepts
@@ -95,14 +112,25 @@ Options:
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder
   --from PEER     with --accept: only what PEER sends
+  --remember      bind each name that you use to the certificate that was seen
+                  first, as ssh does: a changed one is refused. Without it a
+                  name is a claim, which whoever has the WORDS can make
   --executable    received files may be executable, as they are at the sender's
                   (default: none is)
+  --limit RATE    send files and pipes no faster: bytes a second of all together
+                  (K, M, G: times 1024 and so on)
   --keep MINUTES  how long a link without a connection waits for the peer to
                   come back (default: ${defaultKeepMinutes}; 0: not at all)
   --wait SECONDS  for --connect, --send, --pipe and verbs: fail if there is no
                   link after so long
   --direct        never let the introducer relay a link
+  --only-relay    hide where you are: peers are not told your addresses, nothing
+                  but the introducer is dialled, and nothing listens here. It
+                  sees you, and carries each link no faster than it allows
   --no-portmap    don't ask the router to open a port
+  --port N        use port N of this host for the introducer and links, and tell
+                  peers that the router forwards its port N to it: forward TCP
+                  port N there by hand, where \`--nat\` says that none helps
   --nat           say what kind of NAT you are behind, and end
   --stay          go on when standard input ends (so do --forward, --allow and
                   --accept)
@@ -124,6 +152,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 export const shownRoom =
   "other users of this host can read the room's words (ps): give them in ROOM, or - in their place, which asks";
+export const shownKey =
+  "other users of this host can read the introducer's key (ps): give it as --key FILE, or in INTRODUCER_KEY";
 export const weakRoom =
   "such words can be found by trying, by whoever runs the introducer: those of --room new can not";
 
@@ -136,23 +166,34 @@ export interface Arguments {
   name: string;
   /** Undefined for the lobby; {@link askedRoom} if the user has to be asked. */
   room: string | undefined;
-  /** The argument that has the room's words, where others can see them; `option` is before it, if any. */
-  shown: { option: string; text: string } | undefined;
+  /** The arguments that have the room's words or the introducer's key, where others can see them; `option`: what is before it. */
+  secrets: { option: string; text: string; what: "words" | "key" }[];
+  /** The introducer's. One from a code is in the codes that we make, too. */
+  key: { text: string; isPassedOn: boolean } | undefined;
+  keyFile: string | undefined;
   verb: Verb | undefined;
   connect: string[];
   forward: string[];
+  socks: string[];
   allow: string[];
   pipe: PipeSpec | undefined;
   send: string[];
   accept: string | undefined;
   /** Whose files --accept takes; undefined: everyone's. */
   from: string | undefined;
+  /** Whether names are bound to certificates. */
+  remember: boolean;
   executable: boolean;
+  /** Bytes a second that files and pipes may take. */
+  limit: number | undefined;
   keepMinutes: number;
   /** How long a peer is waited for; undefined: for ever. */
   waitMs: number | undefined;
   direct: boolean;
+  onlyRelay: boolean;
   portMapping: boolean;
+  /** The port of --port. */
+  localPort: number | undefined;
   nat: boolean;
   stay: boolean;
   verbose: boolean;
@@ -168,7 +209,10 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   if (verb) refuseOptions(verb, Object.keys(values));
   const place = readPlace(values, verb ? undefined : positionals[0], verb, code);
   const isOpen = place.room === undefined || place.room === defaultRoom;
-  const name = values.name ?? defaultName(isOpen);
+  const onlyRelay = values["only-relay"] ?? false;
+  if (onlyRelay) refuseDirect(values);
+  // The name of a host may say where it is.
+  const name = values.name ?? defaultName(isOpen || onlyRelay);
   const problem = nameProblem(name);
   if (problem) throw new UsageError(`--name ${problem}`);
   if (verb && isOpen)
@@ -177,31 +221,45 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   const isAwaited = verb || links.connect.length > 0 || links.pipe;
   if (values.wait !== undefined && !isAwaited)
     throw new UsageError("--wait needs somebody to wait for: --connect, --send, --pipe or a verb");
-  const isService = verb?.is === "share" || verb?.is === "reach";
   return {
     ...place,
     room: place.room === defaultRoom ? undefined : place.room,
     verb,
     name,
     ...links,
-    executable: values.executable ?? false,
+    keyFile: values.key,
+    remember: readRemember(values.remember, isOpen),
+    ...readSwitches(values),
+    limit: values.limit === undefined ? undefined : readRate("--limit", values.limit),
     keepMinutes: readKeep(values.keep),
     waitMs: readWait(values.wait),
-    direct: values.direct ?? false,
-    portMapping: !values["no-portmap"],
-    nat: values.nat ?? false,
-    stay: values.stay ?? (isService || (values.forward ?? values.allow ?? values.accept) !== undefined),
-    verbose: values.verbose ?? false,
-    quiet: values.quiet ?? false,
-    json: values.json ?? false,
+    onlyRelay,
+    localPort: readPort(values.port),
+    stay: values.stay ?? isService(values, verb),
   };
+}
+
+function isService({ forward, socks, allow, accept }: Values, verb: Verb | undefined): boolean {
+  if (verb) return verb.is === "share" || verb.is === "reach";
+  return [forward, socks, allow, accept].some((one) => one !== undefined);
+}
+
+function readSwitches({ executable = false, direct = false, nat = false, ...values }: Values) {
+  const { verbose = false, quiet = false, json = false } = values;
+  return { executable, direct, nat, portMapping: !values["no-portmap"], verbose, quiet, json };
+}
+
+/** What wants a direct way, or tells others how to come here. */
+function refuseDirect({ direct, port, nat }: Values): void {
+  const other = direct ? "--direct" : port !== undefined ? "--port" : nat ? "--nat" : undefined;
+  if (other) throw new UsageError(`--only-relay hides where you are, so ${other} does not go with it`);
 }
 
 type Values = ReturnType<typeof readOptions<typeof options>>["values"];
 
 /** Whom the options want links with, and what for. */
 function readLinks(values: Values, isOpen: boolean) {
-  const { allow = [], forward = [], send = [], accept, from } = values;
+  const { allow = [], forward = [], socks = [], send = [], accept, from } = values;
   if (from !== undefined && accept === undefined)
     throw new UsageError("--from says whose files --accept DIR takes: give both");
   const opens = values.allow ? "--allow" : accept !== undefined ? "--accept" : undefined;
@@ -215,12 +273,15 @@ function readLinks(values: Values, isOpen: boolean) {
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   const connect = values.connect ?? (values.send ? [""] : []);
   if (values.send && connect.length !== 1) throw new UsageError("--send needs one --connect PEER to send to");
-  const forwards = forward.map((spec) => read("--forward", spec, parseForward));
+  const forwards = [
+    ...forward.map((spec) => read("--forward", spec, parseForward)),
+    ...socks.map((spec) => read("--socks", spec, parseProxy)),
+  ];
   const pipe = values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe);
   const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
   if (isOpen && peers.includes(""))
     throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
-  return { connect, forward, allow, pipe, send, accept, from };
+  return { connect, forward, socks, allow, pipe, send, accept, from };
 }
 
 /**
@@ -247,12 +308,23 @@ function readPlace({ room, via }: Values, host: string | undefined, verb?: Verb,
   const words = named?.words ?? unnamed;
   const problem = words === undefined ? undefined : wordsProblem(words);
   if (problem !== undefined) throw new UsageError(`${named ? "--room" : "the room"} ${problem}`);
-  const isSecret = named && ![defaultRoom, newRoom, askedRoom].includes(named.words!);
+  const passedOn = given.find(({ key }) => key !== undefined)?.key ?? ofRoom.key;
+  const ofOwn = passedOn === undefined ? keyOfEnvironment() : undefined;
+  const key = passedOn ?? ofOwn ?? (hosts.length > 0 ? undefined : ofHost?.key);
   return {
     introducer: hosts[0] ?? (named ? undefined : ofRoom.introducer) ?? ofHost?.introducer,
     room: words,
-    shown: isSecret ? { option: named.option, text: named.text } : undefined,
+    secrets: given.flatMap(secretsOf),
+    key: key === undefined ? undefined : { text: key, isPassedOn: ofOwn === undefined },
   };
+}
+
+function secretsOf({ option, text, words, key }: Partial<Invitation> & { option: string; text: string }) {
+  const isSecret = words !== undefined && ![defaultRoom, newRoom, askedRoom].includes(words);
+  return [
+    ...(isSecret ? [{ option, text, what: "words" as const }] : []),
+    ...(key === undefined ? [] : [{ option, text, what: "key" as const }]),
+  ];
 }
 
 function read<T>(option: string, text: string, parse: (text: string) => T): T {
@@ -271,6 +343,21 @@ function readWait(text: string | undefined): number | undefined {
   if (!(seconds > 0 && seconds <= 2_000_000))
     throw new UsageError(`--wait takes seconds, more than 0, not ${printable(text)}`);
   return seconds * 1000;
+}
+
+function readRemember(wanted = false, isOpen: boolean): boolean {
+  if (wanted && isOpen)
+    throw new UsageError(
+      "--remember is for a private room: in the lobby nobody proves a name (--room WORDS)",
+    );
+  return wanted;
+}
+
+function readPort(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const port = readLocalPort(text);
+  if (port === 0) throw new UsageError(`--port takes a port from 1024 to 65535, not ${printable(text)}`);
+  return port;
 }
 
 function readKeep(text: string | undefined): number {

@@ -2,13 +2,13 @@
  * What `list` and `forwards` of a participant show. Pure. For native/terminal/ and participant.ts.
  */
 import { stamps } from "../shares/clock.ts";
-import type { ForwardRow } from "../uses/services.ts";
+import type { ForwardRow } from "../uses/forwards.ts";
 import { keptDays, type Unfinished } from "../uses/unfinished.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
 import { byTurns } from "../shares/turns.ts";
 import { type Cell, type Column, type Part, renderRows, renderTable, wideColumns } from "./table.ts";
 import { type Colors, age, bytes, count, ms, named } from "./text.ts";
-import { printable } from "../../protocol.ts";
+import { isHidden, printable } from "../../protocol.ts";
 
 const stateLabels: Record<PeerRow["state"], (c: Colors) => (text: string) => string> = {
   linked: (c) => c.green,
@@ -77,7 +77,7 @@ function narrowCells(row: PeerRow, c: Colors): Cell[] {
   const path = row.state === "linked" ? [`${row.local}`, `→ ${row.remote}`] : [];
   const bytes = row.route === undefined ? [] : [traffic(row)];
   return [
-    [...hosts, row.public],
+    [...hosts, publicWords(row)],
     [linkPart(row, [linkWords(row)], c), ...path, ...bytes, ...lastSeen(row)],
   ];
 }
@@ -90,13 +90,15 @@ function wideCells(row: PeerRow, columns: number, c: Colors): Cell[] {
   const words = [linkWords(row), ...lastSeen(row)];
   return [
     [{ text: hosts, paint: c.dim }],
-    [row.public],
+    [publicWords(row)],
     [linkPart(row, words, c)],
     [isLinked ? `${row.local}` : ""],
     [isLinked ? `→ ${row.remote}` : ""],
     [row.route === undefined ? "" : traffic(row)],
   ];
 }
+
+const publicWords = (row: PeerRow): string => (isHidden(row) ? "hidden" : row.public);
 
 /** A relayed route is yellow. */
 function linkPart({ route }: PeerRow, words: string[], c: Colors): Part {
@@ -157,8 +159,19 @@ export function total(rows: readonly PeerRow[]): string {
 
 export function renderForwards(rows: ForwardRow[], width: number): string {
   if (rows.length === 0) return "nothing is forwarded; `forward PORT:PEER:PORT` does it";
-  const columns = ["listen", "peer", "target", "open", "total", "in", "out"].map((head) => ({ head }));
-  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut }) =>
+  const isUdp = rows.some(({ dropped }) => dropped !== undefined);
+  const heads = [
+    "listen",
+    "peer",
+    "target",
+    "open",
+    "total",
+    "in",
+    "out",
+    ...(isUdp ? ["packets", "dropped"] : []),
+  ];
+  const columns = heads.map((head) => ({ head }));
+  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut, ...udp }) =>
     [
       listen,
       `→ ${named(peer)}`,
@@ -167,9 +180,15 @@ export function renderForwards(rows: ForwardRow[], width: number): string {
       String(total),
       bytes(bytesIn),
       bytes(bytesOut),
+      ...(isUdp ? datagramCells(udp) : []),
     ].map((text) => [text]),
   );
   return renderTable(columns, cells, width);
+}
+
+function datagramCells({ packetsIn, packetsOut, dropped }: Partial<ForwardRow>): string[] {
+  if (dropped === undefined) return ["", ""];
+  return [`in ${packetsIn} out ${packetsOut}`, String(dropped)];
 }
 
 /** What has come in part: what it will be, and where it is. */

@@ -28,7 +28,7 @@ const wayWords: Record<Way | "none", (c: Colors) => string> = {
   fresh: (c) => c.green("yes"),
   predicted: (c) => c.yellow("likely, by predicting ports"),
   birthday: (c) => c.yellow("likely, by guessing ports (birthday)"),
-  none: (c) => c.red("no: forward a port, use IPv6, or another network"),
+  none: (c) => c.red("no: forward a port (--port N), use IPv6, or another network"),
 };
 
 /** Without a mapping, every way is a guess. */
@@ -82,6 +82,10 @@ export function portMappingWords(state: PortMappingState | undefined): string {
       const { protocol, externalAddress } = state;
       const address = printable(externalAddress) || "no address";
       return `double NAT: the router's own address (${address}, by ${protocolNames[protocol]}) is not the one that others see`;
+    }
+    case "forwarded": {
+      const port = state.candidate.slice(state.candidate.lastIndexOf(":") + 1);
+      return `peers are told ${state.candidate}: let it forward TCP port ${port} to this host, port ${port}`;
     }
     case "unavailable":
       return `none: ${printable(state.reason)}`;

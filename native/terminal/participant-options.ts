@@ -3,7 +3,8 @@
  * meant. If it is another, only some work was in vain. For native/terminal/ and participant.ts.
  */
 import { parseArgs } from "node:util";
-import { parseHostPort, type Place } from "../../protocol.ts";
+import { parseHostPort } from "../../protocol.ts";
+import type { Wanted } from "../host/connecting.ts";
 
 /** Words that a command line may begin with in place of an introducer. */
 export const verbs = ["send", "receive", "share", "reach"] as const;
@@ -13,17 +14,23 @@ export const options = {
   name: { type: "string" },
   room: { type: "string" },
   via: { type: "string" },
+  port: { type: "string" },
+  key: { type: "string" },
   connect: { type: "string", multiple: true },
   forward: { type: "string", short: "L", multiple: true },
+  socks: { type: "string", short: "D", multiple: true },
   allow: { type: "string", multiple: true },
   pipe: { type: "string" },
   send: { type: "string", multiple: true },
   accept: { type: "string" },
   from: { type: "string" },
+  remember: { type: "boolean" },
   executable: { type: "boolean" },
+  limit: { type: "string" },
   keep: { type: "string" },
   wait: { type: "string" },
   direct: { type: "boolean" },
+  "only-relay": { type: "boolean" },
   "no-portmap": { type: "boolean" },
   nat: { type: "boolean" },
   stay: { type: "boolean" },
@@ -33,6 +40,12 @@ export const options = {
   help: { type: "boolean", short: "h" },
   version: { type: "boolean" },
 } as const;
+
+/** A port of ours that others may be told of: what a peer dials below 1024 is refused. 0 if it is none. */
+export function readLocalPort(text: string): number {
+  const port = /^\d{4,5}$/.test(text) ? Number(text) : 0;
+  return port >= 1024 && port <= 65535 ? port : 0;
+}
 
 /** `--connect` and `--pipe` may stand alone: then the only other one of the room is meant. */
 export function withoutPeer(arg: string, index: number, args: readonly string[]): string {
@@ -77,7 +90,7 @@ const takesNext = (arg: string): boolean =>
 export function likelyIntroducer(
   args: readonly string[],
   env: Readonly<Record<string, string | undefined>>,
-): Place | undefined {
+): Wanted | undefined {
   try {
     const { values, positionals } = parseArgs({
       args: withPaths(args.map(withoutPeer), env),
@@ -89,7 +102,9 @@ export function likelyIntroducer(
     const isCoded = (first === "receive" || first === "reach") && code.includes("@");
     const isVerb = [...verbs, help].includes(first);
     const place = (isCoded ? code : isVerb ? "" : first) || values.via || env.INTRODUCER;
-    return place ? parseHostPort(place.slice(place.lastIndexOf("@") + 1)) : undefined;
+    const introducer = place ? parseHostPort(place.slice(place.lastIndexOf("@") + 1)) : undefined;
+    const localPort = values.port === undefined ? undefined : readLocalPort(values.port);
+    return introducer && localPort !== 0 ? { ...introducer, ...(localPort && { localPort }) } : undefined;
   } catch {
     return undefined; // what is wrong is said by who reads it
   }

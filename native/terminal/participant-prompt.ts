@@ -1,15 +1,27 @@
 /**
  * The participant's prompt: prints events, and runs commands on what it is given. For participant.ts.
  */
-import { Keep, notLinked } from "../participant/keep.ts";
-import type { Forwarding, ForwardRow, Services } from "../uses/services.ts";
 import type { PeerRow } from "../participant/peer-events.ts";
+import type { Peers } from "../participant/peers.ts";
+import type {
+  ConnectOptions,
+  Forwarded,
+  ForwardOptions,
+  Keeper,
+  SendOptions,
+} from "../participant/public.ts";
+import { notRegistered } from "../participant/refused.ts";
+import type { Uses } from "../participant/uses.ts";
+import type { TransferOutcome } from "../uses/files.ts";
+import type { ForwardRow } from "../uses/forwards.ts";
+import type { SourceFiles } from "../uses/source-files.ts";
+import type { ForwardSpec } from "../uses/target.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultRoom, printable, ToldError, UserError } from "../../protocol.ts";
 import { Terminal } from "./terminal.ts";
-import { readCommand, UsageError, withPeer } from "./command-line.ts";
+import { readCommand, readRate, UsageError, withPeer } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
-import { count } from "./text.ts";
+import { bytes, count } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
 import type { Unfinished } from "../uses/unfinished.ts";
 import { renderDetails, renderForwards, renderList, renderUnfinished } from "./participant-list.ts";
@@ -22,30 +34,31 @@ import { type Arguments, askedRoom, commandHelp, commands, newRoom } from "./par
 export interface Commanded {
   readonly self: Self | undefined;
   readonly isPrivate: boolean;
-  names(): Iterable<string>;
-  nameOf(peer: string): string;
-  listed(): Promise<readonly PeerRow[]>;
-  linkWith(peer: string): unknown;
-  connect(peer: string, isVerbose: boolean): Promise<unknown>;
-  disconnect(peer: string): Promise<void>;
+  readonly peers: Peers;
+  readonly uses: Uses;
+  connect(peer: string, options: ConnectOptions): Promise<unknown>;
+  keep(peer: string): Keeper;
+  disconnect(peer: string): Promise<"linked" | "kept">;
   say(peer: string, text: string): Promise<unknown>;
   ping(peer: string): Promise<unknown>;
-  echo(text: string): Promise<void>;
+  echo(text: string): Promise<unknown>;
   join(): Promise<void>;
-  leave(): void;
+  leave(): Promise<void>;
   nat(): Promise<NatReport>;
+  forward(spec: string | ForwardSpec, options?: ForwardOptions): Promise<Forwarded>;
+  unforward(listen: string): Promise<void>;
+  allow(rule: string): Promise<string>;
+  send(peer: string, paths: readonly string[] | SourceFiles, options?: SendOptions): Promise<TransferOutcome>;
 }
 
 /** What a command acts on. */
 export interface Commandable {
   participant: Commanded;
-  uses: Services;
-  keep: Keep;
 }
 
 type UseCommand =
   | ("forward" | "unforward" | "forwards" | "allow" | "disallow" | "allowed")
-  | ("accept" | "refuse" | "received" | "cancel");
+  | ("accept" | "refuse" | "received" | "cancel" | "limit");
 
 /** Results, on standard output: events that answer a command, or what a peer has said. */
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
@@ -59,7 +72,6 @@ const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "failed",
   "error",
   "warning",
-  "name-taken",
   "absent",
   "alone",
   "introducer",
@@ -100,12 +112,12 @@ export class Prompt {
   }
 
   /** Runs one line. Rejects with what is wrong with it. */
-  async run(line: string, { participant, uses, keep }: Commandable): Promise<void> {
+  async run(line: string, { participant }: Commandable): Promise<void> {
     const { command, words, text, flags } = readCommand(commands, addressed(line, participant));
     const [peer = ""] = words;
     switch (command) {
       case "list":
-        return this.#list(await participant.listed(), flags.includes("-v"));
+        return this.#list(await participant.peers.list(), flags.includes("-v"));
       case "connect":
         return connectAll(words, flags.includes("-v"), participant);
       case "say":
@@ -113,9 +125,9 @@ export class Prompt {
       case "ping":
         return void (await participant.ping(peer));
       case "disconnect":
-        return this.#disconnect(peer, participant, keep);
+        return this.#disconnect(peer, participant);
       case "echo":
-        return participant.echo(text);
+        return void (await participant.echo(text));
       case "leave":
         return participant.leave();
       case "join":
@@ -128,43 +140,56 @@ export class Prompt {
         return this.#isJson ? this.#terminal.story(commandHelp) : this.#terminal.result(commandHelp);
       case "quit":
         return; // whoever reads the lines ends
+      case "forget":
+        await participant.peers.forget(peer);
+        return this.#terminal.story(`the next certificate that comes by the name ${printable(peer)} counts`);
       case "send":
-        if (!participant.linkWith(peer)) throw new UserError(notLinked(peer));
-        return failIfAny(await uses.transfers.send(peer, words.slice(1)));
+        return failIfAny(await participant.send(peer, words.slice(1)));
       default:
-        return this.#use(command, words, uses, keep);
+        return this.#use(command, words, flags, participant);
     }
   }
 
   /** What links are used for: forwards and files. */
-  async #use(command: UseCommand, words: string[], uses: Services, keep: Keep): Promise<void> {
+  async #use(command: UseCommand, words: string[], flags: string[], participant: Commanded): Promise<void> {
+    const { uses } = participant;
     const [first = ""] = words;
     switch (command) {
       case "forward":
-        return keepFor(uses.forward(first), keep);
-      case "unforward": {
-        const { peer, listen } = uses.unforward(first);
-        keep.release(peer, listen);
+        return void (await participant.forward(first, { socks: flags.includes("-D") }));
+      case "unforward":
+        await participant.unforward(first);
         return this.#terminal.story(`nothing is forwarded from ${first} any more`);
-      }
       case "forwards":
         return this.#forwards(uses.forwards);
       case "allow":
-        return this.#terminal.story(`peers may reach ${uses.allow(first)} through you from now on`);
+        return this.#terminal.story(
+          `peers may reach ${await participant.allow(first)} through you from now on`,
+        );
       case "disallow":
-        uses.disallow(first);
+        await uses.disallow(first);
         return this.#terminal.story(`peers may reach ${first} no more; what is open stays open`);
       case "allowed":
         return this.#allowed(uses.allowed);
       case "accept":
-        return uses.transfers.accept(first, words[1] ?? ".");
+        return uses.accept(first, words[1] ?? ".");
       case "refuse":
-        return uses.transfers.refuse(first);
+        return uses.refuse(first);
       case "received":
-        return this.#unfinished(await uses.transfers.unfinished(words[0]));
+        return this.#unfinished(await uses.unfinished(words[0]));
+      case "limit":
+        return this.#limit(first, uses);
       case "cancel":
-        return uses.transfers.cancel(words[0]);
+        return uses.cancel(words[0]);
     }
+  }
+
+  /** Shows the limit, or sets it. */
+  #limit(text: string, uses: Uses): void {
+    if (text !== "") uses.bytesPerSecond = text === "none" ? undefined : readRate("limit", text, UserError);
+    const rate = uses.bytesPerSecond;
+    const how = rate === undefined ? "as fast as can be" : `at ${bytes(rate)}/s at most`;
+    this.#terminal.story(`files and pipes are sent ${how}`, true);
   }
 
   nat(report: NatReport): void {
@@ -172,14 +197,9 @@ export class Prompt {
   }
 
   /** Ends the link, also one that is still being made. */
-  async #disconnect(peer: string, participant: Commanded, keep: Keep): Promise<void> {
-    const wasKept = keep.giveUp(peer);
-    try {
-      await participant.disconnect(peer);
-    } catch (error) {
-      if (!wasKept || !(error instanceof UserError)) throw error;
+  async #disconnect(peer: string, participant: Commanded): Promise<void> {
+    if ((await participant.disconnect(peer)) === "kept")
       this.#terminal.story(`a link with ${printable(peer)} is not sought any more`);
-    }
   }
 
   async #list(rows: readonly PeerRow[], isVerbose: boolean): Promise<void> {
@@ -207,7 +227,7 @@ export class Prompt {
   }
 
   #whoami({ self }: Commanded): void {
-    if (!self) throw new UserError("not registered with the introducer; `join` first");
+    if (!self) throw notRegistered();
     if (this.#isJson) return this.#json({ event: "whoami", ...self });
     this.#terminal.result(renderSelf(self, this.#terminal.resultColors));
   }
@@ -223,19 +243,24 @@ export function failIfAny({ failed }: { failed: number }): void {
 }
 
 /** PEER may be left out where a private room has only one other person. */
-function addressed(line: string, participant: Commanded): string {
-  const only = participant.isPrivate ? participant.nameOf("") : "";
+function addressed(line: string, { isPrivate, peers }: Commanded): string {
+  const only = isPrivate ? peers.nameOf("") : "";
   if (only === "") return line;
   const isSomebody = (word: string) => {
-    const meant = participant.nameOf(word).toLowerCase();
-    return word !== "" && [...participant.names()].some((name) => name.toLowerCase() === meant);
+    const meant = peers.nameOf(word).toLowerCase();
+    return word !== "" && [...peers.names()].some((name) => name.toLowerCase() === meant);
   };
   return withPeer(commands, line, only, isSomebody);
 }
 
-/** Connects to all of them at once. */
-async function connectAll(peers: string[], isVerbose: boolean, participant: Commanded): Promise<void> {
-  await everyone(peers.map(async (word) => participant.connect(word, isVerbose)));
+/** Connects to all of them at once. Who types that wants a new link. */
+async function connectAll(words: string[], isVerbose: boolean, participant: Commanded): Promise<void> {
+  const connect = async (word: string) => {
+    const link = participant.peers.link(word);
+    if (link) throw new UserError(`already linked with ${printable(link.name)}`);
+    return participant.connect(word, { verbose: isVerbose });
+  };
+  await everyone(words.map(connect));
 }
 
 /** Waits for all, then rejects with whatever failed. */
@@ -299,12 +324,19 @@ export async function askMissing(options: Arguments, terminal: Terminal): Promis
     if (asked?.words === undefined) return false;
     options.room = asked.words;
     options.introducer = asked.introducer ?? options.introducer;
+    takeKey(options, asked);
   }
   if (options.introducer !== undefined) return true;
   const place = await askIntroducer(terminal);
   options.introducer = place?.introducer;
   options.room ??= place?.words;
+  takeKey(options, place);
   return place !== undefined;
+}
+
+/** The key of what was typed, unless another one was given. */
+function takeKey(options: Arguments, { key }: Partial<Invitation> = {}): void {
+  if (key !== undefined) options.key ??= { text: key, isPassedOn: true };
 }
 
 /** Asks until the answer can be an introducer, or an invitation. Undefined if the user gives up. */
@@ -319,9 +351,4 @@ async function askIntroducer(terminal: Terminal): Promise<Invitation | undefined
       return invitation;
     });
   });
-}
-
-/** A forward wants the link of its peer, whether or not there can be one now. */
-export function keepFor({ peer, listen }: Forwarding, keep: Keep): void {
-  keep.keep(peer, listen).catch(() => {}); // it is told as it happens
 }

@@ -5,7 +5,8 @@
  */
 import { constants } from "node:os";
 import { isatty } from "node:tty";
-import { ToldError, UserError } from "../../protocol.ts";
+import { printable, ToldError, UserError } from "../../protocol.ts";
+import { splitWhom } from "../uses/whom.ts";
 import { age, bytes, count } from "./text.ts";
 import { wasGiven } from "../host/descriptor.ts";
 import { StreamError } from "../session/stream.ts";
@@ -15,10 +16,10 @@ import type { SourceFiles } from "../uses/source-files.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
 import { formatTarget, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
-import { linesForOthers, localHint } from "./invitation.ts";
+import { codeHints, isKept, linesForOthers } from "./invitation.ts";
 import { refusal } from "./participant-story.ts";
 import { commands } from "./participant-arguments.ts";
-import { failIfAny, isQuit, keepFor } from "./participant-prompt.ts";
+import { failIfAny, isQuit } from "./participant-prompt.ts";
 import { type Driven, inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { doVerb } from "./verb-run.ts";
 import { meantBy } from "./verbs.ts";
@@ -71,7 +72,7 @@ export class Errands {
       await work();
     } catch (error) {
       if (!(error instanceof UserError || error instanceof CommandError)) throw error;
-      if (participant.hasQuit) return; // a signal has ended it, and with it what was under way
+      if (participant.state === "quit") return; // a signal has ended it, and with it what was under way
       this.failures++;
       // What we have ended ourselves need not be told.
       if (!(error instanceof ToldError)) prompt.event({ event: "error", message: error.message });
@@ -101,45 +102,49 @@ export async function live(running: Running, errands: Errands): Promise<number> 
     if (isQuit(line)) return errands.code;
     if (line.trim() !== "") await errands.awaiting(run(line).then(() => terminal.whenRead()));
   }
-  running.uses.transfers.nobodyAnswers();
+  participant.uses.nobodyAnswers();
   if (stay) await new Promise<never>(() => {});
   return errands.code;
 }
 
 /** What peers may reach from now on, and by what option of theirs. */
-function opened(rule: string, name = "PEER"): string {
-  const [, host = "", port = ""] = /^(.*):(\d+)$/.exec(rule) ?? [];
+function opened(text: string, name = "PEER"): string {
+  const { rule, whom = "peers" } = splitWhom(text);
+  const [, host = "", port = ""] = /^(.*):(\d+(?:-\d+)?(?:\/udp)?)$/.exec(rule) ?? [];
   const isOne = port !== "" && !/[*/]/.test(host);
   const how = isOne ? `: \`-L ${port}:${name}:${host === "localhost" ? port : rule}\`` : "";
-  return `peers may reach ${rule} through you${how}`;
+  return `${printable(whom)} may reach ${rule} through you${how}`;
 }
 
 /** What the command line asks for; returns whether anything may follow. */
 async function begin(running: Running, errands: Errands): Promise<boolean> {
-  const { participant, uses, keep, joined, prompt, terminal, options } = running;
+  const { participant, prompt, terminal, options } = running;
   let sending: SourceFiles | undefined;
   await errands.attempt(async () => {
-    if (options.accept !== undefined) uses.transfers.acceptInto(options.accept, options.from);
-    if (options.send.length > 0) sending = await uses.transfers.look(options.send);
+    if (options.accept !== undefined) await participant.accept(options.accept, { from: options.from });
+    if (options.send.length > 0) sending = await participant.uses.look(options.send);
     if (options.pipe && !wasGiven(1))
       throw new UserError("standard output is closed, so nothing could be written there");
   });
   if (errands.failures > 0) return false;
-  const forwards = options.forward.map((spec) => uses.forward(spec));
-  for (const forward of forwards) keepFor(forward, keep); // whoever connects now waits for the link
+  // Whoever connects now waits for the link.
+  const forwards = await Promise.all([
+    ...options.forward.map((spec) => participant.forward(spec)),
+    ...options.socks.map((spec) => participant.forward(spec, { socks: true })),
+  ]);
   const wanted = [...forwards, ...(options.pipe ? [options.pipe] : [])].map(({ peer }) => peer);
   await errands.attempt(() => join(running, [...wanted, ...options.connect]));
   if (errands.failures > 0) return false;
-  joined.resolve();
   invite(running);
   tellIfAlone(running);
-  for (const rule of options.allow) terminal.story(opened(uses.allow(rule), participant.self?.name));
+  for (const rule of options.allow)
+    terminal.story(opened(await participant.allow(rule), participant.self?.name));
   const { nat, pipe } = options;
   const measuring = nat && (async () => prompt.nat(await participant.nat()));
   const only = measuring || (pipe && (() => pipeThrough(running, pipe)));
   if (only) return (await errands.attempt(only), false);
   const connecting = Promise.all(
-    options.connect.map((peer) => errands.attempt(() => inTime(running, peer, keep.keep(peer, "--connect")))),
+    options.connect.map((peer) => errands.attempt(() => inTime(running, peer, participant.keep(peer).first))),
   );
   if (sending) {
     await connecting;
@@ -152,8 +157,8 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
 }
 
 /** Sends it to the first that we are to be linked with. */
-async function sendFirst({ participant, uses, options }: Running, sending: SourceFiles): Promise<void> {
-  failIfAny(await uses.transfers.send(participant.nameOf(options.connect[0]!), sending));
+async function sendFirst({ participant, options }: Running, sending: SourceFiles): Promise<void> {
+  failIfAny(await participant.send(options.connect[0]!, sending, { wait: true }));
 }
 
 async function join(running: Running, wants: readonly string[]): Promise<void> {
@@ -170,19 +175,15 @@ async function join(running: Running, wants: readonly string[]): Promise<void> {
 function invite({ invitation, options, terminal }: Running): void {
   if (invitation === undefined) return;
   const lines = linesForOthers(invitation, options).map((line) => `  ${line}`);
-  const hint = localHint(options.introducer!);
+  const hint = codeHints(options.introducer!, isKept(options.key));
   terminal.story(`a new private room; whom you tell this can enter it:\n${lines.join("\n")}${hint}`, true);
 }
 
 /** Joins standard input and output to the peer; resolves when it has confirmed every byte, and we have all of its. */
 async function pipeThrough(running: Running, { peer, target }: PipeSpec): Promise<void> {
-  const { participant, uses, terminal } = running;
-  const meeting = async () => {
-    await participant.waitFor(peer);
-    return participant.linkWith(peer) ?? (await participant.connect(peer));
-  };
-  const link = await inTime(running, peer, meeting());
-  const { sending, incoming } = uses.pipe(link, target);
+  const { participant, terminal } = running;
+  const joining = participant.pipe(peer, { target: target && formatTarget(target) });
+  const { sending, incoming } = await inTime(running, peer, joining);
   // Who only wants what comes is not asked to type.
   const input = isatty(0) && !isatty(1) ? undefined : (Bun.stdin.stream() as AsyncIterable<Uint8Array>);
   const startedAt = performance.now();
@@ -201,7 +202,7 @@ async function pipeThrough(running: Running, { peer, target }: PipeSpec): Promis
   } catch (error) {
     const why = target && error instanceof StreamError ? whyRefused(error.code) : undefined;
     if (why === undefined) throw new UserError(error instanceof Error ? error.message : String(error));
-    const [{ reason }, name] = [error as StreamError, participant.nameOf(peer)];
+    const [{ reason }, name] = [error as StreamError, participant.peers.nameOf(peer)];
     throw new UserError(refusal({ name, target: formatTarget(target!), reason, why, by: "peer" }));
   } finally {
     clearInterval(drawing);
@@ -221,14 +222,14 @@ function converse(
     history: new History("participant"),
     onLine: async (line) => {
       if (!isQuit(line)) return (void run(line), false);
-      const links = participant.linkCount;
+      const links = participant.peers.linkCount;
       if (links === 0) return true;
       const question = `end ${count(links, "link")}? [y/N] `;
       return (await terminal.ask(question, (answer) => /^y(es)?$/i.test(answer))) === true;
     },
-    complete: (line) => complete(commands, participant.names(), line),
+    complete: (line) => complete(commands, participant.peers.names(), line),
     reasonToStay: () => {
-      const links = participant.linkCount;
+      const links = participant.peers.linkCount;
       return links === 0 ? undefined : `${count(links, "link")} up`;
     },
   });

@@ -5,11 +5,13 @@ import type { UseEvent } from "../uses/services.ts";
 import type { Transfer, TransferEvent } from "../uses/transfers.ts";
 import { keptDays } from "../uses/unfinished.ts";
 import type { PeerEvent, PeerRow } from "../participant/peer-events.ts";
+import { proxied } from "../uses/target.ts";
 import { type Colors, type Line, age, bytes, count, ms, named } from "./text.ts";
 import {
   defaultRoom,
   type FailureReason,
   failureReasons,
+  isHidden,
   printable,
   type Route,
   unlinkReasons,
@@ -29,6 +31,7 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
     case "name-taken":
     case "named":
     case "renamed":
+    case "hidden":
     case "mapping":
     case "port-mapping":
     case "echo":
@@ -49,9 +52,8 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
     case "alone":
       return `${c.yellow("nobody else has used these words")}: does the other side have the same, and this introducer?`;
     case "warning":
-      return `${c.yellow("warning")}: ${printable(event.message)}`;
     case "error":
-      return `${c.red("error")}: ${printable(event.message)}`;
+      return `${event.event === "error" ? c.red("error") : c.yellow("warning")}: ${printable(event.message)}`;
     case "forwarding":
     case "forward-refused":
     case "used":
@@ -63,7 +65,7 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
 
 type FromIntroducer =
   | ("registered" | "name-taken" | "named" | "renamed" | "echo" | "notice" | "introducer")
-  | ("mapping" | "port-mapping");
+  | ("hidden" | "mapping" | "port-mapping");
 
 /** What the introducer says and shows, and the router. */
 function describeIntroducer(event: EventOf<FromIntroducer>, c: Colors): string | undefined {
@@ -79,10 +81,16 @@ function describeIntroducer(event: EventOf<FromIntroducer>, c: Colors): string |
       return `${c.bold(printable(event.name))} is free: others call you so again, and not ${printable(event.was)}`;
     case "renamed":
       return `${printable(event.was)} (${event.peer}) is called ${c.bold(printable(event.name))} now`;
+    case "hidden": {
+      const [rate, total] = [bytes(event.rate), bytes(event.total)];
+      return `only by relay: peers are not told where you are; the introducer is, and carries each link, at most ${rate}/s each way and ${total}/s for all of its links together`;
+    }
     case "mapping":
       return `our mapping: ${event.mapping}${event.step === 0 ? "" : `, step ${event.step}`}`;
     case "port-mapping":
-      return event.state.is === "mapped" ? `our router: ${portMappingWords(event.state)}` : undefined;
+      return event.state.is === "mapped" || event.state.is === "forwarded"
+        ? `our router: ${portMappingWords(event.state)}`
+        : undefined;
     case "echo":
       return `the introducer answered after ${ms(event.rttMs)}${event.text && `: ${printable(event.text)}`}`;
     case "notice":
@@ -101,7 +109,7 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
   const who = `${c.bold(printable(event.name))} (${event.peer ?? "not in the room"})`;
   switch (event.event) {
     case "joined":
-      return `${who} joined from ${event.public}`;
+      return `${who} joined ${isHidden(event) ? "and hides where it is" : `from ${event.public}`}`;
     case "left":
       return `${who} left`;
     case "punching":
@@ -111,7 +119,7 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
         `  ${event.atMs.toFixed(1).padStart(8)} ms  :${event.localPort} → ${event.remote} ${event.route}: ${printable(event.outcome)}`,
       );
     case "linked":
-      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}${relayWords(event.route, c)}`;
+      return `${c.green("linked")} with ${who} by ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${ms(event.elapsedMs)}${relayWords(event, c)}`;
     case "failed":
       return failedWords(event, who, isDirect, c);
     case "postponed":
@@ -122,7 +130,7 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
       return `${c.yellow("broken")}: the connection with ${who} (${printable(event.reason)}); what is under way waits`;
     case "moved": {
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
-      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}${relayWords(event.route, c)}`;
+      return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}${relayWords(event, c)}`;
     }
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
@@ -135,6 +143,8 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
 
 function describeForward(event: Exclude<UseEvent, TransferEvent>, c: Colors): string {
   const name = c.bold(named(event.name));
+  if (event.event === "forwarding" && event.target === proxied)
+    return `SOCKS5 proxy at ${event.listen} → ${name} → all that it allows`;
   if (event.event === "forwarding") return `forwarding ${event.listen} → ${name} → ${event.target}`;
   if (event.event === "used") return `${name} uses ${printable(event.target)} here`;
   const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
@@ -250,9 +260,12 @@ function listingLines(event: TransferEvent & { event: "offered" | "transferring"
 }
 
 /** What a relayed link means for the user. */
-function relayWords(route: Route, c: Colors): string {
+function relayWords({ route, hidden }: EventOf<"linked" | "moved">, c: Colors): string {
   if (route !== "relay") return "";
-  return c.dim("\n  the introducer carries it, no faster than it allows; a direct way is still looked for");
+  const next = hidden
+    ? "one of the two hides where it is, so no other way is looked for"
+    : "a direct way is still looked for";
+  return c.dim(`\n  the introducer carries it, no faster than it allows; ${next}`);
 }
 
 const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);
@@ -263,7 +276,8 @@ const nextSteps: Record<FailureReason, string> = {
   "refused-by-peer": "it may be ending, or be asked by too many: try again in a minute",
   "no-candidate-answered": "a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
   "both-mappings-random":
-    "a port that is forwarded by one of your routers, IPv6, or another network such as a phone's would help; `nat` tells more",
+    "one of you could start with --port N, and have the router there forward TCP port N to that host, port N; or use IPv6, or another network such as a phone's; `nat` tells more",
+  "only-relayed": "it needs an introducer that relays, and that nobody of the two uses --direct",
   "authentication-failed":
     "somebody else may have that address in your network; or the introducer does not tell the truth",
   "handshake-cut": "a firewall may cut off what it can't read; try another network",
@@ -278,6 +292,7 @@ const nextSteps: Record<FailureReason, string> = {
 const relayWouldHelp: ReadonlySet<FailureReason> = new Set([
   "no-candidate-answered",
   "both-mappings-random",
+  "only-relayed",
   "handshake-cut",
   "timed-out",
 ] as const);

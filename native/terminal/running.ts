@@ -3,10 +3,16 @@
  * participant.ts.
  */
 import type { ParticipantEvent } from "../participant/events.ts";
-import type { Keep } from "../participant/keep.ts";
-import type { Taker } from "../participant/takers.ts";
-import type { Link } from "../session/link.ts";
-import type { Services } from "../uses/services.ts";
+import type { PeerLink, PeerStream } from "../participant/peer-link.ts";
+import type {
+  ConnectOptions,
+  JoinOptions,
+  ParticipantState,
+  PipeEnds,
+  PipeOptions,
+  StreamFrom,
+  StreamHandler,
+} from "../participant/public.ts";
 import { printable, UserError } from "../../protocol.ts";
 import type { Arguments } from "./participant-arguments.ts";
 import type { Commanded, Prompt } from "./participant-prompt.ts";
@@ -17,27 +23,24 @@ const aloneAfterMs = 10_000;
 
 /** What the program wants of the participant. */
 export interface Driven extends Commanded {
-  readonly hasQuit: boolean;
-  readonly isRegistered: boolean;
-  join(wants?: readonly string[]): Promise<void>;
-  readonly linkCount: number;
-  waitFor(peer: string): Promise<void>;
-  whenLinked(peer: string): Promise<Link>;
-  onStream(use: string, take: Taker): void;
-  linkWith(peer: string): Link | undefined;
-  connect(peer: string, isVerbose?: boolean): Promise<Link>;
+  readonly state: ParticipantState;
+  join(options?: JoinOptions): Promise<void>;
+  onStream(use: string, handler: StreamHandler): Disposable;
+  serve(stream: PeerStream, from: StreamFrom): Promise<void>;
+  connect(peer: string, options?: ConnectOptions): Promise<PeerLink>;
+  accept(folder: string, options: { from: string | undefined }): Promise<void>;
+  pipe(peer: string, options: PipeOptions): Promise<PipeEnds>;
+  quit(): Promise<void>;
 }
 
 /** A program that runs: what its parts share. */
 export interface Running {
   participant: Driven;
-  uses: Services;
-  keep: Keep;
-  /** Resolved once we have been registered. */
-  joined: PromiseWithResolvers<void>;
   prompt: Prompt;
   terminal: Terminal;
   options: Arguments;
+  /** When it began, by performance.now(): the time of --wait counts from there. */
+  startedAt: number;
   /** To the room that was made here. */
   invitation?: string;
   /** Whether the user has ended it: what fails from now on need not be told. */
@@ -46,24 +49,29 @@ export interface Running {
   heard?: (event: ParticipantEvent) => void;
 }
 
+type Timed = Pick<Running, "participant" | "options" | "startedAt">;
+
 /** Passes on what comes within the time of --wait. Else rejects with why it has not come. */
-export async function inTime<T>(
-  { participant, options }: Running,
-  peer: string,
-  work: Promise<T>,
-): Promise<T> {
+export async function inTime<T>(running: Timed, peer: string, work: Promise<T>): Promise<T> {
+  const { participant, options } = running;
   const { waitMs } = options;
   if (waitMs === undefined) return work;
-  return within(waitMs, work, () => whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`));
+  const why = () => whyNot(participant, peer, `within ${waitMs / 1000} s (--wait)`);
+  return within(leftMs(running, waitMs), work, why);
+}
+
+/** What is left of the time of --wait. */
+function leftMs({ startedAt }: Timed, waitMs: number): number {
+  return Math.max(0, waitMs - (performance.now() - startedAt));
 }
 
 /** Joins the room. An introducer that is not there yet is waited for within the time of --wait; by what stays for ever. */
-export async function joinInTime(running: Running, wants: readonly string[] = []): Promise<void> {
+export async function joinInTime(running: Timed, wants: readonly string[] = []): Promise<void> {
   const { participant, options } = running;
-  const joining = participant.join(wants);
+  const joining = participant.join({ wants });
   if (options.waitMs === undefined) return joining;
   const late = () => `the introducer was not there within ${options.waitMs! / 1000} s (--wait)`;
-  await within(options.waitMs, joining, late);
+  await within(leftMs(running, options.waitMs), joining, late);
 }
 
 /** Passes on what comes within that time. Else rejects with why it has not come. */
@@ -79,9 +87,9 @@ async function within<T>(ms: number, work: Promise<T>, why: () => string | Promi
 }
 
 async function whyNot(participant: Driven, peer: string, time: string): Promise<string> {
-  const rows = await participant.listed();
+  const rows = await participant.peers.list();
   const here = rows.flatMap(({ name, present, state }) => (present && state !== "untrusted" ? [name] : []));
-  const meant = participant.nameOf(peer);
+  const meant = participant.peers.nameOf(peer);
   if (here.includes(meant))
     return `there was no link with ${printable(meant)} ${time}; \`--nat\` on both sides tells what is between you`;
   const others = here.length > 0 ? `; here: ${here.slice(0, 10).map(printable).join(", ")}` : "";
@@ -92,11 +100,11 @@ async function whyNot(participant: Driven, peer: string, time: string): Promise<
 export function tellIfAlone({ participant, prompt, terminal, invitation, options }: Running): void {
   if (invitation !== undefined || !participant.isPrivate) return;
   const look = () => {
-    const names = [...participant.names()];
-    if (!participant.isRegistered) return;
+    const names = [...participant.peers.names()];
+    if (participant.state !== "registered") return;
     if (names.length === 0) return prompt.event({ event: "alone" });
     // Who has a code waits for what the other side does.
-    const isIdle = options.verb && participant.linkCount === 0;
+    const isIdle = options.verb && participant.peers.linkCount === 0;
     if (isIdle)
       terminal.story(
         `here: ${names.map(printable).join(", ")}; but the code may be used up: ask for another`,

@@ -3,7 +3,7 @@
  * program. It knows no command, no peer and no protocol. For native/terminal/ and both programs.
  */
 import { isatty } from "node:tty";
-import { printable, UserError } from "../../protocol.ts";
+import { printable, HolePunchError, UserError } from "../../protocol.ts";
 import { UsageError } from "./command-line.ts";
 import type { History } from "./history.ts";
 import { LineEditor, type LineReader, readlineModule } from "./line-editor.ts";
@@ -207,13 +207,10 @@ export class Terminal {
 // --- the program -----------------------------------------------------------------------------------------
 
 /**
- * Runs a program and ends it by an exit code: 0 done, 1 failed, 2 wrong usage. Errors of the classes in `expected` are
- * printed by their message. Any other error is a bug, and shows where it happened.
+ * Runs a program and ends it by an exit code: 0 done, 1 failed, 2 wrong usage. A {@link HolePunchError} is
+ * printed by its message. Any other error is a bug, and shows where it happened.
  */
-export async function runProgram(
-  main: (terminal: Terminal) => Promise<number>,
-  expected: (new (message: string) => Error)[],
-): Promise<never> {
+export async function runProgram(main: (terminal: Terminal) => Promise<number>): Promise<never> {
   const terminal = new Terminal();
   let code: number;
   try {
@@ -221,8 +218,8 @@ export async function runProgram(
   } catch (error) {
     terminal.close();
     const isUsage = error instanceof UsageError;
-    if (!isUsage && !expected.some((kind) => error instanceof kind)) throw error;
-    terminal.error(`${(error as Error).message}${isUsage ? "; see --help" : ""}`);
+    if (!isUsage && !(error instanceof HolePunchError)) throw error;
+    terminal.error(`${error.message}${isUsage ? "; see --help" : ""}`);
     code = isUsage ? 2 : 1;
   }
   await terminal.end();

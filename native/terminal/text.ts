@@ -24,7 +24,12 @@ export type Colors = ReturnType<typeof picocolors.createColors>;
 /** Colours on a terminal only, and not if NO_COLOR is set (no-color.org). */
 export function colorsFor(stream: { isTTY?: boolean }): Colors {
   const isWanted = !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb";
-  return colorsModule().createColors(stream.isTTY === true && isWanted);
+  return colorsIf(stream.isTTY === true && isWanted);
+}
+
+/** The same for a reader who has said whether he wants any. */
+export function colorsIf(isWanted: boolean): Colors {
+  return colorsModule().createColors(isWanted);
 }
 
 let graphemes: Intl.Segmenter | undefined;

@@ -4,14 +4,15 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { ParticipantEvent } from "../participant/events.ts";
-import type { Link } from "../session/link.ts";
-import { resetCodes, type Stream } from "../session/stream.ts";
-import type { From } from "../uses/from.ts";
+import type { PeerLink, PeerStream } from "../participant/peer-link.ts";
+import type { StreamFrom } from "../participant/public.ts";
+import { resetCodes } from "../session/stream.ts";
+import { reachingUses } from "../uses/services.ts";
 import { readShared, sharedPurpose } from "../uses/shared.ts";
-import { formatTarget, type Target } from "../uses/target.ts";
+import { formatTarget, type HostTarget } from "../uses/target.ts";
 import { printable, Refusal, ToldError, type UnlinkReason, UserError } from "../../protocol.ts";
 import { count } from "./text.ts";
-import { invitationTo, localHint } from "./invitation.ts";
+import { codeHints, invitationTo, isKept, passedOn } from "./invitation.ts";
 import { failIfAny } from "./participant-prompt.ts";
 import { inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { answerTo, type Verb } from "./verbs.ts";
@@ -37,8 +38,9 @@ const openedBy: Readonly<Record<number, (port: number) => string>> = {
 /** Of well-known services that no browser opens. */
 const others: ReadonlySet<number> = new Set([25, 53, 445, 3306, 3389, 5432, 5900, 6379, 25565, 27017]);
 
-/** What a user opens to reach `port` of the peer, which is at `here`. */
-export function whatToOpen(port: number, here: number): string {
+/** What a user opens to reach that target of the peer, which is at the port `here`. */
+export function whatToOpen({ kind, port }: Pick<HostTarget, "kind" | "port">, here: number): string {
+  if (kind === "udp") return `127.0.0.1:${here} (UDP)`;
   if (others.has(port)) return `127.0.0.1:${here}`;
   return openedBy[port]?.(here) ?? `http://127.0.0.1:${here}/`;
 }
@@ -59,43 +61,45 @@ export async function doVerb(running: Running, verb: Verb): Promise<void> {
 
 /** Joins, and says what the other side types. */
 async function join(running: Running): Promise<void> {
-  const { joined, invitation, terminal, options } = running;
+  const { invitation, terminal, options } = running;
   await joinInTime(running);
-  joined.resolve();
-  const { verb, room, introducer, shown } = options;
+  const { verb, room, introducer, secrets, key } = options;
   // Words that were not to be seen are not shown here either.
-  const code = invitation ?? (shown ? invitationTo(room!, introducer!) : "-");
+  const isShown = secrets.some(({ what }) => what === "words");
+  const code = invitation ?? (isShown ? invitationTo(room!, introducer!, passedOn(key)) : "-");
   const answer = answerTo(verb!, code);
   if (answer === undefined) return tellIfAlone(running);
-  const hint = code === "-" ? `\n  (it asks for the code: WORDS@${introducer})` : localHint(introducer!);
+  const hint =
+    code === "-" ? `\n  (it asks for the code: WORDS@${introducer})` : codeHints(introducer!, isKept(key));
   terminal.story(`on the other side:\n  ${answer}${hint}\nwaiting for it, until Ctrl-C`, true);
 }
 
 // --- giving ----------------------------------------------------------------------------------------------
 
 async function send(running: Running, paths: string[]): Promise<void> {
-  const { uses, participant } = running;
-  await uses.transfers.look(paths); // they may change until somebody comes, but what is wrong now is told now
-  for (const use of ["forward", "pipe", "files"]) participant.onStream(use, refuse("it only sends files"));
+  const { participant } = running;
+  await participant.uses.look(paths); // they may change until somebody comes, but what is wrong now is told now
+  for (const use of [...reachingUses, "files"]) participant.onStream(use, refuse("it only sends files"));
   await join(running);
   let failed = 0;
-  await withFirst(running, async (name) => void ({ failed } = await uses.transfers.send(name, paths)));
+  await withFirst(running, async (name) => void ({ failed } = await participant.send(name, paths)));
   failIfAny({ failed });
 }
 
-async function share(running: Running, targets: readonly Target[]): Promise<void> {
-  const { uses, participant, terminal } = running;
+async function share(running: Running, targets: readonly HostTarget[]): Promise<void> {
+  const { participant, terminal } = running;
   let first: string | undefined;
-  for (const use of ["forward", "pipe"])
+  for (const use of reachingUses)
     participant.onStream(use, (stream, from) =>
-      from.name === first ? uses.take(stream, from) : refuse("somebody else has come first")(stream),
+      from.name === first ? participant.serve(stream, from) : refuse("somebody else has come first")(stream),
     );
   participant.onStream("files", refuse("it only shares ports"));
   await join(running);
-  for (const target of targets) uses.allow(formatTarget(target));
+  for (const target of targets) await participant.allow(formatTarget(target));
   await withFirst(running, async (name, link) => {
     first = name;
-    const stream = link.open(sharedPurpose(targets));
+    const { use, ...more } = sharedPurpose(targets);
+    const stream = link.open(use, more);
     stream.on("error", () => {}); // the link's end says more
     stream.resume().end();
     terminal.story(`${printable(name)} can reach ${targets.map(formatTarget).join(", ")} now, until Ctrl-C`);
@@ -104,7 +108,7 @@ async function share(running: Running, targets: readonly Target[]): Promise<void
   });
 }
 
-type Work = (name: string, link: Link) => Promise<void>;
+type Work = (name: string, link: PeerLink) => Promise<void>;
 
 /** Works with whoever comes first; rejects, too, if there is no link in the time of --wait. */
 async function withFirst(running: Running, work: Work): Promise<void> {
@@ -122,9 +126,9 @@ async function withEach(running: Running, work: Work): Promise<void> {
   const missed = new Set<string>();
   for (;;) {
     const name = await whoever(running, missed);
-    let link: Link | undefined;
+    let link: PeerLink | undefined;
     try {
-      link = participant.linkWith(name) ?? (await participant.connect(name));
+      link = await participant.connect(name);
       return await work(name, link);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
@@ -146,7 +150,7 @@ async function whoever(running: Running, missed: ReadonlySet<string>): Promise<s
   for (;;) {
     const { promise: changed, resolve } = Promise.withResolvers<void>();
     running.heard = ({ event }) => void ((event === "joined" || event === "peers") && resolve());
-    const rows = await running.participant.listed();
+    const rows = await running.participant.peers.list();
     const here = rows.filter(({ present, state }) => present && state !== "untrusted");
     const next = here.find(({ name }) => !missed.has(name)) ?? here[0];
     if (next) return next.name;
@@ -157,10 +161,10 @@ async function whoever(running: Running, missed: ReadonlySet<string>): Promise<s
 // --- taking ----------------------------------------------------------------------------------------------
 
 async function receive(running: Running, into: string): Promise<void> {
-  const { uses, participant } = running;
+  const { participant } = running;
   const over = Promise.withResolvers<void>();
   over.promise.catch(() => {}); // it is awaited later
-  for (const use of ["forward", "pipe"]) participant.onStream(use, refuse("it only receives files"));
+  for (const use of reachingUses) participant.onStream(use, refuse("it only receives files"));
   participant.onStream("shared", (stream) => {
     refuse("it receives files: to reach ports, `reach` is typed")(stream);
     over.reject(
@@ -171,11 +175,11 @@ async function receive(running: Running, into: string): Promise<void> {
     if (event.event === "transferred" && event.failed === 0) over.resolve();
     else if (endings.has(event.event)) over.reject(new ToldError("it was told"));
     // What is under way has an end of its own.
-    else if (uses.transfers.list.length === 0) whenLeft(event, over.reject);
+    else if (participant.uses.transfers.length === 0) whenLeft(event, over.reject);
   };
-  uses.transfers.acceptInto(into);
+  await participant.accept(into, { from: undefined });
   await join(running);
-  await inTime(running, "", running.participant.whenLinked(""));
+  await inTime(running, "", running.participant.peers.whenLinked(""));
   await over.promise;
 }
 
@@ -183,7 +187,7 @@ async function reach(running: Running, ports: readonly number[]): Promise<void> 
   const { participant } = running;
   const over = Promise.withResolvers<never>();
   over.promise.catch(() => {}); // it is awaited later
-  for (const use of ["forward", "pipe"]) participant.onStream(use, refuse("it only reaches ports"));
+  for (const use of reachingUses) participant.onStream(use, refuse("it only reaches ports"));
   participant.onStream("files", (stream) => {
     refuse("it reaches ports: to receive files, `receive` is typed")(stream);
     over.reject(
@@ -191,13 +195,13 @@ async function reach(running: Running, ports: readonly number[]): Promise<void> 
     );
   });
   let sharer: string | undefined;
-  participant.onStream("shared", (stream, from) => {
+  participant.onStream("shared", async (stream, from) => {
     if (sharer !== undefined && sharer !== from.name) return refuse("somebody else was first")(stream);
     stream.resume().end();
     if (sharer !== undefined) return; // it is back
     sharer = from.name;
     try {
-      listen(running, readShared(from.purpose), from, ports);
+      await listen(running, readShared(from.purpose), from, ports);
     } catch (error) {
       const isOurs = !(error instanceof Refusal);
       over.reject(
@@ -207,41 +211,54 @@ async function reach(running: Running, ports: readonly number[]): Promise<void> 
   });
   running.heard = (event) => whenLeft(event, over.reject);
   await join(running);
-  await inTime(running, "", running.participant.whenLinked(""));
+  await inTime(running, "", running.participant.peers.whenLinked(""));
   await over.promise;
 }
 
-function listen(running: Running, targets: readonly Target[], from: From, ports: readonly number[]): void {
+async function listen(
+  running: Running,
+  targets: readonly HostTarget[],
+  from: StreamFrom,
+  ports: readonly number[],
+): Promise<void> {
   const { terminal, options } = running;
   if (ports.length > targets.length)
     throw new UserError(
       `only ${count(targets.length, "port")} ${targets.length === 1 ? "is" : "are"} shared there, and not ${ports.length}`,
     );
   for (const [index, target] of targets.entries()) {
-    const port = listenFor(running, target, from.name, ports[index]);
+    const port = await listenFor(running, target, from.name, ports[index]);
     const whose = `${formatTarget(target)} of ${printable(from.name)}`;
     const other = port === (ports[index] ?? target.port) ? "" : `; port ${target.port} can't be had here`;
     terminal.story(`${whose} is here now, until Ctrl-C${other}`);
-    if (!options.json) terminal.result(whatToOpen(target.port, port));
+    if (!options.json) terminal.result(whatToOpen(target, port));
   }
 }
 
 /** Listens on that port, or on the target's, or on a free one. Returns which it is. */
-function listenFor({ uses }: Running, target: Target, peer: string, wanted: number | undefined): number {
-  const at = (port: number) => ({ listen: { bind: "127.0.0.1", port }, peer, target });
-  const portOf = (listen: string) => Number(listen.slice(listen.lastIndexOf(":") + 1));
-  if (wanted !== undefined) return portOf(uses.forwardTo(at(wanted)).listen);
+async function listenFor(
+  { participant }: Running,
+  target: HostTarget,
+  peer: string,
+  wanted: number | undefined,
+): Promise<number> {
+  const listenAt = async (port: number) => {
+    const listen = { kind: target.kind, bind: "127.0.0.1", port };
+    const forwarded = await participant.forward({ listen, peer, target, ports: 1 }, { keep: false });
+    return parseInt(forwarded.listen.slice(forwarded.listen.lastIndexOf(":") + 1));
+  };
+  if (wanted !== undefined) return listenAt(wanted);
   try {
-    return portOf(uses.forwardTo(at(target.port)).listen);
+    return await listenAt(target.port);
   } catch (error) {
     if (!(error instanceof UserError)) throw error;
-    return portOf(uses.forwardTo(at(0)).listen);
+    return listenAt(0);
   }
 }
 
 // --- both ------------------------------------------------------------------------------------------------
 
-const refuse = (reason: string) => (stream: Stream) => stream.reset(reason, resetCodes.refused);
+const refuse = (reason: string) => (stream: PeerStream) => stream.reset(reason, resetCodes.refused);
 
 /** The other side has ended it on purpose, and does not come again with this code. */
 function whenLeft(event: ParticipantEvent, fail: (error: UserError) => void): void {

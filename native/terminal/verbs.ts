@@ -8,7 +8,8 @@
 import { otherStartedAs, startedAs } from "../host/started.ts";
 import type { ParticipantEvent } from "../participant/events.ts";
 import { maxShared } from "../uses/shared.ts";
-import { AllowList, parseTarget, SpecError, type Target } from "../uses/target.ts";
+import { AllowList } from "../uses/allow-list.ts";
+import { parseTarget, SpecError, type HostTarget } from "../uses/target.ts";
 import { printable } from "../../protocol.ts";
 import { nearest, UsageError } from "./command-line.ts";
 import { help, verbs } from "./participant-options.ts";
@@ -17,7 +18,7 @@ import { help, verbs } from "./participant-options.ts";
 export type Verb =
   | { is: "send"; paths: string[] }
   | { is: "receive"; into: string }
-  | { is: "share"; targets: Target[] }
+  | { is: "share"; targets: HostTarget[] }
   | { is: "reach"; ports: number[] };
 
 /** What the other side types after it. */
@@ -28,10 +29,14 @@ const fitting = [
   "name",
   "room",
   "via",
+  "key",
   "wait",
   "keep",
+  "limit",
   "direct",
+  "only-relay",
   "no-portmap",
+  "port",
   "executable",
   "verbose",
   "quiet",
@@ -87,7 +92,7 @@ function needed(words: string[], what: string): string[] {
   return words;
 }
 
-function readTargets(words: readonly string[]): Target[] {
+function readTargets(words: readonly string[]): HostTarget[] {
   if (words.length > maxShared) throw new UsageError(`at most ${maxShared} ports can be shared`);
   try {
     for (const word of words) new AllowList().add(word);

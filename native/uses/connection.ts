@@ -55,7 +55,7 @@ export class Connection {
   /** Cuts both off, and tells the peer why. */
   reset(reason: string, code: number = resetCodes.cancelled): void {
     this.#stream?.reset(reason, code);
-    this.#fail(new StreamError(code, reason));
+    this.fail(new StreamError(code, reason));
   }
 
   // --- from the socket -----------------------------------------------------------------------------------
@@ -136,13 +136,18 @@ export class Connection {
   /** Does nothing once both halves have ended: then only the socket has still to close. */
   #streamFailed(error?: Error): void {
     if (this.#hasSocketEnded && this.#hasStreamEnded) return;
-    this.#fail(error ?? new StreamError(resetCodes.cancelled, "the stream was cut off"));
+    this.fail(error ?? new StreamError(resetCodes.cancelled, "the stream was cut off"));
   }
 
-  #fail(error: Error): void {
+  protected fail(error: Error): void {
     if (this.#isOver) return;
     this.#over(error);
-    this.#socket?.terminate();
+    if (this.#socket) this.cutOff(this.#socket, error);
+  }
+
+  /** Closes the socket, before its time. */
+  protected cutOff(socket: Socket<Connection>, _error: Error): void {
+    socket.terminate();
   }
 
   #over(error?: Error): void {

@@ -63,7 +63,7 @@ export interface TransferOutcome {
   /** A thousand of `failed`, the largest first. */
   failures: FileFailure[];
   failed: number;
-  /** The first thousand of `noted`: other names, and files that grew. */
+  /** The first thousand of `noted`: other names, and files that grew or shrank. */
   notes: FileNote[];
   noted: number;
 }
@@ -142,10 +142,11 @@ export class Tally implements TransferOutcome {
   }
 }
 
-/** What both sides say of a file that has got another name, or that grew. */
+/** What both sides say of a file that has got another name, that grew, or that shrank. */
 export const storedNote = (as: string): string => `stored as ${as}`;
 export const grewNote = (length: number): string =>
   `it grew meanwhile: only its first ${bytes(length)} were sent`;
+export const shrankNote = (length: number): string => `it shrank meanwhile: it has ${bytes(length)} now`;
 
 /** The reason in a message; throws a {@link Refusal}. */
 export const reasonOf = (message: Message): string => text(message, "reason", maxReasonLength);

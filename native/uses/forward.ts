@@ -2,18 +2,19 @@
  * The listening end of a forward (`ssh -L`): a listener whose connections become streams. native/uses/serve.ts is the other
  * end. It knows no participant: its owner brings the link, and tells the user. For native/uses/services.ts.
  *
- * The purpose of a stream is `{"use":"forward","host":…,"port":…}`. Its bytes are those of the connection. If the target is
+ * The purpose of a stream is `{"use":"forward","host":…,"port":…}`, or that of native/uses/socks.ts. Its bytes are those of the connection. If the target is
  * not allowed, or does not answer, the stream is reset with the reason, and so is the client's connection. The same where
  * there is no link, or none that carries anything, for a while.
  */
-import { formatHostPort } from "../../protocol.ts";
 import type { Socket } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
 import { Listener } from "../host/listener.ts";
-import { listeningProblem } from "../host/listening-problem.ts";
+import { listeningProblem, pathProblem } from "../host/listening-problem.ts";
+import { listenAtPath } from "../host/unix.ts";
 import { descriptors } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
-import { type Listen, type Target } from "./target.ts";
+import { otherProtocol, SocksConnection, SocksError } from "./socks.ts";
+import { formatListen, type Listen, type Proxied, type StreamTarget } from "./target.ts";
 
 /** How long a client's connection waits for the link. */
 const linkPatienceMs = 30_000;
@@ -28,49 +29,61 @@ export type WhyRefused = "not-allowed" | "no-answer" | "no-link";
 /** The same, of the code with which the peer has reset a stream; undefined if that was for another reason. */
 export function whyRefused(code: number): WhyRefused | undefined {
   if (code === resetCodes.refused) return "not-allowed";
-  return code === resetCodes.unreachable ? "no-answer" : undefined;
+  return code === resetCodes.unreachable || code === resetCodes["nobody-listens"] ? "no-answer" : undefined;
 }
 
 export interface ForwardOptions {
   /** Port 0: the kernel chooses. */
   listen: Listen;
-  target: Target;
+  target: StreamTarget | Proxied;
   /** The link, as soon as one carries something. Not a promise if it does, so that a connection need not wait. */
   link: () => StreamOpener | Promise<StreamOpener>;
   /** A connection did not get through. */
-  onRefused?: (reason: string, why: WhyRefused) => void;
+  onRefused?: (target: StreamTarget, reason: string, why: WhyRefused) => void;
   /** Nobody can connect now, or others can. */
   onProblem?: (message: string) => void;
   patienceMs?: number;
 }
 
+/** The `use` of its streams. */
+type Use = "forward" | "socks";
+
 /** The listening end. It listens until {@link close}. */
 export class Forward {
-  readonly target: Target;
   readonly listen: Listen;
   /** Connections so far. */
   total = 0;
   readonly #listener: Listener<Connection>;
   readonly #options: ForwardOptions;
+  #removeFile = () => {};
   /** Each with what gives its descriptor back. */
   readonly #open = new Map<Connection, () => void>();
   #bytes = { in: 0, out: 0 };
+  #hasHeardOther = false;
 
   /** Throws an Error if it can't listen there. */
   constructor(options: ForwardOptions) {
-    const { bind, port } = options.listen;
     this.#options = options;
-    this.target = options.target;
+    const { listen } = options;
     try {
       const socket = { ...connectionHandlers, open: (one: Socket<Connection>) => this.#opened(one) };
       const problem = (message: string) => options.onProblem?.(message);
-      this.#listener = new Listener({ hostname: bind, port, allowHalfOpen: true, socket }, problem);
+      const common = { allowHalfOpen: true, socket };
+      if (listen.kind === "unix") {
+        const listenBy = (fd: number) => new Listener({ ...common, fd }, problem);
+        const { taken, remove } = listenAtPath(listen.path, listenBy);
+        this.#listener = taken;
+        this.#removeFile = remove;
+      } else this.#listener = new Listener({ ...common, hostname: listen.bind, port: listen.port }, problem);
     } catch (error) {
-      const isTaken = (error as NodeJS.ErrnoException).code === "EADDRINUSE";
-      const why = `${listeningProblem(error)}${isTaken ? "; choose another port" : ""}`;
-      throw new Error(`can't listen on ${formatHostPort(bind, port)}: ${why}`, { cause: error });
+      throw cantListen(listen, error);
     }
-    this.listen = { bind, port: this.#listener.port };
+    this.listen = listen.kind === "unix" ? listen : { ...listen, port: this.port };
+  }
+
+  /** Where it listens; 0 if that is a path. */
+  get port(): number {
+    return this.#listener.port;
   }
 
   /** Connections that are open. */
@@ -88,58 +101,93 @@ export class Forward {
   /** Stops listening, and cuts off the connections that are open. */
   close(): void {
     this.#listener.stop();
+    this.#removeFile();
     for (const connection of this.#open.keys()) connection.reset("the forward was taken back");
   }
 
   #opened(socket: Socket<Connection>): void {
-    const connection = new Connection();
+    const { target } = this.#options;
+    const connection: Connection =
+      target.kind === "socks"
+        ? new SocksConnection((wanted) => this.#begin(connection, wanted, "socks"))
+        : new Connection();
     socket.data = connection;
-    const { bind, port } = this.listen;
     // Connections to this port are the user's own. They are not given up for those of peers.
-    const of = `listener ${formatHostPort(bind, port)}`;
+    const of = `listener ${formatListen(this.listen)}`;
     const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => false });
     if (!free) return void socket.terminate();
-    connection.onOver = (error) => this.#over(connection, error);
     this.#open.set(connection, free);
     this.total++;
-    const link = this.#options.link();
-    if (link instanceof Promise) void this.#joinLater(connection, link);
-    else this.#join(connection, link);
+    connection.onOver = (error) => this.#over(connection, error);
+    if (target.kind !== "socks") this.#begin(connection, target, "forward");
     connection.socketOpened(socket);
   }
 
-  #join(connection: Connection, link: StreamOpener): void {
+  /** Opens its stream, as soon as there is a link. */
+  #begin(connection: Connection, target: StreamTarget, use: Use): void {
+    connection.onOver = (error) => this.#over(connection, error, target);
+    const link = this.#options.link();
+    if (link instanceof Promise) void this.#joinLater(connection, target, use, link);
+    else this.#join(connection, target, use, link);
+  }
+
+  #join(connection: Connection, target: StreamTarget, use: Use, link: StreamOpener): void {
     try {
-      if (!connection.isOver) connection.join(link.open({ use: "forward", ...this.target }));
+      if (!connection.isOver) connection.join(link.open({ use, ...target }));
     } catch (error) {
-      this.#noLink(connection, error);
+      this.#noLink(connection, target, error);
     }
   }
 
-  async #joinLater(connection: Connection, link: Promise<StreamOpener>): Promise<void> {
-    const { patienceMs = linkPatienceMs } = this.#options;
+  async #joinLater(
+    connection: Connection,
+    target: StreamTarget,
+    use: Use,
+    link: Promise<StreamOpener>,
+  ): Promise<void> {
     try {
-      this.#join(connection, await within(patienceMs, link, `none came within ${patienceMs / 1000} s`));
+      this.#join(connection, target, use, await inTime(link, this.#options.patienceMs));
     } catch (error) {
-      this.#noLink(connection, error);
+      this.#noLink(connection, target, error);
     }
   }
 
-  #noLink(connection: Connection, error: unknown): void {
+  #noLink(connection: Connection, target: StreamTarget, error: unknown): void {
     if (connection.isOver) return;
     const reason = error instanceof Error ? error.message : String(error);
-    connection.reset(reason);
-    this.#options.onRefused?.(reason, "no-link");
+    connection.reset(reason, resetCodes["link-ended"]);
+    this.#options.onRefused?.(target, reason, "no-link");
   }
 
-  #over(connection: Connection, error: Error | undefined): void {
+  #over(connection: Connection, error: Error | undefined, target?: StreamTarget): void {
     this.#open.get(connection)?.();
     this.#open.delete(connection);
     this.#bytes.out += connection.bytesIn;
     this.#bytes.in += connection.bytesOut;
+    if (error instanceof SocksError && error.message === otherProtocol) this.#heardOther();
     const why = error instanceof StreamError ? whyRefused(error.code) : undefined;
-    if (why !== undefined) this.#options.onRefused?.((error as StreamError).reason, why);
+    if (why !== undefined && target) this.#options.onRefused?.(target, (error as StreamError).reason, why);
   }
+
+  /** Told once: a program that is set wrongly tries again and again. */
+  #heardOther(): void {
+    const at = formatListen(this.listen);
+    if (!this.#hasHeardOther)
+      this.#options.onProblem?.(
+        `a client of the SOCKS5 proxy at ${at} was sent away: ${otherProtocol}; set it to socks5h://${at}`,
+      );
+    this.#hasHeardOther = true;
+  }
+}
+
+/** It says why nothing can be listened for there, and what to do. */
+export const cantListen = (listen: Listen, error: unknown): Error =>
+  new Error(`can't listen on ${formatListen(listen)}: ${whyNot(error, listen)}`, { cause: error });
+
+function whyNot(error: unknown, { kind }: Listen): string {
+  if (kind === "unix") return pathProblem(error);
+  const isTaken = (error as NodeJS.ErrnoException).code === "EADDRINUSE";
+  return `${listeningProblem(error)}${isTaken ? "; choose another port" : ""}`;
 }
 
 function sum<T>(all: Iterable<T>, count: (one: T) => number): number {
@@ -148,8 +196,9 @@ function sum<T>(all: Iterable<T>, count: (one: T) => number): number {
   return total;
 }
 
-async function within<T>(patienceMs: number, promise: Promise<T>, reason: string): Promise<T> {
+/** Settles as the link does, or rejects after a while. */
+export async function inTime<T>(link: Promise<T>, patienceMs = linkPatienceMs): Promise<T> {
   const { promise: late, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(() => reject(new Error(reason)), patienceMs);
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+  const timer = setTimeout(() => reject(new Error(`none came within ${patienceMs / 1000} s`)), patienceMs);
+  return Promise.race([link, late]).finally(() => clearTimeout(timer));
 }

@@ -24,13 +24,14 @@ import {
   type Message,
 } from "./message.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
-import { type Target } from "./target.ts";
+import { type StreamTarget } from "./target.ts";
+import { Pace } from "../shares/pace.ts";
 
 /** Bytes that a user may write ahead before `write` returns false. */
 const writableHighWaterMark = 256 * 1024;
 
 /** The purpose of a pipe's stream. */
-export const pipePurpose = (target?: Target): object => ({ use: "pipe", ...target });
+export const pipePurpose = (target?: StreamTarget): object => ({ use: "pipe", ...target });
 
 type WriteCallback = (error?: Error | null) => void;
 
@@ -43,6 +44,7 @@ export class Pipe extends Duplex implements Joinable {
   bytesIn = 0;
   bytesOut = 0;
   readonly #stream: Stream;
+  readonly #pace: Pace;
   readonly #decoder = new MessageDecoder();
   /** Called when the stream takes more. */
   #onDrained: WriteCallback | undefined;
@@ -52,10 +54,11 @@ export class Pipe extends Duplex implements Joinable {
   #hasEnd = false;
   #hasConfirmed = false;
 
-  constructor(stream: Stream) {
+  constructor(stream: Stream, pace = new Pace()) {
     // What it holds counts as read from the stream, so it must hold little. No autoDestroy: our answer follows `end`.
     super({ readableHighWaterMark: 0, writableHighWaterMark, autoDestroy: false });
     this.#stream = stream;
+    this.#pace = pace;
     this.on("error", () => {});
     stream.on("data", (bytes: Buffer) => this.#receive(bytes));
     stream.on("end", () => this.#streamEnded());
@@ -84,14 +87,31 @@ export class Pipe extends Duplex implements Joinable {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, written: WriteCallback): void {
-    this.bytesOut += chunk.length;
-    for (let at = 0; at < chunk.length; at += maxChunkBytes) {
-      const part = chunk.subarray(at, at + maxChunkBytes);
-      this.#stream.write(encodeChunk(part.length));
-      this.#stream.write(part);
-    }
+    if (this.#pace.bytesPerSecond !== undefined) return void this.#writePaced(chunk, written);
+    for (let at = 0; at < chunk.length; at += maxChunkBytes)
+      this.#writePart(chunk.subarray(at, at + maxChunkBytes));
     if (this.#stream.writableNeedDrain) this.#onDrained = written;
     else written();
+  }
+
+  #writePart(part: Buffer): void {
+    this.bytesOut += part.length;
+    this.#stream.write(encodeChunk(part.length));
+    this.#stream.write(part);
+    this.#pace.spend(part.length);
+  }
+
+  async #writePaced(chunk: Buffer, written: WriteCallback): Promise<void> {
+    for (let at = 0; at < chunk.length && !this.destroyed;) {
+      await this.#pace.ready();
+      if (this.destroyed) break;
+      const part = chunk.subarray(at, at + Math.min(maxChunkBytes, this.#pace.slice));
+      at += part.length;
+      this.#writePart(part);
+      if (this.#stream.writableNeedDrain)
+        await new Promise<void>((drained) => (this.#onDrained = () => drained()));
+    }
+    written();
   }
 
   override _final(confirmed: WriteCallback): void {

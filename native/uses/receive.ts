@@ -17,6 +17,7 @@ import {
   cutOff,
   fileProblem,
   grewNote,
+  shrankNote,
   LocalProblem,
   maxAhead,
   maxPathLength,
@@ -370,6 +371,8 @@ class Receiving implements AsyncDisposable {
     await this.#unlessFailed(async (one) => (path = await one.finish(sha256)));
     if (!current.isFailed && message["grew"] === true)
       this.#tally.note(current.file.path, grewNote(current.bytes));
+    if (!current.isFailed && current.bytes < current.file.bytes)
+      this.#tally.note(current.file.path, shrankNote(current.bytes));
     await this.#over(current, path === undefined ? undefined : this.#storedAs(current.file, path));
   }
 

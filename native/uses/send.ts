@@ -11,6 +11,7 @@ import {
   cancelPatienceMs,
   cutOff,
   grewNote,
+  shrankNote,
   maxAhead,
   maxPathLength,
   problemOf,
@@ -29,6 +30,7 @@ import { hashBeginning, headOf, Ledger, openSource, Outgoing } from "./outgoing.
 import { Silence } from "./silence.ts";
 import type { SourceFiles, SourceFolder } from "./source-files.ts";
 import { StreamError, type Stream } from "../session/stream.ts";
+import { Pace } from "../shares/pace.ts";
 import { WhileOpen } from "./while-open.ts";
 
 export interface SendOptions {
@@ -39,6 +41,7 @@ export interface SendOptions {
   onAccepted?: () => void;
   /** How long the receiver may be silent when it is its turn. */
   maxSilenceMs?: number;
+  pace?: Pace;
 }
 
 /**
@@ -55,8 +58,8 @@ export async function sendFiles(
   if (collection.things === 0) return new Tally().outcome;
   const offer = offerOf(collection);
   const { purpose, messages } = encodeOffer(offer);
-  const { progress = new TransferProgress({ files: files.length, bytes }) } = options;
-  return new Sending(link.open(purpose), collection, offer, progress).run(messages, options);
+  const { progress = new TransferProgress({ files: files.length, bytes }), pace = new Pace() } = options;
+  return new Sending(link.open(purpose), collection, offer, progress, pace).run(messages, options);
 }
 
 /** What is sent of a file in one go: from there to there. The hash has what comes before. */
@@ -86,10 +89,17 @@ class Sending {
     unconfirmed: [] as Outgoing[],
     folders: [] as SourceFolder[],
   };
-  /** Two blocks: one is being read into while the other is being sent. */
-  readonly #blocks = [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)];
+  /** How fast, and two blocks: one is being read into while the other is being sent. */
+  readonly #flow: { pace: Pace; blocks: readonly [Buffer, Buffer] };
 
-  constructor(stream: Stream, collection: SourceFiles, offer: FileOffer, progress: TransferProgress) {
+  constructor(
+    stream: Stream,
+    collection: SourceFiles,
+    offer: FileOffer,
+    progress: TransferProgress,
+    pace: Pace,
+  ) {
+    this.#flow = { pace, blocks: [Buffer.allocUnsafeSlow(blockBytes), Buffer.allocUnsafeSlow(blockBytes)] };
     this.#stream = stream;
     stream.written.countAcknowledged((bytes) => this.#ledger.acknowledged(bytes));
     this.#collection = collection;
@@ -159,6 +169,7 @@ class Sending {
 
   #write(bytes: Buffer, of?: Outgoing): Promise<void> {
     this.#ledger.wrote(bytes.length, of);
+    this.#flow.pace.spend(bytes.length);
     return new Promise((resolve) => void this.#stream.write(bytes, () => resolve()));
   }
 
@@ -220,6 +231,7 @@ class Sending {
     if (as !== undefined && isOneFile(this.#offer)) this.#progress.storedAs = as;
     else if (as !== undefined) this.#tally.note(path, storedNote(as));
     if (arrived.grew) this.#tally.note(path, grewNote(arrived.bytes));
+    if (arrived.bytes < arrived.file.bytes) this.#tally.note(path, shrankNote(arrived.bytes));
     this.#tally.files++;
     arrived.over(true);
   }
@@ -234,7 +246,7 @@ class Sending {
   async #announce(index: number): Promise<void> {
     const outgoing = new Outgoing(this.#collection.files[index]!, this.#progress);
     const { path, bytes, mode, mtimeMs } = outgoing.file;
-    const head = await headOf(outgoing.file, this.#blocks[0]!);
+    const head = await headOf(outgoing.file, this.#flow.blocks[0]!);
     this.#waiting.unsent.push(outgoing);
     this.#waiting.unanswered.push(outgoing);
     const modifiedMs = Math.floor(mtimeMs);
@@ -250,6 +262,7 @@ class Sending {
   }
 
   async #sendNext(): Promise<void> {
+    await this.#paced();
     const outgoing = this.#waiting.unsent.shift()!;
     const have = await this.#silence!.during(this.#whileOpen.wait(outgoing.answer.promise));
     if (!have) return;
@@ -270,7 +283,7 @@ class Sending {
     await using handle = await openSource(file);
     const before = await handle.stat();
     const isOver = () => this.#stream.destroyed || this.#cancelling !== undefined;
-    const hash = await hashBeginning(handle, have, this.#blocks[0]!, isOver);
+    const hash = await hashBeginning(handle, have, this.#flow.blocks[0]!, isOver);
     const from = hash ? have.bytes : 0;
     this.#say({ type: "from", bytes: from });
     outgoing.beginAt(from);
@@ -282,7 +295,7 @@ class Sending {
       outgoing.grew = after.size > outgoing.bytes;
       const sha256 = attempt.hash.digest("hex");
       const isTrue = outgoing.grew
-        ? await hashBeginning(handle, { bytes: outgoing.bytes, sha256 }, this.#blocks[0]!, isOver)
+        ? await hashBeginning(handle, { bytes: outgoing.bytes, sha256 }, this.#flow.blocks[0]!, isOver)
         : isSame(after, attempt.before);
       if (isWhole && isTrue) {
         this.#say({ type: "end", sha256, ...(outgoing.grew && { grew: true }) });
@@ -307,7 +320,7 @@ class Sending {
     let written: Promise<void> | undefined;
     let at = from;
     for (let turn = 0; at < bytes && !outgoing.isOver; turn ^= 1) {
-      const block = this.#blocks[turn]!;
+      const block = this.#flow.blocks[turn]!;
       const { bytesRead } = await handle.read(block, 0, Math.min(blockBytes, bytes - at), at);
       if (bytesRead === 0) break;
       const piece = block.subarray(0, bytesRead);
@@ -322,10 +335,21 @@ class Sending {
     return at >= bytes;
   }
 
-  #sendChunk(outgoing: Outgoing, piece: Buffer): Promise<void> {
-    if (this.#cancelling) return this.#whileOpen.wait(new Promise(() => {}));
-    void this.#write(encodeChunk(piece.length));
-    return this.#silence!.during(this.#whileOpen.wait(this.#write(piece, outgoing)));
+  async #sendChunk(outgoing: Outgoing, piece: Buffer): Promise<void> {
+    for (let at = 0; at < piece.length;) {
+      await this.#paced();
+      if (this.#cancelling) return this.#whileOpen.wait(new Promise(() => {}));
+      const slice = piece.subarray(at, at + this.#flow.pace.slice);
+      at += slice.length;
+      void this.#write(encodeChunk(slice.length));
+      await this.#silence!.during(this.#whileOpen.wait(this.#write(slice, outgoing)));
+    }
+  }
+
+  /** While we wait for our own limit, it is not the receiver's turn. */
+  async #paced(): Promise<void> {
+    const ready = this.#flow.pace.ready();
+    if (ready) await this.#whileOpen.wait(ready);
   }
 }
 

@@ -3,27 +3,34 @@
  * of what peers may reach, and the transfers. In a room that anyone may enter it opens nothing to others. It knows no
  * registration and prints nothing. For participant.ts.
  */
-import { formatHostPort, printable, UserError } from "../../protocol.ts";
-import { Forward, type WhyRefused } from "./forward.ts";
+import { printable, UserError } from "../../protocol.ts";
+import type { WhyRefused } from "./forward.ts";
+import { type ForwardRow, type Forwarding, Forwards } from "./forwards.ts";
 import { Gathering } from "./gather.ts";
 import type { From } from "./from.ts";
 import type { Link } from "../session/link.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
-import { type Refused, serveForward, servePipe } from "./serve.ts";
-import { resetCodes, type Stream } from "../session/stream.ts";
-import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
 import {
-  AllowList,
-  type ForwardSpec,
-  formatTarget,
-  parseForward,
-  parseListen,
-  SpecError,
-  type Target,
-} from "./target.ts";
+  type Refused,
+  type Served,
+  serveForward,
+  servePipe,
+  type ServeOptions,
+  serveSocks,
+} from "./serve.ts";
+import { serveUdp } from "./serve-udp.ts";
+import { resetCodes, type Stream } from "../session/stream.ts";
+import { Pace } from "../shares/pace.ts";
+import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
+import { AllowList } from "./allow-list.ts";
+import { fingerprintIn, isCalled, type Shown, splitWhom } from "./whom.ts";
+import { type ForwardSpec, parseForward, parsePipe, parseProxy, SpecError } from "./target.ts";
 
 /** So many uses are remembered, to tell each once. Then it begins anew. */
 const maxRemembered = 1024;
+
+/** What peers open streams for to reach something through us. */
+export const reachingUses: readonly string[] = ["forward", "socks", "udp", "pipe"];
 
 const openRoom = "in the open lobby anyone could use it: use a private room (--room WORDS)";
 
@@ -43,28 +50,13 @@ export type UseEvent =
   /** The first time that this peer has reached it through us. */
   | { event: "used"; name: string; target: string }
   | TransferEvent;
-/** A forward that was made or taken back: where it listens, and whose link it wants. */
-export interface Forwarding {
-  listen: string;
-  peer: string;
-}
 
-/** A forward as the table shows it. */
-export interface ForwardRow {
-  listen: string;
-  peer: string;
-  target: string;
-  open: number;
-  total: number;
-  bytesIn: number;
-  bytesOut: number;
-}
+const claimed = (what: string, name: string) =>
+  `whoever has the room's words can call itself ${name}, and then reach ${what}: with --remember it must have the certificate of the first ${name}, with ${what}@SHA256:… that one (\`whoami\` there)`;
 
 export interface ServicesOptions extends TransfersOptions {
   /** The link with that peer, as soon as it carries something. Rejects if none is being made, or the peer is gone. */
   liveLink: (peer: string) => Link | Promise<Link>;
-  /** The name of the peer whose pipe is joined to ours. Undefined: there is no pipe. */
-  pipesWith?: (() => string) | undefined;
   /** Something is wrong with this program's surroundings. */
   onProblem: (message: string) => void;
   onEvent: (event: UseEvent) => void;
@@ -72,9 +64,13 @@ export interface ServicesOptions extends TransfersOptions {
 
 export class Services {
   readonly transfers: Transfers;
+  /** How fast files and pipes are sent. */
+  readonly pace: Pace;
   readonly #options: ServicesOptions;
   readonly #allow = new AllowList();
-  readonly #forwards = new Map<string, { forward: Forward; peer: string }>();
+  readonly #forwards: Forwards;
+  /** The name of the peer whose pipe is joined to ours. */
+  #pipesWith: (() => string) | undefined;
   /** The stream that the peer opens for our pipe. */
   readonly #incoming = Promise.withResolvers<Pipe>();
   readonly #refusals = new Gathering();
@@ -83,7 +79,13 @@ export class Services {
 
   constructor(options: ServicesOptions) {
     this.#options = options;
-    this.transfers = new Transfers(options);
+    this.pace = options.pace ?? new Pace();
+    this.transfers = new Transfers({ ...options, pace: this.pace });
+    this.#forwards = new Forwards({
+      liveLink: options.liveLink,
+      onProblem: options.onProblem,
+      onRefused: (peer, target, reason, why) => this.#refused(peer, target, { reason, why }, "peer"),
+    });
   }
 
   /** Takes a stream that a peer has opened. */
@@ -91,8 +93,19 @@ export class Services {
     switch (from.purpose["use"]) {
       case "forward":
         return this.#serve(stream, from, serveForward);
+      case "socks":
+        return this.#serve(stream, from, serveSocks);
+      case "udp":
+        return this.#serve(stream, from, (one, purpose, options) =>
+          serveUdp(one, purpose, {
+            ...options,
+            onRefused: (target, refused) => this.#refused(from.name, target, refused, "us"),
+          }),
+        );
       case "pipe":
-        return "host" in from.purpose ? this.#serve(stream, from, servePipe) : this.#takePipe(stream, from);
+        return "host" in from.purpose || "path" in from.purpose
+          ? this.#serve(stream, from, servePipe)
+          : this.#takePipe(stream, from);
       case "files":
         return this.transfers.receive(stream, from);
     }
@@ -100,53 +113,44 @@ export class Services {
 
   // --- forwards ------------------------------------------------------------------------------------------
 
-  /** Starts a forward: `[BIND:]PORT:PEER:[HOST:]PORT`. It listens at once. */
+  /** Starts a forward: `[BIND:]PORT:PEER:[HOST:]PORT`, or a range of ports. It listens at once. */
   forward(text: string): Forwarding {
     return this.forwardTo(specified(() => parseForward(text)));
   }
 
+  /** Starts a SOCKS5 proxy: `[BIND:]PORT:PEER`. It listens at once. */
+  proxy(text: string): Forwarding {
+    return this.forwardTo(specified(() => parseProxy(text)));
+  }
+
   /** The same; port 0 listens on a free one. */
-  forwardTo({ listen, peer, target }: ForwardSpec): Forwarding {
-    const name = formatTarget(target);
-    let forward: Forward;
-    try {
-      forward = new Forward({
-        listen,
-        target,
-        link: () => this.#options.liveLink(peer),
-        onProblem: (message) => this.#options.onProblem(message),
-        onRefused: (reason, why) => this.#refused(peer, name, { reason, why }, "peer"),
-      });
-    } catch (error) {
-      throw new UserError(error instanceof Error ? error.message : String(error));
-    }
-    const at = formatHostPort(forward.listen.bind, forward.listen.port);
-    this.#forwards.set(at, { forward, peer });
-    this.#options.onEvent({ event: "forwarding", listen: at, name: peer, target: name });
-    return { listen: at, peer };
+  forwardTo(spec: ForwardSpec): Forwarding {
+    const { listen, peer, target } = this.#forwards.make(spec);
+    this.#options.onEvent({ event: "forwarding", listen, name: peer, target });
+    return { listen, peer };
   }
 
   unforward(text: string): Forwarding {
-    const { bind, port } = specified(() => parseListen(text));
-    const at = formatHostPort(bind, port);
-    const found = this.#forwards.get(at);
-    if (!found) throw new UserError(`nothing is forwarded from ${at}; \`forwards\` shows what is`);
-    found.forward.close();
-    this.#forwards.delete(at);
-    return { listen: at, peer: found.peer };
+    return specified(() => this.#forwards.takeBack(text));
   }
 
   get forwards(): ForwardRow[] {
-    return [...this.#forwards].map(([listen, { forward, peer }]) => {
-      const { open, total, bytesIn, bytesOut, target } = forward;
-      return { listen, peer, target: formatTarget(target), open, total, bytesIn, bytesOut };
-    });
+    return this.#forwards.rows;
   }
 
-  /** Lets peers reach `[HOST:]PORT`. Returns it in canonical form. */
+  /** Lets peers reach `[HOST:]PORT`, or with `@NAME` that one. Returns it in canonical form. */
   allow(text: string): string {
     this.#mustBePrivate("allow");
-    return specified(() => this.#allow.add(text));
+    const rule = specified(() => this.#allow.add(text));
+    const { rule: what, whom } = splitWhom(rule);
+    const isClaim = whom !== undefined && fingerprintIn(whom) === undefined && !this.#options.remembers;
+    if (isClaim) this.#options.onProblem(claimed(what.replace(/^localhost:/, ""), printable(whom)));
+    return rule;
+  }
+
+  /** Whether that peer is whom the user means. */
+  #is(whom: string, shown: Shown): boolean {
+    return (this.#options.isMeant ?? isCalled)(whom, shown);
   }
 
   disallow(text: string): void {
@@ -161,9 +165,12 @@ export class Services {
   async #serve(
     stream: Stream,
     { name, fingerprint: peer, purpose }: From,
-    serve: typeof serveForward | typeof servePipe,
+    serve: (stream: Stream, purpose: From["purpose"], options: ServeOptions) => Promise<Served>,
   ): Promise<void> {
-    const { target, refused } = await serve(stream, purpose, { allow: this.#allow, peer });
+    const { target, refused } = await serve(stream, purpose, {
+      ...{ allow: this.#allow.for((whom) => this.#is(whom, { name, fingerprint: peer })), peer },
+      pace: this.pace,
+    });
     if (refused) return this.#refused(name, target, refused, "us");
     if (this.#used.has(`${peer} ${target}`)) return;
     if (this.#used.size >= maxRemembered) this.#used.clear();
@@ -181,25 +188,32 @@ export class Services {
   }
 
   #mustBePrivate(what: string): void {
-    if (!this.#options.isPrivate()) throw new UserError(`\`${what}\` is refused: ${openRoom}`);
+    if (!this.#options.isPrivate())
+      throw new UserError(`\`${what}\` is refused: ${openRoom}`, { code: "open-room" });
   }
 
   // --- pipes ---------------------------------------------------------------------------------------------
 
   /**
-   * Our end of a pipe: to the peer's pipe, where each side opens a stream; or to a target, both directions on one
+   * Our end of a pipe: to the peer's pipe, where each side opens a stream; or to a target `[HOST:]PORT`, both directions on one
    * stream.
    */
-  pipe(link: Link, target: Target | undefined): { sending: Pipe; incoming?: Promise<Pipe> } {
-    const sending = new Pipe(link.open(pipePurpose(target)));
+  pipe(link: Link, text: string | undefined): { sending: Pipe; incoming?: Promise<Pipe> } {
+    const { target } = text === undefined ? {} : specified(() => parsePipe(`PEER:${text}`));
+    const sending = new Pipe(link.open(pipePurpose(target)), this.pace);
     return target ? { sending } : { sending, incoming: this.#incoming.promise };
+  }
+
+  /** From now on the pipe of the peer of that name is joined to ours. */
+  takePipeOf(name: () => string): void {
+    this.#pipesWith = name;
   }
 
   /** Takes the peer's stream for our pipe. If it comes early, it waits. A second one is refused. */
   #takePipe(stream: Stream, { name }: From): void {
-    if (this.#options.pipesWith?.() !== name)
+    if (this.#pipesWith?.() !== name)
       return stream.reset("it was not started with --pipe and your name", resetCodes.refused);
-    const pipe = new Pipe(stream);
+    const pipe = new Pipe(stream, this.pace);
     const { promise, resolve } = this.#incoming;
     resolve(pipe);
     void promise.then((first) => first !== pipe && pipe.reset("there is a pipe already", resetCodes.refused));
@@ -207,8 +221,7 @@ export class Services {
 
   /** Stops listening, and cancels what is sent and received. Resolves once the peers know, or after a while. */
   async close(): Promise<void> {
-    for (const { forward } of this.#forwards.values()) forward.close();
-    this.#forwards.clear();
+    this.#forwards.close();
     await this.transfers.close();
   }
 }

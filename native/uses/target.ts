@@ -1,25 +1,24 @@
 /**
- * Where streams may lead: how a target on the peer's side is written, and which targets a participant allows. Pure: it
- * looks up no name, and dials nothing. For native/uses/ and native/terminal/.
+ * Where streams may lead: how a target on the peer's side is written. Pure: it looks up no name, and dials nothing. For
+ * native/uses/ and native/terminal/.
  *
- *   target   [HOST:]PORT                      HOST: a name or an address; without it, localhost
- *   forward  [BIND:]PORT:[PEER]:[HOST:]PORT   listens on BIND, without it on 127.0.0.1
+ *   target   [HOST:]PORT or /PATH             HOST: a name or an address; without it, localhost. PATH: of a socket (unix(7))
+ *   forward  [BIND:]PORT:[PEER]:[HOST:]PORT   listens on BIND, without it on 127.0.0.1; PORT-PORT for as many on both sides;
+ *                                             /PATH at either end
+ *   proxy    [BIND:]PORT:[PEER]               listens as a forward, and clients say by SOCKS5 where they want to go
  *   pipe     [PEER] or [PEER]:[HOST:]PORT     without PEER: to the only other one of the room
- *   rule     [HOST:]PORT                      `*` for either; a network (10.0.0.0/8) for HOST
  *
- * A rule with an address or a network allows only what the peer asks for by address. A rule with a name allows only what it
- * asks for by that name. `*` allows both. So no name is looked up that no rule allows.
+ * A port is one of TCP, and PORT/udp one of UDP. A forward has the same at both ends.
  *
  * IPv6 addresses and networks stand in brackets. A peer whose name has a colon is named by its id.
  */
-import type { BlockList } from "node:net";
-import { defaultGateways } from "../host/routes.ts";
-import { addressScope, canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
+import { maxUnixPathBytes } from "../host/sockaddr.ts";
+import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 
 /** The longest name (RFC 1035 §2.3.4), without the final dot. */
 const maxHostLength = 253;
-/** The most rules of one list. Each is looked at for each stream. */
-const maxRules = 256;
+/** A forward of several ports listens on all of them, with two descriptors each. */
+export const maxForwardedPorts = 128;
 const defaultBind = "127.0.0.1";
 /** `localhost` is never looked up: no name server can change it (RFC 6761 §6.3). */
 export const localhostAddresses: readonly string[] = ["127.0.0.1", "::1"];
@@ -27,37 +26,80 @@ export const localhostAddresses: readonly string[] = ["127.0.0.1", "::1"];
 /** What a user wrote can't be read. The message says why, and what could be written. */
 export class SpecError extends Error {}
 
-/** A TCP service as the serving side sees it. The host is a name in lower case or a canonical address. */
-export interface Target {
+export type Transport = "tcp" | "udp";
+
+/** A service as the serving side sees it. The host is a name in lower case or a canonical address. */
+interface Service<Kind extends Transport> {
+  kind: Kind;
   host: string;
   port: number;
 }
+export type TcpTarget = Service<"tcp">;
+export type UdpTarget = Service<"udp">;
+/** A socket that is a file of the serving side's host. */
+export interface UnixTarget {
+  kind: "unix";
+  path: string;
+}
+export type HostTarget = TcpTarget | UdpTarget;
+/** What takes a stream of bytes. */
+export type StreamTarget = TcpTarget | UnixTarget;
+export type Target = HostTarget | UnixTarget;
 
-export interface Listen {
+/** Where each client wants to go: it says so by SOCKS5. */
+export interface Proxied {
+  kind: "socks";
+}
+
+export interface ListenPort {
+  kind: Transport;
   /** An address of this host. */
   bind: string;
   port: number;
 }
+export type Listen = ListenPort | UnixTarget;
 
 export interface ForwardSpec {
   listen: Listen;
   /** The peer's name or id, as written. */
   peer: string;
-  target: Target;
+  target: Target | Proxied;
+  /** How many ports in a row there are, from those of `listen` and `target`. */
+  ports: number;
+}
+
+/** Ports in a row. */
+export interface Ports {
+  first: number;
+  last: number;
 }
 
 export interface PipeSpec {
   peer: string;
   /** If undefined: the peer's standard input and output. */
-  target?: Target;
+  target?: StreamTarget;
 }
 
 // --- reading ---------------------------------------------------------------------------------------------
 
-export const formatTarget = ({ host, port }: Target): string => formatHostPort(host, port);
+/** The target of a proxy, as it is shown. */
+export const proxied = "SOCKS5";
+const suffixes: Readonly<Record<Transport, string>> = { tcp: "", udp: "/udp" };
+
+/** `HOST:PORT`, or `HOST:PORT-PORT` of several ports, or the path. */
+export function formatTarget(target: Target | Proxied, ports = 1): string {
+  if (target.kind === "socks") return proxied;
+  if (target.kind === "unix") return target.path;
+  return formatHostPort(target.host, formatPorts(target.port, ports, target.kind));
+}
+
+export function formatListen(listen: Listen, ports = 1): string {
+  if (listen.kind === "unix") return listen.path;
+  return formatHostPort(listen.bind, formatPorts(listen.port, ports, listen.kind));
+}
 
 /** The parts between colons, without brackets. Throws if brackets do not match. */
-function splitParts(text: string): string[] {
+export function splitParts(text: string): string[] {
   const parts = [...text.matchAll(/(?<=^|:)(?:\[[^[\]]*\]|[^:[\]]*)(?=:|$)/g)].map(([part]) => part);
   if (parts.join(":") !== text || text.startsWith("::")) {
     throw new SpecError(`${text}: parts are separated by colons, IPv6 addresses in brackets`);
@@ -65,11 +107,29 @@ function splitParts(text: string): string[] {
   return parts.map((part) => (part.startsWith("[") ? part.slice(1, -1) : part));
 }
 
+/** `8000`, or `8000-8010` of several; with `/udp` those of UDP. */
+export const formatPorts = (first: number | "*", ports: number, kind: Transport): string =>
+  (first === "*" || ports === 1 ? String(first) : `${first}-${first + ports - 1}`) + suffixes[kind];
+
 const isPort = (text: string): boolean => /^[1-9]\d{0,4}$/.test(text) && Number(text) <= 65535;
+
+/** `PORTS/udp`: ports of UDP. */
+export function readKind(text: string): { kind: Transport; text: string } {
+  const [, ports = text, kind = "tcp"] = /^(.*)\/(tcp|udp)$/.exec(text) ?? [];
+  return { kind: kind as Transport, text: ports };
+}
 
 function readPort(text: string, whole: string): number {
   if (isPort(text)) return Number(text);
   throw new SpecError(`${whole}: ${text} is not a port (1 to 65535)`);
+}
+
+/** Reads PORT or PORT-PORT. Throws a {@link SpecError}. */
+export function readPorts(text: string, whole: string): Ports {
+  const [first = "", last = first] = text.split(/-(.*)/, 2);
+  const ports = { first: readPort(first, whole), last: readPort(last, whole) };
+  if (ports.first <= ports.last) return ports;
+  throw new SpecError(`${whole}: ${text} must begin with the lower port, as ${last}-${first}`);
 }
 
 /** A name in lower case, or a canonical address; undefined if it is neither. */
@@ -82,54 +142,118 @@ function canonicalHost(text: string): string | undefined {
   return isName && !name.includes("..") ? name : undefined;
 }
 
-function readHost(text: string, whole: string): string {
+/** What is wrong with the path of a socket; undefined if nothing is. One and the same path is written in one way only. */
+function pathProblem(path: string): string | undefined {
+  const bytes = new TextEncoder().encode(path).length;
+  if (bytes > maxUnixPathBytes)
+    return `the path of a socket has at most ${maxUnixPathBytes} bytes, not ${bytes}`;
+  if (/^(\/(?!\.{0,2}(\/|$))[^/\p{C}]+)+$/u.test(path)) return undefined;
+  return "the path of a socket is a whole one, such as /run/docker.sock";
+}
+
+const isPath = (text: string): boolean => text.startsWith("/");
+
+/** Throws a {@link SpecError}. */
+export function readPath(path: string, whole: string): UnixTarget {
+  const problem = pathProblem(path);
+  if (problem !== undefined) throw new SpecError(`${whole}: ${problem}`);
+  return { kind: "unix", path };
+}
+
+export function readHost(text: string, whole: string): string {
   const host = canonicalHost(text);
   if (host === undefined) throw new SpecError(`${whole}: ${text} is neither a host name nor an address`);
   return host;
 }
 
 function readTarget(parts: readonly string[], whole: string): Target {
-  const [host, port] = parts.length === 1 ? ["localhost", parts[0]!] : [parts[0]!, parts[1]!];
-  return { host: readHost(host, whole), port: readPort(port, whole) };
+  if (parts.length === 1 && isPath(parts[0]!)) return readPath(parts[0]!, whole);
+  const [host, last] = parts.length === 1 ? ["localhost", parts[0]!] : [parts[0]!, parts[1]!];
+  const { kind, text } = readKind(last);
+  return { kind, host: readHost(host, whole), port: readPort(text, whole) };
 }
 
-function readListen(parts: readonly string[], whole: string): Listen {
-  const [bind, port] = parts.length === 1 ? [defaultBind, parts[0]!] : [parts[0]!, parts[1]!];
+export function readBind(bind: string, whole: string): string {
   const address = bind === "*" ? "0.0.0.0" : bind === "localhost" ? defaultBind : bind;
   const canonical = canonicalAddress(address)?.address;
-  if (canonical === undefined) {
-    throw new SpecError(`${whole}: ${bind} is not an address of this host to listen on (* for all)`);
-  }
-  return { bind: canonical, port: readPort(port, whole) };
+  if (canonical !== undefined) return canonical;
+  throw new SpecError(`${whole}: ${bind} is not an address of this host to listen on (* for all)`);
 }
 
 /** Reads `[HOST:]PORT`; throws a {@link SpecError}. */
-export function parseTarget(text: string): Target {
+export function parseTarget(text: string): HostTarget {
   const parts = splitParts(text);
-  if (parts.length > 2) throw new SpecError(`${text}: a target is [HOST:]PORT, such as 8000 or nas:80`);
-  return readTarget(parts, text);
+  const target = parts.length > 2 ? undefined : readTarget(parts, text);
+  if (target && target.kind !== "unix") return target;
+  throw new SpecError(`${text}: a target is [HOST:]PORT, such as 8000 or nas:80`);
 }
 
-/** Reads `[BIND:]PORT:PEER:[HOST:]PORT`; throws a {@link SpecError}. */
+/** One end of a forward: ports in a row, or a path. */
+type End = { kind: Transport; host: string; ports: Ports } | UnixTarget;
+
+function readEnd(parts: readonly string[], whole: string, readPlace: typeof readHost, place: string): End {
+  if (parts.length === 1 && isPath(parts[0]!)) return readPath(parts[0]!, whole);
+  const { kind, text } = readKind(parts.at(-1)!);
+  const host = readPlace(parts.length === 1 ? place : parts[0]!, whole);
+  return { kind, host, ports: readPorts(text, whole) };
+}
+
+/** How many of the parts say where it listens. With four, a number in front is the port: no address is just a number. */
+function listenParts(parts: readonly string[]): number {
+  if (isPath(parts[0]!)) return 1;
+  return parts.length === 5 || (parts.length === 4 && !/^[\d-]+(\/|$)/.test(parts[0]!)) ? 2 : 1;
+}
+
+/** Reads `[BIND:]PORT:PEER:[HOST:]PORT`, or with a path for either end; throws a {@link SpecError}. */
 export function parseForward(text: string): ForwardSpec {
   const parts = splitParts(text);
-  if (parts.length < 3 || parts.length > 5) {
+  const peerAt = listenParts(parts);
+  const targetParts = parts.slice(peerAt + 1);
+  if (targetParts.length < 1 || targetParts.length > 2) {
     throw new SpecError(`${text}: a forward is [BIND:]PORT:PEER:[HOST:]PORT, such as 8080:bob:80`);
   }
-  // With four parts, a number in front is the port: no address to listen on is just a number.
-  const listenParts = parts.length === 5 || (parts.length === 4 && !/^\d+$/.test(parts[0]!)) ? 2 : 1;
+  const here = readEnd(parts.slice(0, peerAt), text, readBind, defaultBind);
+  const there = readEnd(targetParts, text, readHost, "localhost");
+  if ((here.kind === "udp") !== (there.kind === "udp"))
+    throw new SpecError(`${text}: one end is UDP and the other is not: write /udp after both ports`);
   return {
-    listen: readListen(parts.slice(0, listenParts), text),
-    peer: parts[listenParts]!,
-    target: readTarget(parts.slice(listenParts + 1), text),
+    listen: here.kind === "unix" ? here : { kind: here.kind, bind: here.host, port: here.ports.first },
+    peer: parts[peerAt]!,
+    target: there.kind === "unix" ? there : { kind: there.kind, host: there.host, port: there.ports.first },
+    ports: countPorts(here, there, text),
   };
 }
 
-/** Reads `[BIND:]PORT`; throws a {@link SpecError}. */
-export function parseListen(text: string): Listen {
+const portsOf = (end: End): number => (end.kind === "unix" ? 1 : end.ports.last - end.ports.first + 1);
+
+/** How many ports there are on both sides. */
+function countPorts(here: End, there: End, whole: string): number {
+  const [count, others] = [here, there].map(portsOf) as [number, number];
+  if (count !== others)
+    throw new SpecError(`${whole}: ${count} here and ${others} there: both must have as many ports`);
+  if (count <= maxForwardedPorts) return count;
+  throw new SpecError(`${whole}: at most ${maxForwardedPorts} ports in a row can be forwarded, not ${count}`);
+}
+
+/** Reads `[BIND:]PORT`, PORT-PORT, or a path; throws a {@link SpecError}. */
+export function parseListen(text: string): { listen: Listen; ports: number } {
   const parts = splitParts(text);
-  if (parts.length === 1 || parts.length === 2) return readListen(parts, text);
-  throw new SpecError(`${text}: what listens is [BIND:]PORT, such as 8080`);
+  if (parts.length > 2) throw new SpecError(`${text}: what listens is [BIND:]PORT, such as 8080`);
+  const end = readEnd(parts, text, readBind, defaultBind);
+  if (end.kind === "unix") return { listen: end, ports: 1 };
+  return { listen: { kind: end.kind, bind: end.host, port: end.ports.first }, ports: portsOf(end) };
+}
+
+/** Reads `[BIND:]PORT:PEER`, or PORT alone; throws a {@link SpecError}. */
+export function parseProxy(text: string): ForwardSpec {
+  const parts = splitParts(text);
+  const peerAt = parts.length === 3 ? 2 : 1;
+  if (parts.length > 3) throw new SpecError(`${text}: a SOCKS5 proxy is [BIND:]PORT:PEER, such as 1080:bob`);
+  const end = readEnd(parts.slice(0, peerAt), text, readBind, defaultBind);
+  if (end.kind === "udp" || portsOf(end) > 1)
+    throw new SpecError(`${text}: a SOCKS5 proxy listens on one port of TCP`);
+  const listen: Listen = end.kind === "unix" ? end : { kind: "tcp", bind: end.host, port: end.ports.first };
+  return { listen, peer: parts[peerAt] ?? "", target: { kind: "socks" }, ports: 1 };
 }
 
 /** Reads `PEER` or `PEER:[HOST:]PORT`; throws a {@link SpecError}. */
@@ -138,169 +262,24 @@ export function parsePipe(text: string): PipeSpec {
   if (peer === undefined || target.length > 2) {
     throw new SpecError(`${text}: a pipe is PEER or PEER:[HOST:]PORT, such as bob or bob:22`);
   }
-  return { peer, ...(target.length > 0 && { target: readTarget(target, text) }) };
+  if (target.length === 0) return { peer };
+  const read = readTarget(target, text);
+  if (read.kind === "udp")
+    throw new SpecError(`${text}: a pipe is one stream of bytes, and UDP is none: a forward carries it (-L)`);
+  return { peer, target: read };
 }
 
-/** The target that the purpose of a stream names. Throws a {@link Refusal}. */
-export function readPurposeTarget({ host, port }: Record<string, unknown>): Target {
+/** The target that the purpose of a stream names; TCP unless `kind` is another. Throws a {@link Refusal}. */
+export function readPurposeTarget({ kind = "tcp", host, port, path }: Record<string, unknown>): Target {
+  if (kind === "unix") {
+    if (typeof path === "string" && pathProblem(path) === undefined) return { kind, path };
+    throw new Refusal("bad-field", "path must be the whole path of a socket");
+  }
+  if (kind !== "tcp" && kind !== "udp") throw new Refusal("bad-field", "kind must be tcp, udp or unix");
   const canonical = typeof host === "string" ? canonicalHost(host) : undefined;
   if (canonical === undefined) throw new Refusal("bad-field", "host must be a host name or an address");
   if (typeof port !== "number" || !isPort(String(port))) {
     throw new Refusal("bad-field", "port must be a whole number from 1 to 65535");
   }
-  return { host: canonical, port };
-}
-
-// --- allowing --------------------------------------------------------------------------------------------
-
-/** One list for each family: Node takes 127.0.0.1 for ::ffff:127.0.0.1, and ::/0 would contain that. */
-type Networks = Partial<Record<Family, BlockList>>;
-const newNetworks = (): BlockList => new (process.getBuiltinModule("node:net").BlockList)();
-/**
- * `*`: any address but a delicate one, by any name. A name: its addresses, if peers ask by that name. Networks: addresses in
- * them; of a wide one none that is delicate.
- */
-type RuleHost = "*" | { name: string } | { networks: Networks; isWide?: boolean };
-
-interface Rule {
-  /** In canonical spelling. */
-  readonly text: string;
-  readonly host: RuleHost;
-  readonly port: number | "*";
-}
-
-function parseRule(text: string): Rule {
-  const parts = splitParts(text);
-  if (parts.length < 1 || parts.length > 2) {
-    throw new SpecError(`${text}: what is allowed is [HOST:]PORT, such as 22, 10.0.0.0/8:443 or *:80`);
-  }
-  const port = parts.at(-1) === "*" ? "*" : readPort(parts.at(-1)!, text);
-  const [host, spelling] = readRuleHost(parts.length === 1 ? "localhost" : parts[0]!, text);
-  return { text: formatHostPort(spelling, port), host, port };
-}
-
-function readRuleHost(text: string, whole: string): [host: RuleHost, spelling: string] {
-  if (text === "*") return ["*", "*"];
-  const [start = "", prefix] = text.split(/\/(.*)/, 2);
-  const host = readHost(start, whole);
-  const address = canonicalAddress(host);
-  if (prefix !== undefined && !address) throw new SpecError(`${whole}: ${text} is not a network`);
-  if (host === "localhost") return [{ networks: networksOf(localhostAddresses) }, host];
-  if (!address) return [{ name: host }, host];
-  if (prefix === undefined && isUnspecified(host))
-    throw new SpecError(
-      `${whole}: ${host} is no address that can be reached; 127.0.0.1 or [::1] is this host`,
-    );
-  if (prefix === undefined) return [{ networks: networksOf([host]) }, host];
-  const bits = Number(prefix);
-  if (!/^\d{1,3}$/.test(prefix) || bits > (address.family === 4 ? 32 : 128)) {
-    throw new SpecError(`${whole}: /${prefix} is no prefix length of an IPv${address.family} network`);
-  }
-  const networks = newNetworks();
-  networks.addSubnet(host, bits, familyOf(host));
-  return [{ networks: { [familyOf(host)]: networks }, isWide: bits < 8 }, `${host}/${bits}`];
-}
-
-function networksOf(addresses: readonly string[]): Networks {
-  const networks: Networks = {};
-  for (const address of addresses) {
-    const family = familyOf(address);
-    (networks[family] ??= newNetworks()).addAddress(address, family);
-  }
-  return networks;
-}
-
-type Family = "ipv4" | "ipv6";
-const familyOf = (address: string): Family => (address.includes(":") ? "ipv6" : "ipv4");
-
-function contains(networks: Networks, address: string): boolean {
-  const family = familyOf(address);
-  return networks[family]?.check(address, family) ?? false;
-}
-
-/**
- * Whether it is an address of this host. Whoever controls a name could point it there, so only a rule for addresses
- * opens it.
- */
-function isOurs(address: string): boolean {
-  const scope = addressScope(address);
-  return scope === "loopback" || scope === "unusable";
-}
-
-/**
- * Whether only a rule that names it opens it: an address of the link (RFC 3927, RFC 4291 §2.5.6), among which are those
- * where a cloud keeps its machines' passwords, or the router's own page.
- */
-function isDelicate(address: string, routers: readonly string[]): boolean {
-  return /^169\.254\.|^fe[89ab].:|^fd00:ec2::254$/.test(address) || routers.includes(address);
-}
-
-function permits({ host }: Rule, target: Target, address: string, routers: () => readonly string[]): boolean {
-  if (host === "*") return !isDelicate(address, routers());
-  if ("name" in host) return host.name === target.host && !isOurs(address);
-  // Connecting to the unspecified address means this host, on Linux.
-  if (isUnspecified(address) || !contains(host.networks, address)) return false;
-  return !host.isWide || !isDelicate(address, routers());
-}
-
-const isUnspecified = (address: string): boolean => address === "0.0.0.0" || address === "::";
-
-/** Whether the peer has asked by address, or for localhost. */
-const isAddress = ({ host }: Target): boolean => host === "localhost" || canonicalAddress(host) !== undefined;
-
-/** What peers may reach through us. At first that is nothing. */
-export class AllowList {
-  #rules: Rule[] = [];
-  readonly #routers: () => readonly string[];
-
-  /** `routers`: the addresses of this host's routers. */
-  constructor(routers = defaultGateways) {
-    this.#routers = routers;
-  }
-
-  /** Adds a rule that a user wrote, and returns it in canonical form. Throws a {@link SpecError}. */
-  add(text: string): string {
-    const rule = parseRule(text);
-    if (this.#rules.some((one) => one.text === rule.text)) return rule.text;
-    if (this.#rules.length >= maxRules) throw new SpecError(`at most ${maxRules} targets can be allowed`);
-    this.#rules.push(rule);
-    return rule.text;
-  }
-
-  /** Takes a rule away. Returns whether there was one. Throws a {@link SpecError}. Open connections go on. */
-  remove(text: string): boolean {
-    const canonical = parseRule(text).text;
-    const before = this.#rules.length;
-    this.#rules = this.#rules.filter((one) => one.text !== canonical);
-    return this.#rules.length < before;
-  }
-
-  /** The rules in canonical form. */
-  get rules(): string[] {
-    return this.#rules.map(({ text }) => text);
-  }
-
-  /** Whether any address of the target could be allowed. If not, its name is not looked up. */
-  mayPermit(target: Target): boolean {
-    return this.#rulesFor(target).some(
-      ({ host }) => host === "*" || ("networks" in host ? isAddress(target) : host.name === target.host),
-    );
-  }
-
-  /** Whether a rule names this name itself. */
-  names(target: Target): boolean {
-    return this.#rulesFor(target).some(
-      ({ host }) => host !== "*" && "name" in host && host.name === target.host,
-    );
-  }
-
-  /** Those of the target's addresses (canonical) that may be dialled. */
-  permitted(target: Target, addresses: readonly string[]): string[] {
-    const rules = this.#rulesFor(target);
-    return addresses.filter((address) => rules.some((rule) => permits(rule, target, address, this.#routers)));
-  }
-
-  #rulesFor({ port }: Target): Rule[] {
-    return this.#rules.filter((rule) => rule.port === "*" || rule.port === port);
-  }
+  return { kind, host: canonical, port };
 }

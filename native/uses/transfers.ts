@@ -6,6 +6,7 @@
 import { printable, ToldError, UserError } from "../../protocol.ts";
 import { type Bucket, tryTake } from "../shares/budget.ts";
 import { FairShare } from "../shares/fair-share.ts";
+import type { Pace } from "../shares/pace.ts";
 import type { Link } from "../session/link.ts";
 import { resetCodes, type Stream, StreamError } from "../session/stream.ts";
 import { folderFor } from "./destination.ts";
@@ -23,6 +24,8 @@ import { checkRoom, type Decision, receiveFiles } from "./receive.ts";
 import { sendFiles } from "./send.ts";
 import { collectFiles, type SourceFiles } from "./source-files.ts";
 import { listUnfinished, type Unfinished } from "./unfinished.ts";
+import type { Watch } from "./watched.ts";
+import { isCalled, type Shown } from "./whom.ts";
 
 /**
  * Offers that are being read, and offers that wait for the user, at one time; of all peers, in fair shares. Offers wait for
@@ -111,10 +114,16 @@ export interface Transfer {
 export interface TransfersOptions {
   /** The link with that peer, as soon as there is one. Rejects if none is being made. */
   link: (peer: string) => Link | Promise<Link>;
+  /** Whether a peer is the one that the user has named. By default, whoever says so. */
+  isMeant?: (whom: string, shown: Shown) => boolean;
+  /** Whether names are bound to the certificate that was seen first. */
+  remembers?: boolean;
   /** Whether it is a private room. */
   isPrivate: () => boolean;
   /** Whether there is a user who can accept an offer. */
   canAsk: boolean;
+  /** How fast it sends. */
+  pace?: Pace;
   /** Whether what is received may be executable. */
   executable?: boolean;
   onEvent: (event: TransferEvent) => void;
@@ -208,7 +217,11 @@ export class Transfers {
   }
 
   /** Sends files. Resolves once each has arrived or has failed. Events tell which. */
-  async send(peer: string, what: readonly string[] | SourceFiles): Promise<TransferOutcome> {
+  async send(
+    peer: string,
+    what: readonly string[] | SourceFiles,
+    { signal, begun }: Watch = {},
+  ): Promise<TransferOutcome> {
     const collection = "files" in what ? what : await this.look(what);
     const link = await this.#options.link(peer);
     const { name, files, bytes, skipped } = collection;
@@ -221,17 +234,25 @@ export class Transfers {
     const about = { direction: "sending", name: peer, what: name, progress } as const;
     const cancel = new AbortController();
     const underWay = this.#begin(about, link, cancel);
+    const abort = () => cancel.abort();
+    signal?.addEventListener("abort", abort);
+    if (signal?.aborted) abort();
+    begun?.(progress);
     const waiting = setTimeout(
       () => this.#options.onEvent({ event: "transfer-waiting", ...underWay.told, ...counts }),
       waitingTellMs,
     );
+    const { pace } = this.#options;
     const onAccepted = () => {
       clearTimeout(waiting);
       this.#options.onEvent({ event: "transferring", ...underWay.told, ...counts });
     };
     return await this.#until(underWay, () =>
-      sendFiles(link, collection, { progress, signal: cancel.signal, onAccepted }),
-    ).finally(() => clearTimeout(waiting));
+      sendFiles(link, collection, { progress, signal: cancel.signal, onAccepted, ...(pace && { pace }) }),
+    ).finally(() => {
+      clearTimeout(waiting);
+      signal?.removeEventListener("abort", abort);
+    });
   }
 
   // --- what peers offer ----------------------------------------------------------------------------------
@@ -279,6 +300,7 @@ export class Transfers {
     if (!this.#options.isPrivate())
       throw new UserError(
         "`accept` is refused: in the open lobby anyone could use it: use a private room (--room WORDS)",
+        { code: "open-room" },
       );
   }
 
@@ -359,7 +381,8 @@ export class Transfers {
     if (!this.#mayOffer(fingerprint))
       return { refuse: "too many offers of yours came at once: wait a while" };
     const { directory, from: wanted } = this.#acceptInto ?? {};
-    if (directory !== undefined && (wanted === undefined || wanted.toLowerCase() === name.toLowerCase()))
+    const { isMeant = isCalled } = this.#options;
+    if (directory !== undefined && (wanted === undefined || isMeant(wanted, { name, fingerprint })))
       return { directory, isReal: true };
     if (!this.#canAsk)
       return { refuse: wanted === undefined ? nobodyThere : `it takes files of ${wanted} only (--from)` };
@@ -450,7 +473,8 @@ export class Transfers {
       if (error instanceof Cancelled)
         onEvent({ event: "transfer-cancelled", ...told, by: error.by, ...there });
       else onEvent({ event: "transfer-failed", ...told, ...failure, ...there });
-      throw new ToldError(failure.reason, { cause: error });
+      const code = error instanceof Cancelled ? "cancelled" : "transfer-failed";
+      throw new ToldError(failure.reason, { cause: error, code });
     } finally {
       this.#underWay.delete(id);
       underWay.over.resolve();

@@ -1,0 +1,74 @@
+/**
+ * `introducer ctl COMMAND`: says a command to an introducer that runs on this host, and prints what its prompt would have
+ * printed. Owns nothing. For introducer.ts; introducer-control.ts is the other side.
+ */
+import { readdirSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { isatty } from "node:tty";
+import { UserError } from "../../protocol.ts";
+import type { ControlArguments, Said, Told } from "./control-path.ts";
+import type { Terminal } from "./terminal.ts";
+
+const problems: Readonly<Record<string, string>> = {
+  EACCES: "it is another user's: be that user, or root (sudo)",
+  EPERM: "it is another user's: be that user, or root (sudo)",
+};
+
+/** Resolves to the exit code. Rejects with a {@link UserError} if nobody is there to obey. */
+export async function ctl(
+  terminal: Terminal,
+  { path, isDefault, line, json }: ControlArguments,
+): Promise<number> {
+  const over = Promise.withResolvers<number>();
+  let held = "";
+  const decoder = new TextDecoder();
+  const said: Said = {
+    ...{ line, json },
+    width: Number.isFinite(terminal.width) ? terminal.width : null,
+    colors: isatty(1) && terminal.resultColors.isColorSupported,
+  };
+  try {
+    await Bun.connect({
+      unix: path,
+      socket: {
+        open: (socket) => void socket.write(`${JSON.stringify(said)}\n`),
+        data: (_, chunk) => {
+          const lines = (held + decoder.decode(chunk, { stream: true })).split("\n");
+          held = lines.pop()!;
+          for (const one of lines) {
+            const code = show(terminal, JSON.parse(one) as Told);
+            if (code !== undefined) over.resolve(code);
+          }
+        },
+        close: () => over.reject(new UserError("the introducer ended before it had answered")),
+      },
+    });
+  } catch (error) {
+    const { code = "" } = error as NodeJS.ErrnoException;
+    const why = problems[code] ?? `is it running${isDefault ? `, with this port?${others(path)}` : "?"}`;
+    throw new UserError(`no introducer takes commands at ${path}: ${why}`);
+  }
+  return over.promise;
+}
+
+/** Returns the exit code with which it ends. */
+function show(terminal: Terminal, told: Told): number | undefined {
+  if ("code" in told) return told.code;
+  if ("result" in told) terminal.result(told.result);
+  else if ("error" in told) terminal.error(told.error);
+  else terminal.story(told.story);
+  return undefined;
+}
+
+/** Which ports introducers are at that listen in the same folder. */
+function others(path: string): string {
+  try {
+    const ports = readdirSync(dirname(path)).flatMap((file) => /^(\d+)\.sock$/.exec(file)?.[1] ?? []);
+    const there = ports.filter((port) => `${port}.sock` !== basename(path));
+    return there.length === 0
+      ? ""
+      : ` There are: ${there.map((port) => `\`introducer ctl ${port} …\``).join(", ")}`;
+  } catch {
+    return "";
+  }
+}
