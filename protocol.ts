@@ -72,11 +72,6 @@ export const birthdayPorts = { first: 1024, last: 65535 };
 
 // --- errors ----------------------------------------------------------------------------------------------
 
-/** An error for the user: what went wrong and what to do next. */
-export class UserError extends Error {}
-/** A failure that has been told by an event already. */
-export class ToldError extends UserError {}
-
 /** Why a punch failed: the closed set of diagnoses, with the sentence a user reads. */
 export const failureReasons = {
   "peer-left": "the peer left while we were punching",
@@ -93,6 +88,49 @@ export const failureReasons = {
   "timed-out": "a connection opened, but was not agreed on in time",
 } as const;
 export type FailureReason = keyof typeof failureReasons;
+
+/** Why something else could not be done, with the sentence for it; the message of an error says more. */
+export const errorCodes = {
+  ...failureReasons,
+  "not-possible": "it can't be done as it was asked for",
+  "no-introducer": "the introducer can't be reached, or did not register us",
+  "not-registered": "we are not registered with the introducer",
+  "no-such-peer": "nobody who is meant by that is in the room",
+  "ambiguous-peer": "several in the room could be meant by that",
+  "untrusted-peer": "the peer has not proved to be one of the room",
+  "not-linked": "there is no link with the peer",
+  "not-confirmed": "the peer has not confirmed it",
+  "transfer-failed": "the files were not transferred",
+  "open-room": "the lobby is open to everyone, so nothing is opened to others there",
+  "unusable-file": "a file in our own state folder can't be read or made",
+  "has-quit": "this participant has quit",
+} as const;
+export type ErrorCode = keyof typeof errorCodes;
+
+/** What every method of a participant rejects with, but for an aborted signal: that rejects with its own reason. */
+export class HolePunchError extends Error {
+  static {
+    this.prototype.name = "HolePunchError";
+  }
+  readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, message: string = errorCodes[code], options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** An error for the user: what went wrong and what to do next. */
+export class UserError extends HolePunchError {
+  constructor(
+    message: string,
+    { code = "not-possible", ...options }: ErrorOptions & { code?: ErrorCode } = {},
+  ) {
+    super(code, message, options);
+  }
+}
+/** A failure that has been told by an event already. */
+export class ToldError extends UserError {}
 
 /** Why a link ended, from the view of the side that says so: a closed set, with the phrase a user reads. */
 export const unlinkReasons = {
