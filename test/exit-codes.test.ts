@@ -10,9 +10,10 @@ import { homeOf, spawn, startIntroducer } from "./driven-fixture.ts";
 import { newRoomWords } from "../native/secure/words.ts";
 import { until } from "./native-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const folder = mkdtempSync(join(tmpdir(), "exit-codes-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const file = join(folder, "a file");

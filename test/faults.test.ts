@@ -3,13 +3,16 @@
  * the session that is served, is an `error` event, and harms nobody else, in whatever callback it happens. An error that
  * nobody catches fails these tests by itself.
  */
-import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { Introducer } from "../introducer.ts";
 import type { IntroducerEvent, IntroducerOptions } from "../native/introducer/events.ts";
 import type { Limits } from "../native/introducer/limits.ts";
 import { Client, linkedBy, registration } from "./client-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { noRedis, RedisServer } from "./introducer/redis-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const reason = "an error in the introducer";
 

@@ -8,9 +8,10 @@ import { startIntroducer } from "./driven-fixture.ts";
 import { run } from "./hostile/wire.ts";
 import { testNeeding } from "./needing-fixture.ts";
 import { until } from "./native-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(20_000);
+setDefaultTimeout(testMs);
 
 const root = join(import.meta.dir, "..");
 const bun = process.execPath;

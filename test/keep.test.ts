@@ -4,11 +4,10 @@ import { Client, registration } from "./client-fixture.ts";
 import { Driven, homeOf, link, met, startIntroducer } from "./driven-fixture.ts";
 import { Pty } from "./pty-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 const room = ["--room", "of the tests of keep"];
-/** Several programs on a busy machine. */
-const patienceMs = 20_000;
-setDefaultTimeout(patienceMs);
+setDefaultTimeout(testMs);
 
 /** Resolves once it has done all it was told before. */
 async function isDone(one: Driven, said: string): Promise<void> {

@@ -1,5 +1,5 @@
 /** What another program gets from the class `Participant`: real ones, over loopback. */
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -12,6 +12,9 @@ import { startIntroducer } from "./driven-fixture.ts";
 import { noSocketLeft } from "./native-fixture.ts";
 import { root } from "./pty-fixture.ts";
 import { sha256 } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const state = mkdtempSync(join(tmpdir(), "library-"));
 afterAll(() => rmSync(state, { recursive: true, force: true }));
@@ -56,7 +59,7 @@ test("test/example.ts: two programs play, agree who has won, and end by themselv
     ["bob says 21", "I have won"],
   ]).toContainEqual(lasts as string[]);
   expect(told[1]).toStartWith("alice says 1\n");
-}, 15_000);
+});
 
 test("importing it prints nothing, takes no signal, and keeps no program alive", async () => {
   const code = `
@@ -164,4 +167,4 @@ test("the program in the README is run as it stands there: who asks is greeted, 
   expect(await Promise.all([alice.stdout.text(), alice.stderr.text()])).toEqual(["hello, alice\n", ""]);
   expect([await alice.exited, bob.exitCode]).toEqual([0, null]);
   rmSync(dirname(file), { recursive: true });
-}, 15_000);
+});

@@ -3,11 +3,10 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { newRoomWords } from "../native/secure/words.ts";
 import { client, freePort, readAll } from "./sockets-fixture.ts";
 import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 const room = ["--room", newRoomWords()];
-/** Programs that wait for what does not come say so after 5 and 10 s. */
-const patienceMs = 30_000;
-setDefaultTimeout(patienceMs);
+setDefaultTimeout(testMs);
 
 test("who is not there is told with who is, also with -q; who is alone, that nobody has used the words", async () => {
   await using house = startIntroducer();

@@ -1,6 +1,7 @@
 /** What the tests of native/ share: waiting for conditions, and counting this process's descriptors. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { Socket } from "../native/host/socket.ts";
+import { patienceMs } from "./patience-fixture.ts";
 import { formatEndpoint, type Endpoint } from "../protocol.ts";
 
 /** The sockets this process holds, by inode. Only Linux shows them: elsewhere always none. */
@@ -35,7 +36,7 @@ export function toil(ms: number): void {
 }
 
 /** Resolves once `isTrue`; throws, saying what was awaited, when that takes absurdly long. */
-export async function until(what: string, isTrue: () => boolean, mostMs = 4_000): Promise<void> {
+export async function until(what: string, isTrue: () => boolean, mostMs = patienceMs): Promise<void> {
   const giveUpAt = performance.now() + mostMs;
   while (!isTrue()) {
     if (performance.now() > giveUpAt) throw new Error(`never happened: ${what}`);

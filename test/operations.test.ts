@@ -1,11 +1,14 @@
 /** What an operator installs: the service's unit and the programs as single files. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build, builds, fileName } from "../.ci/build.ts";
 import manifest from "../package.json" with { type: "json" };
 import { missing, testNeeding } from "./needing-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A folder that is gone after the test. */
 function folder(): Disposable & { path: string } {
@@ -49,4 +52,4 @@ test("a built introducer runs without Bun, and its sum is that of the file", asy
   const bytes = await Bun.file(file).bytes();
   expect(sum).toBe(`${new Bun.CryptoHasher("sha256").update(bytes).digest("hex")}  ${fileName(here)}\n`);
   expect(await run(file, "--version")).toEqual({ code: 0, output: `${manifest.version}\n` });
-}, 30_000);
+});

@@ -21,10 +21,10 @@ import { noSshd, Sshd } from "./lab/sshd.ts";
 import { until } from "./native-fixture.ts";
 import { testNeeding } from "./needing-fixture.ts";
 import { client, freePort, readAll } from "./sockets-fixture.ts";
+import { patienceMs, testMs } from "./patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
-const patienceMs = 30_000;
+setDefaultTimeout(testMs);
 
 const root = join(import.meta.dir, "..");
 const readme = readFileSync(join(root, "README.md"), "utf8");

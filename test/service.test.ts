@@ -1,6 +1,6 @@
 /** As a service: started before the introducer, and watched by a service manager. */
 import { dlopen, ptr } from "bun:ffi";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,9 @@ import { LyingIntroducer } from "./hostile/wire.ts";
 import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 // --- before the introducer -------------------------------------------------------------------------------
 
@@ -24,7 +27,7 @@ test("what is to stay waits for the introducer for as long as it takes", async (
   await alice.registered;
   expect(house.introducer.participants.map(({ name }) => name)).toEqual(["alice"]);
   expect([alice.count("introducer"), alice.count("error")]).toEqual([1, 0]);
-}, 20_000);
+});
 
 test("what does not change is said once, however often it is tried", async () => {
   let visits = 0;
@@ -34,9 +37,9 @@ test("what does not change is said once, however often it is tried", async () =>
     visitor.say({ type: "refused", code: "limit", message: "the room is full", request: "register" });
   });
   await using alice = new Driven(house.port, "alice", "--stay");
-  await until("it has tried several times", () => visits >= 4, 15_000);
+  await until("it has tried several times", () => visits >= 4);
   expect(alice.events.map(({ event }) => event)).toEqual(["introducer"]);
-}, 20_000);
+});
 
 test("what is to do one thing fails at once, or after --wait", async () => {
   const introducer = `127.0.0.1:${await freePort()}`;
@@ -47,7 +50,7 @@ test("what is to do one thing fails at once, or after --wait", async () => {
   expect(now.stderr).toContain("cannot reach the introducer");
   expect(later.stderr).toContain("the introducer was not there within 2 s (--wait)");
   expect(performance.now() - at).toBeGreaterThanOrEqual(2_000);
-}, 20_000);
+});
 
 test("who waits for an introducer can be told to end", async () => {
   await using alice = new Driven(await freePort(), "alice", "--stay");

@@ -9,6 +9,7 @@ import { until } from "./native-fixture.ts";
 import { missing, testNeeding } from "./needing-fixture.ts";
 import { Pty, root } from "./pty-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
+import { patienceMs, testMs } from "./patience-fixture.ts";
 
 const room = ["--room", "of the tests of signals"];
 const signals = [
@@ -16,9 +17,7 @@ const signals = [
   ["SIGTERM", 143],
   ["SIGHUP", 129],
 ] as const;
-/** Several programs on a busy machine. */
-const patienceMs = 20_000;
-setDefaultTimeout(patienceMs);
+setDefaultTimeout(testMs);
 const folder = mkdtempSync(join(tmpdir(), "signals-test-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 const file = join(folder, "big");

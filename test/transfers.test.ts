@@ -6,9 +6,10 @@ import { newFolders, writeIn } from "./folders-fixture.ts";
 import { Driven, homeOf, outcome, program, spawn, startIntroducer } from "./driven-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { missing, testNeeding } from "./needing-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 const room = ["--room", "of the tests of transfers"];
-setDefaultTimeout(30_000); // several programs on a busy machine
+setDefaultTimeout(testMs);
 
 const { place, fresh } = newFolders("transfers-real-");
 let source: string, target: string;
@@ -61,7 +62,7 @@ describe("who cancels says the same on both sides, and the same command goes on"
     const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
     const all = { alice: sending(), bob: receiving() };
     try {
-      await until("a part is there", () => there() > 8_000_000, 20_000);
+      await until("a part is there", () => there() > 8_000_000);
       if (how !== "cancel") all[who].signal(how);
       else all[who].type("cancel 99", "cancel");
       const [told, heard] = [
@@ -231,7 +232,7 @@ async function onDisk(port: number, size: string, options = ["--accept", target]
   void (async () => {
     for await (const text of bob.stdout.pipeThrough(new TextDecoderStream())) told += text;
   })();
-  const says = (text: string) => until(text, () => told.includes(text), 20_000);
+  const says = (text: string) => until(text, () => told.includes(text));
   await says('"registered"');
   return Object.assign(bob, { says, folder: `/proc/${bob.pid}/root${target}` });
 }

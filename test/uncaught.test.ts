@@ -1,7 +1,10 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const preload = `${import.meta.dir}/uncaught-fixture.ts`;
 /** As a program of ours is: it waits for something, and does not know that a callback has thrown. */

@@ -1,5 +1,5 @@
 /** Files between real programs on loopback: by option, by command, on a terminal, killed, and from a hostile peer. */
-import { beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { newFolders, writeIn } from "./folders-fixture.ts";
@@ -11,13 +11,14 @@ import { randomBytes, randomFrom } from "./session/memory-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { Pty } from "./pty-fixture.ts";
 import { sha256 } from "./sockets-fixture.ts";
+import { patienceMs, testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const words = "of the tests of files";
 const room = ["--room", words];
 /** The hash of the first bytes of files that only say that they have some. */
 const head = "0".repeat(64);
-/** Several programs on a busy machine. */
-const patienceMs = 20_000;
 
 const { fresh } = newFolders("uses-files-");
 let source: string, target: string;
@@ -66,7 +67,7 @@ describe("by option", () => {
       expect(sha256(fs.readFileSync(join(target, "photo.jpg")))).toBe(sha256(fs.readFileSync(photo)));
       expect([read("tree/a/1"), read("tree/b")]).toEqual(["one", "two"]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -97,7 +98,7 @@ describe("by option", () => {
       }
       expect([read("photo.jpg"), read("photo (2).jpg")]).toEqual(["another's", "mine"]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -119,7 +120,7 @@ describe("by option", () => {
       expect(filesInNew()).toEqual(["NEW/good"]);
       expect(alice.count("error")).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test.each([
@@ -144,7 +145,7 @@ describe("by option", () => {
       expect(await alice.exited()).toBe(0);
       expect(fs.statSync(join(target, "tool")).mode & 0o777).toBe(rights);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -160,7 +161,7 @@ describe("by option", () => {
       );
       expect(await alice.exited()).toBe(1);
     },
-    patienceMs,
+    testMs,
   );
 
   test.each([[["--send", "x", "--connect", "a", "--connect", "b"], 2, "--send needs one --connect PEER"]])(
@@ -200,7 +201,7 @@ describe("by command", () => {
       for (const reason of ["send", "it is not there", "nobody here is called nobody"])
         expect((await alice.next("error")).message).toContain(reason);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -217,7 +218,7 @@ describe("by command", () => {
       bob.type(`accept ${offer}`);
       expect((await bob.next("error")).message).toBe(`there is no offer ${offer}; waiting: none`);
     },
-    patienceMs,
+    testMs,
   );
 });
 
@@ -248,7 +249,7 @@ describe("on a terminal", () => {
       await alice.next("transferred");
       expect(filesIn(target)).toEqual(["photo.jpg"]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -278,7 +279,7 @@ describe("on a terminal", () => {
         /alice offers \.profile, 1 B: accept 3[^]*odd.*: \.profile: hidden[^]*stored as _\.profile/,
       );
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -311,7 +312,7 @@ describe("on a terminal", () => {
       );
       await bob.answers("\r", "mallory (2) has it after");
     },
-    patienceMs,
+    testMs,
   );
 });
 
@@ -396,7 +397,7 @@ describe("a hostile sender", () => {
       expect(mallory.said.match(/"refused"/g)).toHaveLength(names.length);
       expect([filesInNew().sort(), filesIn(source)]).toEqual([["NEW/honest", "out"], []]);
     },
-    patienceMs,
+    testMs,
   );
 
   test.each<[string, (mallory: Hostile) => void]>([
@@ -430,7 +431,7 @@ describe("a hostile sender", () => {
       expect([whole, read("honest")]).toEqual([["honest"], "here"]);
       expect(bob.count("unlinked")).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -445,7 +446,7 @@ describe("a hostile sender", () => {
       expect(await bob.next("transferred")).toMatchObject({ files: 0, failed: 1, failures });
       expect(filesIn(target)).toEqual([]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -472,7 +473,7 @@ describe("a hostile sender", () => {
       bob.type("whoami");
       await bob.next("whoami" as "echo");
     },
-    patienceMs,
+    testMs,
   );
 });
 

@@ -1,5 +1,5 @@
 /** Forwards and pipes between real programs on loopback, with real clients and targets. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
 import { join } from "node:path";
@@ -10,11 +10,12 @@ import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { Pty, root } from "./pty-fixture.ts";
 import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A private room: in the lobby nothing may be opened to others. */
 const room = ["--room", "of the tests of uses"];
-/** Several programs on a busy machine. */
-const patienceMs = 20_000;
 
 /** All that a client gets for what it says. */
 async function asked(port: number, says: Uint8Array | string): ReturnType<typeof readAll> {
@@ -60,7 +61,7 @@ describe("a forward", () => {
       });
       expect(bob.count("forward-refused") + alice.count("forward-refused")).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -93,7 +94,7 @@ describe("a forward", () => {
       await alice.next("forwarding", ({ target: to }) => to === `localhost:${server.port}`);
       expect((await asked(port, "again")).bytes.toString()).toBe("again");
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -122,7 +123,7 @@ describe("a forward", () => {
       await bob.next("forward-refused");
       expect(connections).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -145,7 +146,7 @@ describe("a forward", () => {
       expect((await asked(port, "three")).error).toBe("ECONNRESET");
       expect(await alice.next("forward-refused")).toMatchObject({ name: "bob", why: "no-link" });
     },
-    patienceMs,
+    testMs,
   );
 
   test("to a port where nobody listens resets the client, and both sides are told", async () => {
@@ -189,7 +190,7 @@ describe("a forward", () => {
       expect(errors).toEqual([undefined, undefined, "ECONNRESET"]);
       expect(alice.count("forward-refused") + bob.count("forward-refused")).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -211,7 +212,7 @@ describe("a forward", () => {
       expect(got).toEqual(sockets.map((_, index) => `I am ${index}. Bye.`));
       await forwardsOf(alice, ({ open, total }) => open === 0 && total === 1000);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -233,7 +234,7 @@ describe("a forward", () => {
       await alice.next("unlinked");
       expect((await asked(port, "two")).bytes.toString()).toBe("two");
     },
-    patienceMs,
+    testMs,
   );
 
   test("where something listens already is refused, and the program with it", async () => {
@@ -333,7 +334,7 @@ describe("a pipe", () => {
       ]);
       for (const { stderr } of [a, b]) expect(stderr).toMatch(/sent \S+ MB, received \S+ MB.*: confirmed/);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -351,7 +352,7 @@ describe("a pipe", () => {
       expect(await Promise.all([alice.exited, bob.exited])).toEqual([0, 0]);
       expect(await Promise.all([alice.stderr.text(), bob.stderr.text()])).toEqual(["", ""]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -374,7 +375,7 @@ describe("a pipe", () => {
       expect(await bob.stdout.text()).toBe("x".repeat(10));
       expect(await bob.stderr.text()).toMatch(/gone away \(EPIPE\)[^]*exit 1/);
     },
-    patienceMs,
+    testMs,
   );
 
   linuxTest(
@@ -404,7 +405,7 @@ describe("a pipe", () => {
       alice.kill("SIGTERM");
       expect((await alice.ended()).code).toBe(143);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -424,7 +425,7 @@ describe("a pipe", () => {
       expect(await carol.exited).toBe(0);
       expect(carol.screen).toContain("bye");
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -454,7 +455,7 @@ describe("a pipe", () => {
       expect((await bob.stdout.bytes()).length).toBe(3_000_000);
       await alice.shows(/sent 3\.0 MB, received 0 B, .*: confirmed\r?\n[^]*exit 0/);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -470,7 +471,7 @@ describe("a pipe", () => {
       bob.kill("SIGKILL");
       expect((await alice.ended()).code).toBe(1);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -495,7 +496,7 @@ describe("a pipe", () => {
       expect(refused.stderr).toContain("bob does not let us reach localhost:1");
       expect(await bob.next("forward-refused")).toMatchObject({ name: "carol", target: "localhost:1" });
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -512,7 +513,7 @@ describe("a pipe", () => {
       expect(await bob.stdout.text()).toBe("to a number");
       expect(await Promise.all([alice.exited, bob.exited])).toEqual([0, 0]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -528,7 +529,7 @@ describe("a pipe", () => {
         expect.stringContaining("it was not started with --pipe and your name"),
       ]);
     },
-    patienceMs,
+    testMs,
   );
 });
 

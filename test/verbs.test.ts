@@ -8,9 +8,9 @@ import { homeOf, outcome, program, spawn, startIntroducer, states } from "./driv
 import { until } from "./native-fixture.ts";
 import { Pty } from "./pty-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
+import { patienceMs, testMs } from "./patience-fixture.ts";
 
-const patienceMs = 20_000;
-setDefaultTimeout(patienceMs);
+setDefaultTimeout(testMs);
 
 /** A program with a verb, in a folder of its own; what it prints is there as it comes. */
 class Said implements AsyncDisposable {
@@ -36,7 +36,7 @@ class Said implements AsyncDisposable {
     await until(
       "it prints what the other side types",
       () => / {2}bun run participant .*\n/.test(this.stderr),
-      patienceMs,
+      testMs,
     );
     return / {2}bun run participant (.*)\n/.exec(this.stderr)![1]!.split(" ");
   }

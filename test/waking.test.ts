@@ -2,13 +2,16 @@
  * Programs that are stopped, as by a sleep or by a loss of power. After a sleep longer than `--keep` the link is over on one
  * side or on both, and a forward works soon. A sender that is started again goes on with what its ghost was sending.
  */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { existsSync, readdirSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Driven, homeOf, startIntroducer } from "./driven-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const room = ["--room", "7k2m-9qxw-4tz8-vbnc", "--stay"];
 /** Three seconds: less than a silent link takes to be given up (10 s). */

@@ -1,5 +1,5 @@
 /** Happy Eyeballs: which address wins, when the next is tried, and that nothing is left of the others. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   beginConnecting,
   type Connected,
@@ -12,6 +12,9 @@ import {
 import { linuxTest } from "../needing-fixture.ts";
 import { noSocketLeft, refusing, unanswering, until } from "../native-fixture.ts";
 import { formatEndpoint, type Endpoint } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const at = (text: string) => text as Endpoint;
 

@@ -1,5 +1,5 @@
 /** The control channel: what waits for an introducer that does not read, and what becomes of descriptors. */
-import { afterEach, describe, expect, spyOn, test } from "bun:test";
+import { afterEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import net from "node:net";
 import { ControlChannel, verify } from "../../native/host/control.ts";
 import { SystemError } from "../../native/host/libc.ts";
@@ -7,6 +7,9 @@ import { observe, observeFresh, testHairpinning } from "../../native/punch/mappi
 import { connectShared, Socket } from "../../native/host/socket.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Accepts, and reads nothing; or answers every connection. */
 async function server(
@@ -76,11 +79,11 @@ describe("an introducer that does not read", () => {
     for (let id = 0; id < 5_000; id++) channel.send({ type: "pong", id });
     await until("it has begun to read", () => came.length > 0);
     for (let id = 5_000; id < 10_000; id++) channel.send({ type: "pong", id });
-    await until("all has come", () => came.endsWith('"id":9999}\n'), 10_000);
+    await until("all has come", () => came.endsWith('"id":9999}\n'));
     channel.close("the test is over");
     const ids = Array.from({ length: 10_000 }, (_, id) => `{"type":"pong","id":${id}}`);
     expect(came.trimEnd().split("\n")).toEqual(ids);
-  }, 15_000);
+  });
 });
 
 describe("no descriptor is left", () => {

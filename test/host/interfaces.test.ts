@@ -1,9 +1,12 @@
 /** The addresses of this host, and what is on its links. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { hostAddresses, isOnLink, type HostAddress } from "../../native/host/interfaces.ts";
 import { addressScope } from "../../protocol.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("there is loopback, and nothing that a peer could not use", () => {
   const all = hostAddresses();

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
@@ -7,6 +7,9 @@ import { platform, platforms } from "../../native/host/platform.ts";
 import { encodeSockaddr } from "../../native/host/sockaddr.ts";
 import { unreadAt, until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { SystemError } = libc;
 

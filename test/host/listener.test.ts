@@ -1,10 +1,13 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
 import net from "node:net";
 import { Listener } from "../../native/host/listener.ts";
 import { unreadAt, until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Connects; resolves to whether it was accepted and greeted. */
 function isGreeted(port: number): Promise<boolean> {

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as libc from "../../native/host/libc.ts";
 import { connectShared, pollSockets, Socket } from "../../native/host/socket.ts";
 import { formatEndpoint, splitEndpoint, type Endpoint } from "../../protocol.ts";
@@ -12,6 +12,9 @@ import {
   until,
 } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function errnoOf(run: () => unknown): string {
   try {

@@ -1,9 +1,12 @@
 /** How a connection ends, and which ICMP errors end a connect: test/lab/punch.test.ts has those with real NATs. */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { pollSockets, Socket } from "../../native/host/socket.ts";
 import { closeInOrder } from "../../native/host/tcp.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { loopback, noSocketLeft, until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const isReady = (socket: Socket, what: "read" | "write") => pollSockets([{ socket, for: what }]).length > 0;
 

@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { Driven } from "../driven-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { dial, limitedTo, LyingIntroducer, Member, peersLine, registered, until } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 test("an introducer that registers us under another name is left, and that name is told to nobody", async () => {
   using house = await LyingIntroducer.listen((line, visitor) => {

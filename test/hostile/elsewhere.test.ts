@@ -4,9 +4,10 @@ import { Driven, outcome } from "../driven-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { Bait, type Line, type LineSocket, LyingIntroducer, peersLine, registered } from "./wire.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(4);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const sends =
   (port: () => number, host = "127.0.0.1") =>
@@ -23,7 +24,7 @@ describe("an introducer can't have its participants", () => {
     const { code, stderr } = await outcome([`127.0.0.1:${one.port}`, "--name", "alice"]);
     expect([code, one.visitors.length, two.visitors.length]).toEqual([1, 2, 1]);
     expect(stderr).toContain("introducers send us from one to another");
-  }, 30_000);
+  });
 
   test("visit what nobody can be at", async () => {
     using loopback = await Bait.listen("127.0.0.1");
@@ -34,7 +35,7 @@ describe("an introducer can't have its participants", () => {
       expect(code).toBe(1);
     }
     expect(loopback.total).toBe(0);
-  }, 60_000);
+  });
 
   test("scan ports: few new endpoints are visited, though it welcomes and sends on without end", async () => {
     const baits = await Promise.all(
@@ -47,14 +48,14 @@ describe("an introducer can't have its participants", () => {
       visitor.say({ type: "elsewhere", host: "127.0.0.3", port: baits[visits++ % baits.length]!.port });
     });
     await using alice = new Driven(house.port, "alice", "--quiet");
-    await until("it has come three times", () => visits >= 3, 30_000);
+    await until("it has come three times", () => visits >= 3);
     expect(alice.count("registered")).toBeGreaterThanOrEqual(2);
     // Each of these was one visit, and after each it came back to what was given at the start, later each time.
     const visited = baits.filter(({ total }) => total > 0);
     expect(visited.length).toBeLessThanOrEqual(12);
     expect(Math.max(...visited.map(({ total }) => total))).toBe(1);
     for (const bait of baits) bait[Symbol.dispose]();
-  }, 60_000);
+  });
 
   test("hold it at a home that is gone for longer than a lease lasts", async () => {
     const gone = await LyingIntroducer.listen(() => {});
@@ -66,5 +67,5 @@ describe("an introducer can't have its participants", () => {
     expect([code, house.visitors.length]).toEqual([1, 17]);
     expect(stderr).toContain(`cannot reach the introducer at 127.0.0.1:${port}`);
     expect(performance.now() - from).toBeGreaterThan(8_000); // a lease
-  }, 60_000);
+  });
 });

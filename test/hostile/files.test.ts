@@ -1,14 +1,16 @@
 /** Who sends files, by hand on the wire, and who else can write where they arrive: what neither may reach. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { afterAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Driven, homeOf, outcome, startIntroducer } from "../driven-fixture.ts";
 import { frame, frameOf, Member, openFrame, RawLink, readReset, sha256, until } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const words = "of the files of strangers";
 const room = ["--room", words];
-const patienceMs = 30_000;
 
 const place = fs.mkdtempSync(join(tmpdir(), "hostile-files-"));
 afterAll(() => fs.rmSync(place, { recursive: true, force: true }), 60_000); // thousands of files
@@ -153,7 +155,7 @@ describe("a sender", () => {
       expect([filesIn(target), filesIn(outside)]).toEqual([inside, []]);
       expect(fs.readdirSync(join(target, "..")).sort()).toEqual(["outside", "target"]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -177,7 +179,7 @@ describe("a sender", () => {
       await all.bob.next("transferred", ({ storedAs }) => storedAs === "_-folder");
       expect(filesIn(target)).toEqual([...names.map((name) => `_${name}`), "_-folder/.hidden"].sort());
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -205,7 +207,7 @@ describe("a sender", () => {
       expect(filesIn(target)).toEqual([...taken].sort());
       for (const path of taken) expect(fs.statSync(join(target, path)).mode & 0o111).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -219,7 +221,7 @@ describe("a sender", () => {
       expect(filesIn(target)).toEqual(["src (3)/main.ts", "src (4)/node_modules/x", "src/main.ts"]);
       expect(fs.readFileSync(join(target, "src/main.ts"), "utf8")).toBe("mine");
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -232,7 +234,7 @@ describe("a sender", () => {
       const texts = filesIn(target).map((name) => fs.readFileSync(join(target, name), "utf8"));
       expect(texts.sort()).toEqual(names.map((_, index) => `the text ${index}`));
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -246,7 +248,7 @@ describe("a sender", () => {
       expect(filesIn(target)).toEqual(["m111", "m666", "m777"]);
       for (const name of filesIn(target)) expect(fs.statSync(join(target, name)).mode & 0o7133).toBe(0);
     },
-    patienceMs,
+    testMs,
   );
 
   test.each<[string, object, string[], string[], string]>([
@@ -287,7 +289,7 @@ describe("a sender", () => {
       using carol = await Mallory.meets(all.house.port, "carol");
       expect(await carol.sends("hers")).toBe("received");
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -304,7 +306,7 @@ describe("a sender", () => {
       expect(await carol.sends("hers")).toBe("received");
       expect(fs.readdirSync(target).filter((name) => name.endsWith(".part"))).toHaveLength(32);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -328,7 +330,7 @@ describe("a sender", () => {
       // Seven times as many: had each to try all names before it, it would be 49 times the work.
       expect(elapsedMs[1]! / elapsedMs[0]!).toBeLessThan(21);
     },
-    2 * patienceMs,
+    testMs,
   );
 });
 
@@ -357,7 +359,7 @@ describe("a sender of folders", () => {
       for (const path of ["t", "t/open"])
         expect(fs.statSync(join(target, path)).mode & 0o7777).toBe(0o777 & ~process.umask());
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -378,7 +380,7 @@ describe("a sender of folders", () => {
       ]);
       expect(filesIn(outside)).toEqual([]);
     },
-    patienceMs,
+    testMs,
   );
 
   test.each<[string, object, string[]]>([
@@ -448,7 +450,7 @@ describe("who goes on with what somebody else has sent", () => {
         sha256(text),
       ]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -479,7 +481,7 @@ describe("who goes on with what somebody else has sent", () => {
       expect(all.mallory.heard(again)).toContain("its SHA-256 differs");
       expect(filesIn(target)).toEqual([]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -522,7 +524,7 @@ describe("who goes on with what somebody else has sent", () => {
         fs.readdirSync(join(target, "mine")),
       ]).toEqual(["x", []]);
     },
-    patienceMs,
+    testMs,
   );
 });
 
@@ -547,7 +549,7 @@ test(
     expect(filesIn(target)).toEqual(["honest"]);
     expect(all.bob.count("unlinked")).toBe(0);
   },
-  patienceMs,
+  testMs,
 );
 
 describe("a local user who can write to the folder", () => {
@@ -605,7 +607,7 @@ describe("a local user who can write to the folder", () => {
       expect(swaps).toBeGreaterThan(100);
       expect(filesIn(outside)).toEqual([]);
     },
-    2 * patienceMs,
+    testMs,
   );
 
   test(
@@ -620,7 +622,7 @@ describe("a local user who can write to the folder", () => {
       expect(Number((await told).trim().split("\n").at(-1))).toBeGreaterThan(10);
       expect(filesIn(outside)).toEqual([]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -654,7 +656,7 @@ describe("a local user who can write to the folder", () => {
       expect(await all.bob.next("transferred")).toMatchObject({ files: 2 });
       expect([filesIn(outside), fs.readFileSync(mine, "utf8")]).toEqual([["mine"], "mine"]);
     },
-    patienceMs,
+    testMs,
   );
 
   test(
@@ -689,6 +691,6 @@ describe("a local user who can write to the folder", () => {
       expect(filesIn(target)).toEqual(["tree/file", "tree/sub/inside"]);
       expect(fs.readFileSync(join(target, "tree/sub/inside"), "utf8")).toBe("a file");
     },
-    patienceMs,
+    testMs,
   );
 });

@@ -4,9 +4,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 
@@ -234,7 +235,7 @@ describe("the descriptors of a participant", () => {
         expect(await mallory.forwards(30, bait.port)).toBe(30);
       }
       // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
-      await until("few are left", () => bait.open.size <= 32, 20_000);
+      await until("few are left", () => bait.open.size <= 32);
       using carol = await linked(house.port, "carol");
       expect(await carol.forwards(32, bait.port)).toBe(32);
     },

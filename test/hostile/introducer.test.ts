@@ -19,9 +19,10 @@ import {
 } from "../../protocol.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(4);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const at = (text: string) => text as Endpoint;
 const identity = makeIdentity();

@@ -1,7 +1,10 @@
 /** What strangers and members do leaves nothing behind in an introducer: of each kind of object there are as many as before. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { House } from "./house.ts";
 import { dial, LineSocket, makeIdentity, Member, until, type Line } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const identity = makeIdentity();
 const member = (port: number, name: string, from?: string) =>
@@ -36,7 +39,7 @@ test.concurrent(
       await Promise.all(pairs.slice(n, n + 40).map(([a, b]) => linkLater(a, b)));
     // Of each are known its links, by whose leave it was asked for of late, and the ways of some peers.
     const most = before.maps + 3 * all.length + 10;
-    await until("they are forgotten", async () => (await house.heap()).maps <= most, 20_000);
+    await until("they are forgotten", async () => (await house.heap()).maps <= most);
     for (const one of all) one.cut();
   },
   30_000,

@@ -1,5 +1,5 @@
 /** Another user of the same machine, who would have us be somebody else, wait, or show our room's words. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   chmodSync,
   chownSync,
@@ -17,6 +17,9 @@ import { linuxTest, testNeeding } from "../needing-fixture.ts";
 import { Pty } from "../pty-fixture.ts";
 import { program } from "../driven-fixture.ts";
 import { LyingIntroducer, peersLine, registered, roomKey, run } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const isRoot = process.getuid?.() === 0;
 const needsRoot = isRoot ? undefined : "root, to give files to another user";

@@ -21,9 +21,10 @@ import {
 } from "./wire.ts";
 import { unanswering, until } from "../native-fixture.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(3);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const own = { public: "127.0.0.1:4000" };
 const silent = () => {};
@@ -79,7 +80,7 @@ describe("a third party is not shot at", () => {
     alice.type("connect bob");
     await house.hears("relay", ({ token }) => token === relay.token);
     expect(house.heard.all.filter(({ reason }) => reason === "refused-by-peer")).toEqual([]);
-  }, 60_000);
+  });
 
   test("by a birthday's sockets at one port of it, whatever its peers are called", async () => {
     using bait = await Bait.listen("127.0.0.2", (socket) => void socket.destroy());
@@ -108,7 +109,7 @@ describe("a third party is not shot at", () => {
     for (const _ of room) await alice.next("failed");
     expect(bait.total).toBeLessThan(3_500);
     expect(bait.total).toBeGreaterThan(100);
-  }, 60_000);
+  });
 
   test("by rounds whose sockets it refuses", async () => {
     const victim = peerLine({
@@ -131,7 +132,7 @@ describe("a third party is not shot at", () => {
     alice.type("connect bob");
     await alice.next("introducer");
     expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
-  }, 60_000);
+  });
 
   test("by introductions that nobody here asked for, under ever new names", async () => {
     using house = await LyingIntroducer.listen((line, visitor) => {
@@ -147,7 +148,7 @@ describe("a third party is not shot at", () => {
     }
     await alice.next("failed");
     expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
-  }, 60_000);
+  });
 });
 
 describe("greedy members leave enough to the others", () => {
@@ -225,13 +226,13 @@ describe("what only we can reach is not dialled for an introducer", () => {
       visitor.say({ type: "bye", reason: "again", retryInMs: 1 });
     });
     await using alice = new Driven(house.port, "alice", "--quiet");
-    await until("it has come four times", () => visits >= 4, 30_000);
+    await until("it has come four times", () => visits >= 4);
     expect(alice.count("registered")).toBeGreaterThan(1);
     const visited = (some: Bait[]) => some.filter(({ total }) => total > 0).length;
     expect(visited(baits) + visited(others)).toBeLessThanOrEqual(12);
     expect(visited(itsOwn)).toBeLessThanOrEqual(32);
     for (const bait of [...baits, ...others, ...itsOwn]) bait[Symbol.dispose]();
-  }, 60_000);
+  });
 });
 
 describe("a participant is not worn out", () => {
@@ -253,7 +254,7 @@ describe("a participant is not worn out", () => {
     await alice.next("registered");
     house.visitors[1]!.say({ type: "ping", id: 7 });
     await house.hears("pong", ({ id }) => id === 7);
-  }, 30_000);
+  });
 
   test("by 3,000 `measure` of one introduction that it did not ask for, nor by as many of many", async () => {
     let atOnce = 0;
@@ -288,7 +289,7 @@ describe("a participant is not worn out", () => {
     expect(atOnce).toBeLessThan(20);
     expect(probes.visitors.length).toBeLessThan(200);
     expect(alice.events.filter(({ event }) => event === "error")).toEqual([]);
-  }, 30_000);
+  });
 
   test("of its descriptors, by introductions at which everybody is silent", async () => {
     const holes = Array.from({ length: 10 }, () => unanswering());
@@ -329,7 +330,7 @@ describe("a participant is not worn out", () => {
     }
     for (const hole of holes) hole[Symbol.dispose]();
     expect(Math.max(...counts)).toBeLessThan(128);
-  }, 30_000);
+  });
 
   test("by gigantic numbers, and lines that come byte by byte", async () => {
     const huge = Number.MAX_SAFE_INTEGER;
@@ -359,7 +360,7 @@ describe("a participant is not worn out", () => {
     alice.type("connect bob");
     expect((await alice.next("failed")).reason).toBe("no-candidate-answered");
     expect(started(alice, "127.0.0.9:")).toBeGreaterThan(0); // it was dialled when it was to be
-  }, 30_000);
+  });
 });
 
 async function drained(socket: import("node:net").Socket): Promise<void> {

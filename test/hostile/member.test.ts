@@ -22,9 +22,10 @@ import {
   resetFrame,
   until,
 } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Of a busy machine. */
-setDefaultTimeout(30_000);
+setDefaultTimeout(testMs);
 
 const room = "k7xq-m2vp-9dfa-w4tz";
 

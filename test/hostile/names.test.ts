@@ -1,8 +1,11 @@
 /** Names that look like somebody else's, or like the program's own words: nobody is taken for another by one. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { nameProblem, nameSkeleton } from "../../protocol.ts";
 import { Driven, startIntroducer } from "../driven-fixture.ts";
 import { LyingIntroducer, Member, peerLine, peersLine, registered, roomKey } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** What eve may call herself beside a bob. */
 const alike: Record<string, string> = {

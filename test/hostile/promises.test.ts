@@ -21,11 +21,12 @@ import {
   registered,
 } from "./wire.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(4);
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const tests = join(import.meta.dir, "..");
 

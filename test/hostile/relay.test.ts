@@ -1,9 +1,12 @@
 /** Who makes an introducer read, or relay, a byte at a time: neither it nor those who are relayed beside are held up. */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import { linuxTest } from "../needing-fixture.ts";
 import { House, linesOf } from "./house.ts";
 import { dial, LineSocket, makeIdentity, Member, until } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const identity = makeIdentity();
 let rooms = 0;

@@ -2,12 +2,15 @@
  * Strangers to whom the introducer's port is open, with as many addresses, connections and names as they like, by hand
  * and against the real program: what they must not take from everyone else.
  */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { dial, hex, Inbox, LineSocket, makeIdentity, Member, sha256, until, type Line } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const program = join(import.meta.dir, "..", "..", "introducer.ts");
 
@@ -215,7 +218,7 @@ test("a word to two thousand keeps nobody waiting", async () => {
   house.type("broadcast so long");
   expect(await echoesUntil(eve, () => house.count("told") > 0)).toBeGreaterThan(5);
   await Promise.all(others.all.map((one) => one.hears("notice")));
-}, 30_000);
+});
 
 test("the end for two thousand keeps nobody waiting who is still introduced, and nobody hears of the others", async () => {
   await using house = await House.open();
@@ -230,7 +233,7 @@ test("the end for two thousand keeps nobody waiting who is still introduced, and
   await Promise.all(others.all.map((one) => one.hears("bye")));
   const heard = others.all.flatMap(({ lines }) => lines.all.filter(({ type }) => type === "left"));
   expect(heard).toEqual([]);
-}, 30_000);
+});
 
 // --- whole IPv6 sites, in a namespace of their own ---------------------------------------------------------
 

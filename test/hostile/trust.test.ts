@@ -30,9 +30,10 @@ import {
   type Line,
 } from "./wire.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(4);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 const room = await roomKey(words);

@@ -12,9 +12,10 @@ import {
   registered,
   run,
 } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 

@@ -16,11 +16,9 @@ import { createHash, createHmac, randomBytes, scrypt } from "node:crypto";
 import * as net from "node:net";
 import * as tls from "node:tls";
 import { makeIdentity, type Identity } from "../../native/secure/identity.ts";
+import { patienceMs } from "../patience-fixture.ts";
 
 export { makeIdentity, type Identity };
-
-/** Absurdly long for anything on loopback: what has not come by then does not come. */
-const patienceMs = 10_000;
 
 /** A line of the control channel, as JSON.parse gives it: nothing is checked. */
 export interface Line {

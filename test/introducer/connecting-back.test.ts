@@ -1,5 +1,5 @@
 /** Connections back, by which a participant learns what its NAT lets in. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { filteringOf } from "../../native/introducer/observe.ts";
 import { Socket } from "../../native/host/socket.ts";
 import { at, Client, registration } from "../client-fixture.ts";
@@ -15,6 +15,9 @@ import {
 } from "../../protocol.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, program, jsonLines } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A participant's control connection on a port that a listener may share; it asks to be connected back to. */
 async function sharing(port: number, backlog?: number) {

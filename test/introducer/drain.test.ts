@@ -1,7 +1,10 @@
 /** The end of an introducer: stop and drain. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Client, linkedBy, registration } from "../client-fixture.ts";
 import { introduce } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("stop tells everyone, once", async () => {
   const scene = introduce();

@@ -1,12 +1,13 @@
 /** Where rooms live, asked of a real Redis that is killed, stopped and started again. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Homes } from "../../native/introducer/redis/homes.ts";
 import { until } from "../native-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { noRedis, RedisServer } from "./redis-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 
-/** A lease that runs out, a beat that notices, and some patience for a busy machine. */
-const patienceMs = 20_000;
+setDefaultTimeout(testMs);
+
 const timeoutMs = 40_000;
 
 /** One introducer's side, with those rooms at home. */

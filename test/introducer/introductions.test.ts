@@ -1,9 +1,12 @@
 /** One introduction: punch, its end, both asking at once, and many of them. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { startDelays } from "../../native/introducer/round.ts";
 import { linkedBy } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { introduce, type Joined, noAnswer } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("connect sends both a punch with one token and opposite roles", async () => {
   await using scene = introduce();
@@ -205,4 +208,4 @@ test("who has no part in the introductions of others is not slowed down by them"
   // Walking through all of them takes it a hundred times as long.
   expect(await looksMs()).toBeLessThan(10 * aloneMs);
   for (const client of clients) client[Symbol.dispose]();
-}, 20_000);
+});

@@ -1,11 +1,14 @@
 /** What one connection or one address may have: silence, slow readers, places, and what a refusal says. */
 import { heapStats } from "bun:jsc";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import net from "node:net";
 import { Client, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { isLinux, introduce, silent } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("more introductions than a person asks for are refused, but the connection lives on", async () => {
   await using scene = introduce({ introductionsPerMinute: 3 });

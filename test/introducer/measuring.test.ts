@@ -1,10 +1,13 @@
 /** Measuring before a round, probes that say whose they are, and the other address family. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { networkInterfaces } from "node:os";
 import { at, Client, linkedBy, registration } from "../client-fixture.ts";
 import { encode, type Endpoint, type Mapping, parseToParticipant } from "../../protocol.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { introduce, pairOf, noAnswer, measuredAt } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("only the side with sequential ports measures, and both learn what it measured", async () => {
   await using scene = introduce();

@@ -1,8 +1,11 @@
 /** Who is listed though its host is gone: its name is free for whoever comes, and nobody is introduced to it for long. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Client, type MessageOf, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { introduce } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const [ours, theirs] = ["ab".repeat(32), "cd".repeat(32)];
 const secretRoom = "0123456789abcdef".repeat(4);

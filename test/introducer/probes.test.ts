@@ -1,5 +1,5 @@
 /** Probe ports: what they say, to how many, and which. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import net from "node:net";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
@@ -9,6 +9,9 @@ import { freePort } from "../sockets-fixture.ts";
 import { encode } from "../../protocol.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, silent } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 linuxTest("one address has its share of the mapping probes", async () => {
   await using scene = introduce({ probesPerAddress: 2, ownHostShares: 1 });
@@ -58,7 +61,7 @@ test("a probe port says what it sees, nothing else, and closes who stays", async
     expect(text).toBe(`{"type":"observed","endpoint":"${endpoint}"}\n`);
   }
   expect(scene.introducer.participants).toEqual([]);
-}, 20_000);
+});
 
 test("a probe connection is closed in time, also one that goes on talking", async () => {
   await using scene = introduce({ measureMs: 500 });

@@ -1,5 +1,5 @@
 /** The : its end, commands, options, and what they print. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { defaultLimits, type Limits } from "../../native/introducer/limits.ts";
@@ -7,6 +7,9 @@ import { Client, registration } from "../client-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, ended, jsonLines, run, textLines } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test.each(["nonsense", "http://localhost", "redis://localhost/rooms"])(
   "with the Redis %s there is no introducer, and no port is open",

@@ -1,8 +1,11 @@
 /** What breaks the protocol: one refusal each, then closed or not. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { at, Client, linkedBy, type MessageOf, registration } from "../client-fixture.ts";
 import { encode, maxLineBytes, protocolVersion, type RefusalCode } from "../../protocol.ts";
 import { introduce } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const register = encode(registration("mallory"));
 const longName = encode(registration("x".repeat(65)));

@@ -1,8 +1,11 @@
 /** How often one may be introduced to another, and what costs nothing. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { linkedBy } from "../client-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, type Joined, maps, pairOf, noAnswer, failOnce, linkOnce } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const waits = {
   type: "refused",

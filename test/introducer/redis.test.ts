@@ -1,5 +1,5 @@
 /** Introducers that share a Redis: a room lives at one of them, while those and Redis are killed, stopped and started again. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
@@ -10,9 +10,10 @@ import { People, thisHost } from "../lab/people.ts";
 import { until } from "../native-fixture.ts";
 import { freePort, noRedis, RedisServer } from "./redis-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 
-/** How long what needs beats, or another connection, may take. */
-const patienceMs = 14_000;
+setDefaultTimeout(testMs);
+
 const timeoutMs = 30_000;
 /** A lease lasts 8 s, and all is whole within 10; as much again for a busy machine. */
 const wholeMs = 20_000;

@@ -1,8 +1,11 @@
 /** Who registers, what the room hears of it, names, links that a participant has already, and notices. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { at, Client, fingerprint, hash, linkedBy, registration } from "../client-fixture.ts";
 import { encode, maxLineBytes, maxReportedLinks, type ToIntroducer } from "../../protocol.ts";
 import { isLinux, introduce, maps, failOnce, linkOnce, linksOf } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Registers and never looks at what comes; the introducer's end closes it. */
 async function joinAndIgnore(port: number, message: ToIntroducer): Promise<void> {

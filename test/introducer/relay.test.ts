@@ -1,5 +1,5 @@
 /** When a relay is offered, and how relayed bytes go. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import net from "node:net";
 import picocolors from "picocolors";
@@ -10,6 +10,9 @@ import { toil, until } from "../native-fixture.ts";
 import { encode, parseToParticipant, relayAfterMs, type ToParticipant } from "../../protocol.ts";
 import { linuxDescribe, linuxTest } from "../needing-fixture.ts";
 import { introduce, rendered, pairOf, noAnswer, maps, silent, linksOf } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const relaying = (limits: Partial<Limits> = {}, options: IntroducerOptions = {}) =>
   introduce(limits, options);

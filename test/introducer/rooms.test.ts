@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerOptions } from "../../native/introducer/events.ts";
 import type { Limits } from "../../native/introducer/limits.ts";
@@ -15,6 +15,9 @@ import {
 import { Client, linkedBy, type MessageOf, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {
   return Introducer.start({ host: "127.0.0.1", port: 0, probePorts: [], limits, ...options });

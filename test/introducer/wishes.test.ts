@@ -1,5 +1,5 @@
 /** Whoever registers says whom it wants: at once, or as soon as that one comes. And what a wish can't be used for. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { Guard } from "../../native/introducer/guard.ts";
 import { defaultLimits } from "../../native/introducer/limits.ts";
 import { Member, type Session } from "../../native/introducer/session.ts";
@@ -7,6 +7,9 @@ import { Wishes } from "../../native/introducer/wishes.ts";
 import { maxWants, type Peer } from "../../protocol.ts";
 import { Client, registration } from "../client-fixture.ts";
 import { introduce } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 type Scene = ReturnType<typeof introduce>;
 

@@ -9,8 +9,9 @@ import { type Host, Lab, labTest } from "./lab.ts";
 import { disconnect, expectRoute, gatherDirect, know, linkedBoth, soonMs, talk } from "./meeting.ts";
 import { People } from "./people.ts";
 import { apart, behind, owdMs } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 /** All of flood-fixture.ts at once, at that participant; killed at the end. */
 async function flood(introducer: Host, victim: number): Promise<Disposable> {

@@ -1,10 +1,13 @@
 /** A host that lost power: nobody says that its programs are gone, and what is started on it again has its old name. */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { splitEndpoint } from "../../protocol.ts";
 import { type Host, Lab, labTest } from "./lab.ts";
 import { expectFailure, expectRoute, gather, know, linkedBoth, talk } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Not even a FIN or a RST leaves any more from what it had open. */
 async function losePower(host: Host, program: ParticipantProgram): Promise<void> {

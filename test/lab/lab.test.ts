@@ -4,8 +4,9 @@ import { readdir, readlink, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { Lab, labTest, type Host, type Mapping, type NatOptions, type Unsolicited } from "./lab.ts";
 import type { Attempt } from "./probe-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 const localPort = 40_000;
 /** An address of the Internet that nobody has. */

@@ -16,9 +16,10 @@ import {
 } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart, behind, behindProgram, between, owdMs, programKinds, type Layout } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const random = { mapping: "random" } as const;
 const sequential = { mapping: "sequential" } as const;
 const streams = "test/lab/streams-fixture.ts";

@@ -9,9 +9,10 @@ import { disconnect, expectRoute, gather, mapped, talk, type Meeting } from "./m
 import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs, said, type Hosts } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const router = `${import.meta.dir}/pcp-router-fixture.ts`;
 const random = { owdMs, mapping: "random" } as const;
 /** A relay is offered after a second beside a direct round, and at once where there is none. */

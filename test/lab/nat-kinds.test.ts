@@ -20,9 +20,10 @@ import {
 import { type ParticipantProgram, People } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, programKinds } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(90_000);
+setDefaultTimeout(testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 /** An idle link is looked at after 15 s, and missed 2 s later. */
 const forgottenMs = 30_000;
@@ -272,7 +273,7 @@ labTest.concurrent.each(filters)(
     const introducer = await introducerOfTwo(lab, people);
     const host = await behindProgram(programKinds[kind])(lab, "alice");
     const alice = await people.participant("alice", host, introducer, ["--nat"]);
-    const report = await alice.next("nat", () => true, 15_000);
+    const report = await alice.next("nat");
     expect(report).toMatchObject({ filtering: "let-in", filteringElsewhere: elsewhere });
   },
 );
@@ -286,7 +287,7 @@ labTest.concurrent("--nat says what the program does, for every kind", async () 
     const host = await behindProgram(programKinds[kind])(lab, `host${index}`);
     programs.push(await people.participant(`host${index}`, host, introducer, ["--nat"]));
   }
-  const said = await Promise.all(programs.map((program) => program.next("nat", () => true, 15_000)));
+  const said = await Promise.all(programs.map((program) => program.next("nat")));
   const named = (reports: readonly unknown[]) =>
     Object.fromEntries(kinds.map((kind, index) => [kind, reports[index]]));
   expect(named(said)).toEqual(named(kinds.map((kind) => expect.objectContaining(rows[kind]!.report))));
@@ -325,5 +326,5 @@ labTest.each([
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", route, withinMs);
   meeting.alice.type("nat");
-  expect(await meeting.alice.next("nat", () => true, 15_000)).toMatchObject(report);
+  expect(await meeting.alice.next("nat")).toMatchObject(report);
 });

@@ -34,9 +34,10 @@ import {
   type Side,
   together,
 } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(90_000);
+setDefaultTimeout(testMs);
 /** Three rounds of guessing, of which one fails in 50. */
 const guessedMs = 6_000;
 /** Six rounds of predicting, where somebody else takes ports too. */
@@ -269,7 +270,7 @@ labTest.concurrent(
     while (!(await shown()).includes("10.99.0.1")) await Bun.sleep(100);
     expect(await shown()).not.toContain("fe80::99");
     alice.type("nat");
-    const report = await alice.next("nat", () => true, 15_000);
+    const report = await alice.next("nat");
     expect(report).toMatchObject({ mapping: "endpoint-independent", filtering: "dropped" });
     expect([introducer.all("joined").length, alice.all("registered").length]).toEqual([2, 1]);
     expect(alice.all("error")).toEqual([]);
@@ -307,7 +308,7 @@ labTest.concurrent("--nat says what the lab has made, for every kind", async () 
     const host = await reports[name]![0](lab, name);
     programs.push(await people.participant(name, host, introducer, ["--nat"]));
   }
-  const said = await Promise.all(programs.map((program) => program.next("nat", () => true, 15_000)));
+  const said = await Promise.all(programs.map((program) => program.next("nat")));
   const wanted = Object.entries(reports).map(([name, [, report]]) => [name, expect.objectContaining(report)]);
   expect(Object.fromEntries(names.map((name, index) => [name, said[index]]))).toEqual(
     Object.fromEntries(wanted),
@@ -325,8 +326,8 @@ labTest.concurrent(
     const introducer = await people.introducer(host, 7000, undefined, ["--alternate", newAddress]);
     const alice = await people.participant("alice", await independent(lab, "alice"), introducer, ["--nat"]);
     const bob = await people.participant("bob", await behind(random)(lab, "bob"), introducer, ["--nat"]);
-    expect((await alice.next("nat", () => true, 15_000)).dependsOn).toBe("nothing");
-    expect((await bob.next("nat", () => true, 15_000)).dependsOn).toBe("port");
+    expect((await alice.next("nat")).dependsOn).toBe("nothing");
+    expect((await bob.next("nat")).dependsOn).toBe("port");
   },
 );
 

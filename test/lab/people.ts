@@ -15,12 +15,11 @@ import { join } from "node:path";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { type Endpoint, formatEndpoint } from "../../protocol.ts";
+import { patienceMs } from "../patience-fixture.ts";
 import type { Host } from "./lab.ts";
 
 /** Where the programs are started: the repository. */
 export const root = join(import.meta.dir, "../..");
-/** The longest that an event is waited for, unless told otherwise. */
-const deadlineMs = 8_000;
 
 /** Where a program can be started: a host of the lab, or this one. */
 export type Place = Pick<Host, "name" | "address" | "spawn">;
@@ -78,7 +77,7 @@ export class Program<Event extends Named> {
   next<Kind extends Event["event"]>(
     kind: Kind,
     where: (event: OfKind<Event, Kind>) => boolean = () => true,
-    withinMs = deadlineMs,
+    withinMs = patienceMs,
   ): Promise<OfKind<Event, Kind>> {
     type Wanted = OfKind<Event, Kind>;
     const wants = (event: Seen<Event>) =>

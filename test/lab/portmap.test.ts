@@ -11,8 +11,9 @@ import type { PortMappingEvent } from "./portmap-fixture.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 const fixture = `${import.meta.dir}/portmap-fixture.ts`;
 const port = 40_000;

@@ -22,9 +22,10 @@ import {
 import { People, type ParticipantProgram } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { apart, behind, between, oneCarrier, open, owdMs, together, type Layout } from "./sides.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 
 // --- where they are --------------------------------------------------------------------------------------

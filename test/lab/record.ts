@@ -9,10 +9,10 @@ import { until } from "../native-fixture.ts";
 import { type Host, Lab } from "./lab.ts";
 import { People, root } from "./people.ts";
 import { apart, owdMs } from "./sides.ts";
+import { patienceMs } from "../patience-fixture.ts";
 
 export const recording = join(root, "test/recording.svg");
 const columns = 92;
-const patienceMs = 20_000;
 
 // --- a screen --------------------------------------------------------------------------------------------
 

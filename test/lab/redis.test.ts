@@ -10,9 +10,10 @@ import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { apart, behind, between, owdMs, type Layout } from "./sides.ts";
 import { storm } from "./storm.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const stormSeconds = 8;
 const sharedTest = labTestNeeding(noRedis);
 

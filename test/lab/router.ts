@@ -16,7 +16,7 @@ import { labTestNeeding } from "./lab.ts";
 /** An address of the Internet that miniupnpd opens ports on. */
 export const publicAddress = "11.2.2.2";
 /** The longest that it may take to start. */
-const startDeadlineMs = 5_000;
+const startDeadlineMs = 20_000;
 
 const obstacle = missing(["miniupnpd"], "package miniupnpd-nftables");
 /** `labTest` for tests that need the router too. */

@@ -2,7 +2,7 @@
  * What a link is for, with other people's software through two NATs: OpenSSH by a forward and by a pipe, before and
  * after its NAT is rebooted; nginx under a load.
  */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { createHash, randomFillSync } from "node:crypto";
 import { createReadStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -14,6 +14,9 @@ import { noNginx, Nginx } from "./nginx.ts";
 import { People, root, type ParticipantProgram } from "./people.ts";
 import { apart, owdMs, type Hosts } from "./sides.ts";
 import { noSshd, Sshd } from "./sshd.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Bytes that scp copies, more than a session keeps until they are acknowledged: `SCP_BYTES=…` for more. */
 const scpBytes = Number(process.env.SCP_BYTES ?? 72 * 1024 * 1024);
@@ -53,7 +56,7 @@ sshTest.concurrent(
     await nat.flush();
     await nat.changeAddress(freeAddress);
     await types('echo "again-$$-$((7 * 7))"');
-    await alice.next("moved", () => true, 15_000);
+    await alice.next("moved");
     await until("the shell answers again", () => screen.includes(`again-${shell}-49`));
     await types("exit 7");
     expect(await session.exited).toBe(7);
@@ -167,7 +170,7 @@ nginxTest.concurrent(
       ]);
     const loaded = load(4);
     await (hosts.alice.behind as Nat).changeAddress(freeAddress);
-    const moved = alice.next("moved", () => true, 15_000);
+    const moved = alice.next("moved");
     const report = await loaded;
     await moved;
     expect(Number(/(\d+) requests in/.exec(report)![1])).toBeGreaterThan(100);

@@ -1,11 +1,14 @@
 /** The participant's command line. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { canonicalWords, newRoomWords } from "../../native/secure/words.ts";
 import { linesForOthers, localHint, readHostPort } from "../../native/terminal/invitation.ts";
 import { type Arguments, readArguments, weakRoom } from "../../native/terminal/participant-arguments.ts";
 import { defaultPort } from "../../protocol.ts";
 import { Driven, outcome, program, spawn, startIntroducer } from "../driven-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test.each([
   ["example.com", "example.com", defaultPort],

@@ -7,9 +7,10 @@ import { Driven, link, met, outcome, startIntroducer } from "../driven-fixture.t
 import { freePort } from "../sockets-fixture.ts";
 import { at, knownLinks } from "./participant-fixture.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(3);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 test("`leave` keeps the link, `join` makes it known again", async () => {
   await using house = startIntroducer();

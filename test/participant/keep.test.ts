@@ -1,9 +1,12 @@
 /** Who is kept linked, and why; with real programs in test/keep.test.ts. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Keep, type Links } from "../../native/participant/keep.ts";
 import type { Link } from "../../native/session/link.ts";
 import { UserError } from "../../protocol.ts";
 import { until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A room in which bob has the id 2 and is there; whoever else is called waits for ever. */
 class Room implements Links {

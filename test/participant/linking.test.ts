@@ -1,8 +1,11 @@
 /** The real program on loopback, driven by lines on standard input and read by its `--json` events. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { Driven, link, met, program, startIntroducer, states } from "../driven-fixture.ts";
 import { knownLinks } from "./participant-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("a mesh of programs that all connect to all at once has each link once", async () => {
   await using house = startIntroducer();
@@ -22,7 +25,7 @@ test("a mesh of programs that all connect to all at once has each link once", as
   } finally {
     await Promise.all(programs.map((one) => one[Symbol.asyncDispose]()));
   }
-}, 20_000);
+});
 
 test("two participants meet, link, talk, part, link again and quit", async () => {
   await using house = startIntroducer();

@@ -1,9 +1,12 @@
 /** Who measures when: the class, and two of a participant's measurements at once. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { Measurements } from "../../native/participant/measurements.ts";
 import { Participant } from "../../participant.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 describe("measurements", () => {
   test("from the shared port come one after the other, whatever becomes of them", async () => {

@@ -1,5 +1,5 @@
 /** RemotePeers of two programs, with the introducer's words said by the test: real punches, channels and links. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Channel } from "../../native/secure/channel.ts";
 import { encodeCount, encodeFrame, encodeHello, frame, resumeStatus } from "../../native/session/frame.ts";
 import { type PeerOwner, RemotePeer } from "../../native/participant/peer.ts";
@@ -24,6 +24,9 @@ import { Wishes } from "../../native/participant/wishes.ts";
 import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";
 import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 type Told = Extract<PeerEvent, { event: string }>;
 const minute = 60_000;
@@ -455,7 +458,7 @@ test("two links that both sides begin at once become one, on both sides the same
       expect(balance).toBe(1);
     }
   }
-}, 30_000);
+});
 
 // --- a relayed link ----------------------------------------------------------------------------------------
 
@@ -567,7 +570,7 @@ describe("a link that broke", () => {
       for (let i = 1; i <= 4; i++) {
         const cutAt = performance.now();
         alice.cut();
-        await until("it has moved", () => alice.told().filter((one) => one === "moved").length === i, 10_000);
+        await until("it has moved", () => alice.told().filter((one) => one === "moved").length === i);
         waits.push(performance.now() - cutAt);
         await until("bob's, too", () => bob.told().filter((one) => one === "moved").length === i);
       }
@@ -706,7 +709,7 @@ describe("a link that broke", () => {
       alice.keepMs = 0;
       await pair.linked();
       alice.cut();
-      await until("bob has heard", () => bob.last("unlinked") !== undefined, 10_000);
+      await until("bob has heard", () => bob.last("unlinked") !== undefined);
       const reasons = [alice, bob].map((one) => one.last("unlinked")!.reason);
       expect(reasons).toEqual(["connection-lost", "connection-lost"]); // not "peer-restarted"
     },

@@ -1,5 +1,5 @@
 /** The registration alone, against an introducer that says what a test has it say: a real connection, and no peer. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { Membership } from "../../native/participant/membership.ts";
 import { Backoff, Registration, type RegistrationOwner } from "../../native/participant/registration.ts";
@@ -12,6 +12,9 @@ import {
   registered,
 } from "../hostile/wire.ts";
 import { aliceIdentity } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 type Script = (line: Line, visitor: LineSocket) => void;
 const welcome: Script = (line, visitor) => {

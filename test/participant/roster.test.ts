@@ -1,8 +1,11 @@
 /** Who is here, and who is meant: the table of peers alone, with no introducer and no connection. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { maxPeers, Roster, type RosterOwner } from "../../native/participant/roster.ts";
 import { formatEndpoint, type Peer } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function peer(id: number, name: string, instance = String(id)): Peer {
   const endpoint = formatEndpoint("192.0.2.1", id);

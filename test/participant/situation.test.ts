@@ -1,5 +1,5 @@
 /** A situation, with an introducer of the test's at one of this host's own addresses. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Gate } from "../../native/punch/gate.ts";
 import { hostAddresses } from "../../native/host/interfaces.ts";
 import { Socket } from "../../native/host/socket.ts";
@@ -17,6 +17,9 @@ import { Bait } from "../hostile/wire.ts";
 import { loopback, until } from "../native-fixture.ts";
 import { testNeeding } from "../needing-fixture.ts";
 import { aliceIdentity, credentialsOf } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { fingerprint } = aliceIdentity;
 const self = { fingerprint, name: "alice", instance: "a".repeat(16) };

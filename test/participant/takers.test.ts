@@ -1,10 +1,13 @@
 /** Who takes a stream, and what is told of whoever throws at one; with streams and clocks of the test's. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Takers } from "../../native/participant/takers.ts";
 import type { Link } from "../../native/session/link.ts";
 import { resetCodes, type Stream } from "../../native/session/stream.ts";
 import type { From } from "../../native/uses/from.ts";
 import { until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const anna = { id: 1, name: "anna", fingerprint: "f".repeat(64), link: {} as Link };
 

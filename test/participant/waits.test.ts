@@ -1,10 +1,13 @@
 /** An introducer that says how long to wait: that is done, once, and told. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { Participant } from "../../participant.ts";
 import { makeIdentity } from "../../native/secure/identity.ts";
 import { Driven } from "../driven-fixture.ts";
 import { type Line, LyingIntroducer, peerLine, peersLine, registered } from "../hostile/wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const wait = { type: "refused", code: "limit", message: "60 are enough: wait 1 s", request: "connect" };
 

@@ -1,5 +1,5 @@
 /** Every message: its line, its fields, and what is refused. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   changedPeer,
   type FailureReason,
@@ -26,6 +26,9 @@ import {
   refusalCodes,
 } from "../../protocol.ts";
 import { at, refusalOf, utf8, instance, token, fingerprint, bob, bobJson } from "./protocol-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** One object and its line for every variant; a variant without a row is a type error. */
 type Golden<Union extends { type: string }> = {

@@ -1,5 +1,5 @@
 /** What a round dials. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Allowance } from "../../native/punch/allowance.ts";
 import type { Standing, StandingAddress } from "../../native/host/interfaces.ts";
 import { drawPorts, hostCandidates, type Round, roundCandidates } from "../../native/punch/candidates.ts";
@@ -20,6 +20,9 @@ import {
   type Way,
   ways,
 } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function at(text: string): Endpoint {
   const parsed = parseEndpoint(text);

@@ -1,5 +1,5 @@
 /** A punch that begins before the word of the introducer, and each kind of candidate. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { linuxDescribe } from "../needing-fixture.ts";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/host/socket.ts";
@@ -24,6 +24,9 @@ import {
   type Outcome,
   type Started,
 } from "./hosts-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 // --- the introducer's word comes later ----------------------------------------------------------------------
 

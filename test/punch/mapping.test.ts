@@ -1,5 +1,5 @@
 /** The classifier over literal samples, and probes against a real introducer on loopback. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import {
   classifyMapping,
@@ -14,6 +14,9 @@ import { connectShared, Socket } from "../../native/host/socket.ts";
 import { encode, formatEndpoint, splitEndpoint, type Endpoint, type Mapping } from "../../protocol.ts";
 import { listening, loopback, noSocketLeft, refusing, unanswering } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const local = 40000;
 /** Where samples go: the introducer's control port, then its probe ports, in turn. */

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Grant, PortMapError } from "../../native/punch/gateway.ts";
 import {
   decodeAnnouncement,
@@ -14,6 +14,9 @@ import {
 } from "../../native/punch/pcp.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { FakeGateway } from "./gateway-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const internalPort = 40_000;
 const never = new AbortController().signal;

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   judgeGrant,
   lifetimeMs,
@@ -9,6 +9,9 @@ import {
 import { formatEndpoint } from "../../protocol.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { FakeGateway, httpAnswer, type Behaviour } from "./gateway-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const internalPort = 40_000;
 const externalAddress = "203.0.113.7";

@@ -1,5 +1,5 @@
 /** Two and more participants who mean well: they link, or are told why not. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { type Punch, type PunchOptions } from "../../native/punch/punch.ts";
 import { splitEndpoint, type Role } from "../../protocol.ts";
@@ -32,6 +32,9 @@ import {
 } from "./hosts-fixture.ts";
 import { stories } from "../session/story-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 // --- two peers ---------------------------------------------------------------------------------------------
 
@@ -187,7 +190,7 @@ test("twenty who all punch at all at once: every pair links once, none of them o
   await closeBoth(...(await Promise.all(pairs.flat().map(linkOf))));
   expect(pairs.flat().every(({ outcomes }) => outcomes.length === 1)).toBe(true);
   for (const host of hosts) host[Symbol.dispose]();
-}, 30_000);
+});
 
 describe("two punches at once on one port", () => {
   test.each([

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type * as net from "node:net";
 import { Channel } from "../../native/secure/channel.ts";
 import { adopt } from "../../native/secure/tls.ts";
@@ -19,6 +19,9 @@ import {
   securedAs,
   token,
 } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const carolIdentity = makeIdentity();
 

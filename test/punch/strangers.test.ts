@@ -28,9 +28,10 @@ import {
 } from "./hosts-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 const test = testAtOnce(6);
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 // --- another program of the same user ------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { PortMapError } from "../../native/punch/gateway.ts";
 import {
   elementText,
@@ -11,6 +11,9 @@ import {
 } from "../../native/punch/upnp.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { FakeGateway, httpAnswer, listenHttp, type Behaviour, type Request } from "./gateway-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const gateway = "192.168.1.1";
 const internalPort = 40_000;

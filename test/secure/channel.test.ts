@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as tls from "node:tls";
 import { Channel } from "../../native/secure/channel.ts";
 import { adopt } from "../../native/secure/tls.ts";
@@ -22,6 +22,9 @@ import {
   token,
   Wire,
 } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const alices = credentialsOf(aliceIdentity);
 const bobs = credentialsOf(bobIdentity);

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { X509Certificate, createHash, createPrivateKey } from "node:crypto";
 import {
   chmodSync,
@@ -26,6 +26,9 @@ import {
   stateFolder,
 } from "../../native/secure/identity.ts";
 import { linuxTest, missing, onWindows, testNeeding } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function temporaryFolder(): Disposable & { path: string } {
   const path = mkdtempSync(join(tmpdir(), `identity-${process.pid}-`));

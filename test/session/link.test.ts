@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { judgeOffer, LinkError, refuseOffer } from "../../native/session/carrier.ts";
 import { Channel } from "../../native/secure/channel.ts";
@@ -25,6 +25,9 @@ import {
   type Story,
   Wire,
 } from "./story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 // --- saying ------------------------------------------------------------------------------------------------
 

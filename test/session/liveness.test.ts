@@ -1,9 +1,12 @@
 /** When a carrier looks dead, is dead, and is asked: with a clock of the test's. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { CarrierState } from "../../native/session/carrier-state.ts";
 import { FrameDecoder } from "../../native/session/frame.ts";
 import { Liveness } from "../../native/session/liveness.ts";
 import { carrierPair, TestClock } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function watched() {
   const clock = new TestClock();

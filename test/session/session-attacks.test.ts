@@ -1,5 +1,5 @@
 /** A peer with a good certificate and bad intentions: frames made by hand against a real session. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readOffer } from "../../native/session/carrier.ts";
 import {
   encodeCount,
@@ -17,6 +17,9 @@ import { maxOwedBytes } from "../../native/session/control-queue.ts";
 import { Session } from "../../native/session/session.ts";
 import { firstCreditBytes, resetCodes, type Stream } from "../../native/session/stream.ts";
 import { carrierPair, endInWords, fingerprints, TestClock, type MemoryCarrier } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const sessionId = "5e".repeat(16);
 const megabyte = 1024 * 1024;
@@ -384,7 +387,7 @@ test("answers that are taken and never acknowledged end it, too", async () => {
   }
   expect(stranger.ended).toBe("protocol: the peer asks for answers and does not take them");
   expect(id).toBeLessThan(50_000);
-}, 20_000);
+});
 
 test("of answers that are never acknowledged a megabyte is kept, and nothing after the end", async () => {
   const stranger = await Stranger.begin();
@@ -403,7 +406,7 @@ test("of answers that are never acknowledged a megabyte is kept, and nothing aft
   expect(mostOwed).toBeLessThanOrEqual(maxOwedBytes);
   expect(mostHeld).toBeLessThan(2 * megabyte);
   expect(stranger.session!.heldBytes).toBe(0);
-}, 20_000);
+});
 
 test("4096 streams that are refused at once, with the longest reasons, are no attack", async () => {
   const stranger = await Stranger.begin();
@@ -437,7 +440,7 @@ test("who opens streams without end is read at a pace, who is refused at a slowe
     expect(taken).toBeLessThan(burst + 3.2 * perSecond);
     stranger.session!.abandon("the test is over");
   }
-}, 20_000);
+});
 
 test("a carrier that rests is never resumed and paused at once, for then it would keep all that comes", async () => {
   const stranger = await Stranger.begin();

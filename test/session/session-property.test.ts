@@ -1,5 +1,5 @@
 /** Whatever happens to carriers, every stream arrives whole, once and in order. On failure the seed is printed. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { type Session } from "../../native/session/session.ts";
 import { type Stream } from "../../native/session/stream.ts";
 import {
@@ -10,6 +10,9 @@ import {
   type Person,
   type Random,
 } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const seeds = process.env.SEED ? [Number(process.env.SEED)] : [1, Date.now() >>> 0];
 const streamsEachWay = 20;

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { judgeOffer, readOffer, refuseOffer, type Offer } from "../../native/session/carrier.ts";
 import { encodeHello, frame, linkVersion, resumedStatus } from "../../native/session/frame.ts";
 import { Session } from "../../native/session/session.ts";
@@ -13,6 +13,9 @@ import {
   type MemoryCarrier,
   type PathOptions,
 } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const megabyte = 1024 * 1024;
 

@@ -1,8 +1,11 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { firstCreditBytes, resetCodes, type Stream, StreamError } from "../../native/session/stream.ts";
 import { maxCreditBytes } from "../../native/session/credit.ts";
 import { maxKeptBytes } from "../../native/session/multiplexer.ts";
 import { Pair, randomBytes, randomFrom, type MemoryCarrier, type PathOptions } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A stream and the peer's end of it; nothing is read at the peer unless a test does. */
 async function streamPair(path: PathOptions = {}) {

@@ -1,5 +1,5 @@
 /** The line that is being typed: pastes, the search, what was typed in earlier runs, and the terminal given back. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   chmodSync,
   existsSync,
@@ -19,6 +19,9 @@ import { Keys, pasted } from "../../native/terminal/keys.ts";
 import { cursorPosition } from "../../native/terminal/text.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { Pty, root } from "../pty-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const folder = mkdtempSync(join(tmpdir(), "line-editor-test-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -22,9 +22,10 @@ import { unanswering } from "../native-fixture.ts";
 import { at } from "../participant/participant-fixture.ts";
 import { root } from "../pty-fixture.ts";
 import { freePort, target } from "../sockets-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 
 /** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const place = mkdtempSync(join(tmpdir(), "messages-"));
 afterAll(() => rmSync(place, { recursive: true, force: true }));
 

@@ -1,5 +1,5 @@
 /** What the participant shows: the list, `nat`, and what happens. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import pc from "picocolors";
 import type { PeerRow } from "../../native/participant/peer-events.ts";
 import { renderNat } from "../../native/terminal/participant-nat.ts";
@@ -8,6 +8,9 @@ import { renderDetails, renderList } from "../../native/terminal/participant-lis
 import type { NatReport, ParticipantEvent } from "../../native/participant/events.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { at } from "../participant/participant-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const plain = pc.createColors(false);
 

@@ -1,10 +1,13 @@
 /** Odd surroundings in which a program may be started: no home, no account, an input that is none. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import { missing, testNeeding } from "../needing-fixture.ts";
 import { root } from "../pty-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const notRoot = process.getuid?.() === 0 ? undefined : "only root can be another user";
 

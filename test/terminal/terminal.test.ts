@@ -1,7 +1,7 @@
 /**
  * The terminal: its pure parts, and the two real programs on a real one, under a real shell where jobs matter.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -26,6 +26,9 @@ import { until } from "../native-fixture.ts";
 import { Pty, root } from "../pty-fixture.ts";
 import { describeNeeding, linuxTest, onWindows } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const folder = mkdtempSync(join(tmpdir(), "terminal-test-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -583,7 +586,7 @@ function jobsUnder(shell: string): void {
       const build = [bun, "build", "--compile", join(root, `${program}.ts`), "--outfile", compiled[program]!];
       expect(await Bun.spawn(build, { stdout: "ignore", stderr: "ignore" }).exited).toBe(0);
     }
-  }, 60_000);
+  });
 
   const ways = programs.flatMap((program) => [
     [`bun ${program}.ts`, program] as const,

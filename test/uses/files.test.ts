@@ -1,5 +1,5 @@
 /** Files between two sessions over carriers in memory, from one real folder into another. */
-import { beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { newFolders, writeIn } from "../folders-fixture.ts";
@@ -13,6 +13,9 @@ import { until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "../session/memory-fixture.ts";
 import { missing, testNeeding } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { place, fresh } = newFolders("files-");
 let source: string, target: string;
@@ -123,7 +126,7 @@ describe("what arrives", () => {
     }
     expect(openFiles()).toEqual([]);
     expect(link.alice.streamCount + link.bob.streamCount).toBe(0);
-  }, 15_000);
+  });
 
   test("several paths, empty files, names of the world", async () => {
     using link = new Linked();
@@ -327,7 +330,7 @@ describe("after an interruption", () => {
       moved: bytes.length - atLeast,
     });
     expect([inTarget(), sha256(fs.readFileSync(join(target, "big")))]).toEqual([["big"], sha256(bytes)]);
-  }, 15_000);
+  });
 });
 
 describe("what goes wrong with a file is said on both sides", () => {

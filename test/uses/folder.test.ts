@@ -1,9 +1,12 @@
 /** Folders by their descriptors, while others exchange what their paths lead to. */
-import { afterAll, beforeEach, describe, expect, test } from "bun:test";
+import { afterAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Folder, type Hold, withName } from "../../native/uses/folder.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const place = fs.mkdtempSync(join(tmpdir(), "folder-"));
 afterAll(() => fs.rmSync(place, { recursive: true, force: true }));

@@ -1,5 +1,5 @@
 /** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Forward } from "../../native/uses/forward.ts";
 import { Names } from "../../native/uses/names.ts";
 import { serveForward, type Served, type ServeOptions } from "../../native/uses/serve.ts";
@@ -8,6 +8,9 @@ import { noSocketLeft, until } from "../native-fixture.ts";
 import { client, readAll, sha256, target } from "../sockets-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { randomBytes, randomFrom } from "../session/memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 interface Forwarded extends Disposable {
   link: Linked;
@@ -109,7 +112,7 @@ describe("bytes", () => {
     expect(await forwarded.link.shaken(echoes)).toBeGreaterThan(3);
     await echoes;
     await until("all is over", () => forwarded.forward.open === 0);
-  }, 15_000);
+  });
 
   test("a client that does not read stops only itself", async () => {
     await using _ = noSocketLeft();
@@ -405,4 +408,4 @@ test("a thousand connections at once", async () => {
   await Promise.all(sockets.map(readAll));
   await until("all are over", () => forwarded.forward.open === 0);
   expect(forwarded.forward.total).toBe(1000);
-}, 10_000);
+});

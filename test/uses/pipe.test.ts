@@ -1,5 +1,5 @@
 /** Pipes between two sessions over carriers in memory, with real targets on loopback and real standard streams. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createServer, type AddressInfo, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -13,6 +13,9 @@ import { AllowList, type Target } from "../../native/uses/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { randomBytes, randomFrom } from "../session/memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const sha256 = (bytes: Uint8Array) => Bun.SHA256.hash(bytes, "hex");
 
@@ -73,7 +76,7 @@ describe("from standard input to standard output", () => {
     expect(await Promise.all([alice, bob])).toEqual(["confirmed", "confirmed"]);
     expect([sha256(toBob.bytes), sha256(toAlice.bytes)]).toEqual([sha256(there), sha256(back)]);
     await until("no stream is left", () => link.alice.streamCount + link.bob.streamCount === 0);
-  }, 15_000);
+  });
 
   test("one way, or nothing at all", async () => {
     using link = new Linked();

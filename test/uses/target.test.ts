@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   AllowList,
   formatTarget,
@@ -9,6 +9,9 @@ import {
   SpecError,
 } from "../../native/uses/target.ts";
 import { Refusal } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** `BIND:PORT PEER HOST:PORT`, or why not. */
 function forward(text: string): string {

@@ -1,5 +1,5 @@
 /** Transfers between two sessions over carriers in memory: how they end early, go on, and what is told of that. */
-import { beforeEach, describe, expect, test } from "bun:test";
+import { beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { newFolders, writeIn } from "../folders-fixture.ts";
@@ -14,6 +14,9 @@ import type { Stream } from "../../native/session/stream.ts";
 import { until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { fingerprints, randomBytes, randomFrom } from "../session/memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { fresh } = newFolders("transfers-");
 let source: string, target: string;
