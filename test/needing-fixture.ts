@@ -38,6 +38,9 @@ export function describeNeeding(obstacle: Obstacle): (label: string, body: () =>
   return (label, body) => describe.skip(withReason(label, obstacle), body);
 }
 
+/** Whether this is `bun run field`: what is repeated is repeated more often then. */
+export const isField = process.env.FIELD === "1";
+
 const notLinux = process.platform === "linux" ? undefined : "only on Linux";
 /** For what only Linux has or does. */
 export const linuxTest = testNeeding(notLinux);

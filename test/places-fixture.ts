@@ -3,6 +3,7 @@
  * two processors.
  */
 import { test } from "bun:test";
+import { isField } from "./needing-fixture.ts";
 
 export class Places {
   #free: number;
@@ -28,20 +29,43 @@ export class Places {
 
 type Body = (...row: unknown[]) => void | Promise<unknown>;
 
-/** `test.concurrent`, of which so many run at once. Its time runs while it waits for its place. */
-export function testAtOnce(count: number): typeof test.concurrent {
-  const places = new Places(count);
-  const placed =
-    (body: Body): Body =>
-    async (...row) => {
-      using _ = await places.take();
-      await body(...row);
-    };
-  const one = (label: string, body: Body, timeoutMs?: number) =>
-    test.concurrent(label, placed(body) as () => Promise<void>, timeoutMs);
+/** `test` or `test.concurrent`, with another body in place of each. */
+export function testWith(one: typeof test.concurrent, change: (body: Body) => Body): typeof test.concurrent {
+  const changed = (label: string, body: Body, timeoutMs?: number) =>
+    one(label, change(body) as () => Promise<void>, timeoutMs);
   const each =
     (rows: never) =>
     (label: string, body: Body, timeoutMs?: number): void =>
-      test.concurrent.each(rows)(label, placed(body), timeoutMs);
-  return Object.assign(one, { each }) as unknown as typeof test.concurrent;
+      one.each(rows)(label, change(body), timeoutMs);
+  return Object.assign(changed, { each }) as unknown as typeof test.concurrent;
+}
+
+/** `test.concurrent`, of which so many run at once. Its time runs while it waits for its place. */
+export function testAtOnce(count: number): typeof test.concurrent {
+  const places = new Places(count);
+  return testWith(test.concurrent, (body) => async (...row) => {
+    using _ = await places.take();
+    await body(...row);
+  });
+}
+
+/** A busy machine loses a race between packets now and then; what is broken loses it each time. */
+const raceTries = isField ? 1 : 3;
+
+/** For what races with packets: of so many tries one must be won, and those that were lost are told. */
+export function inTries(one: typeof test): typeof test {
+  const tries =
+    (body: Body): Body =>
+    async (...row) => {
+      for (let lost = 1; lost < raceTries; lost++) {
+        try {
+          return await body(...row);
+        } catch (error) {
+          console.error(`lost ${lost} of ${raceTries} tries: ${Bun.inspect(error)}`);
+        }
+      }
+      await body(...row);
+    };
+  const concurrent = testWith(one.concurrent, tries);
+  return Object.assign(testWith(one, tries), { concurrent }) as unknown as typeof test;
 }

@@ -17,7 +17,7 @@
  */
 import type { test } from "bun:test";
 import { testNeeding, unlessRequired } from "../needing-fixture.ts";
-import { Places } from "../places-fixture.ts";
+import { inTries, Places } from "../places-fixture.ts";
 import type { InternetAnswer, InternetCommand, WanOptions } from "./internet-fixture.ts";
 import { findObstacle, Namespaces } from "./namespaces.ts";
 import {
@@ -47,6 +47,8 @@ export function labTestNeeding(...obstacles: (string | undefined)[]): typeof tes
   return testNeeding(obstacle, ...obstacles);
 }
 export const labTest: typeof test = labTestNeeding();
+/** For links whose packets must meet in time. */
+export const raceTest: typeof test = inTries(labTest);
 
 const maxSites = 250;
 /** What waits for a limited access: a quarter of a megabyte is 40 ms at 50 Mbit/s. */

@@ -5,7 +5,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../native/participant/events.ts";
 import { type Endpoint, splitEndpoint } from "../../protocol.ts";
-import { type Host, Lab, labTest } from "./lab.ts";
+import { type Host, Lab, labTest, raceTest } from "./lab.ts";
 import {
   disconnect,
   type Expected,
@@ -23,7 +23,7 @@ import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, pro
 import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 /** An idle link is looked at after 15 s, and missed 2 s later. */
 const forgottenMs = 30_000;
@@ -108,7 +108,7 @@ const httpOnly = { onlyHttp: { first: 10_000, last: 65_535 } } as const;
 
 // The longest first: these mostly wait, while all others have their turn.
 
-labTest.concurrent(
+raceTest.concurrent(
   "forgets in seconds: an idle link comes back, is forgotten no more, and what is said arrives",
   async () => {
     await using lab = await Lab.create({ isIdle: true });
@@ -138,7 +138,7 @@ labTest.concurrent("what is not HTTP is reset on the way: handshake-cut, on both
   await Promise.all([alice, bob].map((one) => expectFailure(one, "handshake-cut", 12_000)));
 });
 
-labTest.concurrent(
+raceTest.concurrent(
   "a fresh port keeps what was measured of it, though a RST would have it forgotten",
   async () => {
     await using lab = await Lab.create({ isIdle: true });
@@ -178,7 +178,7 @@ async function eitherSideAsks(kind: Kind): Promise<void> {
 
 // Fresh ports of `in turn` have another address: only its first round can link, so the machine must not be late for it.
 const isAlone = (kind: Kind) => rows[kind]!.route !== undefined || kind === "in turn";
-labTest.concurrent.each(kinds.filter((kind) => !isAlone(kind)))(
+raceTest.concurrent.each(kinds.filter((kind) => !isAlone(kind)))(
   "%s ↔ independent, either side asking, and no stranger",
   eitherSideAsks,
 );
@@ -193,7 +193,7 @@ const itself: Kind[] = [
   "rewrites sequence numbers",
 ];
 
-labTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
+raceTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
   await using lab = await Lab.create();
   await using people = new People();
   const side = behindProgram(programKinds[kind]);
@@ -204,7 +204,7 @@ labTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
   );
 });
 
-labTest.concurrent("one carrier whose NAT is a program and hairpins, either side asking", async () => {
+raceTest.concurrent("one carrier whose NAT is a program and hairpins, either side asking", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const carrier = oneCarrier({ program: { hairpinning: true, allocation: "random" } });
@@ -243,7 +243,7 @@ labTest.concurrent("drops long packets: what is relayed arrives, too", async () 
 });
 
 // Below 1280 bytes no IPv6 would go at all. Tunnels in tunnels have such paths (RFC 4821 §1).
-labTest.concurrent.each([1240, 1200, 620])(
+raceTest.concurrent.each([1240, 1200, 620])(
   "packets above %i bytes are lost: linked, and what is long arrives",
   async (largestPacket) => {
     await using lab = await Lab.create({ isIdle: true });
@@ -296,9 +296,9 @@ labTest.concurrent("--nat says what the program does, for every kind", async () 
 // Ports that are counted or guessed, each by itself: beside other labs our SYN may leave after the peer's has met the NAT, and the
 // kernel sends that again only when the round is over.
 
-labTest.each(kinds.filter(isAlone))("%s ↔ independent, either side asking, and no stranger", eitherSideAsks);
+raceTest.each(kinds.filter(isAlone))("%s ↔ independent, either side asking, and no stranger", eitherSideAsks);
 
-labTest(
+raceTest(
   "by address, sequential ↔ independent, with an introducer of one address: predicted, after others",
   async () => {
     await using lab = await Lab.create();
@@ -312,7 +312,7 @@ labTest(
   },
 );
 
-labTest.each([
+raceTest.each([
   ["by address, sequential", "predicted/listen", { mapping: "sequential", step: 1, dependsOn: "address" }],
   ["by address, random", "birthday/listen", { mapping: "random", dependsOn: "address" }],
 ] as const)("%s ↔ independent, with an introducer of two addresses", async (kind, route, report) => {

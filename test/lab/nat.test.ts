@@ -6,7 +6,7 @@ import { expect, setDefaultTimeout } from "bun:test";
 import { readdir } from "node:fs/promises";
 import { splitEndpoint } from "../../protocol.ts";
 import type { NatReport, ParticipantEvent } from "../../native/participant/events.ts";
-import { Lab, labTest, type NatOptions } from "./lab.ts";
+import { Lab, labTest, raceTest, type NatOptions } from "./lab.ts";
 import {
   disconnect,
   type Expected,
@@ -37,7 +37,7 @@ import {
 import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 /** Three rounds of guessing, of which one fails in 50. */
 const guessedMs = 6_000;
 /** Six rounds of predicting, where somebody else takes ports too. */
@@ -82,7 +82,7 @@ async function eitherSideAsks(...[, layout, expected, withinMs = soonMs]: Row): 
   await expectRoute(meeting, "bob", expected, withinMs);
 }
 
-labTest.concurrent.each(rows)("%s, either side asking", eitherSideAsks);
+raceTest.concurrent.each(rows)("%s, either side asking", eitherSideAsks);
 
 // --- IPv6 ------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ const rowsOverIPv6: [where: string, layout: Layout, expected: Expected][] = [
   ["firewall ↔ open host", between(behindFirewall({}, onlyIPv6), open(onlyIPv6)), "public/listen"],
 ];
 
-labTest.concurrent.each(rowsOverIPv6)("IPv6 only: %s, either side asking", async (_, layout, expected) => {
+raceTest.concurrent.each(rowsOverIPv6)("IPv6 only: %s, either side asking", async (_, layout, expected) => {
   await using lab = await Lab.create();
   await using people = new People();
   const host = await lab.host("introducer", { owdMs, ...onlyIPv6 });
@@ -126,7 +126,7 @@ const rowsOfBoth: [where: string, layout: Layout, expected: Expected, family: 4 
   ["IPv4 only ↔ IPv4 and IPv6", between(behind({}), behind({}, both)), "public", 4],
 ];
 
-labTest.concurrent.each(rowsOfBoth)(
+raceTest.concurrent.each(rowsOfBoth)(
   "IPv4 and IPv6: %s, either side asking",
   async (_, layout, expected, family) => {
     await using lab = await Lab.create();
@@ -154,13 +154,13 @@ async function gatherForgotten(lab: Lab, people: People): Promise<Meeting> {
   return meeting;
 }
 
-labTest.concurrent("alice's NAT forgets its mappings, then she asks: public", async () => {
+raceTest.concurrent("alice's NAT forgets its mappings, then she asks: public", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   await expectRoute(await gatherForgotten(lab, people), "alice", "public/listen");
 });
 
-labTest.concurrent(
+raceTest.concurrent(
   "alice's NAT forgets its mappings, then bob asks: public, once her keepalive has been",
   async () => {
     await using lab = await Lab.create();
@@ -201,17 +201,20 @@ async function expectReturn(meeting: Meeting, isNew: (registered: Registered) =>
 }
 type Registered = Extract<ParticipantEvent, { event: "registered" }>;
 
-labTest.concurrent("alice's NAT takes another address: she comes back by it, and bob learns it", async () => {
-  await using lab = await Lab.create();
-  await using people = new People();
-  const natA = await lab.nat("natA", { owdMs });
-  const alice = await lab.host("alice", { behind: natA });
-  const meeting = await gatherDirect(lab, people, { alice, bob: await independent(lab, "bob") });
-  await natA.changeAddress(newAddress);
-  await expectReturn(meeting, (registered) => splitEndpoint(registered.public).address === newAddress);
-});
+raceTest.concurrent(
+  "alice's NAT takes another address: she comes back by it, and bob learns it",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const natA = await lab.nat("natA", { owdMs });
+    const alice = await lab.host("alice", { behind: natA });
+    const meeting = await gatherDirect(lab, people, { alice, bob: await independent(lab, "bob") });
+    await natA.changeAddress(newAddress);
+    await expectReturn(meeting, (registered) => splitEndpoint(registered.public).address === newAddress);
+  },
+);
 
-labTest.concurrent(
+raceTest.concurrent(
   "alice's host takes another address: she comes back by it, and bob learns it",
   async () => {
     await using lab = await Lab.create();
@@ -234,7 +237,7 @@ labTest.concurrent(
   },
 );
 
-labTest.concurrent("5 % loss and 50 ms jitter: three links, one after the other", async () => {
+raceTest.concurrent("5 % loss and 50 ms jitter: three links, one after the other", async () => {
   await using lab = await Lab.create({ isIdle: true });
   await using people = new People();
   const hosts = await apart()(lab);
@@ -383,9 +386,9 @@ const lonely: Row[] = [
   ],
 ];
 
-labTest.each(lonely)("%s, either side asking", eitherSideAsks);
+raceTest.each(lonely)("%s, either side asking", eitherSideAsks);
 
-labTest.each([
+raceTest.each([
   ["random", apart(random, {})],
   ["sequential", apart(sequential, {})],
 ])("%s ↔ independent: whoever asks as the program starts is linked too", async (_, layout) => {
@@ -413,7 +416,7 @@ async function expectDescriptors(one: ParticipantProgram, count: number): Promis
   expect(`${one.name}: ${await descriptors(one)}`).toBe(`${one.name}: ${count}`);
 }
 
-labTest.each(["alice", "bob"] as const)(
+raceTest.each(["alice", "bob"] as const)(
   "random ↔ independent, %s asking: a link holds one descriptor, its end none",
   async (asker) => {
     await using lab = await Lab.create();
