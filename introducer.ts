@@ -467,4 +467,4 @@ async function main(terminal: Terminal): Promise<number> {
     : serve(terminal, { ...parsed, port }, (options) => Introducer.start(options));
 }
 
-if (import.meta.main) await runProgram(main, []);
+if (import.meta.main) await runProgram(main);

@@ -27,7 +27,6 @@ me.onStream("twenty-one/1", (stream, from) => {
 });
 await me.join();
 if (opponent) {
-  await me.waitFor(opponent);
-  const link = await me.connect(opponent);
+  const link = await me.connect(opponent, { wait: true });
   await play(link.open("twenty-one/1"), opponent);
 }

@@ -6,12 +6,12 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { Duplex } from "node:stream";
 import { makeIdentity } from "../native/secure/identity.ts";
-import { Participant, type Stream, UserError } from "../participant.ts";
+import { Participant, type Stream, HolePunchError } from "../participant.ts";
 import type { ParticipantEvent } from "../native/participant/events.ts";
 import { startIntroducer } from "./driven-fixture.ts";
 import { noSocketLeft } from "./native-fixture.ts";
 import { root } from "./pty-fixture.ts";
-import { sha256 } from "./sockets-fixture.ts";
+import { freePort, sha256 } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
 
 setDefaultTimeout(testMs);
@@ -38,7 +38,7 @@ function participant(port: number, name: string) {
 async function linked(port: number) {
   const [alice, bob] = [participant(port, "alice"), participant(port, "bob")];
   await Promise.all([alice.join(), bob.join()]);
-  await alice.waitFor("bob");
+  await alice.peers.waitFor("bob");
   return { alice, bob, link: await alice.connect("bob") };
 }
 
@@ -105,7 +105,7 @@ describe("streams", () => {
     const echo = (stream: Stream) => void stream.pipe(stream);
     alice.onStream("echo", echo);
     bob.onStream("echo", echo);
-    const links = [await alice.whenLinked("bob"), await bob.whenLinked("alice")];
+    const links = [await alice.peers.whenLinked("bob"), await bob.peers.whenLinked("alice")];
     const echoed = links.flatMap((link) =>
       Array.from({ length: 50 }, async (_, index) => {
         const bytes = Buffer.alloc(20_000 + index, index);
@@ -136,23 +136,44 @@ describe("streams", () => {
   });
 });
 
-test("what goes wrong is a UserError that says so", async () => {
+/** What it was rejected with, as `code: message`. */
+const rejected = async (work: Promise<unknown>): Promise<string> =>
+  work.then(
+    () => "nothing went wrong",
+    (error: unknown) => (error instanceof HolePunchError ? `${error.code}: ${error.message}` : String(error)),
+  );
+
+test("every method rejects with a HolePunchError that says why, by a code too; none throws", async () => {
   await using house = startIntroducer();
   await using alice = participant(house.port, "alice");
+  const says = async (work: Promise<unknown>, ...parts: string[]) => {
+    const told = await rejected(work);
+    for (const part of parts) expect(told).toContain(part);
+  };
+  await says(alice.connect("bob"), "no-such-peer: nobody here is called bob");
+  await says(alice.leave(), "not-registered: ");
+  await says(alice.echo("hello"), "not-registered: ");
+  await says(alice.nat(), "not-registered: ");
   await alice.join();
-  for (const [work, reason] of [
-    [alice.join(), "already registered"],
-    [alice.connect("nobody"), "nobody here is called nobody"],
-    [alice.connect("alice"), "that is yourself"],
-  ] as const) {
-    const error = await work.then(
-      () => undefined,
-      (problem: unknown) => problem,
-    );
-    expect(error).toBeInstanceOf(UserError);
-    expect((error as UserError).message).toContain(reason);
-  }
+  await says(alice.join(), "not-possible: already registered");
+  await says(alice.connect("alice"), "no-such-peer: that is yourself");
+  for (const work of [alice.say("bob", "hello"), alice.ping("bob"), alice.disconnect("bob")])
+    await says(work, "no-such-peer: nobody here is called bob");
+  await says(alice.send("bob", [import.meta.path]), "no-such-peer: nobody here is called bob");
+  await says(alice.forward("what"), "not-possible: what: a forward is");
+  await says(alice.unforward("1"), "not-possible: nothing is forwarded");
+  await says(alice.allow("what:is:that"), "not-possible: ");
+  await says(alice.accept(import.meta.path), "not-possible: files can't be put into");
+  await says(alice.uses.disallow("22"), "not-possible: ");
+  await says(alice.uses.refuse(1), "not-possible: there is no offer 1");
+  const waiting = [rejected(alice.connect("bob", { wait: true })), rejected(alice.peers.whenLinked("bob"))];
+  await alice.quit();
+  for (const why of [...waiting, rejected(alice.join()), rejected(alice.forward("8080:bob:80"))])
+    expect(await why).toBe("has-quit: this participant has quit");
   expect(() => new Participant({ host: "127.0.0.1", name: "alice", room: "" })).toThrow("a room must have");
+  await using other = new Participant({ host: "127.0.0.1", port: freePort(), name: "alice", room: "lobby" });
+  await says(other.join(), "no-introducer: cannot reach the introducer at 127.0.0.1:", "refused");
+  await says(other.allow("22"), "open-room: ");
 });
 
 test("the program in the README is run as it stands there: who asks is greeted, and ends by itself", async () => {

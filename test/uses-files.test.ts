@@ -401,10 +401,7 @@ describe("a hostile sender", () => {
   );
 
   test.each<[string, (mallory: Hostile) => void]>([
-    [
-      "offers what is no number",
-      ({ link }) => link.open({ use: "files", name: "x", files: "many", bytes: 1 }),
-    ],
+    ["offers what is no number", ({ link }) => link.open("files", { name: "x", files: "many", bytes: 1 })],
     ["offers a negative size", (mallory) => mallory.offer("x", 1, -1)],
     ["offers more files than there can be", (mallory) => mallory.offer("x", 1e9, 1)],
     ["sends more than it has announced", (mallory) => mallory.sends("x", 1, Buffer.alloc(100))],
@@ -488,7 +485,7 @@ class Hostile implements AsyncDisposable {
     const identity = makeIdentity();
     const mallory = new Participant({ host: "127.0.0.1", port, name, room: words, identity });
     await mallory.join();
-    await mallory.waitFor(peer);
+    await mallory.peers.waitFor(peer);
     return new Hostile(mallory, await mallory.connect(peer));
   }
 
@@ -505,7 +502,7 @@ class Hostile implements AsyncDisposable {
   /** Of several things, with the paths that it lists; or of one file, with none. */
   offer(name: string, files: number, bytes: number, paths: string[] = []): Stream {
     const counts = { things: Math.max(1, paths.length), listed: paths.length };
-    const stream = this.link.open({ use: "files", name, files, bytes, ...counts });
+    const stream = this.link.open("files", { name, files, bytes, ...counts });
     for (const path of paths) stream.write(encodeMessage({ type: "listed", path }));
     stream.on("data", (piece: Buffer) => (this.said += piece));
     stream.on("error", ({ message }) => (this.said += message));

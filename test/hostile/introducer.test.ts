@@ -199,7 +199,7 @@ test("join, leave and join again at once: each settles, and the last one counts"
   alice.participant.leave();
   await expect(unanswered).rejects.toThrow("we left");
   await alice.participant.join();
-  expect(alice.participant.isRegistered).toBe(true);
+  expect(alice.participant.state === "registered").toBe(true);
   expect(alice.events.filter(({ event }) => event === "registered")).toHaveLength(1);
 });
 
@@ -216,7 +216,7 @@ test("`leave` and `quit` are not undone by a join that was under way", async () 
   answerLate?.();
   await expect(joining).rejects.toThrow("we quit");
   await expect(alice.participant.join()).rejects.toThrow("has quit");
-  expect({ rows: alice.participant.rows, events: alice.events }).toEqual({ rows: [], events: [] });
+  expect({ rows: alice.participant.peers.rows, events: alice.events }).toEqual({ rows: [], events: [] });
 });
 
 test("an introduction during `quit` is declined", async () => {
@@ -247,7 +247,7 @@ test("a `join` that fails during an outage goes on trying, until `leave`", async
   const isTrying = (event: ParticipantEvent) => event.event === "introducer" && event.state === "unreachable";
   while (!alice.events.some(isTrying)) await Bun.sleep(1);
   alice.participant.leave();
-  expect(alice.participant.isRegistered).toBe(false);
+  expect(alice.participant.state === "registered").toBe(false);
 });
 
 test("`--connect` of a name that two bear is an error, not an endless wait", async () => {

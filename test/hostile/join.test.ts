@@ -108,7 +108,7 @@ test("a participant that was registered comes back, whenever the introducer left
   const { me, events } = participant(house.port);
   await me.join();
   house.visitors[0]!.cut();
-  await until("it is registered again", () => visits >= 4 && me.isRegistered);
+  await until("it is registered again", () => visits >= 4 && me.state === "registered");
   const states = events.flatMap((one) => (one.event === "introducer" ? [one.state] : []));
   expect(states[0]).toBe("lost");
   expect(new Set(states.slice(1))).toEqual(new Set(["unreachable"])); // once for each reason

@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { makeIdentity } from "../../native/secure/identity.ts";
-import type { Link } from "../../native/session/link.ts";
+import type { PeerLink as Link } from "../../native/participant/peer-link.ts";
 import { programMemory } from "../../native/session/memory.ts";
 import { Participant, type Stream } from "../../participant.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
@@ -32,8 +32,8 @@ const room = "k7xq-m2vp-9dfa-w4tz";
 type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
 
 /** A participant in this process, as a program has it. */
-class Program extends Participant implements AsyncDisposable {
-  readonly events: ParticipantEvent[];
+class Program extends Participant {
+  readonly heard: ParticipantEvent[];
 
   constructor(port: number, name: string, onEvent: (event: ParticipantEvent) => void = () => {}) {
     const events: ParticipantEvent[] = [];
@@ -42,15 +42,11 @@ class Program extends Participant implements AsyncDisposable {
       identity: makeIdentity(),
       onEvent: (event) => (events.push(event), onEvent(event)),
     });
-    this.events = events;
+    this.heard = events;
   }
 
   told<E extends ParticipantEvent["event"]>(kind: E): EventOf<E>[] {
-    return this.events.filter((one): one is EventOf<E> => one.event === kind);
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.quit();
+    return this.heard.filter((one): one is EventOf<E> => one.event === kind);
   }
 }
 
@@ -60,7 +56,7 @@ async function meeting(onEvent?: (event: ParticipantEvent) => void) {
   const bob = new Program(house.port, "bob", onEvent);
   await bob.join();
   const eve = await Member.join(house.port, { name: "eve", room });
-  await bob.waitFor("eve");
+  await bob.peers.waitFor("eve");
   return {
     ...{ house, bob, eve },
     async [Symbol.asyncDispose]() {
@@ -102,7 +98,7 @@ describe("what a stream says it is for", () => {
       await using carol = new Program(house.port, "carol");
       carol.onStream("echo", (stream) => void stream.pipe(stream));
       await carol.join();
-      await bob.waitFor("carol");
+      await bob.peers.waitFor("carol");
       await bob.connect("carol");
       using link = await eve.link("bob");
       await link.begin(lines, frameOf(frame.open, json, 3));
@@ -126,7 +122,7 @@ describe("what a stream says it is for", () => {
     await link.begin(lines, frameOf(frame.open, payload, 3));
     await until("it is told", () => bob.told("unlinked").length > 0);
     expect(bob.told("unlinked")).toMatchObject([{ name: "eve", reason: "protocol-error" }]);
-    expect(bob.linkWith("eve")).toBeUndefined();
+    expect(bob.peers.link("eve")).toBeUndefined();
     using again = await eve.link("bob");
     await again.begin(lines, linesSay("anew"));
     await again.reads(1, '{"type":"heard","id":1}\n');
@@ -195,8 +191,10 @@ describe("what is thrown by whoever takes a stream", () => {
     using link = await eve.link("bob");
     await link.begin(lines, linesSay("still here"));
     await link.reads(1, '{"type":"heard","id":1}\n');
-    expect(bob.told("error").map(({ message }) => message)).toContain("onEvent threw at `linked`: a bug");
-    expect(bob.linkWith("eve")).toBeDefined();
+    expect(bob.told("error").map(({ message }) => message)).toContain(
+      "what listens to `linked` threw: a bug",
+    );
+    expect(bob.peers.link("eve")).toBeDefined();
   });
 });
 
@@ -208,12 +206,12 @@ describe("the first flight", () => {
       const seen = Promise.withResolvers<{ isTold: boolean; link: Link | undefined }>();
       bob.onStream("game", (stream, from) => {
         stream.resume();
-        seen.resolve({ isTold: bob.told("linked").length === 1, link: bob.linkWith(from.name) });
+        seen.resolve({ isTold: bob.told("linked").length === 1, link: bob.peers.link(from.name) });
       });
       using link = await eve.link("bob");
       await link.begin(lines, openFrame(3, { use: "game" }));
-      expect(await seen.promise).toEqual({ isTold: true, link: bob.linkWith("eve") });
-      expect(bob.linkWith("eve")).toBeDefined();
+      expect(await seen.promise).toEqual({ isTold: true, link: bob.peers.link("eve") });
+      expect(bob.peers.link("eve")).toBeDefined();
     }
   });
 });
@@ -226,7 +224,7 @@ describe("a channel that was nominated, and says nothing yet", () => {
     bob.onStream("game", (stream) => void streams.push(stream));
     const link = await eve.link("bob");
     link.send(link.nominationLine());
-    await until("bob has it", () => bob.rows[0]?.state === "agreeing");
+    await until("bob has it", () => bob.peers.rows[0]?.state === "agreeing");
     const speak = () => link.send(...hello(link), lines, openFrame(3, { use: "game" }));
     const dispose = async () => (link[Symbol.dispose](), scene[Symbol.asyncDispose]());
     return { ...scene, link, speak, streams, [Symbol.asyncDispose]: dispose };
@@ -236,16 +234,16 @@ describe("a channel that was nominated, and says nothing yet", () => {
   async function isClosed({ bob, link, speak, streams }: Awaited<ReturnType<typeof agreeing>>) {
     speak();
     await link.frames.over();
-    expect([bob.told("linked"), streams, bob.linkCount]).toEqual([[], [], 0]);
+    expect([bob.told("linked"), streams, bob.peers.linkCount]).toEqual([[], [], 0]);
   }
 
   test.concurrent("is in the list, and becomes a link when it speaks", async () => {
     await using scene = await agreeing();
     const { bob, speak, streams } = scene;
-    expect(bob.rows).toMatchObject([{ name: "eve", state: "agreeing", present: true }]);
+    expect(bob.peers.rows).toMatchObject([{ name: "eve", state: "agreeing", present: true }]);
     speak();
     await until("it is a link", () => streams.length > 0);
-    expect(bob.rows).toMatchObject([{ state: "linked" }]);
+    expect(bob.peers.rows).toMatchObject([{ state: "linked" }]);
   });
 
   test.concurrent("is ended by disconnect", async () => {
@@ -263,7 +261,7 @@ describe("a channel that was nominated, and says nothing yet", () => {
       await until("she has left", () => scene.bob.told("left").length > 0);
       await isClosed(scene);
       expect(scene.bob.told("failed")).toMatchObject([{ reason: "peer-left" }]);
-      expect(scene.bob.rows).toEqual([]);
+      expect(scene.bob.peers.rows).toEqual([]);
     },
   );
 
@@ -284,10 +282,10 @@ describe("a channel that was nominated, and says nothing yet", () => {
     const { house, bob, speak, streams } = scene;
     await house[Symbol.asyncDispose]();
     await until("it is lost", () => bob.told("introducer").length > 0);
-    expect(bob.rows).toMatchObject([{ name: "eve", state: "agreeing" }]);
+    expect(bob.peers.rows).toMatchObject([{ name: "eve", state: "agreeing" }]);
     speak();
     await until("it is a link", () => streams.length > 0);
-    expect(bob.rows).toMatchObject([{ name: "eve", state: "linked" }]);
+    expect(bob.peers.rows).toMatchObject([{ name: "eve", state: "linked" }]);
     await bob.disconnect("eve");
   });
 
@@ -299,7 +297,7 @@ describe("a channel that was nominated, and says nothing yet", () => {
     await expect(waiting).rejects.toThrow("timed-out");
     const detail = "the peer did not say which link it is for";
     expect(scene.bob.told("failed")).toMatchObject([{ reason: "timed-out", detail }]);
-    expect(scene.bob.rows).toMatchObject([{ state: "failed" }]);
+    expect(scene.bob.peers.rows).toMatchObject([{ state: "failed" }]);
   });
 });
 
@@ -396,7 +394,7 @@ describe("frames that no participant sends", () => {
     scene.bob.onStream("kept", () => {});
     carol = new Program(scene.house.port, "carol");
     await carol.join();
-    await scene.bob.waitFor("carol");
+    await scene.bob.peers.waitFor("carol");
     await scene.bob.connect("carol");
   });
   afterAll(async () => {
@@ -416,7 +414,7 @@ describe("frames that no participant sends", () => {
     if (ends) {
       await until("it has ended", () => ended().length > 0);
       expect(ended()).toMatchObject([{ reason: "protocol-error" }]);
-      expect(bob.linkWith(name)).toBeUndefined();
+      expect(bob.peers.link(name)).toBeUndefined();
     } else {
       link.send(linesSay("still here"));
       await link.reads(1, '{"type":"heard","id":1}\n');
@@ -443,7 +441,7 @@ describe("frames that no participant sends", () => {
     }
     const said = () => bob.told("said").filter(({ name }) => name === "eve");
     await until("all was read", () => said().length === 200);
-    expect(bob.linkWith("eve")).toBeDefined();
+    expect(bob.peers.link("eve")).toBeDefined();
   });
 });
 
@@ -461,7 +459,7 @@ describe("a flood of streams", () => {
     const { house, bob } = scene;
     await using carol = new Program(house.port, "carol");
     await carol.join();
-    await bob.waitFor("carol");
+    await bob.peers.waitFor("carol");
     await bob.connect("carol");
     let [turn, most, taken] = [0, 0, 0];
     const turns = setInterval(() => (turn = 0), 0);
@@ -562,7 +560,7 @@ describe("a program that", () => {
     await using _ = bob;
     await bob.join();
     using eve = await Member.join(house.port, { name: "eve", room });
-    await bob.waitFor("eve");
+    await bob.peers.waitFor("eve");
     const first = bob.connect("eve");
     first.catch(() => {});
     const { peer, token } = await eve.hears("punch");
@@ -570,7 +568,7 @@ describe("a program that", () => {
     await expect(first).rejects.toThrow("refused-by-peer");
     using link = await eve.punch(await eve.hears("punch"));
     await link.begin();
-    expect(await again).toBe(bob.linkWith("eve")!);
+    expect(await again).toBe(bob.peers.link("eve")!);
   });
 
   test("names nobody it knows is rejected, not thrown at; after quit, whoever waits is, too", async () => {
@@ -584,11 +582,11 @@ describe("a program that", () => {
       bob.connect("nobody"),
     ];
     for (const call of calls) await expect(call).rejects.toThrow("nobody here is called nobody");
-    const waits = [bob.waitFor("carol"), bob.whenLinked("carol"), bob.waitFor("dave")];
+    const waits = [bob.peers.waitFor("carol"), bob.peers.whenLinked("carol"), bob.peers.waitFor("dave")];
     const outcome = Promise.allSettled(waits);
     await bob.quit();
     expect((await outcome).map(({ status }) => status)).toEqual(["rejected", "rejected", "rejected"]);
-    await expect(bob.waitFor("carol")).rejects.toThrow("has quit");
-    await expect(bob.whenLinked("carol")).rejects.toThrow("has quit");
+    await expect(bob.peers.waitFor("carol")).rejects.toThrow("has quit");
+    await expect(bob.peers.whenLinked("carol")).rejects.toThrow("has quit");
   });
 });

@@ -52,7 +52,7 @@ participant.onStream("bytes", (stream, { name }) => {
 });
 
 async function send(name: string, total: number): Promise<void> {
-  const stream = participant.linkWith(name)!.open("bytes");
+  const stream = participant.peers.link(name)!.open("bytes");
   const hash = createHash("sha256");
   stream.on("error", ({ message }) => tell({ event: "error", message }));
   stream.resume();

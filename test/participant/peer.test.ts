@@ -162,7 +162,7 @@ function acquainted(distrust?: string): Pair {
   bob.onSent = ({ type }) => void (type === "connect" && introduce("bob"));
   const linked = async () => {
     const { state: a } = alice.peer;
-    if (a === "known") void alice.peer.connect(false);
+    if (a === "known") void alice.peer.connect();
     await until("both are linked", () => alice.peer.state === "linked" && bob.peer.state === "linked");
     await alice.peer.talk.ping();
   };
@@ -181,7 +181,7 @@ test("a link, from `connect` to `disconnect`: both are told alike, and so is the
   await using pair = acquainted();
   const { alice, bob } = pair;
   expect([alice.peer.state, alice.peer.isIdle]).toEqual(["known", true]);
-  const connecting = alice.peer.connect(false);
+  const connecting = alice.peer.connect();
   expect(alice.peer.state).toBe("punching");
   const link = await connecting;
   expect(alice.peer.link).toBe(link);
@@ -195,7 +195,7 @@ test("a link, from `connect` to `disconnect`: both are told alike, and so is the
   await Promise.all([alice.peer.talk.say("hello"), bob.peer.talk.say("welcome"), bob.peer.talk.ping()]);
   expect([alice.last("said")!.text, bob.last("said")!.text]).toEqual(["welcome", "hello"]);
   expect(alice.peer.row).toMatchObject({ state: "linked", route, local, remote, carriers: 1, present: true });
-  expect(() => alice.peer.connect(false)).toThrow("already linked with bob");
+  expect(() => alice.peer.connect()).toThrow("already linked with bob");
   await alice.peer.disconnect();
   await until("bob has heard", () => bob.peer.state === "known");
   expect([alice.last("unlinked"), bob.last("unlinked")]).toMatchObject([
@@ -224,7 +224,7 @@ test("an introduction that can't even begin, for want of descriptors, has failed
     const context = program.context()!;
     Object.defineProperty(context.port, "punch", { value: refuse });
   }
-  await expect(alice.peer.connect(false)).rejects.toThrow("no-candidate-answered");
+  await expect(alice.peer.connect()).rejects.toThrow("no-candidate-answered");
   expect(alice.last("failed")).toMatchObject({ detail: "we could not try: EMFILE" });
   await until("bob, who was asked, has failed, too", () => bob.peer.state === "failed");
   expect([alice.peer.state, alice.peer.isIdle, bob.peer.isIdle]).toEqual(["failed", true, true]);
@@ -252,7 +252,7 @@ test.each(["punch", "relay"] as const)(
     await using pair = acquainted();
     const { alice, bob } = pair;
     alice.onSent = () => {}; // the introducer is slow
-    const connecting = alice.peer.connect(false);
+    const connecting = alice.peer.connect();
     const outcome = connecting.then(
       () => "linked",
       (error: Error) => error,
@@ -275,7 +275,7 @@ test("whom we wished for when we registered is linked with without another word;
   alice.wishes.add(["bob", "bob", "7", "two words"]);
   expect(alice.wishes.names).toEqual(["bob"]);
   pair.introduce("alice");
-  const link = await alice.peer.connect(false); // it joins what is under way
+  const link = await alice.peer.connect(); // it joins what is under way
   expect([alice.peer.link, alice.said("connect"), alice.admissions]).toEqual([link, [], 0]);
   await until("bob is linked", () => bob.peer.state === "linked");
   await alice.peer.disconnect();
@@ -296,7 +296,7 @@ test("who asks twice at once has asked once, and both have the link", async () =
   await using _ = noSocketLeft();
   await using pair = acquainted();
   const { alice } = pair;
-  const [one, other] = [alice.peer.connect(false), alice.peer.connect(false)];
+  const [one, other] = [alice.peer.connect(), alice.peer.connect()];
   expect(await one).toBe(await other);
   expect([alice.said("connect").length, alice.told()]).toEqual([1, ["punching", "linked"]]);
 });
@@ -339,7 +339,7 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
   alice.introducer = relay.endpoint;
   const doubtful = { ...bob.listed(2), private: [victim.endpoint], public: victim.endpoint };
   expect(alice.peer.row).toMatchObject({ state: "untrusted", distrust: "its proof is of another room" });
-  expect(() => alice.peer.connect(false)).toThrow(
+  expect(() => alice.peer.connect()).toThrow(
     new UserError("bob is not trusted: its proof is of another room"),
   );
   const tokens = Array.from({ length: 5 }, newToken) as [string, string, string, string, string];
@@ -392,7 +392,7 @@ test("a peer that begins a new link while we hold one has been started anew: wha
   alice.peer = new RemotePeer(bob.listed(2), alice);
   const old = bob.peer.link!;
   await until("bob knows that it broke", () => bob.peer.state === "returning");
-  await alice.peer.connect(false);
+  await alice.peer.connect();
   await until("bob has the new one", () => bob.peer.link !== undefined && bob.peer.link !== old);
   const story = bob.told().filter((event) => event !== "moved" && event !== "punching" && event !== "pong");
   expect(story).toEqual(["linked", "broken", "unlinked", "linked"]);
@@ -438,7 +438,7 @@ test("two links that both sides begin at once become one, on both sides the same
     const { alice, bob } = pair;
     alice.introducer = bob.introducer = relay.endpoint;
     alice.onSent = bob.onSent = () => {};
-    const connecting = [alice.peer.connect(false), bob.peer.connect(false)];
+    const connecting = [alice.peer.connect(), bob.peer.connect()];
     // On the direct channel alice speaks first, on the relayed one bob does.
     if (time % 2 === 0) pair.offerRelay("bob");
     pair.introduce("alice");
@@ -470,7 +470,7 @@ describe("a relayed link", () => {
     const { alice, bob } = pair;
     alice.introducer = bob.introducer = relay.endpoint;
     alice.onSent = bob.onSent = () => {};
-    const connecting = alice.peer.connect(false);
+    const connecting = alice.peer.connect();
     const token = newToken();
     alice.peer.introducing.punch(punchFor(bob.listed(2), "controlling", token));
     pair.offerRelay("alice");
@@ -739,7 +739,7 @@ test.concurrent(
       if (type === "connect")
         bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
     };
-    const connecting = alice.peer.connect(false);
+    const connecting = alice.peer.connect();
     pair.offerRelay("alice");
     await connecting;
     await alice.peer.talk.ping();
@@ -769,7 +769,7 @@ describe("a peer that was let in, and then", () => {
     const pair = acquainted();
     const { alice, bob } = pair;
     bob.onSent = () => {};
-    const outcome = bob.peer.connect(false).then(
+    const outcome = bob.peer.connect().then(
       () => "linked",
       (error: Error) => error.message,
     );

@@ -153,7 +153,7 @@ describe("who waits", () => {
     const over = new AbortController();
     const [aborted, quit] = [
       roster.waits.for("bob", over.signal),
-      roster.waits.until(() => roster.openLink("bob"), undefined),
+      roster.waits.until(() => roster.linked("bob")?.link, undefined),
     ];
     over.abort(new Error("never mind"));
     await expect(aborted).rejects.toThrow("never mind");

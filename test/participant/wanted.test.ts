@@ -7,7 +7,7 @@ const linkCalled = (name: string) => ({ name }) as unknown as Link;
 
 test("all who wait get the link, and the next one none of it", async () => {
   const wanted = new Wanted();
-  const both = [wanted.wait(false), wanted.wait(true)];
+  const both = [wanted.wait(), wanted.wait({ isVerbose: true })];
   expect([wanted.isWaitedFor, wanted.isVerbose]).toEqual([true, true]);
   const link = linkCalled("the link");
   wanted.linked(link);
@@ -17,9 +17,9 @@ test("all who wait get the link, and the next one none of it", async () => {
 
 test("who asks again when it has failed does not get the old answer", async () => {
   const wanted = new Wanted();
-  const first = wanted.wait(false);
+  const first = wanted.wait();
   const reject = wanted.takeWaiting();
-  const second = wanted.wait(false);
+  const second = wanted.wait();
   reject(new Error("the old answer"));
   await expect(first).rejects.toThrow("the old answer");
   const link = linkCalled("the link");
@@ -34,6 +34,6 @@ test("an earlier program's link is asked after once, and only while nobody wants
   expect(wanted.isQuiet).toBe(true);
   expect([wanted.takePredecessor(), wanted.takePredecessor()]).toEqual([predecessor, undefined]);
   wanted.askAfter(predecessor);
-  void wanted.wait(false);
+  void wanted.wait();
   expect([wanted.isQuiet, wanted.takePredecessor()]).toEqual([false, undefined]);
 });

@@ -495,6 +495,7 @@ const elsewhere: Record<string, string> = {
   "but files are sent: type": "verbs.test.ts",
   "shared there, and not ": "verbs.test.ts",
   "the other side has ended it": "verbs.test.ts",
+  "this participant has quit": "library.test.ts",
 };
 /** What only a race, a full disk, a hostile peer, or a program that uses the library brings about: read by eye. */
 const byEye = [
@@ -544,7 +545,7 @@ function sources(): [file: string, sentence: string][] {
   const files = ["introducer.ts", ...new Bun.Glob("native/**/*.ts").scanSync({ cwd: root })];
   return files.flatMap((path) => {
     const text = readFileSync(join(root, path), "utf8");
-    return [...text.matchAll(new RegExp(`new (?:${kinds})\\(\\s*(?=[\`"])`, "g"))]
+    return [...text.matchAll(new RegExp(`(?:new (?:${kinds})|nobody)\\(\\s*(?=[\`"])`, "g"))]
       .map(({ index, 0: head }) => [path, literal(text, index + head.length)] as [string, string])
       .filter(([, sentence]) => sentence.replaceAll(/[\0\W]/g, "").length > 8);
   });
