@@ -140,6 +140,8 @@ class Rendezvous {
 
   change(member: Member, change: PeerChange): void {
     const { members, turns } = this.#parts;
+    // Of who hides where it is, nothing else is told, whatever it says itself.
+    if (member.takes === "relayed" && change.name === undefined) return;
     turns.chargeWrites(member.source, members.in(member.room).size);
     members.change(member, change);
   }
@@ -292,7 +294,7 @@ export class Introducer {
       send: ({ session }: Member, message: ToParticipant) => session.send(message),
       show: ({ session }: Member, about: Member, message: About) => session.write(lineAbout(about, message)),
       offerRelay: (a: Member, b: Member) =>
-        a.takesRelay && b.takesRelay ? this.#reception.relays?.offer(a, b) : undefined,
+        a.takes !== "direct" && b.takes !== "direct" ? this.#reception.relays?.offer(a, b) : undefined,
       refuse: ({ session }: Member, refusal: Refusal, peer: number) =>
         session.refuse(refusal, { request: "connect", peer }),
       emit: (event: IntroducerEvent) => this.#guard.emit(event),

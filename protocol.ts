@@ -78,6 +78,8 @@ export const failureReasons = {
   "refused-by-peer": "the peer declined the introduction",
   "no-candidate-answered": "none of the peer's endpoints answered",
   "both-mappings-random": "both NATs choose a random port for every connection, so none can be guessed",
+  "only-relayed":
+    "one side hides where it is (--only-relay), and the other, or the introducer, does not relay",
   "authentication-failed": "something answered, but it could not prove to be the peer",
   "handshake-cut":
     "a connection opened, but something on the way cut it before either side could prove itself",
@@ -350,6 +352,26 @@ export interface Situation {
  */
 export const ways = ["direct", "predicted", "birthday", "fresh"] as const;
 export type Way = (typeof ways)[number];
+
+/** Where others reach whom the introducer sees so, if its router forwards that port; undefined if that is nothing new. */
+export function forwardedEndpoint(
+  side: Pick<Situation, "private" | "public">,
+  port: number | undefined,
+): Endpoint | undefined {
+  if (port === undefined || isUntranslated(side)) return undefined;
+  const endpoint = formatEndpoint(splitEndpoint(side.public).address, port);
+  return endpoint === side.public ? undefined : endpoint;
+}
+
+/** By which kind of way a participant lets itself be linked. */
+export type Takes = "any" | "direct" | "relayed";
+
+/**
+ * What the introducer says in place of {@link Peer.public} of who only lets itself be relayed: nobody is told where it is.
+ * RFC 6666: what is sent to 100::/64 goes nowhere.
+ */
+export const hiddenEndpoint = "[100::1]:9" as Endpoint;
+export const isHidden = (peer: Pick<Peer, "public">): boolean => peer.public === hiddenEndpoint;
 
 /** Whether nothing translates: the introducer saw an address of the host itself. */
 export function isUntranslated(side: Pick<Situation, "private" | "public">): boolean {
@@ -640,7 +662,7 @@ const peerFields = {
   public: endpoint,
   /** The same of the other address family, once the introducer has seen the participant there too (`verify`). */
   otherPublic: optional(endpoint),
-  /** At the address that the introducer saw, the port that its router has opened for it: its own word. */
+  /** At the address that the introducer saw, the port that its router has opened, or forwards, to it: its own word. */
   mapped: optional(endpoint),
   /** How its NAT maps, as far as it has measured: its own word. */
   mapping,
@@ -692,13 +714,19 @@ const toIntroducer = {
     room,
     instance,
     fingerprint,
-    private: endpoints,
+    /**
+     * Host candidates. Left out by who only lets itself be relayed: then nobody is told where it is. An introducer that can't
+     * keep that for itself does not know a `register` without it, and refuses.
+     */
+    private: optional(endpoints),
     /** Handed on as {@link Peer.proof}. */
     proof: optional(proof),
     /** The links it has already. */
     links: listOf(fieldsOf(reportedLink), maxReportedLinks),
     /** It takes no relay. */
     direct: optional(exactly(true)),
+    /** A port that its router forwards to it by hand, at the address where it is seen: becomes {@link Peer.mapped}. */
+    forwarded: optional(port),
     /** How its NAT has mapped before, at this network: a guess until `mapping` says more. */
     mapping: optional(mapping),
     /**
