@@ -122,6 +122,18 @@ test.each([
   });
 });
 
+test("who wants a link with itself is told so, and waits for nobody", async () => {
+  await using house = startIntroducer();
+  const at = `127.0.0.1:${house.port}`;
+  const told =
+    "error: Bob is what you are called yourself here: say whom you mean, as others call themselves\n";
+  const { code, stderr } = await outcome([at, ...room, "-q", "--name", "bob", "--connect", "Bob"]);
+  expect({ code, stderr }).toEqual({ code: 1, stderr: told });
+  await using forwarding = spawn([at, ...room, "-q", "--name", "bob", "-L", `${freePort()}:Bob:9`]);
+  const { value } = await forwarding.stderr.getReader().read();
+  expect(new TextDecoder().decode(value)).toBe(told);
+});
+
 test.each([
   ["0", "--wait takes seconds, more than 0, not 0"],
   ["soon", "--wait takes seconds, more than 0, not soon"],

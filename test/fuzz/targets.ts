@@ -28,7 +28,8 @@ import {
   maxPurposeBytes,
   ProtocolError,
 } from "../../native/session/frame.ts";
-import { IdentityError, makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
+import { StateError } from "../../native/host/state.ts";
+import { makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
 import { encodeChunk, encodeMessage, type Message, MessageDecoder } from "../../native/uses/message.ts";
 import { readPurposeTarget } from "../../native/uses/target.ts";
 import { readNeighbour, readNotice } from "../../native/introducer/redis/homes.ts";
@@ -445,21 +446,21 @@ const identityFile: Target = {
   name: "identity, text",
   samples: [bytesOf(identity.key + identity.certificate), bytesOf(identity.certificate + identity.key)],
   read: (input) => void parseIdentity("identity.pem", text.decode(input)),
-  mayThrow: (error) => error instanceof IdentityError,
+  mayThrow: (error) => error instanceof StateError,
 };
 const certificates: Target = {
   name: "identity, DER of certificate",
   samples: [derOf(identity.certificate)],
   read: (input) =>
     void parseIdentity("identity.pem", identity.key + pem("CERTIFICATE", input.toString("base64"))),
-  mayThrow: (error) => error instanceof IdentityError,
+  mayThrow: (error) => error instanceof StateError,
 };
 const keys: Target = {
   name: "identity, DER of key",
   samples: [derOf(identity.key)],
   read: (input) =>
     void parseIdentity("identity.pem", pem("PRIVATE KEY", input.toString("base64")) + identity.certificate),
-  mayThrow: (error) => error instanceof IdentityError,
+  mayThrow: (error) => error instanceof StateError,
 };
 
 // --- routers ---------------------------------------------------------------------------------------------

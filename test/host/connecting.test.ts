@@ -10,6 +10,7 @@ import {
   Unreachable,
 } from "../../native/host/connecting.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 import { noSocketLeft, refusing, unanswering, until } from "../native-fixture.ts";
 import { formatEndpoint, type Endpoint } from "../../protocol.ts";
 import { testMs } from "../patience-fixture.ts";
@@ -59,6 +60,28 @@ test("an address that accepts is the only one that is called", async () => {
   expect(second.visits).toHaveLength(0);
 });
 
+linuxTest("a local port that was given is used, again at once, and with further sockets on it", async () => {
+  await using _ = noSocketLeft();
+  using first = server();
+  using second = server();
+  const localPort = freePort();
+  const connected = await connectToFirst([first.endpoint], localPort);
+  const other = await connectToFirst([second.endpoint], localPort);
+  expect([connected.port, other.port]).toEqual([localPort, localPort]);
+  connected.socket.close();
+  other.socket.close();
+  const again = await connectToFirst([first.endpoint], localPort);
+  expect(again.port).toBe(localPort);
+  // The same way is taken as long as that one is open.
+  const twice = await connectToFirst([first.endpoint], localPort).catch(String);
+  again.socket.close();
+  using others = server();
+  const taken = await connectToFirst([first.endpoint], others.port).catch(String);
+  const told = (port: number) =>
+    `another program of this host uses port ${port} (--port): end that one, or give another`;
+  expect([twice, taken]).toEqual([localPort, others.port].map((port) => expect.stringContaining(told(port))));
+});
+
 linuxTest("a family that is blackholed costs a quarter of a second, and not its whole time", async () => {
   await using _ = noSocketLeft();
   using hole = unanswering();
@@ -100,23 +123,23 @@ test("what was begun early is what is taken, once", async () => {
   await using _ = noSocketLeft();
   using open = server();
   beginConnecting({ host: "127.0.0.1", port: open.port });
-  const { socket, remote } = (await takeBegun("127.0.0.1", open.port))!;
+  const { socket, remote } = (await takeBegun({ host: "127.0.0.1", port: open.port }))!;
   expect(remote).toBe(open.endpoint);
   await until("it has been accepted", () => open.visits.length > 0);
   socket.close();
   expect(open.visits).toHaveLength(1);
-  expect(takeBegun("127.0.0.1", open.port)).toBeUndefined();
+  expect(takeBegun({ host: "127.0.0.1", port: open.port })).toBeUndefined();
 });
 
 test("what was begun for nothing is closed, and harms nobody where it fails", async () => {
   await using _ = noSocketLeft();
   using open = server();
   beginConnecting({ host: "127.0.0.1", port: open.port });
-  expect(takeBegun("127.0.0.2", open.port)).toBeUndefined();
+  expect(takeBegun({ host: "127.0.0.2", port: open.port })).toBeUndefined();
   await until("it has been closed", () => open.visits.length === 1 && open.visits[0]!.readyState <= 0);
   beginConnecting({ host: "127.0.0.1", port: open.port }); // and nobody asks
   await until("that is closed, too", () => open.visits.length === 2 && open.visits[1]!.readyState <= 0);
   beginConnecting({ host: "no.such.host.invalid", port: 7 });
-  expect(takeBegun("127.0.0.1", 7)).toBeUndefined();
+  expect(takeBegun({ host: "127.0.0.1", port: 7 })).toBeUndefined();
   beginConnecting(undefined);
 });

@@ -39,7 +39,7 @@ describe("an introducer that does not read", () => {
   test("is left once some hundred lines wait for it", async () => {
     await using _ = noSocketLeft();
     using deaf = await server();
-    const channel = await ControlChannel.open("127.0.0.1", deaf.port, "introducer");
+    const channel = await ControlChannel.open({ host: "127.0.0.1", port: deaf.port }, "introducer");
     let reason = "";
     channel.onClose = (why) => (reason = why);
     const text = "x".repeat(1_000);
@@ -72,7 +72,7 @@ describe("an introducer that does not read", () => {
       return connect({ ...options, socket: { ...options.socket, open: slowed } });
     }) as typeof Bun.connect);
     using slow = await server();
-    const channel = await ControlChannel.open("127.0.0.1", slow.port, "introducer");
+    const channel = await ControlChannel.open({ host: "127.0.0.1", port: slow.port }, "introducer");
     await until("it has come", () => slow.visits.length === 1);
     let came = "";
     slow.visits[0]!.on("data", (chunk) => void (came += chunk.toString())).resume();
@@ -119,7 +119,7 @@ describe("no descriptor is left", () => {
         await observeFresh(introducer.endpoint);
         await verify(port, introducer.endpoint, "00".repeat(16));
         await testHairpinning(port, introducer.endpoint, introducer.endpoint).catch(() => {});
-        await ControlChannel.open("127.0.0.1", introducer.port, "introducer").then(
+        await ControlChannel.open({ host: "127.0.0.1", port: introducer.port }, "introducer").then(
           (channel) => channel.close("the test is over"),
           () => {},
         );

@@ -75,7 +75,7 @@ const unfit: Record<string, [(state: State) => void | Promise<void>, string]> = 
   "has no end, nearly": [({ file }) => truncateSync(file, 2 ** 40), "too many for what it should hold"],
   "is in a folder that others can write to": [
     ({ folder }) => chmodSync(folder, 0o777),
-    "holds a key, but others can write to it (mode 0777); run: chmod 700",
+    "must be yours alone, but others can write to it (mode 0777); run: chmod 700",
   ],
 };
 

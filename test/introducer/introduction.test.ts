@@ -26,7 +26,7 @@ function member(id: number, mapping: Mapping): Member {
     mapping,
   };
   const session = { observed, source: `198.51.100.${id}` } as Partial<Session> as Session;
-  const one = new Member(session, peer as Peer, "lobby", true);
+  const one = new Member(session, peer as Peer, "lobby", "any");
   one.measured = { position: undefined };
   return one;
 }

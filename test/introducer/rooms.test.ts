@@ -117,7 +117,7 @@ test("those of a room learn of each other, of what changes, and of who leaves", 
   await bert.registered();
   expect((await bert.next("peers")).peers.map(({ id, name }) => [id, name])).toEqual([[anna.id, "anna"]]);
   const { peer } = await anna.next("joined");
-  expect([peer.id, peer.name, peer.private]).toEqual([bert.id, "bert", registration("").private]);
+  expect([peer.id, peer.name, peer.private]).toEqual([bert.id, "bert", registration("").private!]);
   expect(bert.id).not.toBe(anna.id);
   bert.send({ type: "mapping", mapping: "random" });
   const change = await anna.next("updated", (update) => update.mapping !== undefined);

@@ -141,7 +141,7 @@ class Kept {
   }
 
   register(name: string, wants: string[] = []): Member {
-    const member = new Member({} as Session, { name } as Peer, "room", true);
+    const member = new Member({} as Session, { name } as Peer, "room", "any");
     this.wishes.registered(member, wants, []);
     return member;
   }

@@ -7,6 +7,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -88,7 +89,7 @@ test.each([
   ["bytes", "\u0000\uffff".repeat(99)],
 ])("a file with %s is none, and is written anew", (_, text) => {
   mkdirSync(folder, { recursive: true });
-  writeFileSync(file, text);
+  writeFileSync(file, text, { mode: 0o600 });
   const networks = new Networks(folder);
   expect(networks.guess(home)).toBeUndefined();
   networks.learn(home, sequential);
@@ -102,6 +103,10 @@ test("a link in its place is replaced, and what it leads to stays", () => {
   symlinkSync(other, file);
   new Networks(folder).learn(home, sequential);
   expect([readFileSync(other, "utf8"), new Networks(folder).guess(home)]).toEqual(["mine", sequential]);
+  rmSync(other);
+  renameSync(file, other);
+  symlinkSync(other, file);
+  expect(new Networks(folder).guess(home)).toBeUndefined();
 });
 
 test("where nothing can be kept, nothing is, and nothing fails", () => {

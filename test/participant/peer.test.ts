@@ -5,6 +5,7 @@ import { encodeCount, encodeFrame, encodeHello, frame, resumeStatus } from "../.
 import { type PeerOwner, RemotePeer } from "../../native/participant/peer.ts";
 import type { PeerEvent } from "../../native/participant/peer-events.ts";
 import {
+  type Takes,
   type Endpoint,
   maxTextLength,
   type Peer,
@@ -44,7 +45,7 @@ class Program implements Disposable, PeerOwner {
   readonly sent: ToIntroducer[] = [];
   readonly streams: Stream[] = [];
   admits = true;
-  takesRelay = true;
+  takes: Takes = "any";
   introducer: Endpoint = refusing();
   isRegistered = true;
   admissions = 0;
@@ -61,7 +62,7 @@ class Program implements Disposable, PeerOwner {
     const { identity, punchPort, endpoint } = this.host;
     const credentials = credentialsOf(identity);
     return {
-      ...{ id: 1, introducer: this.introducer, credentials, takesRelay: this.takesRelay, port: punchPort },
+      ...{ id: 1, introducer: this.introducer, credentials, takes: this.takes, port: punchPort },
       ...{ public: endpoint, private: [endpoint], probes: [], behaviour: undefined, roundTripMs: undefined },
       ...{ mapped: undefined, probeToken: undefined, self: this.listed(1), bondKey: new Uint8Array(32) },
       segmentClamp: 0,
@@ -316,7 +317,7 @@ test("a relay that we do not take is declined, and nothing is left waiting for i
   await using _ = noSocketLeft();
   await using pair = acquainted();
   const { alice, bob } = pair;
-  alice.takesRelay = false;
+  alice.takes = "direct";
   const token = newToken();
   alice.peer.introducing.relay({ type: "relay", peer: bob.listed(2), role: "controlled", token }); // unasked
   expect([alice.said("failed"), alice.peer.isIdle]).toEqual([

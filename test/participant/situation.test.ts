@@ -53,7 +53,14 @@ testNeeding(nowhere)(
       },
       membership as unknown as Membership,
       {
-        ...{ mapsPort: false, takesRelay: true, gate: new Gate(), guess: () => undefined, measured() {} },
+        ...{
+          mapsPort: false,
+          isForwarded: false,
+          takes: "any",
+          gate: new Gate(),
+          guess: () => undefined,
+          measured() {},
+        },
         ...{ emit() {}, situationChanged() {}, addressChanged() {} },
       },
     );
@@ -94,7 +101,14 @@ async function situated(seen: (probe: number, control: Endpoint) => Endpoint | u
     },
     membership as unknown as Membership,
     {
-      ...{ mapsPort: false, takesRelay: true, gate: new Gate(), guess: () => undefined, measured() {} },
+      ...{
+        mapsPort: false,
+        isForwarded: false,
+        takes: "any",
+        gate: new Gate(),
+        guess: () => undefined,
+        measured() {},
+      },
       ...{ emit() {}, situationChanged: () => void told.changes++, addressChanged() {} },
     },
   );

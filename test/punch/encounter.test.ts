@@ -64,7 +64,7 @@ class Side {
           credentials: credentialsOf(aliceIdentity),
           port,
         },
-        ...{ self: bob, bondKey: new Uint8Array(32), takesRelay: false, probeToken: undefined },
+        ...{ self: bob, bondKey: new Uint8Array(32), takes: "direct", probeToken: undefined },
         ...{ public: ours, private: [], mapped: undefined, probes: ["127.0.0.1:7001" as Endpoint] },
         ...{ behaviour: keeps, roundTripMs: 40, segmentClamp: 0 },
         handshakeStuck: () => {},
@@ -234,7 +234,7 @@ test("an introducer that is lost between two rounds ends it; while one is under 
 
 test("the tokens of its latest round and of its relay are its own, and no other", async () => {
   using relay = await Scripted.answering(() => {});
-  const side = new Side({ takesRelay: true, introducer: relay.endpoint });
+  const side = new Side({ takes: "any" as const, introducer: relay.endpoint });
   side.round(1, "direct");
   expect([1, 2].map((round) => side.introduction.isOf(tokenOf(round)))).toEqual([true, false]);
   side.introduction.relay({ type: "relay", peer: bob, role: "controlling", token: tokenOf(9) });
@@ -244,7 +244,7 @@ test("the tokens of its latest round and of its relay are its own, and no other"
 test("its end ends the relay that is still waited for", async () => {
   const asked = Promise.withResolvers<void>();
   using relay = await Scripted.answering(() => asked.resolve());
-  const side = new Side({ takesRelay: true, introducer: relay.endpoint });
+  const side = new Side({ takes: "any" as const, introducer: relay.endpoint });
   side.introduction.relay({ type: "relay", peer: bob, role: "controlling", token: tokenOf(9) });
   await asked.promise;
   const ended = Promise.withResolvers<void>();

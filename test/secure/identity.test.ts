@@ -15,15 +15,14 @@ import net from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import tls from "node:tls";
+import { StateError, stateFolder } from "../../native/host/state.ts";
 import {
   type Identity,
-  IdentityError,
   identityOrOneForNow,
   loadIdentity,
   makeIdentity,
   makeRun,
   readShown,
-  stateFolder,
 } from "../../native/secure/identity.ts";
 import { linuxTest, missing, onWindows, testNeeding } from "../needing-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
@@ -39,7 +38,7 @@ function messageOf(run: () => unknown): string {
   try {
     run();
   } catch (error) {
-    if (error instanceof IdentityError) return error.message;
+    if (error instanceof StateError) return error.message;
     throw error;
   }
   throw new Error("nothing was refused");

@@ -38,6 +38,15 @@ test.each([
   }
 });
 
+test("the port that is forwarded is known, too, and a wrong one begins nothing", () => {
+  const args = (port: string) => ["host:7001", "--port", port, "--room", "some words"];
+  const read = readArguments(args("7777"));
+  expect(typeof read === "object" && read.localPort).toBe(7777);
+  expect(likelyIntroducer(args("7777"), {})).toEqual({ host: "host", port: 7001, localPort: 7777 });
+  for (const wrong of ["80", "99999", "x", "+7777"])
+    expect(likelyIntroducer(args(wrong), {})).toBeUndefined();
+});
+
 test("of arguments that are wrong, or that ask for help, nothing follows", () => {
   for (const args of [
     ["--nonsense", "host"],
