@@ -40,6 +40,8 @@ export function describeNeeding(obstacle: Obstacle): (label: string, body: () =>
 
 /** Whether this is `bun run field`: what is repeated is repeated more often then. */
 export const isField = process.env.FIELD === "1";
+/** For what takes minutes: it is left out of the plain suite. */
+export const long: Obstacle = isField ? undefined : "long: `bun run field`";
 
 const notLinux = process.platform === "linux" ? undefined : "only on Linux";
 /** For what only Linux has or does. */
