@@ -12,22 +12,18 @@
  *
  * RFC 5128 §3.4 (TCP hole punching), RFC 8445 (candidates, roles), RFC 5382 (what NATs do to TCP).
  */
-import { listeningProblem } from "./native/host/listening-problem.ts";
 import { byTurns } from "./native/shares/turns.ts";
 import { ConnectBacks } from "./native/introducer/connect-back.ts";
 import { Drain } from "./native/introducer/drain.ts";
-import {
-  type IntroducerEvent,
-  type IntroducerOptions,
-  MetricsPortError,
-} from "./native/introducer/events.ts";
+import type { IntroducerEvent, IntroducerOptions } from "./native/introducer/events.ts";
 import { Guard } from "./native/introducer/guard.ts";
 import { Introductions } from "./native/introducer/introductions.ts";
-import { defaultLimits, type Limits } from "./native/introducer/limits.ts";
+import { defaultLimits, type Limits, shownLimits } from "./native/introducer/limits.ts";
 import { type About, lineAbout, peek, refuseOtherVersion } from "./native/introducer/lines.ts";
 import { addLink, lister, removeLink } from "./native/introducer/links.ts";
 import { Members } from "./native/introducer/members.ts";
-import { Metrics, MetricsServer, renderPrometheus, type Stats } from "./native/introducer/metrics.ts";
+import { Metrics, renderPrometheus, type Stats } from "./native/introducer/metrics.ts";
+import { MetricsServer } from "./native/introducer/metrics-server.ts";
 import { isAt } from "./native/introducer/observe.ts";
 import { spendIntroduction } from "./native/introducer/quotas.ts";
 import { Presence } from "./native/introducer/presence.ts";
@@ -43,6 +39,7 @@ import { type Due, notScheduled, Wheel } from "./native/introducer/wheel.ts";
 import { version } from "./native/terminal/command-line.ts";
 import { readArguments, usage } from "./native/terminal/introducer-arguments.ts";
 import { askPort } from "./native/terminal/introducer-prompt.ts";
+import { ctl } from "./native/terminal/introducer-ctl.ts";
 import { serve } from "./native/terminal/introducer-run.ts";
 import { amount } from "./native/terminal/introducer-tables.ts";
 import { runProgram, type Terminal } from "./native/terminal/terminal.ts";
@@ -246,7 +243,7 @@ export class Introducer {
   }
 
   private constructor(options: IntroducerOptions) {
-    const { redis, alternate, advertise } = options;
+    const { redis, alternate, advertise, key } = options;
     const redisProblem = redis === undefined ? undefined : redisUrlProblem(redis);
     if (redisProblem !== undefined) throw new TypeError(`the URL of the Redis is wrong: ${redisProblem}`);
     const limits = (this.limits = { ...defaultLimits, ...options.limits });
@@ -258,7 +255,7 @@ export class Introducer {
     const introductions = (this.#introductions = this.#makeIntroductions(presence));
     const drain = (this.#drain = this.#makeDrain());
     const rooms = { members, presence, introductions, relays, drain, metrics: this.#metrics };
-    const where = { door, probePorts: () => this.probePorts, alternate, redis, advertise };
+    const where = { door, probePorts: () => this.probePorts, alternate, redis, advertise, key };
     const notify = (text: string) => this.broadcast(text);
     this.#rendezvous = new Rendezvous({ limits, sources, guard, turns, ...rooms, ...where, notify });
     this.#startTicking();
@@ -317,16 +314,13 @@ export class Introducer {
     });
   }
 
-  /** Throws a {@link MetricsPortError}, and then has closed what was open. */
   #showMetrics({ hostname, port }: { hostname: string; port: number }): MetricsServer {
-    try {
-      const page = () => renderPrometheus(this.stats, version);
-      return new MetricsServer(hostname, port, page, (error) => this.#guard.report(error));
-    } catch (error) {
-      void this.stop();
-      const why = `${listeningProblem(error)} (choose another with --metrics)`;
-      throw new MetricsPortError(`can't show metrics on ${hostname} port ${port}: ${why}`, { cause: error });
-    }
+    return new MetricsServer(hostname, port, {
+      page: () => renderPrometheus(this.stats, version),
+      illness: () => this.#drain.reason,
+      mistake: (error) => this.#guard.report(error),
+      warn: (message) => this.#guard.emit({ event: "warning", message }),
+    });
   }
 
   #startTicking(): void {
@@ -347,13 +341,14 @@ export class Introducer {
 
   // what an operator asks
 
-  /** Where the metrics are shown, if they are. */
+  /** Where the metrics are shown, while they are. */
   get metricsPort(): number | undefined {
     return this.#metricsServer?.port;
   }
 
   get stats(): Stats {
-    const { links: relays, bytes: relayedBytes } = this.#reception.relays?.totals ?? { links: 0, bytes: 0 };
+    const { relays: all } = this.#reception;
+    const { links: relays, bytes: relayedBytes } = all?.totals ?? { links: 0, bytes: 0 };
     return this.#metrics.read({
       participants: this.#members.size,
       rooms: this.#members.rooms.size,
@@ -361,8 +356,16 @@ export class Introducer {
       waiting: this.#reception.turns.waiting,
       relays,
       relayedBytes,
+      relayUses: all?.uses ?? [],
+      limits: shownLimits(this.limits, all?.rates),
       ...(this.#homes && { isShared: this.#homes.isShared }),
     });
+  }
+
+  /** From now on. What is beyond them already stays. */
+  setLimits(limits: Partial<Limits>): void {
+    Object.assign(this.limits, limits);
+    this.#reception.limitsChanged();
   }
 
   get host(): string {
@@ -461,6 +464,7 @@ async function main(terminal: Terminal): Promise<number> {
     terminal.result(parsed === "help" ? usage : version);
     return 0;
   }
+  if ("line" in parsed) return ctl(terminal, parsed);
   terminal.isQuiet = parsed.quiet;
   const port = parsed.port ?? (terminal.isInteractive ? await askPort(terminal) : defaultPort);
   if (parsed.json) terminal.isInteractive = false;

@@ -160,6 +160,7 @@ export const refusalCodes = [
   "self",
   "limit",
   "name-taken",
+  "key",
 ] as const;
 export type RefusalCode = (typeof refusalCodes)[number];
 
@@ -721,6 +722,8 @@ const toIntroducer = {
     private: optional(endpoints),
     /** Handed on as {@link Peer.proof}. */
     proof: optional(proof),
+    /** That it has the introducer's key (native/shares/access.ts). `at`: its clock, in ms since the epoch. */
+    access: optional(fieldsOf({ at: count, proof })),
     /** The links it has already. */
     links: listOf(fieldsOf(reportedLink), maxReportedLinks),
     /** It takes no relay. */
@@ -854,7 +857,8 @@ const toParticipant = {
   ping: { id: count },
   /**
    * Answers a line that was refused: its type where it had one, and whom it named. With `name-taken` comes a
-   * {@link numberedName} that is free: register again with it, on the same connection.
+   * {@link numberedName} that is free, with `key` a challenge if the proof was a right one of another time: register again
+   * with it, on the same connection.
    */
   refused: {
     code: oneOf(refusalCodes),
@@ -862,6 +866,7 @@ const toParticipant = {
     request: optional(shortText),
     peer: optional(id),
     name: optional(name),
+    challenge: optional(token),
     /** Ask again after so long. */
     retryInMs: optional(integer(0, maxRetryInMs)),
   },

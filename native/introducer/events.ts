@@ -77,6 +77,3 @@ export interface IntroducerOptions {
 
 /** A port that was asked for can't be used for probes. The message says which one, and why. */
 export class ProbePortError extends Error {}
-
-/** The metrics can't be served where they should be. The message says where, and why. */
-export class MetricsPortError extends Error {}

@@ -1,12 +1,12 @@
 /**
- * What an introducer counts, and how it is shown: as numbers, and as Prometheus reads it over HTTP. Owns the counters, and
- * the HTTP server if there is one. It knows no session and no participant: no name, room or address is in what it shows.
- * For introducer.ts and native/terminal/.
+ * What an introducer counts, and how it is shown: as numbers, and as Prometheus reads it. Owns the counters. It knows no
+ * session and no participant: no name, room or address is in the page. For introducer.ts and native/terminal/.
  *
  * Prometheus text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
  */
 import type { FailureReason, RefusalCode, Way } from "../../protocol.ts";
 
+import { type ProcessUse, processUse } from "../host/process-use.ts";
 import type { ShownLimits } from "./limits.ts";
 import type { RelayUse } from "./relay-use.ts";
 
@@ -17,11 +17,6 @@ const linkBoundsMs = [50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000];
  * up.
  */
 const delayBoundsMs = [1, 2, 5, 10, 20, 50, 100, 500, 2000];
-/** Readers of the metrics: so many at once, for so long, and so many bytes of each. They must not use up descriptors. */
-const maxReaders = 16;
-const readerDeadlineMs = 5_000;
-const maxRequestBytes = 8 * 1024;
-
 /** The outcome of an introduction. `superseded`: its asker has asked again meanwhile. */
 export type Outcome = "linked" | "superseded" | FailureReason;
 /** The way of the round in which it ended; `none`: there was no round. */
@@ -50,7 +45,7 @@ export interface Gauges {
   isShared?: boolean;
 }
 
-export interface Stats extends Gauges {
+export interface Stats extends Gauges, ProcessUse {
   uptimeMs: number;
   joins: number;
   introductions: { outcome: Outcome; way: OutcomeWay; count: number }[];
@@ -59,8 +54,6 @@ export interface Stats extends Gauges {
   refusals: { code: RefusalCode; count: number }[];
   /** Connections closed at once, because their address has too many or takes too much. */
   turnedAway: number;
-  /** Undefined if the system can't say it now, because no descriptor is free. */
-  residentBytes: number | undefined;
   /** How late the timer was. */
   eventLoopDelayMs: HistogramCounts;
 }
@@ -142,17 +135,9 @@ export class Metrics {
       linkMs: this.#linkMs.read(),
       refusals: [...this.#refusals].map(([code, count]) => ({ code, count })),
       turnedAway: this.#turnedAway,
-      residentBytes: residentBytes(),
+      ...processUse(),
       eventLoopDelayMs: this.#delayMs.read(),
     };
-  }
-}
-
-function residentBytes(): number | undefined {
-  try {
-    return process.memoryUsage.rss();
-  } catch {
-    return undefined;
   }
 }
 
@@ -163,7 +148,7 @@ type Sample = [labels: Record<string, string>, value: number];
 function line(name: string, labels: Record<string, string>, value: number): string {
   const escaped = (text: string) => text.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
   const pairs = Object.entries(labels).map(([label, text]) => `${label}="${escaped(text)}"`);
-  return `${name}${pairs.length > 0 ? `{${pairs.join(",")}}` : ""} ${value}`;
+  return `${name}${pairs.length > 0 ? `{${pairs.join(",")}}` : ""} ${String(value).replace("Infinity", "+Inf")}`;
 }
 
 function family(name: string, type: "gauge" | "counter", help: string, samples: Sample[]): string[] {
@@ -194,6 +179,7 @@ function counter(name: string, help: string, value: number): string[] {
 /** The whole page. */
 export function renderPrometheus(stats: Stats, version: string): string {
   const { uptimeMs, participants, rooms, connections, waiting, relays, isShared } = stats;
+  const { limits, descriptors } = stats;
   const introductions = stats.introductions.map(({ outcome, way, count }): Sample => [
     { outcome, way },
     count,
@@ -208,6 +194,9 @@ export function renderPrometheus(stats: Stats, version: string): string {
     gauge("introducer_connections", "Open now, registered or not.", connections),
     gauge("introducer_waiting_connections", "Not read now, because they take too much.", waiting),
     gauge("introducer_relays", "Relayed links now.", relays),
+    gauge("introducer_connections_limit", "As many are taken.", limits.connections),
+    gauge("introducer_relays_limit", "As many are relayed.", limits.relays),
+    gauge("introducer_relay_bytes_per_second_limit", "Of all relayed links.", limits.relayTotal),
     gauge("introducer_rooms_shared", "Whether Redis can be reached.", shared),
     counter("introducer_relayed_bytes_total", "Of all relayed links.", stats.relayedBytes),
     counter("introducer_joins_total", "Registrations.", stats.joins),
@@ -222,103 +211,9 @@ export function renderPrometheus(stats: Stats, version: string): string {
     histogram("introducer_link_seconds", "From being asked for to both being linked.", stats.linkMs),
     histogram("introducer_event_loop_delay_seconds", "How late a timer was.", stats.eventLoopDelayMs),
     gauge("process_resident_memory_bytes", "Resident memory.", stats.residentBytes),
+    counter("process_cpu_seconds_total", "Of the processor.", stats.processorMs / 1000),
+    gauge("process_open_fds", "Descriptors that are open.", descriptors?.open),
+    gauge("process_max_fds", "Descriptors that may be open.", descriptors?.most),
   ].flat();
   return `${lines.join("\n")}\n`;
 }
-
-/** One connection: a request, an answer, and its end. */
-interface Reader {
-  request: string;
-  /** What the kernel has not taken of the answer yet; undefined while there is no answer. */
-  unsent: Uint8Array | undefined;
-  deadline: NodeJS.Timeout;
-}
-
-/**
- * Serves `/metrics` to everybody who can connect: HTTP/1.1 (RFC 9112), one request a connection. Not by Bun's own
- * server, which takes as many connections as there are descriptors. Throws what `Bun.listen` throws, such as
- * EADDRINUSE. `onMistake` gets what `page` throws; the reader is told nothing of it.
- */
-export class MetricsServer {
-  readonly #server: Bun.TCPSocketListener<Reader>;
-  readonly #page: () => string;
-  readonly #onMistake: (error: unknown) => void;
-  /** The oldest first. If there are too many, the oldest is closed: a normal reader is gone at once. */
-  readonly #readers = new Set<Bun.Socket<Reader>>();
-
-  constructor(hostname: string, port: number, page: () => string, onMistake: (error: unknown) => void) {
-    this.#page = page;
-    this.#onMistake = onMistake;
-    this.#server = Bun.listen<Reader>({
-      hostname,
-      port,
-      socket: {
-        open: (socket) => this.#opened(socket),
-        data: (socket, chunk) => this.#read(socket, chunk),
-        drain: (socket) => this.#write(socket),
-        close: (socket) => this.#closed(socket),
-        error: (socket) => void socket.terminate(),
-      },
-    });
-  }
-
-  get port(): number {
-    return this.#server.port;
-  }
-
-  stop(): void {
-    this.#server.stop(true);
-  }
-
-  #opened(socket: Bun.Socket<Reader>): void {
-    const deadline = setTimeout(() => socket.terminate(), readerDeadlineMs);
-    socket.data = { request: "", unsent: undefined, deadline };
-    const [oldest] = this.#readers;
-    if (oldest && this.#readers.size >= maxReaders) oldest.terminate();
-    this.#readers.add(socket);
-  }
-
-  #closed(socket: Bun.Socket<Reader>): void {
-    clearTimeout(socket.data.deadline);
-    this.#readers.delete(socket);
-  }
-
-  #read(socket: Bun.Socket<Reader>, chunk: Buffer): void {
-    const reader = socket.data;
-    if (reader.unsent) return; // only one request is answered
-    reader.request += chunk.toString("latin1", 0, maxRequestBytes);
-    const isWhole = reader.request.includes("\r\n\r\n");
-    if (!isWhole && reader.request.length < maxRequestBytes) return;
-    reader.unsent = new TextEncoder().encode(isWhole ? this.#answer(reader.request) : tooLarge);
-    this.#write(socket);
-  }
-
-  #write(socket: Bun.Socket<Reader>): void {
-    const reader = socket.data;
-    if (!reader.unsent) return;
-    const written = socket.write(reader.unsent);
-    reader.unsent = reader.unsent.subarray(Math.max(0, written));
-    if (reader.unsent.length === 0) socket.end();
-  }
-
-  #answer(request: string): string {
-    const [method, target = ""] = request.split(" ", 2);
-    if (URL.parse(target, "http://introducer")?.pathname !== "/metrics")
-      return answer("404 Not Found", "see /metrics\n");
-    if (method !== "GET") return answer("405 Method Not Allowed", "GET only\n");
-    try {
-      return answer("200 OK", this.#page(), "text/plain; version=0.0.4; charset=utf-8");
-    } catch (error) {
-      this.#onMistake(error);
-      return answer("500 Internal Server Error", "an error in the introducer\n");
-    }
-  }
-}
-
-function answer(status: string, body: string, type = "text/plain; charset=utf-8"): string {
-  const length = Buffer.byteLength(body);
-  const head = [`HTTP/1.1 ${status}`, `content-type: ${type}`, `content-length: ${length}`];
-  return `${head.join("\r\n")}\r\nconnection: close\r\n\r\n${body}`;
-}
-
-const tooLarge = answer("431 Request Header Fields Too Large", "too much\n");

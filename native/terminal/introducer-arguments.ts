@@ -33,6 +33,9 @@ const logFormats = ["text", "json"] as const;
 
 export type LogFormat = (typeof logFormats)[number];
 
+/** Of a port that is nobody's: all from 9100 to 9999 are given to exporters of Prometheus. */
+const defaultMetrics = "127.0.0.1:17000";
+
 /** If a port is taken, so many after it are tried, to propose a free one. */
 export const proposedPorts = 100;
 
@@ -96,8 +99,8 @@ Options:
                      them, or ${minRoomShare}, from one address
   --max-relays N     relayed links (default: ${defaultLimits.relays}), a quarter of them of one
                      address
-  --metrics [ADDR:]PORT  numbers for Prometheus, at /metrics there (default
-                     address: 127.0.0.1)
+  --metrics [[ADDR:]PORT]  numbers for Prometheus, at /metrics there, and
+                     whether all is well at /healthz (default: ${defaultMetrics})
   -v, --verbose      tell also which endpoints of participants are ignored
   -q, --quiet        print results, errors and warnings only
   --control PATH     the socket of \`ctl\`, for its own user alone (default:
@@ -171,7 +174,7 @@ export const options = {
 } as const;
 
 export function readArguments(args: string[]): Arguments | ControlArguments | "help" | "version" {
-  const { values, positionals } = readOptions(args, options, usage);
+  const { values, positionals } = readOptions(args.map(withoutPort), options, usage);
   if (values.help || (positionals[0] === "help" && positionals.length === 1)) return "help";
   if (values.version) return "version";
   if (positionals[0] === "ctl") return readControl(positionals.slice(1), values);
@@ -251,11 +254,15 @@ function readLogFormat(text: string): LogFormat {
   return format;
 }
 
-/** `9100`, `0.0.0.0:9100`. Without an address, only this host can read it. */
+/** `--metrics` may stand alone. */
+const withoutPort = (arg: string, index: number, args: readonly string[]): string =>
+  arg === "--metrics" && (args[index + 1] ?? "-").startsWith("-") ? `${arg}=${defaultMetrics}` : arg;
+
+/** `17000`, `0.0.0.0:17000`. Without an address, only this host can read it. */
 function readMetrics(text: string): { hostname: string; port: number } {
   const endpoint = parseEndpoint(/^\d+$/.test(text) ? `127.0.0.1:${text}` : text);
   if (endpoint === undefined)
-    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:9100, not ${text}`);
+    throw new UsageError(`--metrics takes a port, or an address and a port such as [::1]:17000, not ${text}`);
   const { address: hostname, port } = splitEndpoint(endpoint);
   return { hostname, port };
 }

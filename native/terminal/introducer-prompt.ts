@@ -15,7 +15,7 @@ import {
   printable,
   UserError,
 } from "../../protocol.ts";
-import { type IntroducerEvent, MetricsPortError, ProbePortError } from "../introducer/events.ts";
+import { type IntroducerEvent, ProbePortError } from "../introducer/events.ts";
 import { publicAddress } from "../introducer/observe.ts";
 import { Commands, forPrograms, type Operated, problems } from "./introducer-commands.ts";
 import { describe } from "./introducer-tables.ts";
@@ -156,8 +156,7 @@ function freePortAfter(taken: number, hostname: string): number | undefined {
 export function listenProblem(error: unknown, host: string | undefined, port: number): string {
   const { code, message } = error as { code?: string; message: string };
   const command = startedAs("introducer");
-  if (error instanceof UserError || error instanceof ProbePortError || error instanceof MetricsPortError)
-    return message;
+  if (error instanceof UserError || error instanceof ProbePortError) return message;
   if (code === "EADDRINUSE") {
     const free = freePortAfter(port, host ?? "::");
     return `port ${port} is taken by another program; choose another${free === undefined ? "" : `: ${command} ${free}`}`;

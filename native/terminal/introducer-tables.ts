@@ -145,9 +145,9 @@ export function renderOthers(others: readonly Neighbour[] = []): string[] {
 
 /** What `stats` shows: a line for each kind of thing. */
 export function renderStats(stats: Stats): string {
-  const { introductions, refusals, residentBytes, relayUses } = stats;
+  const { introductions, refusals, residentBytes, relayUses, limits, descriptors } = stats;
   const now = `${count(stats.participants, "participant")} in ${count(stats.rooms, "room")}`;
-  const held = `${count(stats.connections, "connection")}, ${stats.waiting} waiting`;
+  const held = `${count(stats.connections, "connection")} of ${limits.connections}, ${stats.waiting} waiting`;
   const ofWays = introductions.map((one) => ({ ...one, what: `${one.outcome} ${one.way}` }));
   const ofCodes = refusals.map((one) => ({ ...one, what: one.code }));
   const rows = [
@@ -156,7 +156,7 @@ export function renderStats(stats: Stats): string {
     ["joins", String(stats.joins)],
     ["introductions", counted(ofWays)],
     ["time to link", spread(stats.linkMs)],
-    ["relays", `${stats.relays} now, ${amount(stats.relayedBytes)} in all`],
+    ["relays", `${stats.relays} of ${limits.relays} now, ${amount(stats.relayedBytes)} in all`],
     [
       "relayed most",
       relayUses.map(({ name, bytes }) => `${printable(name)} ${amount(bytes)}`).join(", ") || "-",
@@ -164,6 +164,8 @@ export function renderStats(stats: Stats): string {
     ["refusals", counted(ofCodes)],
     ["turned away", count(stats.turnedAway, "connection")],
     ["memory", residentBytes === undefined ? "-" : amount(residentBytes)],
+    ["processor", `${((100 * stats.processorMs) / stats.uptimeMs).toFixed(1)} % since the start`],
+    ["descriptors", descriptors ? `${descriptors.open} of ${descriptors.most}` : "-"],
     ["timers late", spread(stats.eventLoopDelayMs)],
   ] as const;
   return rows.map(([what, value]) => `${what.padEnd(14)}${value}`).join("\n");
