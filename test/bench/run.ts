@@ -15,6 +15,7 @@ export const benches = [
   "start",
   "storm",
   "stream",
+  "udp",
 ];
 const quickOption = "--quick";
 export const isQuick = process.argv.includes(quickOption);
