@@ -247,7 +247,7 @@ export interface Place {
 }
 
 /** `203.0.113.7:80`, `[2001:db8::7]:80`, `db.internal:5432`. */
-export function formatHostPort(host: string, port: number | "*"): string {
+export function formatHostPort(host: string, port: number | string): string {
   return `${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 

@@ -41,14 +41,25 @@ export function readAll(socket: Socket): Promise<{ bytes: Buffer; error?: string
 export const client = (port: number): Socket => connect({ host: "127.0.0.1", port, allowHalfOpen: true });
 
 /** A port that nobody listens on, below those that the kernel gives to connections (ip_local_port_range). */
-export function freePort(): number {
+export const freePort = (): number => freePorts(1);
+
+/** The first of so many ports in a row that nobody listens on. */
+export function freePorts(count: number): number {
   for (;;) {
-    const port = 12_000 + Math.floor(Math.random() * 20_000);
+    const first = 12_000 + Math.floor(Math.random() * 20_000);
     try {
-      Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop();
-      return port;
+      for (let port = first; port < first + count; port++)
+        Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop();
+      return first;
     } catch {
       // taken
     }
   }
+}
+
+/** The real curl: its exit code, and what it has got. */
+export async function curl(...args: string[]): Promise<{ code: number; text: string; error: string }> {
+  const child = Bun.spawn(["curl", "-sS", "--max-time", "30", ...args], { stdout: "pipe", stderr: "pipe" });
+  const [text, error] = await Promise.all([child.stdout.text(), child.stderr.text()]);
+  return { code: await child.exited, text, error };
 }

@@ -4,7 +4,7 @@ import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { Driven, homeOf, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
-import type { ForwardRow } from "../native/uses/services.ts";
+import type { ForwardRow } from "../native/uses/forwards.ts";
 import { randomBytes, randomFrom } from "./session/memory-fixture.ts";
 import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";

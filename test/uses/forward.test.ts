@@ -3,7 +3,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Forward } from "../../native/uses/forward.ts";
 import { Names } from "../../native/uses/names.ts";
 import { serveForward, type Served, type ServeOptions } from "../../native/uses/serve.ts";
-import { AllowList } from "../../native/uses/target.ts";
+import { AllowList } from "../../native/uses/allow-list.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { client, readAll, sha256, target } from "../sockets-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
@@ -36,10 +36,10 @@ function forwarding(
   link.onStream = async (stream, purpose) =>
     served.push(await serveForward(stream, purpose, { allow, peer: "alice", ...options }));
   const forward = new Forward({
-    listen: { bind: "127.0.0.1", port: 0 },
-    target: { host, port },
+    listen: { kind: "tcp" as const, bind: "127.0.0.1", port: 0 },
+    target: { kind: "tcp" as const, host, port },
     link: async () => link.alice,
-    onRefused: (reason) => refused.push(reason),
+    onRefused: (_, reason) => refused.push(reason),
   });
   return {
     ...{ link, forward, served, refused },
@@ -63,7 +63,7 @@ describe("bytes", () => {
     });
     using forwarded = forwarding(server.port);
     const question = randomBytes(randomFrom(1), 2_000_000);
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     socket.end(question);
     const { bytes, error } = await readAll(socket);
     expect({ error, heard, answer: sha256(bytes) }).toEqual({
@@ -88,7 +88,7 @@ describe("bytes", () => {
       void readAll(socket).then(({ bytes }) => (heard = bytes));
     });
     using forwarded = forwarding(server.port);
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     expect((await readAll(socket)).bytes.toString()).toBe("farewell");
     const late = randomBytes(randomFrom(3), 1_000_000);
     socket.end(late);
@@ -104,7 +104,7 @@ describe("bytes", () => {
     const echoes = Promise.all(
       Array.from({ length: 8 }, async (_, index) => {
         const bytes = randomBytes(randomFrom(index), 1_500_000 + index);
-        const socket = client(forwarded.forward.listen.port);
+        const socket = client(forwarded.forward.port);
         socket.end(bytes);
         expect(sha256((await readAll(socket)).bytes)).toBe(sha256(bytes));
       }),
@@ -122,10 +122,10 @@ describe("bytes", () => {
       socket.on("data", (chunk) => socket.write(chunk));
     });
     using forwarded = forwarding(server.port);
-    const stalled = client(forwarded.forward.listen.port);
+    const stalled = client(forwarded.forward.port);
     stalled.pause();
     await until("the target has been connected to", () => server.open.size === 1);
-    const other = client(forwarded.forward.listen.port);
+    const other = client(forwarded.forward.port);
     let received = 0;
     other.on("data", (chunk) => (received += chunk.length));
     await until("the other has all of its 64 MiB", () => received === 64 * 1024 * 1024);
@@ -141,7 +141,7 @@ test("a target that does not read stops its client", async () => {
   await using server = await target((socket) => void socket.pause());
   using forwarded = forwarding(server.port);
   const { forward } = forwarded;
-  const socket = client(forward.listen.port);
+  const socket = client(forward.port);
   socket.write(Buffer.alloc(256 * 1024 * 1024));
   let [before, quiet] = [0, 0];
   await until("no more is taken", () => {
@@ -163,7 +163,7 @@ describe("resets", () => {
       socket.resume();
     });
     using forwarded = forwarding(server.port);
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     socket.write("x");
     await until("the target has been connected to", () => server.open.size === 1);
     socket.resetAndDestroy();
@@ -175,7 +175,7 @@ describe("resets", () => {
     await using _ = noSocketLeft();
     await using server = await target((socket) => void socket.on("data", () => socket.resetAndDestroy()));
     using forwarded = forwarding(server.port);
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     socket.write("x");
     expect((await readAll(socket)).error).toBe("ECONNRESET");
     expect(forwarded.refused).toEqual([]);
@@ -189,7 +189,7 @@ describe("resets", () => {
       socket.resume();
     });
     using forwarded = forwarding(server.port);
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     await until("the target has been connected to", () => server.open.size === 1);
     forwarded.link.alice.abandon("gone");
     expect((await readAll(socket)).error).toBe("ECONNRESET");
@@ -205,7 +205,7 @@ describe("refusals", () => {
     forwarded: Forwarded,
     told?: string,
   ): Promise<[error: string | undefined, reasons: string[]]> {
-    const { error } = await readAll(client(forwarded.forward.listen.port));
+    const { error } = await readAll(client(forwarded.forward.port));
     await until("both sides know", () => forwarded.refused.length === 1 && forwarded.served.length === 1);
     expect(forwarded.refused[0]).toEndWith(told ?? forwarded.served[0]!.refused!.reason);
     return [error, forwarded.served.map(({ refused }) => refused!.reason)];
@@ -260,7 +260,7 @@ describe("refusals", () => {
     const rules = ["sly.example:*", "127.0.0.1:*"];
     using forwarded = forwarding(server.port, { rules, host: "sly.example", names });
     for (const _again of [1, 2, 3]) {
-      const socket = client(forwarded.forward.listen.port);
+      const socket = client(forwarded.forward.port);
       expect((await readAll(socket)).bytes.toString()).toBe("right");
       socket.end();
     }
@@ -289,7 +289,7 @@ describe("refusals", () => {
     const { names } = nameServer(["127.0.0.9", "127.0.0.1"]);
     const rules = ["two.example:*", "127.0.0.0/8:*"];
     using forwarded = forwarding(server.port, { rules, host: "two.example", names });
-    const socket = client(forwarded.forward.listen.port);
+    const socket = client(forwarded.forward.port);
     expect((await readAll(socket)).bytes.toString()).toBe("right");
     socket.end();
     await until("it is over", () => forwarded.forward.open === 0);
@@ -332,12 +332,12 @@ describe("waiting for the link", () => {
     link.onStream = (stream, purpose) => void serveForward(stream, purpose, { allow, peer: "alice" });
     const { promise, resolve } = Promise.withResolvers<Linked>();
     const options = {
-      listen: { bind: "127.0.0.1", port: 0 },
-      target: { host: "localhost", port: server.port },
+      listen: { kind: "tcp" as const, bind: "127.0.0.1", port: 0 },
+      target: { kind: "tcp" as const, host: "localhost", port: server.port },
     };
     const forward = new Forward({ ...options, link: async () => (await promise).alice });
     const said = randomBytes(randomFrom(9), 700_000);
-    const socket = client(forward.listen.port);
+    const socket = client(forward.port);
     socket.end(said);
     await until("it is there", () => forward.open === 1);
     resolve(link);
@@ -352,14 +352,17 @@ describe("waiting for the link", () => {
     let opened = 0;
     link.onStream = () => opened++;
     const { promise, resolve } = Promise.withResolvers<Linked>();
-    const options = { listen: { bind: "127.0.0.1", port: 0 }, target: { host: "localhost", port: 80 } };
+    const options = {
+      listen: { kind: "tcp" as const, bind: "127.0.0.1", port: 0 },
+      target: { kind: "tcp" as const, host: "localhost", port: 80 },
+    };
     const forward = new Forward({ ...options, link: async () => (await promise).alice });
-    const socket = client(forward.listen.port);
+    const socket = client(forward.port);
     await until("it is there", () => forward.open === 1);
     socket.resetAndDestroy();
     await until("it is gone", () => forward.open === 0);
     resolve(link);
-    const later = client(forward.listen.port);
+    const later = client(forward.port);
     await until("one stream is opened, for the one that stayed", () => opened === 1);
     later.resetAndDestroy();
     forward.close();
@@ -370,24 +373,24 @@ describe("waiting for the link", () => {
     await using _ = noSocketLeft();
     const refused: string[] = [];
     const forward = new Forward({
-      listen: { bind: "127.0.0.1", port: 0 },
-      target: { host: "localhost", port: 80 },
+      listen: { kind: "tcp" as const, bind: "127.0.0.1", port: 0 },
+      target: { kind: "tcp" as const, host: "localhost", port: 80 },
       link: () => new Promise(() => {}),
-      onRefused: (reason, why) => refused.push(`${why}: ${reason}`),
+      onRefused: (_, reason, why) => refused.push(`${why}: ${reason}`),
       patienceMs: 20,
     });
-    expect((await readAll(client(forward.listen.port))).error).toBe("ECONNRESET");
+    expect((await readAll(client(forward.port))).error).toBe("ECONNRESET");
     expect([forward.open, refused]).toEqual([0, ["no-link: none came within 0.02 s"]]);
     forward.close();
   });
 
   test("a port that is taken is said at once", async () => {
     await using server = await target(() => {});
-    const listen = { bind: "127.0.0.1", port: server.port };
+    const listen = { kind: "tcp" as const, bind: "127.0.0.1", port: server.port };
     const link = () => Promise.reject(new Error("none"));
-    expect(() => new Forward({ listen, target: { host: "localhost", port: 80 }, link })).toThrow(
-      "another program listens there already; choose another port",
-    );
+    expect(
+      () => new Forward({ listen, target: { kind: "tcp" as const, host: "localhost", port: 80 }, link }),
+    ).toThrow("another program listens there already; choose another port");
   });
 });
 
@@ -395,7 +398,7 @@ test("a thousand connections at once", async () => {
   await using _ = noSocketLeft();
   await using server = await target((socket) => void socket.pipe(socket));
   using forwarded = forwarding(server.port);
-  const sockets = Array.from({ length: 1000 }, () => client(forwarded.forward.listen.port));
+  const sockets = Array.from({ length: 1000 }, () => client(forwarded.forward.port));
   for (const [index, socket] of sockets.entries()) socket.write(`number ${index}`);
   const heard = await Promise.all(
     sockets.map(

@@ -9,7 +9,8 @@ import { MessageDecoder, type Message } from "../../native/uses/message.ts";
 import { runPipe, type Input } from "../../native/uses/stdio.ts";
 import { Pipe, pipePurpose } from "../../native/uses/pipe.ts";
 import { servePipe } from "../../native/uses/serve.ts";
-import { AllowList, type Target } from "../../native/uses/target.ts";
+import { AllowList } from "../../native/uses/allow-list.ts";
+import { type TcpTarget } from "../../native/uses/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
 import { randomBytes, randomFrom } from "../session/memory-fixture.ts";
@@ -195,7 +196,11 @@ describe("to a target of the peer", () => {
     for (const rule of rules) allow.add(rule);
     const link = new Linked();
     link.onStream = (stream, purpose) => void servePipe(stream, purpose, { allow, peer: "alice" });
-    const target: Target = { host: "localhost", port: (server.address() as AddressInfo).port };
+    const target: TcpTarget = {
+      kind: "tcp",
+      host: "localhost",
+      port: (server.address() as AddressInfo).port,
+    };
     const pipe = new Pipe(link.alice.open(pipePurpose(target)));
     const said = await outcome(runPipe(input, output, pipe, { lingerMs }));
     link[Symbol.dispose]();

@@ -2,16 +2,19 @@
 import { expect, test } from "bun:test";
 import { maxPurposeBytes } from "../../native/session/frame.ts";
 import { maxShared, readShared, sharedPurpose } from "../../native/uses/shared.ts";
+import type { HostTarget } from "../../native/uses/target.ts";
 import { Refusal } from "../../protocol.ts";
 
 test("what is written is read; the longest fits into a purpose", () => {
-  const targets = [
-    { host: "localhost", port: 8000 },
-    { host: "2001:db8::1", port: 1 },
+  const targets: HostTarget[] = [
+    { kind: "tcp", host: "localhost", port: 8000 },
+    { kind: "udp", host: "2001:db8::1", port: 1 },
   ];
   const purpose = JSON.parse(JSON.stringify(sharedPurpose(targets))) as Record<string, unknown>;
   expect(readShared(purpose)).toEqual(targets);
-  const longest = Array.from({ length: maxShared }, () => ({ host: "a".repeat(253), port: 65535 }));
+  const longest = Array.from({ length: maxShared }, (): HostTarget => ({
+    ...{ kind: "udp", host: "a".repeat(253), port: 65535 },
+  }));
   expect(readShared(sharedPurpose(longest))).toEqual(longest);
   expect(JSON.stringify(sharedPurpose(longest)).length).toBeLessThanOrEqual(maxPurposeBytes);
 });
@@ -28,6 +31,7 @@ test.each([
   ["one that is text", [good, "localhost:1"]],
   ["port 0", [{ ...good, port: 0 }]],
   ["a port as text", [{ ...good, port: "1" }]],
+  ["a path", [{ kind: "unix", path: "/run/x.sock" }]],
   ["an odd host", [{ ...good, host: "-x" }]],
   ["no host", [{ port: 1 }]],
 ])("as targets %s is refused", (_, targets) => {

@@ -1,10 +1,13 @@
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { AllowList } from "../../native/uses/allow-list.ts";
 import {
-  AllowList,
+  formatListen,
   formatTarget,
   parseForward,
   parseListen,
   parsePipe,
+  parseProxy,
+  parseTarget,
   readPurposeTarget,
   SpecError,
 } from "../../native/uses/target.ts";
@@ -14,10 +17,14 @@ import { testMs } from "../patience-fixture.ts";
 setDefaultTimeout(testMs);
 
 /** `BIND:PORT PEER HOST:PORT`, or why not. */
-function forward(text: string): string {
+function forward(text: string, parse = parseForward): string {
   try {
-    const { listen, peer, target } = parseForward(text);
-    return `${listen.bind} ${listen.port} ${peer} ${target.host} ${target.port}`;
+    const { listen, peer, target, ports } = parse(text);
+    const many = ports === 1 ? "" : ` × ${ports}`;
+    const kind = listen.kind === "udp" ? " udp" : "";
+    const to = "host" in target ? `${target.host} ${target.port}` : formatTarget(target);
+    const from = "bind" in listen ? `${listen.bind} ${listen.port}` : formatListen(listen);
+    return `${from} ${peer} ${to}${many}${kind}`;
   } catch (error) {
     if (error instanceof SpecError) return error.message;
     throw error;
@@ -38,6 +45,16 @@ describe("a forward as it is written", () => {
     ["127.0.0.2:8080:bob:db:80", "127.0.0.2 8080 bob db 80"],
     ["8080::80", "127.0.0.1 8080  localhost 80"],
     ["[::1]:8080::db:80", "::1 8080  db 80"],
+    ["8000-8010:bob:9000-9010", "127.0.0.1 8000 bob localhost 9000 × 11"],
+    ["8000-8001:bob:db:80-81", "127.0.0.1 8000 bob db 80 × 2"],
+    ["*:8000-8127::8000-8127", "0.0.0.0 8000  localhost 8000 × 128"],
+    ["/tmp/d.sock:bob:/run/docker.sock", "/tmp/d.sock bob /run/docker.sock"],
+    ["/tmp/d.sock:bob:db:80", "/tmp/d.sock bob db 80"],
+    ["/tmp/d.sock::80", "/tmp/d.sock  localhost 80"],
+    ["8080:bob:/run/x", "127.0.0.1 8080 bob /run/x"],
+    ["*:8080:bob:/run/..x/.y", "0.0.0.0 8080 bob /run/..x/.y"],
+    [`8080:bob:/${"x".repeat(102)}`, `127.0.0.1 8080 bob /${"x".repeat(102)}`],
+    ["8000-8000:bob:80", "127.0.0.1 8000 bob localhost 80"],
   ])("%s", (text, expected) => expect(forward(text)).toBe(expected));
 
   test.each([
@@ -48,6 +65,26 @@ describe("a forward as it is written", () => {
     ["8080:bob::80", " is neither a host name nor an address"],
     ["0:bob:80", "0 is not a port (1 to 65535)"],
     ["8080:bob:65536", "65536 is not a port (1 to 65535)"],
+    ["8000-8010:bob:80", "11 here and 1 there: both must have as many ports"],
+    ["8000-8010:bob:80-85", "11 here and 6 there: both must have as many ports"],
+    ["8000-8128:bob:8000-8128", "at most 128 ports in a row can be forwarded, not 129"],
+    [`8080:bob:/${"x".repeat(103)}`, "the path of a socket has at most 103 bytes, not 104"],
+    [`/tmp/${"é".repeat(60)}:bob:80`, "the path of a socket has at most 103 bytes, not 125"],
+    ["8080:bob:/run/", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["8080:bob:/", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["8080:bob://run", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["8080:bob:/run/../etc/x", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["/tmp/./x:bob:80", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["8080:bob:/run/\u200bx", "the path of a socket is a whole one, such as /run/docker.sock"],
+    ["8080:bob:run/x", "run/x is not a port (1 to 65535)"],
+    ["/tmp/x:bob:53/udp", "one end is UDP and the other is not: write /udp after both ports"],
+    ["8000-8001:bob:/run/x", "2 here and 1 there: both must have as many ports"],
+    ["8080:bob:nas:/run/x", "/run/x is not a port (1 to 65535)"],
+    ["*:/tmp/x:bob:80", "/tmp/x is not a port (1 to 65535)"],
+    ["8010-8000:bob:8010-8000", "8010-8000 must begin with the lower port, as 8000-8010"],
+    ["8000-:bob:80", " is not a port (1 to 65535)"],
+    ["8000-8001-8002:bob:80", "8001-8002 is not a port (1 to 65535)"],
+    ["8000-65536:bob:80", "65536 is not a port (1 to 65535)"],
     ["8080:bob:http", "http is not a port (1 to 65535)"],
     ["eth0:8080:bob:80", "eth0 is not an address of this host to listen on (* for all)"],
     ["8080:bob:-x:80", "-x is neither a host name nor an address"],
@@ -55,15 +92,38 @@ describe("a forward as it is written", () => {
   ])("refused: %s", (text, reason) => expect(forward(text)).toBe(`${text}: ${reason}`));
 });
 
+describe("a SOCKS5 proxy as it is written", () => {
+  test.each([
+    ["1080:bob", "127.0.0.1 1080 bob SOCKS5"],
+    ["1080", "127.0.0.1 1080  SOCKS5"],
+    ["/tmp/s.sock:bob", "/tmp/s.sock bob SOCKS5"],
+    ["1080/udp:bob", "1080/udp:bob: a SOCKS5 proxy listens on one port of TCP"],
+    ["1080:", "127.0.0.1 1080  SOCKS5"],
+    ["*:1080:bob", "0.0.0.0 1080 bob SOCKS5"],
+    ["[::1]:1080:7", "::1 1080 7 SOCKS5"],
+    ["bob:1080", "bob:1080: bob is not a port (1 to 65535)"],
+    ["1080:bob:80", "1080:bob:80: 1080 is not an address of this host to listen on (* for all)"],
+    ["*:1080:bob:80", "*:1080:bob:80: a SOCKS5 proxy is [BIND:]PORT:PEER, such as 1080:bob"],
+    ["1080-1081:bob", "1080-1081:bob: a SOCKS5 proxy listens on one port of TCP"],
+    ["", ":  is not a port (1 to 65535)"],
+  ])("%s", (text, expected) => expect(forward(text, parseProxy)).toBe(expected));
+});
+
 test("what listens, and where a pipe leads", () => {
-  expect(parseListen("8080")).toEqual({ bind: "127.0.0.1", port: 8080 });
-  expect(parseListen("[::]:8080")).toEqual({ bind: "::", port: 8080 });
+  const tcp = { kind: "tcp", bind: "127.0.0.1" } as const;
+  expect(parseListen("8080")).toEqual({ listen: { ...tcp, port: 8080 }, ports: 1 });
+  expect(parseListen("8000-8010")).toEqual({ listen: { ...tcp, port: 8000 }, ports: 11 });
+  expect(parseListen("[::]:8080")).toEqual({ listen: { ...tcp, bind: "::", port: 8080 }, ports: 1 });
+  expect(parseListen("/tmp/x")).toEqual({ listen: { kind: "unix", path: "/tmp/x" }, ports: 1 });
+  expect(formatListen(parseListen("[::1]:53/udp").listen)).toBe("[::1]:53/udp");
+  expect(() => parsePipe("bob:53/udp")).toThrow("UDP is none");
+  expect(parsePipe("bob:/run/x")).toEqual({ peer: "bob", target: { kind: "unix", path: "/run/x" } });
   expect(() => parseListen("a:b:c")).toThrow("what listens is [BIND:]PORT");
   expect(parsePipe("bob")).toEqual({ peer: "bob" });
-  expect(parsePipe("bob:22")).toEqual({ peer: "bob", target: { host: "localhost", port: 22 } });
-  expect(parsePipe("bob:[::1]:22")).toEqual({ peer: "bob", target: { host: "::1", port: 22 } });
+  expect(parsePipe("bob:22")).toEqual({ peer: "bob", target: { kind: "tcp", host: "localhost", port: 22 } });
+  expect(parsePipe("bob:[::1]:22")).toEqual({ peer: "bob", target: { kind: "tcp", host: "::1", port: 22 } });
   expect(parsePipe("")).toEqual({ peer: "" });
-  expect(parsePipe(":22")).toEqual({ peer: "", target: { host: "localhost", port: 22 } });
+  expect(parsePipe(":22")).toEqual({ peer: "", target: { kind: "tcp", host: "localhost", port: 22 } });
   expect(() => parsePipe("a:b:c:d")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
   expect(() => parsePipe("bob:x:22:y")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
 });
@@ -72,9 +132,9 @@ test("what listens, and where a pipe leads", () => {
 function allows(rules: string[], request: string, addresses: string[] = []): string[] | "not looked up" {
   const list = new AllowList(() => ["192.168.1.1", "fd00::1"]);
   for (const rule of rules) list.add(rule);
-  const { target } = parsePipe(`peer:${request}`);
-  if (!list.mayPermit(target!)) return "not looked up";
-  return list.permitted(target!, addresses.length > 0 ? addresses : [target!.host]);
+  const target = parseTarget(request);
+  if (!list.mayPermit(target)) return "not looked up";
+  return list.permitted(target, addresses.length > 0 ? addresses : [target.host]);
 }
 
 describe("what is allowed", () => {
@@ -88,6 +148,33 @@ describe("what is allowed", () => {
     expect(allows(["22"], "0.0.0.0:22")).toEqual([]);
     expect(allows(["22"], "80", ["127.0.0.1"])).toBe("not looked up");
     expect(allows(["*"], "80", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
+  });
+
+  test("ports in a row mean each of them, and no other", () => {
+    const rules = ["8000-8010", "10.0.0.0/8:1-65535"];
+    expect(allows(rules, "8000", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
+    expect(allows(rules, "8010", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
+    for (const port of ["7999", "8011"]) expect(allows(["8000-8010"], port)).toBe("not looked up");
+    expect(allows(rules, "10.1.2.3:65535")).toEqual(["10.1.2.3"]);
+    const list = new AllowList();
+    expect(["8000-8010", "localhost:8000-8010", "80-80"].map((rule) => list.add(rule))).toEqual([
+      "localhost:8000-8010",
+      "localhost:8000-8010",
+      "localhost:80",
+    ]);
+    expect([list.remove("80"), list.remove("8000"), list.remove("8000-8010")]).toEqual([true, false, true]);
+  });
+
+  test("a socket is allowed by its path alone, and by no other rule", () => {
+    const list = new AllowList();
+    for (const rule of ["*:*", "*", "/run/x.sock"]) list.add(rule);
+    expect(list.rules).toEqual(["*:*", "localhost:*", "/run/x.sock"]);
+    const paths = ["/run/x.sock", "/run/y.sock", "/run"];
+    expect(paths.map((path) => list.permitsPath(path))).toEqual([true, false, false]);
+    expect(list.remove("/run/x.sock")).toBe(true);
+    expect(list.permitsPath("/run/x.sock")).toBe(false);
+    for (const rule of ["/run/../x", "/", "//x", "/run/x/", `/${"x".repeat(103)}`])
+      expect(() => list.add(rule)).toThrow(SpecError);
   });
 
   test("what is delicate has to be named: the link's own addresses, a cloud's passwords, the router's page", () => {
@@ -162,14 +249,18 @@ describe("what is allowed", () => {
     "[fd00::/129]:1",
     "db/8:22",
     "10.0.0.0/:22",
-    "22-25",
+    "25-22",
+    "22-",
+    "*-22",
     "0.0.0.0:22",
     "[::]:22",
   ])("refused as a rule: %s", (rule) => expect(() => new AllowList().add(rule)).toThrow(SpecError));
 });
 
 test("a target in a purpose is checked like any input", () => {
-  expect(readPurposeTarget({ host: "LocalHost", port: 22 })).toEqual({ host: "localhost", port: 22 });
+  expect(readPurposeTarget({ host: "LocalHost", port: 22 })).toEqual({
+    ...{ kind: "tcp", host: "localhost", port: 22 },
+  });
   expect(formatTarget(readPurposeTarget({ host: "::1", port: 22 }))).toBe("[::1]:22");
   const hostile = [
     {},
@@ -179,6 +270,21 @@ test("a target in a purpose is checked like any input", () => {
     { host: "a\nb", port: 22 },
     { host: "fe80::1%eth0", port: 22 },
     { host: "/run/x.sock", port: 22 },
+    ...[
+      "",
+      "x",
+      "/",
+      "/a/../b",
+      "/a/./b",
+      "//a",
+      "/a/",
+      "/a\0b",
+      `/${"x".repeat(103)}`,
+      7,
+      ["/a"],
+      undefined,
+    ].map((path) => ({ kind: "unix", path })),
+    { kind: "socks", host: "a", port: 22 },
     { host: "x".repeat(300), port: 22 },
     { host: ["localhost"], port: 22 },
   ];
