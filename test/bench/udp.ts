@@ -150,7 +150,9 @@ async function loss(rounds: number): Promise<void> {
         rows.push([`by a forward, ${what}`, ...(await lossOf(here, length, ...options)), "0"]);
       }
   server.kill();
-  console.log(table([[`iperf3 -u -b ${iperf.rate}, loopback`, "lost", "arrived", "jitter", "goal"], ...rows]));
+  console.log(
+    table([[`iperf3 -u -b ${iperf.rate}, loopback`, "lost", "arrived", "jitter", "goal"], ...rows]),
+  );
 }
 
 export async function bench([roundsText = quick("3", "1")]: string[]): Promise<void> {

@@ -44,10 +44,7 @@ export class WireGuard implements AsyncDisposable {
   }
 
   /** Resolves once its interface is up. Without the peer's port it waits for the peer to speak first. */
-  static async start(
-    host: Host,
-    { name, keys, address, peer, port }: WireGuardOptions,
-  ): Promise<WireGuard> {
+  static async start(host: Host, { name, keys, address, peer, port }: WireGuardOptions): Promise<WireGuard> {
     const folder = mkdtempSync(join(tmpdir(), "wireguard-"));
     const file = join(folder, "key");
     writeFileSync(file, keys.private, { mode: 0o600 });
