@@ -214,7 +214,7 @@ describe("share and reach", () => {
     [8443, "https://127.0.0.1:2222/"],
     [5432, "127.0.0.1:2222"],
     [8000, "http://127.0.0.1:2222/"],
-  ])("port %i is opened by %s", (port, text) => expect(whatToOpen(port, 2222)).toBe(text));
+  ])("port %i is opened by %s", (port, text) => expect(whatToOpen({ kind: "tcp", port }, 2222)).toBe(text));
 });
 
 test.each([

@@ -31,6 +31,7 @@ import {
 import { StateError } from "../../native/host/state.ts";
 import { makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
 import { encodeChunk, encodeMessage, type Message, MessageDecoder } from "../../native/uses/message.ts";
+import { DatagramReader } from "../../native/uses/flow.ts";
 import { readPurposeTarget } from "../../native/uses/target.ts";
 import { readNeighbour, readNotice } from "../../native/introducer/redis/homes.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
@@ -320,6 +321,32 @@ const frames: Target = {
   mayThrow: never,
 };
 
+const datagrams: Target = {
+  name: "datagram reader",
+  samples: [
+    Buffer.from([0, 3, 97, 98, 99, 0, 0, 0, 1, 100]),
+    Buffer.from([255, 255, 255, 254, 0, 0, 0, 7, 0, 2, 1, 2]),
+    Buffer.concat([Buffer.from([255, 227]), Buffer.alloc(70_000, "x")]),
+  ],
+  read(input) {
+    const read = (chunks: Buffer[]) => {
+      const seen: string[] = [];
+      const reader = new DatagramReader({
+        datagram: (bytes) => void seen.push(bytes.toString("hex")),
+        dropped: (count) => void seen.push(`dropped ${count}`),
+        refused: () => void seen.push("refused"),
+      });
+      for (const chunk of chunks) {
+        const problem = reader.read(chunk);
+        if (problem !== undefined) return [...seen, `then: ${problem}`];
+      }
+      return seen;
+    };
+    expectSame("datagrams, however they are cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
 // --- files and pipes -------------------------------------------------------------------------------------
 
 const sha256 = "cd".repeat(32);
@@ -547,6 +574,7 @@ export const targets: readonly Target[] = [
   messages("to a peer", toPeer, parseToPeer),
   messages("lines of a link", linkLines, parseLinkLine),
   frames,
+  datagrams,
   uses,
   records,
   sockaddrs,

@@ -81,6 +81,10 @@ const security: Record<string, Shown[]> = {
     ],
     ["hostile/forwards.test.ts", "that no rule names learns nothing of it: it is not looked up"],
     [
+      "hostile/udp.test.ts",
+      "a member reaches what is allowed, and nothing beside it; a rule for TCP opens no UDP",
+    ],
+    [
       "hostile/forwards.test.ts",
       "that a rule names does not reach a loopback address behind it, nor learns that address",
     ],

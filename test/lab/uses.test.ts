@@ -1,14 +1,17 @@
 /**
  * What a link is for, with other people's software through two NATs: OpenSSH by a forward and by a pipe, before and
- * after its NAT is rebooted; nginx under a load.
+ * after its NAT is rebooted; nginx under a load; a game of UDP, and dig.
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import { createHash, randomFillSync } from "node:crypto";
 import { createReadStream, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { addressOfAll } from "../dns-fixture.ts";
 import { until } from "../native-fixture.ts";
+import { missing, unlessRequired } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
+import { freeUdpPort } from "../udp-fixture.ts";
 import { type Host, Lab, labTest, labTestNeeding, type Nat } from "./lab.ts";
 import { noNginx, Nginx } from "./nginx.ts";
 import { People, root, type ParticipantProgram } from "./people.ts";
@@ -24,6 +27,7 @@ const room = ["--room", "lab-of-uses"];
 const freeAddress = "203.0.113.220";
 
 const sshTest = labTestNeeding(noSshd);
+const digTest = labTestNeeding(unlessRequired(missing(["dig"], "package bind9-dnsutils")));
 const nginxTest = labTestNeeding(noNginx);
 
 sshTest.concurrent(
@@ -179,10 +183,52 @@ nginxTest.concurrent(
   60_000,
 );
 
+digTest.concurrent(
+  "a game of UDP and dig, before and after the NAT of one is rebooted",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await apart()(lab);
+    const fixture = (name: string) => [process.execPath, join(root, `test/${name}-fixture.ts`)];
+    const serve = async (command: string[]): Promise<number> => {
+      const { stdout } = hosts.bob.spawn(command, {
+        ...({ stdin: "ignore", stdout: "pipe", stderr: "inherit" } as const),
+      });
+      return Number(new TextDecoder().decode((await stdout.getReader().read()).value));
+    };
+    const ports = [await serve([...fixture("game"), "serve"]), await serve(fixture("dns"))];
+    const [game, names] = ports.map(() => freeUdpPort()) as [number, number];
+    const specs = [game, names].flatMap((port, index) => ["-L", `${port}/udp:bob:${ports[index]}/udp`]);
+    const { alice } = await gather(lab, people, hosts, "1-65535/udp", specs);
+    await alice.next("linked");
+    const plays = (name: string, other: string, far: number) =>
+      hosts.alice.run([...fixture("game"), "play", `${game}`, name, other, `${far}`]);
+    const asks = () =>
+      hosts.alice.run(["dig", "@127.0.0.1", "-p", `${names}`, "+short", "+tries=9", "host.example"]);
+    expect(await asks()).toBe(`${addressOfAll}\n`);
+    const far = 100;
+    const playing = Promise.all([plays("ann", "ben", far), plays("ben", "ann", far)]);
+    const nat = hosts.alice.behind as Nat;
+    await nat.flush();
+    await nat.changeAddress(freeAddress);
+    await alice.next("moved");
+    expect(await playing).toEqual(["old: 0\n", "old: 0\n"]);
+    expect(await asks()).toBe(`${addressOfAll}\n`);
+    expect(alice.all("forward-refused")).toEqual([]);
+  },
+  testMs,
+);
+
 // --- what they have in common ----------------------------------------------------------------------------
 
 /** alice and bob, who lets others reach that port. */
-async function gather(lab: Lab, people: People, hosts: Hosts, allowed: number, options: string[] = []) {
+async function gather(
+  lab: Lab,
+  people: People,
+  hosts: Hosts,
+  allowed: number | string,
+  options: string[] = [],
+) {
   const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
   const serving = [...room, "--allow", String(allowed), "--stay"];
   const bob = await people.participant("bob", hosts.bob, introducer, serving);

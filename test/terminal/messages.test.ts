@@ -86,6 +86,14 @@ const usage: Row[] = [
     "h -L nas:8080:bob:80:80",
     "--forward nas:8080:bob:80:80: nas is not an address of this host to listen on (* for all)",
   ],
+  [
+    "h -L 53/udp:bob:53",
+    "--forward 53/udp:bob:53: one end is UDP and the other is not: write /udp after both ports",
+  ],
+  [
+    "h --pipe bob:53/udp",
+    "--pipe bob:53/udp: a pipe is one stream of bytes, and UDP is none: a forward carries it (-L)",
+  ],
   ["h --pipe a:b:c:d", "--pipe a:b:c:d: a pipe is PEER or PEER:[HOST:]PORT, such as bob or bob:22"],
   ["h --room x --allow 10.0.0.0/99:22", "--allow 10.0.0.0/99:22: /99 is no prefix length of an IPv4 network"],
   ["h --room x --allow nas/8:22", "--allow nas/8:22: nas/8 is not a network"],
