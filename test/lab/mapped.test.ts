@@ -114,6 +114,39 @@ routerTest.concurrent(
 );
 
 labTest.concurrent(
+  "random ↔ random by a port that is forwarded by hand (--port): mapped, either side asking, from the first flight on",
+  async () => {
+    await using lab = await Lab.create();
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    const { nat, alice: place } = hosts;
+    await nat.run([
+      "nft",
+      `
+add table ip byhand
+add chain ip byhand incoming { type nat hook prerouting priority -100; }
+add rule ip byhand incoming iifname "wan" tcp dport 7777 dnat to ${place.address}:7777
+insert rule inet filtering forwarding iifname "wan" ct status dnat accept
+`,
+    ]);
+    const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
+    const room = ["-v", "--direct"];
+    const alice = await people.participant("alice", place, introducer, [...room, "--port", "7777"]);
+    const candidate = `${nat.address}:7777`;
+    expect((await alice.next("port-mapping")).state).toEqual({ is: "forwarded", candidate } as never);
+    // Nobody has measured anything of bob by then.
+    const bob = await people.participant("bob", hosts.bob, introducer, [...room, "--connect", "alice"]);
+    const both = await bothLinked(alice, bob);
+    expect(both.map(({ route }) => route)).toEqual(["listen", "mapped"]);
+    expect(both[0]!.local).toEndWith(":7777");
+    expect(both[1]!.remote).toBe(candidate as never);
+    await disconnect(alice, bob);
+    await alice.comesBack();
+    await expectRoute({ introducer, alice, bob }, "alice", "mapped/listen");
+  },
+);
+
+labTest.concurrent(
   "a router whose address is another than others see: double NAT, nothing dialled, relayed at once",
   async () => {
     await using lab = await Lab.create();

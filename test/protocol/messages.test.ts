@@ -309,7 +309,7 @@ const directions: [
 const optionalFields: Record<string, string[]> = {
   refused: ["request", "peer", "name", "retryInMs"],
   bye: ["retryInMs"],
-  register: ["proof", "direct", "mapping", "wants"],
+  register: ["proof", "direct", "mapping", "wants", "private", "forwarded"],
   registered: ["verify", "relay", "probeToken", "roundTripMs"],
   connect: ["relay"],
   rename: ["proof"],

@@ -70,6 +70,20 @@ const usage: Row[] = [
   ["send x --room lobby", "`send` needs a private room: the lobby is open to everyone"],
   ["h --wait 5", "--wait needs somebody to wait for: --connect, --send, --pipe or a verb"],
   ["h --connect bob --wait never", "--wait takes seconds, more than 0, not never"],
+  ["h --only-relay --direct", "--only-relay hides where you are, so --direct does not go with it"],
+  ["h --only-relay --port 7777", "--only-relay hides where you are, so --port does not go with it"],
+  ["h --only-relay --nat", "--only-relay hides where you are, so --nat does not go with it"],
+  ["h --port 80", "--port takes a port from 1024 to 65535, not 80"],
+  ["h --limit fast", "--limit takes bytes a second such as 65536, 64K or 1M, not fast"],
+  ["h --remember", "--remember is for a private room: in the lobby nobody proves a name (--room WORDS)"],
+  [
+    "h --room r --allow 22@12",
+    "--allow 22@12: who may reach it is said behind the @: a name must not be a number: that is how ids look",
+  ],
+  [
+    "h --room r --allow 22@SHA256:12",
+    "--allow 22@SHA256:12: who may reach it is said behind the @: SHA256: is followed by 64 hex digits",
+  ],
   ["h --keep long", "--keep takes minutes from 0 to 30000, not long"],
   ["h --from bob", "--from says whose files --accept DIR takes: give both"],
   ["h --allow 22", `--allow would let anyone in, ${others}`],
@@ -177,6 +191,8 @@ const alone: Row[] = [
   ["ping bob", "nobody here is called bob; `list` shows who is"],
   ["connect alice", "that is yourself; `list` shows the others"],
   ["join", "already registered with the introducer"],
+  ["limit 12", "limit takes bytes a second such as 65536, 64K or 1M, not 12"],
+  ["forget bob", "no names are remembered: start with --remember"],
   ["accept 1", "there is no offer 1; waiting: none"],
   ["cancel", "nothing is being sent or received"],
   ["unforward 8080", "nothing is forwarded from 127.0.0.1:8080; `forwards` shows what is"],
@@ -354,7 +370,8 @@ const failures: Record<FailureReason, string> = {
   "refused-by-peer": "it may be ending, or be asked by too many: try again in a minute",
   "no-candidate-answered": "a firewall may be in the way; `nat` tells what kind of NAT each of you is behind",
   "both-mappings-random":
-    "a port that is forwarded by one of your routers, IPv6, or another network such as a phone's would help; `nat` tells more",
+    "one of you could start with --port N, and have the router there forward TCP port N to that host, port N; or use IPv6, or another network such as a phone's; `nat` tells more",
+  "only-relayed": "it needs an introducer that relays, and that nobody of the two uses --direct",
   "authentication-failed":
     "somebody else may have that address in your network; or the introducer does not tell the truth",
   "handshake-cut": "a firewall may cut off what it can't read; try another network",
@@ -458,6 +475,10 @@ const happens: [ParticipantEvent, string][] = [
     "introducer lost: nothing heard from it for 60 s; trying again in 1.5 s",
   ],
   [
+    { event: "hidden", rate: 1_048_576, total: 16_777_216 },
+    "only by relay: peers are not told where you are; the introducer is, and carries each link, at most 1.0 MB/s each way and 16.8 MB/s for all of its links together",
+  ],
+  [
     {
       event: "moved",
       ...bob,
@@ -490,6 +511,9 @@ test.each(happens)("%j", (event, sentence) => expect(words(event, plain)).toBe(s
 const elsewhere: Record<string, string> = {
   "can't show metrics on": "introducer/program.test.ts",
   "(choose others with --probe-ports)": "introducer/program.test.ts",
+  "with --only-relay nothing is measured": "hostile/hidden.test.ts",
+  "so with --only-relay there can be no link": "hostile/hidden.test.ts",
+  "no certificate is remembered for ": "hostile/by-whom.test.ts",
   "is not trusted": "hostile/introducer.test.ts",
   "no probe ports": "introducer/probes.test.ts",
   "already on the way to the introducer": "participant/registration.test.ts",
