@@ -50,6 +50,7 @@ const uses: Record<string, { args: (port: number) => string[]; input?: string; i
   "--pipe": { args: () => ["--pipe", "bob"], input: "something", isAwaited: true },
   "--pipe to a target": { args: (port) => ["--pipe", `bob:${port}`], input: "something", isAwaited: true },
   "-L": { args: (port) => ["-L", `${freePort()}:bob:${port}`], isAwaited: false },
+  "-D": { args: () => ["-D", `${freePort()}:bob`], isAwaited: false },
   "--allow": { args: (port) => ["--allow", String(port)], isAwaited: false },
   "--accept": { args: () => ["--accept", folder], isAwaited: false },
   "--connect": { args: () => ["--connect", "bob"], input: "", isAwaited: true },

@@ -1,6 +1,7 @@
 /** What a room member must not reach, learn or use up through a participant that allows it something. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
@@ -25,9 +26,9 @@ async function insider(...rules: string[]) {
   return {
     ...{ house, bob, eve, link },
     /** Asks for a target; resolves to why it was refused, or to "reached" once the service has said something. */
-    async ask(host: string, port: number, use = "forward"): Promise<string> {
+    async ask(host: string, port: number, use = "forward", more: object = {}): Promise<string> {
       const stream = (next += 2);
-      link.send(openFrame(stream, { use, host, port }));
+      link.send(openFrame(stream, { use, host, port, ...more }));
       const answer = await link.frames.next(
         `an answer for ${host}`,
         ({ type, stream: of }) => of === stream && (type === frame.reset || type === frame.data),
@@ -58,7 +59,7 @@ describe("a room member", () => {
     using bait = await greeting();
     using secret = await greeting();
     await using scene = await insider(String(bait.port));
-    for (const use of ["forward", "pipe"]) {
+    for (const use of ["forward", "socks", "pipe"]) {
       const reached = await Promise.all(
         ["localhost", "127.0.0.1"].map((host) => scene.ask(host, bait.port, use)),
       );
@@ -68,7 +69,32 @@ describe("a room member", () => {
     }
     for (const host of ["127.0.0.2", "0.0.0.0", "::", "::ffff:127.0.0.2", "::127.0.0.1"])
       expect(await scene.ask(host, bait.port)).toEndWith(`:${bait.port} is not allowed`);
-    expect([bait.total, secret.total]).toEqual([4, 0]);
+    expect([bait.total, secret.total]).toEqual([6, 0]);
+  });
+
+  test("reaches no socket by its path but the one that is allowed, and no other program by that one", async () => {
+    const folder = homeOf("sockets");
+    const reached: string[] = [];
+    const serve = (name: string) =>
+      Bun.listen({
+        unix: join(folder, name),
+        socket: { data() {}, open: (socket) => (reached.push(name), void socket.end("welcome")) },
+      });
+    using _open = serve("open");
+    using _secret = serve("secret");
+    symlinkSync(join(folder, "secret"), join(folder, "link"));
+    await using scene = await insider("*:*", join(folder, "open"));
+    for (const use of ["forward", "socks", "pipe"]) {
+      const ask = (path: unknown) => scene.ask("localhost", 1, use, { kind: "unix", path });
+      expect(await ask(join(folder, "open"))).toBe("reached");
+      for (const name of ["secret", "link"]) {
+        const path = join(folder, name);
+        expect(await ask(path)).toBe(`${path} is not allowed`);
+      }
+      const odd = [`${folder}/./secret`, `${folder}/x/../secret`, `${folder}//secret`, "secret", "", null, 7];
+      for (const path of odd) expect(await ask(path)).toBe("path must be the whole path of a socket");
+    }
+    expect(reached).toEqual(["open", "open", "open"]);
   });
 
   test("reaches no IPv4 address by a rule for IPv6, nor the other way", async () => {

@@ -108,6 +108,20 @@ const usage: Row[] = [
     "h --pipe bob:53/udp",
     "--pipe bob:53/udp: a pipe is one stream of bytes, and UDP is none: a forward carries it (-L)",
   ],
+  ["h -D *:1:bob:1", "--socks *:1:bob:1: a SOCKS5 proxy is [BIND:]PORT:PEER, such as 1080:bob"],
+  ["h -D 1080", "in the lobby it must be said which PEER is meant: anyone may be there"],
+  ["h -D 1-2:bob", "--socks 1-2:bob: a SOCKS5 proxy listens on one port of TCP"],
+  [
+    "h -L 1:bob:/run/",
+    "--forward 1:bob:/run/: the path of a socket is a whole one, such as /run/docker.sock",
+  ],
+  [
+    `h -L 1:bob:/${"x".repeat(103)}`,
+    `--forward 1:bob:/${"x".repeat(103)}: the path of a socket has at most 103 bytes, not 104`,
+  ],
+  ["h -L 1-3:bob:1-2", "--forward 1-3:bob:1-2: 3 here and 2 there: both must have as many ports"],
+  ["h -L 1-129:bob:1-129", "--forward 1-129:bob:1-129: at most 128 ports in a row can be forwarded, not 129"],
+  ["h -L 2-1:bob:1", "--forward 2-1:bob:1: 2-1 must begin with the lower port, as 1-2"],
   ["h --pipe a:b:c:d", "--pipe a:b:c:d: a pipe is PEER or PEER:[HOST:]PORT, such as bob or bob:22"],
   ["h --room x --allow 10.0.0.0/99:22", "--allow 10.0.0.0/99:22: /99 is no prefix length of an IPv4 network"],
   ["h --room x --allow nas/8:22", "--allow nas/8:22: nas/8 is not a network"],
@@ -117,9 +131,12 @@ const usage: Row[] = [
   ],
   [
     "h --room x --allow 1:2:3",
-    "--allow 1:2:3: what is allowed is [HOST:]PORT, such as 22, 10.0.0.0/8:443 or *:80",
+    "--allow 1:2:3: what is allowed is [HOST:]PORT, such as 22, 8000-8010, 10.0.0.0/8:443 or *:80",
   ],
-  ["share 1:2:3", "share 1:2:3: what is allowed is [HOST:]PORT, such as 22, 10.0.0.0/8:443 or *:80"],
+  [
+    "share 1:2:3",
+    "share 1:2:3: what is allowed is [HOST:]PORT, such as 22, 8000-8010, 10.0.0.0/8:443 or *:80",
+  ],
 ];
 
 /** Arguments of the introducer, likewise. */
@@ -203,6 +220,10 @@ const alone: Row[] = [
   [
     `forward ${taken.port}:bob:1`,
     `can't listen on 127.0.0.1:${taken.port}: another program listens there already; choose another port`,
+  ],
+  [
+    `forward ${taken.port}-${taken.port + 1}:bob:1-2`,
+    `can't listen on 127.0.0.1:${taken.port}: another program listens there already; choose another port; so none of 127.0.0.1:${taken.port}-${taken.port + 1} is forwarded`,
   ],
   ["forward 192.0.2.1:9999:bob:1", "can't listen on 192.0.2.1:9999: this host has no such address"],
 ];
