@@ -113,6 +113,35 @@ routerTest.concurrent(
   },
 );
 
+/** A SYN that was lost when the port was closed is repeated after 1, 3 and 7 s. */
+const wipedMs = 15_000;
+
+routerTest.concurrent.each(protocols)(
+  "by %s: a port that the router has forgotten is opened again once a link needs it, and not after an hour",
+  async (protocol) => {
+    await using lab = await Lab.create({ isIdle: true });
+    await using people = new People();
+    const hosts = await bothRandom(lab);
+    await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
+    const meeting = await gather(lab, people, hosts);
+    const { alice, bob } = meeting;
+    await mapped(meeting);
+    await expectRoute(meeting, "bob", "mapped/listen");
+    await real.forget();
+    await (hosts.bob.behind as Nat).flush(); // so the link breaks, which is noticed by who says something
+    alice.type("say bob into the dark");
+    bob.type("say alice into the dark");
+    for (const routes of [
+      ["relay", "relay"],
+      ["listen", "mapped"],
+    ]) {
+      const moved = [alice, bob].map((one) => one.next("moved", () => true, wipedMs));
+      expect((await Promise.all(moved)).map(({ route }) => route)).toEqual(routes as typeof routes & []);
+    }
+    await talk(alice, bob);
+  },
+);
+
 labTest.concurrent(
   "random ↔ random by a port that is forwarded by hand (--port): mapped, either side asking, from the first flight on",
   async () => {

@@ -117,9 +117,14 @@ export class MiniUpnpd implements AsyncDisposable {
   /** As after a power cut: whatever was open is closed and forgotten. */
   async restart(): Promise<void> {
     await this.#stop();
+    await this.forget();
+    await this.#start();
+  }
+
+  /** Whatever was open is closed, and it does not notice that. */
+  async forget(): Promise<void> {
     const chains = ["filtering opened", "opening towards", "opening back"];
     for (const chain of chains) await this.#nat.run(["nft", "flush", "chain", "inet", ...chain.split(" ")]);
-    await this.#start();
   }
 
   async #start(): Promise<void> {

@@ -31,6 +31,8 @@ StrictModes no
 UsePAM no
 PidFile none
 PrintMotd no
+MaxStartups 500
+MaxSessions 500
 Subsystem sftp internal-sftp
 `;
 

@@ -2,7 +2,7 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { Keep, type Links } from "../../native/participant/keep.ts";
 import type { Link } from "../../native/session/link.ts";
-import { UserError } from "../../protocol.ts";
+import { ToldError, UserError } from "../../protocol.ts";
 import { until } from "../native-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
@@ -104,4 +104,23 @@ test("who waits for a link that is given up is told", async () => {
   keep.close();
   await expect(first).rejects.toThrow("a link with carol is not sought any more");
   await expect(waiting).rejects.toThrow("a link with carol is not sought any more");
+});
+
+test("an introducer that is lost in the first attempt is no failure yet: there is one more", async () => {
+  const room = new Room();
+  const keep = new Keep(room);
+  let outcome = "none yet";
+  const told = (how: string) => () => void (outcome = how);
+  const kept = keep.keep("bob", "a pipe").then(told("linked"), told("failed"));
+  for (const attempt of [1, 2]) {
+    await until(`attempt ${attempt}`, () => room.asked.length === attempt);
+    expect(outcome).toBe("none yet");
+    const { outcome: asked } = room;
+    room.outcome = Promise.withResolvers();
+    asked.reject(new ToldError("no link with bob", { code: "introducer-lost" }));
+    await settled();
+  }
+  await kept;
+  expect(outcome).toBe("failed");
+  keep.close();
 });

@@ -67,6 +67,7 @@ class Program implements Disposable, PeerOwner {
       ...{ mapped: undefined, probeToken: undefined, self: this.listed(1), bondKey: new Uint8Array(32) },
       segmentClamp: 0,
       handshakeStuck: () => {},
+      doubtMapping: () => {},
       measureFresh: (measure) => measure(),
       portFor: (port) => new PunchPort(port, credentials, new Targets()),
       send: (message) => {

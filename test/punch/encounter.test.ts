@@ -68,6 +68,7 @@ class Side {
         ...{ public: ours, private: [], mapped: undefined, probes: ["127.0.0.1:7001" as Endpoint] },
         ...{ behaviour: keeps, roundTripMs: 40, segmentClamp: 0 },
         handshakeStuck: () => {},
+        doubtMapping: () => {},
         portFor: () => port,
         send: (message) => this.sent.push(message),
         measureFresh,
@@ -191,8 +192,8 @@ test.each<[string, MappingBehaviour, Partial<Candidate>, number, number]>([
 );
 
 test("a round that failed is told once, by its token; the introducer has the next word, and then the last", () => {
-  let stuck = 0;
-  const side = new Side({ handshakeStuck: () => void stuck++ });
+  let [stuck, doubts] = [0, 0];
+  const side = new Side({ handshakeStuck: () => void stuck++, doubtMapping: () => void doubts++ });
   side.round(1, "direct");
   side.punches[0]!.onFailed("no-candidate-answered", "nobody");
   const failed = (round: number, reason: FailureReason) =>
@@ -206,7 +207,7 @@ test("a round that failed is told once, by its token; the introducer has the nex
   side.punches[2]!.onFailed("no-candidate-answered", "nobody again");
   expect(side.sent.slice(1)).toEqual([failed(2, "timed-out"), failed(3, "no-candidate-answered")]);
   expect(side.failures).toEqual([{ reason: "no-candidate-answered", detail: "nobody again" }]);
-  expect(stuck).toBe(1);
+  expect([stuck, doubts]).toEqual([1, 3]);
 });
 
 test("what has come to nothing before the introducer's word is no round, and told to nobody", () => {
@@ -234,11 +235,15 @@ test("an introducer that is lost between two rounds ends it; while one is under 
 
 test("the tokens of its latest round and of its relay are its own, and no other", async () => {
   using relay = await Scripted.answering(() => {});
-  const side = new Side({ takes: "any" as const, introducer: relay.endpoint });
+  let doubts = 0;
+  const options = { takes: "any" as const, introducer: relay.endpoint };
+  const side = new Side({ ...options, doubtMapping: () => void doubts++ });
   side.round(1, "direct");
+  expect(doubts).toBe(0);
   expect([1, 2].map((round) => side.introduction.isOf(tokenOf(round)))).toEqual([true, false]);
   side.introduction.relay({ type: "relay", peer: bob, role: "controlling", token: tokenOf(9) });
   expect([1, 9, 2].map((one) => side.introduction.isOf(tokenOf(one)))).toEqual([true, true, false]);
+  expect(doubts).toBe(1);
 });
 
 test("its end ends the relay that is still waited for", async () => {

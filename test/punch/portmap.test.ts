@@ -3,6 +3,7 @@ import {
   judgeGrant,
   lifetimeMs,
   PortMapping,
+  type PortMappingOptions,
   renewalPauseMs,
   type PortMappingState,
 } from "../../native/punch/portmap.ts";
@@ -99,9 +100,10 @@ class Watched {
   readonly states: PortMappingState[] = [];
   readonly mapping: PortMapping;
 
-  constructor({ gateway }: FakeGateway, lifetimeS = 7200) {
+  constructor({ gateway }: FakeGateway, lifetimeS = 7200, askAgainMs?: PortMappingOptions["askAgainMs"]) {
     const onChange = (state: PortMappingState) => void this.states.push(state);
-    this.mapping = new PortMapping({ internalPort, observed, lifetimeS, gateway, onChange });
+    const options = { internalPort, observed, lifetimeS, gateway, onChange };
+    this.mapping = new PortMapping({ ...options, ...(askAgainMs && { askAgainMs }) });
   }
 
   async next(): Promise<PortMappingState> {
@@ -252,6 +254,86 @@ test.concurrent(
     if (watched.mapping.state.is === "asking") await watched.next();
     expect(watched.states.slice(2).map(({ is }) => is)).toEqual(["asking", "unavailable"]);
     await watched.mapping.close();
+  },
+  30_000,
+);
+
+test.concurrent(
+  "a mapping that is doubted is asked for at once, and then not every moment",
+  async () => {
+    await using _ = noSocketLeft();
+    using router = await FakeGateway.open({ mapping: (request) => [granted(request)] });
+    const watched = new Watched(router);
+    await watched.next();
+    /** Each time that it is asked, it is from another port. */
+    const askings = () => new Set(router.sources.map(({ port }) => port)).size;
+    const doubtedAt = performance.now();
+    watched.mapping.doubt();
+    await until("asked again", () => askings() === 2, 10_000);
+    for (let count = 0; count < 500; count++) {
+      watched.mapping.doubt();
+      await Bun.sleep(1);
+    }
+    // RFC 6887 §11.2.1: at most one in 4 s.
+    expect(askings()).toBeLessThanOrEqual(2 + (performance.now() - doubtedAt) / 4_000);
+    expect(router.datagrams.some(isDeletion)).toBe(false);
+    expect(watched.states).toHaveLength(1);
+    await watched.mapping.close();
+  },
+  30_000,
+);
+
+test.concurrent(
+  "a router that refused is asked again, once it is doubted; nobody asks it by itself",
+  async () => {
+    await using _ = noSocketLeft();
+    let isStarting = true;
+    using router: FakeGateway = await FakeGateway.open({
+      ...upnp(() => router.location),
+      http: () => [httpAnswer("", "404 Not Found")],
+      mapping: (request) => [isStarting ? refused(request) : granted(request)],
+    });
+    const watched = new Watched(router, shortS, { first: 200, most: 400 });
+    expect(protocolOf(await watched.next())).toBe("unavailable");
+    const asked = router.datagrams.length;
+    await Bun.sleep(600); // several times as long as it would have to wait
+    expect(router.datagrams.length).toBe(asked);
+    isStarting = false;
+    watched.mapping.doubt();
+    expect(protocolOf(await watched.next())).toBe("pcp");
+    await watched.mapping.close();
+  },
+  30_000,
+);
+
+test.concurrent(
+  "what an earlier program has left for ever is deleted; a router that is slow at it holds up nothing",
+  async () => {
+    await using _ = noSocketLeft();
+    const entry = { ExternalPort: 41_000, Protocol: "TCP", InternalPort: 1, InternalClient: "127.0.0.1" };
+    const left = { ...entry, PortMappingDescription: "tcp-hole-punching", LeaseDuration: 0 };
+    const fields = Object.entries(left).map(([name, text]) => `<New${name}>${text}</New${name}>`);
+    const fault = (code: number) => httpAnswer(`<errorCode>${code}</errorCode>`, "500 Error");
+    using router: FakeGateway = await FakeGateway.open({
+      ...upnp(() => router.location),
+      isOpen: true, // it ends no connection
+      http: ({ action, body }) => {
+        if (action === "AddPortMapping" && body.includes("<NewLeaseDuration>7200<")) return [fault(725)];
+        const index = /<NewPortMappingIndex>(\d+)</.exec(body)?.[1];
+        if (index === "0") return [httpAnswer(fields.join(""))];
+        if (index === "1") return [fault(713)];
+        if (action === "DeletePortMapping" && body.includes("<NewExternalPort>41000<")) return [];
+        const address = `<NewExternalIPAddress>${externalAddress}</NewExternalIPAddress>`;
+        return [httpAnswer(action ? address : description)];
+      },
+    });
+    const watched = new Watched(router);
+    expect(await watched.next()).toMatchObject({ is: "mapped", protocol: "upnp", lifetimeS: 0 });
+    const deletions = () => router.requests.filter(({ action }) => action === "DeletePortMapping");
+    await until("deleted", () => deletions().length === 1);
+    await watched.mapping.close();
+    const ports = deletions().map(({ body }) => /<NewExternalPort>(\d+)</.exec(body)?.[1]);
+    expect(ports).toEqual(["41000", "40000"]);
   },
   30_000,
 );

@@ -10,6 +10,7 @@ import {
   UpnpClient,
 } from "../../native/punch/upnp.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
+import { linuxTest } from "../needing-fixture.ts";
 import { FakeGateway, httpAnswer, listenHttp, type Behaviour, type Request } from "./gateway-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
@@ -263,6 +264,74 @@ test("a router that always refuses is asked a few times, and nothing is deleted 
   await client.unmap(never);
   expect(actionsOf(router).filter((action) => action === "AddPortMapping")).toHaveLength(5);
   expect(actionsOf(router)).not.toContain("DeletePortMapping");
+});
+
+/** A router whose mappings are permanent, with those that it has. */
+function permanent(entries: Record<string, string | number>[], count = entries.length) {
+  return open((request) => {
+    if (request.action === "AddPortMapping" && field(request, "NewLeaseDuration") !== "0") return fault(725);
+    if (request.action !== "GetGenericPortMappingEntry") return undefined;
+    const index = Number(field(request, "NewPortMappingIndex"));
+    const entry = Object.entries(entries[index % entries.length]!);
+    return index < count
+      ? soap(entry.map(([name, text]) => `<${name}>${text}</${name}>`).join(""))
+      : fault(713);
+  });
+}
+const leftBehind = {
+  ...{ NewRemoteHost: "", NewExternalPort: 41_000, NewProtocol: "TCP", NewInternalPort: 1 },
+  ...{ NewInternalClient: "127.0.0.1", NewEnabled: 1, NewPortMappingDescription: "tcp-hole-punching" },
+  NewLeaseDuration: 0,
+};
+const deleted = ({ requests }: FakeGateway) =>
+  requests
+    .filter(({ action }) => action === "DeletePortMapping")
+    .map((request) => Number(field(request, "NewExternalPort")));
+
+linuxTest(
+  "permanent leases that earlier programs of this host have left are deleted, and no others",
+  async () => {
+    await using _ = noSocketLeft();
+    using running = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
+    using router = await permanent([
+      leftBehind,
+      { ...leftBehind, NewExternalPort: 41_001, NewInternalPort: running.port }, // another program of ours
+      { ...leftBehind, NewExternalPort: 41_002, NewInternalClient: "127.0.0.2" }, // another host's
+      { ...leftBehind, NewExternalPort: 41_003, NewPortMappingDescription: "a game" },
+      { ...leftBehind, NewExternalPort: 41_004, NewProtocol: "UDP" },
+      { ...leftBehind, NewExternalPort: 41_005, NewLeaseDuration: 60 }, // it ends by itself
+      { ...leftBehind, NewExternalPort: 41_006, NewRemoteHost: "203.0.113.9" },
+      { ...leftBehind, NewExternalPort: internalPort, NewInternalPort: internalPort }, // the one we have
+      { ...leftBehind, NewExternalPort: "41007; DROP" },
+      { ...leftBehind, NewExternalPort: 41_008 },
+    ]);
+    const client = clientOf(router);
+    expect((await client.map(7200, never)).lifetimeS).toBe(0);
+    await client.tidy(never);
+    expect(deleted(router)).toEqual([41_000, 41_008]);
+    await client.unmap(never);
+    expect(deleted(router)).toEqual([41_000, 41_008, internalPort]);
+  },
+);
+
+test("where leases end by themselves nothing is looked for", async () => {
+  await using _ = noSocketLeft();
+  using router = await open();
+  const client = clientOf(router);
+  await client.map(7200, never);
+  await client.tidy(never);
+  expect(actionsOf(router)).toEqual(["", "GetExternalIPAddress", "AddPortMapping"]);
+});
+
+linuxTest("a router that has such leases without end is asked for so many, and told each once", async () => {
+  await using _ = noSocketLeft();
+  using router = await permanent([leftBehind], Infinity);
+  const client = clientOf(router);
+  await client.map(7200, never);
+  await client.tidy(never);
+  const actions = actionsOf(router);
+  expect(actions.filter((action) => action === "GetGenericPortMappingEntry")).toHaveLength(128);
+  expect(deleted(router)).toEqual([41_000]);
 });
 
 test.each([
