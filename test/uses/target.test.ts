@@ -45,6 +45,11 @@ describe("a forward as it is written", () => {
     ["127.0.0.2:8080:bob:db:80", "127.0.0.2 8080 bob db 80"],
     ["8080::80", "127.0.0.1 8080  localhost 80"],
     ["[::1]:8080::db:80", "::1 8080  db 80"],
+    ["8080/tcp:bob:80", "127.0.0.1 8080 bob localhost 80"],
+    ["27015/udp:bob:27016/udp", "127.0.0.1 27015 bob localhost 27016 udp"],
+    ["53-54/udp:bob:nas:63-64/udp", "127.0.0.1 53 bob nas 63 × 2 udp"],
+    ["53/udp:bob:nas:53/udp", "127.0.0.1 53 bob nas 53 udp"],
+    ["[::1]:53/udp::[::1]:53/udp", "::1 53  ::1 53 udp"],
     ["8000-8010:bob:9000-9010", "127.0.0.1 8000 bob localhost 9000 × 11"],
     ["8000-8001:bob:db:80-81", "127.0.0.1 8000 bob db 80 × 2"],
     ["*:8000-8127::8000-8127", "0.0.0.0 8000  localhost 8000 × 128"],
@@ -77,6 +82,10 @@ describe("a forward as it is written", () => {
     ["/tmp/./x:bob:80", "the path of a socket is a whole one, such as /run/docker.sock"],
     ["8080:bob:/run/\u200bx", "the path of a socket is a whole one, such as /run/docker.sock"],
     ["8080:bob:run/x", "run/x is not a port (1 to 65535)"],
+    ["53/udp:bob:53", "one end is UDP and the other is not: write /udp after both ports"],
+    ["53:bob:53/udp", "one end is UDP and the other is not: write /udp after both ports"],
+    ["53/sctp:bob:53/sctp", "53/sctp is not a port (1 to 65535)"],
+    ["0/udp:bob:53/udp", "0 is not a port (1 to 65535)"],
     ["/tmp/x:bob:53/udp", "one end is UDP and the other is not: write /udp after both ports"],
     ["8000-8001:bob:/run/x", "2 here and 1 there: both must have as many ports"],
     ["8080:bob:nas:/run/x", "/run/x is not a port (1 to 65535)"],
@@ -228,6 +237,23 @@ describe("what is allowed", () => {
     expect(allows(["*:80"], "192.0.2.1:81")).toBe("not looked up");
   });
 
+  test("a rule for TCP is none for UDP, nor the other way", () => {
+    expect(allows(["53"], "53/udp", ["127.0.0.1"])).toBe("not looked up");
+    expect(allows(["53/udp"], "53", ["127.0.0.1"])).toBe("not looked up");
+    expect(allows(["*", "*:*"], "53/udp", ["127.0.0.1"])).toBe("not looked up");
+    expect(allows(["53/udp"], "53/udp", ["127.0.0.1", "::1"])).toEqual(["127.0.0.1", "::1"]);
+    expect(allows(["*/udp"], "53/udp", ["127.0.0.1"])).toEqual(["127.0.0.1"]);
+    expect(allows(["10.0.0.0/8:*/udp"], "10.1.2.3:53/udp")).toEqual(["10.1.2.3"]);
+  });
+
+  test("what reaches many is reached by no rule that does not name it", () => {
+    for (const address of ["224.0.0.251", "255.255.255.255", "ff02::fb"]) {
+      const request = `${address.includes(":") ? `[${address}]` : address}:53/udp`;
+      for (const rule of ["*:*/udp", "0.0.0.0/0:53/udp", "[::/0]:53/udp"])
+        expect(allows([rule], request)).toEqual([]);
+    }
+  });
+
   test("rules are listed and taken back in canonical spelling", () => {
     const list = new AllowList();
     expect(["22", "localhost:22", "[::1]:*", "[FD00::/8]:5", "*:80"].map((rule) => list.add(rule))).toEqual([
@@ -240,11 +266,19 @@ describe("what is allowed", () => {
     expect(list.remove("22")).toBe(true);
     expect(list.remove("22")).toBe(false);
     expect(list.rules).toEqual(["[::1]:*", "[fd00::/8]:5", "*:80"]);
+    expect(["53/udp", "*:*/udp", "8/tcp", "8-9/udp"].map((rule) => list.add(rule))).toEqual([
+      "localhost:53/udp",
+      "*:*/udp",
+      "localhost:8",
+      "localhost:8-9/udp",
+    ]);
+    expect([list.remove("53"), list.remove("53/udp")]).toEqual([false, true]);
   });
 
   test.each([
     "",
     "x:y:22",
+    "22/sctp",
     "10.0.0.0/33:22",
     "[fd00::/129]:1",
     "db/8:22",
@@ -262,6 +296,7 @@ test("a target in a purpose is checked like any input", () => {
     ...{ kind: "tcp", host: "localhost", port: 22 },
   });
   expect(formatTarget(readPurposeTarget({ host: "::1", port: 22 }))).toBe("[::1]:22");
+  expect(formatTarget(readPurposeTarget({ kind: "udp", host: "::1", port: 53 }))).toBe("[::1]:53/udp");
   const hostile = [
     {},
     { host: "a", port: "22" },
@@ -287,6 +322,8 @@ test("a target in a purpose is checked like any input", () => {
     { kind: "socks", host: "a", port: 22 },
     { host: "x".repeat(300), port: 22 },
     { host: ["localhost"], port: 22 },
+    { kind: "sctp", host: "a", port: 22 },
+    { kind: null, host: "a", port: 22 },
   ];
   for (const purpose of hostile) expect(() => readPurposeTarget(purpose)).toThrow(Refusal);
 });
