@@ -1,7 +1,7 @@
 /** What another program gets from the class `Participant`: real ones, over loopback. */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { Duplex } from "node:stream";
@@ -44,22 +44,6 @@ async function linked(port: number) {
 
 const all = async (stream: AsyncIterable<Uint8Array>): Promise<Buffer> =>
   Buffer.concat(await Array.fromAsync(stream));
-
-test("test/example.ts: two programs play, agree who has won, and end by themselves", async () => {
-  await using house = startIntroducer();
-  const game = ["test/example.ts", "127.0.0.1", String(house.port)];
-  await using alice = run(...game, "alice");
-  await using bob = run(...game, "bob", "alice");
-  const told = await Promise.all([alice, bob].map((one) => one.stdout.text()));
-  expect(await Promise.all([alice, bob].map((one) => one.stderr.text()))).toEqual(["", ""]);
-  expect(await Promise.all([alice.exited, bob.exited])).toEqual([0, 0]);
-  const lasts = told.map((text) => text.trim().split("\n").at(-1));
-  expect([
-    ["I have won", "alice says 21"],
-    ["bob says 21", "I have won"],
-  ]).toContainEqual(lasts as string[]);
-  expect(told[1]).toStartWith("alice says 1\n");
-});
 
 test("importing it prints nothing, takes no signal, and keeps no program alive", async () => {
   const code = `
@@ -174,6 +158,13 @@ test("every method rejects with a HolePunchError that says why, by a code too; n
   await using other = new Participant({ host: "127.0.0.1", port: freePort(), name: "alice", room: "lobby" });
   await says(other.join(), "no-introducer: cannot reach the introducer at 127.0.0.1:", "refused");
   await says(other.allow("22"), "open-room: ");
+});
+
+test("nothing that does not compile is waved through, but in test/types.ts", async () => {
+  const files = [...new Bun.Glob("{*.ts,native/**/*.ts,test/**/*.ts}").scanSync({ cwd: root })];
+  const waving = new RegExp("@ts-(expect-" + "error|ignore|nocheck)");
+  const found = files.filter((file) => waving.test(readFileSync(join(root, file), "utf8")));
+  expect(found).toEqual(["test/types.ts"]);
 });
 
 test("the program in the README is run as it stands there: who asks is greeted, and ends by itself", async () => {

@@ -3,13 +3,13 @@
  * changes in it is in the files of the others a moment later; the latest change counts. Ends when standard input does. Run by
  * test/examples.test.ts.
  */
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { type Link, pairOf, Participant } from "../../participant.ts";
 
 const lookMs = 100;
 const use = "clipboard/1";
 const [host = "", port, name = "", path = "clipboard"] = process.argv.slice(2);
 await using me = new Participant({ host, port: Number(port), name, room: "our secret words" });
-const file = Bun.file(path);
 let now = { text: "", copiedAt: 0 };
 
 /** Resolves once the other side has it. */
@@ -32,7 +32,7 @@ me.onStream(use, async (stream, { name, purpose }) => {
   const text = await new Response(readable).text();
   if (typeof purpose["copiedAt"] === "number" && purpose["copiedAt"] > now.copiedAt) {
     now = { text, copiedAt: purpose["copiedAt"] };
-    await file.write(text);
+    writeFileSync(path, text);
     console.log(`${name} has copied ${text.length} characters`);
   }
   await writable.close();
@@ -41,8 +41,8 @@ me.on("linked", sendAll);
 await me.join();
 for (const { name } of me.peers.rows) me.keep(name);
 
-const looking = setInterval(async () => {
-  const text = (await file.exists()) ? await file.text() : "";
+const looking = setInterval(() => {
+  const text = existsSync(path) ? readFileSync(path, "utf8") : "";
   if (text === now.text) return;
   now = { text, copiedAt: Date.now() };
   sendAll();
