@@ -161,7 +161,8 @@ test("every method rejects with a HolePunchError that says why, by a code too; n
 });
 
 test("nothing that does not compile is waved through, but in test/types.ts", async () => {
-  const files = [...new Bun.Glob("{*.ts,native/**/*.ts,test/**/*.ts}").scanSync({ cwd: root })];
+  const globs = ["*.ts", "native/**/*.ts", "test/**/*.ts"].map((glob) => new Bun.Glob(glob));
+  const files = globs.flatMap((glob) => [...glob.scanSync({ cwd: root })]);
   const waving = new RegExp("@ts-(expect-" + "error|ignore|nocheck)");
   const found = files.filter((file) => waving.test(readFileSync(join(root, file), "utf8")));
   expect(found).toEqual(["test/types.ts"]);

@@ -26,7 +26,7 @@ import { accessBy } from "../shares/access.ts";
 import type { ParticipantEvent } from "./events.ts";
 import type { Membership } from "./membership.ts";
 import type { Networks } from "./networks.ts";
-import { notRegistered } from "./refused.ts";
+import { hasQuit, notRegistered } from "./refused.ts";
 import { maxPeers } from "./roster.ts";
 import { joinError, keyProblem, notRelayed, refused, unregistered } from "./registration-problems.ts";
 import { offeredBy, type Registered, Situation, type SituationOwner } from "./situation.ts";
@@ -204,13 +204,14 @@ export class Registration {
     await this.#join();
   }
 
-  leave(reason: string): void {
-    if (this.#state.is !== "away") this.#part("away", reason);
+  /** `error`: what whoever waits for it is told. */
+  leave(reason: string, error = new UserError(reason, { code: "cancelled" })): void {
+    if (this.#state.is !== "away") this.#part("away", reason, error);
   }
 
   /** Resolves once nothing of it is left, at the router either. */
   async quit(): Promise<void> {
-    this.leave("we quit");
+    this.leave("we quit", hasQuit());
     await this.#unmapped;
   }
 
