@@ -58,7 +58,9 @@ export class Flow {
   readonly #traffic: Traffic = { packetsIn: 0, packetsOut: 0, bytesIn: 0, bytesOut: 0, dropped: 0 };
   readonly #sent = new SentLedger();
   #state: State = { is: "waiting" };
-  /** What the peer is to be told. */
+  /** How many were dropped after they had come from the peer. */
+  #droppedLater = 0;
+  /** What the peer has been told, and is to be told. */
   #owed = { dropped: 0, isRefused: false };
   #timer: NodeJS.Timeout | undefined;
   readonly #silence: NodeJS.Timeout;
@@ -100,6 +102,13 @@ export class Flow {
     if (this.isOver) return;
     this.heardAtMs = performance.now();
     this.#queue.push(datagram, this.heardAtMs);
+    this.#pump();
+  }
+
+  /** Tells the peer that so many, in all, were dropped after they had come from it. */
+  tellDropped(count: number): void {
+    if (count === this.#droppedLater) return;
+    this.#droppedLater = count;
     this.#pump();
   }
 
@@ -166,12 +175,13 @@ export class Flow {
   }
 
   #takeOwed(): Buffer {
-    const dropped = this.#queue.dropped - this.#owed.dropped;
+    const all = this.#queue.dropped + this.#droppedLater;
+    const dropped = all - this.#owed.dropped;
     if (dropped === 0 && !this.#owed.isRefused) return nothing;
     const owed = Buffer.alloc(dropped > 0 ? 2 * lengthBytes + countBytes : lengthBytes);
     const end = this.#owed.isRefused ? owed.writeUInt16BE(notices.refused) : 0;
     if (dropped > 0) owed.writeUInt32BE(dropped, owed.writeUInt16BE(notices.dropped, end));
-    this.#owed = { dropped: this.#queue.dropped, isRefused: false };
+    this.#owed = { dropped: all, isRefused: false };
     return owed.subarray(0, end + (dropped > 0 ? lengthBytes + countBytes : 0));
   }
 

@@ -144,6 +144,7 @@ class Reached {
   #toTarget(datagram: Buffer): void {
     this.#waiting.push(datagram, performance.now());
     this.#pump();
+    this.flow.tellDropped(this.#waiting.dropped);
   }
 
   #pump(): void {

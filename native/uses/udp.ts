@@ -169,7 +169,7 @@ export class UdpForward {
 
   #arrived(datagram: Buffer, port: number, address: string): void {
     this.#told = undefined;
-    if (this.#socket.send(datagram, port, address) === "full") this.#past.dropped++;
+    if (this.#socket.send(datagram, port, address) !== "sent") this.#past.dropped++;
   }
 
   #over(from: string, error: Error | undefined): void {

@@ -87,6 +87,11 @@ test.each([
   [["--connect", "bob"], "CODE --name bob"],
   [["--allow", "8000", "--allow", "10.0.0.1:22"], "CODE -L 8000:alice:8000 -L 22:alice:10.0.0.1:22"],
   [["-D", "1080:bob"], "CODE --name bob --allow HOST:PORT"],
+  [["--allow", "53/udp", "--allow", "nas:9/udp"], "CODE -L 53/udp:alice:53/udp -L 9/udp:alice:nas:9/udp"],
+  [
+    ["-L", "53/udp:bob:53/udp", "-L", "1/udp:bob:nas:1/udp"],
+    "CODE --name bob --allow 53/udp --allow nas:1/udp",
+  ],
   [["--allow", "8000-8010"], "CODE -L 8000-8010:alice:8000-8010"],
   [["-L", "9000-9001:bob:8000-8001"], "CODE --name bob --allow 8000-8001"],
   [["--allow", "10.0.0.0/8:22", "--allow", "*"], "CODE --connect alice"],
