@@ -278,12 +278,12 @@ export class Participant implements AsyncDisposable {
 
   /** Resolves to the round trip in ms, once the peer's program has the text (8,192 characters). Else: `not-confirmed`. */
   async say(peer: PeerWord, text: string, { signal }: Abortable = {}): Promise<number> {
-    return untilAborted(this.#parts.roster.find(String(peer)).talk.say(text), signal);
+    return untilAborted(async () => this.#parts.roster.find(String(peer)).talk.say(text), signal);
   }
 
   /** Resolves to the link's round trip in ms. Rejects: `not-linked`, `not-confirmed`. */
   async ping(peer: PeerWord, { signal }: Abortable = {}): Promise<number> {
-    return untilAborted(this.#parts.roster.find(String(peer)).talk.ping(), signal);
+    return untilAborted(async () => this.#parts.roster.find(String(peer)).talk.ping(), signal);
   }
 
   // --- what links are for -----------------------------------------------------------------------------
@@ -365,7 +365,7 @@ export class Participant implements AsyncDisposable {
   async echo(text: string, { signal }: Abortable = {}): Promise<number> {
     const { questions } = this.#parts.registration.settled;
     const startedAt = performance.now();
-    const answer = await untilAborted(questions.echo(text), signal);
+    const answer = await untilAborted(() => questions.echo(text), signal);
     const rttMs = performance.now() - startedAt;
     this.#parts.emit({ event: "echo", text: answer, rttMs });
     return rttMs;
@@ -373,7 +373,7 @@ export class Participant implements AsyncDisposable {
 
   /** Finds out what kind of NAT this host is behind; begins anew when we are registered anew meanwhile. */
   async nat({ signal }: Abortable = {}): Promise<NatReport> {
-    return untilAborted(natOf(this.#parts), signal);
+    return untilAborted(() => natOf(this.#parts), signal);
   }
 }
 

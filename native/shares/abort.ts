@@ -5,16 +5,20 @@ export interface Abortable {
   signal?: AbortSignal | undefined;
 }
 
-/** Passes on what comes, or rejects with the reason of the signal if that aborts before. The work itself goes on. */
-export async function untilAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (!signal) return work;
+/**
+ * Passes on what comes of the work, or rejects with the reason of the signal if that aborts before: then the work itself goes
+ * on. If the signal has aborted, nothing is begun.
+ */
+export async function untilAborted<T>(work: () => Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (!signal) return work();
+  signal.throwIfAborted();
   const { promise: aborted, reject } = Promise.withResolvers<never>();
   const abort = () => reject(signal.reason);
-  if (signal.aborted) abort();
-  signal.addEventListener("abort", abort, { once: true });
-  work.catch(() => {}); // it may fail when nobody waits any more
+  signal.addEventListener("abort", abort);
   try {
-    return await Promise.race([work, aborted]);
+    const working = work();
+    working.catch(() => {}); // it may fail when nobody waits any more
+    return await Promise.race([working, aborted]);
   } finally {
     signal.removeEventListener("abort", abort);
   }
