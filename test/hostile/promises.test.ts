@@ -159,6 +159,34 @@ const trust: Record<string, Shown[]> = {
       "the lobby says that it is open to everyone; the words of a private room are not printed",
     ],
   ],
+  "**An introducer's key** (`--key`) is never sent.": [
+    ["hostile/key.test.ts", "nothing of the key is in what the introducer tells its operator or a stranger"],
+    [
+      "introducer/access.test.ts",
+      "a participant whose clock is wrong proves the key once more, on the same connection",
+    ],
+  ],
+  "`register` shows an HMAC-SHA-256 by it over certificate, room, program and the moment (shares/access.ts).":
+    [["hostile/key.test.ts", "a proof is nobody else's: not another certificate's, room's, or program's"]],
+  "A proof lets in once, within a minute of the introducer's clock (introducer/access.ts).": [
+    ["hostile/key.test.ts", "a proof can't be kept for later: by then its moment is over"],
+  ],
+  "One that is right but late, or used, is answered by a challenge for that connection, so a wrong clock costs one round trip.":
+    [
+      [
+        "hostile/key.test.ts",
+        "a challenge is for its own connection, and good for one who has the key and a wrong clock",
+      ],
+    ],
+  "What was overheard lets in nobody.": [
+    [
+      "hostile/key.test.ts",
+      "what was overheard lets in nobody: it was used, and the challenge is for who has the key",
+    ],
+  ],
+  "Who changes packets on the way, or sends us on to a false introducer, can pass a proof on at once: as that certificate, in that room, where it proves nothing to anybody.":
+    noPromise,
+  "Several introducers may have one key.": noPromise,
   "**A connection** counts only after TLS 1.3 with certificates on both sides, and the peer's certificate must have the announced SHA-256.":
     [
       ["hostile/promises.test.ts", "%s is no link, to a %s side"],

@@ -45,7 +45,12 @@ test("drain sends the idle away at once, each with its own pause, and ends when 
 });
 
 test("drain lets an introduction end, registers nobody meanwhile, and refuses another introduction", async () => {
-  await using scene = introduce({ pingMs: 40 });
+  await using scene = introduce(
+    { pingMs: 40 },
+    { relay: false, metrics: { hostname: "127.0.0.1", port: 0 } },
+  );
+  const health = async () => (await fetch(`http://127.0.0.1:${scene.introducer.metricsPort}/healthz`)).text();
+  expect(await health()).toBe("ok\n");
   using anna = await scene.join("anna");
   using bert = await scene.join("bert");
   using idle = await scene.join("idle");
@@ -53,6 +58,7 @@ test("drain lets an introduction end, registers nobody meanwhile, and refuses an
   const [{ token }] = await Promise.all([anna.next("punch"), bert.next("punch")]);
   const drained = scene.introducer.drain();
   await idle.next("bye");
+  expect(await health()).toBe("the introducer is restarted\n");
   using late = new Client(scene.introducer.port);
   late.send(registration("late"));
   expect((await late.next("bye")).retryInMs).toBeNumber();

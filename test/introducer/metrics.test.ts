@@ -1,14 +1,20 @@
 import { expect, test } from "bun:test";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import net from "node:net";
-import {
-  Histogram,
-  Metrics,
-  MetricsServer,
-  quantile,
-  renderPrometheus,
-} from "../../native/introducer/metrics.ts";
+import { join } from "node:path";
+import { failureReasons, refusalCodes, ways } from "../../protocol.ts";
+import { linuxTest, missing, testNeeding } from "../needing-fixture.ts";
+import { Histogram, Metrics, quantile, renderPrometheus } from "../../native/introducer/metrics.ts";
+import { MetricsServer } from "../../native/introducer/metrics-server.ts";
+import { until } from "../native-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 
-const gauges = { participants: 3, rooms: 2, connections: 5, waiting: 1, relays: 1, relayedBytes: 1536 };
+const relayUses = [{ name: "alice", fingerprint: "ab".repeat(32), bytes: 1536 }];
+const limits = { connections: 20_000, connectionsPerAddress: 256, room: 256, relays: 256, relayTotal: 1e6 };
+const gauges = {
+  ...{ participants: 3, rooms: 2, connections: 5, waiting: 1, relays: 1, relayedBytes: 1536 },
+  ...{ relayUses, limits },
+};
 
 function busy(): Metrics {
   const metrics = new Metrics();
@@ -94,8 +100,26 @@ test("the page is one that Prometheus reads, in seconds and bytes", () => {
     introducer_link_seconds_sum: 0.26,
     introducer_link_seconds_count: 2,
     introducer_event_loop_delay_seconds_count: 2,
+    introducer_connections_limit: 20_000,
+    introducer_relays_limit: 256,
+    introducer_relay_bytes_per_second_limit: 1e6,
     process_resident_memory_bytes: expect.any(Number),
+    process_cpu_seconds_total: expect.any(Number),
   });
+});
+
+linuxTest("descriptors are counted, and how many there may be", () => {
+  const opened = () => parsePage(renderPrometheus(new Metrics().read(gauges), "0"));
+  const before = opened();
+  const files = Array.from({ length: 20 }, () => openSync("/dev/null", "r"));
+  const after = opened();
+  for (const fd of files) closeSync(fd);
+  expect(after.get("process_open_fds")! - before.get("process_open_fds")!).toBe(20);
+  expect(after.get("process_max_fds")).toBeGreaterThan(after.get("process_open_fds")!);
+});
+
+test("nobody's name or certificate is on the page", () => {
+  expect(renderPrometheus(busy().read(gauges), "0")).not.toMatch(/alice|abab/);
 });
 
 test("an introducer to whom nothing has happened has a page, too", () => {
@@ -136,52 +160,134 @@ test("quantiles are bounds of a histogram", () => {
   expect([0.5, 0.75, 0.99].map((part) => quantile(histogram.read(), part))).toEqual([10, 20, Infinity]);
 });
 
-test("the server has one page, which is read only", async () => {
-  const server = new MetricsServer(
-    "127.0.0.1",
-    0,
-    () => "introducer_participants 0\n",
-    () => {},
-  );
-  const at = `http://127.0.0.1:${server.port}`;
+/** A server with that page; what it told of itself. */
+function serving(page: () => string, { port = 0, illness = () => undefined as string | undefined } = {}) {
+  const [mistakes, warnings] = [[] as unknown[], [] as string[]];
+  const server = new MetricsServer("127.0.0.1", port, {
+    page,
+    illness,
+    mistake: (error) => mistakes.push(error),
+    warn: (message) => warnings.push(message),
+  });
+  const at = `http://127.0.0.1:${server.port ?? port}`;
+  return { server, mistakes, warnings, at, [Symbol.dispose]: () => server.stop() };
+}
+
+test("the server has one page, and says whether all is well; both are read only", async () => {
+  let illness: string | undefined;
+  const { server, at } = serving(() => "introducer_participants 0\n", { illness: () => illness });
   const asked = await Promise.all([
     fetch(`${at}/metrics`),
     fetch(`${at}/`),
     fetch(`${at}/metrics`, { method: "POST", body: "x" }),
+    fetch(`${at}/healthz`, { method: "POST", body: "x" }),
+    fetch(`${at}/healthz`),
   ]);
-  expect(asked.map(({ status }) => status)).toEqual([200, 404, 405]);
-  expect(asked[0].headers.get("content-type")).toContain("version=0.0.4");
-  expect(await asked[0].text()).toBe("introducer_participants 0\n");
+  expect(asked.map(({ status }) => status)).toEqual([200, 404, 405, 405, 200]);
+  expect(asked[0]!.headers.get("content-type")).toContain("version=0.0.4");
+  expect(await asked[0]!.text()).toBe("introducer_participants 0\n");
+  expect(await asked[4]!.text()).toBe("ok\n");
+  illness = "it ends";
+  const ill = await fetch(`${at}/healthz`);
+  expect([ill.status, await ill.text()]).toEqual([503, "it ends\n"]);
   server.stop();
   await expect(fetch(`${at}/metrics`)).rejects.toThrow();
 });
 
+test("a port that is taken is warned of, and had once it is free", async () => {
+  const port = freePort();
+  const other = Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } });
+  using serves = serving(() => "x 1\n", { port });
+  expect(serves.server.port).toBeUndefined();
+  const why = `no metrics on 127.0.0.1 port ${port}: another program listens there already`;
+  expect(serves.warnings).toEqual([`${why}; trying again every second (or choose another with --metrics)`]);
+  other.stop(true);
+  await until("it listens", () => serves.server.port === port);
+  expect(await (await fetch(`${serves.at}/metrics`)).text()).toBe("x 1\n");
+  expect(serves.warnings).toHaveLength(1);
+});
+
 test("a reader gets the whole page, however long, and then the end, though it does not hang up", async () => {
   const page = "introducer_participants 0\n".repeat(200_000);
-  const server = new MetricsServer(
-    "127.0.0.1",
-    0,
-    () => page,
-    () => {},
-  );
-  const socket = net.connect({ port: server.port, host: "127.0.0.1", allowHalfOpen: true });
+  using serves = serving(() => page);
+  const socket = net.connect({ port: serves.server.port!, host: "127.0.0.1", allowHalfOpen: true });
   socket.write("GET /metrics HTTP/1.1\r\n");
   socket.write("host: introducer\r\n\r\n");
   let bytes = 0;
   for await (const chunk of socket) bytes += (chunk as Buffer).length;
   expect(bytes).toBeGreaterThan(page.length);
   socket.destroy();
-  server.stop();
 });
 
 test("a page that fails is told to the operator, and nothing of it to who asked", async () => {
-  const mistakes: unknown[] = [];
-  const page = () => {
+  using serves = serving(() => {
     throw new Error("of our own");
-  };
-  const server = new MetricsServer("127.0.0.1", 0, page, (error) => mistakes.push(error));
-  const response = await fetch(`http://127.0.0.1:${server.port}/metrics`);
+  });
+  const response = await fetch(`${serves.at}/metrics`);
   expect([response.status, await response.text()]).toEqual([500, "an error in the introducer\n"]);
-  expect(mistakes).toEqual([new Error("of our own")]);
-  server.stop();
+  expect(serves.mistakes).toEqual([new Error("of our own")]);
 });
+
+// --- what watches it -------------------------------------------------------------------------------------
+
+const ci = join(import.meta.dir, "..", "..", ".ci");
+const rules = readFileSync(join(ci, "introducer.rules.yml"), "utf8");
+const dashboard = readFileSync(join(ci, "introducer.dashboard.json"), "utf8");
+const page = renderPrometheus(busy().read({ ...gauges, isShared: true }), "0");
+const families = [...page.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, named = "", type]) => ({
+  named,
+  type,
+}));
+const samples = families.flatMap(({ named, type }) =>
+  type === "histogram" ? ["_bucket", "_sum", "_count"].map((suffix) => named + suffix) : [named],
+);
+/** Of our names; in the dashboard, also of what is chosen by. */
+const namesIn = (text: string) => new Set(text.match(/\b(?:introducer|process)_[a-z_]+/g));
+
+test("alerts and the dashboard are about metrics that there are, and the dashboard shows all", () => {
+  expect(namesIn(rules).size).toBeGreaterThan(10);
+  for (const text of [rules, dashboard])
+    expect([...namesIn(text)].filter((named) => !samples.includes(named))).toEqual([]);
+  const shown = [...namesIn(dashboard)];
+  const forgotten = families.filter(({ named }) => !shown.some((one) => one.startsWith(named)));
+  expect(forgotten).toEqual([]);
+  const labels = [...`${rules}${dashboard}`.matchAll(/\b(outcome|way|code)(?:!?[=~]+)\\?"([a-z-|]+)/g)];
+  const known = {
+    outcome: ["linked", "superseded", ...Object.keys(failureReasons)],
+    way: ways,
+    code: refusalCodes,
+  };
+  const isKnown = (label: string, value: string) =>
+    (known[label as "way"] as readonly string[]).includes(value);
+  const wrong = labels.filter(
+    ([, label = "", values = ""]) => !values.split("|").every((one) => isKnown(label, one)),
+  );
+  expect([labels.length > 3, wrong]).toEqual([true, []]);
+});
+
+test("the dashboard is JSON with places that do not overlap, and each panel asks something", () => {
+  const { panels } = JSON.parse(dashboard) as {
+    panels: { title: string; gridPos: { x: number; y: number }; targets: { expr: string }[] }[];
+  };
+  const places = panels.map(({ gridPos: { x, y } }) => `${x},${y}`);
+  expect(new Set(places).size).toBe(panels.length);
+  expect(panels.filter(({ targets }) => targets.some(({ expr }) => expr === ""))).toEqual([]);
+});
+
+testNeeding(missing(["promtool"], "package prometheus"))(
+  "promtool takes the alerts, and they fire when they should; and it takes the page",
+  async () => {
+    const promtool = async (args: string[], input = "") => {
+      const command = ["promtool", ...args];
+      const child = Bun.spawn(command, { cwd: ci, stdin: "pipe", stdout: "pipe", stderr: "pipe" });
+      child.stdin.write(input);
+      await child.stdin.end();
+      const said = await Promise.all([child.stdout.text(), child.stderr.text()]);
+      return [await child.exited, said.join("")];
+    };
+    const checked = await promtool(["check", "rules", "introducer.rules.yml"]);
+    expect(checked).toEqual([0, expect.stringContaining("SUCCESS")]);
+    expect(await promtool(["test", "rules", "introducer.rules.test.yml"])).toEqual([0, expect.any(String)]);
+    expect(await promtool(["check", "metrics"], page)).toEqual([0, ""]);
+  },
+);

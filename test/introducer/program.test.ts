@@ -3,6 +3,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { defaultLimits, type Limits } from "../../native/introducer/limits.ts";
+import { readArguments } from "../../native/terminal/introducer-arguments.ts";
 import { Client, registration } from "../client-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
@@ -183,14 +184,23 @@ test("--metrics shows numbers to Prometheus, on loopback unless told otherwise",
   expect(await child.exited).toBe(0);
 });
 
-test("metrics on a port that is taken: exit code 1, and which", async () => {
+test("metrics on a port that is taken: that is told, and the introducer goes on", async () => {
   await using scene = introduce();
-  const taken = String(scene.introducer.port);
-  const result = await ended([String(freePort()), "--host", "127.0.0.1", "--metrics", taken]);
-  expect(result).toMatchObject({ code: 1, stdout: "" });
-  expect(result.stderr).toContain(
-    `can't show metrics on 127.0.0.1 port ${taken}: another program listens there already (choose another with --metrics)\n`,
-  );
+  const [port, taken] = [freePort(), String(scene.introducer.port)];
+  await using child = run([String(port), "--host", "127.0.0.1", "--json", "--metrics", taken]);
+  const events = jsonLines(child.stdout);
+  const message = expect.stringContaining(`no metrics on 127.0.0.1 port ${taken}: another program listens`);
+  expect((await events.next()).value).toMatchObject({ event: "warning", message });
+  using anna = new Client(port);
+  anna.send(registration("anna"));
+  await anna.next("registered");
+});
+
+test("--metrics alone is at a port that is nobody's", () => {
+  const metrics = { hostname: "127.0.0.1", port: 17_000 };
+  for (const args of [["--metrics"], ["7000", "--metrics", "--json"], ["--metrics=17000"]])
+    expect(readArguments(args)).toMatchObject({ metrics });
+  expect(readArguments(["--metrics", "9000"])).toMatchObject({ metrics: { ...metrics, port: 9000 } });
 });
 
 test("--log json: each event a line of JSON on standard error, and nothing else there", async () => {

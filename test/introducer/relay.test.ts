@@ -5,7 +5,8 @@ import net from "node:net";
 import picocolors from "picocolors";
 import type { IntroducerEvent, IntroducerOptions } from "../../native/introducer/events.ts";
 import type { Limits } from "../../native/introducer/limits.ts";
-import { Client, linkedBy, registration } from "../client-fixture.ts";
+import { RelayUses } from "../../native/introducer/relay-use.ts";
+import { Client, fingerprint, linkedBy, registration } from "../client-fixture.ts";
 import { toil, until } from "../native-fixture.ts";
 import { encode, parseToParticipant, relayAfterMs, type ToParticipant } from "../../protocol.ts";
 import { linuxDescribe, linuxTest } from "../needing-fixture.ts";
@@ -288,6 +289,7 @@ linuxDescribe("relayed bytes", () => {
       event: "relayed",
       a: 1,
       b: 2,
+      names: ["anna", "bert"],
       bytes: big.length + "hellolast words".length,
     });
   });
@@ -301,12 +303,33 @@ linuxDescribe("relayed bytes", () => {
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "relay", relayedBytes: 5 }]);
     expect(scene.introducer.stats).toMatchObject({ relays: 1, relayedBytes: 5 });
+    // Both have the same certificate here, and the bytes count for both.
+    expect(scene.introducer.stats.relayUses).toEqual([{ name: "bert", fingerprint, bytes: 10 }]);
     relayed.anna.send({ type: "mapping", mapping: "unknown" });
     relayed.anna.send({ type: "connect", peer: relayed.bert.id });
     const { token } = await relayed.anna.next("punch");
     relayed.anna.send({ ...linkedBy(token), peer: relayed.bert.id }); // it has moved
     await relayed.anna.settled();
     expect(linksOf(scene)["anna"]).toEqual([{ id: relayed.bert.id, route: "public" }]);
+  });
+
+  test("who was relayed most is remembered when it is over, and only so many are", () => {
+    const uses = new RelayUses();
+    const user = (name: string) => ({ name, fingerprint: name });
+    uses.add([user("alice"), user("bob")], 5);
+    uses.add([user("alice"), user("carol")], 0);
+    for (let at = 0; at < 2_000; at++) uses.add([user(`guest-${at}`)], 1);
+    const underWay = [{ users: [user("alice"), user("dora")], bytes: 3 }];
+    const most = uses.read(underWay).slice(0, 4);
+    expect(most.map(({ name, bytes }) => [name, bytes])).toEqual([
+      ["alice", 8],
+      ["bob", 5],
+      ["dora", 3],
+      [expect.stringMatching("guest-"), 1],
+    ]);
+    expect(uses.read(underWay)).toHaveLength(10);
+    uses.add([user("bob")], 4);
+    expect(uses.read([])[0]).toEqual({ name: "bob", fingerprint: "bob", bytes: 9 });
   });
 
   test("a side that dies: the other gets what it had sent, and then the end", async () => {

@@ -2,7 +2,14 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { canonicalWords, newRoomWords } from "../../native/secure/words.ts";
-import { linesForOthers, localHint, readHostPort } from "../../native/terminal/invitation.ts";
+import {
+  codeHints,
+  invitationTo,
+  isKept,
+  linesForOthers,
+  passedOn,
+  readHostPort,
+} from "../../native/terminal/invitation.ts";
 import { type Arguments, readArguments, weakRoom } from "../../native/terminal/participant-arguments.ts";
 import { defaultPort } from "../../protocol.ts";
 import { Driven, outcome, program, spawn, startIntroducer } from "../driven-fixture.ts";
@@ -53,6 +60,10 @@ test.each([
   ["in quotes", ["receive", `participant receive 'we two@h'`], {}, "we two", "h"],
   ["the whole line", ["receive", `bun run participant receive ${made}@h`], {}, made, "h"],
   ["not for who makes a code", ["send", "x"], { INTRODUCER: `${made}@h`, ROOM: made }, "new", "h"],
+  ["words of one's own, with a dot", ["we.two@h"], {}, "we.two", "h"],
+  ["with a key", ["receive", `${made}.${made}@h`], {}, made, "h"],
+  ["a key, and no room", [`.${made}@h`], {}, undefined, "h"],
+  ["a key for the lobby", [`lobby.${made}@h`], {}, undefined, "h"],
   ["words of one's own, with an @, in ROOM", ["h"], { ROOM: "we@home" }, "we@home", "h"],
   ["words of one's own, with an @", ["we @ home@[::1]:8000"], {}, "we @ home", "[::1]:8000"],
 ])("an invitation: %s", (_, args, environment, room, introducer) => {
@@ -61,10 +72,44 @@ test.each([
   expect(read.room && canonicalWords(read.room)).toBe(room && canonicalWords(room));
 });
 
+const other = newRoomWords();
+test.each([
+  ["of a code", [`a.${made}@h`], { INTRODUCER_KEY: other }, made, true],
+  ["of a code without its introducer", ["reach", `${made}.${other}`], { INTRODUCER: "h" }, other, true],
+  ["of the room's words", ["h"], { ROOM: `a.${made}` }, made, true],
+  ["of INTRODUCER, for who makes a code", ["send", "x"], { INTRODUCER: `a.${made}@h` }, made, true],
+  ["of INTRODUCER_KEY", ["h"], { INTRODUCER_KEY: ` ${made}\n` }, made, false],
+  [
+    "of INTRODUCER_KEY before INTRODUCER",
+    [],
+    { INTRODUCER_KEY: made, INTRODUCER: `.${other}@h` },
+    made,
+    false,
+  ],
+  ["not of another introducer", ["g"], { INTRODUCER: `a.${made}@h` }, undefined, undefined],
+])("the introducer's key: %s", (_, args, environment, key, isPassedOn) => {
+  const read = withEnvironment(environment, () => readArguments(args)) as Arguments;
+  expect<unknown>([read.key?.text, read.key?.isPassedOn]).toEqual([key, isPassedOn]);
+});
+
+test("a key is among what is hidden, and a code of ours has it only if it came in one", () => {
+  const read = readArguments([`.${made}@h`, "--room", "we two"]) as Arguments;
+  expect(read.secrets.map(({ option, text, what }) => [option, text, what])).toEqual([
+    ["", `.${made}@h`, "key"],
+    ["--room", "we two", "words"],
+  ]);
+  expect(invitationTo("a", "h", passedOn(read.key))).toBe(`a.${made}@h`);
+  const kept = withEnvironment({ INTRODUCER_KEY: made }, () => readArguments(["h"])) as Arguments;
+  expect(invitationTo("a", "h", passedOn(kept.key))).toBe("a@h");
+  expect(codeHints("h", isKept(kept.key))).toContain("the introducer's key is not in it");
+});
+
 test.each([
   ["a typing mistake", [`${slip}@h`], "the room before the @ has a typing mistake", {}],
   ["a typing mistake in --room", ["h", "--room", slip], "--room has a typing mistake", {}],
   ["a typing mistake in ROOM", ["receive"], "before the @ has a typing mistake", { ROOM: `${slip}@h` }],
+  ["a typing mistake in the key", [`a.${slip}@h`], "key, after the dot, has a typing mistake", {}],
+  ["a code and its key, cut off", [`${made}.${made}`], "a code without its introducer", {}],
   ["two introducers", ["receive", `${made}@h`, "--via", "g"], "one introducer at a time, not h and g", {}],
   ["two rooms", [`${made}@h`, "--room", "another"], "another room than the invitation", {}],
 ])("an invitation is refused at once: %s", async (_, args, message, environment) => {
@@ -115,8 +160,8 @@ test.each([
   ["localhost", "localhost"],
   ["[::1]", "::1"],
 ])("a line with %s says that it is for this host alone", (introducer, host) => {
-  expect(localHint(introducer)).toContain(`from another host, ${host} must be`);
-  for (const far of ["introducer.example", "192.168.1.2:7000"]) expect(localHint(far)).toBe("");
+  expect(codeHints(introducer)).toContain(`from another host, ${host} must be`);
+  for (const far of ["introducer.example", "192.168.1.2:7000"]) expect(codeHints(far)).toBe("");
 });
 
 test("--room new says the whole line, which works, also with --quiet; --json has no words", async () => {

@@ -73,6 +73,15 @@ const goldenToIntroducer: Golden<ToIntroducer> = {
         `"fingerprint":"${fingerprint}","private":[],"links":[],` +
         `"mapping":"sequential","wants":["bob","carol"]}`,
     ],
+    [
+      {
+        ...{ type: "register", version: 2, name: "alice", room: "lobby", instance, fingerprint },
+        ...{ private: [], access: { at: 1_900_000_000_000, proof: fingerprint }, links: [] },
+      },
+      `{"type":"register","version":2,"name":"alice","room":"lobby","instance":"0011223344556677",` +
+        `"fingerprint":"${fingerprint}","private":[],` +
+        `"access":{"at":1900000000000,"proof":"${fingerprint}"},"links":[]}`,
+    ],
   ],
   verify: [[{ type: "verify", token }, `{"type":"verify","token":"${token}"}`]],
   relay: [[{ type: "relay", token }, `{"type":"relay","token":"${token}"}`]],
@@ -265,6 +274,10 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "refused", code: "name-taken", message: "taken", name: "bob-2" },
       `{"type":"refused","code":"name-taken","message":"taken","name":"bob-2"}`,
     ],
+    [
+      { type: "refused", code: "key", message: "prove it", challenge: token },
+      `{"type":"refused","code":"key","message":"prove it","challenge":"${token}"}`,
+    ],
   ],
   bye: [
     [{ type: "bye", reason: "shutting down" }, `{"type":"bye","reason":"shutting down"}`],
@@ -307,9 +320,9 @@ const directions: [
 
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
-  refused: ["request", "peer", "name", "retryInMs"],
+  refused: ["request", "peer", "name", "challenge", "retryInMs"],
   bye: ["retryInMs"],
-  register: ["proof", "direct", "mapping", "wants", "private", "forwarded"],
+  register: ["proof", "direct", "mapping", "wants", "access", "private", "forwarded"],
   registered: ["verify", "relay", "probeToken", "roundTripMs"],
   connect: ["relay"],
   rename: ["proof"],

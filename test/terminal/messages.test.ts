@@ -54,6 +54,10 @@ const usage: Row[] = [
   ["h --room k7xq-m2vp-9dfa-w4tz-2", `--room ${typo}`],
   ["k7xq-m2vp-9dfa-w4tz-2@h", `the room before the @ ${typo}`],
   ["receive k7xq-m2vp-9dfa-w4tz-2", `the code ${typo}`],
+  [
+    "x.k7xq-m2vp-9dfa-w4tz-2@h",
+    "the introducer's key, after the dot, has a typing mistake: copy the code again",
+  ],
   ["receive photos", "that is no code: one looks like gjec-p272-r0uw-hs8m-z@HOST"],
   ["h g", "one introducer at a time, and nothing after it but options"],
   ["h --via g", "one introducer at a time, not h and g"],
@@ -152,8 +156,12 @@ const introducerUsage: Row[] = [
   ],
   ["--advertise h", "--advertise is for one of several introducers (--redis)"],
   ["--advertise h:x --redis redis://h", "--advertise takes HOST or HOST:PORT, not h:x"],
+  ["ctl", "`ctl` needs a COMMAND, such as list"],
+  ["ctl 7000 lst", "there is no command lst; did you mean `list`?"],
+  ["ctl quit", "`ctl drain` ends it in order; a service is ended by its manager"],
+  ["ctl list --host h", "--host does not go with `ctl`"],
   ["--log xml", "--log takes text or json, not xml"],
-  ["--metrics x", "--metrics takes a port, or an address and a port such as [::1]:9100, not x"],
+  ["--metrics x", "--metrics takes a port, or an address and a port such as [::1]:17000, not x"],
   ["--max-relays x", "--max-relays takes a number from 1 to 1000000, not x"],
   ["--no-relay --relay-rate 1M", "--no-relay leaves nothing for --relay-rate, --relay-total or --max-relays"],
   ["--relay-rate fast", "--relay-rate takes bytes a second such as 65536, 64K or 1M, not fast"],
@@ -185,7 +193,7 @@ function said(read: () => unknown): string {
 
 test.each(usage)("participant %s", (line, sentence) => {
   const before = { ...process.env };
-  for (const name of ["INTRODUCER", "ROOM"]) delete process.env[name];
+  for (const name of ["INTRODUCER", "INTRODUCER_KEY", "ROOM"]) delete process.env[name];
   expect(said(() => participant.readArguments(line.split(" ")))).toBe(sentence);
   Object.assign(process.env, before);
 });
@@ -339,6 +347,15 @@ const ends: [args: string[], sentence: string][] = [
   ],
   [[], "which introducer? Give HOST[:PORT] (a verb: --via HOST), or set INTRODUCER; see --help"],
   [["host:99999"], '"host:99999" is no introducer: give HOST or HOST:PORT, port 1 to 65535; see --help'],
+  [
+    [here, "--key", join(place, "none")],
+    `can't read the key in ${join(place, "none")}: there is no such file or folder`,
+  ],
+  [[here, "--key", place], `can't read the key in ${place}: it is a folder`],
+  [
+    [here, "--key", file],
+    `${file} holds no key, such as gjec-p272-r0uw-hs8m-z; \`introducer --key FILE\` makes one`,
+  ],
   [[here, "--room", "of messages", "--accept", file], `files can't be put into ${file}: it is not a folder`],
   [
     [here, "--room", "of messages", "-L", `${taken.port}:bob:1`],
@@ -530,7 +547,6 @@ test.each(happens)("%j", (event, sentence) => expect(words(event, plain)).toBe(s
 
 /** Sentences of the source that another test shows, by a part of each. */
 const elsewhere: Record<string, string> = {
-  "can't show metrics on": "introducer/program.test.ts",
   "(choose others with --probe-ports)": "introducer/program.test.ts",
   "with --only-relay nothing is measured": "hostile/hidden.test.ts",
   "so with --only-relay there can be no link": "hostile/hidden.test.ts",
@@ -549,6 +565,13 @@ const elsewhere: Record<string, string> = {
   "but files are sent: type": "verbs.test.ts",
   "shared there, and not ": "verbs.test.ts",
   "the other side has ended it": "verbs.test.ts",
+  " can't be changed now: ": "introducer/control.test.ts",
+  " needs a number after it": "introducer/control.test.ts",
+  "no introducer takes commands at ": "introducer/control.test.ts",
+  "`ctl` needs --control PATH here": "introducer/control.test.ts",
+  "the introducer is for those who have its key": "introducer/access.test.ts",
+  "the key is not the introducer's": "introducer/access.test.ts",
+  "INTRODUCER_KEY must be the key itself": "introducer/access.test.ts",
   "this participant has quit": "library.test.ts",
 };
 /** What only a race, a full disk, a hostile peer, or a program that uses the library brings about: read by eye. */
@@ -556,6 +579,7 @@ const byEye = [
   "is not in the room now",
   "has left the room, and nothing answers there any more",
   "was not told: it has left",
+  "the introducer ended before it had answered",
   "cannot reach the introducer: ",
   "not sent: a text has at most ",
   "the other side shares what makes no sense: ",
@@ -569,7 +593,7 @@ const sentences: string[] = [
   ...[couldNotLookUp, oneTarget, "at most 9 targets can be allowed"],
   ...ends.map(([, sentence]) => sentence.replace("; see --help", "")),
 ];
-const kinds = "UserError|UsageError|CommandError|SpecError|ProbePortError|MetricsPortError";
+const kinds = "UserError|UsageError|CommandError|SpecError|ProbePortError";
 
 /** The text from a quote on, until it ends; what is put into it is `\0`. */
 function literal(text: string, from: number): string {

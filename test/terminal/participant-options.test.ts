@@ -16,6 +16,8 @@ test.each([
   [["-q", "10.0.0.1:7001", "--connect", "--room", "some words"], { INTRODUCER: "host" }, "some words"],
   [["receive", "some words@[::1]:7", "."], { INTRODUCER: "host" }, "some words"],
   [["reach", "gjec-p272-r0uw-hs8m@host"], {}, "gjec-p272-r0uw-hs8m"],
+  [["some words.gjec-p272-r0uw-hs8m-z@host"], {}, "some words"],
+  [[".gjec-p272-r0uw-hs8m-z@host", "--key", "x@y"], {}, undefined],
   [["send", "a@b", "--via", "host"], { ROOM: "others" }, undefined],
   [["host", "--room", "-"], {}, undefined],
 ] as const)("%p with %p: %p", (args, env, words) => {
