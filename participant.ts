@@ -290,15 +290,17 @@ export class Participant implements AsyncDisposable {
 
   /**
    * Listens at once: `[BIND:]PORT:PEER:[HOST:]PORT`, as with ssh. What connects waits up to 30 s for the link, which is kept
-   * unless `keep` is false. Rejects if it can't listen there.
+   * unless `keep` is false. Rejects if it can't listen there. With `remote` the peer listens, as soon as there is a link; what
+   * comes of that are the events `listening` and `listen-refused`.
    */
   async forward(
     spec: string | ForwardSpec,
-    { keep = true, socks = false }: ForwardOptions = {},
+    { keep = true, socks = false, remote = false }: ForwardOptions = {},
   ): Promise<Forwarded> {
     const { uses, keep: keeping, emit } = this.#parts;
     this.#parts.mustGoOn();
-    const make = (text: string) => (socks ? uses.proxy(text) : uses.forward(text));
+    const make = (text: string) =>
+      socks ? uses.proxy(text) : remote ? uses.remote(text) : uses.forward(text);
     const { listen, peer } = typeof spec === "string" ? make(spec) : uses.forwardTo(spec);
     if (keep)
       keeping.keep(peer, listen).catch((error: unknown) => {
@@ -308,10 +310,10 @@ export class Participant implements AsyncDisposable {
     return { listen, peer, [Symbol.dispose]: () => void this.unforward(listen).catch(() => {}) };
   }
 
-  /** Takes a forward back: `[BIND:]PORT`. What is open is cut off. The link is kept no more for it. */
-  async unforward(listen: string): Promise<void> {
+  /** Takes a forward back: `[BIND:]PORT`, or `[BIND:]PORT:PEER` with `remote`, or as `forwards` shows it. What is open is cut off. The link is kept no more for it. */
+  async unforward(listen: string, { remote = false }: Pick<ForwardOptions, "remote"> = {}): Promise<void> {
     const { uses, keep } = this.#parts;
-    const found = uses.unforward(listen);
+    const found = remote ? uses.unremote(listen) : uses.unforward(listen);
     keep.release(found.peer, found.listen);
   }
 

@@ -7,7 +7,7 @@ import type { Link } from "../session/link.ts";
 import { canonicalWords } from "../secure/words.ts";
 import { Pace } from "../shares/pace.ts";
 import { resetCodes } from "../session/stream.ts";
-import { reachingUses, Services } from "../uses/services.ts";
+import { allUses, Services } from "../uses/services.ts";
 import { defaultKeepMinutes, type ParticipantEvent, type ParticipantOptions } from "./events.ts";
 import { Hearing } from "./hearing.ts";
 import { Keep } from "./keep.ts";
@@ -43,8 +43,7 @@ export class Parts {
     this.registration = this.#newRegistration();
     this.keep = this.#newKeep();
     this.uses = this.#newUses();
-    for (const use of [...reachingUses, "files"])
-      this.takers.set(use, (stream, from) => this.uses.take(stream, from));
+    for (const use of allUses) this.takers.set(use, (stream, from) => this.uses.take(stream, from));
   }
 
   readonly emit = (event: ParticipantEvent): void => this.listeners.emit(event);

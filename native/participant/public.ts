@@ -33,6 +33,8 @@ export interface ForwardOptions {
   keep?: boolean;
   /** Whether it is a SOCKS5 proxy to whatever the peer allows, `[BIND:]PORT:PEER`. */
   socks?: boolean;
+  /** Whether the peer listens, where it allows that: `[BIND:]PORT:PEER:[HOST:]PORT`, with a target of ours. */
+  remote?: boolean;
 }
 
 export interface PipeOptions extends Abortable {

@@ -24,6 +24,21 @@ export class Uses {
     return this.#services.allowed;
   }
 
+  /** Where peers may listen here, in canonical form. */
+  get allowedToListen(): readonly string[] {
+    return this.#services.allowedToListen;
+  }
+
+  /** Lets peers listen here, on `[BIND:]PORT`. Resolves to it in canonical form. Rejects in the lobby: `open-room`. */
+  async allowListen(rule: string): Promise<string> {
+    return this.#services.allowListen(rule);
+  }
+
+  /** Peers may not listen there any more, and what listens is closed. Rejects if it was not allowed. */
+  async disallowListen(rule: string): Promise<void> {
+    this.#services.disallowListen(rule);
+  }
+
   /** How fast files and pipes are sent, all together: bytes a second. Undefined: as fast as can be. */
   get bytesPerSecond(): number | undefined {
     return this.#services.pace.bytesPerSecond;

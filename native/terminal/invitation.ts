@@ -4,7 +4,14 @@
  */
 import { otherStartedAs } from "../host/started.ts";
 import { canonicalWords, isMadeWords, looksMade, splitKey, wordsProblem } from "../secure/words.ts";
-import { formatTarget, parseForward, parseProxy, type PipeSpec } from "../uses/target.ts";
+import {
+  formatListen,
+  formatTarget,
+  parseForward,
+  parseProxy,
+  parseRemote,
+  type PipeSpec,
+} from "../uses/target.ts";
 import { addressScope, canonicalAddress, parseHostPort, type Place, printable } from "../../protocol.ts";
 import { fingerprintIn, splitWhom } from "../uses/whom.ts";
 import { UsageError } from "./command-line.ts";
@@ -109,6 +116,7 @@ export interface OwnPart {
   connect: readonly string[];
   forward: readonly string[];
   socks: readonly string[];
+  remote: readonly string[];
   allow: readonly string[];
   pipe: PipeSpec | undefined;
   send: readonly string[];
@@ -123,6 +131,7 @@ export interface OwnPart {
 export function linesForOthers(invitation: string, part: OwnPart): string[] {
   const named = [...part.connect, ...part.forward.map((spec) => parseForward(spec).peer)];
   named.push(...part.socks.map((spec) => parseProxy(spec).peer));
+  named.push(...part.remote.map((spec) => parseRemote(spec).peer));
   if (part.pipe) named.push(part.pipe.peer);
   if (part.from !== undefined) named.push(part.from);
   named.push(
@@ -137,7 +146,7 @@ export function linesForOthers(invitation: string, part: OwnPart): string[] {
 
 function flagsFor(
   peer: string,
-  { name, connect, forward, socks, allow, pipe, send, accept }: OwnPart,
+  { name, connect, forward, socks, remote, allow, pipe, send, accept }: OwnPart,
 ): string[] {
   const us = quoted(name);
   const flags: string[] = [];
@@ -146,6 +155,8 @@ function flagsFor(
   if (pipe?.peer === peer && pipe.target) targets.push(formatTarget(pipe.target));
   if (socks.some((spec) => parseProxy(spec).peer === peer)) targets.push("HOST:PORT");
   for (const target of new Set(targets)) flags.push("--allow", target.replace(/^localhost:/, ""));
+  for (const { listen } of remote.map(parseRemote).filter((spec) => spec.peer === peer))
+    flags.push("--allow-listen", formatListen(listen).replace(/^127\.0\.0\.1:/, ""));
   if (pipe?.peer === peer && !pipe.target) flags.push("--pipe", us);
   if (send.length > 0) flags.push("--accept", ".");
   for (const { rule, whom } of allow.map(splitWhom)) {

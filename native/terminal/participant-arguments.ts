@@ -6,7 +6,15 @@ import { type Command, renderCommands } from "./command-line.ts";
 import { hostname, userInfo } from "node:os";
 import { basename } from "node:path";
 import { AllowList } from "../uses/allow-list.ts";
-import { parseForward, parseProxy, parsePipe, type PipeSpec, SpecError } from "../uses/target.ts";
+import {
+  parseForward,
+  parseListenRule,
+  parseProxy,
+  parseRemote,
+  parsePipe,
+  type PipeSpec,
+  SpecError,
+} from "../uses/target.ts";
 import { readOptions, readRate, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
@@ -22,11 +30,23 @@ export const commands = [
   { key: "f", word: "say", operands: "PEER TEXT", what: "send TEXT over the link" },
   { key: "", word: "ping", operands: "PEER", what: "measure the link's round trip" },
   { key: "g", word: "disconnect", operands: "PEER", what: "end the link" },
-  { key: "", word: "forward", operands: "[-D] SPEC", what: "as the option --forward; -D: as --socks" },
-  { key: "", word: "unforward", operands: "LISTEN", what: "[BIND:]PORT: listen there no more" },
+  {
+    key: "",
+    word: "forward",
+    operands: "[-D] [-R] SPEC",
+    what: "as --forward; -D: as --socks; -R: as --remote",
+  },
+  {
+    key: "",
+    word: "unforward",
+    operands: "[-R] LISTEN",
+    what: "[BIND:]PORT (-R: [BIND:]PORT:PEER): no more",
+  },
   { key: "", word: "forwards", operands: "", what: "what is forwarded" },
   { key: "", word: "allow", operands: "TARGET", what: "[HOST:]PORT that peers may reach through you" },
   { key: "", word: "disallow", operands: "TARGET", what: "take that back" },
+  { key: "", word: "allow-listen", operands: "LISTEN", what: "[BIND:]PORT that peers may listen on here" },
+  { key: "", word: "disallow-listen", operands: "LISTEN", what: "take that back" },
   { key: "", word: "forget", operands: "NAME", what: "with --remember: take another certificate for NAME" },
   { key: "", word: "allowed", operands: "", what: "what peers may reach" },
   { key: "", word: "send", operands: "PEER PATH ...", what: "send files and folders" },
@@ -103,6 +123,10 @@ Options:
                   PORT/udp at both ends for UDP
   -D, --socks [BIND:]PORT:PEER
                   a SOCKS5 proxy on PORT here, to what PEER allows, as ssh -D
+  -R, --remote [BIND:]PORT:PEER:[HOST:]PORT
+                  PEER listens on PORT there, and we connect to HOST:PORT from
+                  here (HOST: localhost here; BIND: 127.0.0.1 there), as ssh -R
+  --allow-listen [BIND:]PORT  where peers may listen here (PORT-PORT)
   --allow [HOST:]PORT  what peers may reach through you (* for any; PORT-PORT;
                   PORT/udp; /PATH of a Unix socket)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
@@ -132,8 +156,8 @@ Options:
                   peers that the router forwards its port N to it: forward TCP
                   port N there by hand, where \`--nat\` says that none helps
   --nat           say what kind of NAT you are behind, and end
-  --stay          go on when standard input ends (so do --forward, --allow and
-                  --accept)
+  --stay          go on when standard input ends (so do --forward, --socks,
+                  --remote, --allow, --allow-listen and --accept)
   -v, --verbose   show every attempt of a punch
   -q, --quiet     print results and errors only
   --json          events as JSON lines on standard output
@@ -175,7 +199,9 @@ export interface Arguments {
   connect: string[];
   forward: string[];
   socks: string[];
+  remote: string[];
   allow: string[];
+  allowListen: string[];
   pipe: PipeSpec | undefined;
   send: string[];
   accept: string | undefined;
@@ -239,9 +265,12 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   };
 }
 
-function isService({ forward, socks, allow, accept }: Values, verb: Verb | undefined): boolean {
+/** What goes on until it is ended. */
+const serving = ["forward", "socks", "remote", "allow", "allow-listen", "accept"] as const;
+
+function isService(values: Values, verb: Verb | undefined): boolean {
   if (verb) return verb.is === "share" || verb.is === "reach";
-  return [forward, socks, allow, accept].some((one) => one !== undefined);
+  return serving.some((option) => values[option] !== undefined);
 }
 
 function readSwitches({ executable = false, direct = false, nat = false, ...values }: Values) {
@@ -259,16 +288,20 @@ type Values = ReturnType<typeof readOptions<typeof options>>["values"];
 
 /** Whom the options want links with, and what for. */
 function readLinks(values: Values, isOpen: boolean) {
-  const { allow = [], forward = [], socks = [], send = [], accept, from } = values;
+  const { allow = [], forward = [], socks = [], remote = [], send = [], accept, from } = values;
   if (from !== undefined && accept === undefined)
     throw new UsageError("--from says whose files --accept DIR takes: give both");
-  const opens = values.allow ? "--allow" : accept !== undefined ? "--accept" : undefined;
+  const { "allow-listen": allowListen = [] } = values;
+  const opening = { "--allow": allow, "--remote": remote, "--allow-listen": allowListen };
+  const [opens = accept !== undefined && "--accept"] =
+    Object.entries(opening).find(([, all]) => all.length > 0) ?? [];
   if (opens && isOpen) {
     throw new UsageError(
       `${opens} would let anyone in, because the lobby is open to everyone: use a private room (--room WORDS)`,
     );
   }
   for (const rule of allow) read("--allow", rule, (text) => new AllowList().add(text));
+  for (const rule of allowListen) read("--allow-listen", rule, parseListenRule);
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   const connect = values.connect ?? (values.send ? [""] : []);
@@ -276,12 +309,13 @@ function readLinks(values: Values, isOpen: boolean) {
   const forwards = [
     ...forward.map((spec) => read("--forward", spec, parseForward)),
     ...socks.map((spec) => read("--socks", spec, parseProxy)),
+    ...remote.map((spec) => read("--remote", spec, parseRemote)),
   ];
   const pipe = values.pipe === undefined ? undefined : read("--pipe", values.pipe, parsePipe);
   const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
   if (isOpen && peers.includes(""))
     throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
-  return { connect, forward, socks, allow, pipe, send, accept, from };
+  return { connect, forward, socks, remote, allow, allowListen, pipe, send, accept, from };
 }
 
 /**

@@ -171,10 +171,10 @@ export function renderForwards(rows: ForwardRow[], width: number): string {
     ...(isUdp ? ["packets", "dropped"] : []),
   ];
   const columns = heads.map((head) => ({ head }));
-  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut, ...udp }) =>
+  const cells = rows.map(({ listen, peer, target, open, total, bytesIn, bytesOut, remote, ...udp }) =>
     [
-      listen,
-      `→ ${named(peer)}`,
+      printable(listen),
+      remote === undefined ? `→ ${named(peer)}` : `→ us${remote === "listening" ? "" : ` (${remote})`}`,
       `→ ${target}`,
       String(open),
       String(total),

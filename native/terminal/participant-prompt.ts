@@ -46,7 +46,7 @@ export interface Commanded {
   leave(): Promise<void>;
   nat(): Promise<NatReport>;
   forward(spec: string | ForwardSpec, options?: ForwardOptions): Promise<Forwarded>;
-  unforward(listen: string): Promise<void>;
+  unforward(listen: string, options?: Pick<ForwardOptions, "remote">): Promise<void>;
   allow(rule: string): Promise<string>;
   send(peer: string, paths: readonly string[] | SourceFiles, options?: SendOptions): Promise<TransferOutcome>;
 }
@@ -56,9 +56,14 @@ export interface Commandable {
   participant: Commanded;
 }
 
-type UseCommand =
-  | ("forward" | "unforward" | "forwards" | "allow" | "disallow" | "allowed")
-  | ("accept" | "refuse" | "received" | "cancel" | "limit");
+const ofForwards = [
+  ...(["forward", "unforward", "forwards", "allow", "disallow", "allowed"] as const),
+  ...(["allow-listen", "disallow-listen"] as const),
+];
+type ForwardCommand = (typeof ofForwards)[number];
+type UseCommand = "accept" | "refuse" | "received" | "cancel" | "limit";
+const isOfForwards = (command: ForwardCommand | UseCommand): command is ForwardCommand =>
+  ofForwards.some((one) => one === command);
 
 /** Results, on standard output: events that answer a command, or what a peer has said. */
 const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong", "echo"] as const);
@@ -66,6 +71,7 @@ const results: ReadonlySet<ParticipantEvent["event"]> = new Set(["said", "pong",
 /** Events that are printed even with --quiet, on standard error. */
 const problems: ReadonlySet<ParticipantEvent["event"]> = new Set([
   "forward-refused",
+  "listen-refused",
   "transfer-failed",
   "transfer-waiting",
   "skipped",
@@ -146,19 +152,28 @@ export class Prompt {
       case "send":
         return failIfAny(await participant.send(peer, words.slice(1)));
       default:
-        return this.#use(command, words, flags, participant);
+        return isOfForwards(command)
+          ? this.#forward(command, words[0] ?? "", flags, participant)
+          : this.#use(command, words, participant);
     }
   }
 
-  /** What links are used for: forwards and files. */
-  async #use(command: UseCommand, words: string[], flags: string[], participant: Commanded): Promise<void> {
+  /** Forwards, and what peers may do here. */
+  async #forward(
+    command: ForwardCommand,
+    first: string,
+    flags: string[],
+    participant: Commanded,
+  ): Promise<void> {
     const { uses } = participant;
-    const [first = ""] = words;
     switch (command) {
       case "forward":
-        return void (await participant.forward(first, { socks: flags.includes("-D") }));
+        if (flags.length > 1) throw new UserError("`forward` takes one of -D and -R");
+        return void (await participant.forward(first, {
+          ...{ socks: flags.includes("-D"), remote: flags.includes("-R") },
+        }));
       case "unforward":
-        await participant.unforward(first);
+        await participant.unforward(first, { remote: flags.includes("-R") });
         return this.#terminal.story(`nothing is forwarded from ${first} any more`);
       case "forwards":
         return this.#forwards(uses.forwards);
@@ -169,8 +184,20 @@ export class Prompt {
       case "disallow":
         await uses.disallow(first);
         return this.#terminal.story(`peers may reach ${first} no more; what is open stays open`);
+      case "allow-listen":
+        return this.#terminal.story(`peers may listen on ${await uses.allowListen(first)} here from now on`);
+      case "disallow-listen":
+        await uses.disallowListen(first);
+        return this.#terminal.story(`peers may listen on ${first} here no more`);
       case "allowed":
-        return this.#allowed(uses.allowed);
+        return this.#allowed(uses.allowed, uses.allowedToListen);
+    }
+  }
+
+  /** Files and pipes. */
+  async #use(command: UseCommand, words: string[], { uses }: Commanded): Promise<void> {
+    const [first = ""] = words;
+    switch (command) {
       case "accept":
         return uses.accept(first, words[1] ?? ".");
       case "refuse":
@@ -219,10 +246,11 @@ export class Prompt {
     this.#terminal.result(renderUnfinished(unfinished, this.#terminal.width));
   }
 
-  #allowed(rules: readonly string[]): void {
-    if (this.#isJson) return this.#json({ event: "allowed", allowed: rules });
+  #allowed(allowed: readonly string[], listen: readonly string[]): void {
+    if (this.#isJson) return this.#json({ event: "allowed", allowed, listen });
+    const lines = [...allowed, ...listen.map((one) => `listen on ${one}`)];
     this.#terminal.result(
-      rules.length > 0 ? rules.join("\n") : "nothing: peers can reach nothing through you",
+      lines.length > 0 ? lines.join("\n") : "nothing: peers can reach nothing through you",
     );
   }
 

@@ -14,7 +14,7 @@ import { whyRefused } from "../uses/forward.ts";
 import type { Pipe } from "../uses/pipe.ts";
 import type { SourceFiles } from "../uses/source-files.ts";
 import { DescriptorOutput, runPipe } from "../uses/stdio.ts";
-import { formatTarget, type PipeSpec } from "../uses/target.ts";
+import { formatTarget, parseRemote, type PipeSpec } from "../uses/target.ts";
 import { CommandError, complete } from "./command-line.ts";
 import { codeHints, isKept, linesForOthers } from "./invitation.ts";
 import { refusal } from "./participant-story.ts";
@@ -132,13 +132,13 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
     ...options.forward.map((spec) => participant.forward(spec)),
     ...options.socks.map((spec) => participant.forward(spec, { socks: true })),
   ]);
-  const wanted = [...forwards, ...(options.pipe ? [options.pipe] : [])].map(({ peer }) => peer);
+  const asked = [...options.remote.map(parseRemote), ...(options.pipe ? [options.pipe] : [])];
+  const wanted = [...forwards, ...asked].map(({ peer }) => peer);
   await errands.attempt(() => join(running, [...wanted, ...options.connect]));
   if (errands.failures > 0) return false;
   invite(running);
   tellIfAlone(running);
-  for (const rule of options.allow)
-    terminal.story(opened(await participant.allow(rule), participant.self?.name));
+  await open(running);
   const { nat, pipe } = options;
   const measuring = nat && (async () => prompt.nat(await participant.nat()));
   const only = measuring || (pipe && (() => pipeThrough(running, pipe)));
@@ -154,6 +154,18 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   const isAwaited = options.waitMs !== undefined;
   if (!terminal.isInteractive || isAwaited) await connecting;
   return !isAwaited || errands.failures === 0;
+}
+
+/** Once we are in a private room: what peers may do here, and what we ask of them. */
+async function open({ participant, terminal, options }: Running): Promise<void> {
+  const name = participant.self?.name;
+  for (const rule of options.allow) terminal.story(opened(await participant.allow(rule), name));
+  for (const rule of options.allowListen) {
+    const listen = await participant.uses.allowListen(rule);
+    const how = rule.includes("-") ? "" : `: \`-R ${rule}:${name ?? "PEER"}:PORT\``;
+    terminal.story(`peers may listen on ${listen} here${how}`);
+  }
+  for (const spec of options.remote) await participant.forward(spec, { remote: true });
 }
 
 /** Sends it to the first that we are to be linked with. */

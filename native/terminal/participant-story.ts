@@ -24,6 +24,7 @@ type EventOf<Kind extends ParticipantEvent["event"]> = Extract<ParticipantEvent,
 /** The text of an event for people; undefined if it is for programs only. `isDirect`: whether no relay is wanted. */
 export function describe(event: ParticipantEvent, c: Colors, isDirect = false): string | undefined {
   if (isOfTransfers(event)) return describeTransfer(event, c);
+  if (isOfForwards(event)) return describeForward(event, c);
   switch (event.event) {
     case "peers":
       return describePeers(event.peers);
@@ -54,10 +55,6 @@ export function describe(event: ParticipantEvent, c: Colors, isDirect = false): 
     case "warning":
     case "error":
       return `${event.event === "error" ? c.red("error") : c.yellow("warning")}: ${printable(event.message)}`;
-    case "forwarding":
-    case "forward-refused":
-    case "used":
-      return describeForward(event, c);
     default:
       return describePeer(event, isDirect, c);
   }
@@ -141,14 +138,17 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
   }
 }
 
-function describeForward(event: Exclude<UseEvent, TransferEvent>, c: Colors): string {
+function describeForward(event: ForwardEvent, c: Colors): string {
   const name = c.bold(named(event.name));
   if (event.event === "forwarding" && event.target === proxied)
     return `SOCKS5 proxy at ${event.listen} → ${name} → all that it allows`;
   if (event.event === "forwarding") return `forwarding ${event.listen} → ${name} → ${event.target}`;
+  if (event.event === "listening" && event.by === "us") return `${name} has us listen on ${event.listen}`;
+  if (event.event === "listening") return `${name} listens on ${event.listen} → ${event.target} here`;
   if (event.event === "used") return `${name} uses ${printable(event.target)} here`;
   const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
-  return `${c.yellow("refused")}: ${refusal(event)}${more}`;
+  const what = event.event === "listen-refused" ? listenRefusal(event) : refusal(event);
+  return `${c.yellow("refused")}: ${what}${more}`;
 }
 
 /** Why a connection of a forward or a pipe did not get through, and what to do. */
@@ -168,6 +168,24 @@ export function refusal({
   if (why === "no-answer") return `${who} can't reach it: ${printable(reason)}; is it running there?`;
   return `${who} does not let us reach ${what}; \`allow ${what}\` there would`;
 }
+
+/** Why there is no listener that was asked for, and what to do. */
+function listenRefusal({ name, listen, reason, why, by }: Omit<EventOf<"listen-refused">, "peer">): string {
+  const [who, what] = [named(name), printable(reason)];
+  if (why === "not-allowed" && by === "us")
+    return `${who} wants to listen on ${listen} here; \`allow-listen ${listen}\` would let it`;
+  if (why === "not-allowed")
+    return `${who} does not let us listen on ${listen}; \`allow-listen ${listen}\` there would`;
+  if (by === "us") return `${who} wants to listen here, but we ${what}`;
+  return `${who} was asked to listen, but it ${what}; we ask again`;
+}
+
+type ForwardEvent = Exclude<UseEvent, TransferEvent>;
+const ofForwards: ReadonlySet<string> = new Set<ForwardEvent["event"]>([
+  ...(["forwarding", "forward-refused", "used", "listening", "listen-refused"] as const),
+]);
+const isOfForwards = (event: ParticipantEvent): event is EventOf<ForwardEvent["event"]> =>
+  ofForwards.has(event.event);
 
 const ofTransfers: ReadonlySet<string> = new Set<TransferEvent["event"]>([
   "skipped",

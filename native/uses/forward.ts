@@ -2,16 +2,16 @@
  * The listening end of a forward (`ssh -L`): a listener whose connections become streams. native/uses/serve.ts is the other
  * end. It knows no participant: its owner brings the link, and tells the user. For native/uses/services.ts.
  *
- * The purpose of a stream is `{"use":"forward","host":…,"port":…}`, or that of native/uses/socks.ts. Its bytes are those of the connection. If the target is
- * not allowed, or does not answer, the stream is reset with the reason, and so is the client's connection. The same where
- * there is no link, or none that carries anything, for a while.
+ * The purpose of a stream is `{"use":"forward","host":…,"port":…}`, or that of native/uses/socks.ts or remote.ts. Its bytes
+ * are those of the connection. If the target is not allowed, or does not answer, the stream is reset with the reason, and so
+ * is the client's connection. The same where there is no link, or none that carries anything, for a while.
  */
 import type { Socket } from "bun";
 import { Connection, connectionHandlers } from "./connection.ts";
 import { Listener } from "../host/listener.ts";
 import { listeningProblem, pathProblem } from "../host/listening-problem.ts";
 import { listenAtPath } from "../host/unix.ts";
-import { descriptors } from "./descriptors.ts";
+import { descriptors, type Holder } from "./descriptors.ts";
 import { resetCodes, StreamError, type Stream } from "../session/stream.ts";
 import { otherProtocol, SocksConnection, SocksError } from "./socks.ts";
 import { formatListen, type Listen, type Proxied, type StreamTarget } from "./target.ts";
@@ -32,10 +32,19 @@ export function whyRefused(code: number): WhyRefused | undefined {
   return code === resetCodes.unreachable || code === resetCodes["nobody-listens"] ? "no-answer" : undefined;
 }
 
+/** It can't listen there. */
+export class ListenError extends Error {}
+
+/** The target of a listener that a peer has asked for: the peer knows it by the token. */
+export interface Accepted {
+  kind: "accepted";
+  token: string;
+}
+
 export interface ForwardOptions {
   /** Port 0: the kernel chooses. */
   listen: Listen;
-  target: StreamTarget | Proxied;
+  target: StreamTarget | Proxied | Accepted;
   /** The link, as soon as one carries something. Not a promise if it does, so that a connection need not wait. */
   link: () => StreamOpener | Promise<StreamOpener>;
   /** A connection did not get through. */
@@ -43,10 +52,12 @@ export interface ForwardOptions {
   /** Nobody can connect now, or others can. */
   onProblem?: (message: string) => void;
   patienceMs?: number;
+  /** In whose share its connections are counted, a peer's fingerprint. Without it they are our own user's. */
+  holder?: string;
 }
 
 /** The `use` of its streams. */
-type Use = "forward" | "socks";
+type Use = "forward" | "socks" | "accepted";
 
 /** The listening end. It listens until {@link close}. */
 export class Forward {
@@ -61,7 +72,7 @@ export class Forward {
   #bytes = { in: 0, out: 0 };
   #hasHeardOther = false;
 
-  /** Throws an Error if it can't listen there. */
+  /** Throws a {@link ListenError} if it can't listen there. */
   constructor(options: ForwardOptions) {
     this.#options = options;
     const { listen } = options;
@@ -112,26 +123,33 @@ export class Forward {
         ? new SocksConnection((wanted) => this.#begin(connection, wanted, "socks"))
         : new Connection();
     socket.data = connection;
-    // Connections to this port are the user's own. They are not given up for those of peers.
-    const of = `listener ${formatListen(this.listen)}`;
-    const free = descriptors().take({ of, isWaiting: () => false, giveUp: () => false });
+    const free = descriptors().take(this.#holderOf(connection));
     if (!free) return void socket.terminate();
     this.#open.set(connection, free);
     this.total++;
     connection.onOver = (error) => this.#over(connection, error);
-    if (target.kind !== "socks") this.#begin(connection, target, "forward");
+    if (target.kind !== "socks")
+      this.#begin(connection, target, target.kind === "accepted" ? "accepted" : "forward");
     connection.socketOpened(socket);
   }
 
+  /** Connections to the user's own ports are not given up for those of peers. */
+  #holderOf(connection: Connection): Holder {
+    const { holder } = this.#options;
+    if (holder === undefined)
+      return { of: `listener ${formatListen(this.listen)}`, isWaiting: () => false, giveUp: () => false };
+    return { of: holder, isWaiting: () => false, giveUp: (reason) => (connection.reset(reason), true) };
+  }
+
   /** Opens its stream, as soon as there is a link. */
-  #begin(connection: Connection, target: StreamTarget, use: Use): void {
+  #begin(connection: Connection, target: StreamTarget | Accepted, use: Use): void {
     connection.onOver = (error) => this.#over(connection, error, target);
     const link = this.#options.link();
     if (link instanceof Promise) void this.#joinLater(connection, target, use, link);
     else this.#join(connection, target, use, link);
   }
 
-  #join(connection: Connection, target: StreamTarget, use: Use, link: StreamOpener): void {
+  #join(connection: Connection, target: StreamTarget | Accepted, use: Use, link: StreamOpener): void {
     try {
       if (!connection.isOver) connection.join(link.open({ use, ...target }));
     } catch (error) {
@@ -141,7 +159,7 @@ export class Forward {
 
   async #joinLater(
     connection: Connection,
-    target: StreamTarget,
+    target: StreamTarget | Accepted,
     use: Use,
     link: Promise<StreamOpener>,
   ): Promise<void> {
@@ -152,21 +170,22 @@ export class Forward {
     }
   }
 
-  #noLink(connection: Connection, target: StreamTarget, error: unknown): void {
+  #noLink(connection: Connection, target: StreamTarget | Accepted, error: unknown): void {
     if (connection.isOver) return;
     const reason = error instanceof Error ? error.message : String(error);
     connection.reset(reason, resetCodes["link-ended"]);
-    this.#options.onRefused?.(target, reason, "no-link");
+    if (target.kind !== "accepted") this.#options.onRefused?.(target, reason, "no-link");
   }
 
-  #over(connection: Connection, error: Error | undefined, target?: StreamTarget): void {
+  #over(connection: Connection, error: Error | undefined, target?: StreamTarget | Accepted): void {
     this.#open.get(connection)?.();
     this.#open.delete(connection);
     this.#bytes.out += connection.bytesIn;
     this.#bytes.in += connection.bytesOut;
     if (error instanceof SocksError && error.message === otherProtocol) this.#heardOther();
     const why = error instanceof StreamError ? whyRefused(error.code) : undefined;
-    if (why !== undefined && target) this.#options.onRefused?.(target, (error as StreamError).reason, why);
+    if (why !== undefined && target && target.kind !== "accepted")
+      this.#options.onRefused?.(target, (error as StreamError).reason, why);
   }
 
   /** Told once: a program that is set wrongly tries again and again. */
@@ -181,8 +200,8 @@ export class Forward {
 }
 
 /** It says why nothing can be listened for there, and what to do. */
-export const cantListen = (listen: Listen, error: unknown): Error =>
-  new Error(`can't listen on ${formatListen(listen)}: ${whyNot(error, listen)}`, { cause: error });
+export const cantListen = (listen: Listen, error: unknown): ListenError =>
+  new ListenError(`can't listen on ${formatListen(listen)}: ${whyNot(error, listen)}`, { cause: error });
 
 function whyNot(error: unknown, { kind }: Listen): string {
   if (kind === "unix") return pathProblem(error);

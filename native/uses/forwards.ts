@@ -5,8 +5,18 @@ import { UserError } from "../../protocol.ts";
 import type { Link } from "../session/link.ts";
 import type { Traffic } from "./flow.ts";
 import { Forward, type WhyRefused } from "./forward.ts";
+import { RemoteForward } from "./remote.ts";
 import { UdpForward } from "./udp.ts";
-import { formatListen, type ForwardSpec, formatTarget, parseListen, type Target } from "./target.ts";
+import {
+  formatListen,
+  type ForwardSpec,
+  formatTarget,
+  type Listen,
+  parseListen,
+  parseProxy,
+  type RemoteSpec,
+  type Target,
+} from "./target.ts";
 
 /** A forward that was made or taken back: where it listens, and whose link it wants. */
 export interface Forwarding {
@@ -27,6 +37,8 @@ export interface ForwardRow {
   packetsIn?: number;
   packetsOut?: number;
   dropped?: number;
+  /** If the peer is to listen: whether it does. */
+  remote?: RemoteForward["is"];
 }
 
 export interface ForwardsOptions {
@@ -34,6 +46,11 @@ export interface ForwardsOptions {
   liveLink: (peer: string) => Link | Promise<Link>;
   /** A connection to that target of the peer did not get through. */
   onRefused: (peer: string, target: string, reason: string, why: WhyRefused) => void;
+  /** A peer listens for us, or does not. */
+  onListening: (peer: string, listen: string, target: string) => void;
+  onListenRefused: (peer: string, listen: string, reason: string, why: WhyRefused) => void;
+  /** Our own target did not answer what came by the peer's listener. */
+  onUnanswered: (peer: string, target: string, reason: string) => void;
   onProblem: (message: string) => void;
 }
 
@@ -43,7 +60,9 @@ interface Made extends Forwarding {
   forwards: AnyForward[];
 }
 
-type AnyForward = Forward | UdpForward;
+type AnyForward = Forward | UdpForward | RemoteForward;
+
+const atPeer = (listen: Listen, peer: string): string => `${formatListen(listen)} at ${peer}`;
 
 export class Forwards {
   readonly #options: ForwardsOptions;
@@ -57,7 +76,7 @@ export class Forwards {
   /** Listens at once, on all of its ports or on none. Port 0 listens on a free one. Throws a {@link UserError}. */
   make(spec: ForwardSpec): Forwarding & { target: string } {
     const { peer, target, ports } = spec;
-    const forwards: AnyForward[] = [];
+    const forwards: (Forward | UdpForward)[] = [];
     try {
       for (let index = 0; index < ports; index++) forwards.push(this.#forward(spec, index));
     } catch (error) {
@@ -76,13 +95,45 @@ export class Forwards {
 
   /** Closes what {@link make} has opened there: `[BIND:]PORT`, all of a range. */
   takeBack(text: string): Forwarding {
+    if (this.#made.has(text)) return this.#takeBack(text);
     const { listen, ports } = parseListen(text);
-    const at = formatListen(listen, ports);
+    return this.#takeBack(formatListen(listen, ports));
+  }
+
+  #takeBack(at: string): Forwarding {
     const made = this.#made.get(at);
     if (!made) throw new UserError(`nothing is forwarded from ${at}; \`forwards\` shows what is`);
     for (const forward of made.forwards) forward.close();
     this.#made.delete(at);
     return { listen: at, peer: made.peer };
+  }
+
+  /** Has the peer listen, as soon as there is a link. */
+  makeRemote({ listen, peer, target }: RemoteSpec): Forwarding {
+    const at = atPeer(listen, peer);
+    if (this.#made.has(at)) throw new UserError(`${at} is forwarded already`);
+    const [text, to] = [formatListen(listen), formatTarget(target)];
+    const { liveLink, onListening, onListenRefused, onUnanswered } = this.#options;
+    const forward = new RemoteForward({
+      ...{ listen, target, link: () => liveLink(peer) },
+      onListening: () => onListening(peer, text, to),
+      onRefused: (reason, why) => onListenRefused(peer, text, reason, why),
+      onUnanswered: (reason) => onUnanswered(peer, to, reason),
+    });
+    this.#made.set(at, { listen: at, peer, target: to, forwards: [forward] });
+    return { listen: at, peer };
+  }
+
+  /** Closes what {@link makeRemote} has opened: `[BIND:]PORT:PEER`. */
+  takeBackRemote(text: string): Forwarding {
+    const { listen, peer } = parseProxy(text);
+    return this.#takeBack(atPeer(listen, peer));
+  }
+
+  /** The forward to which a peer's listener belongs. */
+  byToken(token: unknown): RemoteForward | undefined {
+    const all = [...this.#made.values()].flatMap(({ forwards }) => forwards);
+    return all.find((one) => one instanceof RemoteForward && one.owns(token)) as RemoteForward | undefined;
   }
 
   get rows(): ForwardRow[] {
@@ -96,6 +147,7 @@ export class Forwards {
         bytesIn: all(({ bytesIn }) => bytesIn),
         bytesOut: all(({ bytesOut }) => bytesOut),
         ...trafficOf(forwards),
+        ...(forwards[0] instanceof RemoteForward && { remote: forwards[0].is }),
       };
     });
   }
@@ -106,7 +158,7 @@ export class Forwards {
   }
 
   /** The forward of one of the ports. */
-  #forward({ listen, peer, target }: ForwardSpec, index: number): AnyForward {
+  #forward({ listen, peer, target }: ForwardSpec, index: number): Forward | UdpForward {
     const { liveLink, onProblem, onRefused } = this.#options;
     const to = shifted(target, index);
     const at = shifted(listen, index);

@@ -81,4 +81,7 @@ export class Names {
   }
 }
 
+/** One for the whole program, as its resolver is. */
+export const namesOfAll = new Names();
+
 const isOver = ({ until }: Known): boolean => until !== undefined && performance.now() >= until;

@@ -6,7 +6,7 @@
 import { canonicalAddress, Refusal, formatHostPort } from "../../protocol.ts";
 import { Connection, type Joinable } from "./connection.ts";
 import { dial, type Place, type Undialled } from "./dialling.ts";
-import { NameError, Names } from "./names.ts";
+import { NameError, type Names, namesOfAll } from "./names.ts";
 import type { WhyRefused } from "./forward.ts";
 import { Pipe } from "./pipe.ts";
 import { connected } from "./socks.ts";
@@ -21,9 +21,6 @@ import {
   type StreamTarget,
   type Target,
 } from "./target.ts";
-
-/** One for the whole program, as its resolver is. */
-const namesOfAll = new Names();
 
 export interface ServeOptions {
   allow: AllowList;

@@ -8,6 +8,7 @@ import type { WhyRefused } from "./forward.ts";
 import { type ForwardRow, type Forwarding, Forwards } from "./forwards.ts";
 import { Gathering } from "./gather.ts";
 import type { From } from "./from.ts";
+import { Lent } from "./lent.ts";
 import type { Link } from "../session/link.ts";
 import { Pipe, pipePurpose } from "./pipe.ts";
 import {
@@ -24,13 +25,15 @@ import { Pace } from "../shares/pace.ts";
 import { type TransferEvent, Transfers, type TransfersOptions } from "./transfers.ts";
 import { AllowList } from "./allow-list.ts";
 import { fingerprintIn, isCalled, type Shown, splitWhom } from "./whom.ts";
-import { type ForwardSpec, parseForward, parsePipe, parseProxy, SpecError } from "./target.ts";
+import { type ForwardSpec, parseForward, parsePipe, parseProxy, parseRemote, SpecError } from "./target.ts";
 
 /** So many uses are remembered, to tell each once. Then it begins anew. */
 const maxRemembered = 1024;
 
 /** What peers open streams for to reach something through us. */
 export const reachingUses: readonly string[] = ["forward", "socks", "udp", "pipe"];
+/** The same, with what else is taken here. */
+export const allUses: readonly string[] = [...reachingUses, "listen", "accepted", "files"];
 
 const openRoom = "in the open lobby anyone could use it: use a private room (--room WORDS)";
 
@@ -42,6 +45,18 @@ export type UseEvent =
       event: "forward-refused";
       name: string;
       target: string;
+      reason: string;
+      why: WhyRefused;
+      by: "us" | "peer";
+      more?: number;
+    }
+  /** A listener that was asked for is there: a peer's, for us, with our target; or ours, for a peer. */
+  | { event: "listening"; name: string; listen: string; target?: string; by: "us" | "peer" }
+  /** It is not. `by`: who was to listen. */
+  | {
+      event: "listen-refused";
+      name: string;
+      listen: string;
       reason: string;
       why: WhyRefused;
       by: "us" | "peer";
@@ -69,6 +84,7 @@ export class Services {
   readonly #options: ServicesOptions;
   readonly #allow = new AllowList();
   readonly #forwards: Forwards;
+  readonly #lent: Lent;
   /** The name of the peer whose pipe is joined to ours. */
   #pipesWith: (() => string) | undefined;
   /** The stream that the peer opens for our pipe. */
@@ -85,6 +101,22 @@ export class Services {
       liveLink: options.liveLink,
       onProblem: options.onProblem,
       onRefused: (peer, target, reason, why) => this.#refused(peer, target, { reason, why }, "peer"),
+      onUnanswered: (name, target, reason) => this.#refused(name, target, { reason, why: "no-answer" }, "us"),
+      onListening: (name, listen, target) =>
+        options.onEvent({ event: "listening", name, listen, target, by: "peer" }),
+      onListenRefused: (name, listen, reason, why) =>
+        options.onEvent({ event: "listen-refused", name, listen, reason, why, by: "peer" }),
+    });
+    this.#lent = new Lent({
+      ...options,
+      onListening: (name, listen) => options.onEvent({ event: "listening", name, listen, by: "us" }),
+      onRefused: (name, listen, reason, why) =>
+        this.#refusals.add(`listen ${name}`, (more) =>
+          options.onEvent({
+            ...{ event: "listen-refused", name, listen, reason, why, by: "us" },
+            ...(more > 0 && { more }),
+          }),
+        ),
     });
   }
 
@@ -106,6 +138,13 @@ export class Services {
         return "host" in from.purpose || "path" in from.purpose
           ? this.#serve(stream, from, servePipe)
           : this.#takePipe(stream, from);
+      case "listen":
+        return this.#lent.take(stream, from);
+      case "accepted": {
+        const forward = this.#forwards.byToken(from.purpose["token"]);
+        if (forward) return forward.accept(stream, from.fingerprint);
+        return stream.reset("nobody has asked for that", resetCodes.refused);
+      }
       case "files":
         return this.transfers.receive(stream, from);
     }
@@ -130,12 +169,37 @@ export class Services {
     return { listen, peer };
   }
 
+  /** Has the peer listen: `[BIND:]PORT:PEER:[HOST:]PORT`, as soon as there is a link. */
+  remote(text: string): Forwarding {
+    this.#mustBePrivate("forward -R");
+    return this.#forwards.makeRemote(specified(() => parseRemote(text)));
+  }
+
+  unremote(text: string): Forwarding {
+    return specified(() => this.#forwards.takeBackRemote(text));
+  }
+
   unforward(text: string): Forwarding {
     return specified(() => this.#forwards.takeBack(text));
   }
 
   get forwards(): ForwardRow[] {
-    return this.#forwards.rows;
+    return [...this.#forwards.rows, ...this.#lent.rows];
+  }
+
+  /** Lets peers listen here, on `[BIND:]PORT`. Returns it in canonical form. */
+  allowListen(text: string): string {
+    this.#mustBePrivate("allow-listen");
+    return specified(() => this.#lent.allow(text));
+  }
+
+  disallowListen(text: string): void {
+    if (!specified(() => this.#lent.disallow(text)))
+      throw new UserError(`listening on ${printable(text)} is not allowed anyway; \`allowed\` shows what is`);
+  }
+
+  get allowedToListen(): readonly string[] {
+    return this.#lent.rules;
   }
 
   /** Lets peers reach `[HOST:]PORT`, or with `@NAME` that one. Returns it in canonical form. */
@@ -222,6 +286,7 @@ export class Services {
   /** Stops listening, and cancels what is sent and received. Resolves once the peers know, or after a while. */
   async close(): Promise<void> {
     this.#forwards.close();
+    this.#lent.close();
     await this.transfers.close();
   }
 }

@@ -5,6 +5,7 @@
  *   target   [HOST:]PORT or /PATH             HOST: a name or an address; without it, localhost. PATH: of a socket (unix(7))
  *   forward  [BIND:]PORT:[PEER]:[HOST:]PORT   listens on BIND, without it on 127.0.0.1; PORT-PORT for as many on both sides;
  *                                             /PATH at either end
+ *   remote   as a forward                     the peer listens
  *   proxy    [BIND:]PORT:[PEER]               listens as a forward, and clients say by SOCKS5 where they want to go
  *   pipe     [PEER] or [PEER]:[HOST:]PORT     without PEER: to the only other one of the room
  *
@@ -66,6 +67,13 @@ export interface ForwardSpec {
   target: Target | Proxied;
   /** How many ports in a row there are, from those of `listen` and `target`. */
   ports: number;
+}
+
+/** A forward as `ssh -R` makes it: the peer listens. */
+export interface RemoteSpec {
+  listen: ListenPort;
+  peer: string;
+  target: StreamTarget;
 }
 
 /** Ports in a row. */
@@ -226,6 +234,14 @@ export function parseForward(text: string): ForwardSpec {
 
 const portsOf = (end: End): number => (end.kind === "unix" ? 1 : end.ports.last - end.ports.first + 1);
 
+/** Reads `[BIND:]PORT:PEER:[HOST:]PORT` where the peer listens, or a path for the target; throws a {@link SpecError}. */
+export function parseRemote(text: string): RemoteSpec {
+  const { listen, peer, target, ports } = parseForward(text);
+  if (listen.kind !== "tcp" || ports > 1 || target.kind === "udp" || target.kind === "socks")
+    throw new SpecError(`${text}: a peer listens on one port of TCP`);
+  return { listen, peer, target };
+}
+
 /** How many ports there are on both sides. */
 function countPorts(here: End, there: End, whole: string): number {
   const [count, others] = [here, there].map(portsOf) as [number, number];
@@ -242,6 +258,13 @@ export function parseListen(text: string): { listen: Listen; ports: number } {
   const end = readEnd(parts, text, readBind, defaultBind);
   if (end.kind === "unix") return { listen: end, ports: 1 };
   return { listen: { kind: end.kind, bind: end.host, port: end.ports.first }, ports: portsOf(end) };
+}
+
+/** Reads `[BIND:]PORT` or PORT-PORT of TCP, where peers may listen; throws a {@link SpecError}. */
+export function parseListenRule(text: string): { listen: ListenPort; ports: number } {
+  const { listen, ports } = parseListen(text);
+  if (listen.kind === "tcp") return { listen, ports };
+  throw new SpecError(`${text}: peers may listen on [BIND:]PORT of TCP, such as 9000`);
 }
 
 /** Reads `[BIND:]PORT:PEER`, or PORT alone; throws a {@link SpecError}. */

@@ -74,21 +74,34 @@ const security: Record<string, Shown[]> = {
     ["uses.test.ts", "%s is refused"],
     ["uses.test.ts", "the commands are refused, too, and an offer is"],
   ],
-  "- Peers reach only what you allow with `--allow`.": [
+  "- Peers reach only what you allow with `--allow`, and listen only where you say so with `--allow-listen`.":
     [
-      "hostile/forwards.test.ts",
-      "reaches what is allowed, by its address and as localhost, and nothing beside it",
+      [
+        "hostile/forwards.test.ts",
+        "reaches no socket by its path but the one that is allowed, and no other program by that one",
+      ],
+      [
+        "hostile/listen.test.ts",
+        "a member has us listen where it is allowed, nowhere else, and on a few ports only",
+      ],
+      [
+        "hostile/listen.test.ts",
+        "who was asked to listen reaches the one target, while it is asked, and by its token alone",
+      ],
+      [
+        "hostile/forwards.test.ts",
+        "reaches what is allowed, by its address and as localhost, and nothing beside it",
+      ],
+      ["hostile/forwards.test.ts", "that no rule names learns nothing of it: it is not looked up"],
+      [
+        "hostile/udp.test.ts",
+        "a member reaches what is allowed, and nothing beside it; a rule for TCP opens no UDP",
+      ],
+      [
+        "hostile/forwards.test.ts",
+        "that a rule names does not reach a loopback address behind it, nor learns that address",
+      ],
     ],
-    ["hostile/forwards.test.ts", "that no rule names learns nothing of it: it is not looked up"],
-    [
-      "hostile/udp.test.ts",
-      "a member reaches what is allowed, and nothing beside it; a rule for TCP opens no UDP",
-    ],
-    [
-      "hostile/forwards.test.ts",
-      "that a rule names does not reach a loopback address behind it, nor learns that address",
-    ],
-  ],
   "- What arrives overwrites nothing, and nothing of it is executable unless you start with `--executable`.":
     [
       ["uses/files.test.ts", "is never overwritten"],

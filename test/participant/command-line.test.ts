@@ -131,6 +131,10 @@ test.each([
   [[], `CODE --connect alice`],
   [["--connect", "bob"], "CODE --name bob"],
   [["--allow", "8000", "--allow", "10.0.0.1:22"], "CODE -L 8000:alice:8000 -L 22:alice:10.0.0.1:22"],
+  [
+    ["-R", "9000:bob:80", "-R", "*:9001:bob:80"],
+    "CODE --name bob --allow-listen 9000 --allow-listen 0.0.0.0:9001",
+  ],
   [["-D", "1080:bob"], "CODE --name bob --allow HOST:PORT"],
   [["--allow", "53/udp", "--allow", "nas:9/udp"], "CODE -L 53/udp:alice:53/udp -L 9/udp:alice:nas:9/udp"],
   [

@@ -14,6 +14,7 @@ import * as participant from "../../native/terminal/participant-arguments.ts";
 import { describe as words, refusal } from "../../native/terminal/participant-story.ts";
 import { resolve } from "../../native/host/connecting.ts";
 import { fileProblem } from "../../native/uses/files.ts";
+import { Lent } from "../../native/uses/lent.ts";
 import { AllowList } from "../../native/uses/allow-list.ts";
 import { parseTarget } from "../../native/uses/target.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
@@ -33,6 +34,7 @@ afterAll(() => rmSync(place, { recursive: true, force: true }));
 const couldNotLookUp = "the name introducer.example can't be looked up now (EAI_AGAIN): is there a network?";
 const oneTarget = "1:2:3: a target is [HOST:]PORT, such as 8000 or nas:80";
 const tooManyTargets = /^at most \d+ targets can be allowed$/;
+const tooManyListeners = /^at most \d+ listeners can be allowed$/;
 
 type Row = readonly [situation: string, sentence: string];
 const typo = "has a typing mistake in its words: compare them, letter by letter, with the other side's";
@@ -112,6 +114,14 @@ const usage: Row[] = [
     "h --pipe bob:53/udp",
     "--pipe bob:53/udp: a pipe is one stream of bytes, and UDP is none: a forward carries it (-L)",
   ],
+  ["h --room x -R 1/udp:bob:1/udp", "--remote 1/udp:bob:1/udp: a peer listens on one port of TCP"],
+  ["h --room x -R /tmp/x:bob:1", "--remote /tmp/x:bob:1: a peer listens on one port of TCP"],
+  [
+    "h --room x --allow-listen /tmp/x",
+    "--allow-listen /tmp/x: peers may listen on [BIND:]PORT of TCP, such as 9000",
+  ],
+  ["h -R 1:bob:1", `--remote would let anyone in, ${others}`],
+  ["h --allow-listen 1", `--allow-listen would let anyone in, ${others}`],
   ["h -D *:1:bob:1", "--socks *:1:bob:1: a SOCKS5 proxy is [BIND:]PORT:PEER, such as 1080:bob"],
   ["h -D 1080", "in the lobby it must be said which PEER is meant: anyone may be there"],
   ["h -D 1-2:bob", "--socks 1-2:bob: a SOCKS5 proxy listens on one port of TCP"],
@@ -222,6 +232,9 @@ const alone: Row[] = [
   ["cancel", "nothing is being sent or received"],
   ["unforward 8080", "nothing is forwarded from 127.0.0.1:8080; `forwards` shows what is"],
   ["unforward x:y:z", "x:y:z: what listens is [BIND:]PORT, such as 8080"],
+  ["forward -D -R 1:bob:1", "`forward` takes one of -D and -R"],
+  ["unforward -R 9000:bob", "nothing is forwarded from 127.0.0.1:9000 at bob; `forwards` shows what is"],
+  ["disallow-listen 9000", "listening on 9000 is not allowed anyway; `allowed` shows what is"],
   ["disallow 22", "22 is not allowed anyway; `allowed` shows what is"],
   ["allow http", "http: http is not a port (1 to 65535)"],
   ["received /nowhere", "/nowhere: it is not there"],
@@ -255,6 +268,8 @@ const away: Row[] = [
 const inTheLobby: Row[] = [
   ["allow 22", `\`allow\` is refused: ${open}`],
   ["accept 1", `\`accept\` is refused: ${open}`],
+  ["allow-listen 1", `\`allow-listen\` is refused: ${open}`],
+  ["forward -R 1:bob:1", `\`forward -R\` is refused: ${open}`],
 ];
 
 async function tells(who: Driven, rows: readonly Row[]): Promise<void> {
@@ -386,6 +401,14 @@ test("targets have a form and a number", () => {
   expect(said(() => Array.from({ length: 2000 }, (_, port) => list.add(String(port + 1))))).toMatch(
     tooManyTargets,
   );
+  const nothing = () => {};
+  const lent = new Lent({
+    ...{ onProblem: nothing, onListening: nothing, onRefused: nothing },
+    liveLink: () => Promise.reject(new Error("none")),
+  });
+  expect(said(() => Array.from({ length: 2000 }, (_, port) => lent.allow(String(port + 1))))).toMatch(
+    tooManyListeners,
+  );
 });
 
 /** Where the introducer can't listen. */
@@ -494,7 +517,35 @@ test.each(Object.entries(files))("a file: %s", (code, sentence) => {
   expect(fileProblem(Object.assign(new Error(`${code}: /a/path`), { code }))).toBe(sentence);
 });
 
+const listen = { name: "bob", peer: 2, listen: "127.0.0.1:9000" } as const;
+const taken9000 =
+  "can't listen on 127.0.0.1:9000: another program listens there already; choose another port";
 const happens: [ParticipantEvent, string][] = [
+  [
+    { event: "forwarding", name: "bob", peer: 2, listen: "127.0.0.1:1080", target: "SOCKS5" },
+    "SOCKS5 proxy at 127.0.0.1:1080 → bob → all that it allows",
+  ],
+  [
+    { event: "listening", ...listen, by: "peer", target: "localhost:80" },
+    "bob listens on 127.0.0.1:9000 → localhost:80 here",
+  ],
+  [{ event: "listening", ...listen, by: "us" }, "bob has us listen on 127.0.0.1:9000"],
+  [
+    { event: "listen-refused", ...listen, why: "not-allowed", by: "us", reason: "", more: 2 },
+    "refused: bob wants to listen on 127.0.0.1:9000 here; `allow-listen 127.0.0.1:9000` would let it; and 2 others like it",
+  ],
+  [
+    { event: "listen-refused", ...listen, why: "not-allowed", by: "peer", reason: "" },
+    "refused: bob does not let us listen on 127.0.0.1:9000; `allow-listen 127.0.0.1:9000` there would",
+  ],
+  [
+    { event: "listen-refused", ...listen, why: "no-answer", by: "us", reason: taken9000 },
+    `refused: bob wants to listen here, but we ${taken9000}`,
+  ],
+  [
+    { event: "listen-refused", ...listen, why: "no-answer", by: "peer", reason: taken9000 },
+    `refused: bob was asked to listen, but it ${taken9000}; we ask again`,
+  ],
   [{ event: "absent", name: "bbo", here: ["bob"] }, "bbo is not here; here: bob"],
   [
     { event: "alone" },
@@ -572,6 +623,7 @@ const elsewhere: Record<string, string> = {
   "the introducer is for those who have its key": "introducer/access.test.ts",
   "the key is not the introducer's": "introducer/access.test.ts",
   "INTRODUCER_KEY must be the key itself": "introducer/access.test.ts",
+  " is forwarded already": "uses/remote.test.ts",
   "this participant has quit": "library.test.ts",
 };
 /** What only a race, a full disk, a hostile peer, or a program that uses the library brings about: read by eye. */
@@ -590,7 +642,7 @@ const sentences: string[] = [
   ...[usage, introducerUsage, commands, alone, together, linked, away, inTheLobby].flatMap((rows) =>
     rows.map(([, sentence]) => sentence),
   ),
-  ...[couldNotLookUp, oneTarget, "at most 9 targets can be allowed"],
+  ...[couldNotLookUp, oneTarget, "at most 9 targets can be allowed", "at most 9 listeners can be allowed"],
   ...ends.map(([, sentence]) => sentence.replace("; see --help", "")),
 ];
 const kinds = "UserError|UsageError|CommandError|SpecError|ProbePortError";
