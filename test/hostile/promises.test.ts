@@ -70,7 +70,8 @@ const security: Record<string, Shown[]> = {
   "It can refuse you.": noPromise,
   "- The lobby, where you are without `--room`, is open to everyone, and its introducer could read a link between two of you.":
     noPromise,
-  "- So `--allow`, `--accept` and offers of files are refused in the lobby.": [
+  "- So `--allow`, `--allow-listen`, `-R`, `--accept` and offers of files are refused in the lobby.": [
+    ["hostile/listen.test.ts", "in the lobby nobody has us listen, whatever a member asks for"],
     ["uses.test.ts", "%s is refused"],
     ["uses.test.ts", "the commands are refused, too, and an offer is"],
   ],
