@@ -47,9 +47,13 @@ scenario(
     await using house = startIntroducer();
     const content = Buffer.alloc(300_000, "content");
     writeFileSync(join(homeOf("giver"), "file"), content);
-    const closed = "--wait 30 <&- >&- 2>&-";
+    const closed = "<&- >&- 2>&-";
     const taking = inShell("taker", house.port, `exec $P --name taker --accept in ${closed}`);
-    const giving = inShell("giver", house.port, `$P --name giver --connect taker --send file ${closed}`);
+    const giving = inShell(
+      "giver",
+      house.port,
+      `$P --name giver --connect taker --send file --wait 30 ${closed}`,
+    );
     expect(await giving.exited).toBe(0);
     expect(readFileSync(join(homeOf("taker"), "in/file")).equals(content)).toBe(true);
     taking.kill();
