@@ -61,7 +61,7 @@ function writableOf(stream: PairedStream): WritableStream<Uint8Array> {
       onClosed(stream, () => !stream.writableFinished && controller.error(cutOff(stream)));
     },
     write: (piece) => {
-      if (!(piece instanceof Uint8Array)) throw new TypeError("a stream takes pieces of Uint8Array");
+      if (!(piece instanceof Uint8Array)) throw noBytes(stream);
       const isSmall = piece.byteLength <= maxCopiedBytes;
       if (isSmall && !stream.writableNeedDrain) return void stream.write(Buffer.from(piece));
       return settled((done) => stream.write(piece, done));
@@ -69,6 +69,12 @@ function writableOf(stream: PairedStream): WritableStream<Uint8Array> {
     close: () => settled((done) => stream.end(done)),
     abort: (reason) => stream.reset(inWords(reason)),
   });
+}
+
+/** The writable fails of it, so nobody could end the stream any more. */
+function noBytes(stream: PairedStream): TypeError {
+  stream.reset("it failed at the peer");
+  return new TypeError("a stream takes pieces of Uint8Array");
 }
 
 function settled(work: (done: (error?: Error | null) => void) => void): Promise<void> {
