@@ -54,6 +54,10 @@ export const families: Record<string, Family> = {
     about: "ssh, scp, rsync, git, databases, web servers by a forward or a pipe",
     besides: ["lab/uses.test.ts", "recipes.test.ts"],
   },
+  udp: {
+    about: "games, name servers, WireGuard by a forward of UDP",
+    besides: ["uses-udp.test.ts", "uses/udp.test.ts"],
+  },
 };
 
 const root = join(import.meta.dir, "../../..");

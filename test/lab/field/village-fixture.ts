@@ -31,7 +31,7 @@ export class Village implements AsyncDisposable {
   }
 
   /** Starts the introducer, bob who allows these ports, and alice who forwards to them. Resolves once they are linked. */
-  async link(ports: number[]): Promise<Linked> {
+  async link(ports: (number | string)[]): Promise<Linked> {
     const introducer = await this.introducer();
     const allowed = ports.flatMap((port) => ["--allow", String(port)]);
     const forwards = ports.flatMap((port) => ["-L", `${port}:bob:${port}`]);
