@@ -1,10 +1,12 @@
 /** Who is listed though its host is gone: its name is free for whoever comes, and nobody is introduced to it for long. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Client, type MessageOf, registration } from "../client-fixture.ts";
 import { until } from "../native-fixture.ts";
 import { introduce } from "./introducer-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 setDefaultTimeout(testMs);
 
 const [ours, theirs] = ["ab".repeat(32), "cd".repeat(32)];

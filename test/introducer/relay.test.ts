@@ -1,5 +1,5 @@
 /** When a relay is offered, and how relayed bytes go. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout, test as alone } from "bun:test";
 import { once } from "node:events";
 import net from "node:net";
 import picocolors from "picocolors";
@@ -12,7 +12,9 @@ import { encode, parseToParticipant, relayAfterMs, type ToParticipant } from "..
 import { linuxDescribe, linuxTest } from "../needing-fixture.ts";
 import { introduce, rendered, pairOf, noAnswer, maps, silent, linksOf } from "./introducer-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 setDefaultTimeout(testMs);
 
 const relaying = (limits: Partial<Limits> = {}, options: IntroducerOptions = {}) =>
@@ -74,28 +76,31 @@ class RelayClient implements Disposable {
 }
 
 linuxDescribe("where there is no direct way", () => {
-  test("who waits for the other is not read meanwhile, though its address had to wait to be read", async () => {
-    const onEvent = (event: IntroducerEvent) => {
-      if (event.event === "refused") toil(3);
-    };
-    const options = { host: "127.0.0.1", port: 0, onEvent };
-    await using scene = introduce({ ownHostShares: 1, processorMs: 4 }, options);
-    const { port, stats } = scene.introducer;
-    using pair = await strangers(scene);
-    using carl = await scene.join("carl", "elsewhere", true, "127.0.0.3");
-    const [{ token }] = await pair.meet();
-    using crowd = new DisposableStack();
-    for (let n = 0; n < 10; n++) crowd.use(new Client(port)).raw("what?\n");
-    await until("its address has had much", () => scene.introducer.stats.refusals[0]?.count === 10);
-    using early = new RelayClient(port, token, "x");
-    await until("it waits to be read", () => scene.introducer.stats.waiting > 0);
-    await until("it has been read", () => scene.introducer.stats.waiting === 0);
-    const size = 32 * 1024 * 1024;
-    early.socket.write(Buffer.alloc(size));
-    for (let n = 0; n < 200; n++) await carl.settled();
-    expect(early.socket.writableLength).toBeGreaterThan(0);
-    expect(stats.relays).toBe(0);
-  });
+  alone(
+    "who waits for the other is not read meanwhile, though its address had to wait to be read",
+    async () => {
+      const onEvent = (event: IntroducerEvent) => {
+        if (event.event === "refused") toil(3);
+      };
+      const options = { host: "127.0.0.1", port: 0, onEvent };
+      await using scene = introduce({ ownHostShares: 1, processorMs: 4 }, options);
+      const { port, stats } = scene.introducer;
+      using pair = await strangers(scene);
+      using carl = await scene.join("carl", "elsewhere", true, "127.0.0.3");
+      const [{ token }] = await pair.meet();
+      using crowd = new DisposableStack();
+      for (let n = 0; n < 10; n++) crowd.use(new Client(port)).raw("what?\n");
+      await until("its address has had much", () => scene.introducer.stats.refusals[0]?.count === 10);
+      using early = new RelayClient(port, token, "x");
+      await until("it waits to be read", () => scene.introducer.stats.waiting > 0);
+      await until("it has been read", () => scene.introducer.stats.waiting === 0);
+      const size = 32 * 1024 * 1024;
+      early.socket.write(Buffer.alloc(size));
+      for (let n = 0; n < 200; n++) await carl.settled();
+      expect(early.socket.writableLength).toBeGreaterThan(0);
+      expect(stats.relays).toBe(0);
+    },
+  );
 
   test("both are offered a relay at once, with one token and opposite roles, and nobody fails", async () => {
     await using scene = relaying();
@@ -189,7 +194,7 @@ linuxTest.each([
   await Promise.all([emil!.next("relay"), frida!.next("relay")]);
 });
 
-test.concurrent("a relay is offered a second after `connect`, beside the direct round, once", async () => {
+test("a relay is offered a second after `connect`, beside the direct round, once", async () => {
   await using scene = relaying();
   using pair = await pairOf(scene, "unknown", "unknown");
   const { anna, bert } = pair;
@@ -207,28 +212,25 @@ test.concurrent("a relay is offered a second after `connect`, beside the direct 
   expect(bert.types().filter((type) => type === "punch" || type === "relay")).toEqual(["punch", "relay"]);
 });
 
-test.concurrent(
-  "no relay is offered when the first round has failed early, but once a second has passed",
-  async () => {
-    await using scene = relaying();
-    using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
-    const { anna, bert } = pair;
-    anna.send({ type: "connect", peer: bert.id });
-    const { token } = await anna.next("punch");
-    anna.send({ ...noAnswer, peer: bert.id, token });
-    await bert.next("measure");
-    await anna.next("measure");
-    const steps = (client: Client) =>
-      client.types().filter((type) => ["punch", "relay", "measure", "failed"].includes(type));
-    expect([steps(anna), steps(bert)]).toEqual([
-      ["punch", "measure"],
-      ["punch", "measure"],
-    ]);
-    await Promise.all([anna.next("relay"), bert.next("relay")]);
-  },
-);
+test("no relay is offered when the first round has failed early, but once a second has passed", async () => {
+  await using scene = relaying();
+  using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const { token } = await anna.next("punch");
+  anna.send({ ...noAnswer, peer: bert.id, token });
+  await bert.next("measure");
+  await anna.next("measure");
+  const steps = (client: Client) =>
+    client.types().filter((type) => ["punch", "relay", "measure", "failed"].includes(type));
+  expect([steps(anna), steps(bert)]).toEqual([
+    ["punch", "measure"],
+    ["punch", "measure"],
+  ]);
+  await Promise.all([anna.next("relay"), bert.next("relay")]);
+});
 
-test.concurrent("no relay before a direct round has begun, however long measuring takes", async () => {
+test("no relay before a direct round has begun, however long measuring takes", async () => {
   await using scene = relaying({ measureMs: 1500 });
   using pair = await pairOf(scene, "sequential", "endpoint-independent");
   const { anna, bert } = pair;
@@ -364,7 +366,7 @@ linuxDescribe("relayed bytes", () => {
     return receivers.map(({ receivedBytes }, n) => (receivedBytes - before[n]!) / seconds);
   }
 
-  test.concurrent("go at the rate of one link, each way", async () => {
+  alone("go at the rate of one link, each way", async () => {
     const relayRate = 2_000_000;
     await using scene = relaying({}, { relayRate });
     using relayed = await link(scene);
@@ -374,7 +376,7 @@ linuxDescribe("relayed bytes", () => {
     }
   });
 
-  test.concurrent("go at the rate of all links, which they share", async () => {
+  alone("go at the rate of all links, which they share", async () => {
     const relayTotal = 3_000_000;
     await using scene = relaying({}, { relayRate: 2_000_000, relayTotal });
     using one = await link(scene);

@@ -1,4 +1,4 @@
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerOptions } from "../../native/introducer/events.ts";
 import type { Limits } from "../../native/introducer/limits.ts";
@@ -16,7 +16,9 @@ import { Client, linkedBy, type MessageOf, registration } from "../client-fixtur
 import { until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 setDefaultTimeout(testMs);
 
 function introduce(limits: Partial<Limits> = {}, options: IntroducerOptions = {}) {

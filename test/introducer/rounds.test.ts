@@ -1,11 +1,13 @@
 /** The rounds of an introduction: what each follows from, who may end it, and when the first begins. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import { at, Client, linkedBy, registration } from "../client-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, isLinux, type Joined, maps, pairOf, noAnswer, silent } from "./introducer-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 setDefaultTimeout(testMs);
 
 test("random with random, one of them with a mapped port: a direct round", async () => {

@@ -1,8 +1,10 @@
 /** What the whole program sends to one address, whoever asks for it. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect } from "bun:test";
 import { Targets } from "../../native/punch/targets.ts";
 import type { Endpoint } from "../../protocol.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 const at = (text: string) => text as Endpoint;
 const second = 1_000;
 const minute = 60 * second;
