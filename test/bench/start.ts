@@ -8,6 +8,7 @@ import type { Socket } from "bun";
 import { encode, LineDecoder, parseToParticipant, protocolVersion, type Endpoint } from "../../protocol.ts";
 import { now, People, root, thisHost } from "../lab/people.ts";
 import { median, quick, table } from "./run.ts";
+import { freePort } from "../sockets-fixture.ts";
 
 const rounds = quick(9, 1);
 const idleParticipants = quick(1000, 50);
@@ -180,12 +181,6 @@ async function many(rival: Rival, to: number): Promise<Many> {
   const twice = await upTo(2 * idleParticipants);
   for (const { socket } of all) socket.terminate();
   return { empty, full, twice };
-}
-
-/** A port that is free now. */
-function freePort(): number {
-  using listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  return listener.port;
 }
 
 async function manyParticipants(): Promise<Many> {

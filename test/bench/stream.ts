@@ -10,6 +10,7 @@ import { Lab, unavailable } from "../lab/lab.ts";
 import { People, Program, thisHost, type Place } from "../lab/people.ts";
 import { median, quick, table } from "./run.ts";
 import type { EndCommand, EndEvent, Kind } from "./stream-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 
 const fixture = `${import.meta.dir}/stream-fixture.ts`;
 const [kib, mib, gib] = [1024, 1024 ** 2, 1024 ** 3];
@@ -134,11 +135,6 @@ interface Rival {
   gigabits: number[];
   /** Processor time of the two ends for a gigabyte. */
   busyMs: number[];
-}
-
-function freePort(): number {
-  using listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  return listener.port;
 }
 
 async function run({ ends, streams, isRelayed, ...rival }: Rival, isWarmUp: boolean): Promise<void> {

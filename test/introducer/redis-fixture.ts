@@ -4,15 +4,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { thisHost, type Place } from "../lab/people.ts";
 import { missing, unlessRequired } from "../needing-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 
 /** Why there can be no Redis here; undefined where there can. */
 export const noRedis = unlessRequired(missing(["redis-server", "redis-cli"], "package redis-server"));
-
-export function freePort(): number {
-  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  listener.stop(true);
-  return listener.port;
-}
 
 export class RedisServer implements AsyncDisposable {
   readonly port: number;

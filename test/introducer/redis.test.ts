@@ -8,7 +8,8 @@ import { Driven, link, met } from "../driven-fixture.ts";
 import { Client, registration } from "../client-fixture.ts";
 import { People, thisHost } from "../lab/people.ts";
 import { until } from "../native-fixture.ts";
-import { freePort, noRedis, RedisServer } from "./redis-fixture.ts";
+import { noRedis, RedisServer } from "./redis-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 import { describeNeeding, isField } from "../needing-fixture.ts";
 import { patienceMs, testMs } from "../patience-fixture.ts";
 
@@ -89,7 +90,11 @@ class Program implements AsyncDisposable {
   static async start(redis: string, port = freePort()): Promise<Program> {
     const one = new Program(redis, port);
     const lines = one.process.stdout.pipeThrough(new TextDecoderStream()).getReader();
-    for (let said = ""; !said.includes('"shared"');) said += (await lines.read()).value;
+    for (let said = ""; !said.includes('"shared"');) {
+      const { done, value } = await lines.read();
+      if (done) throw new Error(`the introducer has ended: ${said}`);
+      said += value;
+    }
     void (async () => {
       while (!(await lines.read()).done); // or its pipe fills up
     })();

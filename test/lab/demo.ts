@@ -19,6 +19,7 @@ import {
   thisHost,
 } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
+import { freePort } from "../sockets-fixture.ts";
 
 /** One-way delay of each site: any two are twice that apart. */
 const owdMs = 10;
@@ -145,11 +146,6 @@ async function buildLab(stack: AsyncDisposableStack) {
   say(diagram(natA, natB, { alice, bob, introducer }));
   say("\nBoth NATs drop every packet from outside that answers nothing from inside.");
   return { lab, natA, alice, bob, introducer };
-}
-
-function freePort(): number {
-  using listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  return listener.port;
 }
 
 /** One plain connect from alice's host, to show that the NATs mean it. */
