@@ -18,9 +18,11 @@ import { MessageDecoder } from "./message.ts";
 import { NameError, namesOfAll } from "./names.ts";
 import { type ListenPort, localhostAddresses, type StreamTarget } from "./target.ts";
 
-/** The pause before the peer is asked again: doubled each time while it refuses, or while no link is sought. */
+/** The pause before the peer is asked again: doubled each time, whatever the peer does. */
 const minPauseMs = 1_000;
 const maxPauseMs = 30_000;
+/** After it has listened for so long, the pause begins with the shortest again. */
+const lastingMs = 30_000;
 
 export interface RemoteOptions {
   listen: ListenPort;
@@ -85,14 +87,16 @@ export class RemoteForward {
   }
 
   async #run(): Promise<void> {
-    let pauseMs = minPauseMs;
+    let pauseMs = minPauseMs / 2;
     while (!this.#isClosed) {
       this.#state = { is: "asking" };
       const link = await this.#linked();
+      const askedAt = performance.now();
       const refused = link && !this.#isClosed ? await this.#ask(link) : undefined;
       if (this.#isClosed) return;
       if (refused) this.#refused(refused);
-      pauseMs = refused || !link ? Math.min(maxPauseMs, pauseMs * 2) : minPauseMs;
+      const hasLasted = performance.now() - askedAt >= lastingMs;
+      pauseMs = hasLasted ? minPauseMs : Math.min(maxPauseMs, pauseMs * 2);
       await this.#pause(pauseMs, refused ? "refused" : "asking");
     }
   }

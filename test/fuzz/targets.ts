@@ -32,6 +32,7 @@ import { StateError } from "../../native/host/state.ts";
 import { makeIdentity, parseIdentity } from "../../native/secure/identity.ts";
 import { encodeChunk, encodeMessage, type Message, MessageDecoder } from "../../native/uses/message.ts";
 import { DatagramReader } from "../../native/uses/flow.ts";
+import { SocksError, SocksReader } from "../../native/uses/socks.ts";
 import { readPurposeTarget } from "../../native/uses/target.ts";
 import { readNeighbour, readNotice } from "../../native/introducer/redis/homes.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
@@ -347,6 +348,36 @@ const datagrams: Target = {
   mayThrow: never,
 };
 
+const socks: Target = {
+  name: "clients of SOCKS5",
+  samples: [
+    Buffer.from([5, 1, 0, 5, 1, 0, 3, 9, ...Buffer.from("localhost"), 0, 80, ...Buffer.from("GET /")]),
+    Buffer.from([5, 2, 2, 0, 5, 1, 0, 1, 127, 0, 0, 1, 31, 144]),
+    Buffer.from([5, 1, 0, 5, 1, 0, 4, ...Buffer.alloc(15), 1, 1, 187]),
+  ],
+  read(input) {
+    const read = (chunks: readonly Uint8Array[]): string[] => {
+      const said: string[] = [];
+      const reader = new SocksReader((answer) => said.push(answer.toHex()));
+      for (const [index, chunk] of chunks.entries()) {
+        try {
+          const request = reader.push(Buffer.from(chunk));
+          if (!request) continue;
+          readPurposeTarget({ ...request.target });
+          const rest = Buffer.concat([request.rest, ...chunks.slice(index + 1)]);
+          return [...said, JSON.stringify(request.target), rest.toHex()];
+        } catch (error) {
+          if (!(error instanceof SocksError)) throw error;
+          return [...said, error.answer.toHex(), error.message];
+        }
+      }
+      return said;
+    };
+    expectSame("SOCKS5, however it is cut", read([input]), read(cut(input)));
+  },
+  mayThrow: never,
+};
+
 // --- files and pipes -------------------------------------------------------------------------------------
 
 const sha256 = "cd".repeat(32);
@@ -575,6 +606,7 @@ export const targets: readonly Target[] = [
   messages("lines of a link", linkLines, parseLinkLine),
   frames,
   datagrams,
+  socks,
   uses,
   records,
   sockaddrs,
