@@ -702,6 +702,7 @@ test("the README shows messages that there are", () => {
     ...sentences,
     ...Object.keys(failures).map((reason) => `(${reason})`),
     ...Object.values(ended),
+    ...Object.values(files),
     ...[...refusals, ...happens].map(([, sentence]) => sentence),
   ];
   expect(shown.length).toBeGreaterThan(10);
