@@ -17,6 +17,8 @@ const marks = {
   UNCAUGHT_FILE: file,
   // As --preload, for each program that inherits it, but not for `bun build`, which BUN_OPTIONS would confuse.
   BUN_INSPECT_PRELOAD: `${import.meta.dir}/uncaught-program-fixture.ts`,
+  // Where introducers take commands. Those that are killed leave their sockets.
+  RUNTIME_DIRECTORY: folder,
 };
 Object.assign(process.env, marks);
 
