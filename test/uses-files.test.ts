@@ -40,6 +40,36 @@ const filesInNew = (): string[] =>
 
 const read = (path: string): string => fs.readFileSync(join(target, path), "utf8");
 
+describe("to several", () => {
+  test("by option or command: each gets all, and who did not is named", async () => {
+    await using house = startIntroducer();
+    const folders = ["bob", "carol"].map((name) => join(target, name));
+    await using bob = new Driven(house.port, "bob", ...room, "--accept", folders[0]!);
+    await using carol = new Driven(house.port, "carol", ...room, "--accept", folders[1]!);
+    await using dave = new Driven(house.port, "dave", ...room, "--stay");
+    await met(bob, carol, dave);
+    const photo = write("photo.jpg", "a photo");
+    const options = ["--connect", "bob", "--connect", "carol", "--send", photo];
+    await using alice = new Driven(house.port, "alice", ...room, ...options);
+    expect(await alice.exited()).toBe(0);
+    expect(folders.map(filesIn)).toEqual([["photo.jpg"], ["photo.jpg"]]);
+    await using eve = new Driven(house.port, "eve", ...room);
+    await met(eve, bob, carol, dave);
+    eve.type("connect bob carol dave", `send bob dave carol ${write("other", "x")}`);
+    const { offer } = await dave.next("offered");
+    dave.type(`refuse ${offer}`);
+    expect((await eve.next("error")).message).toBe(
+      "not all of it has arrived at dave; all of it has at bob, carol",
+    );
+    eve.endInput();
+    expect(await eve.exited()).toBe(1);
+    expect(folders.map(filesIn)).toEqual([
+      ["other", "photo.jpg"],
+      ["other", "photo.jpg"],
+    ]);
+  });
+});
+
 describe("by option", () => {
   test(
     "--send and --accept: a folder and a file arrive, and the sender ends with 0",
@@ -162,16 +192,6 @@ describe("by option", () => {
       expect(await alice.exited()).toBe(1);
     },
     testMs,
-  );
-
-  test.each([[["--send", "x", "--connect", "a", "--connect", "b"], 2, "--send needs one --connect PEER"]])(
-    "%j is wrong usage",
-    async (options, code, message) => {
-      expect(await outcome(["127.0.0.1:1", ...options])).toMatchObject({
-        code,
-        stderr: expect.stringContaining(message),
-      });
-    },
   );
 });
 

@@ -1,6 +1,6 @@
 /** `send` and `receive`, `share` and `reach`: two real programs on loopback, of which one types what the other prints. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { whatToOpen } from "../native/terminal/verb-run.ts";
 import { type Arguments, readArguments } from "../native/terminal/participant-arguments.ts";
@@ -138,6 +138,24 @@ describe("send and receive", () => {
     expect(readFileSync(join(second.folder, "big")).length).toBe(64 * 1024 * 1024);
   }, 90_000);
 
+  test("--to: two get it, whoever they are, without what --exclude names, and then it ends", async () => {
+    await using house = startIntroducer();
+    const from = homeOf(newcomer());
+    mkdirSync(join(from, "photos"));
+    for (const name of ["one.jpg", "two.tmp"]) writeFileSync(join(from, "photos", name), name);
+    const args = ["send", "photos", "--exclude", "*.tmp", "--to", "2"];
+    await using sender = new Said(from.slice(states.length + 1), args, at(house));
+    const answer = await sender.answer();
+    // Of the same name: the second comes once the first is gone, or is called otherwise.
+    const receivers = [newcomer(), newcomer()].map((who) => new Said(who, [...answer, "in"]));
+    expect(await Promise.all([sender, ...receivers].map((one) => one.exited))).toEqual([0, 0, 0]);
+    for (const { folder } of receivers) {
+      const [name = ""] = readdirSync(join(folder, "in"));
+      expect([name, readdirSync(join(folder, "in", name))]).toEqual(["photos", ["one.jpg"]]);
+    }
+    expect(sender.stderr).toContain("waiting for 1 other, until Ctrl-C");
+  });
+
   test("Ctrl-C ends either with 130, and the receiver is told that nothing comes", async () => {
     await using house = startIntroducer();
     const from = newcomer();
@@ -270,15 +288,20 @@ describe("the command line", () => {
   });
 
   test.each([
-    [["send", "a", "b", "--via", "h:1"], { is: "send", paths: ["a", "b"] }, "h:1", "new"],
+    [["send", "a", "b", "--via", "h:1"], { is: "send", paths: ["a", "b"], to: 1 }, "h:1", "new"],
     [["receive", "w@h"], { is: "receive", into: "." }, "h", "w"],
     [["receive", "w@h", "in"], { is: "receive", into: "in" }, "h", "w"],
     [["reach", "-"], { is: "reach", ports: [] }, undefined, "-"],
     [["reach"], { is: "reach", ports: [] }, undefined, "-"],
-    [["share", "nas:80", "--via", "h"], { is: "share", targets: [{ host: "nas", port: 80 }] }, "h", "new"],
+    [
+      ["share", "nas:80", "--via", "h"],
+      { is: "share", targets: [{ kind: "tcp", host: "nas", port: 80 }] },
+      "h",
+      "new",
+    ],
     [
       ["send", "a", "--room", "my own words", "--via", "h"],
-      { is: "send", paths: ["a"] },
+      { is: "send", paths: ["a"], to: 1 },
       "h",
       "my own words",
     ],

@@ -148,6 +148,8 @@ export interface ParticipantOptions {
    * default it is refused.
    */
   canAsk?: boolean;
+  /** What is left out of what is sent, such as `*.tmp`, `node_modules/` or `photos/raw`. */
+  exclude?: readonly string[];
   /** How fast files and pipes are sent, all together: bytes a second. By default as fast as can be. */
   bytesPerSecond?: number | undefined;
   /** Whether what is received may be executable. By default nothing of it is. */

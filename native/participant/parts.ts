@@ -175,11 +175,11 @@ export class Parts {
   }
 
   #newUses(): Services {
-    const { canAsk = false, executable = false, bytesPerSecond } = this.#options;
+    const { canAsk = false, executable = false, exclude = [], bytesPerSecond } = this.#options;
     const link = (peer: string): Link | Promise<Link> =>
       this.roster.linked(peer)?.link ?? this.keep.linked(peer);
     return new Services({
-      ...{ link, canAsk, executable, pace: new Pace(bytesPerSecond) },
+      ...{ link, canAsk, executable, exclude, pace: new Pace(bytesPerSecond) },
       liveLink: (peer) => {
         const found = link(peer);
         const isGone = "state" in found && found.state === "returning";

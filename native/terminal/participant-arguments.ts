@@ -21,6 +21,7 @@ import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol
 import { help, options, readLocalPort, withoutPeer, withPaths } from "./participant-options.ts";
 import { type Invitation, isSameRoom, readCode, readInvitation, readRoom } from "./invitation.ts";
 import { keyOfEnvironment } from "./key-file.ts";
+import { patternProblem } from "../uses/exclude.ts";
 import { readVerb, refuseOptions, type Verb } from "./verbs.ts";
 import { defaultKeepMinutes } from "../participant/events.ts";
 
@@ -131,8 +132,12 @@ Options:
                   PORT/udp; /PATH of a Unix socket)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
-  --send PATH …   with --connect PEER: send all, then end (fails if PEER accepts
-                  it and then does nothing for 60 s)
+  --send PATH …   with --connect PEER, or several: send all, then end (fails if a
+                  PEER accepts it and then does nothing for 60 s)
+  --exclude PATTERN  leave that out of what is sent: a name at any depth (*.tmp),
+                  or with a / a path from the top (photos/raw); a / at the end
+                  means folders only; * ? [ab] {a,b} as in a shell, ** also /
+  --to N          with the verb send: to so many, one after the other
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder
   --from PEER     with --accept: only what PEER sends
@@ -204,6 +209,7 @@ export interface Arguments {
   allowListen: string[];
   pipe: PipeSpec | undefined;
   send: string[];
+  exclude: string[];
   accept: string | undefined;
   /** Whose files --accept takes; undefined: everyone's. */
   from: string | undefined;
@@ -231,7 +237,7 @@ export function readArguments(args: string[]): Arguments | "help" | "version" {
   const { values, positionals } = readOptions(withPaths(args.map(withoutPeer), process.env), options, usage);
   if (values.help || (positionals[0] === help && positionals.length === 1)) return "help";
   if (values.version) return "version";
-  const { verb, code } = readVerb(positionals) ?? {};
+  const { verb, code } = readVerb(positionals, values.to) ?? {};
   if (verb) refuseOptions(verb, Object.keys(values));
   const place = readPlace(values, verb ? undefined : positionals[0], verb, code);
   const isOpen = place.room === undefined || place.room === defaultRoom;
@@ -288,7 +294,7 @@ type Values = ReturnType<typeof readOptions<typeof options>>["values"];
 
 /** Whom the options want links with, and what for. */
 function readLinks(values: Values, isOpen: boolean) {
-  const { allow = [], forward = [], socks = [], remote = [], send = [], accept, from } = values;
+  const { allow = [], forward = [], socks = [], remote = [], send = [], exclude = [], accept, from } = values;
   if (from !== undefined && accept === undefined)
     throw new UsageError("--from says whose files --accept DIR takes: give both");
   const { "allow-listen": allowListen = [] } = values;
@@ -305,7 +311,10 @@ function readLinks(values: Values, isOpen: boolean) {
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   const connect = values.connect ?? (values.send ? [""] : []);
-  if (values.send && connect.length !== 1) throw new UsageError("--send needs one --connect PEER to send to");
+  for (const pattern of exclude) {
+    const problem = patternProblem(pattern);
+    if (problem) throw new UsageError(`--exclude ${problem}`);
+  }
   const forwards = [
     ...forward.map((spec) => read("--forward", spec, parseForward)),
     ...socks.map((spec) => read("--socks", spec, parseProxy)),
@@ -315,7 +324,7 @@ function readLinks(values: Values, isOpen: boolean) {
   const peers = [...connect, ...forwards.map(({ peer }) => peer), ...(pipe ? [pipe.peer] : [])];
   if (isOpen && peers.includes(""))
     throw new UsageError("in the lobby it must be said which PEER is meant: anyone may be there");
-  return { connect, forward, socks, remote, allow, allowListen, pipe, send, accept, from };
+  return { connect, forward, socks, remote, allow, allowListen, pipe, send, exclude, accept, from };
 }
 
 /**

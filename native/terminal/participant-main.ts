@@ -131,6 +131,7 @@ function prepare(
     ...{ name, keepMinutes, direct, onlyRelay, portMapping, executable, verbose, onEvent },
     key: options.key?.text,
     bytesPerSecond: options.limit,
+    exclude: options.exclude,
     ...(localPort !== undefined && { localPort }),
     // Who has typed a verb sits there, and may have mistyped the host.
     patient: (options.stay && !options.verb) || options.waitMs !== undefined,

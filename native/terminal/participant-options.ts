@@ -24,6 +24,8 @@ export const options = {
   "allow-listen": { type: "string", multiple: true },
   pipe: { type: "string" },
   send: { type: "string", multiple: true },
+  exclude: { type: "string", multiple: true },
+  to: { type: "string" },
   accept: { type: "string" },
   from: { type: "string" },
   remember: { type: "boolean" },

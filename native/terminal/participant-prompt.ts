@@ -1,6 +1,7 @@
 /**
  * The participant's prompt: prints events, and runs commands on what it is given. For participant.ts.
  */
+import { existsSync } from "node:fs";
 import type { PeerRow } from "../participant/peer-events.ts";
 import type { Peers } from "../participant/peers.ts";
 import type {
@@ -21,7 +22,7 @@ import { defaultRoom, printable, ToldError, UserError } from "../../protocol.ts"
 import { Terminal } from "./terminal.ts";
 import { readCommand, readRate, UsageError, withPeer } from "./command-line.ts";
 import { jsonPieces, timed } from "./table.ts";
-import { bytes, count } from "./text.ts";
+import { bytes } from "./text.ts";
 import type { NatReport, ParticipantEvent, Self } from "../participant/events.ts";
 import type { Unfinished } from "../uses/unfinished.ts";
 import { renderDetails, renderForwards, renderList, renderUnfinished } from "./participant-list.ts";
@@ -150,7 +151,7 @@ export class Prompt {
         await participant.peers.forget(peer);
         return this.#terminal.story(`the next certificate that comes by the name ${printable(peer)} counts`);
       case "send":
-        return failIfAny(await participant.send(peer, words.slice(1)));
+        return sendToSome(words, participant);
       default:
         return isOfForwards(command)
           ? this.#forward(command, words[0] ?? "", flags, participant)
@@ -265,20 +266,57 @@ export class Prompt {
   }
 }
 
-/** Throws if files did not arrive. Each of them has been told already. */
-export function failIfAny({ failed }: { failed: number }): void {
-  if (failed > 0) throw new ToldError(`${count(failed, "file")} did not arrive`);
+/** Throws if not all files have arrived at those. What is missing there has been told already. */
+export function notWholeAt(names: readonly string[]): void {
+  if (names.length > 0)
+    throw new ToldError(`not all of it has arrived at ${names.map(printable).join(", ")}`);
+}
+
+/** Sends to all of them at once. Throws if it has not arrived whole at each, and says at whose. */
+export async function sendToAll(
+  peers: readonly string[],
+  send: (peer: string) => Promise<{ failed: number }>,
+) {
+  const failed: string[] = [];
+  const work = peers.map(async (peer) => {
+    try {
+      if ((await send(peer)).failed > 0) failed.push(peer);
+    } catch (error) {
+      failed.push(peer);
+      throw error;
+    }
+  });
+  const sent = everyone(work);
+  if (peers.length === 1) return sent.then(() => notWholeAt(failed));
+  const problem = await sent.catch((error: Error) => error);
+  if (problem && !(problem instanceof UserError)) throw problem;
+  if (failed.length === 0) return;
+  const why = problem && !(problem instanceof ToldError) ? `: ${problem.message}` : "";
+  const whole = peers.filter((peer) => !failed.includes(peer));
+  const others = whole.length > 0 ? `; all of it has at ${whole.map(printable).join(", ")}` : "";
+  throw new UserError(`not all of it has arrived at ${failed.map(printable).join(", ")}${others}${why}`);
+}
+
+/** `send PEER … PATH …`: the first word is a peer, and so is each that follows, as long as it is one, and no file. */
+async function sendToSome(words: readonly string[], participant: Commanded): Promise<void> {
+  const isPeer = (word: string, index: number) =>
+    index === 0 || (isSomebody(word, participant) && !existsSync(word));
+  const last = words.findIndex((word, index) => !isPeer(word, index));
+  const count = last < 0 ? words.length - 1 : last;
+  const paths = words.slice(count);
+  await sendToAll([...new Set(words.slice(0, count))], (peer) => participant.send(peer, paths));
+}
+
+function isSomebody(word: string, { peers }: Commanded): boolean {
+  const meant = peers.nameOf(word).toLowerCase();
+  return word !== "" && [...peers.names()].some((name) => name.toLowerCase() === meant);
 }
 
 /** PEER may be left out where a private room has only one other person. */
-function addressed(line: string, { isPrivate, peers }: Commanded): string {
-  const only = isPrivate ? peers.nameOf("") : "";
+function addressed(line: string, participant: Commanded): string {
+  const only = participant.isPrivate ? participant.peers.nameOf("") : "";
   if (only === "") return line;
-  const isSomebody = (word: string) => {
-    const meant = peers.nameOf(word).toLowerCase();
-    return word !== "" && [...peers.names()].some((name) => name.toLowerCase() === meant);
-  };
-  return withPeer(commands, line, only, isSomebody);
+  return withPeer(commands, line, only, (word) => isSomebody(word, participant));
 }
 
 /** Connects to all of them at once. Who types that wants a new link. */

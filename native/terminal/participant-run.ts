@@ -19,7 +19,7 @@ import { CommandError, complete } from "./command-line.ts";
 import { codeHints, isKept, linesForOthers } from "./invitation.ts";
 import { refusal } from "./participant-story.ts";
 import { commands } from "./participant-arguments.ts";
-import { failIfAny, isQuit } from "./participant-prompt.ts";
+import { isQuit, sendToAll } from "./participant-prompt.ts";
 import { type Driven, inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { doVerb } from "./verb-run.ts";
 import { meantBy } from "./verbs.ts";
@@ -143,14 +143,12 @@ async function begin(running: Running, errands: Errands): Promise<boolean> {
   const measuring = nat && (async () => prompt.nat(await participant.nat()));
   const only = measuring || (pipe && (() => pipeThrough(running, pipe)));
   if (only) return (await errands.attempt(only), false);
-  const connecting = Promise.all(
-    options.connect.map((peer) => errands.attempt(() => inTime(running, peer, participant.keep(peer).first))),
-  );
+  const linked = (peer: string) => inTime(running, peer, participant.keep(peer).first);
   if (sending) {
-    await connecting;
-    if (errands.failures === 0) await errands.attempt(() => sendFirst(running, sending!));
+    await errands.attempt(() => sendWhenLinked(running, sending!, linked));
     return options.stay && errands.failures === 0;
   }
+  const connecting = Promise.all(options.connect.map((peer) => errands.attempt(() => linked(peer))));
   const isAwaited = options.waitMs !== undefined;
   if (!terminal.isInteractive || isAwaited) await connecting;
   return !isAwaited || errands.failures === 0;
@@ -168,9 +166,16 @@ async function open({ participant, terminal, options }: Running): Promise<void> 
   for (const spec of options.remote) await participant.forward(spec, { remote: true });
 }
 
-/** Sends it to the first that we are to be linked with. */
-async function sendFirst({ participant, options }: Running, sending: SourceFiles): Promise<void> {
-  failIfAny(await participant.send(options.connect[0]!, sending, { wait: true }));
+/** Sends it to each that we are to be linked with, as soon as we are. */
+function sendWhenLinked(
+  { participant, options }: Running,
+  sending: SourceFiles,
+  linked: (peer: string) => Promise<void>,
+): Promise<void> {
+  return sendToAll([...new Set(options.connect)], async (peer) => {
+    await linked(peer);
+    return participant.send(peer, sending, { wait: true });
+  });
 }
 
 async function join(running: Running, wants: readonly string[]): Promise<void> {

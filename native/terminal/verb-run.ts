@@ -4,6 +4,7 @@
  */
 import { setTimeout as pause } from "node:timers/promises";
 import type { ParticipantEvent } from "../participant/events.ts";
+import type { PeerRow } from "../participant/peer-events.ts";
 import type { PeerLink, PeerStream } from "../participant/peer-link.ts";
 import type { StreamFrom } from "../participant/public.ts";
 import { resetCodes } from "../session/stream.ts";
@@ -13,7 +14,7 @@ import { formatTarget, type HostTarget } from "../uses/target.ts";
 import { printable, Refusal, ToldError, type UnlinkReason, UserError } from "../../protocol.ts";
 import { count } from "./text.ts";
 import { codeHints, invitationTo, isKept, passedOn } from "./invitation.ts";
-import { failIfAny } from "./participant-prompt.ts";
+import { notWholeAt } from "./participant-prompt.ts";
 import { inTime, joinInTime, type Running, tellIfAlone } from "./running.ts";
 import { answerTo, type Verb } from "./verbs.ts";
 
@@ -49,7 +50,7 @@ export function whatToOpen({ kind, port }: Pick<HostTarget, "kind" | "port">, he
 export async function doVerb(running: Running, verb: Verb): Promise<void> {
   switch (verb.is) {
     case "send":
-      return send(running, verb.paths);
+      return send(running, verb.paths, verb.to);
     case "share":
       return share(running, verb.targets);
     case "receive":
@@ -76,14 +77,20 @@ async function join(running: Running): Promise<void> {
 
 // --- giving ----------------------------------------------------------------------------------------------
 
-async function send(running: Running, paths: string[]): Promise<void> {
-  const { participant } = running;
+async function send(running: Running, paths: string[], to: number): Promise<void> {
+  const { participant, terminal } = running;
   await participant.uses.look(paths); // they may change until somebody comes, but what is wrong now is told now
   for (const use of [...reachingUses, "files"]) participant.onStream(use, refuse("it only sends files"));
   await join(running);
-  let failed = 0;
-  await withFirst(running, async (name) => void ({ failed } = await participant.send(name, paths)));
-  failIfAny({ failed });
+  const served = new Set<number>();
+  const failed: string[] = [];
+  while (served.size < to) {
+    await withFirst(running, served, async (name) => {
+      if ((await participant.send(name, paths)).failed > 0) failed.push(name);
+    });
+    if (served.size < to) terminal.story(`waiting for ${count(to - served.size, "other")}, until Ctrl-C`);
+  }
+  notWholeAt(failed);
 }
 
 async function share(running: Running, targets: readonly HostTarget[]): Promise<void> {
@@ -96,7 +103,7 @@ async function share(running: Running, targets: readonly HostTarget[]): Promise<
   participant.onStream("files", refuse("it only shares ports"));
   await join(running);
   for (const target of targets) await participant.allow(formatTarget(target));
-  await withFirst(running, async (name, link) => {
+  await withFirst(running, new Set(), async (name, link) => {
     first = name;
     const { use, ...more } = sharedPurpose(targets);
     const stream = link.open(use, more);
@@ -110,26 +117,30 @@ async function share(running: Running, targets: readonly HostTarget[]): Promise<
 
 type Work = (name: string, link: PeerLink) => Promise<void>;
 
-/** Works with whoever comes first; rejects, too, if there is no link in the time of --wait. */
-async function withFirst(running: Running, work: Work): Promise<void> {
+/**
+ * Works with whoever comes first, but for those that were served, by id; adds that one. Rejects, too, if there is no link in
+ * the time of --wait.
+ */
+async function withFirst(running: Running, served: Set<number>, work: Work): Promise<void> {
   const { promise: linked, resolve } = Promise.withResolvers<void>();
   const late = inTime(running, "", linked).then(() => new Promise<never>(() => {}));
-  return Promise.race([late, withEach(running, (name, link) => (resolve(), work(name, link)))]);
+  return Promise.race([late, withEach(running, served, (name, link) => (resolve(), work(name, link)))]);
 }
 
 /**
  * Links with whoever has come first, and does the work; anew with the next one, or the same again, if that link does not
  * last. Rejects if the work fails while the link is up.
  */
-async function withEach(running: Running, work: Work): Promise<void> {
+async function withEach(running: Running, served: Set<number>, work: Work): Promise<void> {
   const { participant, terminal } = running;
   const missed = new Set<string>();
   for (;;) {
-    const name = await whoever(running, missed);
+    const { name, id } = await whoever(running, served, missed);
     let link: PeerLink | undefined;
     try {
       link = await participant.connect(name);
-      return await work(name, link);
+      await work(name, link);
+      return void served.add(id);
     } catch (error) {
       if (!(error instanceof UserError)) throw error;
       const isLost = !link || (await Promise.race([link.ended.then(() => true), pause(againAfterMs, false)]));
@@ -143,17 +154,21 @@ async function withEach(running: Running, work: Work): Promise<void> {
 }
 
 /**
- * Resolves to the name of whoever has been in the room for longest, as soon as somebody is. Who was missed comes after the
+ * Resolves to whoever has been in the room for longest, as soon as somebody is. Who was missed comes after the
  * others: it may be there no more, and not know it.
  */
-async function whoever(running: Running, missed: ReadonlySet<string>): Promise<string> {
+async function whoever(
+  running: Running,
+  served: ReadonlySet<number>,
+  missed: ReadonlySet<string>,
+): Promise<PeerRow> {
   for (;;) {
     const { promise: changed, resolve } = Promise.withResolvers<void>();
     running.heard = ({ event }) => void ((event === "joined" || event === "peers") && resolve());
     const rows = await running.participant.peers.list();
-    const here = rows.filter(({ present, state }) => present && state !== "untrusted");
+    const here = rows.filter(({ id, present, state }) => present && state !== "untrusted" && !served.has(id));
     const next = here.find(({ name }) => !missed.has(name)) ?? here[0];
-    if (next) return next.name;
+    if (next) return next;
     await changed;
   }
 }

@@ -14,9 +14,9 @@ import { printable } from "../../protocol.ts";
 import { nearest, UsageError } from "./command-line.ts";
 import { help, verbs } from "./participant-options.ts";
 
-/** `ports`: where to listen, in the order of the targets; the rest listen on the ports that they have there. */
+/** `to`: so many, one after the other. `ports`: where to listen, in the order of the targets; the rest listen on the ports that they have there. */
 export type Verb =
-  | { is: "send"; paths: string[] }
+  | { is: "send"; paths: string[]; to: number }
   | { is: "receive"; into: string }
   | { is: "share"; targets: HostTarget[] }
   | { is: "reach"; ports: number[] };
@@ -42,6 +42,7 @@ const fitting = [
   "quiet",
   "json",
 ];
+const fittingSend = ["exclude", "to"];
 
 /** What whoever only wants one thing done need not know. */
 const noise: ReadonlySet<ParticipantEvent["event"]> = new Set([
@@ -62,11 +63,15 @@ interface ForNoise {
 }
 
 /** Reads the words of a command line as a verb, and its code. Undefined if they begin with none. */
-export function readVerb(words: readonly string[]): { verb: Verb; code?: string | undefined } | undefined {
+export function readVerb(
+  words: readonly string[],
+  to?: string,
+): { verb: Verb; code?: string | undefined } | undefined {
   const [first = "", ...rest] = words;
+  if (to !== undefined && first !== "send") throw new UsageError("--to N goes with `send PATH …` alone");
   switch (first) {
     case "send":
-      return { verb: { is: "send", paths: needed(rest, "a PATH: `send PATH …`") } };
+      return { verb: { is: "send", paths: needed(rest, "a PATH: `send PATH …`"), to: readCount(to) } };
     case "receive": {
       const [code, into = ".", ...more] = rest;
       if (more.length > 0)
@@ -85,6 +90,11 @@ export function readVerb(words: readonly string[]): { verb: Verb; code?: string 
   const meant = nearest(first, [...verbs, help]);
   if (meant === undefined) throw new UsageError("one introducer at a time, and nothing after it but options");
   throw new UsageError(`there is no verb \`${printable(first)}\`; did you mean \`${meant}\`?`);
+}
+
+function readCount(text = "1"): number {
+  if (/^[1-9]\d{0,2}$/.test(text)) return Number(text);
+  throw new UsageError(`--to takes how many get it, from 1 to 999, not ${printable(text)}`);
 }
 
 function needed(words: string[], what: string): string[] {
@@ -112,7 +122,9 @@ function readPort(text: string): number {
 
 /** Throws if an option was given that does not fit. */
 export function refuseOptions({ is }: Verb, given: readonly string[]): void {
-  const other = given.find((option) => !fitting.includes(option));
+  const other = given.find(
+    (option) => !fitting.includes(option) && !(is === "send" && fittingSend.includes(option)),
+  );
   if (other !== undefined)
     throw new UsageError(`--${other} does not go with \`${is}\`, which does one thing`);
 }

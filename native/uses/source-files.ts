@@ -5,6 +5,7 @@ import { constants, type Stats } from "node:fs";
 import { access, lstat, readdir, readlink, realpath, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { fileProblem, maxFiles, type FileFailure, type FileNote } from "./files.ts";
+import { Exclusion } from "./exclude.ts";
 import { numbered } from "./filename.ts";
 
 /** A file of ours, as it was when it was offered. */
@@ -54,13 +55,17 @@ interface Named {
 
 /**
  * Finds what a user wants to send: files, and all files in folders. A link is sent as the file that it leads to, if that
- * file is sent, too: the user has named nothing else. Throws an Error for a path that is not there.
+ * file is sent, too: the user has named nothing else. What is excluded is left out without a word. Throws an Error for a path that is not there.
  */
-export async function collectFiles(paths: readonly string[]): Promise<SourceFiles> {
+export async function collectFiles(
+  paths: readonly string[],
+  exclusion = new Exclusion(),
+): Promise<SourceFiles> {
   const named = await Promise.all(paths.map(look));
   const roots = named.filter(({ found }) => !found.isSymbolicLink());
   const within = await Promise.all(roots.map(({ source }) => realpath(source)));
-  const collecting = new Collecting(within);
+  const nameOf = new Map(roots.map(({ source }, index) => [within[index]!, basename(source)]));
+  const collecting = new Collecting(nameOf, exclusion);
   for (const one of named) await collecting.add(one);
   return collecting.collected;
 }
@@ -80,18 +85,24 @@ class Collecting {
     ...{ skipped: [], renamed: [] },
   };
   readonly #within: readonly string[];
+  /** What the user has called each real path. */
+  readonly #nameOf: ReadonlyMap<string, string>;
+  readonly #exclusion: Exclusion;
   #first = "";
   readonly #taken = new Set<string>();
   /** The last number that each name got, so that they are not all tried again. */
   readonly #numbers = new Map<string, number>();
 
-  constructor(within: readonly string[]) {
-    this.#within = within;
+  constructor(nameOf: ReadonlyMap<string, string>, exclusion: Exclusion) {
+    this.#within = [...nameOf.keys()];
+    this.#nameOf = nameOf;
+    this.#exclusion = exclusion;
   }
 
   async add({ path, source, found }: Named): Promise<void> {
     const { collected } = this;
     const base = basename(source) || "root";
+    if (this.#exclusion.has(base, found.isDirectory())) return;
     const name = this.#nameFor(base);
     const before = collected.skipped.length;
     if (found.isDirectory()) await this.#folder(source, name, found.mode);
@@ -120,6 +131,7 @@ class Collecting {
     if (!entries) return;
     for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
       const [from, to] = [join(source, entry.name), `${path}/${entry.name}`];
+      if (this.#exclusion.has(to, entry.isDirectory())) continue;
       if (!entry.isDirectory()) await this.#file(from, to, entry.isSymbolicLink());
       else {
         const found = await lstat(from).catch((error) => this.#skip(to, this.#problemOf(entry.name, error)));
@@ -159,7 +171,12 @@ class Collecting {
 
   async #linkProblem(source: string, found: Stats): Promise<string | undefined> {
     if (found.isDirectory()) return `it is a link to a folder, ${await readlink(source)}`;
-    if (isWithin(await realpath(source), this.#within)) return undefined;
+    const real = await realpath(source);
+    const root = this.#within.find((one) => isWithin(real, [one]));
+    // Else a link would show what is left out.
+    if (root !== undefined && this.#exclusion.covers(`${this.#nameOf.get(root)}${real.slice(root.length)}`))
+      return `it is a link to what is left out, ${await readlink(source)}`;
+    if (root !== undefined) return undefined;
     return `it is a link that leads out, to ${await readlink(source)}`;
   }
 

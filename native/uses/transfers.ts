@@ -10,6 +10,7 @@ import type { Pace } from "../shares/pace.ts";
 import type { Link } from "../session/link.ts";
 import { resetCodes, type Stream, StreamError } from "../session/stream.ts";
 import { folderFor } from "./destination.ts";
+import { Exclusion } from "./exclude.ts";
 import {
   Cancelled,
   type FileFailure,
@@ -122,6 +123,8 @@ export interface TransfersOptions {
   isPrivate: () => boolean;
   /** Whether there is a user who can accept an offer. */
   canAsk: boolean;
+  /** Patterns of what is left out of what is sent (exclude.ts). */
+  exclude?: readonly string[];
   /** How fast it sends. */
   pace?: Pace;
   /** Whether what is received may be executable. */
@@ -208,11 +211,13 @@ export class Transfers {
 
   /** What there is of the paths; throws a {@link UserError} for one that is not there, and if nothing is left to send. */
   async look(paths: readonly string[]): Promise<SourceFiles> {
-    const collection = await collectFiles(paths).catch((error: Error) => {
+    const { exclude } = this.#options;
+    const collection = await collectFiles(paths, new Exclusion(exclude)).catch((error: Error) => {
       throw new UserError(error.message);
     });
     const { path, reason } = collection.skipped[0] ?? {};
-    if (collection.things === 0) throw new UserError(`nothing to send${path ? `: ${path}: ${reason}` : ""}`);
+    const why = path ? `: ${path}: ${reason}` : exclude?.length ? ": --exclude leaves all of it out" : "";
+    if (collection.things === 0) throw new UserError(`nothing to send${why}`);
     return collection;
   }
 

@@ -95,7 +95,10 @@ const usage: Row[] = [
   ["h --allow 22", `--allow would let anyone in, ${others}`],
   ["h --accept in", `--accept would let anyone in, ${others}`],
   ["h --pipe bob --json", "--pipe has standard output for itself: leave --json out"],
-  ["h --send x --connect a --connect b", "--send needs one --connect PEER to send to"],
+  ["h --room r --exclude !x", "--exclude takes nothing back in: a pattern can't begin with !"],
+  ["h --room r --exclude /", "--exclude needs a pattern such as '*.tmp', node_modules or photos/raw"],
+  ["h --to 2", "--to N goes with `send PATH …` alone"],
+  ["send x --to none", "--to takes how many get it, from 1 to 999, not none"],
   ["h --connect", "in the lobby it must be said which PEER is meant: anyone may be there"],
   ["h -L 8080:bob", "--forward 8080:bob: a forward is [BIND:]PORT:PEER:[HOST:]PORT, such as 8080:bob:80"],
   [

@@ -6,7 +6,8 @@ const never = new Promise<never>(() => {});
 const message = (waiting: Promise<unknown>) => waiting.catch((error: Error) => error.message);
 
 test("the time of --wait counts once, for the introducer and whoever is waited for", async () => {
-  const participant = { join: () => never, listed: async () => [], nameOf: (word: string) => word };
+  const peers = { list: async () => [], nameOf: (word: string) => word };
+  const participant = { join: () => never, peers };
   // Nearly all of it was waited for the introducer.
   const startedAt = performance.now() - 100_000;
   const running = { participant, options: { waitMs: 100_001 }, startedAt } as never;
