@@ -17,5 +17,15 @@ export function nameServer(): UdpTarget {
   });
 }
 
+/** How `dig` asks there. It asks again, for whatever is late is lost. */
+export const digOptions = (port: number): string[] => [
+  ...["@127.0.0.1", "-p", String(port)],
+  ...["+short", "+timeout=2", "+tries=20"],
+];
+
+/** What it got, without what it says of tries in vain. */
+export const answersOf = (said: string): string[] =>
+  said.split("\n").filter((line) => line !== "" && !line.startsWith(";"));
+
 /** Prints its port. */
 if (import.meta.main) console.log(nameServer().port);

@@ -1,7 +1,7 @@
 /** UDP forwards between real programs on loopback: a game, name servers, and what the prompt shows. */
 import { expect, setDefaultTimeout, test } from "bun:test";
 import type { ForwardRow } from "../native/uses/forwards.ts";
-import { addressOfAll, nameServer } from "./dns-fixture.ts";
+import { addressOfAll, answersOf, digOptions, nameServer } from "./dns-fixture.ts";
 import { Driven, homeOf, met, spawn, startIntroducer } from "./driven-fixture.ts";
 import { GameServer, Player } from "./game-fixture.ts";
 import { until } from "./native-fixture.ts";
@@ -91,9 +91,7 @@ digTest("dig, with what `share` and `reach` print", async () => {
   const { value } = await reacher.stdout.pipeThrough(new TextDecoderStream()).getReader().read();
   expect(value).toBe(`127.0.0.1:${here} (UDP)\n`);
   const names = Array.from({ length: 5 }, (_, number) => `host-${number}.example`);
-  const dig = Bun.spawn(["dig", "@127.0.0.1", "-p", String(here), "+short", "+tries=9", ...names], {
-    stdout: "pipe",
-  });
-  expect(await dig.stdout.text()).toBe(`${addressOfAll}\n`.repeat(names.length));
+  const dig = Bun.spawn(["dig", ...digOptions(here), ...names], { stdout: "pipe" });
+  expect(answersOf(await dig.stdout.text())).toEqual(names.map(() => addressOfAll));
   expect(await dig.exited).toBe(0);
 });

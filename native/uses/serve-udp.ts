@@ -13,7 +13,6 @@ import { FairShare } from "../shares/fair-share.ts";
 import { descriptors, type Holder } from "./descriptors.ts";
 import { dialProblems } from "./dialling.ts";
 import { endSilent, Flow } from "./flow.ts";
-import { LateQueue } from "./late-queue.ts";
 import {
   permittedAddresses,
   type Refused,
@@ -22,6 +21,7 @@ import {
   serving,
   Unserved,
 } from "./serve.ts";
+import { Spout } from "./spout.ts";
 import { formatTarget, type UdpTarget } from "./target.ts";
 
 /** Flows of all peers; one peer alone gets a third. */
@@ -79,8 +79,8 @@ class Reached {
   readonly #target: UdpTarget;
   readonly #options: ServeUdpOptions;
   readonly #free: () => void;
-  /** What has come while there is no socket, or while it takes nothing. */
-  readonly #waiting = new LateQueue();
+  /** To the target; what comes while there is no socket waits in it. */
+  readonly #out = new Spout((datagram) => this.#send(datagram));
   #addresses: readonly string[] = [];
   /** Which of the addresses is tried. */
   #at = 0;
@@ -110,7 +110,7 @@ class Reached {
   close(): void {
     this.#socket?.close();
     this.#socket = undefined;
-    this.#waiting.clear();
+    this.#out.close();
     const { peer } = this.#options;
     if (flowsOf.get(peer)?.delete(this.flow) && flowsOf.get(peer)!.size === 0) flowsOf.delete(peer);
     this.#free();
@@ -125,9 +125,9 @@ class Reached {
         this.#socket = UdpSocket.connect(address, this.#target.port, {
           datagram: (datagram) => this.#fromTarget(datagram),
           failed: (code) => this.#failed(code),
-          drained: () => this.#pump(),
+          drained: () => this.#out.pump(),
         });
-        return this.#pump();
+        return this.#out.pump();
       } catch (error) {
         const { code = String(error) } = error as NodeJS.ErrnoException;
         unserved ??= new Unserved("no-answer", this.#told(code), this.#problem(code));
@@ -142,21 +142,17 @@ class Reached {
   }
 
   #toTarget(datagram: Buffer): void {
-    this.#waiting.push(datagram, performance.now());
-    this.#pump();
-    this.flow.tellDropped(this.#waiting.dropped);
+    this.#out.push(datagram);
+    this.flow.tellDropped(this.#out.dropped);
   }
 
-  #pump(): void {
-    for (;;) {
-      const next = this.#waiting.next(performance.now());
-      if (!next || !this.#socket) return;
-      const result = this.#socket.send(next);
-      if (result === "full") return;
-      this.#waiting.shift();
-      if (this.#refusals < this.#addresses.length - 1) this.#unanswered = next;
-      if (result !== "sent") this.#failed(result);
-    }
+  /** False: the socket takes none now, or there is none. */
+  #send(datagram: Buffer): boolean {
+    const result = this.#socket?.send(datagram) ?? "full";
+    if (result === "full") return false;
+    if (this.#refusals < this.#addresses.length - 1) this.#unanswered = datagram;
+    if (result !== "sent") queueMicrotask(() => this.#failed(result));
+    return true;
   }
 
   #fromTarget(datagram: Buffer): void {

@@ -23,6 +23,7 @@ import {
   whyRefused,
 } from "./forward.ts";
 import { dialProblems } from "./dialling.ts";
+import { Spout } from "./spout.ts";
 import { formatListen, formatTarget, type ListenPort, type UdpTarget } from "./target.ts";
 
 /** Flows of all forwards of this program; one forward alone gets a third. */
@@ -43,6 +44,8 @@ export interface UdpForwardOptions extends Omit<ForwardOptions, "listen" | "targ
 }
 
 interface Source {
+  /** To it. */
+  readonly out: Spout;
   readonly flow: Flow;
   /** Gives its place back. */
   readonly free: () => void;
@@ -74,7 +77,7 @@ export class UdpForward {
       this.#socket = UdpSocket.bind(listen.bind, listen.port, {
         datagram: (bytes, from, address) => this.#brought(bytes, from, address),
         failed: () => {}, // a client has gone, and its silence ends its flow
-        drained: () => {},
+        drained: () => this.#drained(),
       });
     } catch (error) {
       throw cantListen(listen, error);
@@ -89,6 +92,7 @@ export class UdpForward {
 
   get traffic(): Traffic {
     const all = { ...this.#past };
+    for (const { out } of this.#sources.values()) all.dropped += out.dropped;
     for (const { flow } of this.#sources.values()) add(all, flow.traffic);
     return all;
   }
@@ -122,15 +126,16 @@ export class UdpForward {
     const free = place() ?? (this.#makeRoom() ? place() : undefined);
     if (!free) return undefined;
     const { silenceMs } = this.#options;
+    const out = new Spout((datagram) => this.#send(datagram, port, address));
     const flow: Flow = new Flow(
       {
-        arrived: (datagram) => this.#arrived(datagram, port, address),
+        arrived: (datagram) => this.#arrived(out, datagram),
         refused: () => this.#tell(`${formatTarget(this.target)}: ${dialProblems.ECONNREFUSED}`, "no-answer"),
         over: (error) => this.#over(from, error),
       },
       silenceMs,
     );
-    this.#sources.set(from, { flow, free });
+    this.#sources.set(from, { flow, out, free });
     this.total++;
     const link = this.#options.link();
     if (link instanceof Promise) void this.#joinLater(flow, link);
@@ -167,9 +172,20 @@ export class UdpForward {
     flow.end("there is no link");
   }
 
-  #arrived(datagram: Buffer, port: number, address: string): void {
+  #arrived(out: Spout, datagram: Buffer): void {
     this.#told = undefined;
-    if (this.#socket.send(datagram, port, address) !== "sent") this.#past.dropped++;
+    out.push(datagram);
+  }
+
+  /** False: the socket takes none now. */
+  #send(datagram: Buffer, port: number, address: string): boolean {
+    const result = this.#socket.send(datagram, port, address);
+    if (result !== "sent" && result !== "full") this.#past.dropped++;
+    return result !== "full";
+  }
+
+  #drained(): void {
+    for (const { out } of this.#sources.values()) out.pump();
   }
 
   #over(from: string, error: Error | undefined): void {
@@ -177,7 +193,9 @@ export class UdpForward {
     if (!source) return;
     this.#sources.delete(from);
     source.free();
+    source.out.close();
     add(this.#past, source.flow.traffic);
+    this.#past.dropped += source.out.dropped;
     const why = error instanceof StreamError ? whyRefused(error.code) : undefined;
     if (why !== undefined) this.#refuse((error as StreamError).reason, why);
   }

@@ -3,7 +3,8 @@
  * path's own; and what iperf3 loses over loopback at 50 Mbit/s. Between the real programs. `bun run bench udp [ROUNDS]`.
  */
 import { Lab, unavailable, type Host } from "../lab/lab.ts";
-import { People, thisHost, type Place } from "../lab/people.ts";
+import type { ForwardRow } from "../../native/uses/forwards.ts";
+import { type ParticipantProgram, People, thisHost, type Place } from "../lab/people.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { median, quick, table } from "./run.ts";
 
@@ -107,6 +108,13 @@ interface Report {
   end?: { sum?: { packets: number; lost_packets: number; jitter_ms: number; bits_per_second: number } };
 }
 
+/** How many datagrams either program has dropped so far, as late. */
+async function dropped(alice: ParticipantProgram): Promise<number> {
+  alice.type("forwards");
+  const { forwards } = (await alice.next("forwards" as "error")) as unknown as { forwards: ForwardRow[] };
+  return forwards.reduce((sum, row) => sum + (row.dropped ?? 0), 0);
+}
+
 async function lossOf(port: number, length: string, ...options: string[]): Promise<string[]> {
   const amount = ["-u", "-b", iperf.rate, "-t", String(iperf.seconds), "-l", length];
   const command = ["iperf3", "-c", "127.0.0.1", "-p", String(port), ...amount, "-J", ...options];
@@ -146,12 +154,17 @@ async function loss(rounds: number): Promise<void> {
     for (const length of iperf.lengths)
       for (const [direction, ...options] of [["to the peer"], ["from the peer", "-R"]] as string[][]) {
         const what = `${length}, ${direction}`;
-        rows.push([`direct, ${what}`, ...(await lossOf(there, length, ...options)), ""]);
-        rows.push([`by a forward, ${what}`, ...(await lossOf(here, length, ...options)), "0"]);
+        rows.push([`direct, ${what}`, ...(await lossOf(there, length, ...options)), "", ""]);
+        const before = await dropped(alice);
+        const lost = await lossOf(here, length, ...options);
+        rows.push([`by a forward, ${what}`, ...lost, `${(await dropped(alice)) - before}`, "0"]);
       }
   server.kill();
   console.log(
-    table([[`iperf3 -u -b ${iperf.rate}, loopback`, "lost", "arrived", "jitter", "goal"], ...rows]),
+    table([
+      [`iperf3 -u -b ${iperf.rate}, loopback`, "lost", "arrived", "jitter", "of which late", "goal"],
+      ...rows,
+    ]),
   );
 }
 
