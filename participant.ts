@@ -22,6 +22,7 @@ import type { NatReport, ParticipantEvent, ParticipantOptions, Self } from "./na
 import type { EventName, EventNamed, Missed } from "./native/participant/listeners.ts";
 import type { PeerWord } from "./native/participant/meant.ts";
 import type { PeerLink, PeerStream } from "./native/participant/peer-link.ts";
+import { onceMore } from "./native/participant/once-more.ts";
 import { beginRoom } from "./native/secure/room.ts";
 import type {
   ConnectOptions,
@@ -223,7 +224,7 @@ export class Participant implements AsyncDisposable {
 
   /**
    * Resolves to the link with that peer: the one that there is, or else it punches, or joins the punch that is under way.
-   * `wait`: first waits until the peer is here. `verbose`: each attempt is an `attempt` event. Rejects with one of the
+   * `wait`: first waits until the peer is here, and once more if the introducer is lost meanwhile. `verbose`: each attempt is an `attempt` event. Rejects with one of the
    * {@link FailureReason}s if no link comes about, or with `no-such-peer`, `ambiguous-peer`, `untrusted-peer`,
    * `not-registered`, `has-quit`. If its signal aborts and nobody else waits for the link, the punch is cancelled.
    */
@@ -234,11 +235,14 @@ export class Participant implements AsyncDisposable {
     signal?.throwIfAborted();
     this.#parts.mustGoOn();
     const { roster } = this.#parts;
-    if (wait && !this.peers.link(peer)) await roster.waits.for(String(peer), signal);
-    const found = roster.linked(String(peer)) ?? roster.findUnlike(String(peer));
-    const link = found.link ?? (await found.connect({ isVerbose: verbose, signal }));
-    this.#parts.met(found);
-    return peerLink(link, found);
+    const meet = async (until: AbortSignal | undefined) => {
+      if (wait && !this.peers.link(peer)) await roster.waits.for(String(peer), until);
+      const found = roster.linked(String(peer)) ?? roster.findUnlike(String(peer));
+      const link = found.link ?? (await found.connect({ isVerbose: verbose, signal }));
+      this.#parts.met(found);
+      return peerLink(link, found);
+    };
+    return wait ? onceMore(meet, signal) : meet(signal);
   }
 
   /**
