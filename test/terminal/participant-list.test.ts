@@ -4,7 +4,7 @@ import pc from "picocolors";
 import type { PeerRow } from "../../native/participant/peer-events.ts";
 import { renderNat } from "../../native/terminal/participant-nat.ts";
 import { describe } from "../../native/terminal/participant-story.ts";
-import { renderDetails, renderList } from "../../native/terminal/participant-list.ts";
+import { renderDetails, renderForwards, renderList } from "../../native/terminal/participant-list.ts";
 import type { NatReport, ParticipantEvent } from "../../native/participant/events.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { at } from "../participant/participant-fixture.ts";
@@ -298,4 +298,23 @@ test.each<[ParticipantEvent, string]>([
   [{ event: "error", message: "no" }, "error: no"],
 ])("%o is told", (event, text) => {
   expect(describe(event, plain)).toBe(text);
+});
+
+test("forwards show datagrams and drops where one is of UDP, and only there", () => {
+  const tcp = { peer: "bob", open: 1, total: 2, bytesIn: 1_500, bytesOut: 2_000 };
+  const web = { ...tcp, listen: "127.0.0.1:8080", target: "localhost:80" };
+  const udp = { packetsIn: 118, packetsOut: 120, dropped: 3 };
+  const game = { ...tcp, ...udp, listen: "127.0.0.1:27015/udp", target: "localhost:27015/udp" };
+  const lines = (forwards: Parameters<typeof renderForwards>[0]) =>
+    renderForwards(forwards, Infinity)
+      .split("\n")
+      .map((line) => line.trim());
+  const heads = "listen peer target open total in out";
+  const [head = "", row = ""] = lines([web]);
+  expect(head.replaceAll(/ +/g, " ")).toBe(heads);
+  expect(row).not.toContain("118");
+  const [both = "", first = "", second = ""] = lines([web, game]);
+  expect(both.replaceAll(/ +/g, " ")).toBe(`${heads} packets dropped`);
+  expect(first.replaceAll(/ +/g, " ")).toBe(row.replaceAll(/ +/g, " "));
+  expect(second).toMatch(/in 118 out 120 +3$/);
 });
