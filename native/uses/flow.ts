@@ -23,6 +23,8 @@ const maxWriteBytes = 16 * 1024;
 const lengthBytes = 2;
 const notices = { dropped: 65_534, refused: 65_535 };
 const countBytes = 4;
+/** How long an acknowledgement takes as long as nobody knows. */
+const firstMs = 1_000;
 /** How much a later acknowledgement counts against what is usual, and an earlier one. */
 const usual = { later: 1 / 8, earlier: 1 / 2 };
 
@@ -254,9 +256,7 @@ class SentLedger {
   /** Whether the oldest should have been acknowledged by now. */
   isLate(nowMs: number): boolean {
     const oldest = this.#unacknowledged.at(0);
-    return (
-      oldest !== undefined && this.#usualMs !== undefined && nowMs - oldest.atMs > this.#usualMs + maxWaitMs
-    );
+    return oldest !== undefined && nowMs - oldest.atMs > (this.#usualMs ?? firstMs) + maxWaitMs;
   }
 }
 

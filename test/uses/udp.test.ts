@@ -164,6 +164,20 @@ describe("what is late is dropped", () => {
     expect(late).toBeLessThanOrEqual(sent - 300);
   });
 
+  test("also if the peer has never acknowledged anything", async () => {
+    await using _ = noSocketLeft();
+    using target = udpTarget();
+    using scene = forwarding(target.port);
+    const { forward, link } = scene;
+    using client = new UdpClient(forward.listen.port);
+    link.carriers.bob.pause();
+    const sending = setInterval(() => client.send("unheard"), 5);
+    await until("some are dropped", () => forward.traffic.dropped > 20);
+    clearInterval(sending);
+    link.carriers.bob.resume();
+    await client.asks("after");
+  });
+
   test("what the serving end has dropped is counted at the listening end", async () => {
     await using _ = noSocketLeft();
     const burst = 400;
