@@ -59,7 +59,7 @@ export function freePorts(count: number): number {
 
 /** The real curl: its exit code, and what it has got. */
 export async function curl(...args: string[]): Promise<{ code: number; text: string; error: string }> {
-  const child = Bun.spawn(["curl", "-sS", "--max-time", "30", ...args], { stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn(["curl", "-sS", "--max-time", "100", ...args], { stdout: "pipe", stderr: "pipe" });
   const [text, error] = await Promise.all([child.stdout.text(), child.stderr.text()]);
   return { code: await child.exited, text, error };
 }

@@ -20,7 +20,7 @@ import { type ListenPort, localhostAddresses, type StreamTarget } from "./target
 
 /** The pause before the peer is asked again: doubled each time, whatever the peer does. */
 const minPauseMs = 1_000;
-const maxPauseMs = 30_000;
+const maxPauseMs = 10_000;
 /** After it has listened for so long, the pause begins with the shortest again. */
 const lastingMs = 30_000;
 

@@ -7,8 +7,8 @@ import { newRoomWords } from "../../native/secure/words.ts";
 import { until } from "../native-fixture.ts";
 import { client, curl, freePort, readAll, target } from "../sockets-fixture.ts";
 
-/** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+/** Several programs on a busy machine, and what is asked again after up to 10 s. */
+setDefaultTimeout(120_000);
 const curlTest = testNeeding(unlessRequired(missing(["curl"], "Debian: curl")));
 
 async function shown(who: Driven): Promise<ForwardRow[]> {
