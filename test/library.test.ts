@@ -6,12 +6,12 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { Duplex } from "node:stream";
 import { makeIdentity } from "../native/secure/identity.ts";
-import { Participant, type Stream, HolePunchError } from "../participant.ts";
+import { HolePunchError, Participant, type Progress, type Stream, StreamError } from "../participant.ts";
 import type { ParticipantEvent } from "../native/participant/events.ts";
 import { startIntroducer } from "./driven-fixture.ts";
 import { noSocketLeft } from "./native-fixture.ts";
 import { root } from "./pty-fixture.ts";
-import { freePort, sha256 } from "./sockets-fixture.ts";
+import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
 
 setDefaultTimeout(testMs);
@@ -32,7 +32,7 @@ function participant(port: number, name: string) {
     identity: makeIdentity(),
     onEvent: (event) => void events.push(event),
   });
-  return Object.assign(one, { events, [Symbol.asyncDispose]: () => one.quit() });
+  return Object.assign(one, { heard: events });
 }
 
 async function linked(port: number) {
@@ -118,6 +118,93 @@ describe("streams", () => {
     expect(sha256(Bun.gunzipSync(zipped))).toBe(sha256(bytes));
     await Promise.all([alice.quit(), bob.quit()]);
   });
+});
+
+test("a handler that throws, now or later, resets its stream alone, and may be taken away", async () => {
+  await using house = startIntroducer();
+  const { alice, bob, link } = await linked(house.port);
+  const told = () => bob.heard.flatMap((event) => (event.event === "error" ? [event.message] : []));
+  const reasonOf = async (stream: Stream) => String((await once(stream.resume(), "error"))[0]);
+  bob.onStream("now", () => {
+    throw new Error("a bug");
+  });
+  bob.onStream("later", async (stream) => {
+    await once(stream.resume(), "end");
+    throw new Error("a later bug");
+  });
+  bob.onStream("in a listener", (stream) => {
+    stream.on("data", () => {
+      throw new Error("a listener's bug");
+    });
+  });
+  const good = link.open("good");
+  expect(await reasonOf(good)).toContain("nobody takes streams for good here");
+  const opened = bob.onStream("good", (stream, from) => void stream.resume().end(from.link.name));
+  for (const use of ["now", "later", "in a listener"]) {
+    const stream = link.open(use);
+    stream.end("some");
+    expect(await reasonOf(stream)).toContain("it failed at the peer");
+  }
+  expect(told()).toEqual([
+    "now of alice failed here: a bug",
+    "later of alice failed here: a later bug",
+    "a stream of alice failed here: a listener's bug",
+  ]);
+  expect([link.isOpen, String(await all(link.open("good").end()))]).toEqual([true, "alice"]);
+  opened[Symbol.dispose]();
+  expect(await reasonOf(link.open("good"))).toContain("nobody takes streams for good here");
+  await Promise.all([alice.quit(), bob.quit()]);
+});
+
+test("on a link that has ended, a stream and a pair have failed already, and nothing throws", async () => {
+  await using house = startIntroducer();
+  const { alice, bob, link } = await linked(house.port);
+  const ended = bob.peers.link("alice")!.ended;
+  await link.close();
+  expect([await link.ended, await ended, link.isOpen]).toEqual(["disconnected", "peer-disconnected", false]);
+  const [error] = (await once(link.open("game"), "error")) as [Error];
+  expect([error.message, error instanceof StreamError]).toEqual(["the link has ended", true]);
+  const { readable, writable } = link.openPair("game");
+  await expect(new Response(readable).text()).rejects.toThrow("the link has ended");
+  await expect(writable.close()).rejects.toThrow();
+  await Promise.all([alice.quit(), bob.quit()]);
+});
+
+test("forwards, pipes, files and links that are kept, as a program has them", async () => {
+  await using _ = noSocketLeft();
+  await using house = startIntroducer();
+  await using server = await target((socket) => void socket.pipe(socket));
+  await using alice = participant(house.port, "alice");
+  await using bob = participant(house.port, "bob");
+  const [from, to] = [join(state, "from"), join(state, "to")];
+  await Bun.write(from, Buffer.alloc(3_000_000, "some "));
+  await bob.accept(to, { from: "alice" });
+  // Before anybody is there: it is for who comes.
+  const forwarded = await alice.forward(`${freePort()}:bob:${server.port}`);
+  using keeper = alice.keep("bob");
+  await Promise.all([alice.join(), bob.join()]);
+  expect(await bob.allow(String(server.port))).toBe(`localhost:${server.port}`);
+  await keeper.first;
+  const socket = client(Number(forwarded.listen.split(":")[1]));
+  socket.end("through it");
+  expect(String((await readAll(socket)).bytes)).toBe("through it");
+  const { sending } = await alice.pipe("bob", { target: String(server.port) });
+  sending.end("and by a pipe");
+  expect(String(await all(sending))).toBe("and by a pipe");
+  const progress: Progress[] = [];
+  const sent = await alice.send("bob", [from], { onProgress: (one) => progress.push(one) });
+  expect(sent).toMatchObject({ files: 1, failed: 0 });
+  expect(progress.at(-1)).toEqual({ files: 1, filesDone: 1, bytes: 3_000_000, bytesDone: 3_000_000 });
+  expect(sha256(readFileSync(join(to, "from")))).toBe(sha256(readFileSync(from)));
+  const over = AbortSignal.abort(new Error("not now"));
+  await expect(alice.send("bob", [from], { signal: over })).rejects.toThrow("not now");
+  expect([alice.uses.forwards.length, alice.uses.transfers, bob.uses.allowed.length]).toEqual([1, [], 1]);
+  forwarded[Symbol.dispose]();
+  forwarded[Symbol.dispose]();
+  expect(alice.uses.forwards).toEqual([]);
+  keeper[Symbol.dispose]();
+  expect(alice.peers.link("bob")?.isOpen).toBe(true);
+  expect(await alice.disconnect("bob")).toBe("linked");
 });
 
 /** What it was rejected with, as `code: message`. */
