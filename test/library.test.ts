@@ -56,6 +56,18 @@ test("importing it prints nothing, takes no signal, and keeps no program alive",
   expect(await Promise.all([child.exited, child.stdout.text(), child.stderr.text()])).toEqual([0, "", ""]);
 });
 
+test("once it has quit it keeps no program alive", async () => {
+  await using house = startIntroducer();
+  const code = `
+    import { Participant } from "./participant.ts";
+    const me = new Participant({ host: "127.0.0.1", port: ${house.port}, name: "brief", room: "lobby" });
+    await me.join();
+    await me.quit();
+    setTimeout(() => console.log("something goes on"), 4_000).unref();`;
+  await using child = run("-e", code);
+  expect(await Promise.all([child.exited, child.stdout.text(), child.stderr.text()])).toEqual([0, "", ""]);
+});
+
 describe("streams", () => {
   test("each finds whoever takes its use, and says who the peer is and what else it was opened with", async () => {
     await using _ = noSocketLeft();
@@ -159,7 +171,7 @@ test("a handler that throws, now or later, resets its stream alone, and may be t
 test("on a link that has ended, a stream and a pair have failed already, and nothing throws", async () => {
   await using house = startIntroducer();
   const { alice, bob, link } = await linked(house.port);
-  const ended = bob.peers.link("alice")!.ended;
+  const { ended } = await bob.peers.whenLinked("alice");
   await link.close();
   expect([await link.ended, await ended, link.isOpen]).toEqual(["disconnected", "peer-disconnected", false]);
   const [error] = (await once(link.open("game"), "error")) as [Error];

@@ -164,7 +164,10 @@ export class Membership {
   }
 }
 
-/** To make a link takes some ms the first time, too. This one has no other end, and ends with its channel. */
+/**
+ * To make a link takes some ms the first time, too. This one has no other end. It is ended with its channel, or its timers
+ * would keep the program for 10 s.
+ */
 function rehearseLink(channel: Channel, { fingerprint }: Member): void {
   const nothing = () => {};
   const owner = {
@@ -172,5 +175,6 @@ function rehearseLink(channel: Channel, { fingerprint }: Member): void {
     ...{ looksDead: nothing, moved: nothing, ended: nothing },
   };
   const options = { role: "controlling", fingerprint, keepMs: 0, isAsked: true } as const;
-  talkingLink(channel, { ...options, owner, onText: nothing });
+  const { link } = talkingLink(channel, { ...options, owner, onText: nothing });
+  void channel.closed.then(() => link.abandon("disconnected", ""));
 }
