@@ -132,11 +132,11 @@ Options:
                   PORT/udp; /PATH of a Unix socket)
   --pipe PEER     join standard input and output to PEER's --pipe, or with
                   PEER:[HOST:]PORT to what PEER allows there, as ssh -W
-  --send PATH …   with --connect PEER, or several: send all, then end (fails if a
-                  PEER accepts it and then does nothing for 60 s)
-  --exclude PATTERN  leave that out of what is sent: a name at any depth (*.tmp),
-                  or with a / a path from the top (photos/raw); a / at the end
-                  means folders only; * ? [ab] {a,b} as in a shell, ** also /
+  --send PATH …   with --connect PEER, or several: send all, then end (fails if
+                  one accepts it and then does nothing for 60 s)
+  --exclude PATTERN  send nothing of that: a name at any depth (*.tmp), or with
+                  a / a path from the top (photos/raw); a / at the end means
+                  folders only; * ? [ab] {a,b} as in a shell, ** also /
   --to N          with the verb send: to so many, one after the other
   --accept DIR    take the files that peers send, into DIR: a file as itself,
                   a folder or several things as a new folder

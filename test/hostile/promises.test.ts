@@ -164,6 +164,43 @@ const trust: Record<string, Shown[]> = {
     ["hostile/promises.test.ts", "a second bearer of a name is name-2"],
     ["hostile/names.test.ts", "who calls herself bob %s is given another name"],
   ],
+  "**A name** in a private room is a claim of whoever knows the words.": [
+    [
+      "hostile/by-whom.test.ts",
+      "without it a name is a claim, as is said at the start; a certificate is none, and works by any name",
+    ],
+  ],
+  "With `--remember` it is bound to the certificate that was seen first by it, once the user has used that name: by a link that he asked for, by `--allow 22@NAME`, or by `--from` (secure/known-peers.ts).":
+    [
+      [
+        "hostile/by-whom.test.ts",
+        "with --remember a name is whose certificate came first: nobody else reaches by it, and its owner by any",
+      ],
+    ],
+  "Whoever comes with another certificate by that name, or by one that looks like it, is untrusted until `forget NAME`.":
+    [
+      [
+        "secure/known-peers.test.ts",
+        "who looks like a known name is no other one, and in another room nobody is known",
+      ],
+      ["secure/known-peers.test.ts", "what is forgotten is bound anew"],
+    ],
+  "A rule means the certificate: its owner reaches by any name.": [
+    [
+      "hostile/by-whom.test.ts",
+      "with --remember a name is whose certificate came first: nobody else reaches by it, and its owner by any",
+    ],
+  ],
+  "The file in the state folder is only added to, so that several programs share it.": [
+    ["secure/known-peers.test.ts", "of two programs that bind a name at once, the first counts for both"],
+  ],
+  "A line that can't be read is an error, for a file that was cut must set no name free.": [
+    [
+      "secure/known-peers.test.ts",
+      "a file %s is refused at the start, and never taken for one that binds nobody",
+    ],
+    ["secure/known-peers.test.ts", "what happens to the file later sets no name free"],
+  ],
   "**The lobby** has a key that everybody knows.": noPromise,
   "Whoever runs the introducer, or can change packets on the way to it, can announce their own fingerprints and stand in the middle.":
     noPromise,

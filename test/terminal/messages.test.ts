@@ -605,6 +605,7 @@ const elsewhere: Record<string, string> = {
   "with --only-relay nothing is measured": "hostile/hidden.test.ts",
   "so with --only-relay there can be no link": "hostile/hidden.test.ts",
   "no certificate is remembered for ": "hostile/by-whom.test.ts",
+  "not all of it has arrived at ": "uses-files.test.ts",
   "is not trusted": "hostile/introducer.test.ts",
   "no probe ports": "introducer/probes.test.ts",
   "already on the way to the introducer": "participant/registration.test.ts",
