@@ -1,8 +1,8 @@
 #!/usr/bin/env -S bun --no-env-file --config=/dev/null --tsconfig-override=/dev/null
 /**
  * The participant: registers with an introducer, learns who is in the room, and punches direct TCP connections to the
- * others. Below are the class for programs, the wiring of its parts, and the program itself. It owns no state but that it
- * has quit. Never imports the introducer.
+ * others. Below is the class for programs; our own program, in terminal/participant-main.ts, is one of its users. It owns
+ * nothing: its parts are in participant/parts.ts. Never imports the introducer.
  *
  * The nine steps, and where they are:
  *
