@@ -8,13 +8,13 @@ import { basename } from "node:path";
 import { AllowList } from "../uses/allow-list.ts";
 import {
   parseForward,
-  parseListenRule,
   parseProxy,
   parseRemote,
   parsePipe,
   type PipeSpec,
   SpecError,
 } from "../uses/target.ts";
+import { parseLentRule } from "../uses/lent.ts";
 import { readOptions, readRate, UsageError } from "./command-line.ts";
 import { wordsProblem } from "../secure/words.ts";
 import { defaultPort, defaultRoom, nameProblem, printable } from "../../protocol.ts";
@@ -307,7 +307,7 @@ function readLinks(values: Values, isOpen: boolean) {
     );
   }
   for (const rule of allow) read("--allow", rule, (text) => new AllowList().add(text));
-  for (const rule of allowListen) read("--allow-listen", rule, parseListenRule);
+  for (const rule of allowListen) read("--allow-listen", rule, parseLentRule);
   if (values.pipe !== undefined && values.json)
     throw new UsageError("--pipe has standard output for itself: leave --json out");
   const connect = values.connect ?? (values.send ? [""] : []);

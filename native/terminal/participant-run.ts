@@ -160,7 +160,8 @@ async function open({ participant, terminal, options }: Running): Promise<void> 
   for (const rule of options.allow) terminal.story(opened(await participant.allow(rule), name));
   for (const rule of options.allowListen) {
     const listen = await participant.uses.allowListen(rule);
-    const how = rule.includes("-") ? "" : `: \`-R ${rule}:${name ?? "PEER"}:PORT\``;
+    const [at = ""] = rule.split("@");
+    const how = at.includes("-") ? "" : `: \`-R ${at}:${name ?? "PEER"}:PORT\``;
     terminal.story(`peers may listen on ${listen} here${how}`);
   }
   for (const spec of options.remote) await participant.forward(spec, { remote: true });

@@ -29,7 +29,7 @@ import {
   type HostTarget,
   type Transport,
 } from "./target.ts";
-import { fingerprintIn, shownFingerprint, splitWhom, whomProblem } from "./whom.ts";
+import { readForWhom } from "./whom.ts";
 
 /** The most rules of one list. Each is looked at for each stream. */
 const maxRules = 256;
@@ -63,16 +63,7 @@ interface PathRule extends Common {
   readonly path: string;
 }
 
-function parseRule(whole: string): Rule | PathRule {
-  const { rule, whom } = splitWhom(whole);
-  const parsed = parsePlace(rule);
-  if (whom === undefined) return parsed;
-  const problem = whomProblem(whom);
-  if (problem) throw new SpecError(`${whole}: who may reach it is said behind the @: ${problem}`);
-  const fingerprint = fingerprintIn(whom);
-  const shown = fingerprint === undefined ? whom : shownFingerprint(fingerprint);
-  return { ...parsed, text: `${parsed.text}@${shown}`, whom: shown };
-}
+const parseRule = (whole: string): Rule | PathRule => readForWhom(whole, parsePlace);
 
 function parsePlace(text: string): Rule | PathRule {
   if (text.startsWith("/")) return { text: readPath(text, text).path, kind: "unix", path: text };

@@ -3,7 +3,7 @@
  * Each lasts as long as the stream by which it was asked for. native/uses/remote.ts is the other end, and tells what both
  * say. For native/uses/services.ts.
  *
- *   rule     [BIND:]PORT     without BIND 127.0.0.1; PORT-PORT for several
+ *   rule     [BIND:]PORT     without BIND 127.0.0.1; PORT-PORT for several; behind it @WHOM (native/uses/whom.ts)
  *
  * A rule for one address allows no other one: who may listen on this host alone may not be reached by its network.
  */
@@ -14,6 +14,7 @@ import type { ForwardRow } from "./forwards.ts";
 import type { From } from "./from.ts";
 import { encodeMessage, text, wholeNumber } from "./message.ts";
 import { formatListen, type ListenPort, parseListenRule, SpecError } from "./target.ts";
+import { readForWhom, type Shown } from "./whom.ts";
 
 const maxRules = 256;
 /** Listeners at once, of one peer and of all. Each has two descriptors. */
@@ -26,6 +27,8 @@ export interface LentOptions {
   /** The link with that peer, as soon as it carries something. */
   liveLink: (peer: string) => StreamOpener | Promise<StreamOpener>;
   onProblem: (message: string) => void;
+  /** Whether that peer is whom the user means. */
+  isMeant: (whom: string, shown: Shown) => boolean;
   onListening: (name: string, listen: string) => void;
   onRefused: (name: string, listen: string, reason: string, why: WhyRefused) => void;
 }
@@ -34,6 +37,8 @@ interface Rule {
   readonly text: string;
   readonly listen: ListenPort;
   readonly ports: number;
+  /** For whom it is; without it: for everyone in the room. */
+  readonly whom?: string;
 }
 
 interface Listener {
@@ -44,10 +49,12 @@ interface Listener {
   readonly peer: string;
 }
 
-function parseRule(written: string): Rule {
-  const { listen, ports } = parseListenRule(written);
-  return { text: formatListen(listen, ports), listen, ports };
-}
+/** Reads a rule; throws a {@link SpecError}. */
+export const parseLentRule = (written: string): Rule =>
+  readForWhom(written, (rule): Rule => {
+    const { listen, ports } = parseListenRule(rule);
+    return { text: formatListen(listen, ports), listen, ports };
+  });
 
 const permits = ({ listen, ports }: Rule, { bind, port }: ListenPort): boolean =>
   listen.bind === bind && listen.port <= port && port < listen.port + ports;
@@ -73,7 +80,7 @@ export class Lent {
 
   /** Adds a rule that a user wrote, and returns it in canonical form. Throws a {@link SpecError}. */
   allow(written: string): string {
-    const rule = parseRule(written);
+    const rule = parseLentRule(written);
     if (this.#rules.some((one) => one.text === rule.text)) return rule.text;
     if (this.#rules.length >= maxRules) throw new SpecError(`at most ${maxRules} listeners can be allowed`);
     this.#rules.push(rule);
@@ -82,11 +89,11 @@ export class Lent {
 
   /** Takes a rule away, and closes what no rule allows any more. Returns whether there was one. */
   disallow(written: string): boolean {
-    const { text: canonical } = parseRule(written);
+    const { text: canonical } = parseLentRule(written);
     const before = this.#rules.length;
     this.#rules = this.#rules.filter((one) => one.text !== canonical);
-    for (const { listen, stream } of this.#listeners)
-      if (!this.#permits(listen))
+    for (const { listen, stream, name, peer: fingerprint } of this.#listeners)
+      if (!this.#permits(listen, { name, fingerprint }))
         stream.reset(`listening on ${formatListen(listen)} is not allowed any more`, resetCodes.refused);
     return this.#rules.length < before;
   }
@@ -112,7 +119,7 @@ export class Lent {
     try {
       listen = readListen(from.purpose);
       const token = text(from.purpose, "token", 64);
-      this.#mayListen(listen, from.fingerprint);
+      this.#mayListen(listen, from);
       this.#listen(listen, token, stream, from);
     } catch (error) {
       if (!(error instanceof Unlent || error instanceof Refusal)) throw error;
@@ -122,14 +129,16 @@ export class Lent {
     }
   }
 
-  #permits(listen: ListenPort): boolean {
-    return this.#rules.some((rule) => permits(rule, listen));
+  #permits(listen: ListenPort, peer: Shown): boolean {
+    return this.#rules.some(
+      (rule) => permits(rule, listen) && (rule.whom === undefined || this.#options.isMeant(rule.whom, peer)),
+    );
   }
 
-  #mayListen(listen: ListenPort, peer: string): void {
-    if (!this.#permits(listen))
+  #mayListen(listen: ListenPort, shown: Shown): void {
+    if (!this.#permits(listen, shown))
       throw new Unlent("not-allowed", `listening on ${formatListen(listen)} is not allowed`);
-    const own = [...this.#listeners].filter((one) => one.peer === peer).length;
+    const own = [...this.#listeners].filter((one) => one.peer === shown.fingerprint).length;
     if (own < maxOfOne && this.#listeners.size < maxOfAll) return;
     const taken = own >= maxOfOne ? own : maxOfAll;
     throw new Unlent("no-answer", `can't listen: ${taken} ports are taken by peers already`);

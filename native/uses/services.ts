@@ -66,8 +66,8 @@ export type UseEvent =
   | { event: "used"; name: string; target: string }
   | TransferEvent;
 
-const claimed = (what: string, name: string) =>
-  `whoever has the room's words can call itself ${name}, and then reach ${what}: with --remember it must have the certificate of the first ${name}, with ${what}@SHA256:… that one (\`whoami\` there)`;
+const claimed = (does: string, what: string, name: string) =>
+  `whoever has the room's words can call itself ${name}, and then ${does} ${what}: with --remember it must have the certificate of the first ${name}, with ${what}@SHA256:… that one (\`whoami\` there)`;
 
 export interface ServicesOptions extends TransfersOptions {
   /** The link with that peer, as soon as it carries something. Rejects if none is being made, or the peer is gone. */
@@ -109,6 +109,7 @@ export class Services {
     });
     this.#lent = new Lent({
       ...options,
+      isMeant: (whom, shown) => this.#is(whom, shown),
       onListening: (name, listen) => options.onEvent({ event: "listening", name, listen, by: "us" }),
       onRefused: (name, listen, reason, why) =>
         this.#refusals.add(`listen ${name}`, (more) =>
@@ -187,10 +188,12 @@ export class Services {
     return [...this.#forwards.rows, ...this.#lent.rows];
   }
 
-  /** Lets peers listen here, on `[BIND:]PORT`. Returns it in canonical form. */
+  /** Lets peers listen here, on `[BIND:]PORT`, or with `@NAME` that one. Returns it in canonical form. */
   allowListen(text: string): string {
     this.#mustBePrivate("allow-listen");
-    return specified(() => this.#lent.allow(text));
+    const rule = specified(() => this.#lent.allow(text));
+    this.#warnOfClaim("listen on", rule);
+    return rule;
   }
 
   disallowListen(text: string): void {
@@ -206,10 +209,16 @@ export class Services {
   allow(text: string): string {
     this.#mustBePrivate("allow");
     const rule = specified(() => this.#allow.add(text));
+    this.#warnOfClaim("reach", rule);
+    return rule;
+  }
+
+  /** A rule for a name lets in whoever calls itself so. */
+  #warnOfClaim(does: "reach" | "listen on", rule: string): void {
     const { rule: what, whom } = splitWhom(rule);
     const isClaim = whom !== undefined && fingerprintIn(whom) === undefined && !this.#options.remembers;
-    if (isClaim) this.#options.onProblem(claimed(what.replace(/^localhost:/, ""), printable(whom)));
-    return rule;
+    if (isClaim)
+      this.#options.onProblem(claimed(does, what.replace(/^(localhost|127\.0\.0\.1):/, ""), printable(whom)));
   }
 
   /** Whether that peer is whom the user means. */

@@ -8,6 +8,7 @@
  * Behind a rule it stands after the first @: `22@alice`. Of a path after the first @ in its last part.
  */
 import { nameProblem } from "../../protocol.ts";
+import { SpecError } from "./target.ts";
 
 /** A peer, as its link has shown it. */
 export interface Shown {
@@ -44,4 +45,19 @@ export function isCalled(whom: string, { name, fingerprint }: Shown): boolean {
 export function splitWhom(text: string): { rule: string; whom: string | undefined } {
   const at = text.indexOf("@", text.startsWith("/") ? text.lastIndexOf("/") : 0);
   return at < 0 ? { rule: text, whom: undefined } : { rule: text.slice(0, at), whom: text.slice(at + 1) };
+}
+
+/** Reads a rule, with for whom it is. Throws a {@link SpecError}. */
+export function readForWhom<Rule extends { text: string; whom?: string | undefined }>(
+  whole: string,
+  parse: (rule: string) => Rule,
+): Rule {
+  const { rule, whom } = splitWhom(whole);
+  const parsed = parse(rule);
+  if (whom === undefined) return parsed;
+  const problem = whomProblem(whom);
+  if (problem) throw new SpecError(`${whole}: who may reach it is said behind the @: ${problem}`);
+  const fingerprint = fingerprintIn(whom);
+  const shown = fingerprint === undefined ? whom : shownFingerprint(fingerprint);
+  return { ...parsed, text: `${parsed.text}@${shown}`, whom: shown };
 }

@@ -406,7 +406,7 @@ test("targets have a form and a number", () => {
   );
   const nothing = () => {};
   const lent = new Lent({
-    ...{ onProblem: nothing, onListening: nothing, onRefused: nothing },
+    ...{ onProblem: nothing, onListening: nothing, onRefused: nothing, isMeant: () => true },
     liveLink: () => Promise.reject(new Error("none")),
   });
   expect(said(() => Array.from({ length: 2000 }, (_, port) => lent.allow(String(port + 1))))).toMatch(
