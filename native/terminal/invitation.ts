@@ -133,10 +133,8 @@ export function linesForOthers(invitation: string, part: OwnPart): string[] {
   named.push(...part.socks.map((spec) => parseProxy(spec).peer));
   named.push(...part.remote.map((spec) => parseRemote(spec).peer));
   if (part.pipe) named.push(part.pipe.peer);
-  if (part.from !== undefined) named.push(part.from);
-  named.push(
-    ...part.allow.flatMap((rule) => splitWhom(rule).whom ?? []).filter((whom) => !fingerprintIn(whom)),
-  );
+  const whoms = [part.from, ...part.allow.map((rule) => splitWhom(rule).whom)];
+  for (const whom of whoms) if (whom !== undefined && !fingerprintIn(whom)) named.push(whom);
   const peers = named.length > 0 ? [...new Set(named)] : [""];
   return peers.map((peer) => {
     const name = peer === "" ? [] : ["--name", quoted(peer)];

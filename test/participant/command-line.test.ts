@@ -151,6 +151,12 @@ test.each([
   [["--connect", "bob", "--send", "photos"], "CODE --name bob --accept ."],
   [["--accept", "in"], "CODE --connect alice --send PATH"],
   [["--accept", "in", "--from", "bob"], "CODE --name bob --connect alice --send PATH"],
+  [["--allow", "22@bob", "--allow", "80"], "CODE --name bob -L 22:alice:22 -L 80:alice:80"],
+  [["--allow", `22@SHA256:${"ab".repeat(32)}`], "CODE -L 22:alice:22"],
+  [
+    ["--allow", "22@bob", "--allow", "80@carol"],
+    "CODE --name bob -L 22:alice:22\nCODE --name carol -L 80:alice:80",
+  ],
   [["--name", "o'neill", "--connect", "b$b"], "CODE --name 'b$b'"],
   [["--name", "o'neill"], "CODE --connect 'o'\\''neill'"],
 ])("the other side of %o types %s", (args, lines) => {
