@@ -25,6 +25,7 @@ export class GameServer implements Disposable {
       },
       failed: () => {},
       drained: () => {},
+      flooded: () => {},
     });
     this.port = this.#socket.port;
     this.#ticking = setInterval(() => this.#send(), tickMs);
@@ -60,6 +61,7 @@ export class Player implements Disposable {
       },
       failed: () => {},
       drained: () => {},
+      flooded: () => {},
     });
     this.#moving = setInterval(() => this.#socket.send(Buffer.from(`${name} ${this.#at++}`)), tickMs);
   }

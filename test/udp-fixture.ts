@@ -14,6 +14,7 @@ export class UdpClient implements Disposable {
       datagram: (bytes) => void this.got.push(bytes),
       failed: () => {},
       drained: () => {},
+      flooded: () => {},
     });
   }
 
@@ -60,6 +61,7 @@ export function udpTarget(
     },
     failed: () => {},
     drained: () => {},
+    flooded: () => {},
   });
   return {
     port: socket.port,

@@ -10,12 +10,16 @@ import { platform } from "./platform.ts";
 export const maxDatagramBytes = 65_507;
 /** What may wait in the kernel while this program does something else. It gives less where its administrator says so. */
 const unreadBytes = 1024 * 1024;
+/** So many are taken before others of this program have their turn: else whoever sends enough would have all of it. */
+const mostInTurn = 1_024;
 /** An ephemeral port of this host can be the very port that is to be reached, if nobody listens there. */
 const mostTries = 8;
 
 export interface UdpHandler {
   /** `bytes` are the taker's own. */
   datagram(bytes: Buffer, port: number, address: string): void;
+  /** One was dropped, because too many came at once. */
+  flooded(): void;
   /** An earlier datagram did not arrive. `code`: such as ECONNREFUSED, if the port is closed there. */
   failed(code: string): void;
   /** It takes datagrams again. */
@@ -105,9 +109,13 @@ function made<T>(promise: Promise<T>): T {
 }
 
 function callbacks(handler: UdpHandler) {
+  let inTurn = 0;
   return {
-    data: (_: unknown, bytes: Buffer, port: number, address: string) =>
-      handler.datagram(bytes, port, address),
+    data: (_: unknown, bytes: Buffer, port: number, address: string) => {
+      if (inTurn === 0) setImmediate(() => (inTurn = 0));
+      if (++inTurn > mostInTurn) handler.flooded();
+      else handler.datagram(bytes, port, address);
+    },
     drain: () => handler.drained(),
     // Bun 1.4.5 gives the error alone, and its types say that the socket comes before it.
     error: (...given: unknown[]) => handler.failed(codeOf(given.find((one) => one instanceof Error))),

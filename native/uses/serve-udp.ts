@@ -81,6 +81,8 @@ class Reached {
   readonly #free: () => void;
   /** To the target; what comes while there is no socket waits in it. */
   readonly #out = new Spout((datagram) => this.#send(datagram));
+  /** How many of the target's were dropped, because too many came at once. */
+  #flooded = 0;
   #addresses: readonly string[] = [];
   /** Which of the addresses is tried. */
   #at = 0;
@@ -126,6 +128,7 @@ class Reached {
           datagram: (datagram) => this.#fromTarget(datagram),
           failed: (code) => this.#failed(code),
           drained: () => this.#out.pump(),
+          flooded: () => void this.#flooded++,
         });
         return this.#out.pump();
       } catch (error) {
@@ -143,7 +146,7 @@ class Reached {
 
   #toTarget(datagram: Buffer): void {
     this.#out.push(datagram);
-    this.flow.tellDropped(this.#out.dropped);
+    this.flow.tellDropped(this.#out.dropped + this.#flooded);
   }
 
   /** False: the socket takes none now, or there is none. */

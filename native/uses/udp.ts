@@ -78,6 +78,7 @@ export class UdpForward {
         datagram: (bytes, from, address) => this.#brought(bytes, from, address),
         failed: () => {}, // a client has gone, and its silence ends its flow
         drained: () => this.#drained(),
+        flooded: () => void this.#past.dropped++,
       });
     } catch (error) {
       throw cantListen(listen, error);

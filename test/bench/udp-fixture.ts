@@ -10,7 +10,7 @@ const datagramBytes = 100;
 const pauseMs = 25;
 const lostMs = 2_000;
 const chunkBytes = 64 * 1024;
-const none = { failed: () => {}, drained: () => {} };
+const none = { failed: () => {}, drained: () => {}, flooded: () => {} };
 
 function serve(udp: number, tcp: number): void {
   const socket = UdpSocket.bind("0.0.0.0", udp, {

@@ -33,6 +33,13 @@ async function linkedWith(port: number, name: string) {
       link.send(openFrame((next += 2), purpose));
       return next;
     },
+    /** Says it in a datagram, again and again, for what is late is lost; until it is answered. `cut`: into which pieces. */
+    async asks(stream: number, text: string, cut = (bytes: Buffer) => [bytes]): Promise<void> {
+      const pieces = cut(datagram(text)).map((bytes) => frameOf(frame.data, bytes, stream));
+      const asking = setInterval(() => link.send(...pieces), 250);
+      link.send(...pieces);
+      await link.reads(stream, text).finally(() => clearInterval(asking));
+    },
     whyReset: async (stream: number) =>
       readReset(await link.hears(frame.reset, (one) => one.stream === stream)).reason,
     [Symbol.dispose]() {
@@ -63,8 +70,7 @@ test("a member reaches what is allowed, and nothing beside it; a rule for TCP op
   await using scene = await serving(`${target.port}/udp`, `${secret.port}`, "*:9/udp");
   using eve = await linkedWith(scene.house.port, "eve");
   const reached = eve.open({ use: "udp", kind: "udp", host: "127.0.0.1", port: target.port });
-  eve.link.send(frameOf(frame.data, datagram("hello"), reached));
-  await eve.link.reads(reached, "hello");
+  await eve.asks(reached, "hello");
   const refused: [object, string][] = [
     [{ kind: "udp", host: "127.0.0.1", port: secret.port }, `127.0.0.1:${secret.port}/udp is not allowed`],
     [{ kind: "udp", host: "localhost", port: secret.port }, `localhost:${secret.port}/udp is not allowed`],
@@ -84,7 +90,8 @@ test("a member reaches what is allowed, and nothing beside it; a rule for TCP op
   }
   const asTcp = eve.open({ use: "forward", kind: "udp", host: "127.0.0.1", port: target.port });
   expect(await eve.whyReset(asTcp)).toContain("kind must");
-  expect([target.got.length, secret.got.length]).toEqual([1, 0]);
+  expect(new Set(target.got.map(({ text }) => text))).toEqual(new Set(["hello"]));
+  expect(secret.got).toEqual([]);
 });
 
 linuxTest("a member's bad lengths end that flow alone; its descriptors are given back", async () => {
@@ -93,8 +100,7 @@ linuxTest("a member's bad lengths end that flow alone; its descriptors are given
   using eve = await linkedWith(scene.house.port, "eve");
   const purpose = { use: "udp", kind: "udp", host: "127.0.0.1", port: target.port };
   const good = eve.open(purpose);
-  eve.link.send(frameOf(frame.data, datagram("before"), good));
-  await eve.link.reads(good, "before");
+  await eve.asks(good, "before");
   const before = descriptorsOf(scene.bob);
   const bad = [
     u16(65_508),
@@ -112,10 +118,9 @@ linuxTest("a member's bad lengths end that flow alone; its descriptors are given
   eve.link.send(frameOf(frame.data, datagram("half").subarray(0, 3), reset), resetFrame(reset, 0, ""));
   // One byte after the other: it arrives whole.
   const slow = eve.open(purpose);
-  eve.link.send(...[...datagram("byte by byte")].map((byte) => frameOf(frame.data, Buffer.of(byte), slow)));
-  await eve.link.reads(slow, "byte by byte");
-  eve.link.send(resetFrame(slow, 0, ""), frameOf(frame.data, datagram("after"), good));
-  await eve.link.reads(good, "after");
+  await eve.asks(slow, "byte by byte", (bytes) => [...bytes].map((byte) => Buffer.of(byte)));
+  eve.link.send(resetFrame(slow, 0, ""));
+  await eve.asks(good, "after");
   await until("nothing of them is left", () => descriptorsOf(scene.bob) === before);
   expect(target.got.filter(({ text }) => text.includes("half"))).toEqual([]);
 });
@@ -129,13 +134,11 @@ linuxTest("one member's flows leave room for others, and its oldest end for its 
   for (let count = 0; count < 2_000; count++)
     eve.link.send(frameOf(frame.data, datagram("flood"), eve.open(purpose)));
   const last = eve.open(purpose);
-  eve.link.send(frameOf(frame.data, datagram("the last"), last));
-  await eve.link.reads(last, "the last");
+  await eve.asks(last, "the last");
   expect(descriptorsOf(scene.bob) - before).toBeLessThanOrEqual(342);
   using carol = await linkedWith(scene.house.port, "carol");
   const hers = carol.open(purpose);
-  carol.link.send(frameOf(frame.data, datagram("carol"), hers));
-  await carol.link.reads(hers, "carol");
+  await carol.asks(hers, "carol");
 });
 
 test("a peer that serves nonsense ends its flow, is told of once, and the forward goes on", async () => {
