@@ -33,9 +33,9 @@ test("with --remember a name is whose certificate came first: nobody else reache
   await using bob = start("bob", "--allow", `${server.port}@alice`, "--remember");
   await bob.registered;
   const alice = reaching("alice");
+  await using carol = reaching("carol");
   const fingerprint = await fingerprintOf(alice);
   expect(await got(alice)).toBe("served");
-  await using carol = reaching("carol");
   expect(await got(carol)).toBe("ECONNRESET");
   expect(await bob.next("forward-refused")).toMatchObject({ name: "carol", why: "not-allowed", by: "us" });
   alice.signal("SIGTERM");
