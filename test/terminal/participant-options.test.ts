@@ -3,7 +3,7 @@ import { expect, test } from "bun:test";
 import { likelyWords } from "../../native/terminal/likely-words.ts";
 import { likelyIntroducer } from "../../native/terminal/participant-options.ts";
 import { readHostPort } from "../../native/terminal/invitation.ts";
-import { readArguments } from "../../native/terminal/participant-arguments.ts";
+import { type Arguments, readArguments } from "../../native/terminal/participant-arguments.ts";
 
 test.each([
   [["host"], {}, undefined],
@@ -47,6 +47,23 @@ test("the port that is forwarded is known, too, and a wrong one begins nothing",
   expect(likelyIntroducer(args("7777"), {})).toEqual({ host: "host", port: 7001, localPort: 7777 });
   for (const wrong of ["80", "99999", "x", "+7777"])
     expect(likelyIntroducer(args(wrong), {})).toBeUndefined();
+});
+
+test("who hides, remembers, limits and leaves out says so; and who hides is called by no host's name", () => {
+  const read = (...args: string[]) => readArguments(["host", "--room", "some words", ...args]) as Arguments;
+  const all = ["--only-relay", "--remember", "--limit", "2M", "--exclude", "*.tmp", "--exclude", "raw/"];
+  const { onlyRelay, remember, limit, exclude, name } = read(...all);
+  expect([onlyRelay, remember, limit, exclude]).toEqual([true, true, 2 * 1024 * 1024, ["*.tmp", "raw/"]]);
+  expect(name).toMatch(/^guest-[0-9a-f]{6}$/);
+  const plain = read();
+  expect([plain.onlyRelay, plain.remember, plain.limit, plain.exclude, plain.localPort]).toEqual([
+    false,
+    false,
+    undefined,
+    [],
+    undefined,
+  ]);
+  expect(plain.name).not.toStartWith("guest-");
 });
 
 test("of arguments that are wrong, or that ask for help, nothing follows", () => {
