@@ -7,6 +7,7 @@ import { cpus } from "node:os";
 export const benches = [
   "churn",
   "cold",
+  "events",
   "flood",
   "forward",
   "introducer",

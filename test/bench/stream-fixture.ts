@@ -5,6 +5,7 @@
  *
  * A stream begins with its head: one byte, what is wanted, and eight, how many bytes follow.
  */
+import { once } from "node:events";
 import * as net from "node:net";
 import * as readline from "node:readline";
 import type { Duplex } from "node:stream";
@@ -34,11 +35,13 @@ export type EndCommand =
   /** The sender dials the taker. `move`: beside the connection that there is, which it replaces. */
   | { type: "dial"; to: Endpoint; move?: true }
   /** Both go to the introducer, and are relayed; the sender asks. */
-  | { type: "relay"; introducer: Endpoint }
+  | { type: "relay"; introducer: Endpoint; room: string }
   /** So many bytes in all, in so many streams at once, in writes of {@link writeBytes}. */
   | { type: "send"; bytes: number; streams: number }
   /** So many round trips of one byte, each begun `pauseMs` after the last; fewer when what is sent beside them ends. */
   | { type: "ask"; times: number; pauseMs: number }
+  /** Endless bulk; once it is under way, so many events on another stream, one each `everyMs`. Then the bulk ends. */
+  | { type: "beside"; times: number; everyMs: number; settleMs: number }
   /** The taker forgets the longest time without a byte. */
   | { type: "watch" }
   /** The sender's connection breaks; session and streams are to outlive it. */
@@ -52,6 +55,8 @@ export type EndEvent =
   /** `elapsedMs`: until the taker had all. */
   | { event: "sent"; elapsedMs: number }
   | { event: "asked"; roundTripsMs: number[] }
+  /** At the taker: how late each event came, and how many bytes of the bulk from the first to the last. */
+  | { event: "late"; lateMs: number[]; bulkBytes: number; elapsedMs: number }
   /** At the sender: `dialMs` from dialling to the end of the handshake, `moveMs` from there. */
   | { event: "moved"; gapMs: number; dialMs: number; moveMs: number }
   /** Since `watch`: the longest time without a byte. */
@@ -61,8 +66,12 @@ export type EndEvent =
 
 const writeBytes = 64 * 1024;
 const headBytes = 9;
-/** `take`: a byte when all have come. `echo`: each at once. `marks`: one for each write that begins with a 1. */
-const wants = { take: 1, echo: 2, marks: 3 } as const;
+/**
+ * `take`: a byte when all have come. `echo`: each at once. `marks`: one for each write that begins with a 1. `events`: how
+ * late each record of {@link eventBytes} is, which begins with the time that it was written at.
+ */
+const wants = { take: 1, echo: 2, marks: 3, events: 4 } as const;
+const eventBytes = 100;
 /** Nobody else talks to these programs. */
 const purpose = "bench";
 const token = "0".repeat(32);
@@ -87,6 +96,36 @@ function head(want: number, bytes: number): Buffer {
 /** When bytes came, of all streams. */
 const watched = { lastAt: 0, silenceMs: 0 };
 
+/** Of all streams but those of events. */
+let bulkBytes = 0;
+/** What two processes of one machine agree on. */
+const wallMs = () => performance.timeOrigin + performance.now();
+
+/** How late events come. */
+class Events {
+  readonly #lateMs: number[] = [];
+  #rest = Buffer.alloc(0);
+  #bulkFrom = 0;
+  #from = 0;
+
+  take(body: Buffer): void {
+    const all = Buffer.concat([this.#rest, body]);
+    let at = 0;
+    for (; all.length - at >= eventBytes; at += eventBytes) this.#one(all.readDoubleBE(at));
+    this.#rest = Buffer.from(all.subarray(at));
+  }
+
+  #one(sentMs: number): void {
+    if (this.#lateMs.length === 0) [this.#from, this.#bulkFrom] = [wallMs(), bulkBytes];
+    this.#lateMs.push(wallMs() - sentMs);
+  }
+
+  tell(): void {
+    const [elapsedMs, bytes] = [wallMs() - this.#from, bulkBytes - this.#bulkFrom];
+    tell({ event: "late", lateMs: this.#lateMs, bulkBytes: bytes, elapsedMs });
+  }
+}
+
 /** Does what the heads of one stream want. */
 class Taker {
   readonly #stream: Duplex;
@@ -94,11 +133,15 @@ class Taker {
   #want = 0;
   #total = 0;
   #at = 0;
+  readonly #events = new Events();
 
   constructor(stream: Duplex) {
     this.#stream = stream;
     stream.on("data", (chunk: Buffer) => this.#take(chunk));
-    stream.on("end", () => stream.end());
+    stream.on("end", () => {
+      if (this.#want === wants.events) this.#events.tell();
+      stream.end();
+    });
     stream.on("error", () => {});
   }
 
@@ -109,6 +152,8 @@ class Taker {
     const body = this.#want === 0 ? this.#readHead(chunk) : chunk;
     if (this.#want === wants.echo) this.#stream.write(Buffer.from(body));
     if (this.#want === wants.marks) this.#answerMarks(body);
+    if (this.#want === wants.events) return this.#events.take(body);
+    bulkBytes += body.length;
     this.#at += body.length;
     if (this.#want === 0 || this.#want === wants.echo || this.#at < this.#total) return;
     this.#stream.write(head(0, 0).subarray(0, 1));
@@ -235,7 +280,7 @@ function listenForLinks(): void {
 // --- the relay -------------------------------------------------------------------------------------------
 
 /** Registers as one whose NAT cannot be dug through, so that a relay is offered at once. */
-async function relay(introducer: Endpoint): Promise<void> {
+async function relay(introducer: Endpoint, room: string): Promise<void> {
   const { address: hostname, port } = splitEndpoint(introducer);
   const decoder = new LineDecoder();
   const data = (control: Bun.Socket, chunk: Buffer) => {
@@ -247,7 +292,7 @@ async function relay(introducer: Endpoint): Promise<void> {
       type: "register",
       version: protocolVersion,
       name: `${role}-${process.pid}`, // the introducer keeps a name for its certificate
-      room: purpose,
+      room,
       instance: identity.fingerprint.slice(0, 16),
       fingerprint: identity.fingerprint,
       private: [],
@@ -347,6 +392,35 @@ async function ask(times: number, pauseMs: number): Promise<void> {
   tell({ event: "asked", roundTripsMs });
 }
 
+/** Never ends by itself. */
+function pour(): Duplex {
+  const bulk = session!.open({ use: "bytes" });
+  const part = Buffer.alloc(writeBytes);
+  const write = (): void => {
+    while (bulk.write(part));
+  };
+  bulk.on("drain", write).on("error", () => {});
+  bulk.write(head(wants.take, Number.MAX_SAFE_INTEGER));
+  write();
+  return bulk;
+}
+
+async function beside(times: number, everyMs: number, settleMs: number): Promise<void> {
+  const bulk = pour();
+  await Bun.sleep(settleMs); // what is measured is bulk under way
+  const events = session!.open({ use: "events" });
+  events.resume().write(head(wants.events, 0));
+  for (let count = 0; count < times; count++) {
+    await Bun.sleep(everyMs);
+    const one = Buffer.alloc(eventBytes);
+    one.writeDoubleBE(wallMs());
+    events.write(one);
+  }
+  events.end();
+  await once(events, "end");
+  bulk.destroy();
+}
+
 // --- commands --------------------------------------------------------------------------------------------
 
 async function run(command: EndCommand): Promise<void> {
@@ -358,11 +432,13 @@ async function run(command: EndCommand): Promise<void> {
       }
       return dial(command.to);
     case "relay":
-      return relay(command.introducer);
+      return relay(command.introducer, command.room);
     case "send":
       return send(command.bytes, command.streams);
     case "ask":
       return ask(command.times, command.pauseMs);
+    case "beside":
+      return beside(command.times, command.everyMs, command.settleMs);
     case "watch":
       tell({ event: "watched", silenceMs: watched.silenceMs });
       watched.lastAt = performance.now();
