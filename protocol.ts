@@ -843,8 +843,11 @@ const toParticipant = {
   },
   /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
   relay: { peer, role, token },
-  /** Answers `relay` on its connection: what follows is the other side's. */
-  relaying: {},
+  /**
+   * Answers `relay` on its connection: what follows is the other side's. `rate`: bytes a second that go on each way; fewer
+   * while links share what there is for all.
+   */
+  relaying: { rate: integer(1, Number.MAX_SAFE_INTEGER) },
   /** Answers `connect-back`; `elsewhere` is what a SYN from the introducer's alternate address met, if it has one. */
   filtering: { filtering, elsewhere: optional(filtering) },
   /** Sent to the other side of a punch when one side failed, or to the asker when there is no way. */

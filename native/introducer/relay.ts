@@ -99,7 +99,8 @@ export class Relays<Connection extends RelayConnection<Connection>> {
 
   #pair(relay: Relay<Connection>, a: RelayEnd<Connection>, b: RelayEnd<Connection>): void {
     relay.isPaired = true;
-    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying" }));
+    const rate = Math.ceil(Math.min(this.rates.rate, this.rates.total));
+    for (const { session } of relay.ends) session.socket.write(encode({ type: "relaying", rate }));
     this.#sessions.emit({ event: "relaying", ...idsOf(relay.members), names: namesOf(relay.members) });
     this.copier.join(a, b);
   }

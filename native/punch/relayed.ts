@@ -113,7 +113,7 @@ export class RelayAttempt {
     if (this.#isOver) return;
     try {
       const message = parseToParticipant(line);
-      if (message.type === "relaying") return this.#secure();
+      if (message.type === "relaying") return this.#secure(message.rate);
       this.#fail(message.type === "refused" ? message.message : `the relay said ${message.type}`);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -121,7 +121,7 @@ export class RelayAttempt {
     }
   }
 
-  #secure(): void {
+  #secure(rate: number): void {
     const { role, token, alpn, bond, credentials } = this.#options;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#fail("the peer did not shake hands"), this.#patience.handshakeMs);
@@ -129,6 +129,7 @@ export class RelayAttempt {
       role === "controlling" ? { role, offers: [alpn] } : { role, expects: (one) => one === alpn };
     const channel = new Channel(this.#connection!, "relay", side, credentials);
     this.#channel = channel;
+    channel.maxRate = rate;
     channel.nomination.bond = bond;
     channel.onClose = (reason) => this.#fail(reason);
     channel.nomination.onNominated = (named) => {

@@ -29,6 +29,8 @@ export class Channel implements Carrier {
   onWritten: () => void = () => {};
   /** Called once, with the reason in plain words. */
   onClose: (reason: string) => void = () => {};
+  /** Set by whoever has it relayed. */
+  maxRate = Infinity;
   /** Whether it was closed because the other end did not say or show what it must. */
   isRejected = false;
   readonly #socket: SecureSocket;

@@ -28,6 +28,8 @@ export interface Carrier {
   readonly queuedBytes: number;
   /** How many bytes one write should have: what the connection takes in a few ms, at most 64 KiB. */
   readonly batchBytes: number;
+  /** Bytes a second that go on each way, as a relay says; Infinity for any other connection. */
+  readonly maxRate: number;
   /** The chunk is valid until the callback returns. Whoever keeps some of it copies it. */
   onData: (chunk: Buffer) => void;
   /** {@link queuedBytes} is 0 again. */

@@ -107,9 +107,11 @@ export class Liveness {
     return encodeCount(frame.ping, this.#pings);
   }
 
-  ponged({ life }: CarrierState, number: number): void {
-    if (typeof life.ping !== "object" || life.ping.number !== number) return;
+  /** Returns the round trip, if that is the answer to our ping. */
+  ponged({ life }: CarrierState, number: number): number | undefined {
+    if (typeof life.ping !== "object" || life.ping.number !== number) return undefined;
     this.roundTripMs = this.#nowMs - life.ping.sentAtMs;
     life.ping = "none";
+    return this.roundTripMs;
   }
 }

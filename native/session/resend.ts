@@ -77,6 +77,7 @@ export class ResendBuffer {
   #made = 0;
   #acknowledged = 0;
   #keptBytes = 0;
+  #acknowledgedBytes = 0;
 
   /** Frames that have a number. */
   get made(): number {
@@ -85,9 +86,17 @@ export class ResendBuffer {
   get acknowledged(): number {
     return this.#acknowledged;
   }
+  /** How many bytes were acknowledged, of all frames so far. */
+  get acknowledgedBytes(): number {
+    return this.#acknowledgedBytes;
+  }
   /** What is kept, in bytes, with what keeping it costs. */
   get keptBytes(): number {
     return this.#keptBytes;
+  }
+  /** What is not acknowledged, in bytes. */
+  get unacknowledgedBytes(): number {
+    return this.#keptBytes - this.#runs.length * runOverheadBytes;
   }
   /** The number of the frame that is sent next. */
   get next(): number {
@@ -125,6 +134,7 @@ export class ResendBuffer {
       this.#runs.shift();
       if (this.#sentRuns > 0) this.#sentRuns--;
       this.#keptBytes -= run.bytes.length + runOverheadBytes;
+      this.#acknowledgedBytes += run.bytes.length;
       this.#release(run.block);
     }
   }

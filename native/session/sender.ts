@@ -7,18 +7,25 @@ import { type CarrierSet, type CarrierState } from "./carrier-state.ts";
 import { type Edge } from "./edge.ts";
 import { encodeCount, encodeFrame, frame, ProtocolError } from "./frame.ts";
 import { type Liveness } from "./liveness.ts";
+import { Pace } from "./pace.ts";
 import { type Receipts } from "./receipts.ts";
 import { blockBytes, ResendBuffer } from "./resend.ts";
 
 /** Bytes written before others of this program have their turn. */
 const turnBytes = 512 * 1024;
+/** With so much on the way, bulk is. */
+const bulkBytes = 16 * 1024;
 
 /** A write that is being put together: frames go to `room` from `at` on. */
 export interface Batch {
   readonly room: Buffer;
   at: number;
+  /** Data of streams goes no further; other frames may. */
+  readonly max: number;
   /** Sequenced frames in it. */
   frames: number;
+  /** Whether it has something of a stream that sends little. */
+  hasLittle: boolean;
 }
 
 /** Where new frames come from. */
@@ -41,12 +48,19 @@ export class Sender {
   /** Of all carriers, frames and repetitions included. */
   bytesOut = 0;
   readonly #parts: SenderParts;
+  /** Of the carrier that was written to last. */
+  #paced: { state: CarrierState | undefined; pace: Pace } = { state: undefined, pace: new Pace(Infinity) };
+  #cancelWait: (() => void) | undefined;
   #turnBytes = 0;
   #isYielding = false;
   #willPump = false;
 
   constructor(parts: SenderParts) {
     this.#parts = parts;
+  }
+
+  get #nowMs(): number {
+    return this.#parts.edge.clock.now();
   }
 
   get isAckDue(): boolean {
@@ -84,10 +98,32 @@ export class Sender {
     });
   }
 
+  #paceOf(state: CarrierState): Pace {
+    if (this.#paced.state !== state) this.#paced = { state, pace: new Pace(state.carrier.maxRate) };
+    return this.#paced.pace;
+  }
+
+  /** Whether sequenced frames may be written now. If not, they are once they may. */
+  #mayWrite(current: CarrierState): boolean {
+    const { edge, liveness } = this.#parts;
+    const pace = this.#paceOf(current);
+    const waitMs = pace.waitMs(this.#nowMs);
+    if (waitMs === 0) {
+      if (pace.takePing(this.#nowMs)) liveness.ping(current);
+      return true;
+    }
+    this.#cancelWait ??= edge.after(waitMs, () => {
+      this.#cancelWait = undefined;
+      this.pump();
+    });
+    return false;
+  }
+
   /** Returns how much it was. */
   #writeNext(current: CarrierState): number {
-    const isBehind = this.outbox.next < this.outbox.made;
-    const hasFrames = isBehind || this.#parts.source.hasFrames;
+    const hasAny = this.outbox.next < this.outbox.made || this.#parts.source.hasFrames;
+    const hasFrames = hasAny && this.#mayWrite(current);
+    const isBehind = hasFrames && this.outbox.next < this.outbox.made;
     const owed = this.#takeOwed(current, hasFrames);
     if (hasFrames && !isBehind) return this.#assemble(current, owed);
     const owedBytes = owed.length > 0 ? this.write(current, Buffer.concat(owed)) : 0;
@@ -95,14 +131,21 @@ export class Sender {
   }
 
   #assemble(current: CarrierState, owed: Buffer[]): number {
-    const room = this.outbox.reserve(Math.min(blockBytes, current.carrier.batchBytes));
-    const batch: Batch = { room, at: 0, frames: 0 };
+    const pace = this.#paceOf(current);
+    const bytes = pace.batchBytes(Math.min(blockBytes, current.carrier.batchBytes), this.#nowMs);
+    const room = this.outbox.reserve(bytes);
+    const batch: Batch = { room, at: 0, max: Math.min(room.length, bytes), frames: 0, hasLittle: false };
     for (const bytes of owed) batch.at += bytes.copy(room, batch.at);
     const owedBytes = batch.at;
     this.#parts.source.fill(batch);
     if (this.#parts.edge.isClosed) return 0;
     if (batch.frames === 0) return owed.length > 0 ? this.write(current, Buffer.concat(owed)) : 0;
-    if (!this.isAckDue) this.#parts.liveness.asked(current);
+    if (!this.isAckDue) {
+      this.#parts.liveness.asked(current);
+      pace.begin(this.outbox.acknowledgedBytes, this.#nowMs);
+    }
+    const onTheWay = this.outbox.unacknowledgedBytes;
+    if (batch.hasLittle && onTheWay >= bulkBytes) pace.beside(onTheWay, this.#nowMs);
     this.outbox.commit(room, owedBytes, batch.at, batch.frames);
     return this.write(current, room.subarray(0, batch.at));
   }
@@ -125,9 +168,10 @@ export class Sender {
     return owed;
   }
 
-  write({ carrier }: CarrierState, bytes: Buffer): number {
+  write(state: CarrierState, bytes: Buffer): number {
     this.bytesOut += bytes.length;
-    carrier.write(bytes);
+    if (state === this.#paced.state) this.#paced.pace.wrote(bytes.length, this.#nowMs);
+    state.carrier.write(bytes);
     return bytes.length;
   }
 
@@ -142,6 +186,12 @@ export class Sender {
     outgoing.mustStart = true;
   }
 
+  /** A round trip on that one was measured. */
+  measured(state: CarrierState, roundTripMs: number): void {
+    if (state !== this.#parts.carriers.current) return;
+    this.#paceOf(state).measured(roundTripMs, this.outbox.unacknowledgedBytes, this.#nowMs);
+  }
+
   /** Whether the peer has more than we knew. */
   acknowledged(count: number): boolean {
     const { next, acknowledged } = this.outbox;
@@ -149,6 +199,7 @@ export class Sender {
     const { current } = this.#parts.carriers;
     // An old carrier delivered what this one was about to repeat, and the peer counts what comes on this one.
     if (this.outbox.next !== next && current) this.start(current);
+    this.#paced.pace.acknowledged(this.outbox.acknowledgedBytes, this.#nowMs);
     return this.outbox.acknowledged !== acknowledged;
   }
 

@@ -65,6 +65,8 @@ export class Stream extends Duplex {
   readonly received: Received;
   /** For the session: whether it waits for its turn. */
   isQueued = false;
+  /** For writing-turns.ts: how much it has sent lately, when that many bytes of all streams were sent. */
+  readonly sent = { bytes: 0, at: 0 };
   readonly #owner: StreamOwner;
   #reset: { code: number; reason: string } | undefined;
 

@@ -269,8 +269,13 @@ export class Transport implements CarrierSet {
       case frame.ping:
         return this.sender.pong(state, payload);
       case frame.pong:
-        return this.liveness.ponged(state, decodeCount(payload));
+        return this.#onPong(state, decodeCount(payload));
     }
+  }
+
+  #onPong(state: CarrierState, number: number): void {
+    const roundTripMs = this.liveness.ponged(state, number);
+    if (roundTripMs !== undefined) this.sender.measured(state, roundTripMs);
   }
 
   #acknowledged(count: number): void {

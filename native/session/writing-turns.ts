@@ -7,6 +7,13 @@ import { blockBytes, Queue } from "./resend.ts";
 import { type Batch } from "./sender.ts";
 import { type Stream } from "./stream.ts";
 
+/**
+ * Who begins to send with so much at most, and has no more, sends little, unless a quarter of what all sent lately was
+ * its own.
+ */
+const littleBytes = 2 * 1024;
+const latelyBytes = 64 * 1024;
+
 /** What a stream may send before others have their turn, header included: one TLS record (RFC 8446 §5.1). */
 const quantumBytes = 16 * 1024;
 
@@ -21,6 +28,8 @@ export class WritingTurns {
   /** Streams that may send: those that have just begun to, and those that had a turn. */
   readonly #fresh = new Queue<Stream>();
   readonly #busy = new Queue<Stream>();
+  /** Bytes of all streams so far. */
+  #sentBytes = 0;
 
   constructor(owner: TurnsOwner) {
     this.#owner = owner;
@@ -40,11 +49,31 @@ export class WritingTurns {
 
   addTo(batch: Batch): void {
     const isAlone = this.length === 1;
-    for (let turn = 0; batch.room.length - batch.at > headerBytes; turn++) {
+    for (let turn = 0; batch.max - batch.at > headerBytes; turn++) {
+      const fresh = this.#fresh.at(0);
       const stream = this.#next(turn);
       if (!stream) return;
+      const { pendingBytes } = stream.written;
       this.#giveTurn(stream, batch, isAlone ? blockBytes : quantumBytes);
+      if (stream === fresh && pendingBytes > 0 && pendingBytes <= littleBytes && this.#sendsLittle(stream))
+        batch.hasLittle = true;
     }
+  }
+
+  #sendsLittle(stream: Stream): boolean {
+    if (stream.isQueued || this.#sentBytes < latelyBytes) return false;
+    return this.#sentLately(stream) < latelyBytes / 4;
+  }
+
+  /** How many of the latest {@link latelyBytes} of all streams were of that one, about: older ones count ever less. */
+  #sentLately({ sent }: Stream): number {
+    return sent.bytes * 2 ** ((sent.at - this.#sentBytes) / latelyBytes);
+  }
+
+  #countSent(stream: Stream, bytes: number): void {
+    const { sent } = stream;
+    sent.bytes = this.#sentLately(stream) + bytes;
+    sent.at = this.#sentBytes += bytes;
   }
 
   /** The next stream: one that has just begun and one that had a turn, alternately. So nobody loses their turn. */
@@ -55,9 +84,10 @@ export class WritingTurns {
 
   #giveTurn(stream: Stream, batch: Batch, bytes: number): void {
     const { room } = batch;
-    const max = Math.min(room.length - batch.at, bytes) - headerBytes;
+    const max = Math.min(batch.max - batch.at, bytes) - headerBytes;
     const filled = stream.written.fill(room, batch.at + headerBytes, max);
     if (filled > 0) this.#addHeader(batch, frame.data, filled, stream.id);
+    if (filled > 0) this.#countSent(stream, filled);
     if (filled > 0 && stream.written.isCounted) this.#owner.onCounted(stream, filled, batch);
     if (stream.written.mayEnd && room.length - batch.at >= headerBytes) {
       this.#addHeader(batch, frame.end, 0, stream.id);

@@ -168,7 +168,7 @@ const toParticipant: Samples<ToParticipant> = {
   },
   relay: { type: "relay", peer, role: "controlled", token },
   elsewhere: { type: "elsewhere", host: "two.example.org", port: 7000 },
-  relaying: { type: "relaying" },
+  relaying: { type: "relaying", rate: 1048576 },
   filtering: { type: "filtering", filtering: "dropped", elsewhere: "let-in" },
   failed: { type: "failed", peer: 7, token, reason: "peer-left" },
   notice: { type: "notice", text: "back at noon" },

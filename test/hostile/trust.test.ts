@@ -113,7 +113,7 @@ class Scene implements AsyncDisposable {
     const visitor = this.house.visitors.at(-1)!;
     const way: net.Socket = visitor.socket;
     way.removeAllListeners("data").pause();
-    way.write(JSON.stringify({ type: "relaying" }) + "\n");
+    way.write(JSON.stringify({ type: "relaying", rate: 1024 * 1024 }) + "\n");
     const link = new RawLink(way, { type: "", role, token, peer: this.shownBob }, this.bearer);
     await link.secured();
     return link;

@@ -279,7 +279,10 @@ linuxDescribe("relayed bytes", () => {
     using a = new RelayClient(scene.introducer.port, token, big);
     using b = new RelayClient(scene.introducer.port, token, "hello");
     await until("both have begun", () => a.answer !== undefined && b.answer !== undefined);
-    expect([a.answer, b.answer]).toEqual([{ type: "relaying" }, { type: "relaying" }]);
+    expect([a.answer, b.answer]).toEqual([
+      { type: "relaying", rate: 1e9 },
+      { type: "relaying", rate: 1e9 },
+    ]);
     await until("b has it all", () => b.receivedBytes === big.length);
     await until("a has it", () => a.text === "hello");
     expect(Bun.SHA256.hash(Buffer.concat(b.chunks), "hex")).toBe(Bun.SHA256.hash(big, "hex"));

@@ -288,7 +288,7 @@ linuxTest("where there is no direct way, both are relayed", async () => {
   });
   right.write(JSON.stringify({ type: "relay", token: b.token }) + "\n");
   await left.next("relaying");
-  expect(await said.promise).toBe('{"type":"relaying"}\n');
+  expect(await said.promise).toBe('{"type":"relaying","rate":1048576}\n');
   right.terminate();
   for (const [one, other] of [
     [anna, bert],

@@ -193,7 +193,7 @@ const goldenToParticipant: Golden<ToParticipant> = {
       `{"type":"relay","peer":${bobJson},"role":"controlled","token":"${token}"}`,
     ],
   ],
-  relaying: [[{ type: "relaying" }, `{"type":"relaying"}`]],
+  relaying: [[{ type: "relaying", rate: 1048576 }, `{"type":"relaying","rate":1048576}`]],
   elsewhere: [
     [
       { type: "elsewhere", host: "two.example.org", port: 7000 },

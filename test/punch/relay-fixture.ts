@@ -108,7 +108,7 @@ export function joining(join: (first: net.Socket, second: net.Socket) => void = 
   });
 }
 
-export const relaying = encode({ type: "relaying" });
+export const relaying = encode({ type: "relaying", rate: 1024 * 1024 });
 
 /** As an honest introducer does. */
 export function copy(first: net.Socket, second: net.Socket): void {

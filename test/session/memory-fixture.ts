@@ -89,6 +89,7 @@ export interface PathOptions {
   /** With it, chunks are cut anywhere. */
   random?: Random;
   batchBytes?: number;
+  maxRate?: number;
   /** Chunks of at most that size when there is no `random`. */
   chunkBytes?: number;
 }
@@ -97,6 +98,7 @@ export interface PathOptions {
 export class MemoryCarrier implements Carrier {
   readonly peer: string;
   readonly batchBytes: number;
+  readonly maxRate: number;
   onData: (chunk: Buffer) => void = () => {};
   onWritten: () => void = () => {};
   onClose: (reason: string) => void = () => {};
@@ -122,6 +124,7 @@ export class MemoryCarrier implements Carrier {
     this.#options = options;
     this.peer = peer;
     this.batchBytes = options.batchBytes ?? 64 * 1024;
+    this.maxRate = options.maxRate ?? Infinity;
   }
 
   write(bytes: Buffer): void {
