@@ -21,17 +21,17 @@ const besideMs = 10_000;
 /** How often a round trip is measured: while the rate is held, and otherwise. */
 const sampleMs = { held: 50, free: 500 };
 /** More must not wait on the way: while small things go beside bulk, and otherwise. So much is believed unmeasured. */
-const maxQueueMs = { beside: 20, bulk: 100, first: 250 };
+const maxQueueMs = { beside: 20, bulk: 100, first: 500 };
 const muchMs = 150;
 /** So late the peer acknowledges, about. */
 const ackMs = 30;
 /** With less on the way, what waits is not ours. */
 const minBulkBytes = 4 * 1024;
-const maxPauseMs = 1_000;
+const maxPauseMs = 2_000;
 /** What comes through is measured over such a time. After a pause so long it shows the pause. */
 const measuredMs = 250;
 const acknowledgedEveryMs = 5;
-/** Pauses that change nothing. After more of them, the path itself has become longer. */
+/** Pauses in a row that change nothing, before the one that tells why. */
 const maxInVain = 2;
 /**
  * After a pause, what came through is written, and not much less than before, for it varies; but if far less came
@@ -187,24 +187,26 @@ export class Pace {
     if (this.#rate < (through ?? this.#pause.through) * ahead) this.#become(this.#rate * times);
   }
 
-  /** Nothing is written until what waits has come through. What becomes no less by that does not wait for us. */
+  /**
+   * Nothing is written until what waits has come through. If some pauses changed nothing, one is so long that nothing of
+   * ours is on the way any more. If that changes nothing either, the path itself has become longer.
+   */
   #drain(waitingMs: number, onTheWay: number, through: number, now: number): void {
     if (onTheWay < minBulkBytes) return;
-    const {
-      waitingMs: wasMs,
-      ms: pausedMs,
-      inVain,
-    } = this.#pause ?? { waitingMs: Infinity, ms: 0, inVain: 0 };
-    const isInVain = waitingMs > wasMs - pausedMs / 2;
-    if (isInVain && inVain === maxInVain) {
+    const last = this.#pause;
+    const isInVain = last !== undefined && waitingMs > last.waitingMs - last.ms / 2;
+    const inVain = isInVain ? last.inVain + 1 : 0;
+    if (inVain > maxInVain) {
       this.#shortestMs += waitingMs;
+      last!.inVain = 0;
       return;
     }
     const isFarLess = this.#hasGoneOn(now) && through < after.farLess * this.#rate;
     this.#become(Math.max(through * after.through, isFarLess ? 0 : this.#rate * after.before));
-    const ms = Math.min(waitingMs, maxPauseMs);
+    const isLast = inVain === maxInVain;
+    const ms = Math.min(waitingMs + (isLast ? this.#shortestMs + ackMs : 0), maxPauseMs);
     this.#nextMs = Math.max(this.#nextMs, now) + ms;
-    this.#pause = { waitingMs, ms, untilMs: now + ms, through, inVain: isInVain ? inVain + 1 : 0 };
+    this.#pause = { waitingMs, ms, untilMs: now + ms, through, inVain };
     this.#latest = [];
     this.#short = 0;
   }

@@ -147,6 +147,23 @@ describe("what waits on the way", () => {
   });
 });
 
+test.each([["a relay", mib] as const, ["no relay", Infinity] as const])(
+  "what stands waiting after a while in which nothing came through is not taken for the path: %s",
+  (_, told) => {
+    const bulk = new Bulk({ rate: mib, owdMs: 30 }, told);
+    for (let times = 0; times < 3; times++) {
+      bulk.run(8_000);
+      bulk.path.rate = 0;
+      bulk.run(700);
+      bulk.path.rate = mib;
+    }
+    bulk.run(8_000);
+    const later = bulk.run(5_000);
+    expect(later.waitingMs).toBeLessThan(isSmall);
+    expect(later.rate / mib).toBeGreaterThan(0.85);
+  },
+);
+
 describe("no throughput is lost", () => {
   test("where nothing small goes beside bulk: then nothing holds it up", () => {
     const { pace } = new Bulk({ rate: mib, owdMs: 20 });
