@@ -131,7 +131,7 @@ describe("a third party is not shot at", () => {
     await alice.registered;
     alice.type("connect bob");
     await alice.next("introducer");
-    expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
+    expect(started(alice, "127.0.0.2:")).toBeWithin(50, 1_600);
   });
 
   test("by introductions that nobody here asked for, under ever new names", async () => {
@@ -147,7 +147,7 @@ describe("a third party is not shot at", () => {
       if (n % 40 === 0) await Bun.sleep(50);
     }
     await alice.next("failed");
-    expect(started(alice, "127.0.0.2:")).toBeWithin(500, 1_600);
+    expect(started(alice, "127.0.0.2:")).toBeWithin(50, 1_600);
   });
 });
 

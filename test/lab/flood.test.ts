@@ -5,7 +5,7 @@
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
-import { type Host, Lab, labTest } from "./lab.ts";
+import { type Host, Lab, raceTest } from "./lab.ts";
 import { disconnect, expectRoute, gatherDirect, know, linkedBoth, soonMs, talk } from "./meeting.ts";
 import { People } from "./people.ts";
 import { apart, behind, owdMs } from "./sides.ts";
@@ -22,7 +22,7 @@ async function flood(introducer: Host, victim: number): Promise<Disposable> {
   return { [Symbol.dispose]: () => program.kill("SIGKILL") };
 }
 
-labTest("while 64 addresses do all they can, people behind NATs link and are relayed as ever", async () => {
+raceTest("while 64 addresses do all they can, people behind NATs link and are relayed as ever", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const host = await lab.host("introducer", { owdMs });

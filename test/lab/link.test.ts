@@ -3,7 +3,7 @@
  * its NAT has forgotten it, its address has changed, its relay or the introducer was killed. Real NATs, real programs.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import { Lab, labTest, type Nat } from "./lab.ts";
+import { Lab, labTest, raceTest, type Nat } from "./lab.ts";
 import {
   cutOff,
   expectFailure,
@@ -112,7 +112,7 @@ labTest.concurrent("with --keep 0 a broken link has ended", async () => {
   expect(alice.all("broken")).toEqual([]);
 });
 
-labTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
+raceTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
   await using lab = await Lab.create();
   await using people = new People();
   const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
@@ -131,7 +131,7 @@ labTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, lay
   expect(links[0]!.relayedBytes).toBeGreaterThan(1000);
 });
 
-labTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
+raceTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await layout(lab);
@@ -150,7 +150,7 @@ labTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", 
   expect([...alice.all("linked"), ...bob.all("linked"), ...introducer.all("relaying")]).toEqual([]);
 });
 
-labTest.concurrent("an introducer with --no-relay relays nothing", async () => {
+raceTest.concurrent("an introducer with --no-relay relays nothing", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const place = await lab.host("introducer", { owdMs });
