@@ -1,10 +1,12 @@
 /** Two people who want to find each other: real programs on loopback, with names mistyped, left out, or not there. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { newRoomWords } from "../native/secure/words.ts";
 import { client, freePort, readAll } from "./sockets-fixture.ts";
 import { Driven, met, outcome, spawn, startIntroducer } from "./driven-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
+const test = testAtOnce(3);
 const room = ["--room", newRoomWords()];
 setDefaultTimeout(testMs);
 

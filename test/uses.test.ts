@@ -1,5 +1,5 @@
 /** Forwards and pipes between real programs on loopback, with real clients and targets. */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { open } from "node:fs/promises";
 import type { Socket } from "node:net";
 import { join } from "node:path";
@@ -11,7 +11,9 @@ import { linuxTest } from "./needing-fixture.ts";
 import { Pty, root } from "./pty-fixture.ts";
 import { client, freePort, readAll, sha256, target } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 /** A private room: in the lobby nothing may be opened to others. */

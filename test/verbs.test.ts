@@ -1,5 +1,5 @@
 /** `send` and `receive`, `share` and `reach`: two real programs on loopback, of which one types what the other prints. */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { whatToOpen } from "../native/terminal/verb-run.ts";
@@ -9,7 +9,9 @@ import { until } from "./native-fixture.ts";
 import { Pty } from "./pty-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
 import { patienceMs, testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 /** A program with a verb, in a folder of its own; what it prints is there as it comes. */

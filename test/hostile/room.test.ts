@@ -1,8 +1,10 @@
 /** Who is in a room, and who is meant: members that leave, come back, or know other words; with the real programs. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Driven, link, met, startIntroducer } from "../driven-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";

@@ -1,5 +1,5 @@
 /** The : its end, commands, options, and what they print. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { defaultLimits, type Limits } from "../../native/introducer/limits.ts";
@@ -9,7 +9,9 @@ import { freePort } from "../sockets-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, ended, jsonLines, run, textLines } from "./introducer-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 test.each(["nonsense", "http://localhost", "redis://localhost/rooms"])(

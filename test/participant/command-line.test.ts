@@ -1,5 +1,5 @@
 /** The participant's command line. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { readFileSync } from "node:fs";
 import { canonicalWords, newRoomWords } from "../../native/secure/words.ts";
 import {
@@ -14,7 +14,9 @@ import { type Arguments, readArguments, weakRoom } from "../../native/terminal/p
 import { defaultPort } from "../../protocol.ts";
 import { Driven, outcome, program, spawn, startIntroducer } from "../driven-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 test.each([

@@ -1,10 +1,12 @@
 /** The real program on loopback, driven by lines on standard input and read by its `--json` events. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import { Driven, link, met, program, startIntroducer, states } from "../driven-fixture.ts";
 import { knownLinks } from "./participant-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 test("a mesh of programs that all connect to all at once has each link once", async () => {

@@ -1,9 +1,11 @@
 /** Two who want one name: who came second has it once it is free, on the same registration, and links go on. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { rmSync } from "node:fs";
 import { Driven, homeOf, link, met, startIntroducer } from "../driven-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 const room = ["--room", "7k2m-9qxw-4tz8-vbnc"];

@@ -1,5 +1,5 @@
 /** What the programs' output must not hold, and what each line of it must. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import { spawn as spawnParticipant } from "../driven-fixture.ts";
 import { Driven, met } from "../driven-fixture.ts";
@@ -7,7 +7,9 @@ import { until } from "../native-fixture.ts";
 import { root } from "../pty-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 const words = "the words of this test";

@@ -1,7 +1,7 @@
 /**
  * The terminal: its pure parts, and the two real programs on a real one, under a real shell where jobs matter.
  */
-import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout } from "bun:test";
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -27,7 +27,9 @@ import { Pty, root } from "../pty-fixture.ts";
 import { describeNeeding, linuxTest, onWindows } from "../needing-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(3);
 setDefaultTimeout(testMs);
 
 const folder = mkdtempSync(join(tmpdir(), "terminal-test-"));
