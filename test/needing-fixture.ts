@@ -42,6 +42,7 @@ export function describeNeeding(obstacle: Obstacle): (label: string, body: () =>
 export const isField = process.env.FIELD === "1";
 /** For what takes minutes: it is left out of the plain suite. */
 export const long: Obstacle = isField ? undefined : "long: `bun run field`";
+export const longTest = testNeeding(long);
 
 const notLinux = process.platform === "linux" ? undefined : "only on Linux";
 /** For what only Linux has or does. */

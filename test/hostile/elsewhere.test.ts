@@ -5,6 +5,7 @@ import { until } from "../native-fixture.ts";
 import { Bait, type Line, type LineSocket, LyingIntroducer, peersLine, registered } from "./wire.ts";
 import { testAtOnce } from "../places-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { longTest } from "../needing-fixture.ts";
 
 const test = testAtOnce(4);
 setDefaultTimeout(testMs);
@@ -57,7 +58,7 @@ describe("an introducer can't have its participants", () => {
     for (const bait of baits) bait[Symbol.dispose]();
   });
 
-  test("hold it at a home that is gone for longer than a lease lasts", async () => {
+  longTest("hold it at a home that is gone for longer than a lease lasts", async () => {
     const gone = await LyingIntroducer.listen(() => {});
     const { port } = gone;
     gone[Symbol.dispose]();

@@ -26,6 +26,7 @@ import { listening, noSocketLeft, refusing, until } from "../native-fixture.ts";
 import { joining, Scripted } from "../punch/relay-fixture.ts";
 import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { longTest } from "../needing-fixture.ts";
 
 setDefaultTimeout(testMs);
 
@@ -718,7 +719,7 @@ describe("a link that broke", () => {
   );
 });
 
-test.concurrent(
+longTest.concurrent(
   "a relayed link that only seemed dead is sought a direct way at leisure again",
   async () => {
     await using _ = noSocketLeft();

@@ -11,6 +11,7 @@ import { formatEndpoint } from "../../protocol.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { FakeGateway, httpAnswer, type Behaviour } from "./gateway-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { longTest } from "../needing-fixture.ts";
 
 setDefaultTimeout(testMs);
 
@@ -231,7 +232,7 @@ test.concurrent("a router that grants a second: it is not asked every moment", a
   await watched.mapping.close();
 });
 
-test.concurrent(
+longTest.concurrent(
   "renewed at half; another port then is told; refused until it ends, it is lost",
   async () => {
     await using _ = noSocketLeft();

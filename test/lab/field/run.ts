@@ -27,6 +27,9 @@ export const families: Record<string, Family> = {
       "lab/ghost.test.ts",
       "lab/changes.test.ts",
       "lab/mapped.test.ts",
+      "punch/portmap.test.ts",
+      "participant/peer.test.ts",
+      "hostile/elsewhere.test.ts",
     ],
   },
   services: {
@@ -40,7 +43,7 @@ export const families: Record<string, Family> = {
   },
   paths: {
     about: "small packets, loss, NATs of all kinds",
-    besides: ["lab/nat-kinds.test.ts"],
+    besides: ["lab/nat-kinds.test.ts", "lab/nat.test.ts", "lab/punch.test.ts"],
   },
   transfers: {
     about: "many files, odd names, full disks, what changes while it is sent, what was cut short",
