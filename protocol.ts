@@ -841,8 +841,11 @@ const toParticipant = {
     own: optional(prediction),
     theirs: optional(prediction),
   },
-  /** Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. */
-  relay: { peer, role, token },
+  /**
+   * Sent to both sides of an introduction, once, where there is no direct way or it takes long: both may take it. `why`:
+   * the reason why there is no direct way, where that is known.
+   */
+  relay: { peer, role, token, why: optional(reason) },
   /**
    * Answers `relay` on its connection: what follows is the other side's. `rate`: bytes a second that go on each way; fewer
    * while links share what there is for all.

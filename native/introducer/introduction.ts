@@ -169,7 +169,10 @@ export class Introduction {
 
   /** There is no direct way, for now if `refusal` says so. If there is no relay either, the asker is told why. */
   #relayInstead(refusal?: Refusal): void {
-    if (this.relay.make()) {
+    // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
+    const random = isOnlyRelayed(this.asking) ? "only-relayed" : "both-mappings-random";
+    const reason = refusal ? "no-candidate-answered" : random;
+    if (this.relay.make(reason === "only-relayed" ? undefined : reason)) {
       this.#toldAt = this.#index.now();
       return this.#become({ is: "relayed", untilMs: this.#expiresAt });
     }
@@ -180,9 +183,6 @@ export class Introduction {
       this.end("refused");
       return owner.refuse(asker, refusal, target.peer.id);
     }
-    // Random ports on both sides, or against counted ones: a hundred thousand guesses would be needed.
-    const random = isOnlyRelayed(this.asking) ? "only-relayed" : "both-mappings-random";
-    const reason = refusal ? "no-candidate-answered" : random;
     const detail = refusal?.message ?? `${asker.peer.mapping} and ${target.peer.mapping} mapping`;
     if (hasPunched) return this.#failBoth(reason, detail);
     this.end(reason);
@@ -194,7 +194,7 @@ export class Introduction {
   /** `reason`: why the last one failed. */
   #nextRound(reason: FailureReason = "no-candidate-answered"): void {
     if (!this.#plan.hasNext) {
-      this.relay.make();
+      this.relay.make(reason);
       return this.#failBoth(reason);
     }
     const { owner } = this.#index;
@@ -310,7 +310,7 @@ export class Introduction {
 
   #fail(side: Side, other: Side, reason: FailureReason): void {
     const { owner } = this.#index;
-    if (retriable.has(reason)) this.relay.make();
+    if (retriable.has(reason)) this.relay.make(reason);
     const token = this.#plan.token || this.relay.token;
     const [id, peer] = [side.member.peer.id, other.member.peer.id];
     if (other.report === undefined) owner.send(other.member, { type: "failed", peer: id, token, reason });

@@ -3,7 +3,7 @@
  * round, and only once. It owns the offer's token, and who has said to be linked by it. Relays themselves are in
  * native/introducer/relay.ts. For native/introducer/introduction.ts and introductions.ts. No clock and no timer of its own.
  */
-import { relayAfterMs } from "../../protocol.ts";
+import { type FailureReason, relayAfterMs } from "../../protocol.ts";
 import type { IntroductionOwner } from "./introduction-owner.ts";
 import type { Asking } from "./quotas.ts";
 import type { Member } from "./session.ts";
@@ -74,8 +74,8 @@ export class RelayOffer implements Due {
     if (this.#state.is === "due") this.make();
   }
 
-  /** Offers it to both, if it is wanted. Returns whether it could be. */
-  make(): boolean {
+  /** Offers it to both, if it is wanted. `why`: there is no direct way. Returns whether it could be. */
+  make(why?: FailureReason): boolean {
     if (this.#state.is !== "wanted" && this.#state.is !== "due") return false;
     const { owner, told } = this.#index;
     const { asker: a, target: b } = this.#asking;
@@ -86,8 +86,9 @@ export class RelayOffer implements Due {
     this.#state = { is: "offered", token, linked: new Set(), linkedAt: undefined };
     this.#onToken(token);
     told(token, a, b);
-    owner.show(a, b, { type: "relay", role: "controlling", token });
-    owner.show(b, a, { type: "relay", role: "controlled", token });
+    const offer = { type: "relay", token, ...(why && { why }) } as const;
+    owner.show(a, b, { ...offer, role: "controlling" });
+    owner.show(b, a, { ...offer, role: "controlled" });
     return true;
   }
 

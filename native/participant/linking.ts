@@ -15,6 +15,14 @@ import type { PastSessions } from "./past-sessions.ts";
 import type { Seeking } from "./seeking.ts";
 import type { Wanted } from "./wanted.ts";
 
+/** Reasons that are of the way, and not of what happened beside. */
+const ofTheWay: ReadonlySet<FailureReason> = new Set([
+  "no-candidate-answered",
+  "both-mappings-random",
+  "handshake-cut",
+  "timed-out",
+] as const);
+
 export interface LinkingOwner extends Pick<LinkOwner, "stream" | "threw"> {
   readonly past: PastSessions;
   /** How long a link is kept without a channel. */
@@ -34,6 +42,8 @@ export class Linking {
   readonly #seeking: Seeking;
   readonly #owner: LinkingOwner;
   readonly #agreements: Agreements;
+  /** Why there is no direct way, as far as a user has been told. */
+  #why: FailureReason | undefined;
 
   constructor(listed: Listed, life: PeerLife, wanted: Wanted, seeking: Seeking, owner: LinkingOwner) {
     this.#listed = listed;
@@ -51,6 +61,7 @@ export class Linking {
   }
 
   nominated(channel: Channel, nominated: Nominated): void {
+    this.#why = nominated.why;
     this.#agreements.nominated(channel, nominated);
   }
 
@@ -59,8 +70,15 @@ export class Linking {
     const { isQuiet } = this.#wanted;
     if (failure) this.#wanted.takePredecessor();
     this.#life.become({ introduction: undefined });
+    if (failure && this.#life.link?.route === "relay") this.#stillRelayed(failure);
     if (this.#life.link || !failure || isQuiet) return this.#seeking.again();
     if (this.#life.agreements.length === 0) this.failed(failure.reason, failure.detail);
+  }
+
+  #stillRelayed({ reason, detail }: Failure): void {
+    if (reason === this.#why || !ofTheWay.has(reason)) return;
+    this.#why = reason;
+    this.#listed.emit({ event: "still-relayed", reason, detail });
   }
 
   /** No link came about. */
@@ -100,7 +118,7 @@ export class Linking {
     const { route, local, remote } = channel;
     // First, or what the user does about it could reach the introducer before it.
     this.#tellLinked(channel, token);
-    this.#listed.emit({ event: "linked", route, local, remote, ...this.#hidden, elapsedMs });
+    this.#listed.emit({ event: "linked", route, local, remote, ...this.#relayed(channel), elapsedMs });
     this.#wanted.linked(talking.link);
     this.#owner.changed();
     this.#seeking.direct();
@@ -109,14 +127,17 @@ export class Linking {
   #moved(channel: LinkCarrier, gapMs: number): void {
     const { route, local, remote } = channel;
     this.#seeking.rest();
-    this.#listed.emit({ event: "moved", route, local, remote, ...this.#hidden, gapMs });
+    this.#listed.emit({ event: "moved", route, local, remote, ...this.#relayed(channel), gapMs });
     const token = this.#agreements.took(channel);
     if (token !== undefined) this.#tellLinked(channel, token);
     this.#seeking.direct();
   }
 
-  get #hidden(): { hidden?: true } {
-    return this.#listed.mayBeDirect ? {} : { hidden: true };
+  /** What a user is told of a relayed link. */
+  #relayed({ route, maxRate }: LinkCarrier): { hidden?: true; limit?: number; why?: FailureReason } {
+    const hidden = this.#listed.mayBeDirect ? {} : ({ hidden: true } as const);
+    if (route !== "relay") return hidden;
+    return { ...hidden, limit: maxRate, ...(this.#why && { why: this.#why }) };
   }
 
   #tellLinked({ route, local, remote }: LinkCarrier, token: string): void {

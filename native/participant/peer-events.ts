@@ -33,6 +33,9 @@ export type PeerEvent = Who &
         remote: Endpoint;
         /** No direct way is looked for, because one of the two hides where it is. */
         hidden?: boolean;
+        /** By relay: bytes a second that it allows, and why there is no direct way, if that is known. */
+        limit?: number;
+        why?: FailureReason;
         /** Since our `connect`, or since the introducer asked us to punch. */
         elapsedMs: number;
       }
@@ -42,7 +45,18 @@ export type PeerEvent = Who &
     /** The link has no channel now: its streams wait. */
     | { event: "broken"; reason: string }
     /** The link goes by another channel. `gapMs`: for how long it had none. */
-    | { event: "moved"; route: Route; local: Endpoint; remote: Endpoint; hidden?: boolean; gapMs: number }
+    | {
+        event: "moved";
+        route: Route;
+        local: Endpoint;
+        remote: Endpoint;
+        hidden?: boolean;
+        limit?: number;
+        why?: FailureReason;
+        gapMs: number;
+      }
+    /** The link is relayed, a direct way was looked for in vain, and that was not known before. */
+    | { event: "still-relayed"; reason: FailureReason; detail: string }
     | { event: "unlinked"; reason: UnlinkReason; detail: string }
     | { event: "said"; text: string }
     | { event: "sent"; rttMs: number }

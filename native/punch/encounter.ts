@@ -75,6 +75,8 @@ export interface Nominated {
   token: string;
   /** Since our `connect`, or since the introducer's first message. */
   elapsedMs: number;
+  /** Of a relay: why there is no direct way, if that is known. */
+  why?: FailureReason | undefined;
 }
 
 /** What is known of the round under way. */
@@ -214,7 +216,7 @@ export class Encounter {
   }
 
   /** Takes the relay. If that is the introducer's first message, there is no direct way. */
-  relay({ peer, role, token }: RelayMessage): void {
+  relay({ peer, role, token, why: told }: RelayMessage): void {
     if (this.#isOver || this.#relay.token !== undefined || this.#options.context.takes === "direct") return;
     const isOnlyWay = this.isAsking;
     if (isOnlyWay) clearTimeout(this.#timer);
@@ -223,7 +225,8 @@ export class Encounter {
     const onChannel = (channel: Channel) => {
       const failure = this.#failure;
       this.#options.unasked?.linked(false);
-      this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt });
+      const why = failure?.reason ?? told;
+      this.#options.onChannel(channel, { role, token, elapsedMs: performance.now() - this.#startedAt, why });
       if (isOnlyWay || failure) this.#end(failure);
     };
     const onFailed = (detail: string, reason: FailureReason) =>

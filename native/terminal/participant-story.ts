@@ -129,6 +129,8 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
       const gap = event.gapMs < 1 ? "without a gap" : `after ${ms(event.gapMs)}`;
       return `${c.green("moved")} with ${who} to ${routeWords(event.route, c)}: ${event.local} → ${event.remote}, ${gap}${relayWords(event, c)}`;
     }
+    case "still-relayed":
+      return `${c.yellow("still relayed")} with ${who}: ${failureReasons[event.reason]} (${event.reason}); a direct way is still looked for`;
     case "said":
       return `${c.cyan(`<${printable(event.name)}>`)} ${printable(event.text)}`;
     case "sent":
@@ -278,12 +280,14 @@ function listingLines(event: TransferEvent & { event: "offered" | "transferring"
 }
 
 /** What a relayed link means for the user. */
-function relayWords({ route, hidden }: EventOf<"linked" | "moved">, c: Colors): string {
+function relayWords({ route, hidden, limit, why }: EventOf<"linked" | "moved">, c: Colors): string {
   if (route !== "relay") return "";
+  const rate = limit === undefined ? "no faster than it allows" : `at no more than ${bytes(limit)}/s`;
+  const reason = why ? failureReasons[why] : "no direct way has been found yet";
   const next = hidden
     ? "one of the two hides where it is, so no other way is looked for"
-    : "a direct way is still looked for";
-  return c.dim(`\n  the introducer carries it, no faster than it allows; ${next}`);
+    : `${reason}; a direct way is still looked for`;
+  return c.dim(`\n  the introducer carries it, ${rate}: ${next}`);
 }
 
 const routeWords = (route: Route, c: Colors) => (route === "relay" ? c.yellow(route) : route);

@@ -110,6 +110,7 @@ linuxDescribe("where there is no direct way", () => {
     const [a, b] = await pair.meet();
     expect([a.role, b.role, a.peer.id, b.peer.id]).toEqual(["controlling", "controlled", 2, 1]);
     expect(b.token).toBe(a.token);
+    expect([a.why, b.why]).toEqual(["both-mappings-random", "both-mappings-random"]);
     expect(pair.anna.seen.find((message) => message.type === "registered")!.relay).toEqual({
       rate: 1024 * 1024,
       total: 16 * 1024 * 1024,
@@ -203,7 +204,8 @@ test("a relay is offered a second after `connect`, beside the direct round, once
   const askedAt = performance.now();
   anna.send({ type: "connect", peer: bert.id });
   bert.send({ type: "connect", peer: anna.id }); // it has crossed the other
-  const { token } = await anna.next("relay");
+  const { token, why } = await anna.next("relay");
+  expect(why).toBeUndefined();
   expect(performance.now() - askedAt).toBeGreaterThan(relayAfterMs - 20);
   await bert.next("relay", (relay) => relay.token === token);
   expect(anna.types().indexOf("relay")).toBeGreaterThan(anna.types().indexOf("punch"));

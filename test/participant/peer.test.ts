@@ -486,6 +486,22 @@ describe("a relayed link", () => {
     return { ...pair, relay, token, [Symbol.asyncDispose]: dispose };
   }
 
+  test("is told of with its limit, and with each reason that there is no direct way, once", async () => {
+    await using _ = noSocketLeft();
+    await using pair = await relayed();
+    const { alice, bob, token } = pair;
+    expect(alice.last("linked")).toMatchObject({ route: "relay", limit: 1024 * 1024 });
+    expect(alice.last("linked")).not.toHaveProperty("why");
+    const reasons = ["no-candidate-answered", "no-candidate-answered", "peer-left", "handshake-cut"] as const;
+    for (const [round, reason] of reasons.entries()) {
+      const of = round === 0 ? token : newToken();
+      if (round > 0) alice.peer.introducing.punch(punchFor(bob.listed(2), "controlled", of));
+      alice.peer.introducing.failed({ type: "failed", peer: 2, token: of, reason });
+    }
+    const told = alice.events.filter(({ event }) => event === "still-relayed");
+    expect(told).toMatchObject([{ reason: "no-candidate-answered" }, { reason: "handshake-cut" }]);
+  });
+
   test("moves to the direct channel that comes of the same introduction, without a gap", async () => {
     await using _ = noSocketLeft();
     await using pair = await relayed();

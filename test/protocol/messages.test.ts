@@ -189,8 +189,8 @@ const goldenToParticipant: Golden<ToParticipant> = {
   ],
   relay: [
     [
-      { type: "relay", peer: bob, role: "controlled", token },
-      `{"type":"relay","peer":${bobJson},"role":"controlled","token":"${token}"}`,
+      { type: "relay", peer: bob, role: "controlled", token, why: "both-mappings-random" },
+      `{"type":"relay","peer":${bobJson},"role":"controlled","token":"${token}","why":"both-mappings-random"}`,
     ],
   ],
   relaying: [[{ type: "relaying", rate: 1048576 }, `{"type":"relaying","rate":1048576}`]],
@@ -332,6 +332,7 @@ const optionalFields: Record<string, string[]> = {
   mapping: ["prediction"],
   measured: ["prediction"],
   punch: ["own", "theirs"],
+  relay: ["why"],
 };
 
 describe.each(directions)("%s", (_title, golden, parse) => {

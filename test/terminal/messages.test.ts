@@ -577,9 +577,27 @@ const happens: [ParticipantEvent, string][] = [
       route: "relay",
       local: at("10.0.0.1:1"),
       remote: at("203.0.113.3:7000"),
+      limit: 1_048_576,
       gapMs: 46_181.6,
     },
-    "moved with bob (2) to relay: 10.0.0.1:1 → 203.0.113.3:7000, after 46.2 s\n  the introducer carries it, no faster than it allows; a direct way is still looked for",
+    "moved with bob (2) to relay: 10.0.0.1:1 → 203.0.113.3:7000, after 46.2 s\n  the introducer carries it, at no more than 1.0 MB/s: no direct way has been found yet; a direct way is still looked for",
+  ],
+  [
+    {
+      event: "linked",
+      ...bob,
+      route: "relay",
+      local: at("10.0.0.1:1"),
+      remote: at("203.0.113.3:7000"),
+      limit: 65_536,
+      why: "both-mappings-random",
+      elapsedMs: 46.2,
+    },
+    "linked with bob (2) by relay: 10.0.0.1:1 → 203.0.113.3:7000, 46.2 ms\n  the introducer carries it, at no more than 65.5 kB/s: both NATs choose a random port for every connection, so none can be guessed; a direct way is still looked for",
+  ],
+  [
+    { event: "still-relayed", ...bob, reason: "no-candidate-answered", detail: "" },
+    "still relayed with bob (2): none of the peer's endpoints answered (no-candidate-answered); a direct way is still looked for",
   ],
   [
     {
