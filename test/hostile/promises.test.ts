@@ -375,14 +375,14 @@ test.each(Object.keys(connections).flatMap((what) => roles.map((role) => [what, 
     using house = await LyingIntroducer.listen((line, visitor) => {
       if (line.type !== "register") return;
       visitor.say(registered(line, { public: `127.0.0.1:${visitor.socket.remotePort}` }), peersLine(alice));
-      if (role === "controlled") visitor.say(punchLine(alice, { role, token, deadlineMs: 500 }));
+      if (role === "controlled") visitor.say(punchLine(alice, { role, token, deadlineMs: 2_500 }));
     });
     await using bob = new Driven(house.port, "bob", "--no-portmap");
     await bob.registered;
     if (role === "controlling") {
       bob.type("connect alice");
       await house.hears("connect");
-      house.visitors[0]!.say(punchLine(alice, { role, token, deadlineMs: 500 }));
+      house.visitors[0]!.say(punchLine(alice, { role, token, deadlineMs: 2_500 }));
     }
     await bob.next("failed");
     expect(door.total).toBeGreaterThan(0);
