@@ -23,7 +23,9 @@ describe("an introducer can't have its participants", () => {
     using _one = one;
     using _two = two;
     const { code, stderr } = await outcome([`127.0.0.1:${one.port}`, "--name", "alice"]);
-    expect([code, one.visitors.length, two.visitors.length]).toEqual([1, 2, 1]);
+    // The second move is back to the first; where a connection is late, it is tried once more.
+    expect([code, two.visitors.length]).toEqual([1, 1]);
+    expect(one.visitors.length).toBeWithin(2, 4);
     expect(stderr).toContain("introducers send us from one to another");
   });
 

@@ -8,7 +8,7 @@ import { People, type ParticipantProgram } from "./people.ts";
 import { apart, together } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 
 const numbers = Array.from({ length: 12 }, (_, n) => n);
 const addressOf = (n: number) => `172.${17 + n}.0.1`;

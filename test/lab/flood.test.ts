@@ -11,7 +11,7 @@ import { People } from "./people.ts";
 import { apart, behind, owdMs } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 
 /** All of flood-fixture.ts at once, at that participant; killed at the end. */
 async function flood(introducer: Host, victim: number): Promise<Disposable> {

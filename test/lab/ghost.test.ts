@@ -7,7 +7,7 @@ import { People, type ParticipantProgram } from "./people.ts";
 import { apart } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 
 /** Not even a FIN or a RST leaves any more from what it had open. */
 async function losePower(host: Host, program: ParticipantProgram): Promise<void> {

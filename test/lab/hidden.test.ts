@@ -9,7 +9,7 @@ import { People } from "./people.ts";
 import { open, owdMs } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 
 /** Counts every packet from or to that address. */
 async function counting(host: Host, address: string): Promise<() => Promise<number>> {

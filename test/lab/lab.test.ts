@@ -6,7 +6,7 @@ import { Lab, labTest, type Host, type Mapping, type NatOptions, type Unsolicite
 import type { Attempt } from "./probe-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 const localPort = 40_000;
 /** An address of the Internet that nobody has. */

@@ -12,7 +12,7 @@ import { owdMs, said, type Hosts } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 const router = `${import.meta.dir}/pcp-router-fixture.ts`;
 const random = { owdMs, mapping: "random" } as const;
 /** A relay is offered after a second beside a direct round, and at once where there is none. */

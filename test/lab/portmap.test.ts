@@ -13,7 +13,7 @@ import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
 const fixture = `${import.meta.dir}/portmap-fixture.ts`;
 const port = 40_000;

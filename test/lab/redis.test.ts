@@ -13,7 +13,7 @@ import { storm } from "./storm.ts";
 import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 const stormSeconds = 8;
 const sharedTest = labTestNeeding(noRedis);
 

@@ -19,7 +19,7 @@ import { apart, owdMs, type Hosts } from "./sides.ts";
 import { noSshd, Sshd } from "./sshd.ts";
 import { testMs } from "../patience-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
 
 /** Bytes that scp copies, more than a session keeps until they are acknowledged: `SCP_BYTES=…` for more. */
 const scpBytes = Number(process.env.SCP_BYTES ?? 72 * 1024 * 1024);
