@@ -166,6 +166,13 @@ describe("an introducer that", () => {
       (visitor) => visitor.write(relaying, () => visitor.resetAndDestroy()),
       /reset|closed/,
     ],
+    ...Object.fromEntries(
+      ["null", "0", "-1", "0.5", "1e999", '"1M"', "{}"].map((rate) => [
+        `relays at ${rate} bytes a second`,
+        [`{"type":"relaying","rate":${rate}}\n`, /^the relay's answer is none: rate must be /] as const,
+      ]),
+    ),
+    "does not say how fast it relays": ['{"type":"relaying"}\n', /: rate must be /],
     "says `relaying` twice": [relaying + relaying, /^TLS refused: wrong version/],
   };
   const rows = Object.entries(answers).flatMap(([what, [answer, reason]]) =>

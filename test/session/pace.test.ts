@@ -1,6 +1,7 @@
 /** How fast a carrier is written to: what waits on the way, on paths that are computed, without a clock. */
 import { describe, expect, test } from "bun:test";
 import { minRate, Pace } from "../../native/session/pace.ts";
+import { Pair } from "./memory-fixture.ts";
 
 const mib = 1024 * 1024;
 const most = 64 * 1024;
@@ -189,6 +190,48 @@ describe("no throughput is lost", () => {
     bulk.path.owdMs = owdMs;
     bulk.run(5_000);
     expect(bulk.run(10_000).rate / mib).toBeGreaterThan(0.85);
+  });
+});
+
+describe("a session whose carrier is relayed", () => {
+  /** Bulk has been under way for a while. */
+  async function loaded(maxRate: number) {
+    const pair = new Pair();
+    pair.onSession = (session) => (session.onStream = (stream) => void stream.resume());
+    const { alice: carrier } = pair.carrier("alice", { oneWayMs: 30, maxRate });
+    carrier.written = [];
+    const bulk = pair.alice.open({ use: "bulk" });
+    const write = () => {
+      while (bulk.write(Buffer.alloc(most)));
+    };
+    bulk.on("drain", write);
+    write();
+    await pair.clock.advance(5_000);
+    return { pair, written: carrier.written };
+  }
+  const sum = (chunks: Buffer[]) => chunks.reduce((bytes, { length }) => bytes + length, 0);
+
+  test.each([64 * 1024, mib])("writes as fast as that has said, and no faster: %d", async (rate) => {
+    const { pair, written } = await loaded(rate);
+    for (let times = 0; times < 50; times++) {
+      const from = sum(written);
+      await pair.clock.advance(100);
+      expect(sum(written) - from).toBeLessThanOrEqual((rate * (100 + isSmall)) / 1000);
+    }
+    expect(sum(written)).toBeWithin(rate * 0.9 * 8, rate * 10);
+  });
+
+  test.each([64 * 1024, mib])("sends what is small within 50 ms of bulk: %d", async (rate) => {
+    const { pair, written } = await loaded(rate);
+    const small = pair.alice.open({ use: "small" });
+    for (let times = 0; times < 50; times++) {
+      const [from, mark] = [written.length, Buffer.alloc(100, `event ${times};`)];
+      small.write(mark);
+      const sent = () => written.slice(from).findIndex((chunk) => chunk.includes(mark));
+      await pair.clock.until("it is sent", () => sent() >= 0, 10_000);
+      expect(sum(written.slice(from, from + sent()))).toBeLessThan((rate * isSmall) / 1000);
+      await pair.clock.advance(20);
+    }
   });
 });
 
