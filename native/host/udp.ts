@@ -45,7 +45,11 @@ export class UdpSocket implements Disposable {
     this.port = socket.port;
     if (!isSupported()) return;
     const { fd } = socket as unknown as Descriptor;
-    setOption(fd, platform.SOL_SOCKET, platform.SO_RCVBUF, unreadBytes);
+    try {
+      setOption(fd, platform.SOL_SOCKET, platform.SO_RCVBUF, unreadBytes);
+    } catch (error) {
+      if (!(error instanceof SystemError)) throw error; // macOS: it is more than may be had
+    }
   }
 
   /** Takes what comes from anywhere. Port 0: the kernel chooses. Throws what Bun throws, such as EADDRINUSE. */
