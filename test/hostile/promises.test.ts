@@ -50,7 +50,7 @@ const security: Record<string, Shown[]> = {
       ["hostile/local.test.ts", "--room - asks for the words, and shows nothing of them"],
       ["hostile/promises.test.ts", "no list of programs shows the words in ROOM"],
     ],
-  "- `--room new` makes words that nobody can guess. Words of your own that others could find by trying are warned of.":
+  "`--room new` makes words that nobody can guess. Words of your own that others could find by trying are warned of.":
     [
       ["participant/command-line.test.ts", "words that could be guessed are warned of in one line"],
       ["secure/words.test.ts", "new words are four groups of four and a letter, and differ each time"],
@@ -70,7 +70,7 @@ const security: Record<string, Shown[]> = {
   "It can refuse you.": noPromise,
   "- The lobby, where you are without `--room`, is open to everyone, and its introducer could read a link between two of you.":
     noPromise,
-  "- So `--allow`, `--allow-listen`, `-R`, `--accept` and offers of files are refused in the lobby.": [
+  "So `--allow`, `--allow-listen`, `-R`, `--accept` and offers of files are refused in the lobby.": [
     ["hostile/listen.test.ts", "in the lobby nobody has us listen, whatever a member asks for"],
     ["uses.test.ts", "%s is refused"],
     ["uses.test.ts", "the commands are refused, too, and an offer is"],
