@@ -258,5 +258,5 @@ test.concurrent(
     await anna.settled();
     expect(scene.errors()).toMatchObject([{ message: "nobody hears of failed" }]);
   },
-  15_000,
+  testMs,
 );

@@ -93,7 +93,7 @@ testNeeding(process.platform === "linux" ? undefined : "no /proc")(
     );
     expect(there.stderr).toContain("cannot reach the introducer");
   },
-  30_000,
+  testMs,
 );
 
 test("the library can be imported by name", async () => {

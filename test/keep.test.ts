@@ -96,7 +96,7 @@ test.concurrent("disconnect ends --connect at a prompt, while it punches", async
   const command = [process.execPath, "participant.ts", `127.0.0.1:${house.port}`, "--name", "alice"];
   await using alice = new Pty([...command, "--connect", "bob"], { XDG_STATE_HOME: homeOf("alice") });
   await bob.next("punch");
-  await alice.answers("disconnect bob\r", "failed to link with bob");
+  await alice.answers("disconnect bob\r", "you cancelled it");
   const before = bob.punches;
   await Bun.sleep(quietMs);
   expect(bob.punches).toBe(before);

@@ -153,5 +153,5 @@ linuxTest(
     await until("both ends are heard", () => ends() === 2);
     rmSync(state, { recursive: true });
   },
-  20_000,
+  testMs,
 );

@@ -102,5 +102,5 @@ linuxTest(
     await again.next("transferring");
     expect(again.count("transfer-failed")).toBe(0);
   },
-  30_000,
+  testMs,
 );

@@ -227,7 +227,7 @@ describe("the descriptors of a participant", () => {
       expect(bait.open.size).toBe(128);
       expect(scene.open()).toBeLessThan(128 + 64);
     },
-    30_000,
+    testMs,
   );
 
   test.concurrent(
@@ -265,6 +265,6 @@ describe("the descriptors of a participant", () => {
       using carol = await linked(house.port, "carol");
       expect(await carol.forwards(32, bait.port)).toBe(32);
     },
-    40_000,
+    testMs,
   );
 });

@@ -42,7 +42,7 @@ test.concurrent(
     await until("they are forgotten", async () => (await house.heap()).maps <= most);
     for (const one of all) one.cut();
   },
-  30_000,
+  testMs,
 );
 
 test.concurrent(
@@ -68,7 +68,7 @@ test.concurrent(
     await until("all have gone", gone);
     await until("so have their rooms", async () => (await house.heap()).maps <= before.maps + 20);
   },
-  30_000,
+  testMs,
 );
 
 /** One room's story, in which as much goes wrong as goes well; in the end all have left, in every way there is. */
@@ -162,7 +162,7 @@ test.concurrent(
         const now = await house.heap();
         return kinds.every((kind) => now[kind] - before[kind] < stories);
       },
-      20_000,
+      testMs,
     );
   },
   60_000,

@@ -389,5 +389,5 @@ test.each(Object.keys(connections).flatMap((what) => roles.map((role) => [what, 
     expect(bob.count("linked")).toBe(0);
     expect(heard).not.toContain("nominate");
   },
-  20_000,
+  testMs,
 );

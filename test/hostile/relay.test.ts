@@ -95,7 +95,7 @@ for (const [kind, who] of [
       expect((await busyOf(house)) - quiet).toBeLessThan(0.2);
       expect(await flood.sent()).toBeGreaterThan(100); // whoever floods a probe port has to come anew for each few
     },
-    30_000,
+    testMs,
   );
 
 linuxTest(
@@ -125,7 +125,7 @@ linuxTest(
     expect(await flood.sent()).toBeGreaterThan(10_000);
     for (const end of [from, to]) end.cut();
   },
-  30_000,
+  testMs,
 );
 
 linuxTest(
@@ -150,5 +150,5 @@ linuxTest(
     await from.lines.over();
     await until("it is over", async () => (await house.heap()).relays === 0);
   },
-  20_000,
+  testMs,
 );

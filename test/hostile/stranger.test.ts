@@ -207,7 +207,7 @@ test.each([[[]], [["--json"]]])(
     expect(output).toContain("n1999");
     child.kill("SIGKILL");
   },
-  30_000,
+  testMs,
 );
 
 test("a word to two thousand keeps nobody waiting", async () => {

@@ -196,5 +196,5 @@ linuxTest(
     expect([code, message]).toEqual(["limit", expect.stringContaining("try again later")]);
     for (const client of clients) client[Symbol.dispose]();
   },
-  15_000,
+  testMs,
 );

@@ -8,8 +8,6 @@ import { patienceMs, testMs } from "../patience-fixture.ts";
 
 setDefaultTimeout(testMs);
 
-const timeoutMs = 40_000;
-
 /** One introducer's side, with those rooms at home. */
 function homes(url: string, address: string, ...here: string[]) {
   const rooms = new Set(here);
@@ -85,7 +83,7 @@ describeNeeding(noRedis)("homes", () => {
       }
       await answers("the lease is free", async () => (await b.enter("room")) === "b:2");
     },
-    timeoutMs,
+    testMs,
   );
 
   test.concurrent(
@@ -112,7 +110,7 @@ describeNeeding(noRedis)("homes", () => {
         expect([await a.one.find(room), await b.one.find(room)]).toEqual([home, home]);
       }
     },
-    timeoutMs,
+    testMs,
   );
 
   test.concurrent(
@@ -135,7 +133,7 @@ describeNeeding(noRedis)("homes", () => {
       child.kill("SIGCONT");
       await until("its people are sent on", () => said.join("").includes("moved room b:2"), patienceMs);
     },
-    timeoutMs,
+    testMs,
   );
 
   test.concurrent(
@@ -154,7 +152,7 @@ describeNeeding(noRedis)("homes", () => {
       redis.signal("SIGCONT");
       await a.is(true);
     },
-    timeoutMs,
+    testMs,
   );
 
   test.concurrent(
@@ -176,6 +174,6 @@ describeNeeding(noRedis)("homes", () => {
       await b.one.leave();
       expect([await a.one.others(), await a.one.find("z")]).toEqual([[], "a:1"]);
     },
-    timeoutMs,
+    testMs,
   );
 });

@@ -433,7 +433,7 @@ test("where thousands of a name have been taken, one is found in a few looks", a
   }
   expect(new Set(introducer.participants.map(({ name }) => name)).size).toBe(count);
   for (const one of all) one[Symbol.dispose]();
-}, 20_000); // who has the name is asked four times a second, and no more
+});
 
 describe("kept names", () => {
   const limits = { keptNames: 8, keptNamesPerAddress: 2, keptNamesRooms: 2, nameKeptMs: 10_000 };

@@ -69,7 +69,7 @@ labTest(
       expect(rounds).toEqual(rounds.map((_, index) => index + 1)); // of one introduction
     }
   },
-  40_000,
+  3 * testMs,
 );
 
 labTest("a dozen bridges do not push out the one address of use", async () => {
@@ -109,7 +109,7 @@ labTest(
     await talk(alice, bob);
     expect(alice.all("registered").length).toBe(2);
   },
-  40_000,
+  3 * testMs,
 );
 
 labTest(
@@ -143,5 +143,5 @@ ip -n ${host.name} route replace default via ${prefix}1 dev eth1
     alice.type("connect bob");
     await linkedBoth(alice, bob);
   },
-  30_000,
+  3 * testMs,
 );

@@ -50,7 +50,7 @@ labTest(
     await linkedBoth(alice, again!);
     await talk(alice, again!);
   },
-  30_000,
+  3 * testMs,
 );
 
 labTest(
@@ -66,5 +66,5 @@ labTest(
     await expectFailure(alice, "peer-left", 8_000);
     expect(introducer.all("left")).toMatchObject([{ name: "bob" }]);
   },
-  30_000,
+  3 * testMs,
 );

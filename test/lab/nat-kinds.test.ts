@@ -125,7 +125,7 @@ raceTest.concurrent(
     expect(alice.all("moved")).toHaveLength(moves);
     expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
   },
-  70_000,
+  3 * testMs,
 );
 
 labTest.concurrent("what is not HTTP is reset on the way: handshake-cut, on both sides", async () => {

@@ -215,7 +215,7 @@ digTest.concurrent(
     expect(await asks()).toEqual([addressOfAll]);
     expect(alice.all("forward-refused")).toEqual([]);
   },
-  testMs,
+  3 * testMs,
 );
 
 // --- what they have in common ----------------------------------------------------------------------------

@@ -597,7 +597,7 @@ describe("a link that broke", () => {
       // At once, then after 0.25, 0.5 and 1 s, jittered by half: never less than half of it.
       for (const [i, leastMs] of [0, 125, 250, 500].entries()) expect(waits[i]).toBeGreaterThan(leastMs);
     },
-    20_000,
+    testMs,
   );
 
   test.concurrent("is sought by the other side when nothing comes of it", async () => {
@@ -656,7 +656,7 @@ describe("a link that broke", () => {
         "linked",
       ]);
     },
-    15_000,
+    testMs,
   );
 
   test.concurrent(
@@ -777,7 +777,7 @@ longTest.concurrent(
     expect(next.at - last.at).toBeGreaterThan(3_300);
     expect([alice.last("broken"), alice.last("moved")]).toEqual([undefined, undefined]);
   },
-  30_000,
+  testMs,
 );
 
 // --- peers that do not keep to it --------------------------------------------------------------------------
@@ -824,7 +824,7 @@ describe("a peer that was let in, and then", () => {
       expect([bob.peer.state, bob.peer.isIdle, bob.last("linked")]).toEqual(["failed", true, undefined]);
       channel.destroy();
     },
-    15_000,
+    testMs,
   );
 
   test("breaks the protocol with its first words, was linked, and is no more: both is told", async () => {

@@ -194,7 +194,7 @@ test.concurrent(
     });
     await watched.mapping.close();
   },
-  15_000,
+  testMs,
 );
 
 test.concurrent("a router that refuses, by every protocol", async () => {
@@ -256,7 +256,7 @@ longTest.concurrent(
     expect(watched.states.slice(2).map(({ is }) => is)).toEqual(["asking", "unavailable"]);
     await watched.mapping.close();
   },
-  30_000,
+  testMs,
 );
 
 test.concurrent(
@@ -281,7 +281,7 @@ test.concurrent(
     expect(watched.states).toHaveLength(1);
     await watched.mapping.close();
   },
-  30_000,
+  testMs,
 );
 
 test.concurrent(
@@ -304,7 +304,7 @@ test.concurrent(
     expect(protocolOf(await watched.next())).toBe("pcp");
     await watched.mapping.close();
   },
-  30_000,
+  testMs,
 );
 
 test.concurrent(
@@ -336,7 +336,7 @@ test.concurrent(
     const ports = deletions().map(({ body }) => /<NewExternalPort>(\d+)</.exec(body)?.[1]);
     expect(ports).toEqual(["41000", "40000"]);
   },
-  30_000,
+  testMs,
 );
 
 test.concurrent("closed before anything was answered: what was asked for is taken back", async () => {

@@ -283,7 +283,7 @@ describe("a peer that", () => {
         if (sent !== stuckAt) [stuckAt, quietSince] = [sent, performance.now()];
         return sent > 100_000 || performance.now() - quietSince > 500;
       },
-      20_000,
+      testMs,
     );
     expect(sent).toBeLessThan(100_000);
     expect(bob.link.session.heldBytes).toBeLessThan(3 * 1024 * 1024);
@@ -327,7 +327,7 @@ describe("a peer that", () => {
       const told = rogue.frames.find(({ type }) => type === frame.finish);
       expect(told!.payload.toString()).toBe("disconnected");
     },
-    15_000,
+    testMs,
   );
 
   test.concurrent("breaks the channel at the end does not change why it ended", async () => {
@@ -365,6 +365,6 @@ describe("a peer that", () => {
       expect((await settled).every(({ status }) => status === "rejected")).toBe(true);
       expect(bob.ends).toEqual([{ reason: "disconnected", detail: "" }]);
     },
-    15_000,
+    testMs,
   );
 });
