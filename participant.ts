@@ -383,7 +383,7 @@ export class Participant implements AsyncDisposable {
   }
 }
 
-/** Resolves once the list is there. Of who is patient, other attempts follow. */
+/** Resolves once the list is there. Of who is patient, or was told that all places are taken, other attempts follow. */
 async function joinOnce(
   { registration, roster }: Parts,
   isPatient: boolean,
@@ -392,7 +392,7 @@ async function joinOnce(
   try {
     await registration.join();
   } catch (error) {
-    const mayWait = isPatient && registration.is !== "registered";
+    const mayWait = (isPatient || registration.placeUntilMs > 0) && registration.is !== "registered";
     if (!mayWait || !(error instanceof UserError)) throw error;
     const settled = () => (["registered", "away"] as const).find((is) => is === registration.is);
     if ((await roster.waits.until(settled, signal)) === "away") throw error;

@@ -4,6 +4,7 @@ import { expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Introducer } from "../introducer.ts";
 import { ServiceManager } from "../native/host/service.ts";
 import { Driven, outcome, startIntroducer } from "./driven-fixture.ts";
 import { LyingIntroducer } from "./hostile/wire.ts";
@@ -50,6 +51,21 @@ test("what is to do one thing fails at once, or after --wait", async () => {
   expect(now.stderr).toContain("cannot reach the introducer");
   expect(later.stderr).toContain("the introducer was not there within 2 s (--wait)");
   expect(performance.now() - at).toBeGreaterThanOrEqual(2_000);
+});
+
+test("what is to do one thing waits for a place where all are taken", async () => {
+  await using introducer = Introducer.start({ host: "127.0.0.1", port: 0, limits: { roomSize: 2 } });
+  const { port } = introducer;
+  await using bob = new Driven(port, "bob", "--stay");
+  await using carol = new Driven(port, "carol", "--stay");
+  await Promise.all([bob.registered, carol.registered]);
+  await using alice = new Driven(port, "alice", "--connect", "bob");
+  alice.endInput();
+  const { reason } = await alice.next("introducer");
+  expect(reason).toContain("the room is full");
+  carol.type("quit");
+  await alice.next("linked");
+  expect(await alice.exited()).toBe(0);
 });
 
 test("who waits for an introducer can be told to end", async () => {

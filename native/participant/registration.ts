@@ -55,6 +55,8 @@ const maxNamesTried = 8;
  * pause before that is this long, or down to half of it.
  */
 const maxAskedAgain = 16;
+/** Who comes first when all places are taken waits so long for one: a hundred ssh at once take turns. */
+const placePatienceMs = 60_000;
 const askAgainMs = 1_000;
 
 export type Refused = ToParticipant & { type: "refused" };
@@ -159,6 +161,8 @@ export class Registration {
   #trouble: string | undefined;
   /** Our public address in the latest registration; undefined before the first. */
   #lastAddress: string | undefined;
+  /** All places were taken: until then another attempt follows one that fails (performance.now). */
+  placeUntilMs = 0;
   /** Settled once the port mappings of earlier registrations are deleted. */
   #unmapped: Promise<unknown> = Promise.resolve();
 
@@ -416,6 +420,7 @@ export class Registration {
       attempt.challenge = challenge;
       return this.#introduceOurselves(attempt, control);
     }
+    if (code === "limit") this.placeUntilMs ||= performance.now() + placePatienceMs;
     const refusal = refused(message, this.#options.onlyRelay);
     const isRenamed = hasAsked && code === "name-taken" && name !== undefined;
     if (!isRenamed || ++attempt.namesTried > maxNamesTried) return this.#failed(attempt, refusal);
@@ -431,7 +436,8 @@ export class Registration {
   #failed(attempt: Attempt, error: UserError): void {
     if (!this.#isCurrent(attempt)) return;
     this.#ways.forget(); // the next try is at what was given at the start
-    const isLast = this.#lastAddress === undefined && !this.#options.isPatient;
+    const mayWait = this.#options.isPatient || performance.now() < this.placeUntilMs;
+    const isLast = this.#lastAddress === undefined && !mayWait;
     this.#part(isLast ? "away" : "come back", error.message, error);
   }
 

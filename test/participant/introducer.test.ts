@@ -76,7 +76,7 @@ test.each([
   ["a field of the wrong type", '{"type":"registered","id":"1"}\n', "not in the protocol"],
   [
     "a refusal",
-    encode({ type: "refused", code: "limit", message: "full \x1b[2J" }),
+    encode({ type: "refused", code: "bad-field", message: "full \x1b[2J" }),
     "refused: full \ufffd[2J",
   ],
   ["an end", encode({ type: "bye", reason: "maintenance" }), "maintenance"],

@@ -92,7 +92,7 @@ describe("a registration", () => {
   test("that is refused before there has been one leaves us away; `leave` ends a way that has begun", async () => {
     await using all = await scripted((line, visitor) => {
       if (line.type === "register" && all.house.visitors.length === 1)
-        visitor.say({ type: "refused", code: "limit", message: "full" });
+        visitor.say({ type: "refused", code: "bad-field", message: "full" });
     });
     const { registration } = all;
     expect(await problem(registration.join())).toBe("the introducer refused: full");

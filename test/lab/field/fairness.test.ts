@@ -51,7 +51,7 @@ longLabScenario(noSshd)(
     const allowing = [...room, "--allow", String(sshd.port), "--stay"];
     await people.participant("bob", hosts.bob, introducer, allowing);
     const command = [process.execPath, join(root, "participant.ts"), introducer.endpoint, "--name", "alice"];
-    const proxy = [...command, ...room, "-q", "--wait", "90", "--pipe", "bob:%p"].join(" ");
+    const proxy = [...command, ...room, "-q", "--pipe", "bob:%p"].join(" ");
     const options = [...sshd.clientOptions, "-o", `Port=${sshd.port}`, "-o", `ProxyCommand=${proxy}`];
     const env = { ...process.env, XDG_STATE_HOME: people.stateOf("alice") };
     const startedAt = performance.now();
