@@ -295,14 +295,16 @@ export class Participant implements AsyncDisposable {
   /**
    * Listens at once: `[BIND:]PORT:PEER:[HOST:]PORT`, as with ssh. What connects waits up to 30 s for the link, which is kept
    * unless `keep` is false. Rejects if it can't listen there. With `remote` the peer listens, as soon as there is a link; what
-   * comes of that are the events `listening` and `listen-refused`.
+   * comes of that are the events `listening` and `listen-refused`. It is taken back by `unforward`, by the signal, or when what
+   * this resolves to is disposed of.
    */
   async forward(
     spec: string | ForwardSpec,
-    { keep = true, socks = false, remote = false }: ForwardOptions = {},
+    { keep = true, socks = false, remote = false, signal }: ForwardOptions = {},
   ): Promise<Forwarded> {
-    const { uses, keep: keeping, emit } = this.#parts;
+    signal?.throwIfAborted();
     this.#parts.mustGoOn();
+    const { uses, keep: keeping, emit } = this.#parts;
     const make = (text: string) =>
       socks ? uses.proxy(text) : remote ? uses.remote(text) : uses.forward(text);
     const { listen, peer } = typeof spec === "string" ? make(spec) : uses.forwardTo(spec);
@@ -311,10 +313,18 @@ export class Participant implements AsyncDisposable {
         if (error instanceof UserError && !(error instanceof ToldError))
           emit({ event: "error", message: error.message });
       });
-    return { listen, peer, [Symbol.dispose]: () => void this.unforward(listen).catch(() => {}) };
+    const dispose = () => {
+      signal?.removeEventListener("abort", dispose);
+      void this.unforward(listen).catch(() => {}); // it may have been taken back
+    };
+    signal?.addEventListener("abort", dispose);
+    return { listen, peer, [Symbol.dispose]: dispose };
   }
 
-  /** Takes a forward back: `[BIND:]PORT`, or `[BIND:]PORT:PEER` with `remote`, or as `forwards` shows it. What is open is cut off. The link is kept no more for it. */
+  /**
+   * Takes a forward back: `[BIND:]PORT`, or `[BIND:]PORT:PEER` with `remote`, or as `forwards` shows it. What is open is cut
+   * off. The link is kept no more for it. Rejects if there is none.
+   */
   async unforward(listen: string, { remote = false }: Pick<ForwardOptions, "remote"> = {}): Promise<void> {
     const { uses, keep } = this.#parts;
     const found = remote ? uses.unremote(listen) : uses.unforward(listen);

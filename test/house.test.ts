@@ -66,6 +66,21 @@ test("imports point down, and never back", () => {
   expect(wrong).toEqual([]);
 });
 
+/** What a program that uses the library has of native/participant/ and native/session/; and one thing that it makes. */
+const given = ["events", "peer-events", "peers", "peer-link", "public", "uses", "refused", "networks"];
+
+test("the participant's program is a user of the library: it reaches none of what is inside", () => {
+  const mayReach = [...given.map((name) => `native/participant/${name}.ts`), "native/session/stream.ts"];
+  const programs = files.filter((file) => placeOf(file) === "native/terminal");
+  const inside = programs.flatMap((file) =>
+    imports
+      .get(file)!
+      .ours.filter((to) => /^native\/(participant|session)\//.test(to) && !mayReach.includes(to))
+      .map((to) => `${file} → ${to}`),
+  );
+  expect(inside).toEqual([]);
+});
+
 test("no file imports itself by way of others", () => {
   const done = new Set<string>();
   const circles: string[] = [];

@@ -211,6 +211,11 @@ test("forwards, pipes, files and links that are kept, as a program has them", as
   const over = AbortSignal.abort(new Error("not now"));
   await expect(alice.send("bob", [from], { signal: over })).rejects.toThrow("not now");
   expect([alice.uses.forwards.length, alice.uses.transfers, bob.uses.allowed.length]).toEqual([1, [], 1]);
+  const until = new AbortController();
+  await alice.forward(`${freePort()}:bob:${server.port}`, { signal: until.signal });
+  expect(alice.uses.forwards.length).toBe(2);
+  until.abort();
+  expect(alice.uses.forwards.map(({ listen }) => listen)).toEqual([forwarded.listen]);
   forwarded[Symbol.dispose]();
   forwarded[Symbol.dispose]();
   expect(alice.uses.forwards).toEqual([]);

@@ -28,7 +28,7 @@ export interface SendOptions extends Abortable {
   onProgress?: ((progress: Progress) => void) | undefined;
 }
 
-export interface ForwardOptions {
+export interface ForwardOptions extends Abortable {
   /** Whether the link is kept, as long as the forward is there (true). */
   keep?: boolean;
   /** Whether it is a SOCKS5 proxy to whatever the peer allows, `[BIND:]PORT:PEER`. */
