@@ -217,6 +217,11 @@ export class Sender {
     this.pump();
   }
 
+  /** Nothing is written later. */
+  stop(): void {
+    this.#cancelWait?.();
+  }
+
   /** What is owed, and `last`, a sequenced frame, where the peer can still take it. */
   sayLast(current: CarrierState, last: Buffer | undefined): void {
     for (const owed of this.#takeOwed(current, true)) this.write(current, owed);

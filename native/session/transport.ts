@@ -238,6 +238,7 @@ export class Transport implements CarrierSet {
     this.#edge.close();
     this.turns.stop();
     this.receipts.stop();
+    this.sender.stop();
     this.#cancelTick?.();
     this.#way = { is: "none" };
     if (current) {

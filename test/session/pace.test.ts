@@ -221,6 +221,13 @@ describe("a session whose carrier is relayed", () => {
     expect(sum(written)).toBeWithin(rate * 0.9 * 8, rate * 10);
   });
 
+  test("leaves no timer when it ends, also in the midst of a pause", async () => {
+    const { pair } = await loaded(minRate);
+    pair.alice.abandon("over");
+    await pair.clock.advance(70); // the end has arrived
+    expect([pair.clock.timerCount, pair.ended.bob]).toEqual([0, "peer: over"]);
+  });
+
   test.each([64 * 1024, mib])("sends what is small within 50 ms of bulk: %d", async (rate) => {
     const { pair, written } = await loaded(rate);
     const small = pair.alice.open({ use: "small" });
