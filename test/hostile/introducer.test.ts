@@ -214,7 +214,7 @@ test("`leave` and `quit` are not undone by a join that was under way", async () 
   await house.hears("register");
   await alice.participant.quit();
   answerLate?.();
-  await expect(joining).rejects.toThrow("we quit");
+  await expect(joining).rejects.toThrow("this participant has quit");
   await expect(alice.participant.join()).rejects.toThrow("has quit");
   expect({ rows: alice.participant.peers.rows, events: alice.events }).toEqual({ rows: [], events: [] });
 });

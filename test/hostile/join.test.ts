@@ -43,8 +43,8 @@ const early: Record<string, [(visitor: LineSocket) => void, string]> = {
   "resets the connection": [(visitor) => visitor.cut(), "reset"],
   "says bye, and why": [(visitor) => visitor.say({ type: "bye", reason: "no place" }), "no place"],
   "refuses, and why": [
-    (visitor) => visitor.say({ type: "refused", code: "limit", message: "256 of your address" }),
-    "256 of your address",
+    (visitor) => visitor.say({ type: "refused", code: "bad-version", message: "it is of version 9" }),
+    "it is of version 9",
   ],
   "offers another name": [
     (visitor) => visitor.say({ type: "refused", code: "name-taken", message: "taken", name: "alice-2" }),

@@ -576,12 +576,12 @@ describe("a program that", () => {
     await using bob = new Program(house.port, "bob");
     await bob.join();
     const calls = [
-      bob.say("nobody", "x"),
-      bob.ping("nobody"),
-      bob.disconnect("nobody"),
-      bob.connect("nobody"),
+      () => bob.say("nobody", "x"),
+      () => bob.ping("nobody"),
+      () => bob.disconnect("nobody"),
+      () => bob.connect("nobody"),
     ];
-    for (const call of calls) await expect(call).rejects.toThrow("nobody here is called nobody");
+    for (const call of calls) await expect(call()).rejects.toThrow("nobody here is called nobody");
     const waits = [bob.peers.waitFor("carol"), bob.peers.whenLinked("carol"), bob.peers.waitFor("dave")];
     const outcome = Promise.allSettled(waits);
     await bob.quit();
