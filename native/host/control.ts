@@ -18,7 +18,7 @@ import {
   type ToIntroducer,
   type ToParticipant,
 } from "../../protocol.ts";
-import { SystemError } from "./libc.ts";
+import { giveUpAfter, SystemError } from "./libc.ts";
 import {
   type Connected,
   connectToFirst,
@@ -31,6 +31,8 @@ import { connectFrom, handOver, inWords, type Socket } from "./socket.ts";
 
 /** TCP keepalive: it keeps the NAT's mapping, and notices when the mapping is gone. */
 const keepaliveMs = 5_000;
+/** While something that was sent is not acknowledged there is no keepalive: then it ends after so long. */
+const unacknowledgedMs = 10_000;
 /**
  * Bytes that may wait until the introducer reads: the longest `register`, and some hundred reports and answers. The kernel
  * holds at least as much beside them.
@@ -107,6 +109,7 @@ export class ControlChannel {
   }
 
   async #adopt(socket: Socket): Promise<void> {
+    giveUpAfter(socket.fd, unacknowledgedMs);
     await handOver(socket, {
       open: (opened) => {
         this.#socket = opened;

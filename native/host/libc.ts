@@ -276,10 +276,16 @@ function hasBuffer(): boolean {
   }
 }
 
+/** The connection ends once what was sent is not acknowledged for so long; where the kernel can do that. */
+export function giveUpAfter(fd: number, ms: number): void {
+  const { IPPROTO_TCP, TCP_USER_TIMEOUT } = platform;
+  if (TCP_USER_TIMEOUT !== undefined) setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, ms);
+}
+
 /** Sets the options of a connection that carries much: a dead peer is noticed, and a long fat path is filled. */
 export function tuneForCarrier(fd: number): void {
-  const { IPPROTO_TCP, TCP_USER_TIMEOUT, SOL_SOCKET, SO_SNDBUF } = platform;
-  if (TCP_USER_TIMEOUT !== undefined) setOption(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, userTimeoutMs);
+  const { SOL_SOCKET, SO_SNDBUF } = platform;
+  giveUpAfter(fd, userTimeoutMs);
   // The kernel doubles what is asked for, so a path of 100 ms carries twice as much as by its own tuning.
   if ((mayAskForBuffer ??= hasBuffer())) setOption(fd, SOL_SOCKET, SO_SNDBUF, carrierBufferBytes);
 }
