@@ -71,7 +71,8 @@ export async function main(
     return 0;
   }
   const seen = hideSecrets(options);
-  process.chdir(callersFolder() ?? "."); // Bun has read all that it reads of the folder it was started in
+  const folder = callersFolder();
+  if (folder !== undefined) process.chdir(folder); // Bun has read all that it reads of the folder it was started in
   checkPlatform();
   terminal.isQuiet = options.quiet;
   if (options.keyFile !== undefined) options.key = { text: readKeyFile(options.keyFile), isPassedOn: false };

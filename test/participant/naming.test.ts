@@ -73,16 +73,16 @@ test(
   "a link that is kept is made with whoever has the name now, though its certificate is new",
   async () => {
     await using house = startIntroducer();
-    const before = new Driven(house.port, "bob", ...room);
+    const before = new Driven(house.port, "ben", ...room);
     await before.registered;
-    await using alice = new Driven(house.port, "alice", ...room, "--connect", "bob");
+    await using alice = new Driven(house.port, "alice", ...room, "--connect", "ben");
     await alice.next("linked");
     await before[Symbol.asyncDispose]();
-    rmSync(homeOf("bob"), { recursive: true }); // as in a container that is made anew
-    await using anew = new Driven(house.port, "bob", ...room);
-    expect((await anew.registered).name).toBe("bob");
+    rmSync(homeOf("ben"), { recursive: true }); // as in a container that is made anew
+    await using anew = new Driven(house.port, "ben", ...room);
+    expect((await anew.registered).name).toBe("ben");
     await alice.next("linked");
-    alice.type("say bob are you new");
+    alice.type("say ben are you new");
     expect(await anew.next("said")).toMatchObject({ name: "alice", text: "are you new" });
     expect(alice.count("unlinked")).toBe(0); // what went to the other may wait for it still
   },
