@@ -30,6 +30,7 @@ export const families: Record<string, Family> = {
       "punch/portmap.test.ts",
       "participant/peer.test.ts",
       "hostile/elsewhere.test.ts",
+      "introducer/redis.test.ts",
     ],
   },
   services: {
