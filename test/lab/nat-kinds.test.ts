@@ -5,7 +5,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import type { NatReport } from "../../native/participant/events.ts";
 import { type Endpoint, splitEndpoint } from "../../protocol.ts";
-import { type Host, Lab, labTest, raceTest } from "./lab.ts";
+import { type Host, Lab, labTest, labTestNeeding, raceTest } from "./lab.ts";
 import {
   disconnect,
   type Expected,
@@ -20,6 +20,7 @@ import {
 import { type ParticipantProgram, People } from "./people.ts";
 import type { Attempt } from "./probe-fixture.ts";
 import { behind, behindProgram, between, introducerOfTwo, oneCarrier, owdMs, programKinds } from "./sides.ts";
+import { long } from "../needing-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
 /** Some wait for a place among the labs. */
@@ -178,22 +179,34 @@ async function eitherSideAsks(kind: Kind): Promise<void> {
 
 // Fresh ports of `in turn` have another address: only its first round can link, so the machine must not be late for it.
 const isAlone = (kind: Kind) => rows[kind]!.route !== undefined || kind === "in turn";
-raceTest.concurrent.each(kinds.filter((kind) => !isAlone(kind)))(
+/** That link just as another one. What `--nat` says of them is tested. */
+const alike: ReadonlySet<Kind> = new Set([
+  "kept, parity",
+  "kept, contiguity",
+  "kept, block",
+  "hairpins, random port",
+  "not deleted by RST",
+]);
+const ordinary = kinds.filter((kind) => !isAlone(kind));
+const longLabTest = labTestNeeding(long);
+longLabTest.concurrent.each([...alike])(
+  "%s ↔ independent, either side asking, and no stranger",
+  eitherSideAsks,
+);
+raceTest.concurrent.each(ordinary.filter((kind) => !alike.has(kind)))(
   "%s ↔ independent, either side asking, and no stranger",
   eitherSideAsks,
 );
 
-const itself: Kind[] = [
-  "filters nothing",
+const itself: Kind[] = ["filters nothing", "late ICMP", "rewrites sequence numbers"];
+const longItself: Kind[] = [
   "kept, random port",
-  "late ICMP",
   "RST, not deleted by RST",
   "strips timestamps",
   "strips window scale",
-  "rewrites sequence numbers",
 ];
 
-raceTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
+async function betweenTwo(kind: Kind): Promise<void> {
   await using lab = await Lab.create();
   await using people = new People();
   const side = behindProgram(programKinds[kind]);
@@ -202,7 +215,10 @@ raceTest.concurrent.each(itself)("%s ↔ itself", async (kind) => {
     "alice",
     "public/listen",
   );
-});
+}
+
+raceTest.concurrent.each(itself)("%s ↔ itself", betweenTwo);
+longLabTest.concurrent.each(longItself)("%s ↔ itself", betweenTwo);
 
 raceTest.concurrent("one carrier whose NAT is a program and hairpins, either side asking", async () => {
   await using lab = await Lab.create();

@@ -108,12 +108,14 @@ afterEach(() => {
 
 test("where both NATs keep their ports our first SYN leaves before the introducer's word, late enough for the peer's", () => {
   const side = new Side({ behaviour: keeps, roundTripMs: 40 });
+  const askedAt = performance.now();
   side.introduction.ask(true);
+  const passedMs = performance.now() - askedAt;
   expect(side.sent).toEqual([{ type: "connect", peer: 2, early: true }]);
   const [{ startInMs } = { startInMs: 0 }] = side.punches;
   const wantedMs = headStartMs(40, 60, distances.of(bob.public, bob.public)); // other tests have links there
   expect(startInMs).toBeLessThanOrEqual(wantedMs);
-  expect(startInMs).toBeGreaterThan(wantedMs / 2); // less what passed since we asked
+  expect(startInMs).toBeGreaterThanOrEqual(Math.max(0, wantedMs - passedMs)); // less what passed since we asked
   side.round(1, "direct");
   expect(side.punches).toHaveLength(1); // it goes on
 });
