@@ -46,23 +46,20 @@ async function haunted(room: string) {
   return { ...scene, meet, bob, dies };
 }
 
-test.concurrent(
-  "in a private room whoever comes has the name of one who is gone, whatever its certificate",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    scene.dies();
-    using anew = scene.meet("bob", theirs);
-    expect(await anew.wants()).toMatchObject({ type: "registered", name: "bob", id: 2 });
-    expect(await scene.happened("left")).toMatchObject({
-      id: 1,
-      name: "bob",
-      reason: expect.stringContaining("did not answer"),
-    });
-    expect(scene.introducer.participants.map(({ name }) => name)).toEqual(["bob"]);
-  },
-);
+test("in a private room whoever comes has the name of one who is gone, whatever its certificate", async () => {
+  await using scene = await haunted(secretRoom);
+  scene.dies();
+  using anew = scene.meet("bob", theirs);
+  expect(await anew.wants()).toMatchObject({ type: "registered", name: "bob", id: 2 });
+  expect(await scene.happened("left")).toMatchObject({
+    id: 1,
+    name: "bob",
+    reason: expect.stringContaining("did not answer"),
+  });
+  expect(scene.introducer.participants.map(({ name }) => name)).toEqual(["bob"]);
+});
 
-test.concurrent("also one who has answered a moment ago may be gone", async () => {
+test("also one who has answered a moment ago may be gone", async () => {
   await using scene = await haunted(secretRoom);
   using claimant = scene.meet("bob", theirs);
   expect(await claimant.wants()).toMatchObject({ code: "name-taken" });
@@ -71,7 +68,7 @@ test.concurrent("also one who has answered a moment ago may be gone", async () =
   expect(await anew.wants()).toMatchObject({ type: "registered", name: "bob" });
 });
 
-test.concurrent("elsewhere only its certificate has it", async () => {
+test("elsewhere only its certificate has it", async () => {
   await using scene = await haunted("lobby");
   scene.dies();
   using stranger = scene.meet("bob", theirs);
@@ -80,51 +77,42 @@ test.concurrent("elsewhere only its certificate has it", async () => {
   expect(await anew.wants()).toMatchObject({ type: "registered", name: "bob" });
 });
 
-test.concurrent(
-  "of two who want the name of one who is gone one has it, and the other is told which is free",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    scene.dies();
-    using one = scene.meet("bob", theirs);
-    using other = scene.meet("bob", "ef".repeat(32));
-    const answers = await Promise.all([one.wants(), other.wants()]);
-    expect(answers.map(({ type, name }) => [type, name]).sort()).toEqual([
-      ["refused", "bob-2"],
-      ["registered", "bob"],
-    ]);
-  },
-);
+test("of two who want the name of one who is gone one has it, and the other is told which is free", async () => {
+  await using scene = await haunted(secretRoom);
+  scene.dies();
+  using one = scene.meet("bob", theirs);
+  using other = scene.meet("bob", "ef".repeat(32));
+  const answers = await Promise.all([one.wants(), other.wants()]);
+  expect(answers.map(({ type, name }) => [type, name]).sort()).toEqual([
+    ["refused", "bob-2"],
+    ["registered", "bob"],
+  ]);
+});
 
-test.concurrent(
-  "a certificate that comes under another name has the earlier program of it asked, too",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    scene.dies();
-    using anew = scene.meet("robert", ours);
-    expect(await anew.wants()).toMatchObject({ type: "registered", name: "robert" });
-    expect(await anew.next("left")).toEqual({ type: "left", id: 1 });
-  },
-);
+test("a certificate that comes under another name has the earlier program of it asked, too", async () => {
+  await using scene = await haunted(secretRoom);
+  scene.dies();
+  using anew = scene.meet("robert", ours);
+  expect(await anew.wants()).toMatchObject({ type: "registered", name: "robert" });
+  expect(await anew.next("left")).toEqual({ type: "left", id: 1 });
+});
 
-test.concurrent(
-  "however many claim the name of one who is there, it keeps it, and is asked four times a second",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    const before = scene.bob.pings;
-    const startedAt = performance.now();
-    for (let round = 0; round < 4; round++) {
-      const claimants = Array.from({ length: 16 }, (_, n) => scene.meet("bob", n % 2 === 0 ? ours : theirs));
-      for (const answer of await Promise.all(claimants.map((one) => one.wants())))
-        expect(answer).toMatchObject({ code: "name-taken", name: "bob-2" });
-      for (const one of claimants) one[Symbol.dispose]();
-    }
-    await scene.bob.settled();
-    expect(scene.bob.pings - before).toBeLessThanOrEqual(1 + (performance.now() - startedAt) / 250);
-    expect(scene.introducer.participants.map(({ id, name }) => [id, name])).toEqual([[1, "bob"]]);
-  },
-);
+test("however many claim the name of one who is there, it keeps it, and is asked four times a second", async () => {
+  await using scene = await haunted(secretRoom);
+  const before = scene.bob.pings;
+  const startedAt = performance.now();
+  for (let round = 0; round < 4; round++) {
+    const claimants = Array.from({ length: 16 }, (_, n) => scene.meet("bob", n % 2 === 0 ? ours : theirs));
+    for (const answer of await Promise.all(claimants.map((one) => one.wants())))
+      expect(answer).toMatchObject({ code: "name-taken", name: "bob-2" });
+    for (const one of claimants) one[Symbol.dispose]();
+  }
+  await scene.bob.settled();
+  expect(scene.bob.pings - before).toBeLessThanOrEqual(1 + (performance.now() - startedAt) / 250);
+  expect(scene.introducer.participants.map(({ id, name }) => [id, name])).toEqual([[1, "bob"]]);
+});
 
-test.concurrent("what it says counts as an answer: it may be busy with more", async () => {
+test("what it says counts as an answer: it may be busy with more", async () => {
   await using scene = await haunted(secretRoom);
   scene.dies();
   scene.bob.heard = ({ type }) => type === "ping" && scene.bob.send({ type: "mapping", mapping: "random" });
@@ -132,21 +120,18 @@ test.concurrent("what it says counts as an answer: it may be busy with more", as
   expect(await claimant.wants()).toMatchObject({ code: "name-taken" });
 });
 
-test.concurrent(
-  "only its first wish has a holder asked: what it is offered then is told at once",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    using second = scene.meet("bob-2", theirs);
-    await second.wants();
-    await second.settled();
-    second.answersPings = false;
-    using third = scene.meet("bob", theirs);
-    expect(await third.wants()).toMatchObject({ code: "name-taken", name: "bob-3" });
-    expect(await third.wants("bob-2")).toMatchObject({ code: "name-taken", name: "bob-2-2" });
-  },
-);
+test("only its first wish has a holder asked: what it is offered then is told at once", async () => {
+  await using scene = await haunted(secretRoom);
+  using second = scene.meet("bob-2", theirs);
+  await second.wants();
+  await second.settled();
+  second.answersPings = false;
+  using third = scene.meet("bob", theirs);
+  expect(await third.wants()).toMatchObject({ code: "name-taken", name: "bob-3" });
+  expect(await third.wants("bob-2")).toMatchObject({ code: "name-taken", name: "bob-2-2" });
+});
 
-test.concurrent("an introduction to one who is gone ends by that, not with its punch", async () => {
+test("an introduction to one who is gone ends by that, not with its punch", async () => {
   await using scene = await haunted(secretRoom);
   using anna = scene.meet("anna", theirs);
   const { id } = (await anna.wants()) as MessageOf<"registered">;
@@ -162,7 +147,7 @@ test.concurrent("an introduction to one who is gone ends by that, not with its p
   expect(await anna.next("left")).toEqual({ type: "left", id: 1 });
 });
 
-test.concurrent("who has just said something is not asked when somebody wants to meet it", async () => {
+test("who has just said something is not asked when somebody wants to meet it", async () => {
   await using scene = await haunted(secretRoom);
   using anna = scene.meet("anna", theirs);
   await anna.wants();
@@ -175,26 +160,23 @@ test.concurrent("who has just said something is not asked when somebody wants to
   expect(scene.bob.pings).toBe(before);
 });
 
-test.concurrent(
-  "who has just said something, and is silent when the first round has failed, is asked then",
-  async () => {
-    await using scene = await haunted(secretRoom);
-    using anna = scene.meet("anna", theirs);
-    await anna.wants();
-    for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
-    await scene.bob.settled();
-    scene.dies();
-    anna.send({ type: "connect", peer: 1 });
-    const { token, last } = await anna.next("punch");
-    expect(last).toBe(false);
-    anna.send({ type: "failed", peer: 1, token, reason: "no-candidate-answered" });
-    expect(await anna.next("failed")).toMatchObject({ peer: 1, reason: "peer-left" });
-    expect(await scene.happened("left")).toMatchObject({
-      id: 1,
-      reason: expect.stringContaining("did not answer"),
-    });
-  },
-);
+test("who has just said something, and is silent when the first round has failed, is asked then", async () => {
+  await using scene = await haunted(secretRoom);
+  using anna = scene.meet("anna", theirs);
+  await anna.wants();
+  for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
+  await scene.bob.settled();
+  scene.dies();
+  anna.send({ type: "connect", peer: 1 });
+  const { token, last } = await anna.next("punch");
+  expect(last).toBe(false);
+  anna.send({ type: "failed", peer: 1, token, reason: "no-candidate-answered" });
+  expect(await anna.next("failed")).toMatchObject({ peer: 1, reason: "peer-left" });
+  expect(await scene.happened("left")).toMatchObject({
+    id: 1,
+    reason: expect.stringContaining("did not answer"),
+  });
+});
 
 test("an introducer that could not listen meanwhile judges nobody", async () => {
   await using scene = await haunted(secretRoom);
