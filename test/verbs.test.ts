@@ -184,6 +184,7 @@ describe("share and reach", () => {
     await until("it says what to open", () => reacher.stdout.split("\n").length === 3, patienceMs);
     const [first = "", second = ""] = reacher.stdout.split("\n");
     expect(first).toBe(`http://127.0.0.1:${free}/`);
+    await sharer.says(` can reach localhost:${server.port}, 127.0.0.1:${other.port} now, until Ctrl-C\n`);
     // The port itself is taken here, by the server.
     const ports = [first, second].map((url) => Number(new URL(url).port));
     expect(ports[1]).not.toBe(other.port);

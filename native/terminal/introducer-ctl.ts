@@ -2,8 +2,8 @@
  * `introducer ctl COMMAND`: says a command to an introducer that runs on this host, and prints what its prompt would have
  * printed. Owns nothing. For introducer.ts; introducer-control.ts is the other side.
  */
-import { readdirSync } from "node:fs";
-import { basename, dirname } from "node:path";
+import { readdir } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { isatty } from "node:tty";
 import { UserError } from "../../protocol.ts";
 import type { ControlArguments, Said, Told } from "./control-path.ts";
@@ -45,7 +45,7 @@ export async function ctl(
     });
   } catch (error) {
     const { code = "" } = error as NodeJS.ErrnoException;
-    const why = problems[code] ?? `is it running${isDefault ? `, with this port?${others(path)}` : "?"}`;
+    const why = problems[code] ?? `is it running${isDefault ? `, with this port?${await others(path)}` : "?"}`;
     throw new UserError(`no introducer takes commands at ${path}: ${why}`);
   }
   return over.promise;
@@ -60,15 +60,24 @@ function show(terminal: Terminal, told: Told): number | undefined {
   return undefined;
 }
 
-/** Which ports introducers are at that listen in the same folder. */
-function others(path: string): string {
+/** Which ports introducers are at that listen in the same folder. One that was killed leaves its socket behind. */
+async function others(path: string): Promise<string> {
+  const folder = dirname(path);
+  const files = await readdir(folder).catch(() => []);
+  const ports = files.flatMap((file) => /^(\d+)\.sock$/.exec(file)?.[1] ?? []);
+  const there = await Promise.all(ports.map(async (port) => ((await answers(join(folder, `${port}.sock`))) ? [port] : [])));
+  if (there.flat().length === 0) return "";
+  return ` There are: ${there
+    .flat()
+    .map((port) => `\`introducer ctl ${port} …\``)
+    .join(", ")}`;
+}
+
+async function answers(path: string): Promise<boolean> {
   try {
-    const ports = readdirSync(dirname(path)).flatMap((file) => /^(\d+)\.sock$/.exec(file)?.[1] ?? []);
-    const there = ports.filter((port) => `${port}.sock` !== basename(path));
-    return there.length === 0
-      ? ""
-      : ` There are: ${there.map((port) => `\`introducer ctl ${port} …\``).join(", ")}`;
+    (await Bun.connect({ unix: path, socket: { data: () => {} } })).end();
+    return true;
   } catch {
-    return "";
+    return false;
   }
 }
