@@ -45,7 +45,8 @@ export async function ctl(
     });
   } catch (error) {
     const { code = "" } = error as NodeJS.ErrnoException;
-    const why = problems[code] ?? `is it running${isDefault ? `, with this port?${await others(path)}` : "?"}`;
+    const why =
+      problems[code] ?? `is it running${isDefault ? `, with this port?${await others(path)}` : "?"}`;
     throw new UserError(`no introducer takes commands at ${path}: ${why}`);
   }
   return over.promise;
@@ -65,7 +66,9 @@ async function others(path: string): Promise<string> {
   const folder = dirname(path);
   const files = await readdir(folder).catch(() => []);
   const ports = files.flatMap((file) => /^(\d+)\.sock$/.exec(file)?.[1] ?? []);
-  const there = await Promise.all(ports.map(async (port) => ((await answers(join(folder, `${port}.sock`))) ? [port] : [])));
+  const there = await Promise.all(
+    ports.map(async (port) => ((await answers(join(folder, `${port}.sock`))) ? [port] : [])),
+  );
   if (there.flat().length === 0) return "";
   return ` There are: ${there
     .flat()

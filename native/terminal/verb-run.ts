@@ -109,7 +109,9 @@ async function share(running: Running, targets: readonly HostTarget[]): Promise<
     const stream = link.open(use, more);
     stream.on("error", () => {}); // the link's end says more
     stream.resume().end();
-    terminal.story(`${printable(name)} can reach ${targets.map((target) => formatTarget(target)).join(", ")} now, until Ctrl-C`);
+    terminal.story(
+      `${printable(name)} can reach ${targets.map((target) => formatTarget(target)).join(", ")} now, until Ctrl-C`,
+    );
     await link.ended;
     throw new ToldError("the link has ended");
   });
