@@ -48,5 +48,9 @@ test("a break is seen by the test of what it breaks, and by no other", async () 
   const judged = (name: string) => judge(copy.path, dropped, [`test/shares/${name}.test.ts`]);
   expect((await judged(own)).killedBy).toBeString();
   expect((await judged(other)).killedBy).toBeUndefined();
+  // What fails anyway sees nothing.
+  const failing = 'import { test } from "bun:test"; test("it fails", () => { throw new Error("always") });';
+  await Bun.write(`${copy.path}/test/shares/failing.test.ts`, failing);
+  expect((await judged("failing")).killedBy).toBeUndefined();
   expect(await Bun.file(`${copy.path}/${source}`).text()).toBe(text);
 }, 30_000);

@@ -149,23 +149,25 @@ async function failing(cwd: string, file: string, only?: string): Promise<string
   return /^\(fail\) (.*?)(?: \[[\d.]+m?s\])?$/m.exec(text)?.[1] ?? "";
 }
 
-/** The test that sees the break: it has failed twice, the second time alone, or it may have been the machine. */
-async function seenBy(cwd: string, tests: string[]): Promise<string | undefined> {
-  for (const file of tests) {
-    const name = await failing(cwd, file);
-    if (name === "") return `${file}, which never ended or did not begin`;
-    if (name !== undefined && (await failing(cwd, file, name)) !== undefined) return name;
-  }
-  return undefined;
-}
-
-/** Breaks the copy, runs the tests, and mends it again. */
+/**
+ * Breaks the copy, runs the tests until one sees it, and mends the copy again. A test sees the break if it fails, fails again
+ * alone, and passes once the copy is mended. Else it may have been the machine, or the test.
+ */
 export async function judge(path: string, mutant: Mutant, tests: string[]): Promise<Verdict> {
   const file = join(path, mutant.file);
   const whole = await Bun.file(join(root, mutant.file)).text();
-  writeFileSync(file, mutant.text);
   try {
-    return { mutant, killedBy: await seenBy(path, tests) };
+    for (const test of tests) {
+      writeFileSync(file, mutant.text);
+      const name = await failing(path, test);
+      if (name === undefined) continue;
+      const only = name === "" ? undefined : name;
+      if (only !== undefined && (await failing(path, test, only)) === undefined) continue;
+      writeFileSync(file, whole);
+      if ((await failing(path, test, only)) !== undefined) continue;
+      return { mutant, killedBy: only ?? `${test}, which never ended or did not begin` };
+    }
+    return { mutant, killedBy: undefined };
   } finally {
     writeFileSync(file, whole);
   }
