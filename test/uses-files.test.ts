@@ -61,6 +61,8 @@ describe("to several", () => {
     expect((await eve.next("error")).message).toBe(
       "not all of it has arrived at dave; all of it has at bob, carol",
     );
+    eve.type(`send bob carol ${join(target, "nothing")}`);
+    expect((await eve.next("error")).message).toBe(`${join(target, "nothing")}: it is not there`);
     eve.endInput();
     expect(await eve.exited()).toBe(1);
     expect(folders.map(filesIn)).toEqual([

@@ -291,6 +291,7 @@ export async function sendToAll(
   const problem = await sent.catch((error: Error) => error);
   if (problem && !(problem instanceof UserError)) throw problem;
   if (failed.length === 0) return;
+  if (failed.length === peers.length && problem && !(problem instanceof ToldError)) throw problem;
   const why = problem && !(problem instanceof ToldError) ? `: ${problem.message}` : "";
   const whole = peers.filter((peer) => !failed.includes(peer));
   const others = whole.length > 0 ? `; all of it has at ${whole.map(printable).join(", ")}` : "";
@@ -336,7 +337,7 @@ async function everyone(all: Promise<unknown>[]): Promise<void> {
   const unexpected = reasons.find((reason) => !(reason instanceof UserError));
   if (unexpected !== undefined) throw unexpected;
   const untold = reasons.filter((one) => !(one instanceof ToldError)) as UserError[];
-  if (untold.length > 0) throw new UserError(untold.map(({ message }) => message).join("; "));
+  if (untold.length > 0) throw new UserError([...new Set(untold.map(({ message }) => message))].join("; "));
   if (reasons.length > 0) throw reasons[0];
 }
 

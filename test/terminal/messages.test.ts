@@ -190,7 +190,7 @@ const commands: Row[] = [
   ["connect", "`connect` needs a PEER: connect PEER ... [-v]"],
   ["say bob", "`say` needs a TEXT: say PEER TEXT"],
   ["accept", "`accept` needs an OFFER: accept OFFER [DIR]"],
-  ["send bob 'a", "a quote is not closed: send PEER PATH ..."],
+  ["send bob 'a", "a quote is not closed: send PEER ... PATH ..."],
   [`say bob ${"x".repeat(9000)}`, "a text has at most 8192 characters; this one has 9000"],
 ];
 
