@@ -251,5 +251,5 @@ export function readRate(option: string, text: string, Problem: new (message: st
   const [, digits = "", unit = ""] = /^(\d{1,12})([KMG]?)$/i.exec(text) ?? [];
   const bytes = Number(digits) * 1024 ** " KMG".indexOf(unit.toUpperCase() || " ");
   if (bytes >= 1024) return bytes;
-  throw new Problem(`${option} takes bytes a second such as 65536, 64K or 1M, not ${printable(text)}`);
+  throw new Problem(`${option} takes bytes a second from 1K, such as 65536 or 1M, not ${printable(text)}`);
 }

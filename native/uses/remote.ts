@@ -125,9 +125,7 @@ export class RemoteForward {
       const decoder = new MessageDecoder();
       stream.on("data", (bytes: Buffer) => this.#heard(decoder, bytes, token, stream));
       stream.on("end", () => stream.destroy());
-      stream.on("error", (error: StreamError) =>
-        resolve(error.code === resetCodes["link-ended"] ? undefined : error),
-      );
+      stream.on("error", (error: StreamError) => resolve(isNoAnswer(error) ? undefined : error));
       stream.on("close", () => resolve(undefined));
     } catch {
       return undefined; // the link has ended
@@ -213,3 +211,7 @@ async function placesOf(target: StreamTarget): Promise<Place[]> {
   if (canonicalAddress(host)) return [at(host)];
   return (await namesOfAll.addresses(host, "ourselves", true)).map(at);
 }
+
+/** The link has ended, or the peer ends it or has taken the listener back: what it says when asked again counts. */
+const isNoAnswer = ({ code }: StreamError): boolean =>
+  code === resetCodes["link-ended"] || code === resetCodes.cancelled;

@@ -80,7 +80,7 @@ const usage: Row[] = [
   ["h --only-relay --port 7777", "--only-relay hides where you are, so --port does not go with it"],
   ["h --only-relay --nat", "--only-relay hides where you are, so --nat does not go with it"],
   ["h --port 80", "--port takes a port from 1024 to 65535, not 80"],
-  ["h --limit fast", "--limit takes bytes a second such as 65536, 64K or 1M, not fast"],
+  ["h --limit fast", "--limit takes bytes a second from 1K, such as 65536 or 1M, not fast"],
   ["h --remember", "--remember is for a private room: in the lobby nobody proves a name (--room WORDS)"],
   [
     "h --room r --allow 22@12",
@@ -177,7 +177,7 @@ const introducerUsage: Row[] = [
   ["--metrics x", "--metrics takes a port, or an address and a port such as [::1]:17000, not x"],
   ["--max-relays x", "--max-relays takes a number from 1 to 1000000, not x"],
   ["--no-relay --relay-rate 1M", "--no-relay leaves nothing for --relay-rate, --relay-total or --max-relays"],
-  ["--relay-rate fast", "--relay-rate takes bytes a second such as 65536, 64K or 1M, not fast"],
+  ["--relay-rate fast", "--relay-rate takes bytes a second from 1K, such as 65536 or 1M, not fast"],
   ["--probe-ports 1,1", "--probe-ports takes up to 4 different ports such as 7001,7002, or none; not 1,1"],
 ];
 
@@ -229,7 +229,7 @@ const alone: Row[] = [
   ["ping bob", "nobody here is called bob; `list` shows who is"],
   ["connect alice", "that is yourself; `list` shows the others"],
   ["join", "already registered with the introducer"],
-  ["limit 12", "limit takes bytes a second such as 65536, 64K or 1M, not 12"],
+  ["limit 12", "limit takes bytes a second from 1K, such as 65536 or 1M, not 12"],
   ["forget bob", "no names are remembered: start with --remember"],
   ["accept 1", "there is no offer 1; waiting: none"],
   ["cancel", "nothing is being sent or received"],

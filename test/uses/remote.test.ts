@@ -90,9 +90,15 @@ curlTest("what the peer lends leads here; withdrawn it ends, and with the link, 
   await isClosed(other);
   expect((await shown(alice)).map(({ listen: at }) => at)).toEqual([`${listen} at bob`]);
 
-  // It ends with the link, and comes back with it.
-  bob.signal("SIGKILL");
+  // It ends with the link, and comes back with it. That the peer quits is no refusal.
+  const refusals = alice.count("listen-refused");
+  bob.signal("SIGTERM");
   await bob.exited();
+  await using next = new Driven(house.port, "bob", ...room, "--allow-listen", String(lent));
+  await next.next("listening");
+  expect(alice.count("listen-refused")).toBe(refusals);
+  next.signal("SIGKILL");
+  await next.exited();
   expect(listens(lent)).toBe(false);
   await using again = new Driven(house.port, "bob", ...room, "--allow-listen", `${lent}-${lent + 1}`);
   await again.next("listening");
