@@ -34,13 +34,17 @@ type Socket = Bun.Socket<Visit>;
 class Visit {
   readonly #socket: Socket;
   readonly #decoder = new LineDecoder();
-  readonly #patience: NodeJS.Timeout;
+  #patience: NodeJS.Timeout;
   #is: "listening" | "answering" | "ended" = "listening";
   #unsent: Uint8Array = new Uint8Array(0);
 
   constructor(socket: Socket) {
     this.#socket = socket;
-    this.#patience = setTimeout(() => socket.terminate(), patienceMs);
+    this.#patience = this.#waitFor();
+  }
+
+  #waitFor(): NodeJS.Timeout {
+    return setTimeout(() => this.#socket.terminate(), patienceMs);
   }
 
   /** The command, once it has come. Whatever else comes is ignored. */
@@ -74,7 +78,9 @@ class Visit {
   write(): void {
     const written = Math.max(0, this.#socket.write(this.#unsent));
     this.#unsent = this.#unsent.subarray(written);
-    if (this.#unsent.length > 0) this.#patience.refresh();
+    clearTimeout(this.#patience);
+    // Not refresh(): that does nothing once the timer was cleared.
+    if (this.#unsent.length > 0) this.#patience = this.#waitFor();
     else if (this.#is === "ended") this.#socket.end();
   }
 

@@ -32,12 +32,16 @@ export async function ctl(
       unix: path,
       socket: {
         open: (socket) => void socket.write(`${JSON.stringify(said)}\n`),
-        data: (_, chunk) => {
+        data: (socket, chunk) => {
           const lines = (held + decoder.decode(chunk, { stream: true })).split("\n");
           held = lines.pop()!;
           for (const one of lines) {
-            const code = show(terminal, JSON.parse(one) as Told);
+            const told = read(one);
+            const code = told && show(terminal, told);
             if (code !== undefined) over.resolve(code);
+            if (told) continue;
+            over.reject(new UserError(`what listens at ${path} is no introducer`));
+            return void socket.terminate();
           }
         },
         close: () => over.reject(new UserError("the introducer ended before it had answered")),
@@ -50,6 +54,18 @@ export async function ctl(
     throw new UserError(`no introducer takes commands at ${path}: ${why}`);
   }
   return over.promise;
+}
+
+/** Undefined for what no introducer says. */
+function read(line: string): Told | undefined {
+  try {
+    const told = JSON.parse(line) as Record<string, unknown>;
+    if (Number.isInteger(told["code"])) return { code: told["code"] as number };
+    const isTold = ["result", "story", "error"].some((kind) => typeof told[kind] === "string");
+    return isTold ? (told as Told) : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 /** Returns the exit code with which it ends. */

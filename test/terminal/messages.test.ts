@@ -641,6 +641,7 @@ const elsewhere: Record<string, string> = {
   " can't be changed now: ": "introducer/control.test.ts",
   " needs a number after it": "introducer/control.test.ts",
   "no introducer takes commands at ": "introducer/control.test.ts",
+  "is no introducer": "hostile/control.test.ts",
   "`ctl` needs --control PATH here": "introducer/control.test.ts",
   "the introducer is for those who have its key": "introducer/access.test.ts",
   "the key is not the introducer's": "introducer/access.test.ts",
