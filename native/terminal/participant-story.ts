@@ -141,6 +141,11 @@ function describePeer(event: PeerEvent | EventOf<"joined" | "left">, isDirect: b
 }
 
 function describeForward(event: ForwardEvent, c: Colors): string {
+  const more = "more" in event && event.more ? `; and ${count(event.more, "other")} like it` : "";
+  return forwardWords(event, c) + more;
+}
+
+function forwardWords(event: ForwardEvent, c: Colors): string {
   const name = c.bold(named(event.name));
   if (event.event === "forwarding" && event.target === proxied)
     return `SOCKS5 proxy at ${event.listen} → ${name} → all that it allows`;
@@ -148,9 +153,8 @@ function describeForward(event: ForwardEvent, c: Colors): string {
   if (event.event === "listening" && event.by === "us") return `${name} has us listen on ${event.listen}`;
   if (event.event === "listening") return `${name} listens on ${event.listen} → ${event.target} here`;
   if (event.event === "used") return `${name} uses ${printable(event.target)} here`;
-  const more = event.more === undefined ? "" : `; and ${count(event.more, "other")} like it`;
   const what = event.event === "listen-refused" ? listenRefusal(event) : refusal(event);
-  return `${c.yellow("refused")}: ${what}${more}`;
+  return `${c.yellow("refused")}: ${what}`;
 }
 
 /** Why a connection of a forward or a pipe did not get through, and what to do. */

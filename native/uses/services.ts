@@ -51,7 +51,7 @@ export type UseEvent =
       more?: number;
     }
   /** A listener that was asked for is there: a peer's, for us, with our target; or ours, for a peer. */
-  | { event: "listening"; name: string; listen: string; target?: string; by: "us" | "peer" }
+  | { event: "listening"; name: string; listen: string; target?: string; by: "us" | "peer"; more?: number }
   /** It is not. `by`: who was to listen. */
   | {
       event: "listen-refused";
@@ -63,7 +63,7 @@ export type UseEvent =
       more?: number;
     }
   /** The first time that this peer has reached it through us. */
-  | { event: "used"; name: string; target: string }
+  | { event: "used"; name: string; target: string; more?: number }
   | TransferEvent;
 
 const claimed = (does: string, what: string, name: string) =>
@@ -89,7 +89,8 @@ export class Services {
   #pipesWith: (() => string) | undefined;
   /** The stream that the peer opens for our pipe. */
   readonly #incoming = Promise.withResolvers<Pipe>();
-  readonly #refusals = new Gathering();
+  /** What a peer can cause as often as it likes. */
+  readonly #gathered = new Gathering();
   /** Who has reached what. */
   readonly #used = new Set<string>();
 
@@ -110,14 +111,10 @@ export class Services {
     this.#lent = new Lent({
       ...options,
       isMeant: (whom, shown) => this.#is(whom, shown),
-      onListening: (name, listen) => options.onEvent({ event: "listening", name, listen, by: "us" }),
+      onListening: (name, listen) =>
+        this.#gather(`lent ${name}`, { event: "listening", name, listen, by: "us" }),
       onRefused: (name, listen, reason, why) =>
-        this.#refusals.add(`listen ${name}`, (more) =>
-          options.onEvent({
-            ...{ event: "listen-refused", name, listen, reason, why, by: "us" },
-            ...(more > 0 && { more }),
-          }),
-        ),
+        this.#gather(`listen ${name}`, { event: "listen-refused", name, listen, reason, why, by: "us" }),
     });
   }
 
@@ -248,15 +245,16 @@ export class Services {
     if (this.#used.has(`${peer} ${target}`)) return;
     if (this.#used.size >= maxRemembered) this.#used.clear();
     this.#used.add(`${peer} ${target}`);
-    this.#options.onEvent({ event: "used", name, target });
+    this.#gather(`used ${name}`, { event: "used", name, target });
   }
 
   #refused(name: string, target: string, refused: Refused, by: "us" | "peer"): void {
-    this.#refusals.add(`${by} ${name}`, (more) =>
-      this.#options.onEvent({
-        ...{ event: "forward-refused", name, target, ...refused, by },
-        ...(more > 0 && { more }),
-      }),
+    this.#gather(`${by} ${name}`, { event: "forward-refused", name, target, ...refused, by });
+  }
+
+  #gather(key: string, event: UseEvent): void {
+    this.#gathered.add(key, (more) =>
+      this.#options.onEvent(more > 0 ? ({ ...event, more } as UseEvent) : event),
     );
   }
 

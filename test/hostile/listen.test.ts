@@ -101,6 +101,32 @@ test("a member has us listen where it is allowed, nowhere else, and on a few por
   for (const port of [...ports, eves]) while (await connects(port)) await Bun.sleep(10);
 });
 
+test("a member who asks for a listener and drops it, again and again, is told of in a few lines", async () => {
+  const port = freePort();
+  await using house = startIntroducer();
+  await using bob = new Driven(house.port, "bob", "--room", words, "--stay", "--allow-listen", `${port}`);
+  await bob.registered;
+  using eve = await Member.join(house.port, { name: "eve", room: words });
+  const link = await eve.link("bob");
+  await link.begin(openFrame(1, { use: "lines" }));
+  await bob.next("linked");
+  let listened = 0;
+  for (let stream = 3; listened < 100; stream += 2) {
+    link.send(openFrame(stream, { use: "listen", bind: "127.0.0.1", port, token: hex(16) }));
+    // It may still be the port of the one before.
+    const { type } = await link.frames.next("an answer", answers(stream));
+    if (type === frame.data) listened++;
+    link.send(resetFrame(stream, 0, ""));
+  }
+  const isListening = ({ event }: { event: string }) => event === "listening";
+  // Five at once, and one a second with how many more there were.
+  const { more } = await bob.next("listening", ({ more }) => more !== undefined);
+  expect(more).toBeGreaterThan(0);
+  const seconds = 1 + bob.events.filter((one) => isListening(one) && "more" in one).length;
+  expect(bob.events.filter(isListening).length).toBeLessThanOrEqual(5 + seconds);
+  while (await connects(port)) await Bun.sleep(10);
+});
+
 test("in the lobby nobody has us listen, whatever a member asks for", async () => {
   const port = freePort();
   await using house = startIntroducer();
