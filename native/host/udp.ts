@@ -3,6 +3,7 @@
  * For native/uses/.
  */
 import type { udp } from "bun";
+import { canonicalAddress } from "../../protocol.ts";
 import { isSupported, setOption, SystemError } from "./libc.ts";
 import { platform } from "./platform.ts";
 
@@ -75,7 +76,20 @@ export class UdpSocket implements Disposable {
   static #connectOnce(address: string, port: number, handler: UdpHandler): UdpSocket {
     const hostname = address.includes(":") ? "::" : "0.0.0.0";
     return new UdpSocket(
-      made(Bun.udpSocket({ hostname, connect: { hostname: address, port }, socket: callbacks(handler) })),
+      made(
+        Bun.udpSocket({
+          hostname,
+          connect: { hostname: address, port },
+          socket: callbacks({
+            ...handler,
+            // Before it is connected, for a moment, it takes what comes from anywhere.
+            datagram: (bytes, from, sender) => {
+              if (from === port && canonicalAddress(sender)?.address === address)
+                handler.datagram(bytes, from, sender);
+            },
+          }),
+        }),
+      ),
     );
   }
 

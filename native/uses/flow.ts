@@ -104,7 +104,9 @@ export class Flow {
   send(datagram: Buffer): void {
     if (this.isOver) return;
     this.heardAtMs = performance.now();
-    this.#queue.push(datagram, this.heardAtMs);
+    // By IPv6 it may be 20 bytes longer. The peer would take that for a fault of ours.
+    if (datagram.length > maxDatagramBytes) this.#queue.dropped++;
+    else this.#queue.push(datagram, this.heardAtMs);
     this.#pump();
   }
 

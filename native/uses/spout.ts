@@ -3,7 +3,7 @@
  * kernel keeps for a reader (some 200 KiB, each datagram with its own overhead) before that reader had its turn. Owns what
  * waits meanwhile, and one timer. For native/uses/udp.ts and serve-udp.ts.
  */
-import { LateQueue } from "./late-queue.ts";
+import { LateQueue, maxWaitMs } from "./late-queue.ts";
 
 /** In one go, and what each datagram counts for besides its bytes: 270 Mbit/s of 1,200 bytes each. */
 const goBytes = 48 * 1024;
@@ -16,6 +16,8 @@ export class Spout {
   /** The go that is under way: since when, and what it has spent. */
   #go = { sinceMs: -Infinity, spentBytes: 0 };
   #timer: NodeJS.Timeout | undefined;
+  /** Runs while something waits for the socket. */
+  #late: NodeJS.Timeout | undefined;
 
   /** `send`: whether it was taken, or can never be. If not, {@link pump} is called later. */
   constructor(send: (datagram: Buffer) => boolean) {
@@ -39,10 +41,18 @@ export class Spout {
       if (!next) return;
       if (nowMs - this.#go.sinceMs >= goMs) this.#go = { sinceMs: nowMs, spentBytes: 0 };
       if (this.#go.spentBytes >= goBytes) return this.#pause();
-      if (!this.#send(next)) return;
+      if (!this.#send(next)) return this.#dropInTime();
       this.#waiting.shift();
       this.#go.spentBytes += next.length + costOfOne;
     }
+  }
+
+  /** What waits too long is dropped, also if nothing else happens: a peer could have us keep it in many flows. */
+  #dropInTime(): void {
+    this.#late ??= setTimeout(() => {
+      this.#late = undefined;
+      this.pump();
+    }, maxWaitMs);
   }
 
   #pause(): void {
@@ -54,8 +64,8 @@ export class Spout {
 
   /** Drops what waits. */
   close(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    for (const timer of [this.#timer, this.#late]) clearTimeout(timer);
+    this.#timer = this.#late = undefined;
     this.#waiting.clear();
   }
 }

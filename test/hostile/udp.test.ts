@@ -125,6 +125,19 @@ linuxTest("a member's bad lengths end that flow alone; its descriptors are given
   expect(target.got.filter(({ text }) => text.includes("half"))).toEqual([]);
 });
 
+test("a target whose datagrams are longer than one of IPv4 can be breaks nothing: they are dropped", async () => {
+  const replies = (bytes: Buffer) => (`${bytes}` === "long" ? Buffer.alloc(65_527) : bytes);
+  using target = udpTarget(replies, { address: "::1" });
+  await using scene = await serving(`[::1]:${target.port}/udp`);
+  using eve = await linkedWith(scene.house.port, "eve");
+  const stream = eve.open({ use: "udp", kind: "udp", host: "::1", port: target.port });
+  eve.link.send(frameOf(frame.data, Buffer.concat([datagram("long"), datagram("short")]), stream));
+  const notice = Buffer.concat([u16(notices.dropped), u16(0), u16(1)]);
+  await eve.link.reads(stream, `${notice}`);
+  eve.link.send(frameOf(frame.data, datagram("after"), stream));
+  await eve.link.reads(stream, "after");
+});
+
 linuxTest("one member's flows leave room for others, and its oldest end for its newest", async () => {
   using target = udpTarget((bytes) => (`${bytes}` === "flood" ? undefined : bytes));
   await using scene = await serving(`${target.port}/udp`);

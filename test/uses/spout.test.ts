@@ -34,6 +34,13 @@ test("what is not taken waits, and then is dropped", async () => {
   spout.close();
 });
 
+test("what is not taken is dropped in time, also if nothing more comes", async () => {
+  const spout = new Spout(() => false);
+  for (let number = 0; number < 16; number++) spout.push(Buffer.alloc(16 * 1024));
+  await until("all of it was dropped", () => spout.dropped === 16);
+  spout.close();
+});
+
 test("closed, it sends nothing more", async () => {
   let sent = 0;
   const spout = new Spout(() => ++sent > 0);
