@@ -49,7 +49,7 @@ test("what is to do one thing fails at once, or after --wait", async () => {
   const [now, later] = await Promise.all([outcome(connect), outcome([...connect, "--wait", "2"])]);
   expect([now.code, later.code]).toEqual([1, 1]);
   expect(now.stderr).toContain("cannot reach the introducer");
-  expect(later.stderr).toContain("the introducer was not there within 2 s (--wait)");
+  expect(later.stderr).toContain("not registered with the introducer within 2 s (--wait)");
   expect(performance.now() - at).toBeGreaterThanOrEqual(2_000);
 });
 

@@ -70,7 +70,7 @@ export async function joinInTime(running: Timed, wants: readonly string[] = []):
   const { participant, options } = running;
   const joining = participant.join({ wants });
   if (options.waitMs === undefined) return joining;
-  const late = () => `the introducer was not there within ${options.waitMs! / 1000} s (--wait)`;
+  const late = () => `not registered with the introducer within ${options.waitMs! / 1000} s (--wait)`;
   await within(leftMs(running, options.waitMs), joining, late);
 }
 

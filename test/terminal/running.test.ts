@@ -16,6 +16,6 @@ test("the time of --wait counts once, for the introducer and whoever is waited f
     "bob did not come within 100.001 s (--wait)",
   );
   expect(await Promise.race([message(joinInTime(running)), late])).toBe(
-    "the introducer was not there within 100.001 s (--wait)",
+    "not registered with the introducer within 100.001 s (--wait)",
   );
 });
