@@ -1,5 +1,5 @@
 /** Introducers that share a Redis: a room lives at one of them, while those and Redis are killed, stopped and started again. */
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout, test as once } from "bun:test";
 import { join } from "node:path";
 import { Introducer } from "../../introducer.ts";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
@@ -12,8 +12,11 @@ import { noRedis, RedisServer } from "./redis-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
 import { describeNeeding, isField } from "../needing-fixture.ts";
 import { patienceMs, testMs } from "../patience-fixture.ts";
+import { inTries } from "../places-fixture.ts";
 
-setDefaultTimeout(testMs);
+setDefaultTimeout(3 * testMs);
+/** A Redis that does not answer within a second is away: on a busy machine one is, now and then. */
+const test = inTries(once);
 
 /** A lease lasts 8 s, and all is whole within 10; as much again for a busy machine. */
 const wholeMs = 20_000;
@@ -217,7 +220,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       await drained;
       expect(await redis.command("DBSIZE")).toBe(2); // the lobby's home, and who lives
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -253,7 +256,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect([again.port, again.moves]).toEqual([home.port, 1]);
       expect([one.count("warning"), two.count("warning")]).toEqual([1, 1]);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -276,7 +279,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       using fred = await enter(one.port, "fred", "elsewhere");
       expect([fred.port, fred.others.toSorted()]).toEqual([two.port, ["dora", "emil"]]);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -296,7 +299,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect(bert.types()).not.toContain("elsewhere");
       expect(anna.types()).not.toContain("elsewhere");
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -325,7 +328,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect(anna.types()).not.toContain("elsewhere");
       expect([one.count("warning"), two.count("warning")]).toEqual([0, 0]);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -370,7 +373,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect(await carl.next("notice")).toMatchObject({ text: "to some" });
       redis.signal("SIGCONT");
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -395,7 +398,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect(alice.count("unlinked") + bob.count("unlinked")).toBe(0);
       expect(alice.count("registered")).toBeLessThanOrEqual(3);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -416,7 +419,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect(house.names()).toEqual(["alice", "bob"]);
       await link(alice, bob);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -447,7 +450,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       bob.type("connect alice");
       await Promise.all([alice.next("linked"), bob.next("linked")]);
     },
-    testMs,
+    3 * testMs,
   );
 
   // By itself: who has a crowd in its own program hears its Redis late.
@@ -475,7 +478,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       const torn = () => rooms.filter((_, at) => !isWhole(at)).length;
       await until("every room is whole", () => torn() === 0, wholeMs);
     },
-    testMs,
+    3 * testMs,
   );
 
   test.concurrent(
@@ -493,6 +496,6 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
       expect([house.count("warning"), house.count("shared")]).toEqual([1, 0]);
       gone.stop(true);
     },
-    testMs,
+    3 * testMs,
   );
 });
