@@ -42,16 +42,17 @@ export function listenAtPath<T>(path: string, take: (fd: number) => T): { taken:
   const folder = openSync(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY);
   const opened = `/proc/self/fd/${folder}`;
   const place = existsSync(opened) ? `${opened}/${basename(path)}` : path;
-  const fd = unixSocket();
+  let fd: number | undefined;
   let made: Stats | undefined;
   try {
+    fd = unixSocket();
     bindPrivately(fd, place);
     made = lstatSync(place);
     listen(fd, backlog);
     const known = made;
     return { taken: take(fd), remove: () => remove(folder, place, known) };
   } catch (error) {
-    close(fd);
+    if (fd !== undefined) close(fd);
     remove(folder, place, made);
     throw error;
   }

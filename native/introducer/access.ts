@@ -5,6 +5,7 @@
  */
 import { Refusal } from "../../protocol.ts";
 import { type Access, accessProof, type Entrant } from "../shares/access.ts";
+import { stamps } from "../shares/clock.ts";
 import { isSameMac } from "../shares/mac.ts";
 import { newToken, RegisterAgain, type Session } from "./session.ts";
 
@@ -44,7 +45,7 @@ export class Gatekeeper {
       if (untilMs > now) break;
       this.#used.delete(old);
     }
-    const isOfNow = Math.abs(Date.now() - at) <= maxSkewMs;
+    const isOfNow = Math.abs(stamps.now - at) <= maxSkewMs;
     if (!isOfNow || this.#used.has(proof) || this.#used.size >= maxUsed) return false;
     this.#used.set(proof, now + 2 * maxSkewMs);
     return true;

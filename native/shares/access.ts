@@ -4,6 +4,7 @@
  * key itself is never sent. Pure but for the clock. For the introducer and the participant.
  */
 import type { ToIntroducer } from "../../protocol.ts";
+import { stamps } from "./clock.ts";
 import { macOf } from "./mac.ts";
 
 type Register = ToIntroducer & { type: "register" };
@@ -22,6 +23,6 @@ export function accessProof(
 
 /** What `register` shows; with the challenge, where the introducer has made one on this connection. */
 export function accessBy(key: string, entrant: Entrant, challenge: string | undefined): Access {
-  const at = Date.now();
+  const at = Math.round(stamps.now);
   return { at, proof: accessProof(key, entrant, challenge ?? at) };
 }
