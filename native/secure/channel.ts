@@ -20,7 +20,6 @@ const ackPollMs = 2;
 
 /** Closing sends RST (socket.ts, closeAbortively), unless both ends have finished. */
 export class Channel implements Carrier {
-  readonly role: Role;
   readonly route: Route;
   readonly nomination: Nomination;
   /** Resolves when it is closed. From then on the same two endpoints can be used again. */
@@ -42,7 +41,6 @@ export class Channel implements Carrier {
 
   /** Takes over the connection. */
   constructor(connection: AdoptedSocket, route: Route, side: Side, credentials: Credentials) {
-    this.role = side.role;
     this.route = route;
     const { promise, resolve } = Promise.withResolvers<void>();
     [this.closed, this.#whenClosed] = [promise, resolve];
@@ -77,6 +75,9 @@ export class Channel implements Carrier {
     });
   }
 
+  get role(): Role {
+    return this.#socket.role;
+  }
   get local(): Endpoint {
     return this.#socket.connection.local;
   }

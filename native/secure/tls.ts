@@ -5,7 +5,7 @@
  */
 import type * as net from "node:net";
 import type * as tls from "node:tls";
-import type { Endpoint } from "../../protocol.ts";
+import type { Endpoint, Role } from "../../protocol.ts";
 import { inWords, type Socket } from "../host/socket.ts";
 import { LinkError } from "../session/carrier.ts";
 import { type Identity, makeRun, readShown, type Shown } from "./identity.ts";
@@ -162,6 +162,10 @@ export class SecureSocket {
     const agreed = this.stream.alpnProtocol || undefined;
     if (this.#side.role === "controlling" && agreed && this.#side.offers.includes(agreed)) this.alpn = agreed;
     return agreed !== undefined && agreed === this.alpn;
+  }
+
+  get role(): Role {
+    return this.#side.role;
   }
 
   /** These bytes are the same at both ends of this connection, and differ from those of any other connection. */
