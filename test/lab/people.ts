@@ -15,6 +15,7 @@ import { join } from "node:path";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { type Endpoint, formatEndpoint } from "../../protocol.ts";
+import { until } from "../native-fixture.ts";
 import { patienceMs } from "../patience-fixture.ts";
 import type { Host } from "./lab.ts";
 
@@ -73,6 +74,16 @@ export class Program<Event extends Named> {
     void this.process.stdin.flush();
   }
 
+  #isNext<Kind extends Event["event"]>(kind: Kind, where: (event: OfKind<Event, Kind>) => boolean) {
+    return (event: Seen<Event>) =>
+      isKind(kind, event) && !this.#taken.has(event) && where(event as OfKind<Event, Kind>);
+  }
+
+  /** Whether {@link next} would resolve at once. */
+  hasNext<Kind extends Event["event"]>(kind: Kind, where: (event: OfKind<Event, Kind>) => boolean): boolean {
+    return this.seen.some(this.#isNext(kind, where));
+  }
+
   /** The first event of that kind that nobody has waited for yet. */
   next<Kind extends Event["event"]>(
     kind: Kind,
@@ -80,8 +91,7 @@ export class Program<Event extends Named> {
     withinMs = patienceMs,
   ): Promise<OfKind<Event, Kind>> {
     type Wanted = OfKind<Event, Kind>;
-    const wants = (event: Seen<Event>) =>
-      isKind(kind, event) && !this.#taken.has(event) && where(event as Wanted);
+    const wants = this.#isNext(kind, where);
     const early = this.seen.find(wants);
     if (early) {
       this.#taken.add(early);
@@ -173,8 +183,11 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
 
   /** Resolves once that one is in our list. */
   async sees(other: ParticipantProgram): Promise<void> {
-    const isListed = this.all("peers").some(({ peers }) => peers.some(({ id }) => id === other.id));
-    if (!isListed) await this.next("joined", ({ peer }) => peer === other.id);
+    const isListed = () => this.all("peers").some(({ peers }) => peers.some(({ id }) => id === other.id));
+    const isIt = ({ peer }: { peer: number }) => peer === other.id;
+    // Who has just registered is told of the others after that, by either of the two.
+    await until(`${this.name} sees ${other.name}`, () => isListed() || this.hasNext("joined", isIt));
+    if (!isListed()) await this.next("joined", isIt);
   }
 
   /** Resolves once it has left, come back from a new port, and measured how its NAT maps that. */
