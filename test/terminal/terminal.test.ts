@@ -432,8 +432,12 @@ describe.each(programs)("the %s", (program) => {
       stderr: "pipe",
     });
     const ask = setInterval(() => {
-      shell.stdin.write("help\n");
-      void shell.stdin.flush();
+      try {
+        shell.stdin.write("help\n");
+        Promise.resolve(shell.stdin.flush()).catch(() => {});
+      } catch {
+        // It has ended: what it said of that is looked at below.
+      }
     }, 20);
     expect(await shell.stderr.text()).toEndWith(
       "error: cannot write to standard output: whoever read it is gone (EPIPE)\nexit 1\n",
