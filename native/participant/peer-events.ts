@@ -21,40 +21,32 @@ export interface Who {
   name: string;
 }
 
+/** The channel by which a link goes. */
+interface By {
+  route: Route;
+  local: Endpoint;
+  remote: Endpoint;
+  /** No direct way is looked for, because one of the two hides where it is. */
+  hidden?: boolean;
+  /** By relay: bytes a second that it allows, and why there is no direct way, if that is known. */
+  limit?: number;
+  why?: FailureReason;
+}
+
 /** The events of one peer, in the shape of the `--json` lines. Endpoints are text. */
 export type PeerEvent = Who &
   (
     | { event: "punching"; role: Role; way: Way; round: number }
     | ({ event: "attempt" } & Attempt)
-    | {
-        event: "linked";
-        route: Route;
-        local: Endpoint;
-        remote: Endpoint;
-        /** No direct way is looked for, because one of the two hides where it is. */
-        hidden?: boolean;
-        /** By relay: bytes a second that it allows, and why there is no direct way, if that is known. */
-        limit?: number;
-        why?: FailureReason;
-        /** Since our `connect`, or since the introducer asked us to punch. */
-        elapsedMs: number;
-      }
+    /** `elapsedMs`: since our `connect`, or since the introducer asked us to punch. */
+    | ({ event: "linked"; elapsedMs: number } & By)
     | { event: "failed"; reason: FailureReason; detail: string }
     /** The introducer wants us to wait before we ask it for that peer again. */
     | { event: "postponed"; retryInMs: number; reason: string }
     /** The link has no channel now: its streams wait. */
     | { event: "broken"; reason: string }
     /** The link goes by another channel. `gapMs`: for how long it had none. */
-    | {
-        event: "moved";
-        route: Route;
-        local: Endpoint;
-        remote: Endpoint;
-        hidden?: boolean;
-        limit?: number;
-        why?: FailureReason;
-        gapMs: number;
-      }
+    | ({ event: "moved"; gapMs: number } & By)
     /** The link is relayed, a direct way was looked for in vain, and that was not known before. */
     | { event: "still-relayed"; reason: FailureReason; detail: string }
     | { event: "unlinked"; reason: UnlinkReason; detail: string }
