@@ -82,14 +82,11 @@ async function others(path: string): Promise<string> {
   const folder = dirname(path);
   const files = await readdir(folder).catch(() => []);
   const ports = files.flatMap((file) => /^(\d+)\.sock$/.exec(file)?.[1] ?? []);
-  const there = await Promise.all(
+  const known = await Promise.all(
     ports.map(async (port) => ((await answers(join(folder, `${port}.sock`))) ? [port] : [])),
   );
-  if (there.flat().length === 0) return "";
-  return ` There are: ${there
-    .flat()
-    .map((port) => `\`introducer ctl ${port} …\``)
-    .join(", ")}`;
+  const there = known.flat().map((port) => `\`introducer ctl ${port} …\``);
+  return there.length === 0 ? "" : ` There are: ${there.join(", ")}`;
 }
 
 async function answers(path: string): Promise<boolean> {
