@@ -57,7 +57,7 @@ interface Pause {
   inVain: number;
 }
 
-export class Pace {
+export class CarrierPace {
   /** Bytes a second that the carrier's relay allows; Infinity where there is none. */
   readonly #told: number;
   /** Bytes a second. */

@@ -7,7 +7,7 @@ import { type CarrierSet, type CarrierState } from "./carrier-state.ts";
 import { type Edge } from "./edge.ts";
 import { encodeCount, encodeFrame, frame, ProtocolError } from "./frame.ts";
 import { type Liveness } from "./liveness.ts";
-import { Pace } from "./pace.ts";
+import { CarrierPace } from "./pace.ts";
 import { type Receipts } from "./receipts.ts";
 import { blockBytes, ResendBuffer } from "./resend.ts";
 
@@ -49,7 +49,10 @@ export class Sender {
   bytesOut = 0;
   readonly #parts: SenderParts;
   /** Of the carrier that was written to last. */
-  #paced: { state: CarrierState | undefined; pace: Pace } = { state: undefined, pace: new Pace(Infinity) };
+  #paced: { state: CarrierState | undefined; pace: CarrierPace } = {
+    state: undefined,
+    pace: new CarrierPace(Infinity),
+  };
   #cancelWait: (() => void) | undefined;
   #turnBytes = 0;
   #isYielding = false;
@@ -98,8 +101,8 @@ export class Sender {
     });
   }
 
-  #paceOf(state: CarrierState): Pace {
-    if (this.#paced.state !== state) this.#paced = { state, pace: new Pace(state.carrier.maxRate) };
+  #paceOf(state: CarrierState): CarrierPace {
+    if (this.#paced.state !== state) this.#paced = { state, pace: new CarrierPace(state.carrier.maxRate) };
     return this.#paced.pace;
   }
 

@@ -1,6 +1,6 @@
 /** How fast a carrier is written to: what waits on the way, on paths that are computed, without a clock. */
 import { describe, expect, test } from "bun:test";
-import { minRate, Pace } from "../../native/session/pace.ts";
+import { minRate, CarrierPace } from "../../native/session/pace.ts";
 import { Pair } from "./memory-fixture.ts";
 
 const mib = 1024 * 1024;
@@ -22,7 +22,7 @@ interface Path {
 /** Bulk that never ends on a path with one narrow place, a ms at a time. */
 class Bulk {
   readonly path: Path;
-  readonly pace: Pace;
+  readonly pace: CarrierPace;
   hasEvents = true;
   now = 0;
   /** At the narrow place. */
@@ -37,7 +37,7 @@ class Bulk {
 
   constructor(path: Path, maxRate = Infinity) {
     this.path = path;
-    this.pace = new Pace(maxRate);
+    this.pace = new CarrierPace(maxRate);
     this.pace.begin(0, 0);
     this.pace.measured(2 * path.owdMs, 0, 0); // the ping of every new carrier
   }
@@ -246,7 +246,7 @@ describe("a rate that is a lie", () => {
   test.each([1, minRate, 1e9, Number.MAX_SAFE_INTEGER])(
     "%d: the next write comes within a second",
     (told) => {
-      const pace = new Pace(told);
+      const pace = new CarrierPace(told);
       pace.begin(0, 0);
       for (let now = 0; now < 60_000; now += 50) {
         pace.acknowledged(0, now); // and nothing is ever acknowledged
