@@ -41,10 +41,10 @@ export class Naming {
     else if (this.#timer === undefined) this.#askIn(Math.random() * maxPauseMs);
   }
 
-  /** It is somebody else's, though we see nobody who has it. */
+  /** It is somebody else's: of one who was faster and whom we see, or it is kept for one whom we don't see. */
   refused(): void {
     this.stop();
-    this.#askIn(keptMs + Math.random() * maxPauseMs);
+    if (this.#isWaiting) this.#askIn(keptMs + Math.random() * maxPauseMs);
   }
 
   /** The introducer calls us so. Returns what it has called us before; undefined if we have not asked for that name. */

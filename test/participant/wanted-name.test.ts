@@ -48,6 +48,21 @@ test("not if somebody else was faster", async () => {
   expect(asked).toEqual([]);
 });
 
+test("at once when who was a moment faster leaves, though our request was refused after we saw that one", async () => {
+  const { holder, naming, asked, pass } = await renamed();
+  holder.isPresent = false;
+  naming.look();
+  pass(500);
+  expect(asked).toHaveLength(1);
+  holder.isPresent = true;
+  naming.look();
+  naming.refused();
+  holder.isPresent = false;
+  naming.look();
+  pass(500);
+  expect(asked).toHaveLength(2);
+});
+
 test("again after half a minute where it is kept for one who has left, or when another who has it leaves", async () => {
   const { holder, naming, asked, pass } = await renamed();
   holder.isPresent = false;
