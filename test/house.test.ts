@@ -1,6 +1,9 @@
 /** The house: which folder may import which, read from the sources themselves. native/README.md says what each owns. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { dirname, join, relative } from "node:path";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const root = join(import.meta.dir, "..");
 
@@ -103,4 +106,14 @@ test("only native/host/libc.ts calls libc", () => {
 test("only native/terminal/ reads arguments", () => {
   const reads = files.filter((file) => imports.get(file)!.others.some((one) => one === "node:util"));
   expect(reads.filter((file) => !file.startsWith("native/terminal/"))).toEqual([]);
+});
+
+test("each file of tests that wait sets how long one may last: Bun's own 5 s are too few on a busy machine", async () => {
+  // Those of the field give their minutes one by one.
+  const tests = [...new Bun.Glob("test/**/*.test.ts").scanSync({ cwd: root })].filter(
+    (file) => !file.startsWith("test/lab/field/"),
+  );
+  const texts = await Promise.all(tests.map((file) => Bun.file(join(root, file)).text()));
+  const isHasty = (text: string) => /\basync\b/.test(text) && !text.includes("\nsetDefaultTimeout(");
+  expect(tests.filter((_, at) => isHasty(texts[at]!))).toEqual([]);
 });

@@ -1,8 +1,11 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Glob } from "bun";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("what is skipped says why, however it is made", async () => {
   const folder = mkdtempSync(join(tmpdir(), "needing-test-"));

@@ -1,6 +1,9 @@
-import { expect, spyOn, test } from "bun:test";
+import { expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { isField } from "./needing-fixture.ts";
 import { inTries } from "./places-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const tries = { won: 0, lost: 0, once: 0 };
 /** `test`, but what is to fail is no failure here. */

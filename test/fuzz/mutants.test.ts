@@ -1,6 +1,9 @@
 /** The breaks that `bun run mutate` makes, and one of them made: a test that sees it, and one that can't. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { copyOf, judge, mutantsOf, someMutants, sourcesOf, testsOf } from "./mutants.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("statements are dropped and conditions turned round; what says nothing at run time is left alone", () => {
   const source = [

@@ -1,8 +1,11 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { parseTable, takenPorts } from "../../native/host/taken-ports.ts";
 import { until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { client, readAll, target } from "../sockets-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const heads =
   "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";

@@ -1,10 +1,13 @@
 /** What lies in the folder that a program is started in, as a peer may have sent it: none of it runs or is read. */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { build, builds, fileName } from "../../.ci/build.ts";
 import { run } from "./wire.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const root = join(import.meta.dir, "../..");
 const place = fs.mkdtempSync(join(tmpdir(), "hostile-started-"));

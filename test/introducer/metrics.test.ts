@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import net from "node:net";
 import { join } from "node:path";
@@ -8,6 +8,9 @@ import { Histogram, Metrics, quantile, renderPrometheus } from "../../native/int
 import { MetricsServer } from "../../native/introducer/metrics-server.ts";
 import { until } from "../native-fixture.ts";
 import { freePort } from "../sockets-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const relayUses = [{ name: "alice", fingerprint: "ab".repeat(32), bytes: 1536 }];
 const limits = { connections: 20_000, connectionsPerAddress: 256, room: 256, relays: 256, relayTotal: 1e6 };

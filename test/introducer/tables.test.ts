@@ -1,8 +1,11 @@
 /** The operator's table. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import picocolors from "picocolors";
 import { at, fingerprint, hash } from "../client-fixture.ts";
 import { rendered } from "./introducer-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("the table fits 80 columns, with the longest of everything and without colour", async () => {
   const some = {

@@ -1,6 +1,9 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { type Due, notScheduled, Wheel } from "../../native/introducer/wheel.ts";
 import { until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function make(...ats: number[]) {
   let now = 1000;

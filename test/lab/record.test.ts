@@ -1,8 +1,11 @@
 /** The recording in README.md: the lines that are typed, and what is answered, are those of a run today. */
-import { expect } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { readFileSync } from "node:fs";
 import { labTest } from "./lab.ts";
 import { linesIn, record, recording } from "./record.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Times, rates, ports, codes and ids are those of a run; so is by which way the two were linked, and how often. */
 const ofTheWay = /^(?:linked|moved|punching) |^ {2}the introducer carries it|^ *→|^our |^here: |^Nobody |^>$/;

@@ -1,7 +1,10 @@
 /** Who hears of events, and for how long; what a listener throws; and one who reads them slowly. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { Listeners } from "../../native/participant/listeners.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const said = (text: string): ParticipantEvent => ({ event: "said", peer: 2, name: "bob", text });
 const textOf = (event: object): unknown => ("text" in event ? event.text : event);

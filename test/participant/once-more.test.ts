@@ -1,6 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { onceMore } from "../../native/participant/once-more.ts";
 import { ToldError } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const lost = () => new ToldError("no link with bob", { code: "introducer-lost" });
 

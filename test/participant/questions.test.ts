@@ -1,7 +1,10 @@
 /** Questions to the introducer, with its answers said by the test. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Questions } from "../../native/participant/questions.ts";
 import type { ToIntroducer } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function asking() {
   const sent: ToIntroducer[] = [];

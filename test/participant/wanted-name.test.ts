@@ -1,10 +1,13 @@
 /** When the wanted name is asked for: by a clock of the test's own, with no introducer. */
-import { afterEach, beforeEach, expect, jest, test } from "bun:test";
+import { afterEach, beforeEach, expect, jest, setDefaultTimeout, test } from "bun:test";
 import { Membership } from "../../native/participant/membership.ts";
 import { Naming } from "../../native/participant/naming.ts";
 import type { RemotePeer } from "../../native/participant/peer.ts";
 import type { ToIntroducer } from "../../protocol.ts";
 import { aliceIdentity } from "../session/story-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 beforeEach(() => void jest.useFakeTimers());
 afterEach(() => void jest.useRealTimers());

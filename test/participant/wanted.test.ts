@@ -1,7 +1,10 @@
 /** Who wants a link with a peer's program. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Wanted } from "../../native/participant/wanted.ts";
 import type { Link } from "../../native/session/link.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const linkCalled = (name: string) => ({ name }) as unknown as Link;
 

@@ -1,5 +1,5 @@
 /** One introduction, with a port that only writes down what it is to punch, and measurements that the test answers. */
-import { afterEach, expect, test } from "bun:test";
+import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import type { Candidate, Dial } from "../../native/punch/dial.ts";
 import { distances, headStartMs } from "../../native/punch/head-start.ts";
 import {
@@ -16,6 +16,9 @@ import { Targets } from "../../native/punch/targets.ts";
 import type { Endpoint, FailureReason, Peer, Prediction, ToIntroducer, Way } from "../../protocol.ts";
 import { aliceIdentity, bobIdentity, credentialsOf } from "../session/story-fixture.ts";
 import { Scripted } from "./relay-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const [ours, theirs] = ["127.0.0.1:40000", "127.0.0.1:50000"] as Endpoint[] as [Endpoint, Endpoint];
 const { fingerprint } = bobIdentity;

@@ -1,5 +1,5 @@
 /** A room's secret: the same words make the same room, others another, and a proof holds for one member only. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   beginRoom,
   distrust,
@@ -13,6 +13,9 @@ import {
   type Bond,
 } from "../../native/secure/room.ts";
 import type { Role } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const member = { fingerprint: "ab".repeat(32), name: "bob", instance: "0123456789abcdef" };
 

@@ -1,7 +1,10 @@
 /** How fast a carrier is written to: what waits on the way, on paths that are computed, without a clock. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { minRate, CarrierPace } from "../../native/session/pace.ts";
 import { Pair } from "./memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const mib = 1024 * 1024;
 const most = 64 * 1024;

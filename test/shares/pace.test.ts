@@ -1,6 +1,9 @@
 /** How fast is sent: by a clock of its own, in which whoever waits has waited at once. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Pace } from "../../native/shares/pace.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** `sent`: how many bytes, and when. */
 function scene(rate?: number) {

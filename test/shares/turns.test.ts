@@ -1,6 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { byTurns, Rounds, sliceMs } from "../../native/shares/turns.ts";
 import { toil, until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** More than one slice takes. */
 const tooLongMs = 1.1 * sliceMs;

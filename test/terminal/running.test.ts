@@ -1,6 +1,9 @@
 /** How long a program waits. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { inTime, joinInTime } from "../../native/terminal/running.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const never = new Promise<never>(() => {});
 const message = (waiting: Promise<unknown>) => waiting.catch((error: Error) => error.message);

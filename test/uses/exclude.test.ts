@@ -1,10 +1,13 @@
 /** What is left out of what is sent. */
-import { beforeEach, expect, test } from "bun:test";
+import { beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import { linkSync, mkdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { Exclusion, patternProblem } from "../../native/uses/exclude.ts";
 import { collectFiles } from "../../native/uses/source-files.ts";
 import { newFolders, writeIn } from "../folders-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { fresh } = newFolders("exclude-");
 let source: string;

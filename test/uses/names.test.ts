@@ -1,6 +1,9 @@
 /** Names that peers have looked up: how often, and who may. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { NameError, Names } from "../../native/uses/names.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** What a name server was asked; `answer` is given once it is let. */
 function nameServer() {

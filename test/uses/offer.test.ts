@@ -1,5 +1,5 @@
 /** What an offer lists, as its receiver reads it, and what may come of it. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   encodeOffer,
   listingOf,
@@ -8,6 +8,9 @@ import {
   readOffer,
   storedName,
 } from "../../native/uses/offer.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const files = (...paths: string[]) =>
   paths.map((path) =>

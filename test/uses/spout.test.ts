@@ -1,8 +1,11 @@
 /** What is handed to a socket in one go, and what waits for the next. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { maxWaitMs } from "../../native/uses/late-queue.ts";
 import { Spout } from "../../native/uses/spout.ts";
 import { until } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("a burst goes out in parts, in order, and nothing of it is lost", async () => {
   const sent: number[] = [];
