@@ -562,6 +562,8 @@ export class RawLink implements Disposable {
   readonly nomination = Promise.withResolvers<Line>();
   #held: Buffer = Buffer.alloc(0);
   #awaitsLine = true;
+  /** Answers to what has come before we said anything: our line must be first. Undefined once it was said. */
+  #owed: Buffer[] | undefined = [];
 
   constructor(socket: net.Socket, { role, token, peer }: Line, who: Bearer) {
     const { identity, name = "", instance = "", room } = who;
@@ -676,12 +678,11 @@ export class RawLink implements Disposable {
       const hello = helloFrame(frame.resume, { sessionId: this.sessionId });
       return this.send(this.nominationLine(), hello, countFrame(frame.start, 0), ...more);
     }
-    await this.nomination.promise;
-    this.send(this.answerLine());
-    const { payload } = await this.hears(frame.resume);
+    const { payload } = await this.hears(frame.resume); // the nomination came before it
     const { sessionId, epoch } = readHello(payload);
     this.sessionId = sessionId;
     this.send(
+      this.answerLine(),
       helloFrame(frame.resumed, { status: 0, epoch, sessionId }),
       countFrame(frame.start, 0),
       ...more,
@@ -707,14 +708,25 @@ export class RawLink implements Disposable {
   }
 
   send(...frames: (Buffer | string)[]): void {
-    this.tls.write(Buffer.concat(frames.map((one) => Buffer.from(one as string))));
+    this.tls.write(this.#withOwed(frames));
   }
 
   /** The same, and resolves once the kernel has it. */
   async sent(...frames: Buffer[]): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    this.tls.write(Buffer.concat(frames), () => resolve());
+    this.tls.write(this.#withOwed(frames), () => resolve());
     await promise;
+  }
+
+  #withOwed(frames: (Buffer | string)[]): Buffer {
+    const all = [...frames, ...(this.#owed ?? [])].map((one) => Buffer.from(one as string));
+    this.#owed = undefined;
+    return Buffer.concat(all);
+  }
+
+  #answer(one: Buffer): void {
+    if (this.#owed) this.#owed.push(one);
+    else this.send(one);
   }
 
   async hears(type: number, fits: (one: Frame) => boolean = () => true): Promise<Frame> {
@@ -752,12 +764,12 @@ export class RawLink implements Disposable {
       at += 8 + length;
     }
     this.#held = this.#held.subarray(at);
-    if (this.acknowledges && this.processed > before) this.send(countFrame(frame.ack, this.processed));
+    if (this.acknowledges && this.processed > before) this.#answer(countFrame(frame.ack, this.processed));
   }
 
   #frame(one: Frame): void {
     if (one.type < 0x80) this.processed++;
-    if (one.type === frame.ping && this.acknowledges) this.send(frameOf(frame.pong, one.payload));
+    if (one.type === frame.ping && this.acknowledges) this.#answer(frameOf(frame.pong, one.payload));
     if (!this.keeps) return;
     if (one.type === frame.data)
       this.text.set(one.stream, (this.text.get(one.stream) ?? "") + one.payload.toString());
