@@ -9,7 +9,7 @@ import { otherStartedAs, startedAs } from "../host/started.ts";
 import type { ParticipantEvent } from "../participant/events.ts";
 import { maxShared } from "../uses/shared.ts";
 import { AllowList } from "../uses/allow-list.ts";
-import { parseTarget, SpecError, type HostTarget } from "../uses/target.ts";
+import { parseTargets, SpecError, type HostTarget } from "../uses/target.ts";
 import { printable } from "../../protocol.ts";
 import { nearest, UsageError } from "./command-line.ts";
 import { help, verbs } from "./participant-options.ts";
@@ -103,10 +103,11 @@ function needed(words: string[], what: string): string[] {
 }
 
 function readTargets(words: readonly string[]): HostTarget[] {
-  if (words.length > maxShared) throw new UsageError(`at most ${maxShared} ports can be shared`);
   try {
     for (const word of words) new AllowList().add(word);
-    return words.map(parseTarget);
+    const targets = words.flatMap(parseTargets);
+    if (targets.length <= maxShared) return targets;
+    throw new UsageError(`at most ${maxShared} ports can be shared`);
   } catch (error) {
     if (error instanceof SpecError) throw new UsageError(`share ${error.message}`);
     throw error;

@@ -188,14 +188,6 @@ export function readBind(bind: string, whole: string): string {
   throw new SpecError(`${whole}: ${bind} is not an address of this host to listen on (* for all)`);
 }
 
-/** Reads `[HOST:]PORT`; throws a {@link SpecError}. */
-export function parseTarget(text: string): HostTarget {
-  const parts = splitParts(text);
-  const target = parts.length > 2 ? undefined : readTarget(parts, text);
-  if (target && target.kind !== "unix") return target;
-  throw new SpecError(`${text}: a target is [HOST:]PORT, such as 8000 or nas:80`);
-}
-
 /** One end of a forward: ports in a row, or a path. */
 type End = { kind: Transport; host: string; ports: Ports } | UnixTarget;
 
@@ -233,6 +225,16 @@ export function parseForward(text: string): ForwardSpec {
 }
 
 const portsOf = (end: End): number => (end.kind === "unix" ? 1 : end.ports.last - end.ports.first + 1);
+
+/** Reads `[HOST:]PORT`, or PORT-PORT for one target each; throws a {@link SpecError}. */
+export function parseTargets(text: string): HostTarget[] {
+  const parts = splitParts(text);
+  const end = parts.length > 2 ? undefined : readEnd(parts, text, readHost, "localhost");
+  if (!end || end.kind === "unix")
+    throw new SpecError(`${text}: a target is [HOST:]PORT, such as 8000 or nas:80`);
+  const { kind, host, ports } = end;
+  return Array.from({ length: portsOf(end) }, (_, at) => ({ kind, host, port: ports.first + at }));
+}
 
 /** Reads `[BIND:]PORT:PEER:[HOST:]PORT` where the peer listens, or a path for the target; throws a {@link SpecError}. */
 export function parseRemote(text: string): RemoteSpec {

@@ -16,7 +16,7 @@ import { resolve } from "../../native/host/connecting.ts";
 import { fileProblem } from "../../native/uses/files.ts";
 import { Lent } from "../../native/uses/lent.ts";
 import { AllowList } from "../../native/uses/allow-list.ts";
-import { parseTarget } from "../../native/uses/target.ts";
+import { parseTargets } from "../../native/uses/target.ts";
 import type { ParticipantEvent } from "../../native/participant/events.ts";
 import { failureReasons, type FailureReason, splitEndpoint, type UnlinkReason } from "../../protocol.ts";
 import { Driven, link, met, outcome, startIntroducer } from "../driven-fixture.ts";
@@ -31,6 +31,7 @@ setDefaultTimeout(testMs);
 const place = mkdtempSync(join(tmpdir(), "messages-"));
 afterAll(() => rmSync(place, { recursive: true, force: true }));
 
+const noHost = "the introducer's host is empty: give a name or an IP address";
 const couldNotLookUp = "the name introducer.example can't be looked up now (EAI_AGAIN): is there a network?";
 const oneTarget = "1:2:3: a target is [HOST:]PORT, such as 8000 or nas:80";
 const tooManyTargets = /^at most \d+ targets can be allowed$/;
@@ -70,6 +71,7 @@ const usage: Row[] = [
   ["share http", "share http: http is not a port (1 to 65535)"],
   ["share *:80", "share *:80: * is neither a host name nor an address"],
   ["share 1 2 3 4 5 6 7 8 9 10 11 12 13", "at most 12 ports can be shared"],
+  ["share 8000-8012", "at most 12 ports can be shared"],
   ["reach a@h 99999", "`reach CODE [PORT]`: 99999 is no port to listen on (1 to 65535)"],
   ["receive a@h in more", "`receive CODE [DIR]` takes one folder, not also more"],
   ["send x --allow 22", "--allow does not go with `send`, which does one thing"],
@@ -243,11 +245,11 @@ const alone: Row[] = [
   ["received /nowhere", "/nowhere: it is not there"],
   [
     `forward ${taken.port}:bob:1`,
-    `can't listen on 127.0.0.1:${taken.port}: another program listens there already; choose another port`,
+    `can't listen on 127.0.0.1:${taken.port}: a program listens there already; choose another port`,
   ],
   [
     `forward ${taken.port}-${taken.port + 1}:bob:1-2`,
-    `can't listen on 127.0.0.1:${taken.port}: another program listens there already; choose another port; so none of 127.0.0.1:${taken.port}-${taken.port + 1} is forwarded`,
+    `can't listen on 127.0.0.1:${taken.port}: a program listens there already; choose another port; so none of 127.0.0.1:${taken.port}-${taken.port + 1} is forwarded`,
   ],
   ["forward 192.0.2.1:9999:bob:1", "can't listen on 192.0.2.1:9999: this host has no such address"],
 ];
@@ -377,7 +379,7 @@ const ends: [args: string[], sentence: string][] = [
   [[here, "--room", "of messages", "--accept", file], `files can't be put into ${file}: it is not a folder`],
   [
     [here, "--room", "of messages", "-L", `${taken.port}:bob:1`],
-    `can't listen on 127.0.0.1:${taken.port}: another program listens there already; choose another port`,
+    `can't listen on 127.0.0.1:${taken.port}: a program listens there already; choose another port`,
   ],
 ];
 
@@ -389,7 +391,8 @@ test.each(ends)("participant %j ends", async (args, sentence) => {
   ]);
 });
 
-test("a name that can't be looked up is not one that there is not", async () => {
+test("a name that can't be looked up is not one that there is not, nor none", async () => {
+  await expect(resolve(" ", 7000)).rejects.toThrow(noHost);
   const dns = process.getBuiltinModule("node:dns/promises");
   const lookup = spyOn(dns, "lookup").mockRejectedValue(
     Object.assign(new Error("later"), { code: "EAI_AGAIN" }),
@@ -399,7 +402,7 @@ test("a name that can't be looked up is not one that there is not", async () => 
 });
 
 test("targets have a form and a number", () => {
-  expect(said(() => parseTarget("1:2:3"))).toBe(oneTarget);
+  expect(said(() => parseTargets("1:2:3"))).toBe(oneTarget);
   const list = new AllowList();
   expect(said(() => Array.from({ length: 2000 }, (_, port) => list.add(String(port + 1))))).toMatch(
     tooManyTargets,
@@ -521,8 +524,7 @@ test.each(Object.entries(files))("a file: %s", (code, sentence) => {
 });
 
 const listen = { name: "bob", peer: 2, listen: "127.0.0.1:9000" } as const;
-const taken9000 =
-  "can't listen on 127.0.0.1:9000: another program listens there already; choose another port";
+const taken9000 = "can't listen on 127.0.0.1:9000: a program listens there already; choose another port";
 const happens: [ParticipantEvent, string][] = [
   [
     { event: "forwarding", name: "bob", peer: 2, listen: "127.0.0.1:1080", target: "SOCKS5" },
@@ -665,7 +667,13 @@ const sentences: string[] = [
   ...[usage, introducerUsage, commands, alone, together, linked, away, inTheLobby].flatMap((rows) =>
     rows.map(([, sentence]) => sentence),
   ),
-  ...[couldNotLookUp, oneTarget, "at most 9 targets can be allowed", "at most 9 listeners can be allowed"],
+  ...[
+    noHost,
+    couldNotLookUp,
+    oneTarget,
+    "at most 9 targets can be allowed",
+    "at most 9 listeners can be allowed",
+  ],
   ...ends.map(([, sentence]) => sentence.replace("; see --help", "")),
 ];
 const kinds = "UserError|UsageError|CommandError|SpecError|ProbePortError";

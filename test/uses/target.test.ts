@@ -7,7 +7,7 @@ import {
   parseListen,
   parsePipe,
   parseProxy,
-  parseTarget,
+  parseTargets,
   readPurposeTarget,
   SpecError,
 } from "../../native/uses/target.ts";
@@ -137,11 +137,22 @@ test("what listens, and where a pipe leads", () => {
   expect(() => parsePipe("bob:x:22:y")).toThrow("a pipe is PEER or PEER:[HOST:]PORT");
 });
 
+test("what is shared is one target, or several in a row", () => {
+  const target = (port: number, host = "localhost") => ({ kind: "tcp", host, port });
+  expect(parseTargets("8000")).toEqual([target(8000)] as never);
+  expect(parseTargets("nas:80-82")).toEqual([
+    target(80, "nas"),
+    target(81, "nas"),
+    target(82, "nas"),
+  ] as never);
+  expect(() => parseTargets("82-80")).toThrow("must begin with the lower port");
+});
+
 /** Whether a request gets through, its name having these addresses. */
 function allows(rules: string[], request: string, addresses: string[] = []): string[] | "not looked up" {
   const list = new AllowList(() => ["192.168.1.1", "fd00::1"]);
   for (const rule of rules) list.add(rule);
-  const target = parseTarget(request);
+  const target = parseTargets(request)[0]!;
   if (!list.mayPermit(target)) return "not looked up";
   return list.permitted(target, addresses.length > 0 ? addresses : [target.host]);
 }
