@@ -156,6 +156,7 @@ export function interleaved(remotes: readonly Endpoint[]): Endpoint[] {
 export async function resolve(host: string, port: number): Promise<Endpoint[]> {
   const literal = canonicalAddress(host);
   if (literal) return [formatEndpoint(literal.address, port)];
+  if (host.trim() === "") throw new UserError("the introducer's host is empty: give a name or an IP address");
   try {
     const { lookup } = process.getBuiltinModule("node:dns/promises");
     const found = await lookup(host, { all: true });

@@ -1,7 +1,7 @@
 /** Why nobody can be listened for at a port or a path, in words. Pure. For whoever listens for a user. */
 
 const problems: Readonly<Record<string, string>> = {
-  EADDRINUSE: "another program listens there already",
+  EADDRINUSE: "a program listens there already",
   EACCES: "ports below 1024 need more rights",
   EADDRNOTAVAIL: "this host has no such address",
 };

@@ -202,7 +202,7 @@ test("a port that is taken is warned of, and had once it is free", async () => {
   const other = Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } });
   using serves = serving(() => "x 1\n", { port });
   expect(serves.server.port).toBeUndefined();
-  const why = `no metrics on 127.0.0.1 port ${port}: another program listens there already`;
+  const why = `no metrics on 127.0.0.1 port ${port}: a program listens there already`;
   expect(serves.warnings).toEqual([`${why}; trying again every second (or choose another with --metrics)`]);
   other.stop(true);
   await until("it listens", () => serves.server.port === port);

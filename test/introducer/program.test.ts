@@ -136,7 +136,7 @@ test("a probe port that is taken: exit code 1, and which", async () => {
   const result = await ended([String(freePort()), "--host", "127.0.0.1", "--probe-ports", taken]);
   expect(result).toMatchObject({ code: 1, stdout: "" });
   expect(result.stderr).toBe(
-    `error: no mapping probes on port ${taken}: another program listens there already (choose others with --probe-ports)\n`,
+    `error: no mapping probes on port ${taken}: a program listens there already (choose others with --probe-ports)\n`,
   );
 });
 
@@ -163,7 +163,7 @@ test("a default probe port that is taken: a warning, and the program goes on", a
   await using child = run([String(own), "--host", "127.0.0.1", "--json"]);
   const events = jsonLines(child.stdout);
   const message = expect.stringContaining(
-    `no mapping probes on port ${taken}: another program listens there already`,
+    `no mapping probes on port ${taken}: a program listens there already`,
   );
   expect((await events.next()).value).toMatchObject({ event: "warning", message });
   using anna = new Client(own);

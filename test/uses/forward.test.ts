@@ -390,7 +390,7 @@ describe("waiting for the link", () => {
     const link = () => Promise.reject(new Error("none"));
     expect(
       () => new Forward({ listen, target: { kind: "tcp" as const, host: "localhost", port: 80 }, link }),
-    ).toThrow("another program listens there already; choose another port");
+    ).toThrow("a program listens there already; choose another port");
   });
 });
 

@@ -42,7 +42,7 @@ curlTest("all of a range are forwarded, or none; each leads to its own, and all 
   alice.type(`forward ${here + 3}:bob:80`, `unforward ${range}`);
   alice.type(`forward ${here + 2}-${here + 3}:bob:1-2`, "forwards");
   expect((await alice.next("error")).message).toEndWith(
-    `another program listens there already; choose another port; so none of 127.0.0.1:${here + 2}-${here + 3} is forwarded`,
+    `a program listens there already; choose another port; so none of 127.0.0.1:${here + 2}-${here + 3} is forwarded`,
   );
   expect((await shown(alice)).forwards.map(({ listen }) => listen)).toEqual([`127.0.0.1:${here + 3}`]);
   // 7: connection refused.

@@ -65,7 +65,7 @@ curlTest("what the peer lends leads here; withdrawn it ends, and with the link, 
   const taken = Bun.listen({ hostname: "127.0.0.1", port: other, socket: { data() {} } });
   bob.type(`allow-listen ${other}`);
   const told = await alice.next("listen-refused", ({ why }) => why === "no-answer");
-  expect(told.reason).toContain("another program listens there already");
+  expect(told.reason).toContain("a program listens there already");
   taken.stop(true);
   await alice.next("listening", ({ listen: at }) => at === `127.0.0.1:${other}`);
   expect((await curl(`http://127.0.0.1:${other}/`)).text).toBe("0 bytes");

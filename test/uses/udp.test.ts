@@ -271,11 +271,11 @@ describe("what can't be reached", () => {
     expect([scene.alice, scene.opened]).toEqual([["no-link: bob is not here"], 0]);
   });
 
-  test("because another program listens there already is said at once", () => {
+  test("because a program listens there already is said at once", () => {
     using taken = udpTarget();
     const listen = { kind: "udp", bind: "127.0.0.1", port: taken.port } as const;
     expect(() => forwarding(9, { listen })).toThrow(
-      `can't listen on 127.0.0.1:${taken.port}/udp: another program listens there already; choose another port`,
+      `can't listen on 127.0.0.1:${taken.port}/udp: a program listens there already; choose another port`,
     );
   });
 });
