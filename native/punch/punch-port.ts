@@ -173,19 +173,25 @@ export class PunchPort {
     let isCrossing = false;
     try {
       for (const punch of [...this.#punches]) {
-        if (this.#isExpired(punch, now)) punch.expire();
-        else for (const dial of punch.dials) this.#advance(punch, dial, now);
-        const isUnheard = punch.dials.some((dial) => dial.isUnheard(now));
-        if (isUnheard && !punch.isNearlyThere && !this.#isArriving(punch)) punch.options.onUnheard?.();
+        if (this.#isExpired(punch, now)) continue;
+        for (const dial of punch.dials) this.#advance(punch, dial, now);
       }
       if ([...this.#punches].some((punch) => punch.isCrossing(now))) crossing.add(this);
       else crossing.delete(this);
       isCrossing = crossing.has(this) && crossing.size === 1;
       this.#pollAll(isCrossing ? pollPeriodMs : 0);
       for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+      // Only now: while this program did something else, what has come could not be seen, and was no silence.
+      for (const punch of [...this.#punches]) this.#judge(punch, now);
     } finally {
       this.#schedule(isCrossing);
     }
+  }
+
+  #judge(punch: Punch, now: number): void {
+    if (this.#isExpired(punch, now)) return punch.expire();
+    const isUnheard = punch.dials.some((dial) => dial.isUnheard(now));
+    if (isUnheard && !punch.isNearlyThere && !this.#isArriving(punch)) punch.options.onUnheard?.();
   }
 
   #isExpired(punch: Punch, now: number): boolean {

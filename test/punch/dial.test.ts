@@ -4,7 +4,7 @@ import { linuxDescribe } from "../needing-fixture.ts";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
 import { Socket } from "../../native/host/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
-import { listening, noSocketLeft, openSockets, reserved, until } from "../native-fixture.ts";
+import { listening, noSocketLeft, openSockets, reserved, toil, until } from "../native-fixture.ts";
 
 import {
   Host,
@@ -332,6 +332,21 @@ linuxDescribe("a NAT that answers, and then no more", () => {
     using listener = silence(bob, alice);
     await until("it is told", () => unheard > 0);
     expect(listener.isOpen).toBe(true);
+    ofAlice.punch.abort("timed-out", "the test is over");
+  });
+
+  test("what has answered while this program did something else was not silent", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    let unheard = 0;
+    const ofAlice = start(alice, bob, "controlling", newToken(), { onUnheard: () => unheard++ });
+    const tries = () => ofAlice.attempts.filter(({ outcome }) => outcome === "started").length;
+    await Promise.resolve(); // the first SYN has left, was refused, and the next one has left
+    expect(tries()).toBe(2);
+    toil(100);
+    await until("she tries again", () => tries() > 2);
+    expect(unheard).toBe(0);
     ofAlice.punch.abort("timed-out", "the test is over");
   });
 
