@@ -264,15 +264,27 @@ export function punchLine(peer: object, lie: object = {}): Line {
 
 // --- the room ------------------------------------------------------------------------------------------------
 
-/** What the words of a private room come to: its id for the introducer, and the members' key. */
-export async function roomKey(words: string): Promise<{ id: string; key: Uint8Array }> {
+interface RoomKey {
+  id: string;
+  key: Uint8Array;
+}
+const roomKeys = new Map<string, Promise<RoomKey>>();
+
+/** What the words of a private room come to: its id for the introducer, and the members' key. That takes a while, once. */
+export function roomKey(words: string): Promise<RoomKey> {
+  const known = roomKeys.get(words) ?? derived(words);
+  roomKeys.set(words, known);
+  return known;
+}
+
+async function derived(words: string): Promise<RoomKey> {
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
   const cost = { N: 2 ** 15, r: 8, p: 1, maxmem: 64 * 1024 * 1024 };
   scrypt(words, "tcp-hole-punching room, protocol 2", 64, cost, (error, derived) =>
     error ? reject(error) : resolve(derived),
   );
-  const derived = await promise;
-  return { id: derived.toString("hex", 0, 32), key: derived.subarray(32) };
+  const bytes = await promise;
+  return { id: bytes.toString("hex", 0, 32), key: bytes.subarray(32) };
 }
 
 /** HMAC-SHA-256 over parts, each with its length as u32. */
@@ -360,6 +372,7 @@ export class Member extends LineSocket {
 
   /** Registers with the introducer at 127.0.0.1; resolves once that has said who else is there. */
   static async join(port: number, options: MemberOptions): Promise<Member> {
+    if (options.room !== undefined) await roomKey(options.room); // before: who has connected must register soon
     const member = await Member.connect(port, options);
     if (options.lie === undefined || !("private" in options.lie)) await member.#listen();
     await member.register(options);
