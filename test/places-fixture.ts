@@ -4,6 +4,7 @@
  */
 import { test } from "bun:test";
 import { isField } from "./needing-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 
 export class Places {
   #free: number;
@@ -29,24 +30,41 @@ export class Places {
 
 type Body = (...row: unknown[]) => void | Promise<unknown>;
 
-/** `test` or `test.concurrent`, with another body in place of each. */
-export function testWith(one: typeof test.concurrent, change: (body: Body) => Body): typeof test.concurrent {
+/** Of a test's body, and of the time that it says that it has. */
+type Change = (body: Body, timeoutMs?: number) => Body;
+
+/** `test` or `test.concurrent`, with another body in place of each. `mostMs`: what the runner is told in place of its time. */
+export function testWith(
+  one: typeof test.concurrent,
+  change: Change,
+  mostMs?: number,
+): typeof test.concurrent {
   const changed = (label: string, body: Body, timeoutMs?: number) =>
-    one(label, change(body) as () => Promise<void>, timeoutMs);
+    one(label, change(body, timeoutMs) as () => Promise<void>, mostMs ?? timeoutMs);
   const each =
     (rows: never) =>
     (label: string, body: Body, timeoutMs?: number): void =>
-      one.each(rows)(label, change(body), timeoutMs);
+      one.each(rows)(label, change(body, timeoutMs), mostMs ?? timeoutMs);
   return Object.assign(changed, { each }) as unknown as typeof test.concurrent;
 }
 
-/** `test.concurrent`, of which so many run at once. Its time runs while it waits for its place. */
+/** Rejects when the work takes longer. */
+export async function within(ms: number, work: void | Promise<unknown>): Promise<void> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => late.reject(new Error(`this test took more than ${ms} ms`)), ms);
+  await Promise.race([work, late.promise]).finally(() => clearTimeout(timer));
+}
+
+/** `test.concurrent`, of which so many run at once. Its time begins when it has its place. */
 export function testAtOnce(count: number): typeof test.concurrent {
   const places = new Places(count);
-  return testWith(test.concurrent, (body) => async (...row) => {
-    using _ = await places.take();
-    await body(...row);
-  });
+  const placed: Change =
+    (body, timeoutMs = testMs) =>
+    async (...row) => {
+      using _ = await places.take();
+      await within(timeoutMs, body(...row));
+    };
+  return testWith(test.concurrent, placed, 0);
 }
 
 /** A busy machine loses a race between packets now and then; what is broken loses it each time. */

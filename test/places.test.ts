@@ -1,9 +1,19 @@
 import { expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { isField } from "./needing-fixture.ts";
-import { inTries } from "./places-fixture.ts";
+import { inTries, testAtOnce, within } from "./places-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
 
 setDefaultTimeout(testMs);
+
+const alone = testAtOnce(1);
+alone("who has the place has it for 100 ms, for example", () => Bun.sleep(100));
+alone("who waits for it longer than its own time is not late", () => {}, 50);
+
+test("who takes longer than its time is late", async () => {
+  await expect(within(1, new Promise(() => {}))).rejects.toThrow("this test took more than 1 ms");
+  const failed = within(1_000, Promise.reject(new Error("it failed")));
+  await expect(failed).rejects.toThrow("it failed");
+});
 
 const tries = { won: 0, lost: 0, once: 0 };
 /** `test`, but what is to fail is no failure here. */
