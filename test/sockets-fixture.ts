@@ -40,13 +40,27 @@ export function readAll(socket: Socket): Promise<{ bytes: Buffer; error?: string
 
 export const client = (port: number): Socket => connect({ host: "127.0.0.1", port, allowHalfOpen: true });
 
-/** A port that nobody listens on, below those that the kernel gives to connections (ip_local_port_range). */
+/** Below those that the kernel gives to connections (ip_local_port_range). */
+const [firstPort, ports] = [12_000, 20_000];
+let nextPort = Math.floor(Math.random() * ports);
+
+/**
+ * Ports to look at. Each comes once: what was given away may not be listened on yet, and must not be given to another test
+ * meanwhile.
+ */
+export function nextPorts(count: number): number {
+  if (nextPort + count > ports) nextPort = 0;
+  nextPort += count;
+  return firstPort + nextPort - count;
+}
+
+/** A port that nobody listens on. */
 export const freePort = (): number => freePorts(1);
 
 /** The first of so many ports in a row that nobody listens on. */
 export function freePorts(count: number): number {
   for (;;) {
-    const first = 12_000 + Math.floor(Math.random() * 20_000);
+    const first = nextPorts(count);
     try {
       for (let port = first; port < first + count; port++)
         Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop();

@@ -1,6 +1,7 @@
 /** Real clients and targets of UDP, for whatever carries datagrams. */
 import { type SendResult, UdpSocket } from "../native/host/udp.ts";
 import { until } from "./native-fixture.ts";
+import { nextPorts } from "./sockets-fixture.ts";
 
 /** A socket that keeps what came. Disposed of, it is closed. */
 export class UdpClient implements Disposable {
@@ -71,10 +72,10 @@ export function udpTarget(
   };
 }
 
-/** A port of UDP that nobody has, below those that the kernel gives away. */
+/** A port of UDP that nobody has. */
 export function freeUdpPort(address = "127.0.0.1"): number {
   for (;;) {
-    const port = 12_000 + Math.floor(Math.random() * 20_000);
+    const port = nextPorts(1);
     try {
       udpTarget(undefined, { address, port })[Symbol.dispose]();
       return port;
