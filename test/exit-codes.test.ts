@@ -2,17 +2,20 @@
  * The exit code is a promise: every use of the participant with every way in which it can end, by the real programs. 0 done,
  * 1 failed, 2 wrong usage, 128 + signal. What is told with it is in the tests of each use.
  */
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { homeOf, spawn, startIntroducer } from "./driven-fixture.ts";
 import { newRoomWords } from "../native/secure/words.ts";
+import { UsageError } from "../native/terminal/command-line.ts";
+import { readArguments } from "../native/terminal/participant-arguments.ts";
 import { until } from "./native-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
-/** Several programs on a busy machine. */
+const test = testAtOnce(4);
 setDefaultTimeout(testMs);
 const folder = mkdtempSync(join(tmpdir(), "exit-codes-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -36,7 +39,7 @@ function start(name: string, port: number, args: string[], input?: string) {
   }
   return Object.assign(child, {
     told,
-    tells: (text: string) => until(text, () => (told.out + told.err).includes(text), 30_000),
+    tells: (text: string) => until(text, () => (told.out + told.err).includes(text)),
   });
 }
 
@@ -61,31 +64,37 @@ const uses: Record<string, { args: (port: number) => string[]; input?: string; i
 const names = Object.keys(uses);
 const awaited = names.filter((name) => uses[name]!.isAwaited);
 
-test.concurrent.each(names)("%s, wrong usage: 2", async (use) => {
-  const alice = start("alice", 1, [...uses[use]!.args(80), "--nonsense"], "");
+test("wrong usage: 2", async () => {
+  for (const use of names)
+    expect(() => readArguments(["h", "--room", words, ...uses[use]!.args(80), "--nonsense"])).toThrow(
+      UsageError,
+    );
+  const alice = start("alice", 1, ["--stay", "--nonsense"], "");
   expect(await alice.exited).toBe(2);
 });
 
-test.concurrent.each([...awaited, "--nat"])("%s, no introducer: 1", async (use) => {
+test.each([...awaited, "--nat"])("%s, no introducer: 1", async (use) => {
   const alice = start("alice", freePort(), uses[use]?.args(80) ?? [use], uses[use]?.input ?? "");
   expect(await alice.exited).toBe(1);
 });
 
-describe.each([
+const signals = [
   ["SIGINT", 130],
   ["SIGTERM", 143],
-] as const)("%s", (signal, code) => {
-  test.concurrent.each(names)(`%s, waiting for the other side, and ${signal}`, async (use) => {
-    await using house = startIntroducer();
-    const { args, input, isAwaited } = uses[use]!;
-    const alice = start("alice", house.port, [...args(80), "-v"], input);
-    await alice.tells("registered");
-    alice.kill(signal);
-    expect(await alice.exited).toBe(isAwaited ? code : 0);
-  });
+] as const;
+/** Each use with one of them, and each of them with uses of both kinds; with the others: signals.test.ts. */
+const stopped = names.map((use, index) => [use, ...signals[index % 2]!] as const);
+
+test.each(stopped)("%s, waiting for the other side, and %s", async (use, signal, code) => {
+  await using house = startIntroducer();
+  const { args, input, isAwaited } = uses[use]!;
+  const alice = start("alice", house.port, [...args(80), "-v"], input);
+  await alice.tells("registered");
+  alice.kill(signal);
+  expect(await alice.exited).toBe(isAwaited ? code : 0);
 });
 
-test.concurrent.each(awaited)("%s, nobody comes within --wait: 1", async (use) => {
+test.each(awaited)("%s, nobody comes within --wait: 1", async (use) => {
   await using house = startIntroducer();
   const { args, input } = uses[use]!;
   const alice = start("alice", house.port, [...args(80), "--wait", "0.5"], input);
