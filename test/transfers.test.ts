@@ -17,8 +17,8 @@ beforeEach(() => void ({ source, target } = fresh()));
 
 const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
 
-/** A file that takes long to send, and no room here. */
-function sparse(bytes: number): string {
+/** A file that takes no room here. */
+function sparse(bytes = bigBytes): string {
   const path = write("big", "");
   fs.truncateSync(path, bytes);
   return path;
@@ -29,6 +29,10 @@ const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"))
 const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
 
 const share = (left: { bytesThere: number; bytes: number }) => left.bytesThere / left.bytes;
+/** So that it is still under way when the test has seen that it is. */
+const slowly = ["--limit", "10M"];
+const bigBytes = 24_000_000;
+const isPart = () => until("a part is there", () => there() > 2_000_000);
 const send = (...paths: string[]) => ["--connect", "bob", ...paths.flatMap((path) => ["--send", path])];
 
 /** A program that tells its story, and whose story can be waited for. */
@@ -41,7 +45,7 @@ function telling(port: number, name: string, ...options: string[]) {
   })();
   const shows = async (text: string | RegExp) => {
     const isThere = () => (typeof text === "string" ? story.includes(text) : text.test(story));
-    await until(String(text), isThere, 20_000).catch((error) => {
+    await until(String(text), isThere).catch((error) => {
       throw new Error(`${String(error)} in\n${story}`);
     });
     return story;
@@ -57,12 +61,13 @@ describe("who cancels says the same on both sides, and the same command goes on"
     ["bob", "cancel", undefined],
   ] as const)("%s by %s", async (who, how, code) => {
     await using house = startIntroducer();
-    const path = sparse(120_000_000);
-    const sending = () => new Driven(house.port, "alice", ...room, ...send(path), "--stay");
+    const path = sparse();
+    const sending = (...how: string[]) =>
+      new Driven(house.port, "alice", ...room, ...send(path), "--stay", ...how);
     const receiving = () => new Driven(house.port, "bob", ...room, "--accept", target);
-    const all = { alice: sending(), bob: receiving() };
+    const all = { alice: sending(...slowly), bob: receiving() };
     try {
-      await until("a part is there", () => there() > 8_000_000);
+      await isPart();
       if (how !== "cancel") all[who].signal(how);
       else all[who].type("cancel 99", "cancel");
       const [told, heard] = [
@@ -84,10 +89,10 @@ describe("who cancels says the same on both sides, and the same command goes on"
       ).toEqual([]);
       const before = there();
       await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
-      fs.truncateSync(path, 120_000_000);
+      fs.truncateSync(path, bigBytes);
       [all.bob, all.alice] = [receiving(), sending()];
       const { bytes, bytesMoved } = await all.alice.next("transferred");
-      expect([bytes, bytes - bytesMoved]).toEqual([120_000_000, before]);
+      expect([bytes, bytes - bytesMoved]).toEqual([bigBytes, before]);
       expect(fs.readdirSync(target)).toEqual(["big"]);
     } finally {
       await Promise.all(Object.values(all).map((one) => one[Symbol.asyncDispose]()));
@@ -98,9 +103,9 @@ describe("who cancels says the same on both sides, and the same command goes on"
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
     await bob.registered;
-    await using alice = telling(house.port, "alice", ...send(sparse(120_000_000)));
-    await alice.shows("sending big, 120.0 MB, to bob");
-    await until("a part is there", () => there() > 8_000_000);
+    await using alice = telling(house.port, "alice", ...send(sparse()), ...slowly);
+    await alice.shows("sending big, 24.0 MB, to bob");
+    await isPart();
     alice.kill("SIGINT");
     const { bytesThere, bytes } = await bob.next("transfer-cancelled");
     const percent = Math.floor((bytesThere / bytes) * 100);
@@ -270,18 +275,18 @@ testNeeding(unmountable)(
 
 testNeeding(unmountable)("a disk that fills meanwhile is told, and what has come goes on later", async () => {
   await using house = startIntroducer();
-  await using bob = await onDisk(house.port, "256m");
-  const path = sparse(240_000_000);
+  await using bob = await onDisk(house.port, "64m");
+  const path = sparse(50_000_000);
   const part = () => fs.readdirSync(bob.folder).find((name) => name.endsWith(".part"));
   const size = () => fs.statSync(join(bob.folder, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
   const filler = join(bob.folder, "filler");
   {
-    await using alice = new Driven(house.port, "alice", ...room, ...send(path));
+    await using alice = new Driven(house.port, "alice", ...room, ...send(path), ...slowly);
     await until("a part is there", () => size() > 2_000_000);
-    expect(() => fs.writeFileSync(filler, Buffer.alloc(256 * 1024 * 1024))).toThrow("ENOSPC");
+    expect(() => fs.writeFileSync(filler, Buffer.alloc(64 * 1024 * 1024))).toThrow("ENOSPC");
     const { files, failures } = await alice.next("transferred");
     const reason = "the disk is full; what has come of it is kept";
-    expect([files, failures]).toEqual([0, [{ path: "big", reason, bytes: 240_000_000 }]]);
+    expect([files, failures]).toEqual([0, [{ path: "big", reason, bytes: 50_000_000 }]]);
     expect(await alice.exited()).toBe(1);
   }
   const kept = size();
@@ -309,9 +314,9 @@ test("what is unfinished is listed, until it has come", async () => {
   await using house = startIntroducer();
   await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
   await bob.registered;
-  await using alice = new Driven(house.port, "alice", ...room, ...send(sparse(120_000_000)));
+  await using alice = new Driven(house.port, "alice", ...room, ...send(sparse()), ...slowly);
   await alice.next("transferring");
-  await until("a part is there", () => there() > 8_000_000);
+  await isPart();
   alice.signal("SIGINT");
   const { keptAs: path, bytesThere: bytes } = await bob.next("transfer-cancelled");
   bob.type("received", `received ${source}`, "received /not/there");

@@ -8,7 +8,7 @@ import { homeOf, outcome, program, spawn, startIntroducer, states } from "./driv
 import { until } from "./native-fixture.ts";
 import { Pty } from "./pty-fixture.ts";
 import { client, freePort, readAll, target } from "./sockets-fixture.ts";
-import { patienceMs, testMs } from "./patience-fixture.ts";
+import { testMs } from "./patience-fixture.ts";
 import { testAtOnce } from "./places-fixture.ts";
 
 const test = testAtOnce(3);
@@ -35,16 +35,14 @@ class Said implements AsyncDisposable {
 
   /** The words of the line that the other side types, after the program's name. */
   async answer(): Promise<string[]> {
-    await until(
-      "it prints what the other side types",
-      () => / {2}bun run participant .*\n/.test(this.stderr),
-      testMs,
+    await until("it prints what the other side types", () =>
+      / {2}bun run participant .*\n/.test(this.stderr),
     );
     return / {2}bun run participant (.*)\n/.exec(this.stderr)![1]!.split(" ");
   }
 
   async says(text: string): Promise<void> {
-    await until(`${text} in ${this.stderr}`, () => this.stderr.includes(text), patienceMs);
+    await until(`${text} in ${this.stderr}`, () => this.stderr.includes(text));
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -127,8 +125,10 @@ describe("send and receive", () => {
   test("whoever receives may break off and come again; then it goes with that one", async () => {
     await using house = startIntroducer();
     const from = newcomer();
-    writeFileSync(join(homeOf(from), "big"), new Uint8Array(64 * 1024 * 1024));
-    await using sender = new Said(from, ["send", "big"], at(house));
+    const bytes = 20 * 1024 * 1024;
+    writeFileSync(join(homeOf(from), "big"), new Uint8Array(bytes));
+    // So that it is still under way when we have seen that it is.
+    await using sender = new Said(from, ["send", "big", "--limit", "10M"], at(house));
     const answer = await sender.answer();
     const to = newcomer();
     await using first = new Said(to, answer);
@@ -137,8 +137,8 @@ describe("send and receive", () => {
     await using second = new Said(to, answer);
     expect(await second.exited).toBe(0);
     expect(await sender.exited).toBe(0);
-    expect(readFileSync(join(second.folder, "big")).length).toBe(64 * 1024 * 1024);
-  }, 90_000);
+    expect(readFileSync(join(second.folder, "big")).length).toBe(bytes);
+  });
 
   test("--to: two get it, whoever they are, without what --exclude names, and then it ends", async () => {
     await using house = startIntroducer();
@@ -181,7 +181,7 @@ describe("share and reach", () => {
       at(house),
     );
     await using reacher = new Said(newcomer(), [...(await sharer.answer()), String(free)]);
-    await until("it says what to open", () => reacher.stdout.split("\n").length === 3, patienceMs);
+    await until("it says what to open", () => reacher.stdout.split("\n").length === 3);
     const [first = "", second = ""] = reacher.stdout.split("\n");
     expect(first).toBe(`http://127.0.0.1:${free}/`);
     await sharer.says(` can reach localhost:${server.port}, 127.0.0.1:${other.port} now, until Ctrl-C\n`);

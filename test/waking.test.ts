@@ -86,10 +86,11 @@ linuxTest(
     await using house = startIntroducer();
     const [from, into] = [join(homeOf("sender"), "file.bin"), join(homeOf("taker"), "in")];
     writeFileSync(from, "");
-    truncateSync(from, 1_000_000_000); // so that it is still under way
+    truncateSync(from, 100_000_000);
     await using taker = new Driven(house.port, "taker", ...room, "--accept", into);
     await taker.registered;
-    const sending = ["--room", room[1]!, "--connect", "taker", "--send", from];
+    // So that it is still under way.
+    const sending = ["--room", room[1]!, "--connect", "taker", "--send", from, "--limit", "10M"];
     await using ghost = new Driven(house.port, "sender", ...sending);
     await taker.next("transferring");
     const hasBegun = () => readdirSync(into).some((name) => name.endsWith(".part"));
