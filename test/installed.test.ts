@@ -62,7 +62,7 @@ async function sent(
   void (async () => {
     for await (const chunk of sender.stderr.pipeThrough(new TextDecoderStream())) told += chunk;
   })();
-  await until(`a line for the other side; ${told}`, () => /\n {2}.* receive .*\n/.test(told), 10_000);
+  await until(`a line for the other side; ${told}`, () => /\n {2}.* receive .*\n/.test(told));
   const line = /\n {2}(.* receive .*)\n/.exec(told)![1]!;
   const receiver = shell(`cd . && ${adapt(line)}; exit $?`, folder(to));
   expect([await receiver.exited, await sender.exited]).toEqual([0, 0]);
