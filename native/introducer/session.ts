@@ -36,6 +36,8 @@ const tokenBytes = 16;
 export const closeGraceMs = 1500;
 /** So many round trips are measured at once after registering. The shortest counts. */
 const firstPings = 3;
+/** How long answers may take after this process had no processor, and so neither asked nor listened. */
+const answerMs = 2_000;
 
 /** Refusals for mistakes of the sender. For the others it can't help: something has changed meanwhile. */
 const badLineCodes: ReadonlySet<RefusalCode> = new Set<RefusalCode>([
@@ -359,13 +361,18 @@ export class Member {
 
   tick(now: number, owner: SessionOwner): void {
     const { silenceMs, pingMs } = owner.limits;
-    if (now - this.session.heardAt >= silenceMs)
+    if (now >= this.#silentAt(owner))
       this.session.dismiss(`nothing was heard from it for ${silenceMs / 1000} s`);
     else if (now - this.#ping.sentAt >= pingMs) this.ping(now, owner);
   }
 
-  dueAt({ limits: { silenceMs, pingMs } }: SessionOwner): number {
-    return Math.min(this.session.heardAt + silenceMs, this.#ping.sentAt + pingMs);
+  dueAt(owner: SessionOwner): number {
+    return Math.min(this.#silentAt(owner), this.#ping.sentAt + owner.limits.pingMs);
+  }
+
+  /** When it has said nothing for too long. Who has not listened itself asks first. */
+  #silentAt({ limits, wheel }: SessionOwner): number {
+    return Math.max(this.session.heardAt + limits.silenceMs, wheel.backAt + answerMs);
   }
 
   ping(now: number, owner: SessionOwner): void {

@@ -9,6 +9,8 @@ import { Rounds } from "../shares/turns.ts";
 const stepMs = 20;
 /** If nothing is due, the timer looks again after so many steps. */
 const idleSteps = 25;
+/** A timer that is so late says that this process had no processor. */
+const stalledMs = 100;
 
 /** What can be scheduled. {@link Wheel} alone sets `slot`: the step in which it is due. */
 export interface Due {
@@ -33,11 +35,17 @@ export class Wheel {
   /** The step that the timer waits for. */
   #awaited = -Infinity;
   #onStep: (lateMs: number) => void = () => {};
+  #backAt = -Infinity;
 
   /** It begins to turn with {@link start}. `now`: in ms, from any moment on. */
   constructor(now: () => number = () => performance.now()) {
     this.now = now;
     this.#step = Math.floor(now() / stepMs);
+  }
+
+  /** When this process last had a processor again after it had none: what was said meanwhile has not been read by then. */
+  get backAt(): number {
+    return this.#backAt;
   }
 
   /** `onStep` gets how late the timer is, each time. */
@@ -69,7 +77,10 @@ export class Wheel {
   }
 
   #turn(): void {
-    this.#onStep(this.now() - this.#awaited * stepMs);
+    const now = this.now();
+    const lateMs = now - this.#awaited * stepMs;
+    if (lateMs > stalledMs) this.#backAt = now;
+    this.#onStep(lateMs);
     this.#rounds.begin();
     this.#await(this.#nextStep());
   }

@@ -35,14 +35,25 @@ test("who says nothing, or half a line, is closed at the deadline", async () => 
 });
 
 test("who answers no ping is closed, and left", async () => {
-  await using scene = introduce({ silenceMs: 100 });
+  await using scene = introduce({ silenceMs: 500 });
   using dead = await scene.join("dead");
   dead.answersPings = false;
   await dead.next("bye");
   expect(await scene.happened("left")).toMatchObject({
     id: dead.id,
-    reason: "nothing was heard from it for 0.1 s",
+    reason: "nothing was heard from it for 0.5 s",
   });
+});
+
+test("an introducer that could not listen for so long asks once more before it closes anybody", async () => {
+  await using scene = introduce({ silenceMs: 500, pingMs: 100 });
+  using anna = await scene.join("anna");
+  using dead = await scene.join("dead");
+  dead.answersPings = false;
+  Bun.sleepSync(700);
+  await dead.next("bye");
+  expect(scene.introducer.participants.map(({ name }) => name)).toEqual(["anna"]);
+  await anna.settled();
 });
 
 test("who doesn't read is dropped, and what waits for it is bounded", async () => {
