@@ -31,11 +31,12 @@ linuxTest("who connects again and again is turned away; others are not", async (
   await using scene = introduce({ ownHostShares: 1, sessions: 1e6, sessionsPerAddress: 1e6 });
   const { introducer } = scene;
   using crowd = new DisposableStack();
-  for (let n = 0; n < 2000 && introducer.stats.turnedAway < 50; n++) {
-    crowd.use(new Client(introducer.port, "127.0.0.3"));
+  for (let n = 0; n < 20 && introducer.stats.turnedAway < 50; n++) {
+    // Faster than anybody may, however slow the machine is.
+    for (let at = 0; at < 100; at++) crowd.use(new Client(introducer.port, "127.0.0.3"));
     await Bun.sleep(0);
   }
-  expect(introducer.stats.turnedAway).toBeGreaterThanOrEqual(50);
+  await until("many are turned away", () => introducer.stats.turnedAway >= 50);
   using anna = await scene.join("anna", "lobby", true, "127.0.0.4");
   using bert = await scene.join("bert", "lobby", true, "127.0.0.5");
   anna.send({ type: "connect", peer: bert.id });
@@ -71,6 +72,8 @@ linuxTest("of those who come together, who has said much of late has its turn la
     if (event.event !== "refused") return;
     refused.push(event.address.replace(/:\d+$/, ""));
     toil(3); // more than each may have, less than a share of what is left
+    if (refused.length > 1) return;
+    for (const other of others) other.raw("what?\n"); // at once, and so all three wait to be read next
   };
   const [slow, busy, quiet] = ["127.0.0.3", "127.0.0.4", "127.0.0.5"];
   const limits = { ownHostShares: 1, processorMs: 4 };
@@ -81,8 +84,6 @@ linuxTest("of those who come together, who has said much of late has its turn la
   );
   await until("all are in", () => introducer.stats.connections === 4);
   first!.raw("what?\n");
-  await until("it has been heard", () => refused.length === 1);
-  for (const other of others) other.raw("what?\n"); // all three wait to be read when the first of them is
   await until("all have been heard", () => refused.length === 4);
   expect(refused).toEqual([busy, slow, quiet, busy]);
 });
@@ -149,15 +150,15 @@ test("what one says at once is read slice by slice, all of it, and others have t
 });
 
 test("too many lines are read later, all and in order, and nobody is closed for it", async () => {
-  await using scene = introduce({ messageBurst: 500, messagesPerSecond: 5000, silenceMs: 300, pingMs: 50 });
-  using anna = await scene.join("anna");
+  await using scene = introduce({ messageBurst: 500, messagesPerSecond: 5000, silenceMs: 500, pingMs: 50 });
+  using anna = await scene.join("anna", "elsewhere");
   using mallory = await scene.join("mallory");
   mallory.raw(echoLines(5000));
   await anna.settled();
   expect(echoes(mallory).length).toBeLessThan(5000);
   await mallory.next("echo", ({ text }) => text === "4999");
   expect(echoes(mallory)).toEqual(numbers(5000));
-  expect(scene.introducer.participants).toHaveLength(2);
+  expect(scene.introducer.participants.map(({ name }) => name)).toContain("mallory");
 });
 
 test("while lines wait to be read, TCP makes their sender wait, and the introducer holds little", async () => {

@@ -223,7 +223,7 @@ test("only the side that was asked can answer, and only with the token", async (
 });
 
 test("a side that never measures does not hold up the round, and is too late afterwards", async () => {
-  await using scene = introduce({ measureMs: 40 });
+  await using scene = introduce({ measureMs: 500 });
   using pair = await pairOf(scene, "sequential", "sequential");
   const { anna, bert } = pair;
   anna.send({ type: "connect", peer: bert.id });

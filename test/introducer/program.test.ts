@@ -5,7 +5,7 @@ import type { IntroducerEvent } from "../../native/introducer/events.ts";
 import { defaultLimits, type Limits } from "../../native/introducer/limits.ts";
 import { readArguments } from "../../native/terminal/introducer-arguments.ts";
 import { Client, registration } from "../client-fixture.ts";
-import { freePort } from "../sockets-fixture.ts";
+import { freePort, freePorts } from "../sockets-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { introduce, ended, jsonLines, run, textLines } from "./introducer-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
@@ -142,7 +142,7 @@ test("a probe port that is taken: exit code 1, and which", async () => {
 
 test.each([
   ["none", []],
-  ["two", [freePort(), freePort()]],
+  ["two", [freePorts(2)].flatMap((first) => [first, first + 1])],
 ])("--probe-ports %s", async (_what, ports) => {
   const port = freePort();
   const list = ports.join(",") || "none";
@@ -157,7 +157,7 @@ test.each([
 });
 
 test("a default probe port that is taken: a warning, and the program goes on", async () => {
-  const own = freePort();
+  const own = freePorts(2);
   const taken = own + 1;
   await using _taken = introduce({}, { port: taken });
   await using child = run([String(own), "--host", "127.0.0.1", "--json"]);
@@ -174,7 +174,8 @@ test("a default probe port that is taken: a warning, and the program goes on", a
 });
 
 test("--metrics shows numbers to Prometheus, on loopback unless told otherwise", async () => {
-  const [port, metrics] = [freePort(), freePort()];
+  const port = freePorts(4); // its own, those of its probes, and one more
+  const metrics = port + 3;
   await using child = run([String(port), "--json", "--metrics", String(metrics)]);
   await jsonLines(child.stdout).next();
   using anna = new Client(port);

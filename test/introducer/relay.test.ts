@@ -11,12 +11,10 @@ import { toil, until } from "../native-fixture.ts";
 import { encode, parseToParticipant, relayAfterMs, type ToParticipant } from "../../protocol.ts";
 import { linuxDescribe, linuxTest } from "../needing-fixture.ts";
 import { introduce, rendered, pairOf, noAnswer, maps, silent, linksOf } from "./introducer-fixture.ts";
-import { testMs } from "../patience-fixture.ts";
-import { inTries, testAtOnce } from "../places-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
 const test = testAtOnce(8);
-/** A busy machine carries less now and then. */
-const timed = inTries(alone);
 setDefaultTimeout(testMs);
 
 const relaying = (limits: Partial<Limits> = {}, options: IntroducerOptions = {}) =>
@@ -81,26 +79,30 @@ linuxDescribe("where there is no direct way", () => {
   alone(
     "who waits for the other is not read meanwhile, though its address had to wait to be read",
     async () => {
+      let refused = 0;
+      let come = () => {};
       const onEvent = (event: IntroducerEvent) => {
-        if (event.event === "refused") toil(3);
+        if (event.event !== "refused") return;
+        toil(3);
+        if (++refused === 10) come();
       };
       const options = { host: "127.0.0.1", port: 0, onEvent };
       await using scene = introduce({ ownHostShares: 1, processorMs: 4 }, options);
-      const { port, stats } = scene.introducer;
+      const { port } = scene.introducer;
       using pair = await strangers(scene);
       using carl = await scene.join("carl", "elsewhere", true, "127.0.0.3");
       const [{ token }] = await pair.meet();
       using crowd = new DisposableStack();
+      let early: RelayClient | undefined;
+      come = () => (early = crowd.use(new RelayClient(port, token, "x"))); // its address has had much just now
       for (let n = 0; n < 10; n++) crowd.use(new Client(port)).raw("what?\n");
-      await until("its address has had much", () => scene.introducer.stats.refusals[0]?.count === 10);
-      using early = new RelayClient(port, token, "x");
       await until("it waits to be read", () => scene.introducer.stats.waiting > 0);
       await until("it has been read", () => scene.introducer.stats.waiting === 0);
       const size = 32 * 1024 * 1024;
-      early.socket.write(Buffer.alloc(size));
+      early!.socket.write(Buffer.alloc(size));
       for (let n = 0; n < 200; n++) await carl.settled();
-      expect(early.socket.writableLength).toBeGreaterThan(0);
-      expect(stats.relays).toBe(0);
+      expect(early!.socket.writableLength).toBeGreaterThan(0);
+      expect(scene.introducer.stats.relays).toBe(0);
     },
   );
 
@@ -220,18 +222,14 @@ test("no relay is offered when the first round has failed early, but once a seco
   await using scene = relaying();
   using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
   const { anna, bert } = pair;
+  const askedAt = performance.now();
   anna.send({ type: "connect", peer: bert.id });
   const { token } = await anna.next("punch");
   anna.send({ ...noAnswer, peer: bert.id, token });
-  await bert.next("measure");
-  await anna.next("measure");
-  const steps = (client: Client) =>
-    client.types().filter((type) => ["punch", "relay", "measure", "failed"].includes(type));
-  expect([steps(anna), steps(bert)]).toEqual([
-    ["punch", "measure"],
-    ["punch", "measure"],
-  ]);
-  await Promise.all([anna.next("relay"), bert.next("relay")]);
+  await Promise.all([anna.next("measure"), bert.next("measure")]);
+  await Promise.race([anna.next("relay"), bert.next("relay")]);
+  expect(performance.now() - askedAt).toBeGreaterThan(relayAfterMs - 20);
+  await Promise.all([anna, bert].map((one) => until("both have it", () => one.types().includes("relay"))));
 });
 
 test("no relay before a direct round has begun, however long measuring takes", async () => {
@@ -354,8 +352,19 @@ linuxDescribe("relayed bytes", () => {
   });
 
   const measureMs = 1000;
-  /** Bytes a second that all those get of endless senders. */
-  async function ratesOf(senders: RelayClient[], receivers: RelayClient[]): Promise<number[]> {
+  /** After a pause so much comes at once (relayBurstMs), and a timer is late by some ms. */
+  const mostOfRate = 1.15;
+
+  /**
+   * What all those get of endless senders in a second, as parts of the rate: again and again until that is as good as it has
+   * to be, for a busy machine carries less now and then. It never is too much.
+   */
+  async function carry(
+    senders: RelayClient[],
+    receivers: RelayClient[],
+    partsOf: (rates: number[]) => number[],
+    isGood: (parts: number[]) => boolean,
+  ): Promise<void> {
     for (const { socket } of senders) {
       const more = () => {
         while (socket.write(new Uint8Array(65_536)));
@@ -363,33 +372,36 @@ linuxDescribe("relayed bytes", () => {
       socket.on("drain", more);
       more();
     }
-    const startedAt = performance.now();
     await until("all get something", () => receivers.every(({ receivedBytes }) => receivedBytes > 0));
-    const before = receivers.map(({ receivedBytes }) => receivedBytes);
-    const from = performance.now();
-    expect(from - startedAt).toBeLessThan(1000);
-    await Bun.sleep(measureMs);
-    const seconds = (performance.now() - from) / 1000;
-    return receivers.map(({ receivedBytes }, n) => (receivedBytes - before[n]!) / seconds);
+    const giveUpAt = performance.now() + patienceMs;
+    for (let parts: number[] = []; !isGood(parts);) {
+      expect([performance.now() < giveUpAt, parts]).toEqual([true, parts]);
+      const before = receivers.map(({ receivedBytes }) => receivedBytes);
+      const from = performance.now();
+      await Bun.sleep(measureMs);
+      const seconds = (performance.now() - from) / 1000;
+      parts = partsOf(receivers.map(({ receivedBytes }, n) => (receivedBytes - before[n]!) / seconds));
+      expect(Math.max(...parts)).toBeLessThan(mostOfRate);
+    }
   }
 
-  timed("go at the rate of one link, each way", async () => {
+  alone("go at the rate of one link, each way", async () => {
     const relayRate = 2_000_000;
     await using scene = relaying({}, { relayRate });
     using relayed = await link(scene);
     const { a, b } = relayed;
-    for (const rate of await ratesOf([a, b], [b, a])) expect(rate / relayRate).toBeWithin(0.9, 1.05);
+    const isGood = (parts: number[]) => parts.length > 0 && Math.min(...parts) > 0.9;
+    await carry([a, b], [b, a], (rates) => rates.map((rate) => rate / relayRate), isGood);
   });
 
-  timed("go at the rate of all links, which they share", async () => {
+  alone("go at the rate of all links, which they share", async () => {
     const relayTotal = 3_000_000;
     await using scene = relaying({}, { relayRate: 2_000_000, relayTotal });
     using one = await link(scene);
     using two = await link(scene, ["carl", "dora"]);
-    const rates = await ratesOf([one.a, two.a], [one.b, two.b]);
-    const sum = rates[0]! + rates[1]!;
-    expect(sum / relayTotal).toBeWithin(0.9, 1.05);
-    expect(Math.min(...rates) / sum).toBeGreaterThan(0.35);
+    const partsOf = ([a = 0, b = 0]: number[]) => [(a + b) / relayTotal, a / relayTotal, b / relayTotal];
+    const isGood = ([all = 0, ...each]: number[]) => all > 0.9 && Math.min(...each) > 0.35 * all;
+    await carry([one.a, two.a], [one.b, two.b], partsOf, isGood);
   });
 
   test("wait for a side that does not read, and the introducer holds little of them", async () => {
@@ -426,7 +438,7 @@ linuxDescribe("relayed bytes", () => {
   });
 
   test("who waits for nobody is told, and one that came too early may come again", async () => {
-    await using scene = relaying({ relayOfferMs: 400 });
+    await using scene = relaying({ relayOfferMs: 2_000 });
     using pair = await strangers(scene);
     const [{ token }] = await pair.meet();
     const { port } = scene.introducer;
