@@ -53,6 +53,8 @@ const limits = {
   /** New connections of one address that are always accepted in a second. More only while there are few others. */
   acceptsPerSecond: { value: 32, help: "# new connections a second of one address, more likewise" },
   registerDeadlineMs: { value: registerDeadlineMs, head: "registering", help: "within #; " },
+  /** How long the first participant of a room waits for Redis to say where the room lives. */
+  homeMs: { value: 1_000 },
   silenceMs: { value: controlSilenceMs, help: "closed after # of silence,\n" },
   pingMs: { value: introducerPingMs, help: "asked every #" },
   /** How long a name is kept for the certificate that had it. It is more than the longest pause before coming back. */

@@ -31,7 +31,7 @@ import type { Metrics } from "./metrics.ts";
 import type { Presence } from "./presence.ts";
 import { publicAddress } from "./observe.ts";
 import { OtherFamily } from "./other-family.ts";
-import { Homes, randomFirstId } from "./redis/homes.ts";
+import { Homes, type HomesOwner, randomFirstId } from "./redis/homes.ts";
 import type { Relays } from "./relay.ts";
 import { KeptNames } from "./rooms.ts";
 import { type Member, type MessageOf, newToken, type Session } from "./session.ts";
@@ -86,17 +86,18 @@ export class Registration {
   }
 
   #share(redis: string): Homes {
-    const { advertise = "", door, members, guard, notify } = this.#parts;
+    const { advertise = "", door, members, guard, notify, limits } = this.#parts;
     const firstId = this.#lastId;
     const likeliest = { host: publicAddress(door.host), port: door.port };
     const { host, port } = parsePlace(advertise, door.port) ?? likeliest;
-    return new Homes(redis, formatHostPort(host, port), {
+    const owner: HomesOwner = {
       rooms: () => members.rooms.keys(),
       counts: () => ({ participants: members.size, rooms: members.rooms.size, firstId }),
       movedOut: (room, home) => guard.serve(undefined, () => this.#movedOut(room, home)),
       notice: (text) => void notify(text).catch((error: unknown) => guard.report(error)),
       sharing: (isShared, message) => guard.emit({ event: isShared ? "shared" : "warning", message }),
-    });
+    };
+    return new Homes(redis, formatHostPort(host, port), owner, limits.homeMs);
   }
 
   /** Registers it where its room lives: here if somebody is in it already, else it is asked. */

@@ -1,9 +1,10 @@
 /** An introducer's side of homes.ts with one room at home, as a program that can be killed and stopped. */
-import { Homes } from "../../native/introducer/redis/homes.ts";
+import { Homes, type HomesOwner } from "../../native/introducer/redis/homes.ts";
+import { patienceMs } from "../patience-fixture.ts";
 
 const [url = "", address = "", room = ""] = process.argv.slice(2);
 const rooms = new Set<string>();
-const homes = new Homes(url, address, {
+const owner: HomesOwner = {
   rooms: () => rooms,
   counts: () => ({ participants: 1, rooms: rooms.size, firstId: 0 }),
   movedOut: (left, to) => {
@@ -12,7 +13,8 @@ const homes = new Homes(url, address, {
   },
   notice: () => {},
   sharing: () => {},
-});
+};
+const homes = new Homes(url, address, owner, patienceMs);
 const home = await homes.find(room);
 rooms.add(room);
 console.log(`${room} ${home}`);

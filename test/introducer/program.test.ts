@@ -312,6 +312,7 @@ const helped: Record<keyof Limits, RegExp | undefined> = {
   processorMs: /processor +2 ms a second of one address/,
   acceptsPerSecond: /32 new connections a second of one address/,
   ownHostShares: undefined,
+  homeMs: undefined,
   messageBurst: /lines +100 at once/,
   messagesPerSecond: /then 50 a second of one connection/,
   heldBytes: /64.0 MiB in all/,

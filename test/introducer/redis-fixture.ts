@@ -84,6 +84,24 @@ export class RedisServer implements AsyncDisposable {
     }
   }
 
+  /**
+   * Goes on to the end of the leases that `home` has, whom nobody hears of any more. That is theirs, and not for ever:
+   * each ends within `mostMs`. Returns how many have ended.
+   */
+  async endLeases(home: string, mostMs: number): Promise<number> {
+    const keys = (await this.command("KEYS", "punch:home:*")) as string[];
+    let ended = 0;
+    for (const key of keys) {
+      if ((await this.command("GET", key)) !== home) continue;
+      const leftMs = Number(await this.command("PTTL", key));
+      if (leftMs === -2) continue; // it has ended meanwhile
+      if (leftMs < 0 || leftMs > mostMs) throw new Error(`${key} would end in ${leftMs} ms`);
+      await this.command("PEXPIRE", key, "1");
+      ended++;
+    }
+    return ended;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.kill();
     rmSync(this.#directory, { recursive: true, force: true });

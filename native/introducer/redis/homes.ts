@@ -15,8 +15,6 @@ import { digestOf, RedisConnection } from "./connection.ts";
 
 /** How long a lease lasts. One renewal may be missed, and the next one may be late. */
 export const leaseMs = 8_000;
-/** How long the first participant of a room waits for Redis to say where the room lives. */
-const askMs = 1_000;
 /** How long giving all leases back may take. */
 const closeMs = 500;
 /** So many rooms are handled by one script: Redis does nothing else meanwhile. */
@@ -89,6 +87,7 @@ export interface HomesOwner {
 export class Homes {
   readonly #address: string;
   readonly #owner: HomesOwner;
+  readonly #askMs: number;
   readonly #redis: RedisConnection;
   readonly #digests = Object.fromEntries(
     Object.entries(scripts).map(([name, script]) => [name, digestOf(script)]),
@@ -97,10 +96,14 @@ export class Homes {
   readonly #asking = new Map<string, Promise<string>>();
   #isLeaving = false;
 
-  /** `address`: where participants are sent. Throws what `new URL` throws. */
-  constructor(url: string, address: string, owner: HomesOwner) {
+  /**
+   * `address`: where participants are sent. `askMs`: how long Redis may take to say where a room lives. Throws what
+   * `new URL` throws.
+   */
+  constructor(url: string, address: string, owner: HomesOwner, askMs: number) {
     this.#address = address;
     this.#owner = owner;
+    this.#askMs = askMs;
     this.#redis = new RedisConnection(url, {
       scripts: Object.values(scripts),
       channel: everybody,
@@ -120,7 +123,7 @@ export class Homes {
     const known = this.#asking.get(room);
     if (known) return known;
     const asked = this.#redis.tried.then(() => this.#claim([room]));
-    const answer = Promise.race([asked, Bun.sleep(askMs)]).then(
+    const answer = Promise.race([asked, Bun.sleep(this.#askMs)]).then(
       (homes) => homes?.[0] ?? this.#address,
       () => this.#address,
     );
