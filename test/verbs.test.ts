@@ -11,7 +11,7 @@ import { client, freePort, readAll, target } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
 import { testAtOnce } from "./places-fixture.ts";
 
-const test = testAtOnce(3);
+const test = testAtOnce(4);
 setDefaultTimeout(testMs);
 
 /** A program with a verb, in a folder of its own; what it prints is there as it comes. */
@@ -254,9 +254,10 @@ test.each([
 
 test("--wait ends a verb that nobody answers, with 1 and why", async () => {
   await using house = startIntroducer();
-  const { code, stderr } = await outcome(["share", "8000", "--wait", "2"], at(house));
+  // Far longer than a start takes, which counts.
+  const { code, stderr } = await outcome(["share", "8000", "--wait", "8"], at(house));
   expect(code).toBe(1);
-  expect(stderr).toEndWith("error: nobody came within 2 s (--wait)\n");
+  expect(stderr).toEndWith("error: nobody came within 8 s (--wait)\n");
 });
 
 test.each([[["share", "8000", "--via", "127.0.0.1:1"]], [["reach", "a word@127.0.0.1:1"]]])(
