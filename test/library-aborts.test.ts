@@ -86,8 +86,9 @@ linuxTest("before its SYN is answered, `join` is given up, with its socket", asy
   await until("its SYN has left", () => unansweredTo(port) === 1);
   abort.now();
   expect(await joining).toBe(reason);
-  // By itself it would be closed after 8 s.
-  await until("its socket is closed", () => unansweredTo(port) === 0, 6_000);
+  // It is closed soon, and not after 8 s as by itself: within so many turns, however long each takes.
+  for (let turn = 0; turn < 100 && unansweredTo(port) > 0; turn++) await Bun.sleep(1);
+  expect(unansweredTo(port)).toBe(0);
   expect([abort.listeners, alice.state]).toEqual([0, "away"]);
 });
 
@@ -171,7 +172,7 @@ test("once it is linked, a signal ends nothing; what waits for an answer or a pe
     alice.peers.waitFor("carol", { signal }),
     alice.peers.whenLinked("carol", { signal }),
     alice.pipe("carol", { signal }),
-    alice.events({ signal }).next(),
+    Array.fromAsync(alice.events({ signal })),
   ].map(outcome);
   alice.on("said", () => {}, { signal });
   await bob.peers.whenLinked("alice");
