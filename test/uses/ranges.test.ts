@@ -3,11 +3,11 @@ import { expect, setDefaultTimeout } from "bun:test";
 import { Driven, met, startIntroducer } from "../driven-fixture.ts";
 import type { ForwardRow } from "../../native/uses/forwards.ts";
 import { missing, testNeeding, unlessRequired } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 import { newRoomWords } from "../../native/secure/words.ts";
 import { curl, freePorts } from "../sockets-fixture.ts";
 
-/** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 
 const curlTest = testNeeding(unlessRequired(missing(["curl"], "Debian: curl")));
 
@@ -25,12 +25,10 @@ curlTest("all of a range are forwarded, or none; each leads to its own, and all 
   const target = `localhost:${there}-${there + 2}`;
   expect(await alice.next("forwarding")).toMatchObject({ listen: `127.0.0.1:${range}`, target });
   const got = await Promise.all([0, 1, 2].map((index) => curl(`http://127.0.0.1:${here + index}/`)));
-  // 56: the connection was reset, for the third is not allowed.
-  expect(got.map(({ code, text }) => [code, text])).toEqual([
-    [0, "this is 0"],
-    [0, "this is 1"],
-    [56, ""],
-  ]);
+  expect(got.map(({ text }) => text)).toEqual(["this is 0", "this is 1", ""]);
+  // The third is not allowed, so its connection is reset: while curl looks at it, sends, or reads, which is a race.
+  expect(got.map(({ code }) => code).with(2, 0)).toEqual([0, 0, 0]);
+  expect(got[2]!.code).toBeOneOf([7, 55, 56]);
   expect((await alice.next("forward-refused")).target).toBe(`localhost:${there + 2}`);
 
   alice.type("forwards");

@@ -99,7 +99,7 @@ curlTest("what the peer lends leads here; withdrawn it ends, and with the link, 
   expect(alice.count("listen-refused")).toBe(refusals);
   next.signal("SIGKILL");
   await next.exited();
-  expect(listens(lent)).toBe(false);
+  await isClosed(lent);
   await using again = new Driven(house.port, "bob", ...room, "--allow-listen", `${lent}-${lent + 1}`);
   await again.next("listening");
   expect((await curl(`http://${listen}/`)).text).toBe("0 bytes");

@@ -6,11 +6,11 @@ import { type Connection, connectionHandlers } from "../../native/uses/connectio
 import type { ForwardRow } from "../../native/uses/forwards.ts";
 import { SocksConnection, SocksError, SocksReader } from "../../native/uses/socks.ts";
 import { missing, testNeeding, unlessRequired } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
 import { newRoomWords } from "../../native/secure/words.ts";
 import { client, curl, freePort, readAll, target } from "../sockets-fixture.ts";
 
-/** Several programs on a busy machine. */
-setDefaultTimeout(60_000);
+setDefaultTimeout(testMs);
 const curlTest = testNeeding(unlessRequired(missing(["curl"], "Debian: curl")));
 
 /** Answers for pages, which wait until all of them were asked for. */
