@@ -43,6 +43,8 @@ export const client = (port: number): Socket => connect({ host: "127.0.0.1", por
 /** Below those that the kernel gives to connections (ip_local_port_range). */
 const [firstPort, ports] = [12_000, 20_000];
 let nextPort = Math.floor(Math.random() * ports);
+/** An introducer at a port has the two after it, too, for its probes. */
+const leastApart = 4;
 
 /**
  * Ports to look at. Each comes once: what was given away may not be listened on yet, and must not be given to another test
@@ -50,8 +52,9 @@ let nextPort = Math.floor(Math.random() * ports);
  */
 export function nextPorts(count: number): number {
   if (nextPort + count > ports) nextPort = 0;
-  nextPort += count;
-  return firstPort + nextPort - count;
+  const first = firstPort + nextPort;
+  nextPort += Math.max(count, leastApart);
+  return first;
 }
 
 /** A port that nobody listens on. */

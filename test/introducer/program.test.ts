@@ -192,7 +192,7 @@ test("metrics on a port that is taken: that is told, and the introducer goes on"
   const [port, taken] = [freePort(), String(scene.introducer.port)];
   await using child = run([String(port), "--host", "127.0.0.1", "--json", "--metrics", taken]);
   const events = jsonLines(child.stdout);
-  const message = expect.stringContaining(`no metrics on 127.0.0.1 port ${taken}: another program listens`);
+  const message = expect.stringContaining(`no metrics on 127.0.0.1 port ${taken}: a program listens`);
   expect((await events.next()).value).toMatchObject({ event: "warning", message });
   using anna = new Client(port);
   anna.send(registration("anna"));
