@@ -1,5 +1,5 @@
 /** Transfers between real programs: what both sides say when they end early, wait, lack room, or leave something out. */
-import { beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import * as fs from "node:fs";
 import { join } from "node:path";
 import { newFolders, writeIn } from "./folders-fixture.ts";
@@ -7,32 +7,36 @@ import { Driven, homeOf, outcome, program, spawn, startIntroducer } from "./driv
 import { until } from "./native-fixture.ts";
 import { missing, testNeeding } from "./needing-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
+const test = testAtOnce(3);
 const room = ["--room", "of the tests of transfers"];
 setDefaultTimeout(testMs);
 
 const { place, fresh } = newFolders("transfers-real-");
-let source: string, target: string;
-beforeEach(() => void ({ source, target } = fresh()));
 
-const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
-
-/** A file that takes no room here. */
-function sparse(bytes = bigBytes): string {
-  const path = write("big", "");
-  fs.truncateSync(path, bytes);
-  return path;
-}
-
-const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"));
-/** How much of a file has come. */
-const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
-
-const share = (left: { bytesThere: number; bytes: number }) => left.bytesThere / left.bytes;
 /** So that it is still under way when the test has seen that it is. */
 const slowly = ["--limit", "10M"];
 const bigBytes = 24_000_000;
-const isPart = () => until("a part is there", () => there() > 2_000_000);
+
+/** The folders of one test, and what it has of them. */
+function folders() {
+  const { source, target } = fresh();
+  const write = (path: string, content: string | Uint8Array): string => writeIn(source, path, content);
+  /** A file that takes no room here. */
+  const sparse = (bytes = bigBytes): string => {
+    const path = write("big", "");
+    fs.truncateSync(path, bytes);
+    return path;
+  };
+  const part = () => fs.readdirSync(target).find((name) => name.endsWith(".part"));
+  /** How much of a file has come. */
+  const there = () => fs.statSync(join(target, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
+  const isPart = () => until("a part is there", () => there() > 2_000_000);
+  return { source, target, write, sparse, part, there, isPart };
+}
+
+const share = (left: { bytesThere: number; bytes: number }) => left.bytesThere / left.bytes;
 const send = (...paths: string[]) => ["--connect", "bob", ...paths.flatMap((path) => ["--send", path])];
 
 /** A program that tells its story, and whose story can be waited for. */
@@ -60,6 +64,7 @@ describe("who cancels says the same on both sides, and the same command goes on"
     ["bob", "SIGINT", 0],
     ["bob", "cancel", undefined],
   ] as const)("%s by %s", async (who, how, code) => {
+    const { target, sparse, part, there, isPart } = folders();
     await using house = startIntroducer();
     const path = sparse();
     const sending = (...how: string[]) =>
@@ -100,6 +105,7 @@ describe("who cancels says the same on both sides, and the same command goes on"
   });
 
   test("at a prompt's command, of the one that is sending", async () => {
+    const { target, sparse, isPart } = folders();
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
     await bob.registered;
@@ -115,6 +121,7 @@ describe("who cancels says the same on both sides, and the same command goes on"
 });
 
 test("what is left out is told before, and is no failure", async () => {
+  const { source, target, write } = folders();
   await using house = startIntroducer();
   await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
   await bob.registered;
@@ -146,6 +153,7 @@ test.each([
   [["missing"], /missing: it is not there/],
   [["link"], /^error: nothing to send: link: it is a link that leads out, to \/etc\/hostname/],
 ])("%j is looked at before anything else", async (names, reason) => {
+  const { source } = folders();
   fs.symlinkSync("/etc/hostname", join(source, "link"));
   const { code, stderr } = await outcome(
     ["127.0.0.1:1", ...room, ...send(...names.map((name) => join(source, name)))],
@@ -156,6 +164,7 @@ test.each([
 
 describe("where nobody has accepted yet", () => {
   test("that is said, with -q, too", async () => {
+    const { target, write } = folders();
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--stay");
     await using alice = telling(house.port, "alice", "-q", ...send(write("photo", "x")));
@@ -167,6 +176,7 @@ describe("where nobody has accepted yet", () => {
   });
 
   test("and nobody can any more, it is refused at once", async () => {
+    const { write } = folders();
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--stay");
     await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")), "--stay");
@@ -180,6 +190,7 @@ describe("where nobody has accepted yet", () => {
   });
 
   test("it can be taken back, and the other side is told", async () => {
+    const { write } = folders();
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--stay");
     await using alice = new Driven(house.port, "alice", ...room, ...send(write("photo", "x")));
@@ -192,6 +203,7 @@ describe("where nobody has accepted yet", () => {
 
 describe("--accept DIR", () => {
   test("makes DIR", async () => {
+    const { target, write } = folders();
     await using house = startIntroducer();
     const folder = join(target, "a/b");
     await using bob = new Driven(house.port, "bob", ...room, "--accept", folder);
@@ -202,12 +214,14 @@ describe("--accept DIR", () => {
   });
 
   test("says at the start why it can't", async () => {
+    const { write } = folders();
     const file = write("file", "x");
     const { code, stderr } = await outcome(["127.0.0.1:1", ...room, "--accept", file], { NO_COLOR: "1" });
     expect([code, stderr]).toEqual([1, `error: files can't be put into ${file}: it is not a folder\n`]);
   });
 
   test("takes only what --from sends", async () => {
+    const { target, write } = folders();
     await using house = startIntroducer();
     await using bob = new Driven(house.port, "bob", ...room, "--accept", target, "--from", "Alice");
     await bob.registered;
@@ -226,8 +240,10 @@ const unmountable =
   missing(["unshare"], "package util-linux") ??
   (Bun.spawnSync(mounting).success ? undefined : "nothing can be mounted in a user namespace here");
 
+const mountTest = unmountable === undefined ? test : testNeeding(unmountable);
+
 /** bob, whose folder is a disk of that size; `folder`: where we see it. */
-async function onDisk(port: number, size: string, options = ["--accept", target]) {
+async function onDisk(port: number, size: string, target: string, options = ["--accept", target]) {
   const mount = `mount -t tmpfs -o size=${size} none "$0" && cd "$0" && exec "$@"`;
   const args = [`127.0.0.1:${port}`, "--name", "bob", ...room, ...options, "--json"];
   const command = ["unshare", "-Urm", "sh", "-c", mount, target, process.execPath, program, ...args];
@@ -242,9 +258,10 @@ async function onDisk(port: number, size: string, options = ["--accept", target]
   return Object.assign(bob, { says, folder: `/proc/${bob.pid}/root${target}` });
 }
 
-testNeeding(unmountable)("a disk without room is told on both sides before anything is sent", async () => {
+mountTest("a disk without room is told on both sides before anything is sent", async () => {
+  const { target, write } = folders();
   await using house = startIntroducer();
-  await using bob = await onDisk(house.port, "2m");
+  await using bob = await onDisk(house.port, "2m", target);
   const reason = "the disk is too full: 2.1 MB are free, 3.0 MB are needed";
   const big = write("big", Buffer.alloc(3_000_000));
   await using alice = new Driven(house.port, "alice", ...room, ...send(big));
@@ -256,26 +273,25 @@ testNeeding(unmountable)("a disk without room is told on both sides before anyth
   expect(await again.exited()).toBe(0);
 });
 
-testNeeding(unmountable)(
-  "who is asked is told that there is no room, and can choose another folder",
-  async () => {
-    await using house = startIntroducer();
-    await using bob = await onDisk(house.port, "2m", ["--stay"]);
-    const big = write("big", Buffer.alloc(3_000_000));
-    await using alice = new Driven(house.port, "alice", ...room, ...send(big));
-    await bob.says('"lacking":"the disk is too full: 2.1 MB are free, 3.0 MB are needed"');
-    const types = (line: string) => (bob.stdin.write(`${line}\n`), bob.stdin.flush());
-    await types("accept 1");
-    await bob.says("3.0 MB are needed; `accept 1 DIR` puts it elsewhere");
-    await types(`accept 1 ${source}/elsewhere`);
-    expect(await alice.exited()).toBe(0);
-    expect(fs.readdirSync(join(source, "elsewhere"))).toEqual(["big"]);
-  },
-);
-
-testNeeding(unmountable)("a disk that fills meanwhile is told, and what has come goes on later", async () => {
+mountTest("who is asked is told that there is no room, and can choose another folder", async () => {
+  const { source, target, write } = folders();
   await using house = startIntroducer();
-  await using bob = await onDisk(house.port, "64m");
+  await using bob = await onDisk(house.port, "2m", target, ["--stay"]);
+  const big = write("big", Buffer.alloc(3_000_000));
+  await using alice = new Driven(house.port, "alice", ...room, ...send(big));
+  await bob.says('"lacking":"the disk is too full: 2.1 MB are free, 3.0 MB are needed"');
+  const types = (line: string) => (bob.stdin.write(`${line}\n`), bob.stdin.flush());
+  await types("accept 1");
+  await bob.says("3.0 MB are needed; `accept 1 DIR` puts it elsewhere");
+  await types(`accept 1 ${source}/elsewhere`);
+  expect(await alice.exited()).toBe(0);
+  expect(fs.readdirSync(join(source, "elsewhere"))).toEqual(["big"]);
+});
+
+mountTest("a disk that fills meanwhile is told, and what has come goes on later", async () => {
+  const { target, sparse } = folders();
+  await using house = startIntroducer();
+  await using bob = await onDisk(house.port, "64m", target);
   const path = sparse(50_000_000);
   const part = () => fs.readdirSync(bob.folder).find((name) => name.endsWith(".part"));
   const size = () => fs.statSync(join(bob.folder, part() ?? "none"), { throwIfNoEntry: false })?.size ?? 0;
@@ -297,6 +313,7 @@ testNeeding(unmountable)("a disk that fills meanwhile is told, and what has come
 });
 
 test("a send that fails says why, with -q, too", async () => {
+  const { source, target, write } = folders();
   await using house = startIntroducer();
   await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
   await bob.registered;
@@ -311,6 +328,7 @@ test("a send that fails says why, with -q, too", async () => {
 });
 
 test("what is unfinished is listed, until it has come", async () => {
+  const { source, target, sparse, isPart } = folders();
   await using house = startIntroducer();
   await using bob = new Driven(house.port, "bob", ...room, "--accept", target);
   await bob.registered;
