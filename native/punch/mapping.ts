@@ -23,7 +23,7 @@ const probeTimeoutMs = 3_000;
  * How much longer a probe to a second address may take than the others. Where no introducer answers, it always takes so
  * long. So the introducer can't learn from our timing who else listens there.
  */
-const alternateGraceMs = 250;
+export const alternateGraceMs = 250;
 /** How long a connection to ourselves may take. It goes to our own NAT and back. */
 const hairpinTimeoutMs = 1_500;
 /** The largest step, and the most steps between two of our ports: other hosts may have taken ports between them. */

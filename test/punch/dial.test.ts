@@ -24,7 +24,7 @@ import {
   type Outcome,
   type Started,
 } from "./hosts-fixture.ts";
-import { testMs } from "../patience-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 
 setDefaultTimeout(testMs);
 
@@ -85,7 +85,7 @@ describe("a head start", () => {
     using dave = new Host(aliceIdentity);
     await expectLinked(carol, dave);
     expect([ofAlice.outcomes, ofBob.outcomes, ofAlice.punch.proven.size]).toEqual([[], [], 0]);
-    ofAlice.punch.introduce({ role, token }, 8_000);
+    ofAlice.punch.introduce({ role, token }, patienceMs);
     const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
     await expectSameConnection(...links);
     await closeBoth(...links);
@@ -103,8 +103,8 @@ describe("a head start", () => {
     const token = newToken();
     const [ofAlice, ofBob] = [early(alice, bob), early(bob, alice)];
     await until("both have tried", () => ofAlice.attempts.length > 0 && ofBob.attempts.length > 0);
-    ofBob.punch.introduce({ role: "controlled", token }, 8_000);
-    ofAlice.punch.introduce({ role: "controlling", token }, 8_000);
+    ofBob.punch.introduce({ role: "controlled", token }, patienceMs);
+    ofAlice.punch.introduce({ role: "controlling", token }, patienceMs);
     const links = [await linkOf(ofAlice), await linkOf(ofBob)] as const;
     await expectSameConnection(...links);
     await closeBoth(...links);
@@ -124,7 +124,7 @@ describe("a head start", () => {
       await until("carol is connected", () =>
         ofCarol.attempts.some(({ outcome }) => outcome === "connected"),
       );
-      ofAlice.punch.introduce({ role, token }, 8_000);
+      ofAlice.punch.introduce({ role, token }, patienceMs);
       const atCarol = await ofCarol.outcome;
       if (atCarol.is === "linked") await until("carol's link ends", () => !atCarol.channel.isOpen);
       expect(ofAlice.outcomes).toEqual([]);

@@ -17,6 +17,7 @@ import {
   stories,
 } from "../session/story-fixture.ts";
 import { loopback } from "../native-fixture.ts";
+import { patienceMs } from "../patience-fixture.ts";
 
 export const isLinux = process.platform === "linux";
 export { aliceIdentity, bobIdentity, bondOf, credentialsOf };
@@ -88,7 +89,7 @@ export function start(
     bond: bondOf(host.identity, peer.identity),
     candidates: [{ endpoint: peer.endpoint, route: "private" }],
     startInMs: 0,
-    deadlineMs: 8_000,
+    deadlineMs: patienceMs,
     isReachable: true,
     onLinked: (channel) => ended(linkedOn(channel)),
     onFailed: (reason, detail) => ended({ is: "failed", reason, detail }),

@@ -232,6 +232,7 @@ test("PCP: asked four times with one nonce, and what comes later than that still
   using router = await FakeGateway.open({ mapping: () => [] });
   const askedAt = performance.now();
   const asking = new PcpClient(router.gateway, internalPort).map(7200, never);
+  await until("asked four times", () => router.datagrams.length === 4);
   await until("silent", () => performance.now() > askedAt + silentAfterMs + 100);
   expect(new Set(router.datagrams.map((one) => Buffer.from(one).toString("hex"))).size).toBe(1);
   expect(router.datagrams).toHaveLength(4);

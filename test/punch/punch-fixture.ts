@@ -10,6 +10,7 @@ import { Socket } from "../../native/host/socket.ts";
 import type { Role } from "../../protocol.ts";
 import { bondOf, linkOn } from "../session/story-fixture.ts";
 import { loopback, openSockets, until } from "../native-fixture.ts";
+import { patienceMs } from "../patience-fixture.ts";
 
 const identity = makeIdentity();
 const credentials = new Credentials(identity);
@@ -39,7 +40,7 @@ const options = (peer: { port: number }, role: Role): Omit<PunchOptions, "onLink
   candidates: [{ endpoint: loopback(peer.port), route: "private" }],
   startInMs: 0,
   isReachable: true,
-  deadlineMs: 5_000,
+  deadlineMs: patienceMs,
 });
 
 const before = openSockets();

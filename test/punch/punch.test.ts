@@ -155,7 +155,7 @@ async function expectBoth(
 ): Promise<void> {
   const [forBob, forCarol] = [newToken(), newToken()];
   // Below the 5 s after which a connection taken for another's would be dropped and tried again.
-  const deadlineMs = 3_000;
+  const deadlineMs = 4_500;
   const started = [
     start(alice, bob, roleToBob, forBob, { deadlineMs, ...ofAlice }),
     start(alice, carol, roleToCarol, forCarol, { deadlineMs, ...ofAlice }),
@@ -313,7 +313,7 @@ test("a controlled side whose time is over still takes the nomination of a hands
   using bob = new Host(bobIdentity);
   using path = holdingBack(splitEndpoint(alice.endpoint).port);
   const token = newToken();
-  const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 150 });
+  const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 1_000 });
   const candidates = [{ endpoint: path.endpoint, route: "public" as const, isFresh: true }];
   const ofBob = start(bob, alice, "controlling", token, { candidates });
   await until("it is connected", () => ofBob.attempts.some(({ outcome }) => outcome === "connected"));
@@ -332,7 +332,7 @@ describe("it fails", () => {
     await using _ = noSocketLeft();
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
-    const ofAlice = start(alice, bob, "controlling", newToken(), { deadlineMs: 100 });
+    const ofAlice = start(alice, bob, "controlling", newToken(), { deadlineMs: 500 });
     const { reason, detail } = await failureOf(ofAlice);
     expect(reason).toBe("no-candidate-answered");
     expect(detail).toContain(`private ${bob.endpoint}: `);
@@ -394,11 +394,11 @@ describe("it fails", () => {
       using alice = new Host(aliceIdentity);
       using bob = new Host(bobIdentity);
       const token = newToken();
-      const expected = { bond: bondOf(aliceIdentity, carolIdentity), deadlineMs: 700 };
+      const expected = { bond: bondOf(aliceIdentity, carolIdentity), deadlineMs: 1_500 };
       const ofAlice = start(alice, bob, role, token, expected);
       const other = role === "controlling" ? "controlled" : "controlling";
       // TLS 1.3: a client learns only afterwards that its certificate was not welcome, so Bob may link.
-      const ofBob = start(bob, alice, other, token, { deadlineMs: 700 });
+      const ofBob = start(bob, alice, other, token, { deadlineMs: 1_500 });
       const { reason, detail } = await failureOf(ofAlice);
       expect([reason, detail.includes(bob.endpoint)]).toEqual(["authentication-failed", true]);
       const atBob = await ofBob.outcome;

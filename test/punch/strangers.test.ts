@@ -116,12 +116,15 @@ describe("an endpoint for which only the peer's word stands", () => {
     });
     const endpoint = loopback(server.port);
     const candidates = [{ endpoint, route, tries: { left: 6 } }];
-    const since = performance.now();
+    const order: string[] = [];
+    const handshake = setTimeout(() => order.push("a handshake could be over"), 200 + 1_500);
     const ofAlice = start(alice, bob, role, newToken(), { candidates, deadlineMs: 200 });
+    void ofAlice.outcome.then(() => order.push("the time is over"));
     const { reason, detail } = await failureOf(ofAlice);
+    clearTimeout(handshake);
     expect(reason).toBe("no-candidate-answered");
-    // The time for a handshake is not given: how long it took would tell, too.
-    expect(performance.now() - since).toBeLessThan(200 + 1_500);
+    // The time for a handshake is not given: how long it took would tell, too. (A busy machine delays all timers alike.)
+    expect(order).toEqual(["the time is over"]);
     expect(detail).toContain(`${route} ${endpoint}: `);
     expect(ofAlice.attempts.some(({ outcome }) => outcome === "connected")).toBe(true);
     server.stop(true);
@@ -164,16 +167,22 @@ describe("an endpoint for which only the peer's word stands", () => {
         { endpoint: victim, route: "public" as const, tries },
         { endpoint: nobody.endpoint, route: "public" as const },
       ];
-      const rounds: number[][] = [];
+      const rounds: number[] = [];
       for (let round = 0; round < 3; round++) {
-        const ofAlice = start(alice, bob, "controlling", newToken(), { candidates, deadlineMs: 500 });
-        expect((await failureOf(ofAlice)).reason).toBe("no-candidate-answered");
-        rounds.push([startsOf(ofAlice, victim).length, startsOf(ofAlice, nobody.endpoint).length]);
+        const startedAt = performance.now();
+        const ofAlice = start(alice, bob, "controlling", newToken(), { candidates });
+        const dialled = () => startsOf(ofAlice, victim).length;
+        const isDue = () => dialled() < (what === "refuses" ? 3 : 1) && tries.left > 0;
+        const isFullRate = () => startsOf(ofAlice, nobody.endpoint).length > 20;
+        await until("it was dialled, and the peer's own often", () => !isDue() && isFullRate());
+        ofAlice.punch.abort("peer-left", "");
+        rounds.push(dialled());
+        // Silence is waited for, and a refusal makes the next pause longer.
+        const most = what === "refuses" ? 3 : 1;
+        expect(dialled()).toBeLessThanOrEqual(most + Math.floor((performance.now() - startedAt) / 900));
       }
-      const [towardsVictim, towardsPeer] = [0, 1].map((which) => rounds.map((counts) => counts[which]!));
-      // Silence is waited for: one SYN a round.
-      expect(towardsVictim).toEqual(what === "refuses" ? [3, 3, 0] : [1, 1, 1]);
-      expect(Math.min(...towardsPeer!)).toBeGreaterThan(20);
+      if (what === "refuses") expect([rounds[0]! + rounds[1]!, rounds[2]!]).toEqual([6, 0]);
+      else expect(Math.min(...rounds)).toBeGreaterThan(0);
     },
   );
 
@@ -183,17 +192,24 @@ describe("an endpoint for which only the peer's word stands", () => {
     using bob = new Host(bobIdentity);
     using hole = unanswering();
     const candidates = [{ endpoint: hole.endpoint, route: "public" as const, tries: { left: 2 } }];
-    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates, deadlineMs: 2_500 });
+    const order: string[] = [];
+    let kernel: Timer | undefined;
+    const onAttempt = ({ outcome }: Attempt) => {
+      order.push(outcome);
+      kernel ??= setTimeout(() => order.push("the kernel sends it again"), 1_000);
+    };
+    const ofAlice = start(alice, bob, "controlling", newToken(), {
+      ...{ candidates, deadlineMs: 2_500, onAttempt },
+    });
     const { detail } = await failureOf(ofAlice);
+    clearTimeout(kernel);
     expect(detail).toBe(`public ${hole.endpoint}: 2 attempts, no answer`);
-    const [first, given, second, again] = ofAlice.attempts;
-    expect([first, given, second, again].map((one) => one!.outcome)).toEqual([
-      "started",
-      "no answer",
+    // (A busy machine delays all timers alike.)
+    expect(order.slice(0, 2)).toEqual(["started", "no answer"]);
+    expect(order.filter((one) => one !== "the kernel sends it again").slice(2)).toEqual([
       "started",
       "no answer",
     ]);
-    expect(given!.atMs - first!.atMs).toBeLessThan(1_000);
   });
 
   test("is not scanned: six attempts at each of four addresses, in three rounds", async () => {
@@ -214,24 +230,31 @@ describe("an endpoint for which only the peer's word stands", () => {
       since: 0,
       mapping: "unknown",
     } as const;
+    const [four, seen] = [scanned.slice(0, 4), formatEndpoint("127.0.2.1", 50_000)];
     const dialled = new Map<Endpoint, number>();
     for (let round = 0; round < 3; round++) {
       const candidates = roundCandidates({
         way: "direct",
         own,
         introducer: loopback(7000),
-        peer: { ...mallory, private: scanned, public: formatEndpoint("127.0.2.1", 50_000) },
+        peer: { ...mallory, private: scanned, public: seen },
         ours: new Set([alice.endpoint]),
         hosts: [],
         allowance,
         budget: 100,
       });
-      const ofAlice = start(alice, bob, "controlled", newToken(), { candidates, deadlineMs: 600 });
-      expect((await failureOf(ofAlice)).reason).toBe("no-candidate-answered");
+      const ofAlice = start(alice, bob, "controlled", newToken(), { candidates });
+      const isDone = (endpoint: Endpoint) => {
+        const now = startsOf(ofAlice, endpoint).length;
+        return now >= 3 || now + (dialled.get(endpoint) ?? 0) >= 6;
+      };
+      const isFullRate = () => startsOf(ofAlice, seen).length > 20;
+      await until("the others would have been dialled, too", () => four.every(isDone) && isFullRate());
+      ofAlice.punch.abort("peer-left", "");
       for (const { remote } of startsOf(ofAlice)) dialled.set(remote, (dialled.get(remote) ?? 0) + 1);
     }
-    dialled.delete(formatEndpoint("127.0.2.1", 50_000));
-    expect([...dialled]).toEqual(scanned.slice(0, 4).map((endpoint) => [endpoint, 6]));
+    dialled.delete(seen);
+    expect([...dialled]).toEqual(four.map((endpoint) => [endpoint, 6]));
   });
 });
 
@@ -304,7 +327,7 @@ describe("a stranger at the peer's private endpoint", () => {
     });
     const stranger = { endpoint: loopback(server.port), route: "private" as const };
     const known = [{ ...stranger, route: "public" as const }];
-    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates: known, deadlineMs: 300 });
+    const ofAlice = start(alice, bob, "controlling", newToken(), { candidates: known, deadlineMs: 1_500 });
     expect((await failureOf(ofAlice)).reason).toBe("authentication-failed");
     const candidates = [stranger, { endpoint: bob.endpoint, route: "public" as const }];
     await expectLinked(alice, bob, { alice: { candidates } });
@@ -376,12 +399,21 @@ describe("strangers at our listener", () => {
       const strangers: Socket[] = [];
       const ready = (what: "read" | "write") =>
         pollSockets(strangers.map((socket) => ({ socket, for: what, value: undefined }))).length;
-      for (let count = 1; count <= most + 8; count++) {
-        const stranger = Socket.open(4);
-        strangers.push(stranger);
-        stranger.connect(alice.endpoint);
-        if (count > most) await until("one too many is closed", () => ready("read") === count - most);
-        else await until("it is connected", () => ready("write") === count);
+      const come = (count: number) => {
+        for (let one = 0; one < count; one++) {
+          const stranger = Socket.open(4);
+          strangers.push(stranger);
+          stranger.connect(alice.endpoint);
+        }
+      };
+      // Not more at once than the queue holds.
+      while (strangers.length < most) {
+        come(32);
+        await until("they are connected", () => ready("write") === strangers.length);
+      }
+      for (let many = 1; many <= 8; many++) {
+        come(1);
+        await until("one too many is closed", () => ready("read") === many);
       }
       ofAlice.punch.abort("peer-left", "");
       await until("all are closed", () => ready("read") === most + 8);
@@ -394,7 +426,7 @@ describe("strangers at our listener", () => {
     using alice = new Host(aliceIdentity);
     using bob = new Host(bobIdentity);
     const token = newToken();
-    const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 300 });
+    const ofAlice = start(alice, bob, "controlled", token, { candidates: [], deadlineMs: 1_500 });
     const { socket } = await connectShared(alice.endpoint, 5_000);
     const client = { role: "controlling", offers: [alpnOf(token)] } as const;
     const mute = new Channel(adopt(socket), "public", client, credentialsOf(bobIdentity));
