@@ -61,7 +61,7 @@ labTest(
     await removeBridges(hosts.alice);
     await told(alice, bob, before);
     await nat.run(["nft", "delete table ip cut"]);
-    await linkedBoth(alice, bob, 12_000);
+    await linkedBoth(alice, bob);
     await talk(alice, bob);
     for (const one of [alice, bob]) {
       expect([one.all("registered").length, one.all("introducer"), one.all("failed")]).toEqual([1, [], []]);

@@ -63,7 +63,7 @@ labTest(
     await losePower(hosts.bob, bob);
     alice.type("connect bob");
     await alice.next("punching");
-    await expectFailure(alice, "peer-left", 8_000);
+    await expectFailure(alice, "peer-left");
     expect(introducer.all("left")).toMatchObject([{ name: "bob" }]);
   },
   3 * testMs,

@@ -3,7 +3,7 @@
  * its NAT has forgotten it, its address has changed, its relay or the introducer was killed. Real NATs, real programs.
  */
 import { expect, setDefaultTimeout } from "bun:test";
-import { Lab, labTest, raceTest, type Nat } from "./lab.ts";
+import { Lab, labTest, type Nat } from "./lab.ts";
 import {
   cutOff,
   expectFailure,
@@ -23,15 +23,12 @@ setDefaultTimeout(3 * testMs);
 const random = { mapping: "random" } as const;
 const sequential = { mapping: "sequential" } as const;
 const streams = "test/lab/streams-fixture.ts";
-/** A relay is offered at once where there is no other way, and takes some six round trips. */
-const relayedMs = 1500;
-/** A broken connection is noticed within 5 s, and the next one takes a punch. */
-const backMs = 15_000;
 /** An address of the Internet that nobody has. */
 const freeAddress = "203.0.113.220";
-/** How often a transfer is cut, and how much it has to do: `CUTS=50 BYTES=1000000000` for more. */
+/** How often a transfer is cut, and how much it has to do, so fast: `CUTS=50 BYTES=1000000000 MBITS=0` for more. */
 const cuts = Number(process.env.CUTS ?? 4);
-const streamedBytes = Number(process.env.BYTES ?? 40_000_000);
+const streamedBytes = Number(process.env.BYTES ?? 2_000_000);
+const upMbits = Number(process.env.MBITS ?? 10);
 
 const hopeless: [where: string, layout: Layout][] = [
   ["random ↔ random", apart(random)],
@@ -53,6 +50,7 @@ labTest.concurrent(
     const { alice, bob } = await gatherStreams(people, hosts, introducer);
     alice.type("connect bob");
     await Promise.all([alice.next("linked"), bob.next("linked")]);
+    for (const host of Object.values(hosts)) await host.setWan({ upMbits });
     const bytes = streamedBytes;
     for (let stream = 0; stream < 3; stream++) {
       alice.type(`send bob ${bytes}`);
@@ -62,7 +60,7 @@ labTest.concurrent(
     const addresses = [nats[0].address, nats[1].address, freeAddress, "203.0.113.221"];
     for (let cut = 0; cut < cuts; cut++) {
       const nat = nats[cut % 2]!;
-      const moved = Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
+      const moved = Promise.all([alice, bob].map((one) => one.next("moved")));
       await nats[(cut + 1) % 2]!.flush(); // which may break nothing
       await nat.changeAddress(addresses[(cut + 2) % addresses.length]!);
       await moved;
@@ -86,11 +84,11 @@ labTest.concurrent(
     await expectRoute(meeting, "alice", "public/listen");
     await cutOff(nat, bob.public);
     bob.type("say alice hello?");
-    await bob.next("broken", () => true, backMs);
+    await bob.next("broken");
     alice.type("disconnect bob");
-    await alice.next("unlinked", ({ reason }) => reason === "disconnected", backMs);
+    await alice.next("unlinked", ({ reason }) => reason === "disconnected");
     await nat.run(["nft", "delete table ip cut"]);
-    expect(await bob.next("unlinked", () => true, backMs)).toMatchObject({ reason: "peer-disconnected" });
+    expect(await bob.next("unlinked")).toMatchObject({ reason: "peer-disconnected" });
     expect(alice.all("linked").length).toBe(1);
   },
 );
@@ -108,20 +106,17 @@ labTest.concurrent("with --keep 0 a broken link has ended", async () => {
   await linkedBoth(alice, bob);
   await cutOff(hosts.alice.behind as Nat, bob.public);
   alice.type("say bob hello?");
-  expect(await alice.next("unlinked", () => true, backMs)).toMatchObject({ reason: "connection-lost" });
+  expect(await alice.next("unlinked")).toMatchObject({ reason: "connection-lost" });
   expect(alice.all("broken")).toEqual([]);
 });
 
-raceTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
+labTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, layout) => {
   await using lab = await Lab.create();
   await using people = new People();
   const { introducer, alice, bob } = await gather(lab, people, await layout(lab));
   alice.type("connect bob");
   const both = await relayedBoth(alice, bob);
-  for (const { remote, elapsedMs } of both) {
-    expect(remote).toBe(introducer.endpoint);
-    expect(elapsedMs).toBeLessThan(relayedMs);
-  }
+  for (const { remote } of both) expect(remote).toBe(introducer.endpoint);
   await talk(alice, bob);
   expect([...alice.all("attempt"), ...bob.all("attempt"), ...introducer.all("punch")]).toEqual([]);
   introducer.type("list");
@@ -131,7 +126,7 @@ raceTest.concurrent.each(hopeless)("%s: by relay, and not one SYN", async (_, la
   expect(links[0]!.relayedBytes).toBeGreaterThan(1000);
 });
 
-raceTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
+labTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once", async (_, layout) => {
   await using lab = await Lab.create();
   await using people = new People();
   const hosts = await layout(lab);
@@ -145,19 +140,20 @@ raceTest.concurrent.each(hopeless)("%s, --direct: both-mappings-random at once",
     [bob, alice],
   ] as const) {
     asker.type(`connect ${other.name}`);
-    await expectFailure(asker, "both-mappings-random", 1000);
+    await expectFailure(asker, "both-mappings-random");
   }
   expect([...alice.all("linked"), ...bob.all("linked"), ...introducer.all("relaying")]).toEqual([]);
+  expect([...alice.all("attempt"), ...bob.all("attempt"), ...introducer.all("punch")]).toEqual([]);
 });
 
-raceTest.concurrent("an introducer with --no-relay relays nothing", async () => {
+labTest.concurrent("an introducer with --no-relay relays nothing", async () => {
   await using lab = await Lab.create();
   await using people = new People();
   const place = await lab.host("introducer", { owdMs });
   const introducer = await people.introducer(place, 7000, undefined, ["--no-relay"]);
   const meeting = await gather(lab, people, await apart(random)(lab), introducer);
   meeting.alice.type("connect bob");
-  await expectFailure(meeting.alice, "both-mappings-random", 1000);
+  await expectFailure(meeting.alice, "both-mappings-random");
 });
 
 labTest.concurrent("a transfer goes on when a relayed link becomes direct", async () => {
@@ -175,7 +171,7 @@ labTest.concurrent("a transfer goes on when a relayed link becomes direct", asyn
   alice.type(`send bob ${bytes}`);
   bob.type(`send alice ${bytes}`);
   await (hosts.alice.behind as Nat).changeMapping("endpoint-independent");
-  await Promise.all([alice, bob].map((one) => one.next("moved", ({ route }) => route !== "relay", 40_000)));
+  await Promise.all([alice, bob].map((one) => one.next("moved", ({ route }) => route !== "relay")));
   await expectStreamed(alice, bob, bytes);
   expect([...alice.all("unlinked"), ...bob.all("unlinked")]).toEqual([]);
 });
@@ -220,10 +216,10 @@ labTest.concurrent.each(troubles)(
     bob.type("say alice from the dark");
     if (introducer.process.killed) await people.introducer(place);
     await Promise.all([
-      bob.next("said", ({ text }) => text === "into the dark", backMs),
-      alice.next("said", ({ text }) => text === "from the dark", backMs),
+      bob.next("said", ({ text }) => text === "into the dark"),
+      alice.next("said", ({ text }) => text === "from the dark"),
     ]);
-    if (breaks) await Promise.all([alice, bob].map((one) => one.next("moved", () => true, backMs)));
+    if (breaks) await Promise.all([alice, bob].map((one) => one.next("moved")));
     await talk(alice, bob);
     for (const one of [alice, bob]) {
       expect(one.all("said").length).toBe(3); // nothing twice
@@ -315,9 +311,9 @@ async function expectStreamed(a: ParticipantProgram, b: ParticipantProgram, byte
     [a, b],
     [b, a],
   ] as const) {
-    const sent = (await from.next("streamed" as Any, () => true, 120_000)) as unknown as Streamed;
+    const sent = (await from.next("streamed" as Any, () => true, 2 * testMs)) as unknown as Streamed;
     const isSame = (event: unknown) => (event as Streamed).sha256 === sent.sha256;
-    const received = (await to.next("received" as Any, isSame, 10_000)) as unknown as Streamed;
+    const received = (await to.next("received" as Any, isSame)) as unknown as Streamed;
     expect([sent.bytes, received.bytes]).toEqual([bytes, bytes]);
   }
 }

@@ -5,7 +5,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import { noRedis, RedisServer } from "../introducer/redis-fixture.ts";
 import { Lab, labTestNeeding } from "./lab.ts";
-import { disconnect, expectRoute, gather, mapped, soonMs, type Expected } from "./meeting.ts";
+import { disconnect, expectRoute, gather, mapped, type Expected } from "./meeting.ts";
 import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { apart, behind, between, owdMs, type Layout } from "./sides.ts";
@@ -55,7 +55,7 @@ sharedTest.concurrent.each(rows)(
     const meeting = await gather(lab, people, await layout(lab), here, options, there);
     const { alice, bob } = meeting;
     for (const asker of ["alice", "bob"] as const) {
-      await expectRoute(meeting, asker, expected, 4 * soonMs);
+      await expectRoute(meeting, asker, expected, 6);
       await disconnect(alice, bob);
     }
   },
@@ -75,7 +75,7 @@ routerTest.concurrent(
     const { alice, bob } = meeting;
     await mapped(meeting);
     for (const asker of ["alice", "bob"] as const) {
-      await expectRoute(meeting, asker, "mapped/listen", 4 * soonMs);
+      await expectRoute(meeting, asker, "mapped/listen", 6);
       await disconnect(alice, bob);
     }
   },
