@@ -153,8 +153,9 @@ class Internet {
       const slot = this.#freeSlots.pop();
       if (slot === undefined) return; // the queue of a router is finite too: its device drops
       const length = libc.read(source.fd, this.#pointer(slot), slotBytes);
-      const due = length > 0 ? this.#accept(source, slot, length) : undefined;
-      if (this.#traceFd >= 0 && length > 0) this.#trace(source, slot, length, due);
+      const now = Bun.nanoseconds();
+      const due = length > 0 ? this.#accept(source, slot, length, now) : undefined;
+      if (this.#traceFd >= 0 && length > 0) this.#trace(source, slot, length, now, due);
       if (due === undefined) this.#freeSlots.push(slot);
       else {
         this.#lengths[slot] = length;
@@ -165,14 +166,13 @@ class Internet {
   }
 
   /** Routes the packet in that slot: when it is due, or undefined to drop it. */
-  #accept(source: Site, slot: number, length: number): number | undefined {
+  #accept(source: Site, slot: number, length: number, now: number): number | undefined {
     const at = slot * slotBytes;
     const isIpv4 = this.#packets[at]! >> 4 === 4;
     const [from, to] = isIpv4 ? [at + 16, at + 20] : [at + 24, at + 40];
     const target = this.#routes.get(this.#packets.toString("latin1", from, to));
     if (target === undefined) return undefined;
     this.#targets[slot] = target;
-    const now = Bun.nanoseconds();
     if (target === source) return now + mirrorDelayMs * 1e6;
     const kept = (1 - source.loss) * (1 - target.loss);
     if (kept < 1 && Math.random() >= kept) return undefined;
@@ -194,10 +194,9 @@ class Internet {
     return (source.upFreeAt = freeAt + length * nsPerByte);
   }
 
-  #trace(source: Site, slot: number, length: number, due: number | undefined): void {
+  #trace(source: Site, slot: number, length: number, now: number, due: number | undefined): void {
     const packet = describePacket(this.#packets.subarray(slot * slotBytes, slot * slotBytes + length));
     if (packet === undefined) return;
-    const now = Bun.nanoseconds();
     const fate = due === undefined ? "dropped" : `due +${((due - now) / 1e6).toFixed(2)}`;
     const elapsedMs = ((now - this.#traceStart) / 1e6).toFixed(2);
     writeSync(this.#traceFd, `${elapsedMs.padStart(10)} ms  ${source.name}: ${packet}, ${fate}\n`);

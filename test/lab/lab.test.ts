@@ -4,7 +4,7 @@ import { readdir, readlink, unlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { Lab, labTest, type Host, type Mapping, type NatOptions, type Unsolicited } from "./lab.ts";
 import type { Attempt } from "./probe-fixture.ts";
-import { testMs } from "../patience-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 
 setDefaultTimeout(3 * testMs);
 const probe = `${import.meta.dir}/probe-fixture.ts`;
@@ -22,7 +22,7 @@ async function serve(host: Host, ...ports: number[]): Promise<Bun.Subprocess> {
 async function connect(
   from: Host,
   targets: (readonly [address: string | undefined, port: number])[],
-  { timeoutMs = 2000, port = localPort } = {},
+  { timeoutMs = patienceMs, port = localPort } = {},
 ): Promise<Attempt[]> {
   const to = targets.map((target) => target.join(","));
   const out = await from.run([process.execPath, probe, "connect", `${timeoutMs}`, `${port}`, ...to]);
@@ -35,6 +35,10 @@ async function connect(
 function observedPorts(attempts: Attempt[]): number[] {
   return attempts.map(({ observed }) => Number(observed?.split(",")[1]));
 }
+
+/** How long what never comes is waited for. */
+const inVainMs = 300;
+const waitFor = (outcome: string) => (outcome === "ETIMEDOUT" ? inVainMs : patienceMs);
 
 /** Both connect to each other's port at that address; what each then reads from the other. */
 async function meet(at: string, one: Host, onePort: number, other: Host, otherPort: number) {
@@ -79,7 +83,7 @@ labTest.concurrent("sequential mapping takes the next port for every destination
 
 labTest.concurrent("random mapping takes any port", async () => {
   const ports = await mappedPorts("random");
-  expect(new Set(ports).size).toBe(4);
+  expect(new Set(ports).size).toBeGreaterThan(1); // two of them may be the same
   expect(new Set(steps(ports)).size).toBeGreaterThan(1);
 });
 
@@ -103,8 +107,8 @@ labTest.concurrent.each(kinds)(
     await Promise.all([serve(alice, 7000), serve(bob, 7000), serve(stranger, 7000)]);
 
     const closed = [nat.address, alice.address6, bob.address, bob.address6].map((to) => [to, 7000] as const);
-    const attempts = await connect(stranger, closed, { timeoutMs: 1000 });
     const { ipv4, ipv6 } = outcomes[unsolicited];
+    const attempts = await connect(stranger, closed, { timeoutMs: waitFor(ipv4) });
     expect(attempts.map(({ outcome }) => outcome)).toEqual([ipv4, ipv6, ipv4, ipv6]);
 
     const open = [stranger.address, stranger.address6].map((to) => [to, 7000] as const);
@@ -119,8 +123,10 @@ labTest.concurrent.each(kinds)(
   async (unsolicited) => {
     await using lab = await Lab.create();
     const { nat, alice, server, targets } = await behindNat(lab, { unsolicited });
-    const [attempt] = await connect(server, [[nat.address, localPort]], { timeoutMs: 100, port: 6999 });
-    expect(attempt?.outcome).toBe(outcomes[unsolicited].ipv4);
+    const { ipv4 } = outcomes[unsolicited];
+    const how = { timeoutMs: waitFor(ipv4), port: 6999 };
+    const [attempt] = await connect(server, [[nat.address, localPort]], how);
+    expect(attempt?.outcome).toBe(ipv4);
     await serve(server, 6999);
     expect(observedPorts(await connect(alice, [[server.address, 6999], ...targets]))).toEqual(
       Array(5).fill(localPort),
@@ -132,17 +138,19 @@ labTest.concurrent(
   "two hosts that know their mappings meet through two NATs, and don't when ports are random",
   async () => {
     await using lab = await Lab.create();
+    const crossingMs = 2_000; // with a SYN that is sent again
     for (const mapping of ["endpoint-independent", "random"] as const) {
       const natA = await lab.nat(`natA-${mapping}`, { mapping, owdMs: 5 });
       const natB = await lab.nat(`natB-${mapping}`, { owdMs: 5 });
       const alice = await lab.host(`alice-${mapping}`, { behind: natA });
       const bob = await lab.host(`bob-${mapping}`, { behind: natB });
+      const expected = mapping === "random" ? "ETIMEDOUT" : "hello";
+      const timeoutMs = mapping === "random" ? crossingMs : patienceMs;
       const attempts = await Promise.all([
-        connect(alice, [[natB.address, 40_001]], { port: 40_000 }),
-        connect(bob, [[natA.address, 40_000]], { port: 40_001 }),
+        connect(alice, [[natB.address, 40_001]], { timeoutMs, port: 40_000 }),
+        connect(bob, [[natA.address, 40_000]], { timeoutMs, port: 40_001 }),
       ]);
       const heard = attempts.map(([attempt]) => attempt?.observed ?? attempt?.outcome);
-      const expected = mapping === "random" ? "ETIMEDOUT" : "hello";
       expect(heard).toEqual([expected, expected]);
     }
   },
@@ -178,11 +186,12 @@ labTest.concurrent.each(kinds)("no hairpinning, or no mapping to hairpin to: %s"
   const off = await lab.nat("off", { hairpinning: false, unsolicited });
   const alice = await lab.host("alice", { behind: on });
   const bob = await lab.host("bob", { behind: off });
-  const attempts = await Promise.all([
-    connect(alice, [[on.address, 7000]]),
-    connect(bob, [[off.address, 7000]]), // an ICMP error that is back while connect() still runs counts next time
-  ]);
   const { ipv4 } = outcomes[unsolicited];
+  const how = { timeoutMs: waitFor(ipv4) };
+  const attempts = await Promise.all([
+    connect(alice, [[on.address, 7000]], how),
+    connect(bob, [[off.address, 7000]], how), // an ICMP error that is back while connect() still runs counts next time
+  ]);
   expect(attempts.flat().map(({ outcome }) => outcome)).toEqual([ipv4, ipv4]);
 });
 
@@ -244,7 +253,7 @@ labTest.concurrent("a signal to a spawned program reaches the program itself", a
 labTest.concurrent("without a route nothing answers, and a name is used once", async () => {
   await using lab = await Lab.create();
   const host = await lab.host("host");
-  expect((await connect(host, [[nobody, 7000]], { timeoutMs: 100 }))[0]?.outcome).toBe("ETIMEDOUT");
+  expect((await connect(host, [[nobody, 7000]], { timeoutMs: inVainMs }))[0]?.outcome).toBe("ETIMEDOUT");
   await expect(lab.host("host")).rejects.toThrow("bad name");
 });
 
@@ -253,6 +262,15 @@ async function processesIn(namespaces: Set<string>): Promise<string[]> {
   const pids = (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry));
   const links = await Promise.all(pids.map((pid) => readlink(`/proc/${pid}/ns/net`).catch(() => "gone")));
   return pids.filter((_, index) => namespaces.has(links[index]!));
+}
+
+/** What was killed may take a moment to be gone. */
+async function emptied(namespaces: Set<string>): Promise<void> {
+  const giveUpAt = performance.now() + patienceMs;
+  while ((await processesIn(namespaces)).length > 0) {
+    expect(performance.now()).toBeLessThan(giveUpAt);
+    await Bun.sleep(10);
+  }
 }
 
 labTest.concurrent("nothing is left of a lab, not even what its hosts' programs have started", async () => {
@@ -266,7 +284,7 @@ labTest.concurrent("nothing is left of a lab, not even what its hosts' programs 
   ]);
   expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(5); // holder, its cat, Internet, sh, sleep
   await lab[Symbol.asyncDispose]();
-  expect(await processesIn(namespaces)).toEqual([]);
+  await emptied(namespaces);
 });
 
 labTest.concurrent("nothing is left of a lab whose own process was killed", async () => {
@@ -281,24 +299,34 @@ labTest.concurrent("nothing is left of a lab whose own process was killed", asyn
   expect((await processesIn(namespaces)).length).toBeGreaterThanOrEqual(2);
   owner.kill("SIGKILL");
   await owner.exited;
-  const deadline = performance.now() + 10_000;
-  while ((await processesIn(namespaces)).length > 0) expect(performance.now()).toBeLessThan(deadline);
+  await emptied(namespaces);
 });
 
-// Milliseconds count: each by itself.
+// Milliseconds count: each by itself. What comes late does so by the machine, which may have other work: it is tried again.
+
+/** Resolves once that took so long; never less. */
+async function takes(leastMs: number, mostMs: number, once: () => Promise<number>): Promise<void> {
+  const giveUpAt = performance.now() + patienceMs;
+  for (;;) {
+    const tookMs = await once();
+    expect(tookMs).toBeGreaterThanOrEqual(leastMs);
+    if (tookMs <= mostMs) return;
+    expect(performance.now()).toBeLessThan(giveUpAt);
+  }
+}
 
 labTest("the delay between two sites is the sum of theirs, and can be changed", async () => {
   await using lab = await Lab.create();
   const { nat, alice, server } = await behindNat(lab, { owdMs: 20 });
   await server.setWan({ owdMs: 20 });
+  const targets = Array.from({ length: 5 }, () => [server.address, 7000] as const);
   const roundTrip = async () => {
-    const targets = Array.from({ length: 5 }, () => [server.address, 7000] as const);
     const attempts = await connect(alice, targets, { port: 0 });
     return Math.min(...attempts.map(({ elapsedMs }) => elapsedMs));
   };
-  expect(await roundTrip()).toBeWithin(80, 85);
+  await takes(80, 85, roundTrip);
   await nat.setWan({ owdMs: 2.5 });
-  expect(await roundTrip()).toBeWithin(45, 50);
+  await takes(45, 50, roundTrip);
 });
 
 labTest("loss loses about as much as asked, jitter delays at most as much as asked", async () => {
@@ -308,16 +336,27 @@ labTest("loss loses about as much as asked, jitter delays at most as much as ask
   await serve(b, 7000);
   const targets = Array.from({ length: 40 }, () => [b.address, 7000] as const);
   await b.setWan({ jitterMs: 10 });
-  const elapsed = (await connect(a, targets, { port: 0 })).map(({ elapsedMs }) => elapsedMs);
-  expect(Math.min(...elapsed)).toBeWithin(4, 20);
-  expect(Math.max(...elapsed)).toBeWithin(12, 100);
+  // Both ways together it is up to 20 ms, and more than 14 for one in six.
+  const median = async () => {
+    const elapsed = (await connect(a, targets, { port: 0 })).map(({ elapsedMs }) => elapsedMs);
+    expect(Math.min(...elapsed)).toBeGreaterThanOrEqual(4);
+    expect(Math.max(...elapsed)).toBeGreaterThan(12);
+    return elapsed.sort((x, y) => x - y)[targets.length / 2]!;
+  };
+  await takes(4, 24, median);
 
   await b.setWan({ jitterMs: 0, loss: 1 });
-  expect((await connect(a, [[b.address, 7000]], { timeoutMs: 100, port: 0 }))[0]?.outcome).toBe("ETIMEDOUT");
+  const lost = { timeoutMs: inVainMs, port: 0 };
+  expect((await connect(a, [[b.address, 7000]], lost))[0]?.outcome).toBe("ETIMEDOUT");
   await b.setWan({ loss: 0.5 });
-  const tries = await connect(a, targets, { timeoutMs: 50, port: 0 });
-  const connected = tries.filter(({ outcome }) => outcome === "connected").length;
-  expect(connected).toBeWithin(1, 25); // a quarter of 40 expected: SYN and SYN-ACK must both pass
+  // A quarter of 40 expected: SYN and SYN-ACK must both pass. What a busy machine is late with counts as lost.
+  const giveUpAt = performance.now() + patienceMs;
+  for (let connected = 0; connected === 0;) {
+    expect(performance.now()).toBeLessThan(giveUpAt);
+    const tries = await connect(a, targets, { timeoutMs: 50, port: 0 });
+    connected = tries.filter(({ outcome }) => outcome === "connected").length;
+    expect(connected).toBeLessThanOrEqual(25);
+  }
 });
 
 labTest(
@@ -327,12 +366,14 @@ labTest(
     const a = await lab.host("a", { owdMs: 1, upMbits: 0.024 });
     const b = await lab.host("b", { owdMs: 1 });
     await serve(b, 7000);
-    const roundTrip = async () => (await connect(a, [[b.address, 7000]], { timeoutMs: 500, port: 0 }))[0];
-    expect((await roundTrip())?.elapsedMs).toBeWithin(24, 100); // a SYN of 60 bytes takes 20 ms, the answer none
+    const attempt = async (timeoutMs = patienceMs) =>
+      (await connect(a, [[b.address, 7000]], { timeoutMs, port: 0 }))[0]!;
+    const roundTrip = async () => (await attempt()).elapsedMs;
+    await takes(24, 100, roundTrip); // a SYN of 60 bytes takes 20 ms, the answer none
     await a.setWan({ upQueueBytes: 59 });
-    expect((await roundTrip())?.outcome).toBe("ETIMEDOUT");
+    expect((await attempt(inVainMs)).outcome).toBe("ETIMEDOUT");
     await a.setWan({ upMbits: 0 });
-    expect((await roundTrip())?.elapsedMs).toBeWithin(4, 24);
+    await takes(4, 24, roundTrip);
   },
 );
 
@@ -344,6 +385,6 @@ labTest("every packet that crosses the Internet can be seen in a trace", async (
   const lines = (await Bun.file(path).text()).trim().split("\n");
   await unlink(path);
   expect(lines.length).toBe(2);
-  expect(lines[0]).toMatch(/ms  a: 203\.0\.113\.1:40000 > 203\.0\.113\.2:7000 S seq \d+, due \+[12]\.\d\d$/);
-  expect(lines[1]).toMatch(/ms  b: 203\.0\.113\.2:7000 > 203\.0\.113\.1:40000 RA seq 0, due \+[12]\.\d\d$/);
+  expect(lines[0]).toMatch(/ms  a: 203\.0\.113\.1:40000 > 203\.0\.113\.2:7000 S seq \d+, due \+2\.00$/);
+  expect(lines[1]).toMatch(/ms  b: 203\.0\.113\.2:7000 > 203\.0\.113\.1:40000 RA seq 0, due \+2\.00$/);
 });

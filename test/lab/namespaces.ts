@@ -4,9 +4,7 @@
  * holder ends when its stdin does, so also when the test process is killed, and takes every process in
  * the namespaces with it.
  */
-
-/** Longest that one set-up script may take; it takes milliseconds. */
-const scriptDeadlineMs = 20_000;
+import { patienceMs } from "../patience-fixture.ts";
 
 /** At the end it kills all that is in its user namespace: programs of hosts may have started others. */
 const holderScript = `
@@ -55,7 +53,7 @@ export function findObstacle(): string | undefined {
   const missing = ["unshare", "nsenter", "ip", "nft"].filter((program) => Bun.which(program) === null);
   if (missing.length > 0)
     return `not installed: ${missing.join(", ")} (packages util-linux, iproute2, nftables)`;
-  const probe = Bun.spawnSync(["unshare", "-Urmn", "sh", "-ec", probeScript], { timeout: scriptDeadlineMs });
+  const probe = Bun.spawnSync(["unshare", "-Urmn", "sh", "-ec", probeScript], { timeout: patienceMs });
   if (probe.success) return undefined;
   const said = probe.stderr.toString().trim().replaceAll("\n", " ");
   return said || `the probe script ended with ${probe.signalCode ?? probe.exitCode}`;
@@ -99,7 +97,7 @@ export class Namespaces implements AsyncDisposable {
       stdin: Buffer.from(text),
       stdout: "pipe",
       stderr: "pipe",
-      timeout: scriptDeadlineMs,
+      timeout: patienceMs,
     });
     const [stdout, stderr, code] = await Promise.all([
       shell.stdout.text(),
