@@ -2,8 +2,9 @@
  * A router that answers PCP as a test wants it, where a real one can't be made to: late, or with what is not true. It
  * runs in the namespace of a NAT of the lab, grants whatever is asked for, and says "listening" once it can be asked.
  *
- *   LAN_ADDRESS EXTERNAL_ADDRESS DELAY_MS opens|lies
+ *   LAN_ADDRESS EXTERNAL_ADDRESS opens|lies now|told     told: it answers nobody before a line comes on standard input
  */
+import { once } from "node:events";
 import { gatewayPorts } from "../../native/punch/gateway.ts";
 
 const answerBit = 0x80;
@@ -27,7 +28,8 @@ async function nft(rules: string): Promise<void> {
 }
 
 if (import.meta.main) {
-  const [lan, external, delayMs, behaviour] = process.argv.slice(2) as [string, string, string, string];
+  const [lan, external, behaviour, when] = process.argv.slice(2) as [string, string, string, string];
+  const told = when === "told" ? once(process.stdin, "data") : undefined;
   await nft(`
 add table ip granted
 add chain ip granted arriving { type nat hook prerouting priority dstnat; }
@@ -41,7 +43,7 @@ insert rule inet filtering forwarding ct status dnat accept
       async data(socket, bytes, port, address) {
         const request = new Uint8Array(bytes);
         if (request.length < mapBytes || request[1] !== 1) return;
-        await Bun.sleep(Number(delayMs));
+        await told;
         const asked = new DataView(request.buffer).getUint16(40);
         const rule = `add rule ip granted arriving ip daddr ${external} tcp dport ${asked} dnat to ${address}`;
         if (behaviour === "opens") await nft(rule);

@@ -11,13 +11,11 @@ import { join } from "node:path";
 import type { MappingProtocol } from "../../native/punch/gateway.ts";
 import type { Lab, Nat } from "./lab.ts";
 import { missing, unlessRequired } from "../needing-fixture.ts";
+import { patienceMs } from "../patience-fixture.ts";
 import { labTestNeeding } from "./lab.ts";
 
 /** An address of the Internet that miniupnpd opens ports on. */
 export const publicAddress = "11.2.2.2";
-/** The longest that it may take to start. */
-const startDeadlineMs = 20_000;
-
 const obstacle = missing(["miniupnpd"], "package miniupnpd-nftables");
 /** `labTest` for tests that need the router too. */
 export const routerTest = labTestNeeding(unlessRequired(obstacle));
@@ -114,6 +112,15 @@ export class MiniUpnpd implements AsyncDisposable {
     return text.split("\n").filter((line) => line !== "");
   }
 
+  /** Resolves once it has so many. It writes them down after it has answered. */
+  async has(count: number): Promise<void> {
+    const giveUpAt = performance.now() + patienceMs;
+    for (let leases = await this.leases(); leases.length !== count; leases = await this.leases()) {
+      if (performance.now() > giveUpAt) throw new Error(`not ${count} leases but ${leases.join(", ")}`);
+      await Bun.sleep(10);
+    }
+  }
+
   /** As after a power cut: whatever was open is closed and forgotten. */
   async restart(): Promise<void> {
     await this.#stop();
@@ -140,7 +147,7 @@ export class MiniUpnpd implements AsyncDisposable {
     const story: string[] = [];
     const listening = Promise.withResolvers<void>();
     const late = () => listening.reject(new Error(`miniupnpd did not start: ${story.join("")}`));
-    const timer = setTimeout(late, startDeadlineMs);
+    const timer = setTimeout(late, patienceMs);
     const word = this.#speaks.includes("upnp") ? "HTTP listening" : "Listening for NAT-PMP/PCP";
     void (async () => {
       for await (const chunk of running.stderr.pipeThrough(new TextDecoderStream())) {

@@ -68,7 +68,7 @@ export function loaded(side: Side): Side {
 
 /** Resolves once a fixture has said the word. */
 export async function said(
-  program: Bun.Subprocess<"ignore", "pipe", "inherit">,
+  program: Bun.Subprocess<Bun.SpawnOptions.Writable, "pipe", "inherit">,
   word: string,
 ): Promise<void> {
   const { value } = await program.stdout.getReader().read();
