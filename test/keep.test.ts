@@ -18,7 +18,7 @@ async function isDone(one: Driven, said: string): Promise<void> {
 /** Longer than the first pause before a link is sought again: there is nothing else to see of what does not come. */
 const quietMs = 1_700;
 
-test("a send without a link fails at once, and the next line of the script is read", async () => {
+test.concurrent("a send without a link fails at once, and the next line of the script is read", async () => {
   await using house = startIntroducer();
   await using alice = new Driven(house.port, "alice", ...room);
   await using bob = new Driven(house.port, "bob", ...room);

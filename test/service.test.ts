@@ -1,6 +1,6 @@
 /** As a service: started before the introducer, and watched by a service manager. */
 import { dlopen, ptr } from "bun:ffi";
-import { expect, setDefaultTimeout, test } from "bun:test";
+import { expect, setDefaultTimeout } from "bun:test";
 import { mkdtempSync, readSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -12,13 +12,15 @@ import { until } from "./native-fixture.ts";
 import { linuxTest } from "./needing-fixture.ts";
 import { freePort } from "./sockets-fixture.ts";
 import { testMs } from "./patience-fixture.ts";
+import { testAtOnce } from "./places-fixture.ts";
 
+const test = testAtOnce(4);
 setDefaultTimeout(testMs);
 
 // --- before the introducer -------------------------------------------------------------------------------
 
 test("what is to stay waits for the introducer for as long as it takes", async () => {
-  const port = await freePort();
+  const port = freePort();
   await using alice = new Driven(port, "alice", "--stay");
   expect(await alice.next("introducer")).toMatchObject({
     state: "unreachable",
@@ -43,7 +45,7 @@ test("what does not change is said once, however often it is tried", async () =>
 });
 
 test("what is to do one thing fails at once, or after --wait", async () => {
-  const introducer = `127.0.0.1:${await freePort()}`;
+  const introducer = `127.0.0.1:${freePort()}`;
   const connect = [introducer, "--name", "alice", "--connect", "bob"];
   const at = performance.now();
   const [now, later] = await Promise.all([outcome(connect), outcome([...connect, "--wait", "2"])]);
@@ -69,7 +71,7 @@ test("what is to do one thing waits for a place where all are taken", async () =
 });
 
 test("who waits for an introducer can be told to end", async () => {
-  await using alice = new Driven(await freePort(), "alice", "--stay");
+  await using alice = new Driven(freePort(), "alice", "--stay");
   await alice.next("introducer");
   alice.signal("SIGTERM");
   expect(await alice.exited()).toBe(0);
@@ -142,7 +144,7 @@ linuxTest(
     using manager = new Manager();
     const before = process.env.NOTIFY_SOCKET;
     expect(before).toBeUndefined();
-    const port = await freePort();
+    const port = freePort();
     const env = { ...process.env, NOTIFY_SOCKET: manager.path };
     await using introducer = Bun.spawn(
       [process.execPath, join(import.meta.dir, "../introducer.ts"), `${port}`],

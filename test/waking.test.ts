@@ -33,7 +33,7 @@ async function echoes(port: number): Promise<void> {
   }
 }
 
-linuxTest(
+linuxTest.concurrent(
   "a forward works within three seconds of waking, whichever side had given the link up",
   async () => {
     await using house = startIntroducer();
@@ -49,7 +49,7 @@ linuxTest(
         [keepShort, []],
         [[], keepShort],
       ].map(async ([ofAlice, ofBob], n) => {
-        const [names, port] = [[`alice${n}`, `bob${n}`] as const, await freePort()];
+        const [names, port] = [[`alice${n}`, `bob${n}`] as const, freePort()];
         names.map(homeOf);
         const bob = new Driven(house.port, names[1], ...room, ...ofBob!, "--allow", target);
         const forward = `${port}:${names[1]}:${target}`;
@@ -80,7 +80,7 @@ linuxTest(
   60_000,
 );
 
-linuxTest(
+linuxTest.concurrent(
   "a sender that lost power and is started again has its name, and its claim on the file",
   async () => {
     await using house = startIntroducer();

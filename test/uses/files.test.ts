@@ -124,8 +124,8 @@ describe("what arrives", () => {
         1_600_000_000_000 + index * 1_001,
       ]);
     }
-    expect(openFiles()).toEqual([]);
-    expect(link.alice.streamCount + link.bob.streamCount).toBe(0);
+    await until("no descriptor is left", () => openFiles().length === 0);
+    await until("no stream is left", () => link.alice.streamCount + link.bob.streamCount === 0);
   });
 
   test("several paths, empty files, names of the world", async () => {
