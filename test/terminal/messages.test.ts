@@ -25,6 +25,7 @@ import { at } from "../participant/participant-fixture.ts";
 import { root } from "../pty-fixture.ts";
 import { freePort, target } from "../sockets-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
 /** Several programs on a busy machine. */
 setDefaultTimeout(testMs);
@@ -383,7 +384,7 @@ const ends: [args: string[], sentence: string][] = [
   ],
 ];
 
-test.each(ends)("participant %j ends", async (args, sentence) => {
+testAtOnce(4).each(ends)("participant %j ends", async (args, sentence) => {
   const { code, stderr } = await outcome(args);
   expect([code, stderr.trimEnd().split("\n").at(-1)]).toEqual([
     sentence.endsWith("; see --help") ? 2 : 1,
