@@ -62,6 +62,8 @@ export interface Clock {
   now(): number;
   /** Calls `then` once. Returns what cancels it. */
   after(delayMs: number, then: () => void): () => void;
+  /** Calls `then` once all that is ready in this turn of the event loop, on whatever socket, has been read. */
+  endOfTurn(then: () => void): void;
 }
 
 export const systemClock: Clock = {
@@ -70,6 +72,7 @@ export const systemClock: Clock = {
     const timer = setTimeout(then, Math.max(0, delayMs)); // what is late is below 0, of which Bun warns
     return () => clearTimeout(timer);
   },
+  endOfTurn: (then) => void setImmediate(then),
 };
 
 /** The first frame of a carrier that the peer nominated. The carrier is paused. */

@@ -35,6 +35,10 @@ export class Edge {
     return this.clock.after(delayMs, () => this.guard(then));
   }
 
+  endOfTurn(then: () => void): void {
+    this.clock.endOfTurn(() => this.guard(then));
+  }
+
   soon(then: () => void): void {
     queueMicrotask(() => this.guard(then));
   }

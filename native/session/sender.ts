@@ -70,11 +70,14 @@ export class Sender {
     return this.outbox.acknowledged < this.outbox.made;
   }
 
-  /** What must be sent in this turn of the event loop goes out together. */
+  /**
+   * What must be sent in this turn of the event loop goes out together, from all connections that are read in it: each write
+   * of its own would cost a TLS record, a call of the kernel, and the same at the peer.
+   */
   pumpSoon(): void {
     if (this.#willPump) return;
     this.#willPump = true;
-    this.#parts.edge.soon(() => {
+    this.#parts.edge.endOfTurn(() => {
       this.#willPump = false;
       this.pump();
     });

@@ -53,6 +53,10 @@ export class TestClock implements Clock {
     };
   }
 
+  endOfTurn(then: () => void): void {
+    this.after(0, then);
+  }
+
   get timerCount(): number {
     return this.#timers.length;
   }

@@ -222,6 +222,22 @@ test("streams take turns of 16 KiB, and a small one does not wait for those befo
   for (const { here } of bulk) here.reset("enough");
 });
 
+test("what streams are given in one turn of the event loop goes out in one write, each in one frame", async () => {
+  const { pair, open, carriers } = await streamPair({ oneWayMs: 1 });
+  const others = [await open(), await open(), await open()];
+  await pair.clock.advance(100);
+  carriers.alice.written = [];
+  for (const { here } of others) {
+    here.write("a request");
+    await Promise.resolve(); // as between the sockets that are read in one turn
+  }
+  const early = pair.alice.open({ for: "what comes with its first bytes" });
+  early.write("a request");
+  await pair.clock.advance(10);
+  const bytes = [...others.map(({ here }) => here), early].map(({ id: stream }) => ({ stream, bytes: 9 }));
+  expect([carriers.alice.written.length, turns(carriers.alice)]).toEqual([1, bytes]);
+});
+
 test("without a carrier streams wait, and what is written is bounded", async () => {
   const { pair, here, there, open, carriers } = await streamPair({ oneWayMs: 50 });
   const seen = collect(there);
