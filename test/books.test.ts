@@ -1,5 +1,5 @@
 /** The three books: their commands are ones that the programs take, and what they name is there. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import manifest from "../package.json" with { type: "json" };
@@ -7,6 +7,9 @@ import * as participantOptions from "../native/terminal/participant-options.ts";
 import * as introducer from "../native/terminal/introducer-arguments.ts";
 import * as participant from "../native/terminal/participant-arguments.ts";
 import { benches } from "./bench/run.ts";
+import { testMs } from "./patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const root = join(import.meta.dir, "..");
 const books = ["README.md", "native/README.md", "test/README.md"];

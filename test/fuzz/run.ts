@@ -10,7 +10,7 @@ import { mutate, Random } from "./mutate.ts";
 import { Broken, targets, type Target } from "./targets.ts";
 
 const defaultInputs = 1_000_000;
-/** Nothing that comes in one piece may take longer; a slower one is tried again, for the machine may have been busy. */
+/** No input may take more of the processor; one that does is tried again, for something else may have been collected. */
 const mostMs = 100;
 const tries = 3;
 /** What a reader may hold on to in all, whatever it has read. */
@@ -41,14 +41,20 @@ export function inputOf(target: Target, seed: number, input: number): Buffer {
   return mutate(target.samples, new Random(mixed));
 }
 
-/** Reads one input; returns how long that took, whether it was refused, and what must not have been. */
+/** How much this thread had of the processor, since it had had `from`. */
+export function threadMs(from: NodeJS.CpuUsage): number {
+  const { user, system } = process.threadCpuUsage(from);
+  return (user + system) / 1000;
+}
+
+/** Reads one input; returns how much of the processor that took, whether it was refused, and what must not have been. */
 function read(target: Target, bytes: Buffer): { elapsedMs: number; isRefused: boolean; what?: string } {
-  const from = performance.now();
+  const from = process.threadCpuUsage();
   try {
     target.read(Buffer.from(bytes));
-    return { elapsedMs: performance.now() - from, isRefused: false };
+    return { elapsedMs: threadMs(from), isRefused: false };
   } catch (error) {
-    const elapsedMs = performance.now() - from;
+    const elapsedMs = threadMs(from);
     const isAllowed = !(error instanceof Broken) && target.mayThrow(error);
     return { elapsedMs, isRefused: true, ...(!isAllowed && { what: String(error) }) };
   }

@@ -7,7 +7,7 @@ import { observe, observeFresh, testHairpinning } from "../../native/punch/mappi
 import { connectShared, Socket } from "../../native/host/socket.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
-import { testMs } from "../patience-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 
 setDefaultTimeout(testMs);
 
@@ -107,7 +107,7 @@ describe("no descriptor is left", () => {
   test.each(Object.entries(obstacles))("%s", async (_what, obstruct) => {
     const observed = JSON.stringify({ type: "observed", endpoint: "127.0.0.1:9" }) + "\n";
     using introducer = await server(observed);
-    const { socket, port } = await connectShared(introducer.endpoint, 1_000);
+    const { socket, port } = await connectShared(introducer.endpoint, patienceMs);
     {
       await using _ = noSocketLeft();
       await using __ = {

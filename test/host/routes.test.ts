@@ -1,6 +1,9 @@
 /** The default routes, as Linux shows them. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { defaultGateways, parseIPv6Routes, parseRouteTable } from "../../native/host/routes.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const header = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT";
 const table = (...lines: string[]) => [header, ...lines, ""].join("\n");

@@ -1,8 +1,11 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { sockaddrBytes } from "../../native/host/libc.ts";
 import { platforms } from "../../native/host/platform.ts";
 import { decodeSockaddr, encodeSockaddr } from "../../native/host/sockaddr.ts";
 import type { EndpointParts } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const { linux, darwin } = platforms;
 const hexOf = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");

@@ -1,11 +1,14 @@
 /** Files in the state folder: whoever else can change one, or put another in its place, does not have it read or written. */
-import { afterAll, expect } from "bun:test";
+import { afterAll, expect, setDefaultTimeout } from "bun:test";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
 import { symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { orNone, StateError, StateFile } from "../../native/host/state.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const base = mkdtempSync(join(tmpdir(), "state-"));
 afterAll(() => rmSync(base, { recursive: true }));

@@ -1,11 +1,14 @@
 /** Sockets at paths: whose they are, what they never replace, and what is left of them. */
-import { afterEach, beforeEach, expect, test } from "bun:test";
+import { afterEach, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import * as fs from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { close } from "../../native/host/libc.ts";
 import { listenAtPath } from "../../native/host/unix.ts";
 import { linuxDescribe } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 let folder: string;
 beforeEach(() => void (folder = fs.mkdtempSync(join(tmpdir(), "unix-"))));

@@ -1,5 +1,5 @@
 /** One introduction by a clock of the test's own: what each side is told, and when. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import type { IntroductionOwner } from "../../native/introducer/introduction-owner.ts";
 import { type Index, Introduction } from "../../native/introducer/introduction.ts";
 import { defaultLimits } from "../../native/introducer/limits.ts";
@@ -14,6 +14,9 @@ import {
   type Prediction,
   type ToParticipant,
 } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function member(id: number, mapping: Mapping): Member {
   const observed = formatEndpoint(`198.51.100.${id}`, 4000);

@@ -1,5 +1,5 @@
 /** Lines as they are checked before anything else, and written for many. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   lineAbout,
   peek,
@@ -9,6 +9,9 @@ import {
 } from "../../native/introducer/lines.ts";
 import type { Member } from "../../native/introducer/session.ts";
 import { type Endpoint, maxLineBytes, protocolVersion, Refusal } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const at = (...all: string[]) => all as Endpoint[];
 const memberOf = (id: number, name: string) => ({ peer: { id, name }, json: "" }) as unknown as Member;

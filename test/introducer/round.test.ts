@@ -1,5 +1,5 @@
 /** How one round is timed, who measures before it, and where it aims when a NAT has gone on. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   aimAnew,
   beginRound,
@@ -10,6 +10,9 @@ import {
 } from "../../native/introducer/round.ts";
 import type { Member } from "../../native/introducer/session.ts";
 import { predictedPorts, type Endpoint, type Mapping } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const side = (mapping: Mapping): Side => sideOf({ peer: { mapping } } as unknown as Member);
 const at = (port: number, step = 1) => ({ endpoint: `203.0.113.1:${port}` as Endpoint, step });

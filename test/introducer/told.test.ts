@@ -1,5 +1,8 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { ToldTokens } from "../../native/introducer/told.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("each of the two may say it once, of the other, and nobody else", () => {
   const told = new ToldTokens(1000);

@@ -1,10 +1,13 @@
 /** What a source is charged for, and when it has to wait: without sockets, as fast as the clock goes. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { defaultLimits } from "../../native/introducer/limits.ts";
 import type { Session } from "../../native/introducer/session.ts";
 import { Sources } from "../../native/introducer/sources.ts";
 import { Turns } from "../../native/introducer/turns.ts";
 import { toil } from "../native-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const [one, other] = ["203.0.113.1", "203.0.113.2"];
 

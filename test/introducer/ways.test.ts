@@ -1,5 +1,8 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { WorkingWays } from "../../native/introducer/ways.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("a way is the pair's, whoever asks, until one of them is gone", () => {
   const ways = new WorkingWays();

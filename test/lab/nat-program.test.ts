@@ -1,10 +1,13 @@
 /** What the NAT as a program makes of packets, a behaviour a test, in the words of RFC 4787, 5382 and 5508. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Endpoint } from "../../protocol.ts";
 import type { NatBehaviour } from "./nat-behaviour.ts";
 import { Translator, unsolicitedDelayMs, type Emitted, type Side } from "./nat.ts";
 import { flags, Packet, unreachable } from "./packet.ts";
 import { describePacket } from "./packet-text.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const alice = "192.168.1.2:40000";
 const bob = "192.168.1.3:40000";

@@ -1,9 +1,12 @@
 /** What a peer's life means for the outside: one union, one writer. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { type Agreement, PeerLife } from "../../native/participant/life.ts";
 import type { Encounter } from "../../native/punch/encounter.ts";
 import type { LinkState } from "../../native/session/link.ts";
 import type { TalkingLink } from "../../native/uses/lines.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const introduction = {} as Encounter;
 const agreements: Agreement[] = [{ token: "0".repeat(32), end: () => {} }];

@@ -1,5 +1,5 @@
 /** What is remembered of networks: a guess for the same one, in a file that nobody else reads, and that may be any bytes. */
-import { afterAll, beforeEach, expect, test } from "bun:test";
+import { afterAll, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import {
   chmodSync,
   existsSync,
@@ -18,6 +18,9 @@ import { join } from "node:path";
 import { Networks } from "../../native/participant/networks.ts";
 import type { MappingBehaviour } from "../../native/punch/mapping.ts";
 import type { Endpoint } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const base = mkdtempSync(join(tmpdir(), "networks-"));
 afterAll(() => rmSync(base, { recursive: true }));

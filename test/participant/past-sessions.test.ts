@@ -1,6 +1,9 @@
 /** Sessions that have ended here, as a peer that comes back to one is told of them. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { PastSessions } from "../../native/participant/past-sessions.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("what has become of it is told to the program that it was with, and to no other", () => {
   const past = new PastSessions();

@@ -1,6 +1,9 @@
 /** How often a peer can make us ask the introducer, by what it says of itself and by what it cuts: by a clock of the test's. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { type Clock, Seeker } from "../../native/participant/seeker.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** A seeker whose time passes when the test says so, and when it sought. */
 class Sought {

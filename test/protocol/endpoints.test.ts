@@ -1,5 +1,5 @@
 /** Endpoints and addresses. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   addressScope,
   canonicalAddress,
@@ -9,6 +9,9 @@ import {
   splitEndpoint,
 } from "../../protocol.ts";
 import { at } from "./protocol-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test.each([
   ["IPv4", "203.0.113.7:40000", "203.0.113.7:40000"],

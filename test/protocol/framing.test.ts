@@ -1,7 +1,10 @@
 /** Lines in a stream of bytes. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { LineDecoder, maxLineBytes } from "../../protocol.ts";
 import { refusalOf, utf8 } from "./protocol-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function decode(chunks: Iterable<Uint8Array>): string[] {
   const decoder = new LineDecoder();

@@ -1,6 +1,9 @@
 /** Names, how one of them is found, and text that is safe to print. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { isNumberedName, maxNameLength, nameProblem, numberedName, printable } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test.each([
   ["plain", "alice", undefined],

@@ -1,6 +1,9 @@
 /** How many introductions, and how many birthdays, others can make us take part in. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { UnaskedBudget, type Unasked } from "../../native/punch/allowance.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const second = 1_000;
 const minute = 60 * second;

@@ -1,8 +1,11 @@
 /** What of all that an introducer names we connect to. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Gate, isAsFar } from "../../native/punch/gate.ts";
 import { hostAddresses } from "../../native/host/interfaces.ts";
 import { addressScope, formatEndpoint, type Endpoint } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const at = (text: string) => text as Endpoint;
 const minute = 60_000;

@@ -1,8 +1,11 @@
 /** When the asker's first SYN leaves, over a grid of delays: what comes of it is reckoned as NATs and TCP would have it. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { startDelays } from "../../native/introducer/round.ts";
 import { Distances, headStartMs } from "../../native/punch/head-start.ts";
 import type { Endpoint } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** One-way delays of asker, peer and introducer to the middle of the Internet, as in `bench link`. */
 const sites = [0, 2, 5, 10, 20, 40, 100];

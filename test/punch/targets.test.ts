@@ -1,8 +1,11 @@
 /** What the whole program sends to one address, whoever asks for it. */
-import { describe, expect } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { Targets } from "../../native/punch/targets.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { testAtOnce } from "../places-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const test = testAtOnce(8);
 const at = (text: string) => text as Endpoint;

@@ -1,5 +1,5 @@
 /** Names bound to the certificate that was seen first, in a file that several programs share, and that may be any bytes. */
-import { afterAll, beforeEach, expect, test } from "bun:test";
+import { afterAll, beforeEach, expect, setDefaultTimeout, test } from "bun:test";
 import {
   appendFileSync,
   chmodSync,
@@ -17,6 +17,9 @@ import { join } from "node:path";
 import { StateError } from "../../native/host/state.ts";
 import { KnownPeers } from "../../native/secure/known-peers.ts";
 import { linuxTest } from "../needing-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const base = mkdtempSync(join(tmpdir(), "known-peers-"));
 afterAll(() => rmSync(base, { recursive: true }));

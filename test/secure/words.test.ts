@@ -1,9 +1,12 @@
 /** A room's words: which ways of writing them are the same, which slips are seen, and which could be guessed. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { roomOf } from "../../native/secure/room.ts";
 import { areWeak, canonicalWords, newRoomWords, wordsProblem } from "../../native/secure/words.ts";
 import { UserError } from "../../protocol.ts";
 import { randomFrom } from "../session/memory-fixture.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const alphabet = "023456789abcdefghjkmnpqrstuvwxyz";
 const all = Array.from({ length: 200 }, newRoomWords);

@@ -1,4 +1,4 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import {
   decodeCount,
   decodeCredit,
@@ -19,6 +19,9 @@ import {
   maxPurposeBytes,
   ProtocolError,
 } from "../../native/session/frame.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const sessionId = "00112233445566778899aabbccddeeff";
 

@@ -387,12 +387,13 @@ describe("a link without a channel", () => {
 
   test("that came back in time is kept for as long as its channel lives", async () => {
     await using _ = noSocketLeft();
-    const keepMs = 200;
+    const keepMs = 500;
     const linked = await links(keepMs);
     const { alice, bob, first } = linked;
+    const ready = await Wire.between("alice"); // it has no time for TLS
     first.cut();
     await until("both know", () => alice.link.state === "returning" && bob.link.state === "returning");
-    await anotherChannel(linked);
+    await anotherChannel(linked, "alice", ready);
     const backAt = performance.now();
     await until("it could have been given up", () => performance.now() > backAt + 2 * keepMs);
     expect(await alice.lines.ping()).toBeGreaterThan(0);

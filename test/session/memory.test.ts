@@ -1,6 +1,9 @@
 /** What all links of a program may keep together, counted in bytes. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { floorBytes, MemoryBudget, type MemoryOwner, type MemoryShare } from "../../native/session/memory.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const megabyte = 1024 * 1024;
 const totalBytes = 64 * megabyte;

@@ -1,7 +1,10 @@
 /** What the peer sends on a stream, until its user reads it. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Credit } from "../../native/session/credit.ts";
 import { Received } from "../../native/session/received.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** One that takes so many pieces for each read, and what it was told. */
 function receiver(creditBytes: number, mayTake: number) {

@@ -1,6 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { encodeCount, encodeFrame, frame, ProtocolError } from "../../native/session/frame.ts";
 import { Queue, ResendBuffer } from "../../native/session/resend.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Puts `frames` into one write, behind bytes that are not sequenced; returns where they are. */
 function put(buffer: ResendBuffer, frames: string[], unsequenced: Buffer = Buffer.alloc(0)): Buffer {

@@ -160,12 +160,13 @@ export async function links(keepMs = 0, atBobs: Partial<TalkingLinkOptions> = {}
   return { alice: atAlice, bob: atBob, first };
 }
 
-/** A further channel for a link that is there; whoever is controlling speaks first on it. */
+/** A further channel for a link that is there; whoever is controlling speaks first on it. `ready`: one that `by` controls. */
 export async function anotherChannel(
   { alice, bob }: Pick<Linked, "alice" | "bob">,
   by: keyof Ends = "alice",
+  ready?: Wire,
 ): Promise<Wire> {
-  const wire = await Wire.between(by);
+  const wire = ready ?? (await Wire.between(by));
   const ends = wire.nominate();
   const [asking, asked] = by === "alice" ? [alice, bob] : [bob, alice];
   const offer = offerOn(ends[by === "alice" ? "bob" : "alice"]);

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   fairShare,
   hasShare,
@@ -9,6 +9,9 @@ import {
   Usage,
   waitSeconds,
 } from "../../native/shares/budget.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const mallory = sourceOf("198.51.100.7");
 const anna = sourceOf("203.0.113.7");

@@ -1,6 +1,9 @@
 /** Shares of what there is a fixed number of. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { FairShare } from "../../native/shares/fair-share.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Takes as many as it gets. */
 function greedy(share: FairShare, holder: string): (() => void)[] {

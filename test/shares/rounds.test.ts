@@ -1,5 +1,5 @@
 /** Which rounds there are, and where a NAT that counts will stand. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { isAhead, planRounds, predictPort } from "../../native/shares/rounds.ts";
 import {
   birthdayPorts,
@@ -10,6 +10,9 @@ import {
   type Situation,
   type Way,
 } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const mapped = formatEndpoint("203.0.113.7", 61000);
 

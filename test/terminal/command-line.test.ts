@@ -1,5 +1,8 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { findByIdOrName } from "../../native/terminal/command-line.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("a participant is found by id or by name", () => {
   const alice = { id: 1, name: "alice" };

@@ -1,9 +1,12 @@
 /** The first look at a command line finds the words and the introducer that the program's own reading finds. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { likelyWords } from "../../native/terminal/likely-words.ts";
 import { likelyIntroducer } from "../../native/terminal/participant-options.ts";
 import { readHostPort } from "../../native/terminal/invitation.ts";
 import { type Arguments, readArguments } from "../../native/terminal/participant-arguments.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test.each([
   [["host"], {}, undefined],

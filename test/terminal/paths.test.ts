@@ -1,10 +1,13 @@
 /** Paths as a person gives them at the prompt: typed, pasted, dragged, completed. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Command, CommandError, complete, readCommand } from "../../native/terminal/command-line.ts";
 import { completePath } from "../../native/terminal/paths.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const folder = mkdtempSync(join(tmpdir(), "paths-test-"));
 const before = process.cwd();

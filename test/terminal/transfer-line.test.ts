@@ -1,9 +1,12 @@
 /** The line of a transfer under way: what it says in each phase, and what is cut of it. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { transferLine } from "../../native/terminal/participant-story.ts";
 import { fitting } from "../../native/terminal/text.ts";
 import { TransferProgress } from "../../native/uses/files.ts";
 import type { Phase, Transfer } from "../../native/uses/transfers.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 function transfer(phase: Phase, movingMs = 10_000): Transfer {
   const progress = new TransferProgress({ files: 3, bytes: 200e6 });

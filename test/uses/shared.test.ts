@@ -1,9 +1,12 @@
 /** What one side shares, as the other reads it: whatever a peer may write. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { maxPurposeBytes } from "../../native/session/frame.ts";
 import { maxShared, readShared, sharedPurpose } from "../../native/uses/shared.ts";
 import type { HostTarget } from "../../native/uses/target.ts";
 import { Refusal } from "../../protocol.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 test("what is written is read; the longest fits into a purpose", () => {
   const targets: HostTarget[] = [

@@ -1,7 +1,10 @@
 /** For whom something is: by a name, or by a certificate. */
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { AllowList } from "../../native/uses/allow-list.ts";
 import { isCalled, splitWhom, whomProblem } from "../../native/uses/whom.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 const print = "ab".repeat(32);
 
