@@ -154,6 +154,7 @@ test("who has just said something is not asked when somebody wants to meet it", 
   for (const one of [anna, scene.bob]) one.send({ type: "mapping", mapping: "endpoint-independent" });
   await scene.bob.settled();
   const before = scene.bob.pings;
+  scene.bob.send({ type: "echo", text: "just now" });
   anna.send({ type: "connect", peer: 1 });
   await Promise.all([anna.next("punch"), scene.bob.next("punch")]);
   await scene.bob.settled();
