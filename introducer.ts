@@ -292,6 +292,7 @@ export class Introducer {
       show: ({ session }: Member, about: Member, message: About) => session.write(lineAbout(about, message)),
       offerRelay: (a: Member, b: Member) =>
         a.takes !== "direct" && b.takes !== "direct" ? this.#reception.relays?.offer(a, b) : undefined,
+      withdrawRelay: (token: string) => this.#reception.relays?.withdraw(token),
       refuse: ({ session }: Member, refusal: Refusal, peer: number) =>
         session.refuse(refusal, { request: "connect", peer }),
       emit: (event: IntroducerEvent) => this.#guard.emit(event),

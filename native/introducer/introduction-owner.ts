@@ -19,6 +19,8 @@ export interface IntroductionOwner {
   show(member: Member, about: Member, message: About): void;
   /** The token of a relay between the two, where there can be one. */
   offerRelay(a: Member, b: Member): string | undefined;
+  /** Nobody is to come for that relay any more; one that both have come for goes on. */
+  withdrawRelay(token: string): void;
   /** Refuses a `connect` that has been accepted before. */
   refuse(member: Member, refusal: Refusal, peer: number): void;
   emit(event: IntroducerEvent): void;

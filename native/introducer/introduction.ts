@@ -276,8 +276,10 @@ export class Introduction {
     side.report = "linked";
     if (this.#plan.at > 0) this.#index.keepWay(this.asking.asker, this.asking.target, this.#plan.way!);
     if (side === this.#plan.sides[1]) this.#welcomed("directly");
-    if (other.report === "linked") this.end("linked");
-    else if (other.report === "failed") this.#nextRound();
+    if (other.report === "linked") {
+      this.relay.withdraw();
+      this.end("linked");
+    } else if (other.report === "failed") this.#nextRound();
   }
 
   /** The first time, the introduction is given back to the asker's quota. */

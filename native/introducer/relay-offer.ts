@@ -99,6 +99,14 @@ export class RelayOffer implements Due {
     if (this.#state.linked.size === 2) this.#state.linkedAt ??= this.#index.now();
   }
 
+  /**
+   * Both are linked directly. Who did not ask may have been linked before the offer came, and takes it for a new wish of the
+   * other: it would wait for that one.
+   */
+  withdraw(): void {
+    if (this.token !== "") this.#index.owner.withdrawRelay(this.token);
+  }
+
   /** It is waited for no more. */
   end(): void {
     this.#index.noRelay(this);

@@ -85,6 +85,12 @@ export class Relays<Connection extends RelayConnection<Connection>> {
     return token;
   }
 
+  /** Nobody is to come any more. One that both have come for goes on. */
+  withdraw(token: string): void {
+    const relay = this.#relays.get(token);
+    if (relay && !relay.isPaired) this.#expire(relay);
+  }
+
   /** Takes a connection that has said `relay`; throws a {@link Refusal}. */
   join(session: Connection, token: string): void {
     const relay = this.#relays.get(token);

@@ -65,14 +65,18 @@ export class Linking {
     this.#agreements.nominated(channel, nominated);
   }
 
-  /** The introduction has ended. */
-  introduced(failure: Failure | undefined): void {
+  /** The introduction has ended. `isTheirs`: the peer had asked for it. */
+  introduced(failure: Failure | undefined, isTheirs: boolean): void {
     const { isQuiet } = this.#wanted;
     if (failure) this.#wanted.takePredecessor();
     this.#life.become({ introduction: undefined });
     if (failure && this.#life.link?.route === "relay") this.#stillRelayed(failure);
     if (this.#life.link || !failure || isQuiet) return this.#seeking.again();
-    if (this.#life.agreements.length === 0) this.failed(failure.reason, failure.detail);
+    if (this.#life.agreements.length > 0) return;
+    // Whoever waits has only joined it. The peer may have had its link, and left it to an offer that came too late.
+    if (isTheirs && failure.reason === "relay-failed" && this.#wanted.isWaitedFor)
+      return this.#owner.askAnew();
+    this.failed(failure.reason, failure.detail);
   }
 
   #stillRelayed({ reason, detail }: Failure): void {

@@ -73,7 +73,7 @@ export class RemotePeer {
       admit: () => owner.admit(this),
       seen: (one) => this.seen(one),
       nominated: (channel, nominated) => this.#linking.nominated(channel, nominated),
-      ended: (failure) => this.#linking.introduced(failure),
+      ended: (failure) => this.#linking.introduced(failure, this.#life.introduction !== this.#asked),
     });
     this.#seeking = new Seeking(listed, this.#life, {
       instance: owner.instance,
@@ -90,7 +90,11 @@ export class RemotePeer {
       threw: (error) => owner.threw(this, error),
       silent: () => owner.silent(this),
       changed: () => owner.changed(this),
-      askAnew: () => this.introducing.beginAndAsk(true),
+      askAnew: () => {
+        const introduction = this.introducing.begin();
+        this.#asked = introduction ?? this.#asked;
+        this.introducing.ask(introduction, true);
+      },
     });
   }
 

@@ -61,6 +61,7 @@ class Scene {
       send: (to, message) => this.#hear(to, message),
       show: (to, about, message) => this.#hear(to, { ...message, peer: about.peer } as ToParticipant),
       offerRelay: () => (this.hasRelay ? "relayed" : undefined),
+      withdrawRelay: (token) => void this.told.push(`${this.now} ${token} withdrawn`),
       refuse: (to, { code }) => void this.told.push(`${this.now} ${to.peer.id} refused ${code}`),
       emit: () => {},
       serve: (_, work) => work(),

@@ -218,6 +218,26 @@ test("a relay is offered a second after `connect`, beside the direct round, once
   expect(bert.types().filter((type) => type === "punch" || type === "relay")).toEqual(["punch", "relay"]);
 });
 
+test("an offer that crossed what both have said is withdrawn: nobody waits there for who is linked", async () => {
+  await using scene = relaying();
+  using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");
+  const { anna, bert } = pair;
+  anna.send({ type: "connect", peer: bert.id });
+  const punch = await anna.next("punch");
+  const { token } = await bert.next("relay");
+  const { port } = scene.introducer;
+  using waiting = new RelayClient(port, token);
+  await once(waiting.socket, "connect");
+  await until("it waits", () => scene.introducer.stats.connections === 3);
+  anna.send({ ...linkedBy(punch.token), peer: bert.id });
+  bert.send({ ...linkedBy(punch.token), peer: anna.id });
+  using late = new RelayClient(port, token);
+  for (const one of [waiting, late]) {
+    await one.ended.promise;
+    expect(one.answer).toMatchObject({ type: "refused", request: "relay" });
+  }
+});
+
 test("no relay is offered when the first round has failed early, but once a second has passed", async () => {
   await using scene = relaying();
   using pair = await pairOf(scene, "endpoint-independent", "endpoint-independent");

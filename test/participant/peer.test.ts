@@ -331,6 +331,27 @@ test("a relay that we do not take is declined, and nothing is left waiting for i
   expect(alice.peer.link!.route).not.toBe("relay");
 });
 
+test("a wish that has joined what the peer began asks, once nobody comes for that", async () => {
+  await using _ = noSocketLeft();
+  await using pair = acquainted();
+  using relay = await Scripted.answering(() => {});
+  const { alice, bob } = pair;
+  bob.introducer = relay.endpoint;
+  await pair.linked();
+  // It has crossed what both have said of their link, and she declines it.
+  const role = "controlled";
+  bob.peer.introducing.relay({ type: "relay", peer: alice.listed(1), role, token: newToken() });
+  await until("he waits for her", () => relay.visitors.length === 1);
+  await alice.peer.disconnect();
+  await until("he has heard of it", () => bob.told().includes("unlinked"));
+  const connecting = bob.peer.connect();
+  expect(bob.said("connect")).toEqual([]);
+  relay.visitors[0]!.destroy();
+  expect((await connecting).route).not.toBe("relay");
+  expect(bob.said("connect")).toHaveLength(1);
+  expect(bob.told()).not.toContain("failed");
+});
+
 // --- an untrusted peer -------------------------------------------------------------------------------------
 
 test("an untrusted peer is never dialled, let in, or linked, whatever the introducer says", async () => {
