@@ -50,6 +50,7 @@ labTest.concurrent("who hides is linked by relay only, and not one packet goes b
   await bob.comesBack();
   bob.type("disconnect alice");
   await alice.next("unlinked");
+  await alice.sees(bob);
   alice.type("connect bob");
   await linkedBoth(alice, bob);
   await talk(bob, alice);
