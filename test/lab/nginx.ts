@@ -8,7 +8,7 @@ import type { Place } from "./people.ts";
 
 /** Why it, and a load for it, can't run here, or undefined when they can. */
 export const noNginx: string | undefined = unlessRequired(
-  missing(["nginx", "wrk"], "packages nginx-light, wrk"),
+  missing(["nginx", "wrk", "curl"], "packages nginx-light, wrk, curl"),
 );
 
 /** Whose namespace has no other users can't become one. */
@@ -23,13 +23,19 @@ http {
   ${temporary.map((one) => `${one}_temp_path ${folder}/${one};`).join("\n  ")}
   access_log off;
   keepalive_requests 1000000000;
-  server { listen 127.0.0.1:${port} backlog=4096; root ${folder}; }
+  server {
+    listen 127.0.0.1:${port} backlog=4096;
+    root ${folder};
+    location = /status { stub_status; }
+  }
 }
 `;
 }
 
 export class Nginx implements AsyncDisposable {
   readonly port: number;
+  readonly #place: Place;
+  #asked = 0;
   readonly #folder: string;
   readonly #program: Bun.Subprocess<"ignore", "pipe", "pipe">;
 
@@ -42,6 +48,7 @@ export class Nginx implements AsyncDisposable {
 
   private constructor(place: Place, folder: string, port: number) {
     this.port = port;
+    this.#place = place;
     this.#folder = folder;
     writeFileSync(join(folder, "index.html"), "x".repeat(1000));
     writeFileSync(join(folder, "config"), config(folder, port));
@@ -61,6 +68,13 @@ export class Nginx implements AsyncDisposable {
     void reader.read().then(async function drain({ done }): Promise<void> {
       if (!done) await reader.read().then(drain);
     });
+  }
+
+  /** How many it has answered, besides this question. */
+  async requests(): Promise<number> {
+    const url = `http://127.0.0.1:${this.port}/status`;
+    const said = await this.#place.spawn(["curl", "-sS", url], { stdout: "pipe" }).stdout.text();
+    return Number(/^ \d+ \d+ (\d+)/m.exec(said)![1]) - ++this.#asked;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
