@@ -17,6 +17,8 @@ export interface Joinable extends Duplex {
   reset(reason: string, code?: number): void;
 }
 
+const closedEarly = "the connection was closed before its time";
+
 export class Connection {
   /** Bytes from the socket to the stream; and from the stream to the socket. */
   bytesIn = 0;
@@ -89,13 +91,24 @@ export class Connection {
     this.#overIfBothEnded();
   }
 
-  /** After our FIN, Bun also reports the other side's FIN by this. */
+  /**
+   * After our FIN, Bun also reports the other side's FIN by this. Without ours, whoever has it has closed both ways (unix(7)):
+   * what it said arrives, and only what is to be said to it has nowhere to go.
+   */
   socketClosed(error?: Error): void {
     this.#isSocketClosed = true;
-    if (error) return this.reset(`the connection broke: ${error.message}`);
-    if (!this.#hasStreamEnded || this.#unsent) return this.reset("the connection was closed before its time");
+    if (error) return this.#resetOnceSent(`the connection broke: ${error.message}`);
+    if (this.#unsent) return this.#resetOnceSent(closedEarly);
     if (!this.#hasSocketEnded) this.socketEnded();
     this.#overIfBothEnded();
+  }
+
+  /**
+   * What the socket has brought in this turn of the event loop is sent at its end. So the reset comes after that: who answers
+   * and breaks off at once has answered. What can't be sent then is dropped, as TCP does it.
+   */
+  #resetOnceSent(reason: string): void {
+    setImmediate(() => this.reset(reason));
   }
 
   #toStream(chunk: Buffer): void {
@@ -105,6 +118,7 @@ export class Connection {
   // --- to the socket -------------------------------------------------------------------------------------
 
   #toSocket(piece: Buffer): void {
+    if (this.#isSocketClosed) return this.reset(closedEarly);
     this.bytesOut += piece.length;
     this.#send(piece);
     if (this.#unsent) this.#stream!.pause();
@@ -123,7 +137,7 @@ export class Connection {
 
   #streamEnded(): void {
     this.#hasStreamEnded = true;
-    if (!this.#unsent) this.#finishSocket();
+    if (!this.#unsent && !this.#isSocketClosed) this.#finishSocket();
     this.#overIfBothEnded();
   }
 

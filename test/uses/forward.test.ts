@@ -1,9 +1,13 @@
 /** Forwards between two sessions over carriers in memory, with real clients and real targets on loopback. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { Forward } from "../../native/uses/forward.ts";
 import { Names } from "../../native/uses/names.ts";
 import { serveForward, type Served, type ServeOptions } from "../../native/uses/serve.ts";
 import { AllowList } from "../../native/uses/allow-list.ts";
+import type { StreamTarget } from "../../native/uses/target.ts";
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { client, readAll, sha256, target } from "../sockets-fixture.ts";
 import { Linked } from "../session/linked-fixture.ts";
@@ -25,8 +29,9 @@ function forwarding(
   {
     rules = ["*"],
     host = "localhost",
+    to = { kind: "tcp", host, port },
     ...options
-  }: Partial<ServeOptions> & { rules?: string[]; host?: string } = {},
+  }: Partial<ServeOptions> & { rules?: string[]; host?: string; to?: StreamTarget } = {},
 ): Forwarded {
   const link = new Linked();
   const allow = new AllowList();
@@ -37,7 +42,7 @@ function forwarding(
     served.push(await serveForward(stream, purpose, { allow, peer: "alice", ...options }));
   const forward = new Forward({
     listen: { kind: "tcp" as const, bind: "127.0.0.1", port: 0 },
-    target: { kind: "tcp" as const, host, port },
+    target: to,
     link: async () => link.alice,
     onRefused: (_, reason) => refused.push(reason),
   });
@@ -95,6 +100,21 @@ describe("bytes", () => {
     await until("the target has heard all", () => heard.length > 0);
     expect(sha256(heard)).toBe(sha256(late));
     await until("it is over", () => forwarded.forward.open === 0);
+  });
+
+  test("a target at a path that answers and closes at once has answered, and its client has an end", async () => {
+    await using _ = noSocketLeft();
+    const folder = mkdtempSync(join(tmpdir(), "forward-"));
+    using _folder = { [Symbol.dispose]: () => rmSync(folder, { recursive: true }) };
+    const path = join(folder, "socket");
+    using _server = Bun.listen({ unix: path, socket: { data() {}, open: (one) => void one.end("welcome") } });
+    using forwarded = forwarding(0, { rules: [path], to: { kind: "unix", path } });
+    const socket = client(forwarded.forward.port);
+    const { bytes, error } = await readAll(socket);
+    expect([bytes.toString(), error]).toEqual(["welcome", undefined]);
+    socket.end();
+    await until("it is over at both ends", () => forwarded.forward.open === 0);
+    expect(forwarded.served).toEqual([{ target: path }]);
   });
 
   test("none is lost while carriers break", async () => {
