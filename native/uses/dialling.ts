@@ -5,7 +5,7 @@
 import { close } from "../host/libc.ts";
 import { adoptable } from "../host/socket.ts";
 import { connectToPath } from "../host/unix.ts";
-import { Connection, connectionHandlers } from "./connection.ts";
+import { Connection, connectionHandlers, type Joinable } from "./connection.ts";
 import { descriptors, type Holder } from "./descriptors.ts";
 import { FairShare } from "../shares/fair-share.ts";
 
@@ -36,15 +36,25 @@ export interface Undialled {
   isRefused: boolean;
 }
 
-/** Connects to the first place that accepts. Resolves to undefined, or to why the first of them did not. */
-export async function dial(
-  places: readonly Place[],
-  connection: Connection,
-  holder: Omit<Holder, "giveUp">,
-): Promise<Undialled | undefined> {
+/** What is to be joined. */
+export interface Wanted {
+  stream: Joinable;
+  /** Whose socket becomes the one that connects. */
+  connection: Connection;
+  /** In whose share it is counted: a peer's fingerprint. */
+  of: string;
+  /** What the client gets once it is connected. */
+  first?: Buffer | undefined;
+}
+
+/**
+ * Connects to the first place that accepts, and joins that to the stream in the same moment: so the socket need not be
+ * paused. Resolves to undefined, or to why the first of the places did not accept.
+ */
+export async function dial(places: readonly Place[], wanted: Wanted): Promise<Undialled | undefined> {
   let first: Undialled | undefined;
   for (const place of places) {
-    const failed = await dialOne(place, connection, dialPatienceMs / places.length, holder);
+    const failed = await dialOne(place, dialPatienceMs / places.length, wanted);
     if (failed === undefined) return undefined;
     first ??= { place, reason: dialProblems[failed] ?? failed, isRefused: failed === "ECONNREFUSED" };
   }
@@ -52,15 +62,11 @@ export async function dial(
 }
 
 /** Resolves to undefined if it is connected, else to the reason. */
-async function dialOne(
-  place: Place,
-  connection: Connection,
-  patienceMs: number,
-  holder: Omit<Holder, "giveUp">,
-): Promise<string | undefined> {
+async function dialOne(place: Place, patienceMs: number, wanted: Wanted): Promise<string | undefined> {
+  const { connection, stream, of } = wanted;
   let attempt: "under-way" | "open" | "given-up" = "under-way";
   const reset = (reason: string) => (attempt === "open" && connection.reset(reason), attempt === "open");
-  const free = takenBy({ ...holder, giveUp: reset });
+  const free = takenBy({ of, isWaiting: () => stream.isWaiting, giveUp: reset });
   if (!free) return "too many connections are open for you";
   const { promise: late, resolve: giveUp } = Promise.withResolvers<string>();
   const timer = setTimeout(() => {
@@ -68,20 +74,26 @@ async function dialOne(
     giveUp(`no answer within ${Math.ceil(patienceMs / 1000)} s`);
   }, patienceMs);
   // An attempt that was given up must not touch the connection: another attempt may use it by then.
-  const mayOpen = () => attempt !== "given-up" && ((attempt = "open"), true);
-  const connected = connectOnce(place, connection, free, mayOpen);
+  const mayJoin = () => attempt !== "given-up" && ((attempt = "open"), join(wanted), true);
+  const connected = connectOnce(place, connection, free, mayJoin);
   return Promise.race([connected, late]).finally(() => clearTimeout(timer));
+}
+
+function join({ stream, connection, first }: Wanted): void {
+  if (stream.destroyed) return connection.reset("the client went away");
+  if (first) stream.write(first);
+  connection.join(stream);
 }
 
 async function connectOnce(
   place: Place,
   connection: Connection,
   free: Taken,
-  mayOpen: () => boolean,
+  mayJoin: () => boolean,
 ): Promise<string | undefined> {
   const open = (socket: Bun.Socket<Connection>) => {
     const isOurs = "port" in place && socket.localPort === place.port && isSelfConnected(socket);
-    if (!isOurs && mayOpen()) return connection.socketOpened(socket);
+    if (!isOurs && mayJoin()) return connection.socketOpened(socket);
     socket.data = new Connection();
     socket.terminate();
   };

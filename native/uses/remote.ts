@@ -170,9 +170,8 @@ export class RemoteForward {
     this.total++;
     connection.onOver = () => this.#over(connection);
     const failed = await this.#dial(stream, connection, peer);
-    if (failed === undefined && !stream.destroyed) return connection.join(stream);
-    connection.reset("the client went away");
     if (failed === undefined) return;
+    connection.reset("nobody answers there");
     // What our target is called is not the peer's affair.
     stream.reset(
       "nobody answers there",
@@ -187,8 +186,7 @@ export class RemoteForward {
     peer: string,
   ): Promise<Pick<Undialled, "reason" | "isRefused"> | undefined> {
     try {
-      const places = await placesOf(this.#options.target);
-      return await dial(places, connection, { of: peer, isWaiting: () => stream.isWaiting });
+      return await dial(await placesOf(this.#options.target), { stream, connection, of: peer });
     } catch (error) {
       if (!(error instanceof NameError)) throw error;
       return { reason: error.message, isRefused: false };

@@ -81,12 +81,9 @@ export async function serveForward(
 ): Promise<Served> {
   return serving(stream, purpose, async (wanted) => {
     if (wanted.kind === "udp") throw new Refusal("bad-field", "kind must not be udp");
-    const holder = { of: options.peer, isWaiting: () => stream.isWaiting };
-    const failed = await dial(await permittedPlaces(wanted, options), connection, holder);
+    const places = await permittedPlaces(wanted, options);
+    const failed = await dial(places, { stream, connection, of: options.peer, first });
     if (failed) throw unanswered(formatTarget(wanted), failed);
-    if (stream.destroyed) return connection.reset("the client went away");
-    if (first) stream.write(first);
-    connection.join(stream);
   });
 }
 
