@@ -81,6 +81,20 @@ export function adopt(socket: Socket): AdoptedSocket {
   return { raw: netModule().connect(options), fd, local, remote };
 }
 
+/** What a net.Socket of Bun is made of: one of `Bun.connect`. */
+interface Handle {
+  reload?(options: { socket: { drain(): void } }): void;
+}
+
+/**
+ * Bun (1.4.5) also hands what comes to the socket below TLS, which drops it: that takes a copy of each read, and leaves as
+ * much garbage. A socket without a handler for data is spared. Not if TLS itself reads by that socket's events.
+ */
+function dropCiphertext(below: net.Socket): void {
+  const { _handle } = below as net.Socket & { _handle?: Handle | null };
+  if (below.listenerCount("data") === 0) _handle?.reload?.({ socket: { drain() {} } });
+}
+
 export interface SecureSocketOwner {
   /** The other end has not shown what it must. */
   refused(reason: string): void;
@@ -139,6 +153,7 @@ export class SecureSocket {
     const startedAt = performance.now();
     this.stream.once(isClient ? "secureConnect" : "secure", () => {
       if (isClient) this.handshakeMs = performance.now() - startedAt;
+      dropCiphertext(this.connection.raw);
       const shown = this.#readShown();
       if (typeof shown !== "string") return resolve((this.shown = shown).fingerprint);
       reject(new LinkError(shown));
