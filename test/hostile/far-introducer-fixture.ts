@@ -10,8 +10,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Bait, hex, LyingIntroducer, peerLine, peersLine, punchLine, registered } from "./wire.ts";
 
-const addresses = ["203.0.113.1/32", "203.0.113.9/32", "192.168.1.5/24", "10.1.2.3/32", "169.254.1.1/32"];
-const set = [...addresses, "fd00::5/64", "2001:db8::5/64"].map((one) => `ip addr add ${one} dev lo`);
+const four = ["203.0.113.1/32", "203.0.113.9/32", "192.168.1.5/24", "10.1.2.3/32", "169.254.1.1/32"];
+// Without `nodad` such an address can't be listened on for a moment.
+const six = ["fd00::5/64", "2001:db8::5/64"].map((one) => `${one} nodad`);
+const set = [...four, ...six].map((one) => `ip addr add ${one} dev lo`);
 for (const command of ["ip link set lo up", ...set]) {
   const { success, stderr } = Bun.spawnSync(command.split(" "));
   if (!success) throw new Error(`${command}: ${stderr.toString()}`);
