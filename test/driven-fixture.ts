@@ -7,6 +7,7 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Introducer } from "../introducer.ts";
+import { patienceMs, testMs } from "./patience-fixture.ts";
 import type { ParticipantEvent } from "../native/participant/events.ts";
 
 export type EventOf<E extends ParticipantEvent["event"]> = Extract<ParticipantEvent, { event: E }>;
@@ -41,7 +42,10 @@ export function homeOf(name: string): string {
   return folder;
 }
 
-/** A participant with `--json`: `next` waits for an event that nobody has waited for yet. */
+/** So long an event is waited for: it may take several starts, and must be named before the test's time is over. */
+const nextMs = (patienceMs + testMs) / 2;
+
+/** A participant with `--json`: `next` waits for an event that nobody has waited for yet, and says so if none comes. */
 export class Driven implements AsyncDisposable {
   name: string;
   readonly events: ParticipantEvent[] = [];
@@ -76,12 +80,32 @@ export class Driven implements AsyncDisposable {
     }
     this.#isOver = true;
     this.#wake();
-    expect(held).toBe("");
+    await this.#child.exited;
+    if (this.#child.signalCode !== "SIGKILL") expect(held).toBe("");
   }
 
   #wake(): void {
     this.#news.resolve();
     this.#news = Promise.withResolvers();
+  }
+
+  /** Resolves to what `look` finds, once it finds something. */
+  async #until<T>(what: string, look: () => T | undefined): Promise<T> {
+    let isLate = false;
+    const late = setTimeout(() => ((isLate = true), this.#wake()), nextMs);
+    try {
+      for (;;) {
+        const found = look();
+        if (found !== undefined) return found;
+        if (this.#isOver || isLate)
+          throw new Error(
+            `${this.name} ${isLate ? "goes on" : "ended"} without ${what}:\n${JSON.stringify(this.events, null, 1)}`,
+          );
+        await this.#news.promise;
+      }
+    } finally {
+      clearTimeout(late);
+    }
   }
 
   async next<E extends ParticipantEvent["event"]>(
@@ -90,16 +114,11 @@ export class Driven implements AsyncDisposable {
   ): Promise<EventOf<E>> {
     const fits = (event: ParticipantEvent): event is EventOf<E> =>
       event.event === kind && !this.#taken.has(event) && wants(event as EventOf<E>);
-    for (;;) {
+    return this.#until(`\`${kind}\``, () => {
       const found = this.events.find(fits);
-      if (found) {
-        this.#taken.add(found);
-        return found;
-      }
-      if (this.#isOver)
-        throw new Error(`${this.name} ended without \`${kind}\`:\n${JSON.stringify(this.events, null, 1)}`);
-      await this.#news.promise;
-    }
+      if (found) this.#taken.add(found);
+      return found;
+    });
   }
 
   /** Resolves once a peer of that name was shown. */
@@ -107,7 +126,7 @@ export class Driven implements AsyncDisposable {
     const shows = (event: ParticipantEvent) =>
       (event.event === "joined" && event.name === name) ||
       (event.event === "peers" && event.peers.some((peer) => peer.name === name));
-    while (!this.events.some(shows)) await this.#news.promise;
+    await this.#until(`having seen ${name}`, () => this.events.find(shows));
   }
 
   get pid(): number {
