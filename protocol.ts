@@ -824,8 +824,9 @@ const toParticipant = {
   /**
    * Sent before a `predicted` round to a side with sequential ports, before a `fresh` one to both: measure, and answer
    * `measured`. A `predicted` round may begin meanwhile, by what was measured last; another follows if that was wrong.
+   * `role` is that of the punch to come: who asked and has cancelled it meanwhile measures no more.
    */
-  measure: { peer, token, way },
+  measure: { peer, role: optional(role), token, way },
   /** Sent to both sides of an introduction: start punching in `startInMs`. */
   punch: {
     peer,

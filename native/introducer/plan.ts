@@ -105,8 +105,12 @@ export class Plan {
   measure(measuring: Side[]): boolean {
     const way = this.way!;
     const { token } = this.#round;
-    for (const { member } of measuring)
-      this.#owner.show(member, this.ofMember(member)[1].member, { type: "measure", token, way });
+    const [asker] = this.sides;
+    for (const side of measuring) {
+      const [, { member: other }] = this.ofMember(side.member);
+      const role = side === asker ? "controlling" : "controlled";
+      this.#owner.show(side.member, other, { type: "measure", role, token, way });
+    }
     const isKnown =
       way === "predicted" && measuring.every((side) => counts(side) && side.member.measured?.position);
     // The earlier measurement will do, if the NAT has given only few ports since.

@@ -101,7 +101,7 @@ export class Introducing {
   // --- what the introducer orders ------------------------------------------------------------------------
 
   measure(message: MeasureMessage): void {
-    if (this.#takes === "relayed") return this.#listed.decline(message.token);
+    if (this.#takes === "relayed" || this.#isStale(message)) return this.#listed.decline(message.token);
     const introduction = this.#of(message);
     introduction?.measure(message).catch((error: unknown) => {
       introduction.cancel("no-candidate-answered", `we could not measure: ${inText(error)}`);
@@ -126,7 +126,7 @@ export class Introducing {
   }
 
   /** Whoever asks is controlling. If that is us, this answers a `connect` that we have cancelled meanwhile. */
-  #isStale({ role }: PunchMessage | RelayMessage): boolean {
+  #isStale({ role }: MeasureMessage | PunchMessage | RelayMessage): boolean {
     return !this.#life.introduction && role === "controlling" && !this.#owner.isWished();
   }
 

@@ -156,7 +156,7 @@ const toParticipant: Samples<ToParticipant> = {
   updated: { type: "updated", id: 7, mapping: "random", mapped: null, roundTripMs: 3 },
   left: { type: "left", id: 7 },
   renamed: { type: "renamed", name: "alice" },
-  measure: { type: "measure", peer, token, way: "fresh" },
+  measure: { type: "measure", peer, role: "controlling", token, way: "fresh" },
   punch: {
     type: "punch",
     peer,

@@ -248,7 +248,7 @@ test("an introduction that we did not ask for is declined where it is one too ma
   expect([alice.peer.isIdle, alice.admissions, alice.events]).toEqual([true, 0, []]);
 });
 
-test.each(["punch", "relay"] as const)(
+test.each(["measure", "punch", "relay"] as const)(
   "the answer (%s) to a `connect` that was cancelled meanwhile is declined",
   async (answer) => {
     await using _ = noSocketLeft();
@@ -264,8 +264,10 @@ test.each(["punch", "relay"] as const)(
     expect(await outcome).toBeInstanceOf(ToldError);
     expect(alice.last("failed")!.reason).toBe("cancelled");
     const token = newToken();
-    if (answer === "punch") alice.peer.introducing.punch(punchFor(bob.listed(2), "controlling", token));
-    else alice.peer.introducing.relay({ type: "relay", peer: bob.listed(2), role: "controlling", token });
+    const told = { peer: bob.listed(2), role: "controlling", token } as const;
+    if (answer === "punch") alice.peer.introducing.punch({ ...round, ...told });
+    else if (answer === "relay") alice.peer.introducing.relay({ type: "relay", ...told });
+    else alice.peer.introducing.measure({ type: "measure", way: "fresh", ...told });
     expect(alice.said("failed")).toEqual([{ type: "failed", peer: 2, token, reason: "refused-by-peer" }]);
     expect([alice.peer.isIdle, alice.peer.state, alice.admissions]).toEqual([true, "failed", 0]);
   },

@@ -215,6 +215,10 @@ const goldenToParticipant: Golden<ToParticipant> = {
       { type: "measure", peer: bob, token, way: "fresh" },
       `{"type":"measure","peer":${bobJson},"token":"${token}","way":"fresh"}`,
     ],
+    [
+      { type: "measure", peer: bob, role: "controlling", token, way: "fresh" },
+      `{"type":"measure","peer":${bobJson},"role":"controlling","token":"${token}","way":"fresh"}`,
+    ],
   ],
   filtering: filterings.map((filtering) => [
     { type: "filtering", filtering },
@@ -320,6 +324,7 @@ const directions: [
 
 /** Fields that a message may lack. */
 const optionalFields: Record<string, string[]> = {
+  measure: ["role"],
   refused: ["request", "peer", "name", "challenge", "retryInMs"],
   bye: ["retryInMs"],
   register: ["proof", "direct", "mapping", "wants", "access", "private", "forwarded"],
