@@ -9,7 +9,7 @@
  *   alice.type("connect bob");
  *   const { route } = await alice.next("linked");
  */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { IntroducerEvent } from "../../native/introducer/events.ts";
@@ -259,9 +259,12 @@ export class People implements AsyncDisposable {
 
   #start(place: Place, name: string, command: string[]): Running {
     const { INTRODUCER: _, ...env } = process.env;
+    // Each host has one of its own: of introducers that share one, only the last takes commands there.
+    const commands = this.stateOf(`commands at ${place.name}`);
+    mkdirSync(commands, { recursive: true });
     const running = place.spawn([process.execPath, ...command], {
       cwd: root,
-      env: { ...env, XDG_STATE_HOME: this.stateOf(name) },
+      env: { ...env, XDG_STATE_HOME: this.stateOf(name), RUNTIME_DIRECTORY: commands },
       stdin: "pipe",
       stdout: "pipe",
       stderr: "pipe",

@@ -93,5 +93,5 @@ sharedTest.concurrent(
     expect(problems).toEqual([]);
     expect(connects).toBeGreaterThan(0);
   },
-  120_000,
+  6 * testMs,
 );

@@ -8,18 +8,20 @@ import type { ParticipantEvent } from "../../native/participant/events.ts";
 import type { Endpoint } from "../../protocol.ts";
 import { Random } from "../fuzz/mutate.ts";
 import { RedisServer } from "../introducer/redis-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
 import type { Host, Lab } from "./lab.ts";
 import { type IntroducerProgram, now, type ParticipantProgram, type People, type Place } from "./people.ts";
 import { behind, owdMs, type Side } from "./sides.ts";
 
+// How soon it is on a quiet machine is what `bench storm` tells.
 /** An introduction takes 13 s at most, and its answer as long to come; then the failure is told. */
-const connectDeadlineMs = 25_000;
+const connectDeadlineMs = testMs;
 /** How soon a participant is back once the introducer is that it was given. */
-const backMs = 10_000;
+const backMs = patienceMs;
 /** How soon all see the same, once nothing happens any more: a lease lasts 8 s. */
-const wholeMs = 10_000;
+const wholeMs = patienceMs;
 /** How soon what was closed is no descriptor any more. */
-const quietMs = 20_000;
+const quietMs = patienceMs;
 /** Descriptors more than before: what was closed a moment ago may still be there. */
 const spareDescriptors = 2;
 
