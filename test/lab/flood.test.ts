@@ -54,9 +54,12 @@ raceTest("while 64 addresses do all they can, people behind NATs link and are re
   const both = await linkedBoth(carol!, dave!);
   expect(both.map(({ route }) => route)).toEqual(["relay", "relay"]);
   await talk(carol!, dave!);
-  introducer.type("stats");
-  const { turnedAway, refusals } = (await introducer.next("stats")).stats;
-  expect(turnedAway).toBeGreaterThan(100);
-  expect(refusals.map(({ code }) => code)).toEqual(expect.arrayContaining(["bad-field", "limit"]));
+  // Those who flood have only what is left of the processor.
+  for (let isMuch = false; !isMuch; await Bun.sleep(50)) {
+    introducer.type("stats");
+    const { turnedAway, refusals } = (await introducer.next("stats")).stats;
+    const codes: string[] = refusals.map(({ code }) => code);
+    isMuch = turnedAway > 100 && codes.includes("bad-field") && codes.includes("limit");
+  }
   expect(honest).toEqual([]);
 });
