@@ -13,8 +13,9 @@ export class ReadingTurns {
   readonly #edge: Edge;
   readonly #onPause: () => void;
   readonly #onResume: () => void;
-  /** Those of this turn. */
+  /** Those of this turn, and maybe a few of those before. */
   #frames = 0;
+  #willCountAnew = false;
   #cancelPause: (() => void) | undefined;
 
   constructor(edge: Edge, onPause: () => void, onResume: () => void) {
@@ -29,9 +30,19 @@ export class ReadingTurns {
 
   /** What was read has cost as much as so many frames. */
   spend(frames: number): void {
-    if (this.#frames === 0) setImmediate(() => (this.#frames = 0));
     this.#frames += frames;
+    if (this.#frames >= turnFrames / 2) this.#countAnew();
     if (this.#frames >= turnFrames) this.pause(0);
+  }
+
+  /** In the next turn. Not for a few frames: who asks and waits for the answer has one in each turn. */
+  #countAnew(): void {
+    if (this.#willCountAnew) return;
+    this.#willCountAnew = true;
+    setImmediate(() => {
+      this.#frames = 0;
+      this.#willCountAnew = false;
+    });
   }
 
   /** Nothing is read for so long, and at least until others of the program have had their turn. */

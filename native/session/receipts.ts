@@ -36,12 +36,20 @@ export class Receipts {
   countFrame(): void {
     this.#processed++;
     if (this.#untoldBytes >= ackBytes) this.tellNow();
-    else this.#cancelAck ??= this.#edge.after(ackDelayMs, () => this.tellNow());
+    else this.#cancelAck ??= this.#edge.after(ackDelayMs, () => this.#timeIsUp());
+  }
+
+  /**
+   * The timer is not stopped where another write has told already: in a quick exchange each frame would cost a timer. So the
+   * next frame may be told sooner than it must.
+   */
+  #timeIsUp(): void {
+    this.#cancelAck = undefined;
+    this.tellNow();
   }
 
   /** Tells the peer how far we are, with the next write. */
   tellNow(): void {
-    this.stop();
     if (this.#processed === this.#toldFrames) return;
     this.#isDue = true;
     this.#onDue();
@@ -58,7 +66,6 @@ export class Receipts {
     this.#isDue = false;
     this.#toldFrames = this.#processed;
     this.#untoldBytes = 0;
-    this.stop();
     return encodeCount(frame.ack, this.#processed);
   }
 

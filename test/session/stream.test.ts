@@ -238,6 +238,24 @@ test("what streams are given in one turn of the event loop goes out in one write
   expect([carriers.alice.written.length, turns(carriers.alice)]).toEqual([1, bytes]);
 });
 
+test("a quick exchange sets no timer for each frame", async () => {
+  const { pair, here, there } = await streamPair({ oneWayMs: 1 });
+  const ackMs = 20;
+  let [timers, answers] = [0, 0];
+  const { clock } = pair;
+  const after = clock.after.bind(clock);
+  clock.after = (delayMs, then) => ((timers += Number(delayMs === ackMs)), after(delayMs, then));
+  there.on("data", () => there.write("an answer"));
+  here.on("data", () => (answers++, here.write("a question")));
+  here.write("a question");
+  const fromMs = clock.now();
+  await clock.until("many were answered", () => answers === 100);
+  // Each side has one at a time.
+  expect(timers).toBeLessThanOrEqual(2 * (1 + (clock.now() - fromMs) / ackMs));
+  expect(timers).toBeGreaterThan(0);
+  here.reset("enough");
+});
+
 test("without a carrier streams wait, and what is written is bounded", async () => {
   const { pair, here, there, open, carriers } = await streamPair({ oneWayMs: 50 });
   const seen = collect(there);
