@@ -57,6 +57,24 @@ const joined = async (port: number, name: string) => {
   return client;
 };
 
+// First, for it waits the longest.
+test("what is no command there costs nothing, and commands go on", async () => {
+  await using house = await service();
+  const dial = () => new LineSocket(net.connect(house.path));
+  using garbage = dial();
+  garbage.raw("no JSON\n");
+  expect(await garbage.lines.next("a code")).toEqual({ code: 2 } as never);
+  await garbage.lines.over();
+  using endless = dial();
+  endless.raw(Buffer.alloc(70_000, "x"));
+  await endless.lines.over();
+  // Nine who say nothing: there is place for eight, and they are sent away after a while.
+  const idle = Array.from({ length: 9 }, dial);
+  await Promise.any(idle.map((one) => one.lines.over()));
+  await Promise.all(idle.map((one) => one.lines.over()));
+  expect((await ctl(String(house.port), "stats")).code).toBe(0);
+});
+
 test("it does what the prompt does, and says by its exit code whether it could", async () => {
   await using house = await service();
   const port = String(house.port);
@@ -176,21 +194,4 @@ test("a dead socket is replaced; a living one, or something else, is left, and t
   house.child.kill("SIGTERM");
   await house.child.exited;
   expect([existsSync(path), existsSync(file)]).toEqual([false, true]);
-});
-
-test("what is no command there costs nothing, and commands go on", async () => {
-  await using house = await service();
-  const dial = () => new LineSocket(net.connect(house.path));
-  using garbage = dial();
-  garbage.raw("no JSON\n");
-  expect(await garbage.lines.next("a code")).toEqual({ code: 2 } as never);
-  await garbage.lines.over();
-  using endless = dial();
-  endless.raw(Buffer.alloc(70_000, "x"));
-  await endless.lines.over();
-  // Nine who say nothing: there is place for eight, and they are sent away after a while.
-  const idle = Array.from({ length: 9 }, dial);
-  await Promise.any(idle.map((one) => one.lines.over()));
-  await Promise.all(idle.map((one) => one.lines.over()));
-  expect((await ctl(String(house.port), "stats")).code).toBe(0);
 });

