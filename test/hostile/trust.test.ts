@@ -2,7 +2,7 @@
  * Who is not linked: whoever has a stolen certificate, what an introducer has seen, or another connection's proof, and
  * not the room's words. With the real programs; the attackers and their introducer are by hand.
  */
-import { expect, setDefaultTimeout } from "bun:test";
+import { afterAll, expect, setDefaultTimeout } from "bun:test";
 import { join } from "node:path";
 import type * as net from "node:net";
 import { Driven, homeOf } from "../driven-fixture.ts";
@@ -32,13 +32,15 @@ import {
 import { testAtOnce } from "../places-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
-const test = testAtOnce(4);
+const test = testAtOnce(24);
 setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
 const room = await roomKey(words);
 /** An introduction that makes a link may take so long on a busy machine. */
 const linkMs = 5_000;
+/** One that makes none lasts so long. */
+const attackMs = 3_000;
 
 type Role = RawLink["role"];
 const roles = ["controlling", "controlled"] as const;
@@ -51,26 +53,21 @@ const endpointOf = ({ socket }: LineSocket) => `127.0.0.1:${socket.remotePort}`;
 class Scene implements AsyncDisposable {
   readonly house: LyingIntroducer;
   readonly bob: Driven;
-  readonly identity = makeIdentity();
-  readonly instance = hex(8);
-  /** As it was sniffed: what alice has shown of herself. */
-  readonly alice: Line;
-  /** In TLS, if not the certificate of her identity. */
-  shows: Identity | undefined;
+  readonly alice = new Stolen(this, "alice", 2);
   register!: Line;
   control!: LineSocket;
+  #peers = 2;
 
   private constructor(house: LyingIntroducer, bob: Driven) {
     this.house = house;
     this.bob = bob;
-    this.alice = this.listed();
   }
 
   static async open(...options: string[]): Promise<Scene> {
     const greet = (line: Line, visitor: LineSocket) => {
       if (line.type !== "register") return;
       [scene.register, scene.control] = [line, visitor];
-      visitor.say(registered(line, { public: endpointOf(visitor) }), peersLine(scene.alice));
+      visitor.say(registered(line, { public: endpointOf(visitor) }), peersLine(scene.alice.line));
     };
     const house = await LyingIntroducer.listen(greet);
     const bob = new Driven(house.port, "bob", "--room", words, "--no-portmap", ...options);
@@ -79,12 +76,16 @@ class Scene implements AsyncDisposable {
     return scene;
   }
 
-  listed(lie: object = {}): Line {
-    const { fingerprint } = this.identity;
-    return peerLine({ name: "alice", fingerprint, instance: this.instance, ...lie }, room.key);
+  /** One more like alice: several at once have one bob to themselves. */
+  async another(): Promise<Stolen> {
+    const id = ++this.#peers;
+    const one = new Stolen(this, `alice${String.fromCodePoint(0x60 + id)}`, id);
+    this.control.say({ type: "joined", peer: one.line });
+    await this.bob.seen(one.name);
+    return one;
   }
 
-  /** What an honest alice would be told of bob. */
+  /** What an honest peer would be told of bob. */
   get shownBob(): Line {
     const { name, fingerprint, instance } = this.register;
     return peerLine({
@@ -96,46 +97,79 @@ class Scene implements AsyncDisposable {
     });
   }
 
-  /** Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears alice's name. */
-  async punched(role: Role, deadlineMs = 600): Promise<RawLink> {
-    if (role === "controlled") await this.asks();
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.house[Symbol.dispose]();
+    await this.bob[Symbol.asyncDispose]();
+  }
+}
+
+/** A member whose certificate and key were stolen: the attacker bears that name. */
+class Stolen {
+  readonly scene: Scene;
+  readonly name: string;
+  readonly identity = makeIdentity();
+  readonly instance = hex(8);
+  /** As it was sniffed: what the member has shown of itself. */
+  readonly line: Line;
+  /** In TLS, if not the certificate of the identity. */
+  shows: Identity | undefined;
+  readonly #id: number;
+
+  constructor(scene: Scene, name: string, id: number) {
+    [this.scene, this.name, this.#id] = [scene, name, id];
+    this.line = this.listed();
+  }
+
+  listed(lie: object = {}): Line {
+    const { name, instance } = this;
+    const { fingerprint } = this.identity;
+    return peerLine({ id: this.#id, name, fingerprint, instance, ...lie }, room.key);
+  }
+
+  /** Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears that name. */
+  async punched(role: Role, deadlineMs = linkMs, signal?: AbortSignal): Promise<RawLink> {
+    const { control, shownBob } = this.scene;
+    if (role === "controlled") await this.asked();
     const token = hex(16);
-    this.control.say(punchLine(this.alice, { role: otherRole(role), token, deadlineMs }));
-    return RawLink.punch(punchLine(this.shownBob, { role, token }), this.bearer);
+    control.say(punchLine(this.line, { role: otherRole(role), token, deadlineMs }));
+    return RawLink.punch(punchLine(shownBob, { role, token }), { ...this.bearer, signal });
   }
 
   /** The same by the relay, which the introducer plays. */
   async relayed(role: Role): Promise<RawLink> {
-    if (role === "controlled") await this.asks();
+    const { control, house, shownBob } = this.scene;
+    if (role === "controlled") await this.asked();
     const token = hex(16);
-    this.control.say({ type: "relay", peer: this.alice, role: otherRole(role), token });
-    await this.house.hears("relay", (line) => line.token === token);
-    const visitor = this.house.visitors.at(-1)!;
+    control.say({ type: "relay", peer: this.line, role: otherRole(role), token });
+    await house.hears("relay", (line) => line.token === token);
+    const visitor = house.visitors.find(({ lines }) => lines.all.some((line) => line.token === token))!;
     const way: net.Socket = visitor.socket;
     way.removeAllListeners("data").pause();
     way.write(JSON.stringify({ type: "relaying", rate: 1024 * 1024 }) + "\n");
-    const link = new RawLink(way, { type: "", role, token, peer: this.shownBob }, this.bearer);
+    const link = new RawLink(way, { type: "", role, token, peer: shownBob }, this.bearer);
     await link.secured();
     return link;
   }
 
-  async asks(): Promise<void> {
-    this.bob.type("connect alice");
-    await this.house.hears("connect");
+  async asked(): Promise<void> {
+    this.scene.bob.type(`connect ${this.name}`);
+    await this.scene.house.hears("connect", ({ peer }) => peer === this.#id);
   }
 
   get bearer() {
-    return { identity: this.shows ?? this.identity, name: "alice", instance: this.instance, room };
+    const { name, instance } = this;
+    return { identity: this.shows ?? this.identity, name, instance, room };
   }
 
-  /** The certificates that alice shows are those of a run, with a key of its own that is sealed like that. */
+  /** The certificates that are shown are those of a run, with a key of its own that is sealed like that. */
   run(sealOf: (publicKey: Uint8Array) => string): void {
     this.shows = { ...makeRun(this.identity, sealOf), fingerprint: this.identity.fingerprint };
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.house[Symbol.dispose]();
-    await this.bob[Symbol.asyncDispose]();
+  /** Of that peer. */
+  count(kind: "linked" | "said"): number {
+    const { events } = this.scene.bob;
+    return events.filter((one) => one.event === kind && "name" in one && one.name === this.name).length;
   }
 }
 
@@ -151,25 +185,30 @@ const lineOf = (link: RawLink, proof: string) =>
   link.role === "controlling" ? link.nominationLine(link.token, proof) : link.answerLine(proof);
 
 /** Bob was not linked, for nothing but the proof, and told nothing of what is his. */
-async function expectNothing({ bob, house }: Scene, link: RawLink): Promise<void> {
-  expect(await bob.next("failed")).toMatchObject({ name: "alice", reason: "authentication-failed" });
+async function expectNothing(alice: Stolen, link: RawLink): Promise<void> {
+  const { bob, house } = alice.scene;
+  expect(await bob.next("failed", ({ name }) => name === alice.name)).toMatchObject({
+    reason: "authentication-failed",
+  });
   await house.hears("failed", ({ token }) => token === link.token);
   await link.frames.over();
-  expect([bob.count("linked"), bob.count("said")]).toEqual([0, 0]);
+  expect([alice.count("linked"), alice.count("said")]).toEqual([0, 0]);
   bob.type("list");
-  expect((await bob.next("peers")).peers).toMatchObject([{ name: "alice", state: "failed" }]);
+  await bob.next("peers", ({ peers }) =>
+    peers.some(({ name, state }) => name === alice.name && state === "failed"),
+  );
   const kinds = link.frames.all.map(({ type }) => type);
   expect(kinds.filter((type) => type !== frame.resume)).toEqual([]);
 }
 
 // --- without the words ---------------------------------------------------------------------------------------
 
-const lies: Record<string, (link: RawLink, scene: Scene) => Buffer | Promise<Buffer>> = {
+const lies: Record<string, (link: RawLink, alice: Stolen) => Buffer | Promise<Buffer>> = {
   "no words, but a stolen certificate and a sniffed `register`": (link) => {
     link.bond.key = lobbyKey;
     return lineOf(link, link.proof());
   },
-  "what `register` has shown": (link, { alice }) => lineOf(link, alice.proof),
+  "what `register` has shown": (link, { line }) => lineOf(link, line.proof),
   "no proof at all": (link) => {
     const [first] = lineOf(link, "").toString().split(',"proof"');
     return Buffer.from(link.role === "controlling" ? `${first}}\n` : `{"type":"nominated"}\n`);
@@ -199,87 +238,100 @@ const lies: Record<string, (link: RawLink, scene: Scene) => Buffer | Promise<Buf
 
 const cases = Object.keys(lies).flatMap((what) => roles.map((role) => [what, role] as const));
 
+/** What bob allows. */
+const secret = await Bait.listen();
+/** One bob for each role, so that he punches in one role only: many attack him at once. */
+const scenes: Partial<Record<Role, Promise<Scene>>> = {};
+const attacked = async (role: Role): Promise<Stolen> =>
+  (await (scenes[role] ??= Scene.open("--allow", String(secret.port)))).another();
+afterAll(async () => {
+  for (const role of roles) await (await scenes[role])?.[Symbol.asyncDispose]();
+  secret[Symbol.dispose]();
+});
+
 test.each(cases)("nobody is linked by %s, as %s side", async (what, role) => {
-  await using secret = await Bait.listen();
-  await using scene = await Scene.open("--allow", String(secret.port));
-  using link = await scene.punched(role);
+  const alice = await attacked(role);
+  using link = await alice.punched(role, attackMs);
   const purpose = { use: "forward", host: "127.0.0.1", port: secret.port };
-  await flight(link, () => lies[what]!(link, scene), openFrame(link.firstStream, purpose));
-  await expectNothing(scene, link);
+  await flight(link, () => lies[what]!(link, alice), openFrame(link.firstStream, purpose));
+  await expectNothing(alice, link);
   expect(secret.total).toBe(0);
 });
 
 test.each(roles)(
   "nobody is linked by the relay of an introducer, as %s side, without the words",
   async (role) => {
-    await using scene = await Scene.open();
-    using link = await scene.relayed(role);
+    const alice = await attacked(role);
+    using link = await alice.relayed(role);
     link.bond.key = lobbyKey;
     await flight(link, () => lineOf(link, link.proof()), openFrame(link.firstStream, { use: "lines" }));
-    await expectNothing(scene, link);
+    await expectNothing(alice, link);
   },
 );
 
 test.each(roles)("nobody is linked by the proof of another connection, as %s side", async (role) => {
-  await using scene = await Scene.open();
-  using first = await scene.punched(role);
+  const alice = await attacked(role);
+  using first = await alice.punched(role, attackMs);
   const proof = first.proof();
   first.cut();
-  if (role === "controlled") await scene.bob.next("failed");
-  using link = await scene.punched(role);
+  await alice.scene.bob.next("failed", ({ name }) => name === alice.name);
+  using link = await alice.punched(role, attackMs);
   await flight(link, () => lineOf(link, proof));
-  await expectNothing(scene, link);
+  await expectNothing(alice, link);
 });
 
 test.each(roles)(
   "who has the words, and proves it on this connection, is linked as %s side",
   async (role) => {
-    await using scene = await Scene.open();
-    using link = await scene.punched(role, linkMs);
+    const alice = await attacked(role);
+    using link = await alice.punched(role);
     await link.begin();
-    expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" });
+    await alice.scene.bob.next("linked", ({ name }) => name === alice.name);
   },
 );
 
 // --- the key of a run ----------------------------------------------------------------------------------------
 
-const seals: Record<string, (scene: Scene) => void> = {
-  "is sealed without the words": (scene) =>
-    scene.run((publicKey) => runSeal(lobbyKey, publicKey, scene.alice as never)),
-  "bears the seal of alice's own": (scene) => {
+const seals: Record<string, (alice: Stolen) => void> = {
+  "is sealed without the words": (alice) =>
+    alice.run((publicKey) => runSeal(lobbyKey, publicKey, alice.line as never)),
+  "bears the seal of alice's own": (alice) => {
     let seal = "";
-    scene.run((publicKey) => (seal = runSeal(room.key, publicKey, scene.alice as never)));
-    scene.run(() => seal);
+    alice.run((publicKey) => (seal = runSeal(room.key, publicKey, alice.line as never)));
+    alice.run(() => seal);
   },
-  "is sealed for another run": (scene) =>
-    scene.run((publicKey) => runSeal(room.key, publicKey, { ...scene.alice, instance: hex(8) } as never)),
-  "says nothing": (scene) => scene.run(() => ""),
+  "is sealed for another run": (alice) =>
+    alice.run((publicKey) => runSeal(room.key, publicKey, { ...alice.line, instance: hex(8) } as never)),
+  "says nothing": (alice) => alice.run(() => ""),
 };
 const runs = Object.keys(seals).flatMap((what) => roles.map((role) => [what, role] as const));
 
 test.each(runs)("nobody is linked by a key of a run that %s, as %s side", async (what, role) => {
-  await using scene = await Scene.open();
-  seals[what]!(scene);
-  using link = await scene.punched(role);
+  const alice = await attacked(role);
+  seals[what]!(alice);
+  using link = await alice.punched(role, attackMs);
   link.bond.key = lobbyKey;
   await flight(link, () => lineOf(link, link.proof()), openFrame(link.firstStream, { use: "lines" }));
-  await expectNothing(scene, link);
+  await expectNothing(alice, link);
 });
 
 test.each(roles)("alice's certificate behind another's does not make that hers, as %s side", async (role) => {
-  await using scene = await Scene.open();
+  const alice = await attacked(role);
   const other = makeIdentity();
-  scene.shows = { ...other, certificate: other.certificate + scene.identity.certificate };
-  const punching = scene.punched(role);
-  expect(await scene.bob.next("failed")).toMatchObject({ name: "alice" });
-  expect(scene.bob.count("linked")).toBe(0);
-  await Promise.race([punching.then((link) => link.frames.over()), Bun.sleep(0)]).catch(() => {});
+  alice.shows = { ...other, certificate: other.certificate + alice.identity.certificate };
+  const over = new AbortController();
+  const punching = alice.punched(role, attackMs, over.signal).catch(() => undefined);
+  await alice.scene.bob.next("failed", ({ name }) => name === alice.name);
+  over.abort();
+  (await punching)?.[Symbol.dispose]();
+  expect(alice.count("linked")).toBe(0);
 });
 
 test("who asks has the link as soon as TLS has shown the other's key, which the room's words have sealed", async () => {
   await using scene = await Scene.open();
-  scene.run((publicKey) => runSeal(room.key, publicKey, scene.alice as never));
-  using link = await scene.punched("controlled", linkMs);
+  const { alice } = scene;
+  alice.run((publicKey) => runSeal(room.key, publicKey, alice.line as never));
+  using link = await alice.punched("controlled");
   expect(await scene.bob.next("linked")).toMatchObject({ name: "alice" }); // and we have said nothing yet
   await link.hears(frame.ping); // nor has bob waited for it
   await link.begin();
@@ -292,20 +344,20 @@ test("who asks has the link as soon as TLS has shown the other's key, which the 
 
 test("who knows the id of a session does not go on with it without the words", async () => {
   await using scene = await Scene.open();
-  const { bob } = scene;
-  using honest = await scene.punched("controlling", linkMs);
+  const { alice, bob } = scene;
+  using honest = await alice.punched("controlling");
   await honest.begin();
   await bob.next("linked");
   const { sessionId, processed } = honest;
   honest.cut();
   await bob.next("broken");
-  using thief = await scene.punched("controlling");
+  using thief = await alice.punched("controlling");
   thief.bond.key = lobbyKey;
   const hello = { sessionId, status: 0, epoch: 2, processed };
   thief.send(thief.nominationLine(), helloFrame(frame.resume, hello));
   await thief.frames.over();
   expect(thief.frames.all).toEqual([]);
-  using again = await scene.punched("controlling", linkMs);
+  using again = await alice.punched("controlling");
   again.send(again.nominationLine(), helloFrame(frame.resume, hello));
   expect(readHello((await again.hears(frame.resumed)).payload)).toMatchObject({ status: 0, sessionId });
   await bob.next("moved");
@@ -315,29 +367,29 @@ test("who knows the id of a session does not go on with it without the words", a
 test("what an earlier run of the peer has shown does not end the link", async () => {
   await using scene = await Scene.open();
   const { bob, house, control, alice } = scene;
-  using honest = await scene.punched("controlling", linkMs);
+  using honest = await alice.punched("controlling");
   await honest.begin();
   await bob.next("linked");
   const { sessionId, processed } = honest;
-  control.say({ type: "left", id: alice.id });
+  control.say({ type: "left", id: alice.line.id });
   await bob.next("left");
   honest.cut();
   await bob.next("broken");
-  const replayed = scene.listed({ id: 7, instance: "00".repeat(8) });
+  const replayed = alice.listed({ id: 7, instance: "00".repeat(8) });
   control.say({ type: "joined", peer: replayed });
   await bob.next("joined", ({ peer }) => peer === 7);
   // Bob asks that one, which can't prove to be alice.
   await house.hears("connect", ({ peer }) => peer === 7);
   const token = hex(16);
-  control.say(punchLine(replayed, { role: "controlling", token, deadlineMs: 600 }));
-  const thieves = { identity: scene.identity, name: "alice", instance: "00".repeat(8) };
+  control.say(punchLine(replayed, { role: "controlling", token, deadlineMs: linkMs }));
+  const thieves = { identity: alice.identity, name: "alice", instance: "00".repeat(8) };
   using thief = await RawLink.punch(punchLine(scene.shownBob, { role: "controlled", token }), thieves);
   await thief.nomination.promise;
   const refusal = helloFrame(frame.resumed, { status: 1, epoch: 2, sessionId });
   thief.send(thief.answerLine(), refusal);
   await thief.frames.over();
-  control.say({ type: "joined", peer: alice });
-  using again = await scene.punched("controlling", linkMs);
+  control.say({ type: "joined", peer: alice.line });
+  using again = await alice.punched("controlling");
   again.send(again.nominationLine(), helloFrame(frame.resume, { sessionId, status: 0, epoch: 3, processed }));
   await bob.next("moved");
   expect(bob.count("unlinked")).toBe(0);
@@ -349,7 +401,7 @@ test("nobody is linked with himself by what he has shown", async () => {
   const mirrored = { ...scene.shownBob, id: 9, proof: register.proof };
   control.say({ type: "joined", peer: mirrored });
   for (const role of roles) control.say(punchLine(mirrored, { role, deadlineMs: 600 }));
-  control.say({ type: "joined", peer: scene.listed({ id: 10, name: "carol", instance: hex(8) }) });
+  control.say({ type: "joined", peer: scene.alice.listed({ id: 10, name: "carol", instance: hex(8) }) });
   await bob.next("joined", ({ peer }) => peer === 10);
   bob.type("connect 9");
   expect((await bob.next("error")).message).toContain("nobody here is called 9");
@@ -405,5 +457,5 @@ test("a thief of identity.pem has what alice's program had", async () => {
   await using scene = await Scene.open();
   const { fingerprint } = loadIdentity(join(homeOf("bob"), "tcp-hole-punching"));
   expect(scene.register.fingerprint).toBe(fingerprint);
-  expect(scene.alice.proof).toBe(memberProof(room.key, scene.alice as never));
+  expect(scene.alice.line.proof).toBe(memberProof(room.key, scene.alice.line as never));
 });
