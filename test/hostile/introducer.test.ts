@@ -261,14 +261,17 @@ test("`--connect` of a name that two bear is an error, not an endless wait", asy
 });
 
 test("what takes more than a second is announced", async () => {
+  let answer: (() => void) | undefined;
   using house = new Scripted((message, say) => {
-    if (message.type === "register") setTimeout(() => say(...welcome()), 1_100);
+    if (message.type === "register") answer = () => say(...welcome());
   });
   await using alice = new Driven(house.port, "alice", "--connect", "bob");
+  await house.hears("register");
   expect(await alice.next("waiting")).toMatchObject({
     for: "introducer",
     text: `connecting to 127.0.0.1:${house.port}`,
   });
+  answer!();
   expect(await alice.next("waiting")).toMatchObject({ for: "peer", text: "waiting for bob to join" });
   alice.signal("SIGTERM");
   expect(await alice.exited()).toBe(143); // the link that was asked for has not come

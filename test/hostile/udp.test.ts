@@ -121,7 +121,7 @@ linuxTest("a member's bad lengths end that flow alone; its descriptors are given
   await eve.asks(slow, "byte by byte", (bytes) => [...bytes].map((byte) => Buffer.of(byte)));
   eve.link.send(resetFrame(slow, 0, ""));
   await eve.asks(good, "after");
-  await until("nothing of them is left", () => descriptorsOf(scene.bob) === before);
+  await until("nothing of them is left", () => descriptorsOf(scene.bob) <= before);
   expect(target.got.filter(({ text }) => text.includes("half"))).toEqual([]);
 });
 
@@ -134,8 +134,7 @@ test("a target whose datagrams are longer than one of IPv4 can be breaks nothing
   eve.link.send(frameOf(frame.data, Buffer.concat([datagram("long"), datagram("short")]), stream));
   const notice = Buffer.concat([u16(notices.dropped), u16(0), u16(1)]);
   await eve.link.reads(stream, `${notice}`);
-  eve.link.send(frameOf(frame.data, datagram("after"), stream));
-  await eve.link.reads(stream, "after");
+  await eve.asks(stream, "after");
 });
 
 linuxTest("one member's flows leave room for others, and its oldest end for its newest", async () => {
