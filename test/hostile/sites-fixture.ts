@@ -50,21 +50,25 @@ async function join(from: string, name: string, to = inSite(0xffff, 1)) {
   return { member, answer };
 }
 
+/** So many of site 7 who come 16 at a time, each from a /64 that `of` says. */
+async function joinCrowd(count: number, of: (n: number) => number) {
+  const all: Awaited<ReturnType<typeof join>>[] = [];
+  const next = (n: number) => join(inSite(7, of(n)), `e${digits(n)}`);
+  while (all.length < count)
+    all.push(...(await Promise.all(Array.from({ length: 16 }, (_, n) => next(all.length + n)))));
+  return all;
+}
+
 const digits = (n: number) => n.toString(16).padStart(4, "0");
 
 const attacks = {
   /** As many places of the lobby as one /48 gets, and whether there is one left for somebody else. */
   async lobby() {
     using _house = await introducer();
-    const crowd: LineSocket[] = [];
-    let refusal = "";
-    for (let n = 0; n < 512; n++) {
-      const { member, answer } = await join(inSite(7, n >> 1), `e${digits(n)}`);
-      if (answer.type === "registered") crowd.push(member);
-      else refusal ||= answer["message"];
-    }
+    const answers = (await joinCrowd(512, (n) => n >> 1)).map(({ answer }) => answer);
+    const refused = answers.filter(({ type }) => type !== "registered");
     const other = await join(inSite(8, 0), "anna");
-    return { places: crowd.length, refusal, other: other.answer.type };
+    return { places: 512 - refused.length, refusal: refused[0]?.["message"], other: other.answer.type };
   },
 
   /** How often one who links with nobody is punched at by a /48, and whether somebody else still may. */
@@ -72,8 +76,7 @@ const attacks = {
     using _house = await introducer();
     const bob = await join(inSite(8, 0), "bob");
     const peer = bob.answer["id"];
-    const crowd: LineSocket[] = [];
-    for (let n = 0; n < 120; n++) crowd.push((await join(inSite(7, n), `e${digits(n)}`)).member);
+    const crowd = (await joinCrowd(128, (n) => n)).map(({ member }) => member);
     for (const one of [bob.member, ...crowd]) one.say({ type: "mapping", mapping: "endpoint-independent" });
     const answers = crowd.map((one) => {
       one.say({ type: "connect", peer });
