@@ -1,13 +1,14 @@
 /** What a room member must not reach, learn or use up through a participant that allows it something. */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import { readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { Driven, homeOf, program, startIntroducer } from "../driven-fixture.ts";
 import { describeNeeding } from "../needing-fixture.ts";
 import { Bait, frame, limitedTo, Member, openFrame, readReset, resetFrame, until } from "./wire.ts";
 import { testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
-/** Several programs on a busy machine. */
+const test = testAtOnce(4);
 setDefaultTimeout(testMs);
 
 const words = "k7xq-m2vp-9dfa-w4tz";
@@ -53,6 +54,112 @@ const loopbackName = readFileSync("/etc/hosts", "utf8")
   .flatMap(([address, ...names]) => (address?.startsWith("127.") ? names : []))
   .find((name) => !name.includes("localhost"));
 const whereNamed = describeNeeding(loopbackName ? undefined : "/etc/hosts names no other loopback address");
+
+describe("the descriptors of a participant", () => {
+  /** bob, with few of them, and what he allows to be reached. */
+  async function tight(descriptors: number) {
+    const house = startIntroducer();
+    const bait = await Bait.listen("127.0.0.1", (socket) => void socket.write("welcome"));
+    const args = [`127.0.0.1:${house.port}`, "--name", "bob", "--room", words, "--allow", String(bait.port)];
+    const child = Bun.spawn(limitedTo(descriptors, [process.execPath, program, ...args, "--stay"]), {
+      cwd: homeOf("bob"),
+      env: { PATH: process.env.PATH ?? "", XDG_STATE_HOME: homeOf("bob") },
+      stdio: ["ignore", "ignore", "ignore"],
+    });
+    return {
+      ...{ house, bait },
+      open: () => readdirSync(`/proc/${child.pid}/fd`).length,
+      async [Symbol.asyncDispose]() {
+        child.kill("SIGKILL");
+        await child.exited;
+        bait[Symbol.dispose]();
+        await house[Symbol.asyncDispose]();
+      },
+    };
+  }
+
+  async function linked(port: number, name: string) {
+    const member = await Member.join(port, { name, room: words });
+    const link = await member.link("bob");
+    await link.begin(openFrame(1, { use: "lines" }));
+    let next = 1;
+    return {
+      /** Gives all of them back. */
+      reset(): void {
+        for (let id = 3; id <= next; id += 2) link.send(resetFrame(id, 0, ""));
+      },
+      /** Opens so many forwards; resolves, once each was answered, to how many got through. */
+      async forwards(count: number, port: number): Promise<number> {
+        const ids = Array.from({ length: count }, () => (next += 2));
+        link.send(...ids.map((id) => openFrame(id, { use: "forward", host: "127.0.0.1", port })));
+        const answers = ids.map((id) =>
+          link.frames.next(
+            `an answer on ${id}`,
+            ({ type, stream }) => stream === id && (type === frame.reset || type === frame.data),
+          ),
+        );
+        return (await Promise.all(answers)).filter(({ type }) => type === frame.data).length;
+      },
+      [Symbol.dispose]() {
+        link[Symbol.dispose]();
+        member[Symbol.dispose]();
+      },
+    };
+  }
+
+  test(
+    "are not held by forwards of those who are gone",
+    async () => {
+      await using scene = await tight(256);
+      const { bait, house } = scene;
+      {
+        using eve = await linked(house.port, "eve");
+        using mallory = await linked(house.port, "mallory");
+        expect(await eve.forwards(60, bait.port)).toBe(60);
+        expect(await mallory.forwards(30, bait.port)).toBe(30);
+      }
+      // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
+      await until("few are left", () => bait.open.size <= 32);
+      using carol = await linked(house.port, "carol");
+      expect(await carol.forwards(32, bait.port)).toBe(32);
+    },
+    testMs,
+  );
+
+  test(
+    "are not taken by one member's forwards: others get theirs",
+    async () => {
+      await using scene = await tight(256);
+      const { bait, house } = scene;
+      using eve = await linked(house.port, "eve");
+      expect(await eve.forwards(64, bait.port)).toBe(64);
+      eve.reset();
+      await until("what was given back is free", () => bait.open.size === 0);
+      expect(await eve.forwards(400, bait.port)).toBe(64);
+      using mallory = await linked(house.port, "mallory");
+      expect(await mallory.forwards(400, bait.port)).toBe(42);
+      using carol = await linked(house.port, "carol");
+      expect(await carol.forwards(32, bait.port)).toBe(32); // of which eve has given some
+      await until("eve's have been closed", () => bait.open.size === 128 && scene.open() < 128 + 64);
+    },
+    testMs,
+  );
+
+  test("are not taken by twelve members' forwards either", async () => {
+    await using scene = await tight(256);
+    const { bait, house } = scene;
+    const all: Disposable[] = [];
+    for (let number = 1; number <= 12; number++) {
+      const eve = await linked(house.port, `eve-${number}`);
+      all.push(eve);
+      expect(await eve.forwards(70, bait.port)).toBe(Math.floor(128 / (number + 1)));
+    }
+    using carol = await linked(house.port, "carol");
+    expect(await carol.forwards(9, bait.port)).toBe(9);
+    await until("the others' have been closed", () => bait.open.size <= 128);
+    for (const one of all) one[Symbol.dispose]();
+  }, 60_000);
+});
 
 describe("a room member", () => {
   test("reaches what is allowed, by its address and as localhost, and nothing beside it", async () => {
@@ -156,114 +263,4 @@ describe("a room member", () => {
       );
     });
   });
-});
-
-describe("the descriptors of a participant", () => {
-  /** bob, with few of them, and what he allows to be reached. */
-  async function tight(descriptors: number) {
-    const house = startIntroducer();
-    const bait = await Bait.listen("127.0.0.1", (socket) => void socket.write("welcome"));
-    const args = [`127.0.0.1:${house.port}`, "--name", "bob", "--room", words, "--allow", String(bait.port)];
-    const child = Bun.spawn(limitedTo(descriptors, [process.execPath, program, ...args, "--stay"]), {
-      cwd: homeOf("bob"),
-      env: { PATH: process.env.PATH ?? "", XDG_STATE_HOME: homeOf("bob") },
-      stdio: ["ignore", "ignore", "ignore"],
-    });
-    return {
-      ...{ house, bait },
-      open: () => readdirSync(`/proc/${child.pid}/fd`).length,
-      async [Symbol.asyncDispose]() {
-        child.kill("SIGKILL");
-        await child.exited;
-        bait[Symbol.dispose]();
-        await house[Symbol.asyncDispose]();
-      },
-    };
-  }
-
-  async function linked(port: number, name: string) {
-    const member = await Member.join(port, { name, room: words });
-    const link = await member.link("bob");
-    await link.begin(openFrame(1, { use: "lines" }));
-    let next = 1;
-    return {
-      /** Gives all of them back. */
-      reset(): void {
-        for (let id = 3; id <= next; id += 2) link.send(resetFrame(id, 0, ""));
-      },
-      /** Opens so many forwards; resolves, once each was answered, to how many got through. */
-      async forwards(count: number, port: number): Promise<number> {
-        const ids = Array.from({ length: count }, () => (next += 2));
-        link.send(...ids.map((id) => openFrame(id, { use: "forward", host: "127.0.0.1", port })));
-        const answers = ids.map((id) =>
-          link.frames.next(
-            `an answer on ${id}`,
-            ({ type, stream }) => stream === id && (type === frame.reset || type === frame.data),
-          ),
-        );
-        return (await Promise.all(answers)).filter(({ type }) => type === frame.data).length;
-      },
-      [Symbol.dispose]() {
-        link[Symbol.dispose]();
-        member[Symbol.dispose]();
-      },
-    };
-  }
-
-  test.concurrent(
-    "are not taken by one member's forwards: others get theirs",
-    async () => {
-      await using scene = await tight(256);
-      const { bait, house } = scene;
-      using eve = await linked(house.port, "eve");
-      expect(await eve.forwards(64, bait.port)).toBe(64);
-      eve.reset();
-      await until("what was given back is free", () => bait.open.size === 0);
-      expect(await eve.forwards(400, bait.port)).toBe(64);
-      using mallory = await linked(house.port, "mallory");
-      expect(await mallory.forwards(400, bait.port)).toBe(42);
-      using carol = await linked(house.port, "carol");
-      expect(await carol.forwards(32, bait.port)).toBe(32); // of which eve has given some
-      await until("eve's have been closed", () => bait.open.size === 128 && scene.open() < 128 + 64);
-    },
-    testMs,
-  );
-
-  test.concurrent(
-    "are not taken by twelve members' forwards either",
-    async () => {
-      await using scene = await tight(256);
-      const { bait, house } = scene;
-      const all: Disposable[] = [];
-      for (let number = 1; number <= 12; number++) {
-        const eve = await linked(house.port, `eve-${number}`);
-        all.push(eve);
-        expect(await eve.forwards(70, bait.port)).toBe(Math.floor(128 / (number + 1)));
-      }
-      using carol = await linked(house.port, "carol");
-      expect(await carol.forwards(9, bait.port)).toBe(9);
-      await until("the others' have been closed", () => bait.open.size <= 128);
-      for (const one of all) one[Symbol.dispose]();
-    },
-    60_000,
-  );
-
-  test.concurrent(
-    "are not held by forwards of those who are gone",
-    async () => {
-      await using scene = await tight(256);
-      const { bait, house } = scene;
-      {
-        using eve = await linked(house.port, "eve");
-        using mallory = await linked(house.port, "mallory");
-        expect(await eve.forwards(60, bait.port)).toBe(60);
-        expect(await mallory.forwards(30, bait.port)).toBe(30);
-      }
-      // A break that lasts: what may come back, such as a shell, goes on, and no more than that.
-      await until("few are left", () => bait.open.size <= 32);
-      using carol = await linked(house.port, "carol");
-      expect(await carol.forwards(32, bait.port)).toBe(32);
-    },
-    testMs,
-  );
 });

@@ -23,7 +23,7 @@ import {
 import { testAtOnce } from "../places-fixture.ts";
 import { testMs } from "../patience-fixture.ts";
 
-const test = testAtOnce(4);
+const test = testAtOnce(8);
 
 /** Several programs on a busy machine. */
 setDefaultTimeout(testMs);

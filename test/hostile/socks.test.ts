@@ -42,94 +42,97 @@ async function welcomed(port: number, ...pieces: Buffer[]): Promise<string> {
   return `${got}`;
 }
 
-linuxTest("clients who speak nonsense, or stay half open, are answered and leave no descriptor", async () => {
-  using web = await Bait.listen("127.0.0.1", (socket) => void socket.end("welcome"));
-  await using house = startIntroducer();
-  await using bob = new Driven(house.port, "bob", "--room", words, "--stay", "--allow", `${web.port}`);
-  await bob.registered;
-  const port = freePort();
-  await using alice = new Driven(house.port, "alice", "--room", words, "-D", `${port}:bob`);
-  await met(alice, bob);
-  const right = [greeting, toName("localhost", web.port)];
-  expect(await welcomed(port, ...right)).toEndWith("welcome");
-  const before = descriptorsOf(alice);
-  const answers: [Buffer[], number[]][] = [
-    [[Buffer.of(5, 0)], [5, 255]], // no method
-    [[Buffer.of(5, 2, 1, 2)], [5, 255]],
-    [
-      [greeting, Buffer.of(5, 2, 0, 1, 127, 0, 0, 1, 0, 9)],
-      [5, 0, 5, 7],
-    ], // BIND
-    [
-      [greeting, Buffer.of(5, 3, 0, 1, 127, 0, 0, 1, 0, 9)],
-      [5, 0, 5, 7],
-    ], // UDP ASSOCIATE
-    [
-      [greeting, Buffer.of(5, 1, 0, 9, 1, 2, 3, 4)],
-      [5, 0, 5, 8],
-    ],
-    [
-      [greeting, toName("localhost", 0)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("local\0host", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("localhost\n", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("/etc/passwd", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("\xff\xfe", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("fe80::1%lo", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("-oProxy", web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("x".repeat(255), web.port)],
-      [5, 0, 5, 4],
-    ],
-    [
-      [greeting, toName("localhost", 1)],
-      [5, 0, 5, 2],
-    ], // not allowed
-    [[Buffer.from("GET / HTTP/1.1\r\n\r\n")], []],
-    [[Buffer.of(4, 1, 0, 80, 127, 0, 0, 1, 0)], []], // SOCKS4
-  ];
-  const kept: net.Socket[] = [];
-  for (const [pieces, answer] of answers) {
-    const { got, socket } = await said(port, ...pieces);
-    kept.push(socket); // it does not close its half
-    expect([pieces.at(-1)!.toString("latin1"), ...got.subarray(0, answer.length)]).toEqual([
-      pieces.at(-1)!.toString("latin1"),
-      ...answer,
-    ]);
-    expect(got.length).toBeLessThanOrEqual(12);
-  }
-  // One byte after the other is as good as all at once.
-  expect(await welcomed(port, ...[...Buffer.concat(right)].map((byte) => Buffer.of(byte)))).toEndWith(
-    "welcome",
-  );
-  await until("none of them holds anything", () => descriptorsOf(alice) <= before);
-  for (const socket of kept) socket.destroy();
-});
+linuxTest.concurrent(
+  "clients who speak nonsense, or stay half open, are answered and leave no descriptor",
+  async () => {
+    using web = await Bait.listen("127.0.0.1", (socket) => void socket.end("welcome"));
+    await using house = startIntroducer();
+    await using bob = new Driven(house.port, "bob", "--room", words, "--stay", "--allow", `${web.port}`);
+    await bob.registered;
+    const port = freePort();
+    await using alice = new Driven(house.port, "alice", "--room", words, "-D", `${port}:bob`);
+    await met(alice, bob);
+    const right = [greeting, toName("localhost", web.port)];
+    expect(await welcomed(port, ...right)).toEndWith("welcome");
+    const before = descriptorsOf(alice);
+    const answers: [Buffer[], number[]][] = [
+      [[Buffer.of(5, 0)], [5, 255]], // no method
+      [[Buffer.of(5, 2, 1, 2)], [5, 255]],
+      [
+        [greeting, Buffer.of(5, 2, 0, 1, 127, 0, 0, 1, 0, 9)],
+        [5, 0, 5, 7],
+      ], // BIND
+      [
+        [greeting, Buffer.of(5, 3, 0, 1, 127, 0, 0, 1, 0, 9)],
+        [5, 0, 5, 7],
+      ], // UDP ASSOCIATE
+      [
+        [greeting, Buffer.of(5, 1, 0, 9, 1, 2, 3, 4)],
+        [5, 0, 5, 8],
+      ],
+      [
+        [greeting, toName("localhost", 0)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("local\0host", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("localhost\n", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("/etc/passwd", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("\xff\xfe", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("fe80::1%lo", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("-oProxy", web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("x".repeat(255), web.port)],
+        [5, 0, 5, 4],
+      ],
+      [
+        [greeting, toName("localhost", 1)],
+        [5, 0, 5, 2],
+      ], // not allowed
+      [[Buffer.from("GET / HTTP/1.1\r\n\r\n")], []],
+      [[Buffer.of(4, 1, 0, 80, 127, 0, 0, 1, 0)], []], // SOCKS4
+    ];
+    const kept: net.Socket[] = [];
+    for (const [pieces, answer] of answers) {
+      const { got, socket } = await said(port, ...pieces);
+      kept.push(socket); // it does not close its half
+      expect([pieces.at(-1)!.toString("latin1"), ...got.subarray(0, answer.length)]).toEqual([
+        pieces.at(-1)!.toString("latin1"),
+        ...answer,
+      ]);
+      expect(got.length).toBeLessThanOrEqual(12);
+    }
+    // One byte after the other is as good as all at once.
+    expect(await welcomed(port, ...[...Buffer.concat(right)].map((byte) => Buffer.of(byte)))).toEndWith(
+      "welcome",
+    );
+    await until("none of them holds anything", () => descriptorsOf(alice) <= before);
+    for (const socket of kept) socket.destroy();
+  },
+);
 
-linuxTest("a crowd who says nothing takes no more than its share, and is sent away", async () => {
+linuxTest.concurrent("a crowd who says nothing takes no more than its share, and is sent away", async () => {
   using web = await Bait.listen("127.0.0.1", (socket) => void socket.end("welcome"));
   await using house = startIntroducer();
   await using bob = new Driven(house.port, "bob", "--room", words, "--stay", "--allow", `${web.port}`);
@@ -155,7 +158,7 @@ linuxTest("a crowd who says nothing takes no more than its share, and is sent aw
   for (const socket of crowd) socket.destroy();
 });
 
-test("what a member asks for by hand is held against the same rules as a forward's", async () => {
+test.concurrent("what a member asks for by hand is held against the same rules as a forward's", async () => {
   using web = await Bait.listen("127.0.0.1", (socket) => void socket.end("welcome"));
   await using house = startIntroducer();
   const rules = ["--allow", `${web.port}`, "--allow", "*:9"];
