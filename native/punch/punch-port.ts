@@ -28,6 +28,8 @@ const maxFiltered = 32;
 /** So many accepted connections of peers that we punch at: a whole room that links at once. */
 const maxExpected = 256;
 const acceptedDeadlineMs = 5_000;
+/** Between two looks that are so far apart this program had no processor, and accepted ones no chance to be heard. */
+const stalledMs = 50;
 /**
  * How long a connection that opened in time may take to be authenticated and nominated: a packet may be lost. The
  * controlled side waits longer, so that it is still there for the last nomination that the other side may send.
@@ -63,6 +65,7 @@ export class PunchPort {
   readonly #accepted = new Set<Accepted>();
   /** What calls the next tick. */
   #next: { cancel(): void } | undefined;
+  #lookedAt = -Infinity;
 
   constructor(port: number, credentials: Credentials, targets = programTargets) {
     this.port = port;
@@ -180,7 +183,7 @@ export class PunchPort {
       else crossing.delete(this);
       isCrossing = crossing.has(this) && crossing.size === 1;
       this.#pollAll(isCrossing ? pollPeriodMs : 0);
-      for (const accepted of this.#accepted) this.#review(accepted, performance.now());
+      this.#review(performance.now());
       // Only now: while this program did something else, what has come could not be seen, and was no silence.
       for (const punch of [...this.#punches]) this.#judge(punch, now);
     } finally {
@@ -394,12 +397,18 @@ export class PunchPort {
     );
   }
 
-  #review(accepted: Accepted, now: number): void {
-    if (now - accepted.since >= acceptedDeadlineMs) this.#dismiss(accepted);
-    else if (accepted.socket && this.#isIntroduced()) {
-      const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer may have answered meanwhile
-      if (role) this.#secureAccepted(accepted, role);
-      else if (now - accepted.since >= clientSpeaksMs) this.#secureAccepted(accepted, "controlling");
+  #review(now: number): void {
+    const pauseMs = now - this.#lookedAt;
+    this.#lookedAt = now;
+    for (const accepted of this.#accepted) {
+      if (pauseMs > stalledMs) accepted.since += Math.min(pauseMs, now - accepted.since);
+      const waitedMs = now - accepted.since;
+      if (waitedMs >= acceptedDeadlineMs) this.#dismiss(accepted);
+      else if (accepted.socket && this.#isIntroduced()) {
+        const role = this.#roleFor(remoteOf(accepted.socket)); // the introducer may have answered meanwhile
+        if (role) this.#secureAccepted(accepted, role);
+        else if (waitedMs >= clientSpeaksMs) this.#secureAccepted(accepted, "controlling");
+      }
     }
   }
 }

@@ -1,8 +1,8 @@
 /** A punch that begins before the word of the introducer, and each kind of candidate. */
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { linuxDescribe } from "../needing-fixture.ts";
 import { type Attempt, type PunchOptions } from "../../native/punch/punch.ts";
-import { Socket } from "../../native/host/socket.ts";
+import { pollSockets, Socket } from "../../native/host/socket.ts";
 import { splitEndpoint, type Endpoint } from "../../protocol.ts";
 import { listening, noSocketLeft, openSockets, reserved, toil, until } from "../native-fixture.ts";
 
@@ -347,6 +347,26 @@ linuxDescribe("a NAT that answers, and then no more", () => {
     toil(100);
     await until("she tries again", () => tries() > 2);
     expect(unheard).toBe(0);
+    ofAlice.punch.abort("timed-out", "the test is over");
+  });
+
+  test("who was accepted is not sent away for what kept this program from hearing it", async () => {
+    await using _ = noSocketLeft();
+    using alice = new Host(aliceIdentity);
+    using bob = new Host(bobIdentity);
+    const ofAlice = start(alice, bob, "controlled", newToken());
+    const tries = () => ofAlice.attempts.filter(({ outcome }) => outcome === "started").length;
+    using caller = Socket.open(4);
+    caller.connect(alice.endpoint);
+    await until("she has looked since, and accepted it", () => tries() >= 3);
+    const isClosed = () => pollSockets([{ socket: caller, for: "read", value: undefined }]).length > 0;
+    const now = performance.now.bind(performance);
+    {
+      using _later = spyOn(performance, "now").mockImplementation(() => now() + 6_000);
+      const enough = tries() + 5;
+      await until("she has looked again and again", () => tries() >= enough);
+      expect(isClosed()).toBe(false);
+    }
     ofAlice.punch.abort("timed-out", "the test is over");
   });
 
