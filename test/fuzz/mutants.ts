@@ -12,6 +12,8 @@ export const root = join(import.meta.dir, "..", "..");
 const defaultFiles = ["introducer.ts", "native/introducer/", "native/participant/", "native/punch/"];
 /** A test file may take so long, on a busy machine: of a break that makes it hang, that is what it takes to see it. */
 const mostMs = 100_000;
+/** So many test files run at once: most of their time they wait. */
+const atOnce = 4;
 
 /** One break: on that line, counted from 1, `was` became `is`. */
 export interface Mutant {
@@ -149,6 +151,14 @@ async function failing(cwd: string, file: string, only?: string): Promise<string
   return /^\(fail\) (.*?)(?: \[[\d.]+m?s\])?$/m.exec(text)?.[1] ?? "";
 }
 
+/** The likeliest alone, for it mostly is enough; then {@link atOnce} at a time. */
+function turnsOf(tests: string[]): string[][] {
+  const [first, ...others] = tests;
+  const turns = first === undefined ? [] : [[first]];
+  for (let at = 0; at < others.length; at += atOnce) turns.push(others.slice(at, at + atOnce));
+  return turns;
+}
+
 /**
  * Breaks the copy, runs the tests until one sees it, and mends the copy again. A test sees the break if it fails, fails again
  * alone, and passes once the copy is mended. Else it may have been the machine, or the test.
@@ -157,15 +167,18 @@ export async function judge(path: string, mutant: Mutant, tests: string[]): Prom
   const file = join(path, mutant.file);
   const whole = await Bun.file(join(root, mutant.file)).text();
   try {
-    for (const test of tests) {
+    for (const some of turnsOf(tests)) {
       writeFileSync(file, mutant.text);
-      const name = await failing(path, test);
-      if (name === undefined) continue;
-      const only = name === "" ? undefined : name;
-      if (only !== undefined && (await failing(path, test, only)) === undefined) continue;
-      writeFileSync(file, whole);
-      if ((await failing(path, test, only)) !== undefined) continue;
-      return { mutant, killedBy: only ?? `${test}, which never ended or did not begin` };
+      const names = await Promise.all(some.map((test) => failing(path, test)));
+      for (const [at, name] of names.entries()) {
+        if (name === undefined) continue;
+        const [test, only] = [some[at]!, name === "" ? undefined : name];
+        writeFileSync(file, mutant.text);
+        if (only !== undefined && (await failing(path, test, only)) === undefined) continue;
+        writeFileSync(file, whole);
+        if ((await failing(path, test, only)) !== undefined) continue;
+        return { mutant, killedBy: only ?? `${test}, which never ended or did not begin` };
+      }
     }
     return { mutant, killedBy: undefined };
   } finally {
