@@ -57,8 +57,13 @@ test("nobody need be named where there is only one other", async () => {
   const at = `127.0.0.1:${house.port}`;
   await using bob = spawnWith("from bob", [at, ...room, "--name", "bob", "--pipe", "-q"]);
   await using alice = spawnWith("from alice", [at, ...room, "--name", "alice", "-q", "--pipe"]);
-  expect([await bob.stdout.text(), await alice.stdout.text()]).toEqual(["from alice", "from bob"]);
-  expect([await bob.exited, await alice.exited]).toEqual([0, 0]);
+  const ends = [alice, bob].map(async ({ stdout, stderr, exited }) =>
+    Promise.all([exited, stdout.text(), stderr.text()]),
+  );
+  expect(await Promise.all(ends)).toEqual([
+    [0, "from bob", ""],
+    [0, "from alice", ""],
+  ]);
 });
 
 test("nor at the prompt; in the lobby it must", async () => {
