@@ -40,7 +40,7 @@ const room = await roomKey(words);
 /** An introduction that makes a link may take so long on a busy machine. */
 const linkMs = 5_000;
 /** One that makes none lasts so long. */
-const attackMs = 3_000;
+const attackMs = 2_000;
 
 type Role = RawLink["role"];
 const roles = ["controlling", "controlled"] as const;
@@ -126,13 +126,30 @@ class Stolen {
     return peerLine({ id: this.#id, name, fingerprint, instance, ...lie }, room.key);
   }
 
-  /** Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears that name. */
-  async punched(role: Role, deadlineMs = linkMs, signal?: AbortSignal): Promise<RawLink> {
-    const { control, shownBob } = this.scene;
+  /**
+   * Bob is told to punch, after asking where he is to be the asker; at the other end is whoever bears that name. If we were
+   * too busy to come in time, he is told so again.
+   */
+  async punched(role: Role, deadlineMs = linkMs): Promise<RawLink> {
+    for (;;) {
+      const link = await this.tried(role, deadlineMs);
+      if (link) return link;
+    }
+  }
+
+  /** The same once. Undefined if that was over before TLS was up. */
+  async tried(role: Role, deadlineMs: number): Promise<RawLink | undefined> {
+    const { control, house, shownBob } = this.scene;
     if (role === "controlled") await this.asked();
     const token = hex(16);
+    const isOver = () => house.heard.all.some((line) => line.type === "failed" && line.token === token);
     control.say(punchLine(this.line, { role: otherRole(role), token, deadlineMs }));
-    return RawLink.punch(punchLine(shownBob, { role, token }), { ...this.bearer, signal });
+    try {
+      return await RawLink.punch(punchLine(shownBob, { role, token }), { ...this.bearer, isOver });
+    } catch (error) {
+      if (!isOver()) throw error;
+      return undefined;
+    }
   }
 
   /** The same by the relay, which the introducer plays. */
@@ -187,9 +204,9 @@ const lineOf = (link: RawLink, proof: string) =>
 /** Bob was not linked, for nothing but the proof, and told nothing of what is his. */
 async function expectNothing(alice: Stolen, link: RawLink): Promise<void> {
   const { bob, house } = alice.scene;
-  expect(await bob.next("failed", ({ name }) => name === alice.name)).toMatchObject({
-    reason: "authentication-failed",
-  });
+  const isForProof = ({ name, reason }: { name: string; reason: string }) =>
+    name === alice.name && reason === "authentication-failed";
+  await bob.next("failed", isForProof);
   await house.hears("failed", ({ token }) => token === link.token);
   await link.frames.over();
   expect([alice.count("linked"), alice.count("said")]).toEqual([0, 0]);
@@ -274,7 +291,7 @@ test.each(roles)("nobody is linked by the proof of another connection, as %s sid
   using first = await alice.punched(role, attackMs);
   const proof = first.proof();
   first.cut();
-  await alice.scene.bob.next("failed", ({ name }) => name === alice.name);
+  await alice.scene.house.hears("failed", ({ token }) => token === first.token);
   using link = await alice.punched(role, attackMs);
   await flight(link, () => lineOf(link, proof));
   await expectNothing(alice, link);
@@ -319,11 +336,9 @@ test.each(roles)("alice's certificate behind another's does not make that hers, 
   const alice = await attacked(role);
   const other = makeIdentity();
   alice.shows = { ...other, certificate: other.certificate + alice.identity.certificate };
-  const over = new AbortController();
-  const punching = alice.punched(role, attackMs, over.signal).catch(() => undefined);
+  const link = await alice.tried(role, attackMs); // bob closes it at once: for us TLS may be up by then, or not
   await alice.scene.bob.next("failed", ({ name }) => name === alice.name);
-  over.abort();
-  (await punching)?.[Symbol.dispose]();
+  link?.[Symbol.dispose]();
   expect(alice.count("linked")).toBe(0);
 });
 

@@ -548,8 +548,8 @@ export interface Bearer {
   room?: { key?: Uint8Array };
   /** Connections of whoever dials it. */
   arrivals?: Inbox<net.Socket> | undefined;
-  /** It dials no more once that is aborted. */
-  signal?: AbortSignal | undefined;
+  /** It dials no more once that is so. */
+  isOver?: () => boolean;
 }
 
 /**
@@ -641,7 +641,7 @@ export class RawLink implements Disposable {
         await link.secured();
         return link;
       } catch (error) {
-        if (performance.now() > giveUpAt || who.signal?.aborted) throw error;
+        if (performance.now() > giveUpAt || who.isOver?.()) throw error;
         await Bun.sleep(5);
       }
     }
