@@ -1,4 +1,4 @@
-import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { describe, expect, setDefaultTimeout } from "bun:test";
 import type { PortMapError } from "../../native/punch/gateway.ts";
 import {
   elementText,
@@ -12,8 +12,10 @@ import {
 import { noSocketLeft, until } from "../native-fixture.ts";
 import { linuxTest } from "../needing-fixture.ts";
 import { FakeGateway, httpAnswer, listenHttp, type Behaviour, type Request } from "./gateway-fixture.ts";
-import { testMs } from "../patience-fixture.ts";
+import { patienceMs, testMs } from "../patience-fixture.ts";
+import { testAtOnce } from "../places-fixture.ts";
 
+const test = testAtOnce(8);
 setDefaultTimeout(testMs);
 
 const gateway = "192.168.1.1";
@@ -194,12 +196,13 @@ async function reasonOf(asking: Promise<unknown>): Promise<string> {
     (error: PortMapError) => error.message,
   );
 }
-/** Why nothing came of it; asked until it fails by itself, or for as long as the whole search may take. */
-async function failureOf(router: FakeGateway): Promise<string> {
+const noAnswer = "no answer";
+/** Why nothing came of it. Where it is that nobody answers, that is so once the search has taken as long as it may. */
+async function failureOf(router: FakeGateway, isSilent = false): Promise<string> {
   const stop = new AbortController();
   const asking = reasonOf(clientOf(router).map(7200, stop.signal));
   await until("searched", () => router.searches.length > 0);
-  const timer = setTimeout(() => stop.abort(), 300);
+  const timer = setTimeout(() => stop.abort(), isSilent ? 300 : patienceMs);
   return await asking.finally(() => clearTimeout(timer));
 }
 const actionsOf = ({ requests }: FakeGateway) => requests.map(({ action }) => action ?? "");
@@ -288,7 +291,7 @@ const deleted = ({ requests }: FakeGateway) =>
     .filter(({ action }) => action === "DeletePortMapping")
     .map((request) => Number(field(request, "NewExternalPort")));
 
-linuxTest(
+linuxTest.concurrent(
   "permanent leases that earlier programs of this host have left are deleted, and no others",
   async () => {
     await using _ = noSocketLeft();
@@ -323,16 +326,19 @@ test("where leases end by themselves nothing is looked for", async () => {
   expect(actionsOf(router)).toEqual(["", "GetExternalIPAddress", "AddPortMapping"]);
 });
 
-linuxTest("a router that has such leases without end is asked for so many, and told each once", async () => {
-  await using _ = noSocketLeft();
-  using router = await permanent([leftBehind], Infinity);
-  const client = clientOf(router);
-  await client.map(7200, never);
-  await client.tidy(never);
-  const actions = actionsOf(router);
-  expect(actions.filter((action) => action === "GetGenericPortMappingEntry")).toHaveLength(128);
-  expect(deleted(router)).toEqual([41_000]);
-});
+linuxTest.concurrent(
+  "a router that has such leases without end is asked for so many, and told each once",
+  async () => {
+    await using _ = noSocketLeft();
+    using router = await permanent([leftBehind], Infinity);
+    const client = clientOf(router);
+    await client.map(7200, never);
+    await client.tidy(never);
+    const actions = actionsOf(router);
+    expect(actions.filter((action) => action === "GetGenericPortMappingEntry")).toHaveLength(128);
+    expect(deleted(router)).toEqual([41_000]);
+  },
+);
 
 test.each([
   ["none", soap("<NewExternalIPAddress></NewExternalIPAddress>")],
@@ -367,7 +373,7 @@ describe("a router that lies", () => {
     await using _ = noSocketLeft();
     using other = bystander();
     using router = await open(undefined, { location: () => other.location });
-    expect(await failureOf(router)).toBe("no answer");
+    expect(await failureOf(router, true)).toBe(noAnswer);
     expect([...other.requests, ...router.requests]).toEqual([]);
   });
 
@@ -394,11 +400,11 @@ describe("a router that lies", () => {
     using other = bystander();
     using router = await open(undefined, { search: () => [] });
     const liar = await Bun.udpSocket({ hostname: "127.0.0.2", socket: { error: () => {} } });
-    const failing = failureOf(router);
+    const failing = failureOf(router, true);
     await until("searched", () => router.searches.length > 0);
     for (const place of [other.location, router.location])
       liar.send(found(place), router.client.port, router.client.address);
-    expect(await failing).toBe("no answer");
+    expect(await failing).toBe(noAnswer);
     expect([...other.requests, ...router.requests]).toEqual([]);
     liar.close();
   });
@@ -425,15 +431,15 @@ describe("a router that lies", () => {
       [`HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n${"a".repeat(200_000)}`],
       "it says more than 64 KiB",
     ],
-    ["a body that never ends", ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na"], "no answer"],
-    ["headers that never end", ["HTTP/1.1 200 OK\r\n", "X: y\r\n"], "no answer"],
+    ["a body that never ends", ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na"], noAnswer],
+    ["headers that never end", ["HTTP/1.1 200 OK\r\n", "X: y\r\n"], noAnswer],
     ["headers without end", ["HTTP/1.1 200 OK\r\n", `X: ${"y".repeat(200_000)}\r\n`], "HPE_HEADER_OVERFLOW"],
     ["what is no HTTP", ["SSH-2.0-dropbear\r\n\r\n"], "HPE_INVALID_CONSTANT"],
-    ["silence", [], "no answer"],
+    ["silence", [], noAnswer],
   ])("%s", async (_, pieces, reason) => {
     await using __ = noSocketLeft();
     using router = await open(undefined, { http: () => pieces, isOpen: true });
-    expect(await failureOf(router)).toBe(reason);
+    expect(await failureOf(router, reason === noAnswer)).toBe(reason);
   });
 
   test("an answer that breaks off", async () => {
