@@ -2,7 +2,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import { splitEndpoint } from "../../protocol.ts";
 import { type Host, Lab, labTest } from "./lab.ts";
-import { expectFailure, expectRoute, gather, know, linkedBoth, talk } from "./meeting.ts";
+import { expectFailure, gather, gatherDirect, know, link, linkedBoth, talk } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart } from "./sides.ts";
 import { patienceMs, testMs } from "../patience-fixture.ts";
@@ -29,9 +29,9 @@ labTest.concurrent(
     await using lab = await Lab.create();
     await using people = new People();
     const hosts = await apart()(lab);
-    const meeting = await gather(lab, people, hosts);
+    const meeting = await gatherDirect(lab, people, hosts);
     const { introducer, alice, bob } = meeting;
-    await expectRoute(meeting, "alice", "public/listen");
+    await link(meeting);
     await losePower(hosts.bob, bob);
     await Bun.sleep(1_000); // no host is back sooner, and who was heard within a second may take two for its answer
     // Carol, who is nobody's ghost, says how long coming takes by itself.

@@ -4,16 +4,7 @@
  */
 import { expect, setDefaultTimeout } from "bun:test";
 import { Lab, labTest, type Nat } from "./lab.ts";
-import {
-  cutOff,
-  expectFailure,
-  expectRoute,
-  gather,
-  know,
-  linkedBoth,
-  talk,
-  type Meeting,
-} from "./meeting.ts";
+import { cutOff, expectFailure, gather, know, link, linkedBoth, talk, type Meeting } from "./meeting.ts";
 import { People, type ParticipantProgram } from "./people.ts";
 import { apart, behind, behindProgram, between, owdMs, programKinds, type Layout } from "./sides.ts";
 import { testMs } from "../patience-fixture.ts";
@@ -81,7 +72,7 @@ labTest.concurrent(
     const introducer = await people.introducer(await lab.host("introducer", { owdMs }));
     const meeting = await gather(lab, people, hosts, introducer, ["--direct"]);
     const { alice, bob } = meeting;
-    await expectRoute(meeting, "alice", "public/listen");
+    await link(meeting);
     await cutOff(nat, bob.public);
     bob.type("say alice hello?");
     await bob.next("broken");
@@ -234,7 +225,8 @@ labTest.concurrent("a peer whose program was started anew has no link: that is t
   const hosts = await apart()(lab);
   const meeting = await gather(lab, people, hosts);
   const { introducer, alice, bob } = meeting;
-  await expectRoute(meeting, "alice", "public/listen");
+  await link(meeting);
+  await talk(alice, bob);
   await bob.kill("SIGKILL");
   await alice.next("broken");
   const again = await people.participant("bob", hosts.bob, introducer);

@@ -5,7 +5,7 @@
 import { expect, setDefaultTimeout } from "bun:test";
 import type { MappingProtocol } from "../../native/punch/gateway.ts";
 import { Lab, labTest, type Nat } from "./lab.ts";
-import { disconnect, expectRoute, gather, mapped, talk, type Meeting } from "./meeting.ts";
+import { disconnect, expectRoute, gather, gatherDirect, mapped, talk, type Meeting } from "./meeting.ts";
 import { People } from "./people.ts";
 import { MiniUpnpd, routerTest } from "./router.ts";
 import { owdMs, said, type Hosts } from "./sides.ts";
@@ -52,7 +52,7 @@ routerTest.concurrent.each(protocols)(
     await using people = new People();
     const hosts = await bothRandom(lab);
     await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
-    const meeting = await gather(lab, people, hosts);
+    const meeting = await gatherDirect(lab, people, hosts);
     const { alice, bob } = meeting;
     await mapped(meeting);
     for (const asker of ["alice", "bob"] as const) {
@@ -84,7 +84,7 @@ routerTest.concurrent(
     await using people = new People();
     const hosts = await bothRandom(lab);
     await using real = await MiniUpnpd.start(lab, hosts.nat, ["pcp"]);
-    const meeting = await gather(lab, people, hosts);
+    const meeting = await gatherDirect(lab, people, hosts);
     const { alice, bob } = meeting;
     await mapped(meeting);
     await alice.comesBack();
@@ -121,7 +121,7 @@ routerTest.concurrent.each(protocols)(
     await using people = new People();
     const hosts = await bothRandom(lab);
     await using real = await MiniUpnpd.start(lab, hosts.nat, [protocol]);
-    const meeting = await gather(lab, people, hosts);
+    const meeting = await gatherDirect(lab, people, hosts);
     const { alice, bob } = meeting;
     await mapped(meeting);
     await expectRoute(meeting, "bob", "mapped/listen");

@@ -42,7 +42,7 @@ export async function gather(
   await know(alice, bob);
   await Promise.all([alice.knowsMapping(bob), bob.knowsMapping(alice)]);
   const both = [introducer, ...(other ? [other] : [])];
-  const isHome = (one: IntroducerProgram) => one.all("joined").length === 2;
+  const isHome = (one: IntroducerProgram) => one.all("joined").length >= 2;
   await until("both are at one introducer", () => both.some(isHome));
   return { introducer: both.find(isHome)!, alice, bob };
 }
@@ -149,6 +149,12 @@ export async function expectRoute(
     expect({ route, local, remote }).toMatchObject({ route: routes[index]!, local, remote });
   }
   return both;
+}
+
+/** They are linked, by whatever way comes first. */
+export function link(meeting: Pick<Meeting, "alice" | "bob">) {
+  meeting.alice.type("connect bob");
+  return linkedBoth(meeting.alice, meeting.bob);
 }
 
 export async function disconnect(from: ParticipantProgram, to: ParticipantProgram): Promise<void> {

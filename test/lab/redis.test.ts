@@ -71,7 +71,7 @@ routerTest.concurrent(
     const hosts = { alice: await lab.host("alice", { behind: nat }), bob: await random(lab, "bob") };
     await using _router = await MiniUpnpd.start(lab, nat, ["pcp"]);
     const { here, there } = shared;
-    const meeting = await gather(lab, people, hosts, here, [], there);
+    const meeting = await gather(lab, people, hosts, here, ["--direct"], there);
     const { alice, bob } = meeting;
     await mapped(meeting);
     for (const asker of ["alice", "bob"] as const) {
