@@ -233,7 +233,7 @@ labTest.concurrent(
   async () => {
     await using lab = await Lab.create();
     await using people = new People();
-    const few = { maxSessions: 12 } as const;
+    const few = { maxSessions: 40 } as const; // measuring takes some, too
     const layout = between(behindProgram({ ...programKinds["random, block"], ...few }), behindProgram(few));
     const meeting = await gather(lab, people, await layout(lab));
     await expectRelayed(meeting);
