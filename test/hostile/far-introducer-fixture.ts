@@ -103,7 +103,7 @@ const child = Bun.spawn(
   },
 );
 await until("it has come back", () => visits === 4);
-await answered(house.visitors.at(-1)!);
+await answered(house.guests.at(-1)!);
 child.kill("SIGKILL");
 await child.exited;
 rmSync(home, { recursive: true, force: true });

@@ -134,7 +134,7 @@ test("a line of 41 bytes does not have the whole room told again", async () => {
     peerLine({ id: 2 + index, name: `peer-${index}`, instance: index.toString(16).padStart(16, "0") }),
   );
   using house = await LyingIntroducer.listen((line, visitor) => {
-    if (line.type !== "register" || house.visitors.length > 1) return;
+    if (line.type !== "register" || house.guests.length > 1) return;
     visitor.say(
       registered(line),
       ...peers.map((one) => ({ type: "peers", peers: [one], more: true })),

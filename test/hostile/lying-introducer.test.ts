@@ -143,7 +143,7 @@ describe("a third party is not shot at", () => {
     for (let n = 0; n < 400; n++) {
       const endpoints = Array.from({ length: 10 }, (_, port) => `127.0.0.2:${4000 + 10 * n + port}`);
       const lie = { id: 2 + n, name: `bob${n}`, instance: hex(8), public: endpoints[0], private: endpoints };
-      house.visitors[0]!.say(punchLine(peerLine(lie), { deadlineMs: 1_500 }));
+      house.guests[0]!.say(punchLine(peerLine(lie), { deadlineMs: 1_500 }));
       if (n % 40 === 0) await Bun.sleep(50);
     }
     await alice.next("failed");
@@ -169,7 +169,7 @@ describe("greedy members leave enough to the others", () => {
         const instance = id.toString(16).padStart(16, "0");
         const peer = peerLine({ id, name: `peer${id}`, instance, public: endpoint });
         const token = hex(16);
-        house.visitors[0]!.say(punchLine(peer, { token, deadlineMs: 1 }));
+        house.guests[0]!.say(punchLine(peer, { token, deadlineMs: 1 }));
         await house.hears("failed", (line) => line.token === token);
         return reasons.get(token);
       };
@@ -242,17 +242,17 @@ describe("a participant is not worn out", () => {
     });
     await using alice = new Driven(house.port, "alice");
     await alice.registered;
-    const deaf = house.visitors[0]!;
+    const deaf = house.guests[0]!;
     deaf.stopReading();
     const ping = JSON.stringify({ type: "ping", id: Number.MAX_SAFE_INTEGER }) + "\n";
     const many = ping.repeat(2_000);
     // Its answers to this are more than the kernel holds: it gives up, and comes anew, at once ready for others.
-    for (let count = 0; count < 400 && house.visitors.length === 1; count++) {
+    for (let count = 0; count < 400 && house.guests.length === 1; count++) {
       if (!deaf.socket.write(many)) await Promise.race([drained(deaf.socket), Bun.sleep(100)]);
     }
     expect((await alice.next("introducer")).reason).toBe("it does not read what we send");
     await alice.next("registered");
-    house.visitors[1]!.say({ type: "ping", id: 7 });
+    house.guests[1]!.say({ type: "ping", id: 7 });
     await house.hears("pong", ({ id }) => id === 7);
   });
 
@@ -270,7 +270,7 @@ describe("a participant is not worn out", () => {
     });
     await using alice = new Driven(house.port, "alice", "--quiet");
     await alice.registered;
-    const visitor = house.visitors[0]!;
+    const visitor = house.guests[0]!;
     const of = (id: number) => peerLine({ id, name: `bob${id}`, instance: hex(8), public: "127.0.0.9:4000" });
     const ways = ["predicted", "fresh", "direct", "birthday"];
     /** Read as they are answered: who does not read is left. */
@@ -317,9 +317,9 @@ describe("a participant is not worn out", () => {
         public: endpoints(n)[0],
         private: endpoints(n),
       };
-      house.visitors[0]!.say(punchLine(peerLine(lie), { deadlineMs: 3_000 }));
+      house.guests[0]!.say(punchLine(peerLine(lie), { deadlineMs: 3_000 }));
     }
-    house.visitors[0]!.say({ type: "ping", id: 7 });
+    house.guests[0]!.say({ type: "ping", id: 7 });
     await house.hears("pong");
     const descriptors = () => readdirSync(`/proc/${alice.pid}/fd`).length;
     await until("it dials", () => descriptors() > 60);
@@ -353,7 +353,7 @@ describe("a participant is not worn out", () => {
     await using alice = new Driven(house.port, "alice", "--verbose");
     await alice.next("mapping");
     for (const byte of JSON.stringify({ type: "notice", text: "drip" }) + "\n") {
-      house.visitors[0]!.raw(byte);
+      house.guests[0]!.raw(byte);
       await Bun.sleep(1);
     }
     expect((await alice.next("notice")).text).toBe("drip");

@@ -68,9 +68,9 @@ test("an introducer by hand is taken for one", async () => {
   });
   await using alice = new Driven(house.port, "alice");
   expect((await alice.registered).name).toBe("alice");
-  house.visitors[0]!.say({ type: "echo", text: "unasked" });
-  house.visitors[0]!.raw("no JSON at all\n");
-  await house.hears("register", () => house.visitors.length === 2); // it comes back
+  house.guests[0]!.say({ type: "echo", text: "unasked" });
+  house.guests[0]!.raw("no JSON at all\n");
+  await house.hears("register", () => house.guests.length === 2); // it comes back
 });
 
 test("a local user's child has the descriptors that it was given", async () => {

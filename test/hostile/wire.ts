@@ -204,6 +204,14 @@ export class LyingIntroducer implements Disposable {
     return house;
   }
 
+  /**
+   * Those who have registered. A visitor may have come for nothing: a program connects before it is ready to register, and
+   * anew if that took it 2 s.
+   */
+  get guests(): LineSocket[] {
+    return this.visitors.filter(({ lines }) => lines.all.some(({ type }) => type === "register"));
+  }
+
   async hears(type: string, fits: (line: Line) => boolean = () => true): Promise<Line> {
     return this.heard.next(`\`${type}\``, (line) => line.type === type && fits(line));
   }
