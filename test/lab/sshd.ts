@@ -77,6 +77,11 @@ export class Sshd implements AsyncDisposable {
     ];
   }
 
+  /** Its sessions are children of it. */
+  get pid(): number {
+    return this.#program.pid;
+  }
+
   async #listening(): Promise<void> {
     let told = "";
     for await (const chunk of this.#program.stderr.pipeThrough(new TextDecoderStream())) {
