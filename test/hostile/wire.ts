@@ -439,10 +439,13 @@ export class Member extends LineSocket {
 
   /** Punches as told, and tells the introducer, to which the introduction is then over. */
   async punch(punch: Line): Promise<RawLink> {
-    const link = await RawLink.punch(punch, this);
-    const remote = punch.peer.public;
-    const { token } = punch;
-    this.say({ type: "linked", peer: punch.peer.id, token, route: "public", local: "127.0.0.1:9", remote });
+    const { id, public: remote } = punch.peer;
+    const { identity, name, instance, room, arrivals } = this;
+    // On a busy machine the first round may be over before we have come to it.
+    const latest = () => this.lines.all.findLast(({ type, peer }) => type === "punch" && peer.id === id)!;
+    const link = await RawLink.punch(punch, { identity, name, instance, room, arrivals, latest });
+    const { token } = link;
+    this.say({ type: "linked", peer: id, token, route: "public", local: "127.0.0.1:9", remote });
     return link;
   }
 }
@@ -558,6 +561,8 @@ export interface Bearer {
   arrivals?: Inbox<net.Socket> | undefined;
   /** It dials no more once that is so. */
   isOver?: () => boolean;
+  /** Of whoever waits to be dialled: the round that the other side is in by now. */
+  latest?: () => Line;
 }
 
 /**
@@ -625,7 +630,7 @@ export class RawLink implements Disposable {
     const next = async (): Promise<void> => {
       const socket = await arrivals.next("a connection", () => !isOver);
       void next().catch(() => {});
-      const link = new RawLink(socket, punch, who);
+      const link = new RawLink(socket, who.latest?.() ?? punch, who);
       await link.secured();
       if (isOver) link[Symbol.dispose]();
       else resolve(link);
