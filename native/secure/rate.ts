@@ -10,13 +10,19 @@
  */
 const unsentMs = 5;
 export const unsentBytes = { min: 16 * 1024, first: 256 * 1024, max: 4 * 1024 * 1024 };
-const maxBatchBytes = 64 * 1024;
+/**
+ * Bun sends eight records of TLS (RFC 8446 §5.1) at once, and loopback has segments of 65,483 bytes. So this, with 22 bytes
+ * for each record, is one `send` and two full segments. One byte more would be another segment, and another wake-up there.
+ */
+const maxBatchBytes = 2 * 65_483 - 8 * 22;
+/** What waits behind a write is late. So it is less while the rate is not known. */
+const firstBatchBytes = 64 * 1024;
 const sample = { bytes: 256 * 1024, ms: 100 };
 /** With a longer pause between two writes, there was nothing to send. */
 const idleMs = 20;
 
 export class Rate {
-  batchBytes = maxBatchBytes;
+  batchBytes = firstBatchBytes;
   /** Whether the latest write has to wait. */
   isFull = false;
   #sinceMs: number | undefined;
@@ -44,8 +50,8 @@ export class Rate {
   #limit(wantedBytes: number): number | undefined {
     const { min, max } = unsentBytes;
     const limit = Math.min(max, Math.max(min, 2 ** Math.round(Math.log2(wantedBytes))));
-    if (limit === this.#unsentBytes) return undefined;
     this.batchBytes = Math.min(maxBatchBytes, Math.max(min, limit / 2));
+    if (limit === this.#unsentBytes) return undefined;
     return (this.#unsentBytes = limit);
   }
 }

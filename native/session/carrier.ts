@@ -26,7 +26,7 @@ export interface Carrier {
    * not 0 while the peer has not proved itself; nothing comes before that.
    */
   readonly queuedBytes: number;
-  /** How many bytes one write should have: what the connection takes in a few ms, at most 64 KiB. */
+  /** How many bytes one write should have: what the connection takes in a few ms, at most 128 KiB. */
   readonly batchBytes: number;
   /** Bytes a second that go on each way, as a relay says; Infinity for any other connection. */
   readonly maxRate: number;

@@ -6,11 +6,11 @@
 import { frameBytesAt, ProtocolError } from "./frame.ts";
 
 /** The most bytes of one write to a carrier; and the size of a buffer. */
-export const blockBytes = 64 * 1024;
+export const blockBytes = 128 * 1024;
 /** The smallest reservation: any frame but `data` fits in it. */
 const minReservedBytes = 8 * 1024;
 /** Buffers kept for reuse, 16 MiB. */
-const maxPooledBlocks = 256;
+const maxPooledBlocks = 128;
 /** What a run costs besides its bytes: objects. */
 const runOverheadBytes = 128;
 

@@ -2,8 +2,8 @@
  * Which stream sends next. Streams that have bytes take turns, and a stream that has just begun to send goes first.
  * Owns the order, never the bytes. For native/session/multiplexer.ts.
  */
-import { frame, headerBytes, writeHeader } from "./frame.ts";
-import { blockBytes, Queue } from "./resend.ts";
+import { frame, headerBytes, maxDataBytes, writeHeader } from "./frame.ts";
+import { Queue } from "./resend.ts";
 import { type Batch } from "./sender.ts";
 import { type Stream } from "./stream.ts";
 
@@ -54,7 +54,7 @@ export class WritingTurns {
       const stream = this.#next(turn);
       if (!stream) return;
       const { pendingBytes } = stream.written;
-      this.#giveTurn(stream, batch, isAlone ? blockBytes : quantumBytes);
+      this.#giveTurn(stream, batch, isAlone ? headerBytes + maxDataBytes : quantumBytes);
       if (stream === fresh && pendingBytes > 0 && pendingBytes <= littleBytes && this.#sendsLittle(stream))
         batch.hasLittle = true;
     }

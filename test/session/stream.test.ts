@@ -1,4 +1,5 @@
 import { expect, setDefaultTimeout, test } from "bun:test";
+import { maxDataBytes } from "../../native/session/frame.ts";
 import { firstCreditBytes, resetCodes, type Stream, StreamError } from "../../native/session/stream.ts";
 import { maxCreditBytes } from "../../native/session/credit.ts";
 import { maxKeptBytes } from "../../native/session/multiplexer.ts";
@@ -294,4 +295,16 @@ test("what a peer does not acknowledge is kept, up to 64 MiB", async () => {
   expect(pair.alice.outstandingBytes).toBeLessThanOrEqual(maxKeptBytes + 1024 * 1024);
   pair.alice.abandon("the test is over");
   pair.bob!.abandon("the test is over");
+});
+
+test("a stream that is alone fills a write with frames of 64 KiB at most", async () => {
+  const batchBytes = 128 * 1024;
+  const { pair, here, there, carriers } = await streamPair({ oneWayMs: 1, batchBytes });
+  collect(there);
+  carriers.alice.written = [];
+  here.write(Buffer.alloc(256 * 1024 - 100));
+  await pair.clock.advance(10);
+  const sizes = turns(carriers.alice).map(({ bytes }) => bytes);
+  expect([sizes.length, sizes[0], sizes[2]]).toEqual([4, maxDataBytes, maxDataBytes]);
+  expect(carriers.alice.written.filter(({ length }) => length > maxDataBytes)).toHaveLength(2);
 });
