@@ -56,6 +56,10 @@ const started = (alice: Driven, address: string) =>
     (event) => event.event === "attempt" && event.outcome === "started" && event.remote.startsWith(address),
   ).length;
 
+/** Whether a birthday was begun at all. */
+const hasGuessed = (alice: Driven) =>
+  alice.events.some((event) => event.event === "attempt" && event.route === "birthday");
+
 describe("a third party is not shot at", () => {
   test("by birthdays in answer to our own `connect`, again and again", async () => {
     const victim = peerLine({ public: "127.0.0.2:4000", mapping: "random" });
@@ -75,7 +79,7 @@ describe("a third party is not shot at", () => {
     }
     expect(asked).toBe(10);
     expect(started(alice, "127.0.0.2:")).toBeLessThan(3_500);
-    expect(started(alice, "127.0.0.2:")).toBeGreaterThan(500); // a birthday was begun at all
+    expect(hasGuessed(alice)).toBe(true);
     // One too many is a round without: whoever means well offers a relay meanwhile, which is taken.
     alice.type("connect bob");
     await house.hears("relay", ({ token }) => token === relay.token);
@@ -111,7 +115,7 @@ describe("a third party is not shot at", () => {
     alice.type(...room.map(({ name }) => `connect ${name}`));
     for (const _ of room) await alice.next("failed");
     expect(bait.total).toBeLessThan(3_500);
-    expect(bait.total).toBeGreaterThan(100);
+    expect([hasGuessed(alice), bait.total > 0]).toEqual([true, true]);
   });
 
   test("by rounds whose sockets it refuses", async () => {
@@ -134,7 +138,8 @@ describe("a third party is not shot at", () => {
     await alice.registered;
     alice.type("connect bob");
     await alice.next("introducer");
-    expect(started(alice, "127.0.0.2:")).toBeWithin(50, 1_600);
+    // In each round at least once at each of the four.
+    expect(started(alice, "127.0.0.2:")).toBeWithin(10, 1_600);
   });
 
   test("by introductions that nobody here asked for, under ever new names", async () => {
@@ -149,8 +154,9 @@ describe("a third party is not shot at", () => {
       house.guests[0]!.say(punchLine(peerLine(lie), { deadlineMs: 1_500 }));
       if (n % 40 === 0) await Bun.sleep(50);
     }
+    await until("she dials", () => started(alice, "127.0.0.2:") >= 50);
     await alice.next("failed");
-    expect(started(alice, "127.0.0.2:")).toBeWithin(50, 1_600);
+    expect(started(alice, "127.0.0.2:")).toBeLessThan(1_600);
   });
 });
 
