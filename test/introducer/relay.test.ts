@@ -458,7 +458,7 @@ linuxDescribe("relayed bytes", () => {
   });
 
   test("who waits for nobody is told, and one that came too early may come again", async () => {
-    await using scene = relaying({ relayOfferMs: 2_000 });
+    await using scene = relaying({ relayOfferMs: 1_000 });
     using pair = await strangers(scene);
     const [{ token }] = await pair.meet();
     const { port } = scene.introducer;
