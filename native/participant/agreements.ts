@@ -75,7 +75,11 @@ export class Agreements {
   /** Another channel for a link that is there. */
   #attach(link: Link, channel: Channel, token: string): void {
     if (link === this.#life.link) this.#untaken.add(token);
-    else void link.ended.then(() => this.#listed.decline(token)); // of an earlier program
+    else {
+      // Of an earlier program. If that has not said a word yet, this one would take it for a new link.
+      link.session.confirm();
+      void link.ended.then(() => this.#listed.decline(token));
+    }
     link.attach(channel);
   }
 

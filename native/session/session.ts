@@ -165,6 +165,11 @@ export class Session implements KnownSession {
     return this.#streams.heldBytes;
   }
 
+  /** From now on it is offered as one that the peer has: a later program of the peer's must not begin it. */
+  confirm(): void {
+    this.#transport.handover.isConfirmed = true;
+  }
+
   /** A carrier on which this side speaks first. The session owns it from now on. */
   attach(carrier: Carrier): void {
     if (this.state === "ended" || carrier.peer !== this.peer) return carrier.destroy();

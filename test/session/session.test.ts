@@ -529,6 +529,17 @@ test("which session an offer is for", async () => {
   expect(judgeOffer(fresh, held("bb".repeat(16), true), fingerprints.bob)).toBe("refuse");
 });
 
+test("what may be confirmed no more is no session that a later program of the peer's begins", async () => {
+  const clock = new TestClock();
+  const session = new Session({ role: "controlling", peer: fingerprints.bob, clock });
+  const first = await offerTo(clock, session);
+  expect(judgeOffer(first, undefined, fingerprints.alice)).toBe("begin");
+  session.confirm();
+  const later = await offerTo(clock, session);
+  expect(judgeOffer(later, undefined, fingerprints.alice)).toBe("refuse");
+  session.abandon("the test is over");
+});
+
 test("a first carrier that dies before a word is followed by one that begins the session", async () => {
   const pair = new Pair();
   let said = "";
