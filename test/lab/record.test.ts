@@ -7,8 +7,9 @@ import { testMs } from "../patience-fixture.ts";
 
 setDefaultTimeout(testMs);
 
-/** Times, rates, ports, codes and ids are those of a run; so is by which way the two were linked, and how often. */
-const ofTheWay = /^(?:linked|moved|punching) |^ {2}the introducer carries it|^ *→|^our |^here: |^Nobody |^>$/;
+/** Times, rates, ports, codes and ids are those of a run; so is by which way the two were linked, how often, and how slow it was. */
+const ofTheWay =
+  /^(?:linked|moved|punching|connecting to) |^ {2}the introducer carries it|^ *→|^our |^here: |^Nobody |^>$/;
 function lasting(lines: readonly string[]): string[] {
   return lines
     .filter((line) => !ofTheWay.test(line) && line.trim() !== "")
