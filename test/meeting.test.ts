@@ -13,6 +13,28 @@ const test = testAtOnce(5);
 const room = ["--room", newRoomWords()];
 setDefaultTimeout(testMs);
 
+// First, for it only waits.
+test("--wait ends whatever waits for somebody, with 1 and why", async () => {
+  await using house = startIntroducer();
+  const uses = [
+    ["--connect", "bob"],
+    ["--pipe", "bob"],
+    ["--connect", "bob", "--send", import.meta.path],
+    ["--connect", "bob", "--stay"],
+  ];
+  const all = uses.map(async (args) => {
+    const words = newRoomWords();
+    const own = { host: "127.0.0.1", port: house.port, identity: makeIdentity() };
+    await using carol = new Participant({ ...own, name: "carol", room: words });
+    await carol.join();
+    // Far longer than a start takes, which counts.
+    return await outcome([`127.0.0.1:${house.port}`, "--room", words, "-q", "--wait", "8", ...args]);
+  });
+  // After 5 s it was told, too, that he is not here.
+  const stderr = expect.stringMatching(/(^|\n)error: bob did not come within 8 s \(--wait\); here: carol\n$/);
+  expect(await Promise.all(all)).toEqual(uses.map(() => ({ code: 1, stdout: "", stderr })) as never);
+});
+
 /** All that it has told when that text is among it. */
 async function tells({ stderr }: ReturnType<typeof spawn>, text: string): Promise<string> {
   let told = "";
@@ -116,27 +138,6 @@ test("and it must be said who is meant where there are several, or anyone may be
   const lobby = await outcome([at, "--pipe"]);
   expect(lobby.code).toBe(2);
   expect(lobby.stderr).toContain("in the lobby it must be said which PEER is meant");
-});
-
-test("--wait ends whatever waits for somebody, with 1 and why", async () => {
-  await using house = startIntroducer();
-  const uses = [
-    ["--connect", "bob"],
-    ["--pipe", "bob"],
-    ["--connect", "bob", "--send", import.meta.path],
-    ["--connect", "bob", "--stay"],
-  ];
-  const all = uses.map(async (args) => {
-    const words = newRoomWords();
-    const own = { host: "127.0.0.1", port: house.port, identity: makeIdentity() };
-    await using carol = new Participant({ ...own, name: "carol", room: words });
-    await carol.join();
-    // Far longer than a start takes, which counts.
-    return await outcome([`127.0.0.1:${house.port}`, "--room", words, "-q", "--wait", "8", ...args]);
-  });
-  // After 5 s it was told, too, that he is not here.
-  const stderr = expect.stringMatching(/(^|\n)error: bob did not come within 8 s \(--wait\); here: carol\n$/);
-  expect(await Promise.all(all)).toEqual(uses.map(() => ({ code: 1, stdout: "", stderr })) as never);
 });
 
 test("who wants a link with itself is told so, and waits for nobody", async () => {

@@ -63,6 +63,15 @@ const at = ({ port }: { port: number }) => ({ INTRODUCER: `127.0.0.1:${port}` })
 let made = 0;
 const newcomer = () => `verb-${++made}`;
 
+// First, for it only waits.
+test("--wait ends a verb that nobody answers, with 1 and why", async () => {
+  await using house = startIntroducer();
+  // Far longer than a start takes, which counts.
+  const { code, stderr } = await outcome(["share", "8000", "--wait", "8"], at(house));
+  expect(code).toBe(1);
+  expect(stderr).toEndWith("error: nobody came within 8 s (--wait)\n");
+});
+
 describe("send and receive", () => {
   test("end when all is there; neither side has named the other, nor an introducer twice", async () => {
     await using house = startIntroducer();
@@ -250,14 +259,6 @@ test.each([
   expect(await taker.exited).toBe(1);
   expect(taker.stderr).toContain(`error: ${message}\n`);
   expect(existsSync(join(taker.folder, "8000"))).toBe(false);
-});
-
-test("--wait ends a verb that nobody answers, with 1 and why", async () => {
-  await using house = startIntroducer();
-  // Far longer than a start takes, which counts.
-  const { code, stderr } = await outcome(["share", "8000", "--wait", "8"], at(house));
-  expect(code).toBe(1);
-  expect(stderr).toEndWith("error: nobody came within 8 s (--wait)\n");
 });
 
 test.each([[["share", "8000", "--via", "127.0.0.1:1"]], [["reach", "a word@127.0.0.1:1"]]])(
