@@ -28,8 +28,9 @@ export class WritingTurns {
   /** Streams that may send: those that have just begun to, and those that had a turn. */
   readonly #fresh = new Queue<Stream>();
   readonly #busy = new Queue<Stream>();
-  /** Bytes of all streams so far. */
+  /** Bytes of all streams so far; and when a stream that had much to send last had its turn. */
   #sentBytes = 0;
+  #bulkAt = -Infinity;
 
   constructor(owner: TurnsOwner) {
     this.#owner = owner;
@@ -60,8 +61,10 @@ export class WritingTurns {
     }
   }
 
+  /** Only where another one sends much: of a thousand that send little, none holds the others up. */
   #sendsLittle(stream: Stream): boolean {
     if (stream.isQueued || this.#sentBytes < latelyBytes) return false;
+    if (this.#sentBytes - this.#bulkAt > latelyBytes) return false;
     return this.#sentLately(stream) < latelyBytes / 4;
   }
 
@@ -88,6 +91,7 @@ export class WritingTurns {
     const filled = stream.written.fill(room, batch.at + headerBytes, max);
     if (filled > 0) this.#addHeader(batch, frame.data, filled, stream.id);
     if (filled > 0) this.#countSent(stream, filled);
+    if (filled + stream.written.pendingBytes > quantumBytes) this.#bulkAt = this.#sentBytes;
     if (filled > 0 && stream.written.isCounted) this.#owner.onCounted(stream, filled, batch);
     if (stream.written.mayEnd && room.length - batch.at >= headerBytes) {
       this.#addHeader(batch, frame.end, 0, stream.id);
