@@ -1,6 +1,9 @@
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { Stream } from "../../native/session/stream.ts";
 import { WritingTurns } from "../../native/session/writing-turns.ts";
+import { testMs } from "../patience-fixture.ts";
+
+setDefaultTimeout(testMs);
 
 /** Streams of one link whose writes are framed by hand. */
 function turnsOf() {
