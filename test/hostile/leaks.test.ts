@@ -153,7 +153,7 @@ test.concurrent(
       return connections === 0 && relays === 0;
     };
     const before = await house.heap();
-    const atOnce = 12;
+    const atOnce = 6;
     for (let n = 0; n < stories; n += atOnce)
       await Promise.all(Array.from({ length: atOnce }, (_, one) => story(house, n + one)));
     await until("all have gone", isEmpty);
