@@ -1,5 +1,5 @@
 /**
- * Loaded before all tests (bunfig.toml), so that what nobody catches fails the run. In the tests' own process Bun's
+ * Loaded before all tests (bunfig.toml), so that what nobody catches fails the run, and a loop that nobody ended, too. In the tests' own process Bun's
  * runner sees to that, as long as it runs: so it stays a moment after the last test. A program goes on by itself, though,
  * while a top-level await is pending, as our programs' is: those that tests start load uncaught-program-fixture.ts.
  */
@@ -10,6 +10,8 @@ import { join } from "node:path";
 
 /** What the last test has left behind may still throw. */
 const lingerMs = 200;
+/** So often it may still be busy for that long, with garbage and with what ends. Bun gives 5 s to all of it. */
+const busyTimes = 15;
 
 const folder = mkdtempSync(join(tmpdir(), "uncaught-"));
 const file = join(folder, "programs");
@@ -36,8 +38,20 @@ const { spawn, spawnSync } = Bun;
 Bun.spawn = marking(spawn as Start) as typeof spawn;
 Bun.spawnSync = marking(spawnSync as Start) as typeof spawnSync;
 
-afterAll(async () => {
+/** Whether nothing goes on by itself. A loop that a test left takes a processor from all tests that follow. */
+async function isIdle(): Promise<boolean> {
+  const before = process.cpuUsage();
   await Bun.sleep(lingerMs);
+  const { user, system } = process.cpuUsage(before);
+  return (user + system) / 1000 < lingerMs / 2;
+}
+
+afterAll(async () => {
+  let busy = 0;
+  while (!(await isIdle())) {
+    if (++busy === busyTimes)
+      throw new Error("a test has left something that goes on for ever, and keeps a processor busy");
+  }
   const found = existsSync(file) ? readFileSync(file, "utf8") : "";
   rmSync(folder, { recursive: true });
   if (found !== "") throw new Error(`programs that tests had started did not catch this:\n${found}`);

@@ -59,6 +59,16 @@ test("a run fails by what a program throws that a test has started and forgotten
   expect(output).toContain("1 pass");
 });
 
+test("a run fails by what a test has left that goes on for ever", async () => {
+  const { code, output } = await run(
+    "test('it', () => { const turn = () => void setImmediate(turn); turn(); });",
+  );
+  expect({ code, output }).toEqual({
+    code: 1,
+    output: expect.stringContaining("keeps a processor busy") as string,
+  });
+});
+
 test("nothing of that is left in the way of a run that is in order", async () => {
   const { code, output } = await run("test('it', () => {});");
   expect({ code, output }).toEqual({ code: 0, output: expect.stringContaining("1 pass") as string });
