@@ -144,5 +144,5 @@ linuxTest("without a descriptor left it waits, says so once, and takes who has w
   await reading;
   expect(told.match(/problem /g)).toHaveLength(1);
   expect(told).toContain("no descriptor is left (EMFILE)");
-  expect(Number(/busy (\d+)/.exec(told)![1])).toBeLessThan(1000);
+  expect(Number(/busy (\d+)/.exec(told)![1])).toBeLessThan(500);
 });
