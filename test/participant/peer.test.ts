@@ -7,6 +7,7 @@ import type { PeerEvent } from "../../native/participant/peer-events.ts";
 import {
   type Takes,
   type Endpoint,
+  type FailureReason,
   maxTextLength,
   type Peer,
   type Role,
@@ -56,6 +57,11 @@ class Program implements Disposable, PeerOwner {
   constructor(host: Host, instance: string) {
     this.host = host;
     this.instance = instance.repeat(16);
+  }
+
+  /** The introducer says that an introduction with the peer has failed. */
+  fails(reason: FailureReason, token = newToken()): void {
+    this.peer.introducing.failed({ type: "failed", peer: this.peer.id, token, reason });
   }
 
   context(): PunchContext | undefined {
@@ -377,7 +383,7 @@ test("an untrusted peer is never dialled, let in, or linked, whatever the introd
     alice.peer.introducing.punch(punchFor(doubtful, role, tokens[index]));
     alice.peer.introducing.relay({ type: "relay", peer: doubtful, role, token: tokens[index + 2]! });
   }
-  alice.peer.introducing.failed({ type: "failed", peer: 2, token: newToken(), reason: "timed-out" });
+  alice.fails("timed-out");
   alice.peer.introducing.refused({ message: "nothing" });
   const declined = alice.said("failed").map(({ token, reason }) => `${token} ${reason}`);
   expect(declined.sort()).toEqual(tokens.map((token) => `${token} refused-by-peer`).sort());
@@ -519,7 +525,7 @@ describe("a relayed link", () => {
     for (const [round, reason] of reasons.entries()) {
       const of = round === 0 ? token : newToken();
       if (round > 0) alice.peer.introducing.punch(punchFor(bob.listed(2), "controlled", of));
-      alice.peer.introducing.failed({ type: "failed", peer: 2, token: of, reason });
+      alice.fails(reason, of);
     }
     const told = alice.events.filter(({ event }) => event === "still-relayed");
     expect(told).toMatchObject([{ reason: "no-candidate-answered" }, { reason: "handshake-cut" }]);
@@ -655,17 +661,10 @@ describe("a link that broke", () => {
         if (type !== "connect") return;
         askedAt.push(performance.now());
         if (askedAt.length === 5) pair.introduce("alice");
-        else
-          alice.peer.introducing.failed({
-            type: "failed",
-            peer: 2,
-            token: newToken(),
-            reason: "no-candidate-answered",
-          });
+        else alice.fails("no-candidate-answered");
       };
       bob.onSent = ({ type }) => {
-        if (type === "connect")
-          bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
+        if (type === "connect") bob.fails("timed-out");
       };
       alice.cut();
       for (let tries = 2; tries <= 5; tries++) await until(`try ${tries}`, () => askedAt.length >= tries);
@@ -842,16 +841,10 @@ longTest.concurrent(
     alice.onSent = (message) => {
       if (message.type !== "connect" || !alice.peer.link) return;
       asked.push({ at: performance.now(), mayRelay: message.relay !== false });
-      alice.peer.introducing.failed({
-        type: "failed",
-        peer: 2,
-        token: newToken(),
-        reason: "no-candidate-answered",
-      });
+      alice.fails("no-candidate-answered");
     };
     bob.onSent = ({ type }) => {
-      if (type === "connect")
-        bob.peer.introducing.failed({ type: "failed", peer: 1, token: newToken(), reason: "timed-out" });
+      if (type === "connect") bob.fails("timed-out");
     };
     const connecting = alice.peer.connect();
     pair.offerRelay("alice");
