@@ -84,8 +84,8 @@ export class UdpSocket implements Disposable {
             ...handler,
             // Before it is connected, for a moment, it takes what comes from anywhere.
             datagram: (bytes, from, sender) => {
-              if (from === port && canonicalAddress(sender)?.address === address)
-                handler.datagram(bytes, from, sender);
+              const isPeer = sender === address || canonicalAddress(sender)?.address === address;
+              if (from === port && isPeer) handler.datagram(bytes, from, sender);
             },
           }),
         }),
